@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check nightly bench clean
+
+demo: .venv/demo-ready  ## install, train a conditional VAE on real handwriting, leave pictures in runs/demo
+	$(BIN)/triptych train cvae --data digits --preset demo --run runs/demo
+	$(BIN)/triptych generate --model runs/demo --n 50 --seed 0 --out runs/demo/pictures
+
+test: .venv/test-ready check  ## install what tests need and pass every check
+
+check:
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m "not slow and not gpu and not network"
+
+nightly: .venv/test-ready  ## the long fault and learning tests
+	$(BIN)/pytest -m "slow"
+
+bench: .venv/test-ready  ## every speed claim, ours and the peer in one run
+	for script in benchmarks/loop.py benchmarks/train_vae.py benchmarks/train_wgan.py benchmarks/scenes.py; do \
+		$(BIN)/python $$script || exit 1; done
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo-ready: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[evaluation]'
+	touch $@
+
+.venv/test-ready: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[dev]'
+	touch $@ .venv/demo-ready
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

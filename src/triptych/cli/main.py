@@ -1,0 +1,110 @@
+"""The command table. Only the chosen command's module is imported, so `--help` is quick."""
+
+import importlib
+import signal
+import sys
+from types import FrameType
+
+COMMANDS = {
+    "train": "train a model from a source of pictures",
+    "generate": "write pictures from a trained model",
+    "evaluate": "judge a trained model and write numbers, tables and plots",
+    "data": "look at a source of pictures before training on it",
+}
+
+HELP = """triptych: conditional and multimodal generative models
+
+usage: triptych COMMAND [OPTIONS]
+
+{commands}
+
+  triptych COMMAND --help      what a command takes
+  triptych --version           the version
+  --debug                      with any command: show the traceback of an error
+
+first steps:
+  triptych train                                   a conditional VAE on handwritten digits
+  triptych generate --model runs/cvae-digits       pictures of every class
+  triptych evaluate runs/cvae-digits               how good they are"""
+
+
+class Interrupt:
+    """The first Ctrl-C or SIGTERM asks; the second one insists."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        signal.signal(signal.SIGINT, self._receive)
+        signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signal if self.signal else 0
+
+
+def say(*lines: str) -> None:
+    """To people; stdout belongs to data."""
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def run(arguments: list[str]) -> int:
+    """One command; returns the exit code: 0 done, 1 failed, 2 usage, 3 bad input, 4 diverged, 130, 143."""
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    name = arguments[0] if arguments else "--help"
+    if name in ("--help", "-h", "help"):
+        print(HELP.format(commands="\n".join(f"  {n:<12} {what}" for n, what in COMMANDS.items())))
+        return 0
+    if name in ("--version", "-V"):
+        from importlib.metadata import version
+
+        print(version("triptych"))
+        return 0
+    if name not in COMMANDS:
+        from triptych.config import nearest
+
+        say(f"triptych: no command {name!r}.{nearest(name, list(COMMANDS))} See `triptych --help`")
+        return 2
+    try:
+        return int(importlib.import_module(f"triptych.cli.{name}").main(arguments[1:]))
+    except KeyboardInterrupt:
+        say("triptych: stopped")
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        return explained(error)
+
+
+def explained(error: Exception) -> int:
+    """A sentence instead of a traceback, and the exit code that goes with it."""
+    if isinstance(error, FloatingPointError):
+        say(f"triptych: {error}")
+        return 4
+    if isinstance(error, ValueError | OSError):
+        say(f"triptych: {error}")
+        return 3
+    if isinstance(error, RuntimeError | ImportError):
+        say(f"triptych: {error}", "(`--debug` shows where)")
+        return 1
+    say(f"triptych: unexpected {type(error).__name__}: {error}", "(`--debug` shows where)")
+    return 1
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+        code = 0
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""`triptych train RECIPE`: train in a run folder, show it live, stop and continue without losing a step."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import tyro
+
+from triptych.cli.main import Interrupt, say
+from triptych.config import nearest
+from triptych.train.recipes.requests import PRESETS, REQUESTS, TrainRequest
+
+Request = TypeVar("Request")
+FLAT = (tyro.conf.OmitArgPrefixes,)
+
+HELP = """usage: triptych train [RECIPE] [--run DIR] [--preset NAME] [--resume] [--json] [OPTIONS]
+
+Trains a model. Without a recipe: a conditional VAE on the built-in handwritten digits.
+
+recipes and their presets:
+{recipes}
+
+`triptych train RECIPE --help` lists every option of a recipe."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how to run."""
+
+    run: Path | None = None
+    """The run folder; by default runs/RECIPE-DATA. An interrupted run continues where it stopped."""
+    preset: str = ""
+    """Settings to start from; every option overrides them."""
+    resume: bool = False
+    """Continue with the settings of the run folder; options given here override what may change."""
+    json: bool = False
+    """One JSON line per journal row on stdout, and nothing else there."""
+
+
+@dataclass(frozen=True)
+class Arguments(Generic[Request]):
+    request: Request
+    options: RunOptions = field(default_factory=RunOptions)
+
+
+def main(arguments: list[str]) -> int:
+    if arguments and arguments[0] in ("--help", "-h"):
+        lines = [f"  {r:<12} {', '.join(PRESETS[r])}" for r in REQUESTS]
+        print(HELP.format(recipes="\n".join(lines)))
+        return 0
+    recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
+    if recipe and recipe not in REQUESTS:
+        say(f"triptych: no recipe {recipe!r}.{nearest(recipe, list(REQUESTS))}")
+        say(f"There are: {', '.join(REQUESTS)}")
+        return 2
+    options, _ = tyro.cli(
+        RunOptions, args=arguments, return_unknown_args=True, add_help=False, config=FLAT
+    )
+    start = _starting_request(recipe, options)
+    if start is None:
+        return 2
+    parsed = tyro.cli(
+        Arguments[type(start)],  # type: ignore[misc]
+        args=arguments,
+        default=Arguments(start, options),
+        prog=f"triptych train {recipe or 'cvae'}",
+        description=type(start).__doc__,
+        config=FLAT,
+    )
+    return train(parsed.request, parsed.options)
+
+
+def train(request: TrainRequest, options: RunOptions) -> int:
+    """Run the loop and show it; returns the exit code."""
+    from triptych.train import checkpoint, run as runs
+    from triptych.train.journal import locked
+    from triptych.train.loop import fit
+
+    training = request.training
+    recipe_name = runs.name(request)
+    run = options.run or Path("runs") / f"{recipe_name}-{Path(training.data).stem or 'data'}"
+    with locked(run):
+        start = runs.adopt(run, request)
+        for fault in checkpoint.newest(run)[1]:
+            say(f"passed over a damaged checkpoint: {fault}")
+        if start >= training.steps:
+            say(f"{run} is finished: {start} steps. Raise --steps to train on")
+            return 0
+        recipe = runs.build(request)
+        count = sum(p.numel() for p in recipe.model.parameters())
+        say(f"{recipe_name} on {training.data}: {count:,} parameters, {training.steps:,} steps in {run}")
+        say(*filter(None, [recipe.chance]))
+        say(*([f"continuing after step {start}"] if start else []))
+        interrupt = Interrupt()
+        steps = fit(recipe, training, run)
+        last = start
+        for last, row in _shown(steps, training.steps, start):
+            if row and options.json:
+                print(json.dumps(row), flush=True)
+            if interrupt.signal and last < training.steps:
+                steps.close()
+                say(f"stopped after step {last}; saved. The same command continues")
+                return interrupt.exit_code
+    _closing_words(run, recipe_name)
+    return 0
+
+
+def _shown(steps: Iterator, total: int, start: int) -> Iterator[tuple[int, dict | None]]:  # type: ignore[type-arg]
+    """Passes the reports on, under a live bar on a terminal or as plain lines elsewhere."""
+    if not sys.stderr.isatty():
+        for report in steps:
+            if report.row:
+                say(_line(report.row, total))
+            yield report.step, report.row
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("step {task.completed}/{task.total}"), BarColumn(None),
+        TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), TextColumn("{task.fields[terms]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
+        task = bar.add_task("", total=total, completed=start, terms="", speed="")
+        began, drawn = time.monotonic(), 0.0
+        for report in steps:
+            now = time.monotonic()
+            if now - drawn > 0.25 or report.row:
+                speed = f"{(report.step - start) / max(now - began, 1e-9):.1f} steps/s"
+                shown = "  ".join(f"{k} {v:.4g}" for k, v in list(report.terms.items())[:4])
+                bar.update(task, completed=report.step, terms=shown, speed=speed)
+                drawn = now
+            yield report.step, report.row
+
+
+def _line(row: dict[str, float], total: int) -> str:
+    shown = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("step", "rate"))
+    return f"step {row['step']}/{total}  {shown}"
+
+
+def _starting_request(recipe: str, options: RunOptions) -> TrainRequest | None:
+    """A preset, or with --resume what the run folder was started with."""
+    from triptych.train import run as runs
+
+    if options.resume:
+        if options.run is None:
+            say("triptych: --resume needs --run DIR, the folder to continue")
+            return None
+        before = runs.stored(options.run)
+        if before is None:
+            say(f"triptych: nothing to resume: {options.run} has no run.json")
+            return None
+        if recipe and recipe != runs.name(before):
+            say(f"triptych: {options.run} is a {runs.name(before)} run, not {recipe}")
+            return None
+        return before
+    presets = PRESETS[recipe or "cvae"]
+    preset = options.preset or next(iter(presets))
+    if preset not in presets:
+        say(f"triptych: no preset {preset!r}.{nearest(preset, list(presets))}")
+        say(f"There are: {', '.join(presets)}")
+        return None
+    return presets[preset]
+
+
+def _closing_words(run: Path, recipe: str) -> None:
+    say(f"done: {run}/model.safetensors, pictures in {run}/samples, numbers in {run}/metrics.jsonl")
+    if recipe in ("cvae", "wgan"):
+        say("next:", f"  triptych generate --model {run}", f"  triptych evaluate {run}")

@@ -1,0 +1,115 @@
+"""Dataclasses to JSON and back, strict about everything; nothing else here reads configuration.
+
+A configuration is a frozen dataclass of numbers, strings, booleans, literals, optionals, tuples, paths and
+further dataclasses. What JSON cannot say exactly, a configuration may not hold.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Config = TypeVar("Config")
+MAX_BYTES = 1 << 20  # a configuration larger than this is not one
+
+
+def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
+    """` Did you mean 'x'?` for the closest known name, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON values."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_json(kind: type[Config], data: Any, where: str = "") -> Config:
+    """JSON values as a dataclass: unknown and missing fields and wrong types are errors that say where.
+
+    Raises:
+        ValueError: naming the field, what was found, and what was expected.
+    """
+    where = where or kind.__name__
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where} must be an object, not {_shown(data)}")
+    hints = get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in data:
+        if name not in fields:
+            raise ValueError(f"{where} has no field {name!r}.{nearest(str(name), list(fields))}")
+    values = {name: _typed(hints[name], data[name], f"{where}.{name}") for name in data}
+    for name, field in fields.items():
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and name not in values:
+            raise ValueError(f"{where} lacks the field {name!r}")
+    return kind(**values)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a small JSON file, or a ValueError that names the file and says what is wrong."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path} has {size} bytes; a configuration has at most {MAX_BYTES}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write aside, sync, rename: a reader sees the old file or the new one, never half of it."""
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = (a for a in arguments if a is not type(None))
+        return _typed(inner, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            choices = ", ".join(map(repr, arguments))
+            raise ValueError(f"{where} must be one of {choices}, not {_shown(value)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} must be a list, not {_shown(value)}")
+        return tuple(_typed(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        return dict(value)
+    if dataclasses.is_dataclass(hint):
+        return from_json(hint, value, where)  # type: ignore[arg-type]
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ValueError(f"{where} must be {hint.__name__}, not {_shown(value)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,180 @@
+"""Endless batches whose content is a function of (seed, rank, number), whoever computes them.
+
+Batch `k` of rank `r` holds the positions from `(k * ranks + r) * batch_size` on of one endless
+sequence: every epoch a keyed random order of the source, or 0, 1, 2, ... of an endless source. So a
+run resumes at any batch at no cost, and worker processes only change the speed.
+
+Dimensions: B pictures, C channels, H height, W width.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from triptych.data.index import refuse_if_many
+from triptych.data.permutation import mix, permute
+from triptych.data.source import Columns, Source
+from triptych.data.table import Table
+from triptych.runtime import key
+
+Batch = dict[str, Tensor | list[str]]
+"""`image` float32 (B, C, H, W) in [-1, 1] and, where the source has them: `label` int64 (B,),
+`attributes` float32 (B, A), `vector` float32 (B, V), `caption` list of B strings."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which positions a batch has and what is there: a map from number to columns, for workers."""
+
+    source: Source
+    batch_size: int
+    seed: int
+    rank: int
+    ranks: int
+
+    def positions(self, number: int) -> Int64[np.ndarray, " B"]:
+        first = (number * self.ranks + self.rank) * self.batch_size
+        return np.arange(first, first + self.batch_size, dtype=np.int64)
+
+    def indices(self, number: int) -> Int64[np.ndarray, " B"]:
+        positions, length = self.positions(number), self.source.length
+        if length is None:
+            return positions
+        indices = np.empty_like(positions)
+        for epoch in range(positions[0] // length, positions[-1] // length + 1):
+            here = positions // length == epoch
+            indices[here] = permute(positions[here] % length, length, self.seed, int(epoch))
+        return indices
+
+    def __getitem__(self, number: int) -> Columns | str:
+        """An error is returned as text: raised in a worker, it would arrive with a traceback."""
+        try:
+            columns = self.source.read(self.indices(number).tolist())
+        except ValueError as error:
+            return str(error)
+        if "caption" in columns:
+            draws = mix(self.positions(number).astype(np.uint64), key(self.seed, "caption"))
+            columns["caption"] = _chosen(columns["caption"], draws.tolist())
+        return columns
+
+
+class Batches:
+    """An iterator of batches that remembers which pictures could not be read."""
+
+    def __init__(self, plan: Plan, start: int, workers: int):
+        self.skipped: dict[str, str] = {}  # name: reason
+        if isinstance(plan.source, Table):
+            self.skipped |= plan.source.index.skipped
+        self._plan = plan
+        self._met: dict[str, str] = {}
+        numbers = itertools.count(start)
+        self._columns: Iterator[Columns | str] = map(plan.__getitem__, numbers)
+        if workers:
+            loader: DataLoader[Columns | str] = DataLoader(
+                plan,  # type: ignore[arg-type]
+                batch_size=None,
+                sampler=numbers,  # type: ignore[arg-type]
+                num_workers=workers,
+                collate_fn=_as_it_is,  # type: ignore[arg-type]
+                generator=torch.Generator(),  # else starting it would draw from the global one
+            )
+            self._columns = iter(loader)
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            columns = next(self._columns)
+        except RuntimeError as error:
+            if "worker" not in str(error):
+                raise
+            raise RuntimeError(
+                "a process that reads data died: killed, or out of memory? Everything saved is "
+                f"intact; continue with fewer --workers ({error})"
+            ) from error
+        if isinstance(columns, str):
+            raise ValueError(columns)
+        if columns.get("skipped"):
+            self._met.update(columns["skipped"])
+            self.skipped.update(columns["skipped"])
+            if self._plan.source.length is not None:
+                refuse_if_many(self._met, self._plan.source.length, self._plan.source.name)
+        return to_batch(columns)
+
+
+def batches(
+    source: Source,
+    batch_size: int,
+    *,
+    seed: int,
+    rank: int = 0,
+    ranks: int = 1,
+    start: int = 0,
+    workers: int = 0,
+) -> Batches:
+    """Batches from number `start` on, without an end.
+
+    `rank` of `ranks` trainers gets its share of every global batch. `workers` processes read ahead;
+    the batches are the same for any number of them. `.skipped` of the result names the pictures
+    that could not be read so far; above a tenth of the source the iterator raises ValueError.
+    """
+    if batch_size < 1 or not 0 <= rank < ranks or start < 0 or workers < 0:
+        raise ValueError(
+            f"no batches of {batch_size} for rank {rank} of {ranks} from {start}, {workers} workers"
+        )
+    return Batches(Plan(source, batch_size, seed, rank, ranks), start, workers)
+
+
+def take(source: Source, indices: Sequence[int]) -> Batch:
+    """The pictures at these indices as one batch; of several captions the first."""
+    columns = source.read(indices)
+    if "caption" in columns:
+        columns["caption"] = _chosen(columns["caption"], [0] * len(indices))
+    return to_batch(columns)
+
+
+def to_batch(columns: Columns) -> Batch:
+    """Columns of a source as tensors."""
+    batch: Batch = {"image": to_images(columns["image"])}
+    if "label" in columns:
+        batch["label"] = torch.from_numpy(np.asarray(columns["label"], np.int64))
+    for name in ("attributes", "vector"):
+        if name in columns:
+            batch[name] = torch.from_numpy(np.asarray(columns[name], np.float32))
+    if "caption" in columns:
+        batch["caption"] = list(columns["caption"])
+    return batch
+
+
+def to_images(pictures: UInt8[np.ndarray, "B H W C"]) -> Float[Tensor, "B C H W"]:
+    """Bytes to [-1, 1], exactly: 0 is -1 and 255 is 1."""
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()  # while a pixel is a byte
+    return images.float().div_(127.5).sub_(1)
+
+
+def write_skipped(path: Path, skipped: dict[str, str]) -> None:
+    """Write skipped pictures as JSON lines of `name` and `reason`, whole or not at all."""
+    partial = path.with_name(f".{path.name}.part")
+    rows = [json.dumps({"name": name, "reason": reason}) for name, reason in skipped.items()]
+    partial.write_text("".join(row + "\n" for row in rows))
+    partial.replace(path)
+
+
+def _chosen(captions: Sequence[str | Sequence[str]], draws: Sequence[int]) -> list[str]:
+    return [
+        caption if isinstance(caption, str) else caption[draw % len(caption)]
+        for caption, draw in zip(captions, draws, strict=True)
+    ]
+
+
+def _as_it_is(columns: Columns | str) -> Columns | str:
+    return columns

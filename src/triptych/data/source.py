@@ -1,0 +1,62 @@
+"""What every source of pictures offers, whatever it is made of.
+
+A source is opened at one split and one picture size and then read by index, so order, resumption
+and workers are decided elsewhere (`data/batches.py`) and reading is a pure function.
+
+Dimensions: B pictures, H height, W width, C channels, A attributes, V numbers of a vector.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+Columns = dict[str, Any]
+"""A batch before it is tensors. Every source fills `image`; the others where the source has them:
+
+image       uint8 (B, H, W, C)
+label       int64 (B,), an index into `classes`
+attributes  float32 (B, A), 1 where the attribute of `attributes` holds, else 0
+vector      float32 (B, V), one number per name in `vector`
+caption     list of B strings, or of B tuples of strings where pictures have several
+boxes       list of B float32 arrays (N, 4), xyxy relative to width and height
+box_labels  list of B lists of N strings
+skipped     list of (name, reason): pictures that could not be read and were replaced by the next
+"""
+
+
+class Source(Protocol):
+    """A split of a data set at one picture size."""
+
+    @property
+    def name(self) -> str:
+        """`digits`, `scenes`, or the name of a folder: never a local path."""
+
+    @property
+    def split(self) -> str:
+        """`train`, `test`, or whatever the source calls its parts."""
+
+    @property
+    def length(self) -> int | None:
+        """How many pictures there are; None is endless."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of every picture."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty when there are no labels."""
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the multi-hot attributes; empty when there are none."""
+
+    @property
+    def vector(self) -> tuple[str, ...]:
+        """Names of the continuous columns; empty when there are none."""
+
+    @property
+    def captioned(self) -> bool:
+        """Whether every picture has a caption."""
+
+    def read(self, indices: Sequence[int]) -> Columns:
+        """The pictures at these indices, in this order."""

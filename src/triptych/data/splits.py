@@ -1,0 +1,69 @@
+"""Which pictures are for training and which are held out.
+
+What the data says counts: folders, file names or a column called train, test or validation. Where
+nothing is held out, a tenth is, chosen by a keyed hash of the name, so it is always the same tenth.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int64
+
+from triptych.config import nearest
+from triptych.runtime import key
+
+SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "t10k"),
+    "validation": ("validation", "valid", "val", "dev"),
+}
+KNOWN = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
+IN_NAME = re.compile(rf"(?:^|[-_. ])({'|'.join(KNOWN)})(?=[-_. \d]|$)", re.IGNORECASE)
+HELD_OUT = 10  # one in so many
+
+
+def canonical(split: str) -> str:
+    """`val` is `validation`; a name that is no alias stays as it is."""
+    return KNOWN.get(split.strip().lower(), split.strip())
+
+
+def split_in_name(stem: str) -> str:
+    """`flickr8k-train-00` is of the split `train`; "" where a name says nothing."""
+    found = IN_NAME.search(stem)
+    return canonical(found[1]) if found else ""
+
+
+def holds_out(splits: Sequence[str]) -> bool:
+    """Whether the data itself sets pictures aside."""
+    return not set(splits) <= {"", "train"}
+
+
+def rows_of(split: str, names: Sequence[str], splits: Sequence[str]) -> Int64[np.ndarray, " n"]:
+    """The rows of one split. Raises ValueError with the splits there are.
+
+    Without a test split its place is taken by the validation split, and without either by a tenth
+    of the training pictures, which `train` then leaves out.
+    """
+    wanted = canonical(split)
+    there = sorted(set(splits) - {""})
+    if holds_out(splits):
+        if wanted == "test" and "test" not in there and "validation" in there:
+            wanted = "validation"
+        rows = [row for row, other in enumerate(splits) if other == wanted]
+    elif wanted in ("train", "test"):
+        of_interest = wanted == "test"
+        rows = [row for row, name in enumerate(names) if _held_out(name) == of_interest]
+        there = ["train", "test"]
+        if wanted == "train" and not rows:  # so few that all were held out
+            rows = list(range(len(names)))
+    else:
+        rows, there = [], ["train", "test"]
+    if not rows:
+        known = nearest(wanted, there)
+        raise ValueError(f"no picture is in the split {split!r}; there are: {there}.{known}")
+    return np.asarray(rows, dtype=np.int64)
+
+
+def _held_out(name: str) -> bool:
+    return key("held out", name) % HELD_OUT == 0

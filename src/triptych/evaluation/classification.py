@@ -1,0 +1,96 @@
+"""Do pictures show what was asked for? Accuracies, each with its interval and its chance level.
+
+Dimensions: N pictures.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+NORMAL_95 = 1.959964  # half width of the central 95 % of a standard normal, in standard deviations
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of right answers in [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+    """The 95 % interval."""
+    count: int
+    """Answers that it is the share of."""
+    chance: float
+    """What the best constant answer gets."""
+
+
+@dataclass(frozen=True)
+class ConditionalAccuracy:
+    """How often an independent judge sees the class that was asked for."""
+
+    overall: Accuracy
+    per_class: tuple[Accuracy, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """Row: the class asked for. Column: the class seen."""
+
+
+@dataclass(frozen=True)
+class ClassificationScore:
+    """Classification accuracy score (arXiv:1905.10887): can real pictures be read by a classifier that
+    has only ever seen samples?"""
+
+    samples: Accuracy
+    """On real test pictures, after training on samples and the classes asked for."""
+    real: Accuracy
+    """The same after training on as many real pictures: the ceiling."""
+    trained_on: int
+
+
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share, sound near 0 and 1 and for few trials (Wilson 1927)."""
+    if not 0 <= hits <= count or count < 1:
+        raise ValueError(f"an interval needs 0 <= hits <= count and count >= 1: {hits} of {count}")
+    share, z2 = hits / count, NORMAL_95**2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    spread = math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
+    half = NORMAL_95 * spread
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def accuracy(seen: Int[Tensor, " N"], truth: Int[Tensor, " N"]) -> Accuracy:
+    """The share of answers that are right; chance is the share of the most frequent truth."""
+    if seen.shape != truth.shape or not len(truth):
+        raise ValueError(f"one answer for each of at least one truth: {seen.shape}, {truth.shape}")
+    hits, count = int((seen == truth).sum()), len(truth)
+    chance = int(truth.bincount().max()) / count
+    return Accuracy(hits / count, *wilson_interval(hits, count), count, chance)
+
+
+def conditional_accuracy(
+    seen: Int[Tensor, " N"], asked: Int[Tensor, " N"], classes: int
+) -> ConditionalAccuracy:
+    """Accuracy overall, for each class, and which class is taken for which.
+
+    Raises:
+        ValueError: a class was never asked for, or an answer is outside 0 to classes - 1.
+    """
+    overall = accuracy(seen, asked)
+    pairs = (asked * classes + seen).cpu()
+    if (
+        min(int(seen.min()), int(asked.min())) < 0
+        or max(int(seen.max()), int(asked.max())) >= classes
+    ):
+        raise ValueError(f"classes are 0 to {classes - 1}; asked or seen was another")
+    confusion = torch.bincount(pairs, minlength=classes**2).view(classes, classes).tolist()
+    per_class = []
+    for label, row in enumerate(confusion):
+        if not sum(row):
+            raise ValueError(f"class {label} was never asked for: ask for every class")
+        interval = wilson_interval(row[label], sum(row))
+        share = row[label] / sum(row)
+        # the chance of one class is that of all: how often a blind generator would show it
+        per_class.append(Accuracy(share, *interval, sum(row), overall.chance))
+    return ConditionalAccuracy(overall, tuple(per_class), tuple(tuple(row) for row in confusion))

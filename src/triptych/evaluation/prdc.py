@@ -1,0 +1,67 @@
+"""Are samples real-looking, and is everything real covered? Counts of neighbours among features.
+
+Precision and recall: Kynkaanniemi et al. (arXiv:1904.06991). Density and coverage: Naeem et al.
+(arXiv:2002.09797), which one outlier does not upset.
+
+Dimensions: N real pictures, M samples, D features.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+CHUNK = 1024  # rows of a distance matrix held at once
+
+
+@dataclass(frozen=True)
+class Prdc:
+    """Four shares; all depend on the numbers of pictures, so compare at equal ones."""
+
+    precision: float
+    """Samples that lie in the neighbourhood of some real picture: do they look real?"""
+    recall: float
+    """Real pictures that lie in the neighbourhood of some sample: are all kinds there?"""
+    density: float
+    """Real neighbourhoods around a sample, over their expected number: 1 for equal distributions, and
+    more where samples crowd the densest places."""
+    coverage: float
+    """Real pictures with a sample in their neighbourhood: 1 - 2^-k for equal distributions."""
+    neighbours: int
+    """k: a picture's neighbourhood reaches to its k-th nearest of its own set."""
+
+
+def prdc(real: Float[Tensor, "N D"], samples: Float[Tensor, "M D"], neighbours: int = 5) -> Prdc:
+    """Precision, recall, density and coverage of samples against real pictures."""
+    real, samples = real.double(), samples.double()
+    if min(len(real), len(samples)) <= neighbours:
+        raise ValueError(
+            f"with {neighbours} neighbours each set needs at least {neighbours + 1} pictures, "
+            f"not {len(real)} real and {len(samples)} samples"
+        )
+    real_radius = _radii(real, neighbours)
+    sample_radius = _radii(samples, neighbours)
+    precise = recalled = covered = inside = 0
+    hit = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
+    for part, radius in zip(real.split(CHUNK), real_radius.split(CHUNK), strict=True):
+        distance = torch.cdist(part, samples)  # (chunk, M)
+        within = distance <= radius[:, None]
+        hit |= within.any(0)
+        inside += int(within.sum())
+        covered += int(within.any(1).sum())
+        recalled += int((distance <= sample_radius).any(1).sum())
+    precise = int(hit.sum())
+    return Prdc(
+        precision=precise / len(samples),
+        recall=recalled / len(real),
+        density=inside / (neighbours * len(samples)),
+        coverage=covered / len(real),
+        neighbours=neighbours,
+    )
+
+
+def _radii(x: Float[Tensor, "N D"], neighbours: int) -> Float[Tensor, " N"]:
+    """Distance of each row to its k-th nearest other row: the (k + 1)-th smallest, itself counted."""
+    parts = [torch.cdist(part, x).kthvalue(neighbours + 1, dim=1).values for part in x.split(CHUNK)]
+    return torch.cat(parts)

@@ -1,0 +1,312 @@
+"""Conditional WGAN-GP (Mirza & Osindero arXiv:1411.1784; Gulrajani et al. arXiv:1704.00028).
+
+A generator draws a picture from noise and a condition. A critic, kept to slopes of about 1, scores how much
+more real a picture of that condition looks than a generated one; the generator learns to score high.
+
+Dimensions: B pictures, C channels, H height, W width, Z latent, N numbers of a condition, K classes, S steps.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from triptych.nn.loss import Loss
+
+Condition = Tensor | None
+"""None, int64 (B,) class labels, or float (B, N) attributes, 1 where the attribute holds."""
+
+COLLAPSED = 0.5
+"""A class whose `class_spread` is below this share of the real pictures' has likely lost modes."""
+
+
+@dataclass(frozen=True)
+class WganConfig:
+    """Size and kind of a conditional WGAN."""
+
+    height: int
+    width: int
+    channels: int
+    condition: Literal["none", "label", "attributes"]
+    condition_size: int = 0
+    """Classes or attributes."""
+    latent: int = 64
+    """Numbers of noise."""
+    generator_widths: tuple[int, ...] = (128, 64)
+    """Channels of the generator from its smallest planes on; each doubles the side once."""
+    critic_widths: tuple[int, ...] = (64, 128)
+    """Channels of the critic; each halves the side once."""
+    critic: Literal["planes", "projection"] = "planes"
+    """The condition as extra planes of the picture, or as an inner product (arXiv:1802.05637)."""
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "latent"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.condition != "none" and self.condition_size < 1:
+            raise ValueError(
+                f"condition {self.condition!r} needs condition_size, how many classes or attributes "
+                f"there are: at least 1, not {self.condition_size}"
+            )
+        for name in ("generator_widths", "critic_widths"):
+            widths = getattr(self, name)
+            if not widths or min(widths) < 1:
+                raise ValueError(f"{name} must be positive numbers, at least one, not {widths}")
+            step = 2 ** len(widths)
+            if min(self.height, self.width) < 1 or self.height % step or self.width % step:
+                raise ValueError(
+                    f"the {len(widths)} {name} need sides that are multiples of {step}, not "
+                    f"{self.height} x {self.width}: give fewer widths or another size"
+                )
+
+
+def condition_vector(
+    config: WganConfig, condition: Condition, like: Tensor
+) -> Float[Tensor, "B N"]:
+    """The condition of each row of `like` as numbers: one-hot for labels."""
+    if (condition is None) != (config.condition == "none"):
+        given = "no condition" if condition is None else "a condition"
+        raise ValueError(f"{given} was given to a model with condition {config.condition!r}")
+    if condition is None:
+        return like.new_zeros(len(like), 0)
+    if config.condition == "label":
+        condition = F.one_hot(condition, config.condition_size)
+    expected = (len(like), config.condition_size)
+    if condition.shape != expected:
+        raise ValueError(
+            f"{config.condition} must give a {expected} array, not {tuple(condition.shape)}"
+        )
+    return condition.to(like.dtype)
+
+
+class Generator(nn.Module):
+    """Noise with the condition appended to a picture in [-1, 1]."""
+
+    def __init__(self, config: WganConfig):
+        super().__init__()
+        self.config = config
+        size = config.condition_size if config.condition != "none" else 0
+        widths = config.generator_widths
+        step = 2 ** len(widths)
+        shape = (widths[0], config.height // step, config.width // step)
+        layers: list[nn.Module] = [
+            nn.Linear(config.latent + size, shape[0] * shape[1] * shape[2], bias=False),
+            nn.Unflatten(1, shape),
+        ]
+        for channels, out in zip(widths, (*widths[1:], config.channels), strict=True):
+            layers += [
+                nn.BatchNorm2d(channels),
+                nn.ReLU(),
+                nn.ConvTranspose2d(channels, out, 4, 2, 1),
+            ]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(
+        self, noise: Float[Tensor, "B Z"], condition: Condition
+    ) -> Float[Tensor, "B C H W"]:
+        vector = condition_vector(self.config, condition, noise)
+        return self.draw(noise, vector)
+
+    def draw(
+        self, noise: Float[Tensor, "B Z"], vector: Float[Tensor, "B N"]
+    ) -> Float[Tensor, "B C H W"]:
+        """The condition is numbers here, so that it may lie between two conditions."""
+        planes = self.layers(torch.cat([noise, vector], 1))
+        return torch.tanh(planes.to(noise.dtype))  # autocast ends here
+
+
+class Critic(nn.Module):
+    """A picture and its condition to a score without bounds. No batch norm: the penalty is per picture."""
+
+    def __init__(self, config: WganConfig):
+        super().__init__()
+        self.config = config
+        size = config.condition_size if config.condition != "none" else 0
+        planes = size if config.critic == "planes" else 0
+        widths = config.critic_widths
+        ins = (config.channels + planes, *widths[:-1])
+        self.layers = nn.ModuleList(
+            nn.Conv2d(channels, out, 4, 2, 1) for channels, out in zip(ins, widths, strict=True)
+        )
+        step = 2 ** len(widths)
+        features = widths[-1] * (config.height // step) * (config.width // step)
+        self.head = nn.Linear(features, 1)
+        if size and config.critic == "projection":
+            self.projection = nn.Linear(size, features, bias=False)
+
+    def forward(self, image: Float[Tensor, "B C H W"], condition: Condition) -> Float[Tensor, " B"]:
+        vector = condition_vector(self.config, condition, image)
+        x = image
+        for i, layer in enumerate(self.layers):
+            x = self._first(x, vector) if i == 0 else layer(x)
+            x = F.leaky_relu(x, 0.2)
+        x = x.flatten(1)
+        score: Tensor = self.head(x)[:, 0].to(image.dtype)  # autocast ends here
+        if self.config.critic == "projection" and vector.shape[1]:
+            score = score + (self.projection(vector) * x).sum(1, dtype=image.dtype)
+        return score
+
+    def _first(self, image: Tensor, vector: Float[Tensor, "B N"]) -> Tensor:
+        """The first convolution of the picture with the condition appended as constant planes.
+
+        A convolution is linear, so what it makes of a plane of ones is computed once per plane and not
+        once per picture; the answer, borders included, is the same.
+        """
+        layer = self.layers[0]
+        assert isinstance(layer, nn.Conv2d)
+        pixels, planes = layer.weight.split([image.shape[1], layer.in_channels - image.shape[1]], 1)
+        x = F.conv2d(image, pixels, layer.bias, 2, 1)
+        if not planes.shape[1]:
+            return x
+        ones = image.new_ones(1, 1, *image.shape[2:])
+        maps = F.conv2d(ones, planes.transpose(0, 1).flatten(0, 1)[:, None], None, 2, 1)
+        maps = maps.reshape(planes.shape[1], -1)  # (N, out * h * w)
+        return x + (vector @ maps).reshape(x.shape)
+
+
+class Wgan(nn.Module):
+    """The generator and its critic."""
+
+    def __init__(self, config: WganConfig):
+        super().__init__()
+        self.config = config
+        self.generator = Generator(config)
+        self.critic = Critic(config)
+
+
+class Penalty(NamedTuple):
+    penalty: Float[Tensor, " B"]
+    norms: Float[Tensor, " B"]  # of the critic's gradient, one per picture
+
+
+def gradient_penalty(
+    critic: Callable[[Tensor, Condition], Tensor],
+    real: Float[Tensor, "B C H W"],
+    fake: Float[Tensor, "B C H W"],
+    condition: Condition,
+    *,
+    factor: Literal["uniform", "normal"] = "uniform",
+) -> Penalty:
+    """How far the critic's slope is from 1 between real and fake pictures (arXiv:1704.00028, section 4).
+
+    Each picture gets its own mixing factor, uniform in [0, 1]. `normal` draws it from a standard normal, as
+    the lecture's code does: two in three mixtures then lie outside the segment that the theory speaks of.
+    The norm runs over all axes but the first, in the picture's precision also under autocast, and its
+    own gradient is 0 where it is 0.
+    """
+    shape = (len(real), *[1] * (real.ndim - 1))
+    draw = {"uniform": torch.rand, "normal": torch.randn}[factor]
+    share = draw(shape, device=real.device, dtype=real.dtype)
+    mixed = real.lerp(fake, share).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(mixed, condition).sum(), mixed, create_graph=True)
+    norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    return Penalty((norms - 1).square(), norms.detach())
+
+
+def critic_objective(
+    model: Wgan,
+    image: Float[Tensor, "B C H W"],
+    condition: Condition,
+    noise: Float[Tensor, "B Z"],
+    *,
+    gp_weight: float = 10.0,
+    factor: Literal["uniform", "normal"] = "uniform",
+) -> Loss:
+    """What the critic minimises: score of fakes, minus score of real pictures, plus the gradient penalty.
+
+    Terms are named as in the lecture: `c_loss`, `c_wass_loss` (minus it estimates the Wasserstein
+    distance), `c_gp` (unweighted); and `gradient_norm`, `gradient_norm_std` over the mixed pictures.
+    """
+    with torch.no_grad():
+        fake = model.generator(noise, condition)
+    both = None if condition is None else torch.cat([condition, condition])
+    fake_score, real_score = model.critic(torch.cat([fake, image]), both).chunk(2)
+    penalty, norms = gradient_penalty(model.critic, image, fake, condition, factor=factor)
+    wasserstein = fake_score - real_score
+    total = (wasserstein + gp_weight * penalty).sum()
+    return Loss(
+        total,
+        len(image),
+        {
+            "c_loss": total.detach() / len(image),
+            "c_wass_loss": wasserstein.detach().mean(),
+            "c_gp": penalty.detach().mean(),
+            "gradient_norm": norms.mean(),
+            "gradient_norm_std": norms.std(correction=0),
+        },
+    )
+
+
+def generator_objective(model: Wgan, condition: Condition, noise: Float[Tensor, "B Z"]) -> Loss:
+    """What the generator minimises: minus the critic's score of its pictures. Term: `g_loss`."""
+    fake = model.generator(noise, condition)
+    # the critic's weights are constants here: gradients that nobody uses are not computed
+    frozen = {name: weight.detach() for name, weight in model.critic.named_parameters()}
+    total = -functional_call(model.critic, frozen, (fake, condition)).sum()
+    return Loss(total, len(noise), {"g_loss": total.detach() / len(noise)})
+
+
+@torch.no_grad()
+def sample(
+    generator: Generator, condition: Condition, noise: Float[Tensor, "B Z"]
+) -> Float[Tensor, "B C H W"]:
+    """Pictures of these conditions, in [-1, 1]; the noise is standard normal, one row a picture.
+
+    Put the generator into evaluation mode first: in training mode a picture depends on its batch.
+    """
+    pictures: Tensor = generator(noise, condition)
+    return pictures
+
+
+def truncate(noise: Float[Tensor, "B Z"], threshold: float) -> Float[Tensor, "B Z"]:
+    """Standard normal noise to normal noise that never exceeds the threshold: fidelity against variety.
+
+    BigGAN's truncation trick (arXiv:1809.11096, section 3.1) without drawing again: each number keeps its
+    rank, so one seed stays one picture, and a threshold that grows gives the noise itself.
+    """
+    if threshold <= 0:
+        raise ValueError(f"the threshold must be positive, not {threshold}")
+    low = torch.special.ndtr(torch.tensor(-threshold, dtype=torch.float64))
+    rank = low + torch.special.ndtr(noise.double()) * (1 - 2 * low)
+    normal: Tensor = torch.special.ndtri(rank).clamp(-threshold, threshold)
+    return normal.to(noise.dtype)
+
+
+@torch.no_grad()
+def interpolate_conditions(
+    generator: Generator,
+    first: Tensor,
+    second: Tensor,
+    noise: Float[Tensor, "B Z"],
+    steps: int,
+) -> Float[Tensor, "S B C H W"]:
+    """From one condition to another at fixed noise, ends included: what the condition changes."""
+    config = generator.config
+    start, end = (condition_vector(config, c, noise) for c in (first, second))
+    shares = torch.linspace(0, 1, steps).tolist()
+    return torch.stack(
+        [
+            generator.draw(noise, start.lerp(end, share)) for share in shares
+        ]
+    )
+
+
+def class_spread(
+    images: Float[Tensor, "B C H W"], labels: Int[Tensor, " B"], classes: int
+) -> Float[Tensor, " K"]:
+    """How much the pictures of each class differ: root mean square distance of two of them, in pixels.
+
+    Compare it with the same of real pictures: a ratio below `COLLAPSED` says that a class has likely lost
+    modes. From variances, so it costs one pass; NaN for a class with fewer than two pictures.
+    """
+    spreads = []
+    for label in range(classes):
+        rows = images[labels == label].flatten(1).float()
+        variance = rows.var(0).sum() if len(rows) > 1 else rows.new_tensor(torch.nan)
+        spreads.append((2 * variance).sqrt())
+    return torch.stack(spreads)

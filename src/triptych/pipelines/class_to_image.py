@@ -1,0 +1,107 @@
+"""ClassToImage: pictures of a class from a conditional VAE or GAN."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from triptych import config, runtime
+from triptych.models import cvae, wgan
+from triptych.requests import ClassToImage
+from triptych.vision.images import to_pictures
+from triptych.weights.load import Card, Loaded, load
+
+CHUNK = 64  # pictures that go through the network at once
+
+SAMPLE: dict[str, Callable[..., Tensor]] = {"cvae": cvae.sample, "wgan": wgan.sample}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures so far; the last one that is yielded holds all that were asked for."""
+
+    request: ClassToImage
+    """As asked, with the seed that was used."""
+    pictures: np.ndarray  # uint8 (N, H, W, C)
+    names: tuple[str, ...]
+    """What each picture shows: its class or attributes."""
+
+
+def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Pictures]:
+    """Draw the pictures, some at a time.
+
+    Raises:
+        ValueError: the model is none of these, or cannot use a condition that the request gives.
+    """
+    loaded = loaded or load(request.model, runtime.device())
+    if loaded.card.model not in SAMPLE:
+        known = " or ".join(SAMPLE)
+        raise ValueError(f"{loaded.name} is a {loaded.card.model}; pictures come from a {known}")
+    if request.seed is None:
+        request = replace(request, seed=runtime.drawn_seed())
+    assert request.seed is not None
+    conditions, names = chosen(request, loaded.card)
+    done: list[np.ndarray] = []
+    for start in range(0, request.n, CHUNK):
+        rows = range(start, min(start + CHUNK, request.n))
+        noise = runtime.noise((loaded.config.latent,), [request.seed + i for i in rows])
+        condition = None if conditions is None else conditions[rows.start : rows.stop]
+        images = draw(loaded, condition, noise * request.truncation)
+        done.append(to_pictures(images))
+        yield Pictures(request, np.concatenate(done), names[: rows.stop])
+
+
+def draw(loaded: Loaded, condition: Tensor | None, noise: Tensor) -> Tensor:
+    """Pictures in [-1, 1], on the CPU, from a condition and standard normal noise (B, latent)."""
+    on = next(loaded.model.parameters()).device
+    condition = None if condition is None else condition.to(on)
+    with torch.inference_mode():
+        return SAMPLE[loaded.card.model](loaded.model, condition, noise.to(on)).float().cpu()
+
+
+def chosen(request: ClassToImage, card: Card) -> tuple[Tensor | None, tuple[str, ...]]:
+    """The condition of every picture, and its name."""
+    kind = card.config.get("condition", "none")
+    given = {"label": bool(request.label), "attributes": bool(request.attributes)}
+    given["vector"] = bool(request.vector)
+    for flag, used in given.items():
+        if used and flag != kind:
+            what = "nothing" if kind == "none" else kind
+            raise ValueError(f"--{flag} cannot be used: this model is conditioned on {what}")
+    if kind == "label":
+        labels = class_labels(request, card)
+        return torch.tensor(labels), tuple(card.classes[i] for i in labels)
+    if kind == "attributes":
+        row = [0.0] * len(card.attributes)
+        for name in request.attributes:
+            row[_index(name, card.attributes, "attribute")] = 1.0
+        title = " ".join(request.attributes) or "no attributes"
+        return torch.tensor(row).repeat(request.n, 1), (title,) * request.n
+    if kind == "vector":
+        if len(request.vector) != len(card.vector):
+            raise ValueError(f"--vector needs {len(card.vector)} numbers: {', '.join(card.vector)}")
+        title = " ".join(f"{n} {v:g}" for n, v in zip(card.vector, request.vector, strict=True))
+        mean, std = torch.tensor(card.vector_mean), torch.tensor(card.vector_std)
+        return ((torch.tensor(request.vector) - mean) / std).repeat(request.n, 1), (title,) * request.n
+    if kind == "none":
+        return None, ("",) * request.n
+    raise ValueError(f"this model is conditioned on {kind}, which `generate` cannot give it")
+
+
+def class_labels(request: ClassToImage, card: Card) -> list[int]:
+    """The class of every picture: the one asked for, or all in turn."""
+    if request.label:
+        return [_index(request.label, card.classes, "class")] * request.n
+    return [i % len(card.classes) for i in range(request.n)]
+
+
+def _index(name: str, names: Sequence[str], what: str) -> int:
+    if name in names:
+        return list(names).index(name)
+    if what == "class" and name.isdecimal() and int(name) < len(names):
+        return int(name)
+    there: Any = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    raise ValueError(f"no {what} {name!r}.{config.nearest(name, list(names))} There are: {there}")

@@ -1,0 +1,45 @@
+"""Devices, precision, and noise: one policy, so that batch size and device never change a picture's noise."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def key(*parts: int | str) -> int:
+    """A 63-bit seed that is the same on every machine and shares nothing with its neighbours'."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1
+
+
+def device(choice: str = "auto") -> torch.device:
+    """`auto` is the first accelerator, else the CPU.
+
+    Raises:
+        ValueError: the device does not exist here.
+    """
+    if choice == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(choice)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        there = ", ".join(["auto", "cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())])
+        raise ValueError(f"no device {choice!r} here; there are: {there}") from error
+    return chosen
+
+
+def noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """Standard normal noise, (len(seeds), *shape), float32 on the CPU: row i depends on seeds[i] alone."""
+    rows = [torch.randn(tuple(shape), generator=generator(seed)) for seed in seeds]
+    return torch.stack(rows) if rows else torch.empty(0, *shape)
+
+
+def generator(seed: int) -> torch.Generator:
+    """A CPU generator of its own for every picture."""
+    return torch.Generator().manual_seed(seed)
+
+
+def drawn_seed() -> int:
+    """A fresh seed, small enough to be typed again."""
+    return int(torch.randint(0, 2**32 - 1, (), generator=torch.Generator().manual_seed(torch.seed())))

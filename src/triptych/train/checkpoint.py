@@ -1,0 +1,181 @@
+"""Atomic, verified checkpoints: one folder per step, tensors as safetensors, the rest as JSON.
+
+A checkpoint is written to a temporary sibling, each file synced, the manifest last, then renamed; only then
+are old ones pruned, never below two good ones. Whatever moment a process dies at, the newest folder that
+verifies is a state that training really had.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from triptych.config import read_json, write_json
+
+STEP = re.compile(r"step-(\d{6,})$")
+MANIFEST = "manifest.json"
+
+
+class Checkpoint(NamedTuple):
+    step: int
+    tensors: dict[str, dict[str, Tensor]]  # by file: model, ema, optimizer-critic, ...
+    state: dict[str, Any]
+
+
+def save(
+    run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], keep: int
+) -> Path:
+    """Write `run/step-NNNNNN`, and remove checkpoints beyond the newest `keep`.
+
+    Raises:
+        FloatingPointError: a weight is not finite; nothing is written and older checkpoints stay.
+        OSError: the disk is full or the folder cannot be written; older checkpoints stay.
+    """
+    for name, group in tensors.items():
+        for key, tensor in group.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise FloatingPointError(f"{name}: {key} is not finite at step {step}; not saved")
+    final = run / f"step-{step:06d}"
+    aside = run / f"{final.name}.tmp-{os.getpid()}"
+    _remove_leftovers(run)
+    aside.mkdir()
+    try:
+        for name, group in tensors.items():
+            path = aside / f"{name}.safetensors"
+            # A CPU tensor may share its storage with another: safetensors wants them apart.
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, path)
+            _sync(path)
+        _write(aside / "state.json", json.dumps(state))
+        files = {p.name: _fingerprint(p) for p in sorted(aside.iterdir())}
+        _write(aside / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
+        _sync(aside)
+        if final.exists():  # the same step again, after a resume from an older one
+            final.rename(run / f"{final.name}.old-{os.getpid()}")
+        aside.rename(final)
+        _sync(run)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    write_json(run / "latest", final.name)
+    _remove_leftovers(run)
+    _prune(run, keep)
+    return final
+
+
+def newest(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and what was wrong with those passed over."""
+    faults = []
+    for path in reversed(steps(run)):
+        fault = verify(path)
+        if not fault:
+            return path, faults
+        faults.append(f"{path.name}: {fault}")
+    return None, faults
+
+
+def steps(run: Path) -> list[Path]:
+    """Every checkpoint folder, oldest first, good or bad."""
+    found = [p for p in run.iterdir() if STEP.match(p.name) and p.is_dir()] if run.is_dir() else []
+    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+
+def verify(path: Path) -> str:
+    """What is wrong with a checkpoint; empty when nothing is."""
+    try:
+        files = read_json(path / MANIFEST)["files"]
+        for name, fingerprint in files.items():
+            if (path / name).stat().st_size != fingerprint["size"]:
+                return f"{name} has {(path / name).stat().st_size} bytes instead of {fingerprint['size']}"
+            if _fingerprint(path / name) != fingerprint:
+                return f"{name} has changed since it was written"
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read: {error}"
+    return ""
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint that has been verified."""
+    state = json.loads((path / "state.json").read_text())
+    # Copies: the tensors of a memory map are aligned otherwise, and kernels round by alignment.
+    tensors = {
+        file.stem: {key: tensor.clone() for key, tensor in load_file(file).items()}
+        for file in sorted(path.glob("*.safetensors"))
+    }
+    return Checkpoint(int(path.name.split("-")[1]), tensors, state)
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments of an optimizer under flat names; its settings come from the recipe."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": value for i, entry in state.items() for name, value in entry.items()}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `pack_optimizer`, into an optimizer over the same parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def export(run: Path, module: nn.Module, card: dict[str, Any]) -> None:
+    """`model.safetensors` and `config.json`: what `triptych.load` and other programs read."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    aside = run / f".model.safetensors.tmp-{os.getpid()}"
+    save_file(tensors, aside)
+    _sync(aside)
+    aside.replace(run / "model.safetensors")
+    write_json(run / "config.json", card)
+
+
+def _prune(run: Path, keep: int) -> None:
+    good = 0
+    for path in reversed(steps(run)):
+        if good >= max(2, keep):
+            shutil.rmtree(path)
+        else:
+            good += not verify(path)
+
+
+def _remove_leftovers(run: Path) -> None:
+    """What an interrupted save left behind. The lock of the run says that nobody is writing there."""
+    for path in run.glob("step-*"):
+        if ".old-" in path.name and not (run / path.name.split(".")[0]).exists():
+            path.rename(run / path.name.split(".")[0])  # interrupted between its two renames
+        elif ".tmp-" in path.name or ".old-" in path.name:
+            shutil.rmtree(path)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -1,0 +1,64 @@
+"""The run folder: one run at a time, `run.json`, and `metrics.jsonl` without a gap or a repeat."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold a run folder. The kernel drops the lock with its process, so a stale one is simply taken over.
+
+    Raises:
+        RuntimeError: another process is training in this folder.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise RuntimeError(
+                f"{run} is in use by process {holder}: wait for it, stop it, or choose another --run"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+class Journal:
+    """Appends rows to `metrics.jsonl`. `offset` is what a checkpoint remembers and a resume cuts back to."""
+
+    def __init__(self, path: Path, offset: int = 0):
+        self.path = path
+        self.file = path.open("ab")
+        if self.file.tell() < offset:
+            raise ValueError(
+                f"{path} has {self.file.tell()} bytes, fewer than the {offset} that the checkpoint saw: "
+                "it was cut or replaced. Restore it, or start another run"
+            )
+        self.file.truncate(offset)
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.file.write(json.dumps(row).encode() + b"\n")
+        self.file.flush()  # to the system, so that a reader and a killed process have it
+
+    def sync(self) -> int:
+        """To the disk; returns the offset."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.file.tell()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Every row of a journal."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,62 @@
+"""All that the loop knows of a system."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from triptych.nn.loss import Loss
+
+Batch = dict[str, Any]  # tensors, and lists of strings
+Objective = Callable[[Batch, int], Loss]  # the step is there for warm-ups
+
+
+class Update(NamedTuple):
+    """One kind of optimizer step: which module moves, down which objective."""
+
+    name: str
+    """What its terms and its file are called by; empty where it is the only one."""
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    repeat: int = 1
+    """Optimizer steps in one step of the loop: three for the lecture's critic."""
+    data: Literal["each", "once", "kept"] = "each"
+    """A fresh batch for each repeat, one for all repeats, or the one that the update before it saw."""
+    max_norm: float | None = 1.0
+    """Gradients are scaled down to this norm; None leaves them alone (a critic's)."""
+
+    @property
+    def file(self) -> str:
+        return f"optimizer-{self.name}" if self.name else "optimizer"
+
+    @property
+    def batches(self) -> int:
+        """How many fresh batches a step takes."""
+        return {"each": self.repeat, "once": 1, "kept": 0}[self.data]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A system ready to be trained."""
+
+    model: nn.Module
+    """Everything that is trained, and so saved: a GAN's critic too."""
+    exported: nn.Module
+    """What is averaged, sampled from, judged, and exported in the end: the model or a part of it."""
+    updates: Sequence[Update]
+    batches: Callable[[int], Iterator[Batch]]
+    """Endless batches from a position on; batch k is a function of (seed, rank, k)."""
+    card: dict[str, Any]
+    """What config.json will say: the model's name and configuration, and what its conditions are called."""
+    chance: str = ""
+    """What the loss is before anything is learned, for the reader of the first lines."""
+    sample: Callable[[nn.Module], np.ndarray] | None = None
+    """A labelled grid, uint8 (H, W, 3), drawn by the (averaged) exported module."""
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    """Numbers on held-out data, by the (averaged) exported module."""
+
+

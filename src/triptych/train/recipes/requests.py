@@ -1,0 +1,141 @@
+"""Every recipe's settings and presets, on one page. No torch, so that `--help` is quick.
+
+A recipe's dataclass is the Python argument, the command-line flags, and the record `run.json`.
+Rates are per optimizer step; half-lives, warm-ups and intervals are in steps of the loop.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the loop needs to know, whatever is trained."""
+
+    data: str = "digits"
+    """`digits`, `scenes`, or a path: a folder, a tar of shards, an .npz, IDX files."""
+    size: int = 0
+    """Side of the training pictures in pixels; 0 keeps the size that the data has."""
+    steps: int = 1000
+    batch_size: int = 128
+    accumulate: int = 1
+    """Batches whose exact sum makes one step: a larger batch in the memory of a small one."""
+    seed: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rates fall after the warm-up, over all steps."""
+    warmup: int = 0
+    """Steps over which the learning rates rise from zero."""
+    rate_floor: float = 0.0
+    """Where a falling schedule ends, as a share of the rate."""
+    ema_halflife: float = 0.0
+    """Half-life of the averaged weights in steps; 0 keeps no average."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is autocast: weights, optimizer and reductions stay in float32."""
+    device: str = "auto"
+    workers: int = 0
+    """Processes that read pictures; the batches are the same whatever their number."""
+    log_every: int = 20
+    sample_every: int = 500
+    """Steps between labelled grids in samples/; 0 draws none but the last."""
+    evaluate_every: int = 0
+    """Steps between numbers on held-out data; 0 computes none but the last."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    keep: int = 2
+    """How many checkpoints stay, at least two."""
+
+    def __post_init__(self) -> None:
+        for name, least in AT_LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not 0 <= self.rate_floor <= 1:
+            raise ValueError(f"rate_floor is a share, 0 to 1, not {self.rate_floor}")
+
+
+AT_LEAST = {
+    "steps": 1, "batch_size": 1, "accumulate": 1, "size": 0, "warmup": 0, "ema_halflife": 0,
+    "workers": 0, "log_every": 1, "sample_every": 0, "evaluate_every": 0, "save_every": 1, "keep": 2,
+}  # fmt: skip
+
+MAY_CHANGE = (
+    "steps", "log_every", "sample_every", "evaluate_every", "save_every", "keep", "workers", "device",
+)  # fmt: skip
+"""Fields of `Training` that a resumed run may change: none of them alters a step already done."""
+
+Condition = Literal["none", "label", "attributes", "vector"]
+
+
+@dataclass(frozen=True)
+class TrainCvae:
+    """Conditional VAE: draw pictures of a class or with attributes (Sohn 2015, Dykeman 2016)."""
+
+    training: Training = field(default_factory=Training)
+    condition: Literal["label", "attributes", "vector", "quadrants", "none"] = "label"
+    """What the model is told: the class, the attributes, numbers, visible quadrants, or nothing."""
+    quadrants: int = 1
+    """With condition `quadrants`: how many of the four are visible."""
+    latent: int = 16
+    network: Literal["mlp", "convolutional"] = "convolutional"
+    widths: tuple[int, ...] = (32, 64, 256)
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    learned_prior: bool = False
+    """Learn p(z | condition) instead of the standard normal."""
+    beta: float = 1.0
+    """Weight of the KL term; 1 is the evidence lower bound."""
+    kl_warmup: int = 0
+    """Steps over which beta rises from zero."""
+    free_bits: float = 0.0
+    """Nats per latent dimension that the KL term does not punish (arXiv:1606.04934)."""
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainWgan:
+    """Conditional WGAN-GP: critic updates, then one generator update (Gulrajani 2017; the lecture)."""
+
+    training: Training = field(default_factory=lambda: Training(batch_size=64, ema_halflife=500))
+    condition: Condition = "label"
+    latent: int = 64
+    generator_widths: tuple[int, ...] = (128, 64)
+    critic_widths: tuple[int, ...] = (64, 128)
+    critic: Literal["planes", "projection"] = "planes"
+    """The condition as extra channels, as in the lecture, or by projection (arXiv:1802.05637)."""
+    critic_steps: int = 3
+    gp_weight: float = 10.0
+    gp_factor: Literal["uniform", "normal"] = "uniform"
+    """How real and fake are mixed: the paper's U[0, 1], or the lecture's normal distribution."""
+    critic_data: Literal["fresh", "same"] = "fresh"
+    """A fresh batch for every critic step (the paper), or one batch for the whole step (the lecture)."""
+    learning_rate: float = 2e-4
+    critic_learning_rate: float = 2e-4
+    beta1: float = 0.0
+    beta2: float = 0.9
+
+
+@dataclass(frozen=True)
+class TrainClassifier:
+    """A small ResNet: the judge of conditional samples, and the supervised baseline."""
+
+    training: Training = field(default_factory=lambda: Training(ema_halflife=50, schedule="cosine"))
+    widths: tuple[int, ...] = (24, 48, 96)
+    shift: int = 0
+    """Move every training picture by up to so many pixels."""
+    learning_rate: float = 4e-3
+    weight_decay: float = 1e-2
+
+
+TrainRequest = TrainCvae | TrainWgan | TrainClassifier
+
+REQUESTS: dict[str, type[TrainCvae] | type[TrainWgan] | type[TrainClassifier]] = {
+    "cvae": TrainCvae,
+    "wgan": TrainWgan,
+    "classifier": TrainClassifier,
+}
+
+PRESETS: dict[str, dict[str, TrainRequest]] = {
+    "cvae": {"digits": TrainCvae()},
+    "wgan": {"digits": TrainWgan()},
+    "classifier": {"digits": TrainClassifier()},
+}
+"""Settings that work, the default first. Every field can be overridden by its flag."""

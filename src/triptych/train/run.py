@@ -1,0 +1,88 @@
+"""A run folder and the request it belongs to: started, continued, or refused."""
+
+import importlib
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from triptych import config
+from triptych.train import checkpoint
+from triptych.train.journal import locked
+from triptych.train.loop import Report, fit
+from triptych.train.recipe import Recipe
+from triptych.train.recipes import RECIPES
+from triptych.train.recipes.requests import MAY_CHANGE, REQUESTS, TrainRequest
+
+
+def train(request: TrainRequest, run: Path) -> Iterator[Report]:
+    """Train in a folder, continuing what is there; one report a step.
+
+    Raises:
+        RuntimeError: another process is training in the folder.
+        ValueError: the folder belongs to another request, or the data cannot be used.
+        FloatingPointError: training diverged; the last checkpoint is intact.
+    """
+    with locked(run):
+        adopt(run, request)
+        yield from fit(build(request), request.training, run)
+
+
+def build(request: TrainRequest) -> Recipe:
+    """The system that a request describes, with its data, ready for `fit`."""
+    module = importlib.import_module(RECIPES[name(request)])
+    recipe: Recipe = module.build(request)
+    return recipe
+
+
+def name(request: TrainRequest) -> str:
+    """The recipe that a request belongs to."""
+    return next(n for n, kind in REQUESTS.items() if kind is type(request))
+
+
+def stored(run: Path) -> TrainRequest | None:
+    """The request that a run folder was started with; None where nothing was started.
+
+    Raises:
+        ValueError: run.json is damaged or of another version.
+    """
+    path = run / "run.json"
+    if not path.exists():
+        return None
+    data = config.read_json(path)
+    recipe = data.get("recipe") if isinstance(data, dict) else None
+    if recipe not in REQUESTS:
+        raise ValueError(f"{path} names the recipe {recipe!r}; there are: {', '.join(REQUESTS)}")
+    return config.from_json(REQUESTS[recipe], data.get("request"), str(path))
+
+
+def adopt(run: Path, request: TrainRequest) -> int:
+    """Make a folder this request's own; returns the step of the checkpoint that training continues from.
+
+    Raises:
+        ValueError: the folder was started with another request.
+    """
+    before = stored(run)
+    if before is not None and (differing := _differences(before, request)):
+        listed = "\n".join(f"  {where}: {old} there, {new} asked for" for where, old, new in differing)
+        raise ValueError(
+            f"{run} was started with other settings:\n{listed}\n"
+            "`--resume` continues with the settings that are there; or choose another --run"
+        )
+    if before is None and checkpoint.steps(run):
+        raise ValueError(f"{run} holds checkpoints but no run.json: choose another --run")
+    record = {
+        "recipe": name(request), "request": config.to_json(request), "triptych": version("triptych"),
+    }  # fmt: skip
+    config.write_json(run / "run.json", record)
+    path, _ = checkpoint.newest(run)
+    return int(path.name.split("-")[1]) if path else 0
+
+
+def _differences(before: TrainRequest, after: TrainRequest) -> list[tuple[str, Any, Any]]:
+    if type(before) is not type(after):
+        return [("recipe", name(before), name(after))]
+    old, new = config.to_json(before), config.to_json(after)
+    old |= {f"training.{k}": v for k, v in old.pop("training").items() if k not in MAY_CHANGE}
+    new |= {f"training.{k}": v for k, v in new.pop("training").items() if k not in MAY_CHANGE}
+    return [(k, old[k], new[k]) for k in old if old[k] != new[k]]

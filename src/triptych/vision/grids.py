@@ -1,0 +1,123 @@
+"""Labelled grids of pictures: what training, evaluation and the figures show people.
+
+Dimensions: R rows, K columns, H height, W width, C channels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 56  # pixels: smaller pictures are enlarged to about this
+GAP, MARGIN = 6, 16
+FONT, SMALLEST, TITLE = 14, 9, 18  # pixels
+LINE = 1.3  # line height over font size
+ROW_LABELS = 190  # pixels wide at most
+PAPER, INK, FAINT = (250, 250, 247), (38, 38, 42), (222, 222, 216)
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def labelled_grid(
+    pictures: UInt8[np.ndarray, "R K H W C"],
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    title: str = "",
+) -> UInt8[np.ndarray, "_H _W 3"]:
+    """Lay out pictures as a table with names beside the rows and above the columns.
+
+    Tiny pictures are enlarged by a whole factor, without smoothing. A label that is too long is
+    broken into lines, then set smaller; nothing of it is cut. Empty `rows` or `columns` leave no
+    space for labels.
+    """
+    shape = pictures.shape
+    if pictures.dtype != np.uint8 or pictures.ndim != 5 or shape[4] not in (1, 3) or 0 in shape:
+        raise ValueError(f"expected bytes (R, K, H, W, 1 or 3), not {pictures.dtype} {shape}")
+    for name, labels, count in (("rows", rows, shape[0]), ("columns", columns, shape[1])):
+        if labels and len(labels) != count:
+            raise ValueError(f"{len(labels)} names for {count} {name}")
+    scale = max(1, math.ceil(CELL / max(shape[2], shape[3])))
+    height, width = shape[2] * scale, shape[3] * scale
+    beside = [_fitted(label, ROW_LABELS, height) for label in rows]
+    above = [_fitted(label, width, 6 * FONT) for label in columns]
+    left = MARGIN + (max(_width(*label) for label in beside) + 2 * GAP if beside else 0)
+    grid_width = shape[1] * (width + GAP) - GAP
+    full_width = left + grid_width + MARGIN
+    heading = _fitted(title, full_width - 2 * MARGIN, 4 * TITLE, TITLE) if title else None
+    top = MARGIN + (_height(*heading) + 2 * GAP if heading else 0)
+    labels_top = top
+    top += max(_height(*label) for label in above) + GAP if above else 0
+    # A label may be taller than its picture when even the smallest font needs more lines.
+    pitch = max([height, *(_height(*label) for label in beside)]) + GAP
+    full_width = max(full_width, 2 * MARGIN + (_width(*heading) if heading else 0))
+    sheet = Image.new("RGB", (full_width, top + shape[0] * pitch - GAP + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if heading:
+        _write(draw, *heading, x=MARGIN, y=MARGIN, align="left")
+    for column, label in enumerate(above):
+        x = left + column * (width + GAP) + width // 2
+        _write(draw, *label, x=x, y=top - GAP - _height(*label), align="centre")
+    for row, label in enumerate(beside):
+        y = top + row * pitch + (height - _height(*label)) // 2
+        _write(draw, *label, x=left - 2 * GAP, y=max(y, top + row * pitch), align="right")
+    for row in range(shape[0]):
+        for column in range(shape[1]):
+            x, y = left + column * (width + GAP), top + row * pitch
+            draw.rectangle((x - 1, y - 1, x + width, y + height), outline=FAINT)
+            sheet.paste(_enlarged(pictures[row, column], scale), (x, y))
+    assert labels_top <= top
+    return np.asarray(sheet)
+
+
+def _enlarged(picture: UInt8[np.ndarray, "H W C"], scale: int) -> Image.Image:
+    image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
+    size = (image.width * scale, image.height * scale)
+    return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+
+
+def _fitted(text: str, width: int, height: int, size: int = FONT) -> tuple[list[str], int]:
+    """Lines and font size that fit into a width, and into the height where that is possible."""
+    text = " ".join(text.split()) or " "
+    for smaller in range(size, SMALLEST - 1, -1):
+        lines = _broken(text, width, _font(smaller), by_letter=smaller == SMALLEST)
+        if _width(lines, smaller) <= width and _height(lines, smaller) <= height:
+            return lines, smaller
+    return lines, SMALLEST
+
+
+def _broken(text: str, width: int, font: Font, by_letter: bool) -> list[str]:
+    """Lines of whole words; `by_letter` also breaks words that are wider than a line."""
+    lines: list[str] = []
+    for word in text.split(" "):
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        lines.append("")
+        for letter in word:
+            if by_letter and lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
+
+
+def _font(size: int) -> Font:
+    return ImageFont.load_default(size)
+
+
+def _width(lines: Sequence[str], size: int) -> int:
+    return math.ceil(max(_font(size).getlength(line) for line in lines))
+
+
+def _height(lines: Sequence[str], size: int) -> int:
+    return math.ceil(len(lines) * size * LINE)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, lines: Sequence[str], size: int, *, x: int, y: int, align: str
+) -> None:
+    anchor = {"left": "la", "centre": "ma", "right": "ra"}[align]
+    for number, line in enumerate(lines):
+        place = (x, y + round(number * size * LINE))
+        draw.text(place, line, fill=INK, font=_font(size), anchor=anchor)

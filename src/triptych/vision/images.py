@@ -1,0 +1,294 @@
+"""Open pictures safely, save them with the request that made them, and turn tensors into them.
+
+A picture file is untrusted: only five formats are decoded, its size is read from the header before
+any pixel is, and only regular files are opened.
+
+Dimensions: B pictures, H height, W width, C channels (1 grey, 3 red green blue).
+"""
+
+import io
+import json
+import os
+import re
+import stat
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL.WebPImagePlugin import WebPImageFile
+from torch import Tensor
+
+MAX_PIXELS = 40_000_000
+MAX_SIDE = 16_384
+MAX_BYTES = 200_000_000  # an uncompressed picture of MAX_PIXELS fits
+MAX_REQUEST = 64 * 1024  # bytes of embedded JSON
+ORIENTATION, EXIF_IFD, USER_COMMENT = 0x0112, 0x8769, 0x9286
+GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
+UNDECODABLE: tuple[type[Exception], ...] = (  # all that Pillow's readers were seen to raise
+    OSError, ValueError, SyntaxError, EOFError, MemoryError, ArithmeticError,
+    LookupError, TypeError, AttributeError, struct.error,
+)  # fmt: skip
+
+# The readers are called directly: `Image.open` knows seventy formats and warns about sizes that are
+# refused here anyway.
+SIGNATURES = (
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
+    (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImageFile),
+    (re.compile(rb"GIF8[79]a"), GifImageFile),
+    (re.compile(rb"BM"), BmpImageFile),
+)
+NO_PICTURES = (
+    (
+        re.compile(rb"version https://git-lfs"),
+        "a git-lfs pointer: fetch the file with `git lfs pull`",
+    ),
+    (re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg", re.I | re.S), "an SVG drawing"),
+    (re.compile(rb"\s*<(!doctype html|html|head|body)", re.I), "an HTML page"),
+    (re.compile(rb"%PDF"), "a PDF document"),
+    (re.compile(rb"....ftyp(avif|avis|heic|heix|mif1)", re.S), "HEIC or AVIF, which is not read"),
+    (re.compile(rb"II\*\0|MM\0\*"), "TIFF, which is not read"),
+)
+
+
+class Header(NamedTuple):
+    """What the first bytes of a picture say."""
+
+    format: str  # PNG, JPEG, WEBP, GIF or BMP
+    height: int  # as shown, after EXIF rotation
+    width: int
+    grey: bool
+
+
+def open_picture(
+    file: Path | bytes, *, channels: int | None = None, near: int | None = None
+) -> UInt8[np.ndarray, "H W C"]:
+    """Decode a picture file (a path or its bytes): the first frame, upright, in 8 bits.
+
+    Transparent parts become white; colour profiles are ignored. `channels` is 1, 3, or None for
+    what the file has. `near` allows a JPEG to be decoded at a reduced scale, never below twice that
+    many pixels a side, for when it is about to be shrunk to `near`.
+
+    Raises ValueError with the reason for anything that is not a sound picture within the limits.
+    """
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1, 3 or None, not {channels}")
+    try:
+        data = file if isinstance(file, bytes) else read_part(file)
+        image = _lazily(io.BytesIO(data), data[:1024])
+        if near is not None and isinstance(image, JpegImageFile):
+            image.draft(image.mode, (2 * near, 2 * near))
+        image.load()
+        return _pixels(_upright(image), channels)
+    except UNDECODABLE as error:
+        raise ValueError(_reason(error)) from None
+
+
+def read_header(file: BinaryIO) -> Header:
+    """The format and size of a picture without decoding it. Raises ValueError as `open_picture`."""
+    head = file.read(1024)
+    file.seek(0)
+    try:
+        image = _lazily(file, head)
+        # Only what was met before the pixels: asking for more would decode a PNG.
+        turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    except UNDECODABLE as error:
+        raise ValueError(_reason(error)) from None
+    width, height = image.size[::-1] if turned else image.size
+    return Header(str(image.format), height, width, image.mode in GREY_MODES)
+
+
+def read_part(path: str | Path, offset: int = 0, size: int | None = None) -> bytes:
+    """The bytes of a regular file, or a part of them; fewer where the file ends before.
+
+    A pipe, socket or device is refused without waiting for it. Raises ValueError for those and for
+    more than MAX_BYTES, OSError where the file cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        size = status.st_size - offset if size is None else size
+        if size > MAX_BYTES:
+            raise ValueError(f"{size:,} bytes, more than the limit of {MAX_BYTES:,}")
+        os.lseek(handle, offset, os.SEEK_SET)
+        parts = []
+        while size > 0 and (part := os.read(handle, size)):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+    finally:
+        os.close(handle)
+
+
+def _lazily(file: BinaryIO, head: bytes) -> Image.Image:
+    if not head:
+        raise ValueError("an empty file")
+    reader = next((reader for signature, reader in SIGNATURES if signature.match(head)), None)
+    if reader is None:
+        other = next((what for pattern, what in NO_PICTURES if pattern.match(head)), None)
+        raise ValueError(other or "not a PNG, JPEG, WebP, GIF or BMP picture")
+    if reader is WebPImageFile:  # its reader decodes the whole file when it is opened
+        _check_size(*_webp_size(head))
+    image: Image.Image = reader(file)
+    _check_size(*image.size)
+    return image
+
+
+def _webp_size(head: bytes) -> tuple[int, int]:
+    """Width and height (RFC 9649, sections 2.5 to 2.7)."""
+    kind, data = head[12:16], head[20:30]
+    if len(data) < 10:
+        raise ValueError("cut short")
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[4:7], "little"), 1 + int.from_bytes(data[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack("<HH", data[6:10])
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise ValueError("no pixels")
+    if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
+        limit = f"{MAX_PIXELS // 1_000_000} megapixels or {MAX_SIDE:,} pixels a side"
+        raise ValueError(f"{width} x {height} pixels, more than {limit}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except UNDECODABLE:  # the notes beside the pixels are damaged; the pixels are not
+        return image
+
+
+def _pixels(image: Image.Image, channels: int | None) -> UInt8[np.ndarray, "H W C"]:
+    grey = image.mode in GREY_MODES if channels is None else channels == 1
+    if image.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
+    pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    return pixels[:, :, None] if grey else pixels
+
+
+def _reason(error: BaseException) -> str:
+    """One line, without names of memory addresses that Pillow puts into its messages."""
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    text = re.sub(r"<_io\.\w+ object at 0x[0-9a-f]+>", "it", text)
+    if "truncated" in text or "cut short" in text:
+        return "cut short"
+    return (
+        text if type(error) is ValueError and text else f"damaged ({text or type(error).__name__})"
+    )
+
+
+def resize_crop(
+    picture: UInt8[np.ndarray, "H W C"], size: int
+) -> UInt8[np.ndarray, "{size} {size} C"]:
+    """The centre square of a picture, resampled with antialiasing to `size` pixels a side."""
+    height, width, channels = picture.shape
+    if (height, width) == (size, size):
+        return picture
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    image = Image.fromarray(picture[:, :, 0] if channels == 1 else picture)
+    box = (left, top, left + side, top + side)
+    resized = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return resized.reshape(size, size, channels)
+
+
+def to_pictures(images: Float[Tensor, "B C H W"]) -> UInt8[np.ndarray, "B H W C"]:
+    """Tensors in [-1, 1] as pictures of bytes: values outside are clipped, NaN becomes black."""
+    scaled = images.detach().float().add(1).mul(127.5).nan_to_num(nan=0.0)
+    bytes_ = scaled.round_().clamp_(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(bytes_.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def save_picture(
+    path: Path, picture: UInt8[np.ndarray, "H W C"], request: dict[str, Any] | None = None
+) -> None:
+    """Write a PNG, JPEG or WebP (by the ending of `path`) that carries the request that made it.
+
+    The file appears whole or not at all. A PNG keeps every pixel; WebP is written without loss too.
+    Values of the request that are local paths are left out, so a shared picture tells nothing
+    about the machine that it was made on.
+    """
+    formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+    kind = formats.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"pictures are saved as .png, .jpg or .webp, not {path.name!r}")
+    image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
+    options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {})
+    if request is not None:
+        text = json.dumps(_without_paths(request))
+        if len(text) > MAX_REQUEST - 1024:
+            raise ValueError(f"the request is {len(text):,} bytes of JSON; {MAX_REQUEST:,} fit")
+        if kind == "PNG":
+            options["pnginfo"] = PngInfo()
+            options["pnginfo"].add_text("triptych", text)
+        else:
+            exif = Image.Exif()
+            exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"ASCII\0\0\0" + text.encode("ascii")
+            options["exif"] = exif.tobytes()
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            image.save(file, kind, **options)
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_request(path: Path) -> dict[str, Any] | None:
+    """The request inside a picture that `save_picture` wrote; None where there is none."""
+    try:
+        data = read_part(path)
+        image = _lazily(io.BytesIO(data), data[:1024])
+        text = image.info.get("triptych")
+        if isinstance(image, JpegImageFile | WebPImageFile):
+            comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b"")
+            text = comment.removeprefix(b"ASCII\0\0\0").decode("ascii")
+        if not isinstance(text, str) or len(text) > MAX_REQUEST:
+            return None
+        request: Any = json.loads(text)
+    except (*UNDECODABLE, RecursionError):
+        return None
+    return request if isinstance(request, dict) else None
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {name: _without_paths(item) for name, item in value.items() if not _is_path(item)}
+        return kept
+    if isinstance(value, list | tuple):
+        return [_without_paths(item) for item in value if not _is_path(item)]
+    return value
+
+
+def _is_path(value: Any) -> bool:
+    """A path object, or a string that is all one absolute path: prompts keep their slashes."""
+    if isinstance(value, os.PathLike):
+        return True
+    pattern = r"(~|file://)?(/[^/\0]+){2,}/?|~/.*|[A-Za-z]:[\\/].*|\\\\.*"
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
