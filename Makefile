@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: demo test check nightly bench clean
 
 demo: .venv/demo-ready  ## install, train a conditional VAE on real handwriting, leave pictures in runs/demo
-	$(BIN)/triptych train cvae --data digits --preset demo --run runs/demo
+	$(BIN)/triptych train cvae --data digits --run runs/demo
 	$(BIN)/triptych generate --model runs/demo --n 50 --seed 0 --out runs/demo/pictures
 
 test: .venv/test-ready check  ## install what tests need and pass every check

@@ -13,9 +13,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "triptych"
 FILES = sorted(SOURCE.rglob("*.py"))
-MODULES = sorted(
-    "triptych." + ".".join(p.relative_to(SOURCE).with_suffix("").parts) for p in FILES
-)
+MODULES = sorted("triptych." + ".".join(p.relative_to(SOURCE).with_suffix("").parts) for p in FILES)
 
 
 def trees() -> list[tuple[Path, ast.Module]]:
@@ -52,8 +50,16 @@ def test_each_block_is_defined_once(block: str) -> None:
 def test_nothing_is_loaded_loosely_or_unpickled() -> None:
     for path in FILES:
         text = path.read_text()
-        assert "strict=False)" not in text.replace("zip(", "") or "load_state_dict" not in text, path
-        for bad in ("import pickle", "pickle.load", "torch.load(", "weights_only=False", "eval(input"):
+        assert "strict=False)" not in text.replace("zip(", "") or "load_state_dict" not in text, (
+            path
+        )
+        for bad in (
+            "import pickle",
+            "pickle.load",
+            "torch.load(",
+            "weights_only=False",
+            "eval(input",
+        ):
             assert bad not in text, f"{path} has {bad}"
 
 
@@ -64,13 +70,27 @@ def test_reference_libraries_are_never_imported() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
                 top = name.split(".")[0]
-                assert top not in {"transformers", "diffusers", "open_clip", "timm", "torchvision"}, path
+                assert top not in {
+                    "transformers",
+                    "diffusers",
+                    "open_clip",
+                    "timm",
+                    "torchvision",
+                }, path
 
 
 def test_no_drawers() -> None:
     """A name that says nothing about its content ends up holding everything."""
     for path in FILES:
-        assert not set(path.stem.split("_")) & {"utils", "util", "helper", "helpers", "manager", "common", "misc"}
+        assert not set(path.stem.split("_")) & {
+            "utils",
+            "util",
+            "helper",
+            "helpers",
+            "manager",
+            "common",
+            "misc",
+        }
 
 
 def test_nothing_in_the_package_imports_the_package_itself() -> None:
@@ -97,12 +117,12 @@ def test_import_is_silent_and_leaves_nothing_behind(tmp_path: Path) -> None:
     code = f"""
 import importlib, json, os, random
 import numpy, torch
-before = dict(os.environ), torch.random.get_rng_state().tolist(), numpy.random.get_state()[1].tolist()
-threads = torch.get_num_threads()
+before = dict(os.environ), torch.random.get_rng_state().tolist(),
+numpy.random.get_state()[1].tolist() threads = torch.get_num_threads()
 for name in {present!r}:
     importlib.import_module(name.removesuffix('.__init__'))
-after = dict(os.environ), torch.random.get_rng_state().tolist(), numpy.random.get_state()[1].tolist()
-assert before == after and threads == torch.get_num_threads()
+after = dict(os.environ), torch.random.get_rng_state().tolist(),
+numpy.random.get_state()[1].tolist() assert before == after and threads == torch.get_num_threads()
 """
     assert probe(code, tmp_path) == ""
     assert [p for p in tmp_path.rglob("*") if p.name != "__pycache__"] == []

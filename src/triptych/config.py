@@ -1,7 +1,7 @@
 """Dataclasses to JSON and back, strict about everything; nothing else here reads configuration.
 
-A configuration is a frozen dataclass of numbers, strings, booleans, literals, optionals, tuples, paths and
-further dataclasses. What JSON cannot say exactly, a configuration may not hold.
+A configuration is a frozen dataclass of numbers, strings, booleans, literals, optionals, tuples,
+paths and further dataclasses. What JSON cannot say exactly, a configuration may not hold.
 """
 
 import dataclasses
@@ -29,7 +29,8 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[Config], data: Any, where: str = "") -> Config:
-    """JSON values as a dataclass: unknown and missing fields and wrong types are errors that say where.
+    """JSON values as a dataclass: unknown and missing fields and wrong types are errors that say
+    where.
 
     Raises:
         ValueError: naming the field, what was found, and what was expected.
@@ -53,7 +54,9 @@ def from_json(kind: type[Config], data: Any, where: str = "") -> Config:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a small JSON file, or a ValueError that names the file and says what is wrong."""
+    """The content of a small JSON file, or a ValueError that names the file and says what is
+    wrong.
+    """
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ValueError(f"{path} has {size} bytes; a configuration has at most {MAX_BYTES}")

@@ -1,7 +1,7 @@
 """Everything one can ask of the package, on one page.
 
-A request is a Python argument, a set of command-line flags, a JSON body, and the record stored inside its
-result. This file imports nothing heavy, so `--help` is quick.
+A request is a Python argument, a set of command-line flags, a JSON body, and the record stored
+inside its result. This file imports nothing heavy, so `--help` is quick.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""Devices, precision, and noise: one policy, so that batch size and device never change a picture's noise."""
+"""Devices, precision, and noise: one policy, so that batch size and device never change a
+picture's noise.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -30,7 +32,9 @@ def device(choice: str = "auto") -> torch.device:
 
 
 def noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
-    """Standard normal noise, (len(seeds), *shape), float32 on the CPU: row i depends on seeds[i] alone."""
+    """Standard normal noise, (len(seeds), *shape), float32 on the CPU: row i depends on seeds[i]
+    alone.
+    """
     rows = [torch.randn(tuple(shape), generator=generator(seed)) for seed in seeds]
     return torch.stack(rows) if rows else torch.empty(0, *shape)
 
@@ -42,4 +46,6 @@ def generator(seed: int) -> torch.Generator:
 
 def drawn_seed() -> int:
     """A fresh seed, small enough to be typed again."""
-    return int(torch.randint(0, 2**32 - 1, (), generator=torch.Generator().manual_seed(torch.seed())))
+    return int(
+        torch.randint(0, 2**32 - 1, (), generator=torch.Generator().manual_seed(torch.seed()))
+    )

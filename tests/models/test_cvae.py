@@ -1,6 +1,7 @@
 """The conditional VAE against closed forms, numerical integrals and torch.distributions."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -43,17 +44,22 @@ KINDS = ["none", "label", "attributes", "vector", "image"]
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_every_kind_learns_and_its_pictures_are_in_range(network, condition, likelihood):
     model, image, given = model_and_batch(
-        network=network, condition=condition, likelihood=likelihood, learned_prior=condition == "image"
+        network=network,
+        condition=condition,
+        likelihood=likelihood,
+        learned_prior=condition == "image",
     )
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    weights = list(model.parameters())
     noise = torch.randn(5, 2)
     losses = []
     for _ in range(15):
         loss = cvae.objective(model, image, given, noise=noise)
-        optimizer.zero_grad()
-        loss.total.backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-        optimizer.step()
+        gradients = torch.autograd.grad(loss.total, weights)  # every weight has a part in it
+        assert all(g.isfinite().all() for g in gradients)
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        with torch.no_grad():
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight -= 0.1 * gradient / norm
         losses.append(loss.total.item())
     assert losses[-1] < losses[0]
     pictures = cvae.sample(model, given, torch.randn(5, 2))
@@ -88,6 +94,23 @@ def test_gaussian_likelihood_is_that_of_torch_distributions():
     expected = Normal(model.decoder(z, features), math.exp(-0.65)).log_prob(image).sum((1, 2, 3))
     found = model.log_likelihood(image, label, z, features)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_code_has_the_density_of_torch_distributions():
+    torch.manual_seed(0)
+    mean, log_variance, noise = torch.randn(3, 4, 2)
+    q, exact = Gaussian(mean, log_variance), Normal(mean, (log_variance / 2).exp())
+    z = q.at(noise)
+    torch.testing.assert_close(q.log_density(z), exact.log_prob(z).sum(1))
+    torch.testing.assert_close(z, exact.icdf(Normal(0, 1).cdf(noise)), rtol=1e-3, atol=1e-3)
+
+
+def test_a_drawn_picture_is_the_mean_of_the_likelihood():
+    """Whose sigmoid is the probability of white, and whose range is [-1, 1]."""
+    model, _, label = model_and_batch()
+    noise = torch.randn(5, 2) * 3
+    white = torch.sigmoid(model.decoder(noise, torch.eye(3)[label]))
+    torch.testing.assert_close(cvae.sample(model, label, noise), 2 * white.detach() - 1)
 
 
 def test_beta_and_free_bits_weigh_only_what_they_say():
@@ -231,20 +254,22 @@ def test_one_sample_is_the_bound_and_more_samples_tighten_it():
         model, image, label, 1, generator=torch.Generator().manual_seed(3)
     )
     features = torch.eye(3)[label]
-    q, p = model.posterior(image, features), model.prior(features)
+    q = model.posterior(image, features)
     z = q.at(noise)
     prior, own = Normal(0, 1).log_prob(z).sum(1), Normal(q.mean, 1).log_prob(z).sum(1)
     expected = -(model.log_likelihood(image, label, z, features) + prior - own)
     torch.testing.assert_close(ones, expected)
     # In expectation K = 1 is the bound that the objective reports (with its closed-form KL).
-    many = [cvae.importance_weighted_nll(model, image, label, 1).mean() for _ in range(400)]
-    elbos = [cvae.objective(model, image, label).terms["elbo"] for _ in range(400)]
-    assert torch.stack(many).mean() == pytest.approx(-torch.stack(elbos).mean().item(), rel=0.03)
+    many = [cvae.importance_weighted_nll(model, image, label, 1).mean() for _ in range(200)]
+    elbos = [cvae.objective(model, image, label).terms["elbo"] for _ in range(200)]
+    assert torch.stack(many).mean() == pytest.approx(-torch.stack(elbos).mean().item(), rel=0.04)
     bounds = [
-        torch.stack([cvae.importance_weighted_nll(model, image, label, k) for _ in range(60)]).mean()
+        torch.stack(
+            [cvae.importance_weighted_nll(model, image, label, k) for _ in range(60)]
+        ).mean()
         for k in (1, 4, 16, 64)
     ]
-    assert all(more < fewer for fewer, more in zip(bounds, bounds[1:], strict=False))
+    assert all(more < fewer for fewer, more in pairwise(bounds))
     assert all(bound > exact.mean() - 0.05 for bound in bounds)
 
 

@@ -1,4 +1,4 @@
-"""The conditional WGAN-GP against critics whose gradients are known, and against plain concatenation."""
+"""The conditional WGAN-GP against critics of known gradient, and plain concatenation."""
 
 import math
 
@@ -60,9 +60,7 @@ def test_linear_critic_has_the_norm_of_its_weights(factor):
     torch.testing.assert_close(penalty.detach(), ((norm - 1) ** 2).expand(6))
     # d/dw of (|w| - 1)^2, averaged per picture, is 2 (|w| - 1) w / |w|
     penalty.mean().backward()
-    torch.testing.assert_close(
-        critic.weight.grad, 2 * (norm - 1) * critic.weight.detach() / norm
-    )
+    torch.testing.assert_close(critic.weight.grad, 2 * (norm - 1) * critic.weight.detach() / norm)
 
 
 @pytest.mark.parametrize(("factor", "inside"), [("uniform", 1.0), ("normal", 0.3413)])
@@ -109,7 +107,7 @@ def test_zero_gradient_costs_one_and_stays_finite():
     assert critic.weight.grad.isfinite().all()
     model, image, label, noise = model_and_batch()
     nn.init.zeros_(model.critic.head.weight)
-    loss = wgan.critic_objective(model, image, label, noise, gp_weight=7)
+    loss = wgan.critic_objective(model, image, label, noise, gp_weight=7.0)
     loss.total.backward()
     assert loss.terms["c_gp"] == 1
     assert loss.terms["gradient_norm"] == 0
@@ -184,7 +182,7 @@ def test_objectives_are_what_the_lecture_computes():
     model, image, label, noise = model_and_batch()
     model.eval()
     torch.manual_seed(3)
-    loss = wgan.critic_objective(model, image, label, noise, gp_weight=4)
+    loss = wgan.critic_objective(model, image, label, noise, gp_weight=4.0)
     fake = model.generator(noise, label).detach()
     torch.manual_seed(3)
     penalty, norms = gradient_penalty(model.critic, image, fake, label)
@@ -262,7 +260,7 @@ def test_truncation_is_the_truncated_normal():
     assert torch.equal(cut.argsort(1)[:, ::5000], noise.argsort(1)[:, ::5000])
     torch.testing.assert_close(wgan.truncate(noise, 9.0), noise, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="must be positive"):
-        wgan.truncate(noise, 0)
+        wgan.truncate(noise, 0.0)
 
 
 def test_interpolation_starts_and_ends_at_the_conditions():

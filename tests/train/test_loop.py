@@ -1,4 +1,6 @@
-"""The loop against plain code, exact resumption, and what happens when numbers stop being finite."""
+"""The loop against plain code, exact resumption, and what happens when numbers stop being
+finite.
+"""
 
 import dataclasses
 import shutil
@@ -63,7 +65,8 @@ def test_a_killed_run_repeats_from_its_checkpoint(tmp_path: Path) -> None:
         pass
     steps = fit(regression(), SHORT, tmp_path / "killed")
     next(report for report in steps if report.step == 5)
-    # As after SIGKILL: only what is on the disk is left. Step 5 was journalled or not, but never saved.
+    # As after SIGKILL: only what is on the disk is left. Step 5 was journalled or not, but never
+    # saved.
     shutil.copytree(tmp_path / "killed", tmp_path / "copy")
     assert [report.step for report in fit(regression(), SHORT, tmp_path / "copy")] == [4, 5, 6]
     same(tmp_path / "whole", tmp_path / "copy")
@@ -102,7 +105,9 @@ def test_accumulation_of_unequal_batches_is_the_large_batch(tmp_path: Path) -> N
             error = (model(data["image"]) - data["y"]).square().sum()
             return Loss(error, len(data["y"]), {"mse": error.detach() / len(data["y"])})
 
-        update = Update("", model, torch.optim.SGD(model.parameters(), 0.1), objective, max_norm=None)
+        update = Update(
+            "", model, torch.optim.SGD(model.parameters(), 0.1), objective, max_norm=None
+        )
         return Recipe(
             model=model, exported=model, updates=[update], batches=batches, card={"model": "toy"}
         )
@@ -115,7 +120,9 @@ def test_accumulation_of_unequal_batches_is_the_large_batch(tmp_path: Path) -> N
     for _ in fit(large, Training(steps=1), tmp_path / "large"):
         pass
     torch.testing.assert_close(small.model.weight, large.model.weight, rtol=1e-6, atol=1e-7)
-    assert journal(tmp_path / "small")[0]["mse"] == pytest.approx(journal(tmp_path / "large")[0]["mse"])
+    assert journal(tmp_path / "small")[0]["mse"] == pytest.approx(
+        journal(tmp_path / "large")[0]["mse"]
+    )
 
 
 def test_every_update_gets_the_batches_it_asks_for(tmp_path: Path) -> None:
@@ -241,6 +248,10 @@ def test_batches_are_asked_for_from_the_right_place(tmp_path: Path) -> None:
     steps = fit(spied, Training(steps=4, accumulate=3), tmp_path)
     next(steps)
     steps.close()
-    for _ in fit(dataclasses.replace(two_players(), batches=batches), Training(steps=4, accumulate=3), tmp_path):
+    for _ in fit(
+        dataclasses.replace(two_players(), batches=batches),
+        Training(steps=4, accumulate=3),
+        tmp_path,
+    ):
         pass
     assert asked == [0, 6]  # one step: two critic updates of three batches each

@@ -27,7 +27,9 @@ def endless(start: int) -> Iterator[Batch]:
 def regression(rate: float = 0.05, poison: frozenset[int] = frozenset()) -> Recipe:
     """Noise in the loss, dropout-like, so that a resume that forgot the seed would show."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+    model = nn.Sequential(
+        nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1)
+    )
 
     def objective(data: Batch, step: int) -> Loss:
         x = data["image"] + 0.1 * torch.randn_like(data["image"])
@@ -39,7 +41,9 @@ def regression(rate: float = 0.05, poison: frozenset[int] = frozenset()) -> Reci
     return Recipe(
         model=model,
         exported=model,
-        updates=[Update("", model, torch.optim.AdamW(model.parameters(), rate, fused=True), objective)],
+        updates=[
+            Update("", model, torch.optim.AdamW(model.parameters(), rate, fused=True), objective)
+        ],
         batches=endless,
         card={"model": "toy", "config": {}},
         sample=lambda module: np.zeros((8, 8, 3), np.uint8),

@@ -28,8 +28,10 @@ def main(arguments: list[str]) -> int:
         Arguments,
         args=arguments,
         prog="triptych generate",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.UsePythonSyntaxForLiteralCollections)[:1],
+        config=(tyro.conf.OmitArgPrefixes,),
     )
+    import numpy as np
+
     from triptych.pipelines import class_to_image
     from triptych.vision.grids import labelled_grid
     from triptych.vision.images import save_picture
@@ -43,16 +45,42 @@ def main(arguments: list[str]) -> int:
     for i, (picture, name) in enumerate(zip(result.pictures, result.names, strict=True)):
         path = parsed.out / f"{i:04d}-{seed + i}.png"
         one = recorded | {"seed": seed + i, "n": 1}
-        if parsed.request.label == "" and name in _classes(parsed.request, name):
-            one["label"] = name
+        if result.by_class:
+            one["label"] = name  # also where every class was taken in turn
         save_picture(path, picture, {"request": one, "shows": name})
         files.append({"file": str(path), "seed": seed + i, "shows": name})
 
     columns = min(len(files), 10)
     rows = math.ceil(len(files) / columns)
     say(f"{len(files)} pictures in {parsed.out}, seeds {seed} to {seed + len(files) - 1}")
-    grid = _grid(result.pictures, result.names, rows, columns)
-    save_picture(parsed.out / "grid.png", labelled_grid(*grid), {"request": recorded})
+    blank = np.full_like(result.pictures[:1], 255)
+    padded = np.concatenate([result.pictures, *[blank] * (rows * columns - len(files))])
+    heads = result.names[:columns] if _same_columns(result.names, columns) else ()
+    grid = labelled_grid(
+        padded.reshape(rows, columns, *blank.shape[1:]),
+        _seeds(seed, len(files), columns),
+        heads,
+        "" if heads else ", ".join(dict.fromkeys(filter(None, result.names))),
+    )
+    save_picture(parsed.out / "grid.png", grid, {"request": recorded})
     if parsed.json:
-        print(json.dumps({"request": recorded, "pictures": files, "grid": str(parsed.out / "grid.png")}))
+        print(
+            json.dumps(
+                {"request": recorded, "pictures": files, "grid": str(parsed.out / "grid.png")}
+            )
+        )
     return 0
+
+
+def _same_columns(names: tuple[str, ...], columns: int) -> bool:
+    """Whether every row of the grid shows the same things in the same order, more than one of
+    them.
+    """
+    head = names[:columns]
+    return len(set(head)) > 1 and all(name == head[i % columns] for i, name in enumerate(names))
+
+
+def _seeds(seed: int, count: int, columns: int) -> list[str]:
+    """What the rows of the grid are called: the seeds of their pictures."""
+    starts = range(seed, seed + count, columns)
+    return [f"seeds {a} to {min(a + columns, seed + count) - 1}" for a in starts]

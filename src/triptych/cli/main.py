@@ -33,8 +33,14 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signal = 0
-        signal.signal(signal.SIGINT, self._receive)
-        signal.signal(signal.SIGTERM, self._receive)
+
+    def __enter__(self) -> "Interrupt":
+        self.before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
@@ -48,11 +54,14 @@ class Interrupt:
 
 def say(*lines: str) -> None:
     """To people; stdout belongs to data."""
-    print(*lines, sep="\n", file=sys.stderr, flush=True)
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
 
 
 def run(arguments: list[str]) -> int:
-    """One command; returns the exit code: 0 done, 1 failed, 2 usage, 3 bad input, 4 diverged, 130, 143."""
+    """One command; returns the exit code: 0 done, 1 failed, 2 usage, 3 bad input, 4 diverged, 130,
+    143.
+    """
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     name = arguments[0] if arguments else "--help"

@@ -1,4 +1,6 @@
-"""`triptych train RECIPE`: train in a run folder, show it live, stop and continue without losing a step."""
+"""`triptych train RECIPE`: train in a run folder, show it live, stop and continue without losing a
+step.
+"""
 
 import json
 import sys
@@ -6,13 +8,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import tyro
 
 from triptych.cli.main import Interrupt, say
 from triptych.config import nearest
 from triptych.train.recipes.requests import PRESETS, REQUESTS, TrainRequest
+
+if TYPE_CHECKING:
+    from triptych.train.loop import Report
 
 Request = TypeVar("Request")
 FLAT = (tyro.conf.OmitArgPrefixes,)
@@ -32,7 +37,9 @@ class RunOptions:
     """Where and how to run."""
 
     run: Path | None = None
-    """The run folder; by default runs/RECIPE-DATA. An interrupted run continues where it stopped."""
+    """The run folder; by default runs/RECIPE-DATA. An interrupted run continues where it
+    stopped.
+    """
     preset: str = ""
     """Settings to start from; every option overrides them."""
     resume: bool = False
@@ -64,7 +71,7 @@ def main(arguments: list[str]) -> int:
     if start is None:
         return 2
     parsed = tyro.cli(
-        Arguments[type(start)],  # type: ignore[misc]
+        Arguments[type(start)],  # type: ignore[misc,call-overload]
         args=arguments,
         default=Arguments(start, options),
         prog=f"triptych train {recipe or 'cvae'}",
@@ -76,7 +83,8 @@ def main(arguments: list[str]) -> int:
 
 def train(request: TrainRequest, options: RunOptions) -> int:
     """Run the loop and show it; returns the exit code."""
-    from triptych.train import checkpoint, run as runs
+    from triptych.train import checkpoint
+    from triptych.train import run as runs
     from triptych.train.journal import locked
     from triptych.train.loop import fit
 
@@ -92,24 +100,25 @@ def train(request: TrainRequest, options: RunOptions) -> int:
             return 0
         recipe = runs.build(request)
         count = sum(p.numel() for p in recipe.model.parameters())
-        say(f"{recipe_name} on {training.data}: {count:,} parameters, {training.steps:,} steps in {run}")
+        what = f"{recipe_name} on {training.data}, {count:,} parameters"
+        say(f"{what}: steps {start + 1:,} to {training.steps:,} in {run}")
         say(*filter(None, [recipe.chance]))
-        say(*([f"continuing after step {start}"] if start else []))
-        interrupt = Interrupt()
         steps = fit(recipe, training, run)
-        last = start
-        for last, row in _shown(steps, training.steps, start):
-            if row and options.json:
-                print(json.dumps(row), flush=True)
-            if interrupt.signal and last < training.steps:
-                steps.close()
-                say(f"stopped after step {last}; saved. The same command continues")
-                return interrupt.exit_code
+        with Interrupt() as interrupt:
+            for step, row in _shown(steps, training.steps, start):
+                if row and options.json:
+                    print(json.dumps(row), flush=True)
+                if interrupt.signal and step < training.steps:
+                    steps.close()
+                    say(f"stopped after step {step}; saved. The same command continues")
+                    return interrupt.exit_code
     _closing_words(run, recipe_name)
     return 0
 
 
-def _shown(steps: Iterator, total: int, start: int) -> Iterator[tuple[int, dict | None]]:  # type: ignore[type-arg]
+def _shown(
+    steps: "Iterator[Report]", total: int, start: int
+) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Passes the reports on, under a live bar on a terminal or as plain lines elsewhere."""
     if not sys.stderr.isatty():
         for report in steps:
@@ -122,7 +131,8 @@ def _shown(steps: Iterator, total: int, start: int) -> Iterator[tuple[int, dict 
 
     columns = (
         TextColumn("step {task.completed}/{task.total}"), BarColumn(None),
-        TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), TextColumn("{task.fields[terms]}"),
+        TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
+        TextColumn("{task.fields[terms]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
         task = bar.add_task("", total=total, completed=start, terms="", speed="")

@@ -112,7 +112,7 @@ def cifar_index(name: str, files: Mapping[str, Path]) -> Index | None:
 
 
 def npz_index(path: Path) -> Index:
-    """An `.npz` of `images` (or `x`) and `labels` (or `y`), with `_train` and `_test` or without."""
+    """An `.npz` of `images` (`x`) and `labels` (`y`), with `_train` and `_test` or without."""
     try:
         with zipfile.ZipFile(path) as archive:
             largest = max((member.file_size for member in archive.infolist()), default=0)

@@ -35,7 +35,8 @@ class InMemory:
             return picture
         if channels == 3:
             return np.repeat(picture, 3, axis=2)
-        return ((picture @ LUMA + 500) // 1000).astype(np.uint8)[:, :, None]
+        grey: UInt8[np.ndarray, "H W"] = ((picture @ LUMA + 500) // 1000).astype(np.uint8)
+        return grey[:, :, None]
 
 
 def array_index(name: str, form: str, parts: list[Part], classes: tuple[str, ...] = ()) -> Index:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from triptych.data.source import Columns, Source
 from triptych.data.table import Table
 from triptych.runtime import key
 
-Batch = dict[str, Tensor | list[str]]
+Batch = dict[str, Any]
 """`image` float32 (B, C, H, W) in [-1, 1] and, where the source has them: `label` int64 (B,),
 `attributes` float32 (B, A), `vector` float32 (B, V), `caption` list of B strings."""
 

@@ -57,6 +57,13 @@ class Index:
         return len(self.names)
 
 
+def refuse_unusable(index: Index) -> None:
+    """Raise ValueError where there is nothing to train on, or too much of it is bad."""
+    if not len(index) and not index.skipped:
+        raise ValueError(f"{index.name!r} holds no pictures (PNG, JPEG, WebP, GIF or BMP)")
+    refuse_if_many(index.skipped, len(index) + len(index.skipped), index.name)
+
+
 def refuse_if_many(skipped: dict[str, str], total: int, name: str) -> None:
     """Raise ValueError with the commonest reasons where more than a tenth of `total` is skipped."""
     if len(skipped) <= MAX_SKIPPED * total:

@@ -11,7 +11,8 @@ from jaxtyping import Int64, UInt64
 
 from triptych.runtime import key
 
-ROUNDS = 6
+ROUNDS, ROUNDS_OF_FEW = 6, 12  # with two digits of only a few values, structure dies out slowly
+FEW = 1024
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, as in splitmix64
 
 
@@ -36,12 +37,12 @@ def permute(positions: Int64[np.ndarray, " n"], length: int, *keys: int) -> Int6
         raise ValueError(f"positions must be in [0, {length}), not {positions}")
     side = math.isqrt(length - 1) + 1
     low, high = np.uint64(side), np.uint64(-(-length // side))  # low * high - length < low
-    salt = key(*keys)
-    salts = [key(salt, number) for number in range(ROUNDS)]
+    salt, rounds = key(*keys), ROUNDS if length > FEW else ROUNDS_OF_FEW
+    salts = [key(salt, number) for number in range(rounds)]
 
     def encrypt(values: UInt64[np.ndarray, " m"]) -> UInt64[np.ndarray, " m"]:
         left, right = np.divmod(values, low)
-        for number in range(0, ROUNDS, 2):
+        for number in range(0, rounds, 2):
             left = np.mod(left + np.mod(mix(right, salts[number]), high), high)
             right = np.mod(right + np.mod(mix(left, salts[number + 1]), low), low)
         return left * low + right

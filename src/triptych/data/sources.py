@@ -1,15 +1,21 @@
 """Sources of pictures by name, the same everywhere: `digits`, `scenes`, or a path."""
 
+import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from triptych.config import nearest
+from triptych.data.array_files import array_folder, npz_index
 from triptych.data.digits import digits_index
+from triptych.data.files import is_picture, shards
+from triptych.data.folder import folder_index, tar_index
 from triptych.data.index import Index
 from triptych.data.source import Source
 from triptych.data.table import select
 
 SCENES = ("scenes", "scenes-one", "scenes-two")
 BUILT_IN = ("digits", *SCENES)
+TAR = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2|txz)$", re.I)  # compressed ones are refused by name
 
 
 def open_source(
@@ -36,14 +42,40 @@ def open_index(name: str) -> Index:
     """The table of a finite source, all its splits together. Raises ValueError as `open_source`."""
     if name == "digits":
         return digits_index()
-    path = Path(name).expanduser()
-    if not path.exists():
-        hint = nearest(name, BUILT_IN)
-        raise ValueError(
-            f"no source {name!r}: neither {', '.join(BUILT_IN)} nor a path here.{hint}"
-        )
-    from triptych.data.array_files import array_folder as idx_index
+    paths = shards(name)
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"no source {name!r}: {_no_such(path)}")
+    path = paths[0]
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return npz_index(path)
+    if path.is_file() and TAR.search(path.name):
+        return tar_index(Path(name).name, paths)
+    raise ValueError(f"{path} is not a folder, a .tar or an .npz: no source of pictures")
 
-    index = idx_index(path)
-    assert index is not None
-    return index
+
+def _open_folder(folder: Path) -> Index:
+    if (index := array_folder(folder)) is not None:
+        return index
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    tars = [path for path in files if TAR.search(path.name)]
+    root = folder.resolve()
+    inside = [path for path in tars if path.resolve().is_relative_to(root)]
+    if inside and not any(is_picture(path.name) for path in files):
+        return tar_index(root.name, inside)
+    return folder_index(folder)
+
+
+def _no_such(path: Path) -> str:
+    """What is wrong with a path, with the nearest name that is right."""
+    if len(path.parts) == 1:
+        hint = nearest(path.name, BUILT_IN)
+        if hint:
+            return f"the built-in ones are {', '.join(BUILT_IN)}.{hint}"
+    parent = path.parent
+    beside = [other.name for other in parent.iterdir()] if parent.is_dir() else []
+    close = get_close_matches(path.name, beside, n=1)
+    hint = f" Did you mean {str(parent / close[0])!r}?" if close else ""
+    return f"nothing is at that path, and the built-in ones are {', '.join(BUILT_IN)}.{hint}"

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from triptych.data.arrays import InMemory
-from triptych.data.index import Index, Stored
+from triptych.data.index import Index, Stored, refuse_unusable
 from triptych.data.source import Columns
 from triptych.data.splits import rows_of
 from triptych.vision.images import resize_crop
@@ -167,6 +167,7 @@ class Table:
 
 def select(index: Index, split: str, size: int | None, channels: int | None) -> Table:
     """A split of an index at a picture size. Raises ValueError where that cannot be had."""
+    refuse_unusable(index)
     if size is not None and not 1 <= size <= 4096:
         raise ValueError(f"size must be 1 to 4096 pixels, not {size}")
     if channels not in (None, 1, 3):

@@ -39,8 +39,7 @@ class ConditionalAccuracy:
 
 @dataclass(frozen=True)
 class ClassificationScore:
-    """Classification accuracy score (arXiv:1905.10887): can real pictures be read by a classifier that
-    has only ever seen samples?"""
+    """CAS (arXiv:1905.10887): can a classifier that has only seen samples read real pictures?"""
 
     samples: Accuracy
     """On real test pictures, after training on samples and the classes asked for."""

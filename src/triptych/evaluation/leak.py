@@ -1,7 +1,7 @@
 """Does a code still say the class? A small network tries to read it.
 
-A conditional model is told the class, so its latent code need not carry it; what a network can still
-read from the code has leaked.
+A conditional model is told the class, so its latent code need not carry it; what a network can
+still read from the code has leaked.
 
 Dimensions: N and M codes, Z numbers of a code, K classes.
 """

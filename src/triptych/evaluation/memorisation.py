@@ -1,4 +1,4 @@
-"""Are samples copies of training pictures? Nearest neighbours, held against those of unseen pictures.
+"""Are samples copies of training pictures? Nearest neighbours, beside those of unseen pictures.
 
 Some unseen pictures lie close to training ones too; a model copies if its samples lie closer.
 
@@ -8,7 +8,7 @@ Dimensions: Q queries, N training pictures, M held-out pictures, D numbers of a 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from triptych.evaluation.classification import wilson_interval
@@ -34,23 +34,30 @@ class Memorisation:
     """Its 95 % interval."""
     expected: float
     """What `closer` is for samples that are no closer than held-out pictures."""
+    nearer: float
+    """How often a sample is nearer to training than a held-out picture is, over all pairs: 0.5 when
+    they are alike. It sees that all are vague copies, `closer` that a few are exact ones."""
     count: int
     """Samples that were looked at."""
 
 
 def nearest_neighbours(
-    queries: Float[Tensor, "Q D"], training: Float[Tensor, "N D"]
+    queries: Shaped[Tensor, "Q D"], training: Shaped[Tensor, "N D"]
 ) -> tuple[Float[Tensor, " Q"], Int[Tensor, " Q"]]:
-    """Euclidean distance to the nearest training picture, and which one it is."""
+    """Euclidean distance to the nearest training picture, and which one it is.
+
+    Rows of bytes stay bytes and are widened a block at a time: training sets are large.
+    """
     if queries.shape[1] != training.shape[1] or not len(training):
         shapes = tuple(queries.shape), tuple(training.shape)
         raise ValueError(f"queries (Q, D) need training pictures (N, D) of equal D, not {shapes}")
     indices = []
     for part in queries.split(QUERIES):
+        part = part.float()
         closest = part.new_full((len(part),), torch.inf)
         index = torch.zeros(len(part), dtype=torch.int64, device=part.device)
         for start in range(0, len(training), BANK):
-            found, at = torch.cdist(part, training[start : start + BANK]).min(1)
+            found, at = torch.cdist(part, training[start : start + BANK].float()).min(1)
             index = torch.where(found < closest, at + start, index)
             closest = closest.minimum(found)
         indices.append(index)
@@ -58,7 +65,7 @@ def nearest_neighbours(
     # the search multiplies matrices and so rounds: the distance to the one found is taken directly
     exact = torch.cat(
         [
-            (part - training[at]).norm(dim=1)
+            (part.float() - training[at].float()).norm(dim=1)
             for part, at in zip(queries.split(QUERIES), index.split(QUERIES), strict=True)
         ]
     )
@@ -73,6 +80,10 @@ def memorisation(
     levels = torch.tensor(QUANTILES, dtype=torch.float64)
     threshold = float(held_out.quantile(expected))
     hits = int((samples < threshold).sum())
+    ordered = held_out.sort().values  # ties count half, as in the Mann-Whitney statistic
+    farther = len(ordered) - torch.searchsorted(ordered, samples, right=True)
+    not_nearer = torch.searchsorted(ordered, samples, right=False)
+    nearer = (len(ordered) + farther - not_nearer).double().mean() / (2 * len(ordered))
     return Memorisation(
         samples=tuple(samples.quantile(levels).tolist()),
         held_out=tuple(held_out.quantile(levels).tolist()),
@@ -81,5 +92,6 @@ def memorisation(
         low=wilson_interval(hits, len(samples))[0],
         high=wilson_interval(hits, len(samples))[1],
         expected=expected,
+        nearer=float(nearer),
         count=len(samples),
     )

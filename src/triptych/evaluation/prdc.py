@@ -24,8 +24,8 @@ class Prdc:
     recall: float
     """Real pictures that lie in the neighbourhood of some sample: are all kinds there?"""
     density: float
-    """Real neighbourhoods around a sample, over their expected number: 1 for equal distributions, and
-    more where samples crowd the densest places."""
+    """Real neighbourhoods that hold a sample, over k: 1 for equal distributions, more where samples
+    crowd the densest places."""
     coverage: float
     """Real pictures with a sample in their neighbourhood: 1 - 2^-k for equal distributions."""
     neighbours: int
@@ -34,7 +34,6 @@ class Prdc:
 
 def prdc(real: Float[Tensor, "N D"], samples: Float[Tensor, "M D"], neighbours: int = 5) -> Prdc:
     """Precision, recall, density and coverage of samples against real pictures."""
-    real, samples = real.double(), samples.double()
     if min(len(real), len(samples)) <= neighbours:
         raise ValueError(
             f"with {neighbours} neighbours each set needs at least {neighbours + 1} pictures, "
@@ -42,7 +41,7 @@ def prdc(real: Float[Tensor, "N D"], samples: Float[Tensor, "M D"], neighbours: 
         )
     real_radius = _radii(real, neighbours)
     sample_radius = _radii(samples, neighbours)
-    precise = recalled = covered = inside = 0
+    recalled = covered = inside = 0
     hit = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
     for part, radius in zip(real.split(CHUNK), real_radius.split(CHUNK), strict=True):
         distance = torch.cdist(part, samples)  # (chunk, M)
@@ -51,9 +50,8 @@ def prdc(real: Float[Tensor, "N D"], samples: Float[Tensor, "M D"], neighbours: 
         inside += int(within.sum())
         covered += int(within.any(1).sum())
         recalled += int((distance <= sample_radius).any(1).sum())
-    precise = int(hit.sum())
     return Prdc(
-        precision=precise / len(samples),
+        precision=int(hit.sum()) / len(samples),
         recall=recalled / len(real),
         density=inside / (neighbours * len(samples)),
         coverage=covered / len(real),
@@ -62,6 +60,6 @@ def prdc(real: Float[Tensor, "N D"], samples: Float[Tensor, "M D"], neighbours: 
 
 
 def _radii(x: Float[Tensor, "N D"], neighbours: int) -> Float[Tensor, " N"]:
-    """Distance of each row to its k-th nearest other row: the (k + 1)-th smallest, itself counted."""
-    parts = [torch.cdist(part, x).kthvalue(neighbours + 1, dim=1).values for part in x.split(CHUNK)]
-    return torch.cat(parts)
+    """Distance of each row to its k-th nearest other: the (k + 1)-th smallest, itself counted."""
+    distances = (torch.cdist(part, x) for part in x.split(CHUNK))
+    return torch.cat([d.topk(neighbours + 1, largest=False).values[:, -1] for d in distances])

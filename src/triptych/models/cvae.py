@@ -1,10 +1,11 @@
 """Conditional VAE (Kingma & Welling arXiv:1312.6114; Sohn et al. NIPS 2015; Dykeman 2016).
 
-An encoder reads a picture and its condition into a Gaussian over z; a decoder draws the picture from z and
-the condition. What the condition already says, z need not: that is why one z gives ten digits of one style.
+An encoder reads a picture and its condition into a Gaussian over z; a decoder draws the picture
+from z and the condition. What the condition already says, z need not: that is why one z gives ten
+digits of one style.
 
-Dimensions: B pictures, C channels, H height, W width, Z latent, N numbers of a condition, E features of a
-condition, K importance samples, S steps.
+Dimensions: B pictures, C channels, H height, W width, Z latent, N numbers of a condition, E
+features of a condition, K importance samples, S steps.
 """
 
 import math
@@ -18,6 +19,9 @@ from torch.nn import functional as F
 
 from triptych.nn.loss import Loss
 
+Images = Float[Tensor, "B C H W"]  # in [-1, 1]
+Codes = Float[Tensor, "B Z"]
+Features = Float[Tensor, "B E"]
 Condition = Tensor | None
 """What the model is told, by the configuration's `condition`:
 
@@ -25,7 +29,7 @@ none        None
 label       int64 (B,), a class from 0 to condition_size - 1
 attributes  float (B, N), 1 where the attribute holds, else 0
 vector      float (B, N), any numbers, best scaled to about [-1, 1]
-image       float (B, C + 1, H, W): the visible pixels, 0 elsewhere, and a plane that is 1 where they are
+image       float (B, C + 1, H, W): the visible pixels, 0 elsewhere, and a plane, 1 where they are
 """
 
 
@@ -43,7 +47,7 @@ class CvaeConfig:
     """Numbers in z; 0 predicts from the condition alone, without chance (Sohn's baseline)."""
     network: Literal["mlp", "convolutional"] = "convolutional"
     widths: tuple[int, ...] = (32, 64, 256)
-    """Hidden layers from the picture to z; of the convolutional ones the last is fully connected."""
+    """Hidden layers from picture to z; of the convolutional ones the last is fully connected."""
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     learned_prior: bool = False
     """p(z | condition) is learned instead of the standard normal."""
@@ -58,8 +62,8 @@ class CvaeConfig:
             raise ValueError(f"widths must be positive numbers, at least one, not {self.widths}")
         if self.condition in ("label", "attributes", "vector") and self.condition_size < 1:
             raise ValueError(
-                f"condition {self.condition!r} needs condition_size, how many numbers or classes it "
-                f"has: at least 1, not {self.condition_size}"
+                f"condition {self.condition!r} needs condition_size, how many classes or numbers "
+                f"it has: at least 1, not {self.condition_size}"
             )
         if self.condition == "none" and (self.latent == 0 or self.learned_prior):
             raise ValueError("without a condition there must be a latent and no learned prior")
@@ -77,8 +81,8 @@ class CvaeConfig:
 class Gaussian(NamedTuple):
     """Independent normal distributions, one per number of z."""
 
-    mean: Float[Tensor, "B Z"]
-    log_variance: Float[Tensor, "B Z"]
+    mean: Codes
+    log_variance: Codes
 
     def at(self, noise: Float[Tensor, "*K B Z"]) -> Float[Tensor, "*K B Z"]:
         """The sample that standard normal noise stands for."""
@@ -92,8 +96,9 @@ class Gaussian(NamedTuple):
 class Layer(nn.Module):
     """A linear layer or convolution that the condition shifts.
 
-    To add a linear function of the condition is to append the condition to the input, as units or as
-    constant planes, but costs next to nothing. (Planes would differ at a border padded with zeros.)
+    To add a linear function of the condition is to append the condition to the input, as units or
+    as constant planes, but costs next to nothing. (Planes would differ at a border padded with
+    zeros.)
     """
 
     def __init__(self, linear: nn.Module, width: int, features: int):
@@ -101,7 +106,7 @@ class Layer(nn.Module):
         self.linear = linear
         self.shift = nn.Linear(features, width, bias=False) if features else None
 
-    def forward(self, x: Tensor, condition: Float[Tensor, "B E"]) -> Tensor:
+    def forward(self, x: Tensor, condition: Features) -> Tensor:
         x = self.linear(x)
         if self.shift is None:
             return x
@@ -129,9 +134,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.head = nn.Linear(size, outputs)
 
-    def forward(
-        self, image: Float[Tensor, "B _ H W"], condition: Float[Tensor, "B E"]
-    ) -> Float[Tensor, "B _"]:
+    def forward(self, image: Float[Tensor, "B _ H W"], condition: Features) -> Float[Tensor, "B _"]:
         x = image
         for layer in self.layers:
             x = F.silu(layer(x, condition))
@@ -164,9 +167,7 @@ class Decoder(nn.Module):
             layers.append(Layer(grow, config.channels, 0))
         self.layers = nn.ModuleList(layers)
 
-    def forward(
-        self, z: Float[Tensor, "B Z"], condition: Float[Tensor, "B E"]
-    ) -> Float[Tensor, "B C H W"]:
+    def forward(self, z: Codes, condition: Features) -> Images:
         x: Tensor = self.layers[0](torch.cat([z, condition], 1), condition)
         for layer in self.layers[1:]:
             x = layer(F.silu(x), condition)
@@ -174,7 +175,7 @@ class Decoder(nn.Module):
 
 
 class Cvae(nn.Module):
-    """Encoder q(z | picture, condition), prior p(z | condition), decoder p(picture | z, condition)."""
+    """Encoder q(z | picture, condition), prior p(z | condition), decoder p(picture | both)."""
 
     def __init__(self, config: CvaeConfig):
         super().__init__()
@@ -196,7 +197,7 @@ class Cvae(nn.Module):
         if config.likelihood == "gaussian":  # one learned variance of all pixels (arXiv:2006.13202)
             self.log_variance = nn.Parameter(torch.zeros(()))
 
-    def features(self, condition: Condition, pictures: int) -> Float[Tensor, "B E"]:
+    def features(self, condition: Condition, pictures: int) -> Features:
         """The condition as numbers; computed once and given to every part of the model."""
         kind, size = self.config.condition, self.config.condition_size
         weight = next(self.parameters())
@@ -219,30 +220,25 @@ class Cvae(nn.Module):
             )
         return condition.to(weight.dtype)
 
-    def posterior(
-        self, image: Float[Tensor, "B C H W"], features: Float[Tensor, "B E"]
-    ) -> Gaussian:
+    def posterior(self, image: Images, features: Features) -> Gaussian:
         """q(z | picture, condition), in float32 also under autocast."""
         if not self.config.latent:
             return _standard(features, 0)
         return _halves(self.encoder(image, features))
 
-    def prior(self, features: Float[Tensor, "B E"]) -> Gaussian:
+    def prior(self, features: Features) -> Gaussian:
         """p(z | condition): the standard normal unless it is learned."""
         if not self.config.learned_prior:
             return _standard(features, self.config.latent)
         return _halves(self.prior_network(features))
 
     def log_likelihood(
-        self,
-        image: Float[Tensor, "B C H W"],
-        condition: Condition,
-        z: Float[Tensor, "B Z"],
-        features: Float[Tensor, "B E"],
+        self, image: Images, condition: Condition, z: Codes, features: Features
     ) -> Float[Tensor, " B"]:
         """log p(picture | z, condition) in nats, over the pixels that the condition does not show.
 
-        Bernoulli: the grey value in [0, 1] counts as a probability, so this is minus a cross-entropy.
+        Bernoulli: the grey value in [0, 1] counts as a probability, so this is minus a
+        cross-entropy.
         """
         output = self.decoder(z, features).float()
         image = image.float()
@@ -258,9 +254,7 @@ class Cvae(nn.Module):
             logs = logs * (1 - condition[:, -1:].float())
         return logs.flatten(1).sum(1)
 
-    def draw(
-        self, z: Float[Tensor, "B Z"], condition: Condition, features: Float[Tensor, "B E"]
-    ) -> Float[Tensor, "B C H W"]:
+    def draw(self, z: Codes, condition: Condition, features: Features) -> Images:
         """The mean picture at z, in [-1, 1]; pixels that the condition shows stay as they are."""
         output = self.decoder(z, features).float()
         bernoulli = self.config.likelihood == "bernoulli"
@@ -278,7 +272,7 @@ def _halves(vector: Float[Tensor, "B _"]) -> Gaussian:
     return Gaussian(mean, log_variance)
 
 
-def _standard(features: Float[Tensor, "B E"], latent: int) -> Gaussian:
+def _standard(features: Features, latent: int) -> Gaussian:
     zeros = features.new_zeros(len(features), latent, dtype=torch.float32)
     return Gaussian(zeros, zeros)
 
@@ -287,9 +281,7 @@ def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def partial_view(
-    image: Float[Tensor, "B C H W"], mask: Float[Tensor, "#B 1 H W"]
-) -> Float[Tensor, "B C+1 H W"]:
+def partial_view(image: Images, mask: Float[Tensor, "#B 1 H W"]) -> Float[Tensor, "B C+1 H W"]:
     """The condition of `image`: the pixels where the mask is 1, zeros elsewhere, and the mask."""
     mask = mask.to(image.dtype).expand(len(image), 1, *image.shape[2:])
     return torch.cat([image * mask, mask], 1)
@@ -311,7 +303,7 @@ def quadrant_mask(height: int, width: int, visible: int) -> Float[Tensor, "1 1 H
     return mask
 
 
-def kl_divergence(q: Gaussian, p: Gaussian) -> Float[Tensor, "B Z"]:
+def kl_divergence(q: Gaussian, p: Gaussian) -> Codes:
     """KL(q || p) in nats for each number of z, in closed form."""
     ratio = q.log_variance - p.log_variance
     distance = (q.mean - p.mean).square() * (-p.log_variance).exp()
@@ -320,20 +312,20 @@ def kl_divergence(q: Gaussian, p: Gaussian) -> Float[Tensor, "B Z"]:
 
 def objective(
     model: Cvae,
-    image: Float[Tensor, "B C H W"],
+    image: Images,
     condition: Condition,
     *,
     beta: float | Tensor = 1.0,
     free_bits: float = 0.0,
-    noise: Float[Tensor, "B Z"] | None = None,
+    noise: Codes | None = None,
 ) -> Loss:
     """The negative evidence lower bound: what it costs, in nats, to describe these pictures.
 
-    `beta` weighs the KL term (beta-VAE; raised from 0 it is a KL warm-up). `free_bits` nats of each number
-    of z, averaged over the batch, are not punished (arXiv:1606.04934, section 4.2); with them the sum
-    depends on how a batch is cut into parts. `noise` is standard normal; None draws it from torch's
-    generator. Terms, in nats per picture and without beta and free bits: `elbo`, which is
-    -(reconstruction + kl), `reconstruction`, `kl`.
+    `beta` weighs the KL term (beta-VAE; raised from 0 it is a KL warm-up). `free_bits` nats of each
+    number of z, averaged over the batch, are not punished (arXiv:1606.04934, section 4.2); with
+    them the sum depends on how a batch is cut into parts. `noise` is standard normal; None draws it
+    from torch's generator. Terms, in nats per picture and without beta and free bits: `elbo`, which
+    is -(reconstruction + kl), `reconstruction`, `kl`.
     """
     features = model.features(condition, len(image))
     q, p = model.posterior(image, features), model.prior(features)
@@ -356,7 +348,7 @@ def objective(
 @torch.no_grad()
 def importance_weighted_nll(
     model: Cvae,
-    image: Float[Tensor, "B C H W"],
+    image: Images,
     condition: Condition,
     samples: int,
     *,
@@ -365,8 +357,9 @@ def importance_weighted_nll(
 ) -> Float[Tensor, " B"]:
     """An upper bound on -log p(picture | condition) in nats that tightens as `samples` grow.
 
-    -log of the mean of p(x, z_k) / q(z_k | x) over K samples z_k of q (arXiv:1509.00519, equation 8); K = 1
-    is the negative evidence lower bound. `chunk` samples of every picture are decoded at a time.
+    -log of the mean of p(x, z_k) / q(z_k | x) over K samples z_k of q (arXiv:1509.00519, equation
+    8); K = 1 is the negative evidence lower bound. `chunk` samples of every picture are decoded at
+    a time.
     """
     if samples < 1 or chunk < 1:
         raise ValueError(f"samples and chunk must be at least 1, not {samples} and {chunk}")
@@ -392,9 +385,7 @@ def importance_weighted_nll(
 
 
 @torch.no_grad()
-def sample(
-    model: Cvae, condition: Condition, noise: Float[Tensor, "B Z"]
-) -> Float[Tensor, "B C H W"]:
+def sample(model: Cvae, condition: Condition, noise: Codes) -> Images:
     """Pictures of these conditions, in [-1, 1]; the noise is standard normal, one row a picture."""
     features = model.features(condition, len(noise))
     return model.draw(model.prior(features).at(noise), condition, features)
@@ -402,11 +393,8 @@ def sample(
 
 @torch.no_grad()
 def reconstruct(
-    model: Cvae,
-    image: Float[Tensor, "B C H W"],
-    condition: Condition,
-    noise: Float[Tensor, "B Z"] | None = None,
-) -> Float[Tensor, "B C H W"]:
+    model: Cvae, image: Images, condition: Condition, noise: Codes | None = None
+) -> Images:
     """Pictures through z and back; without noise z is the posterior's mean."""
     features = model.features(condition, len(image))
     q = model.posterior(image, features)
@@ -414,9 +402,7 @@ def reconstruct(
 
 
 @torch.no_grad()
-def swap(
-    model: Cvae, image: Float[Tensor, "B C H W"], source: Condition, target: Condition
-) -> Float[Tensor, "B C H W"]:
+def swap(model: Cvae, image: Images, source: Condition, target: Condition) -> Images:
     """The same style under another condition: encode with `source`, decode with `target`."""
     q = model.posterior(image, model.features(source, len(image)))
     return model.draw(q.mean, target, model.features(target, len(image)))
@@ -424,13 +410,9 @@ def swap(
 
 @torch.no_grad()
 def interpolate(
-    model: Cvae,
-    first: Float[Tensor, "B C H W"],
-    second: Float[Tensor, "B C H W"],
-    condition: Condition,
-    steps: int,
+    model: Cvae, first: Images, second: Images, condition: Condition, steps: int
 ) -> Float[Tensor, "S B C H W"]:
-    """Pictures on the straight line between the codes of two pictures, ends included, at one condition."""
+    """Pictures at one condition along the line between two pictures' codes, ends included."""
     features = model.features(condition, len(first))
     start, end = (model.posterior(image, features).mean for image in (first, second))
     shares = torch.linspace(0, 1, steps, device=start.device).tolist()
@@ -443,17 +425,19 @@ def interpolate(
 def shared_z(
     model: Cvae, conditions: Tensor, noise: Float[Tensor, "R Z"]
 ) -> Float[Tensor, "R N C H W"]:
-    """Every row one z, every column one of N conditions: what of a picture is style, and what is class."""
+    """Every row one z, every column one of N conditions: what is style, and what is class."""
     rows, columns = len(noise), len(conditions)
     everything = conditions.repeat(rows, *[1] * (conditions.ndim - 1))
     pictures: Tensor = sample(model, everything, noise.repeat_interleave(columns, 0))
-    return pictures.unflatten(0, (rows, columns))
+    grid: Tensor = pictures.unflatten(0, (rows, columns))
+    return grid
 
 
-def manifold(side: int) -> Float[Tensor, "S*S 2"]:
-    """A square grid of two-dimensional z at equal steps of probability, row by row from the upper left.
+def manifold(side: int) -> Float[Tensor, "_ 2"]:
+    """A square grid of two-dimensional z at equal steps of probability, row by row from the top.
 
-    The normal quantile function of the centres of `side` equal parts of [0, 1] (arXiv:1312.6114, figure 4).
+    The normal quantile function of the centres of `side` equal parts of [0, 1] (arXiv:1312.6114,
+    figure 4).
     """
     if side < 1:
         raise ValueError(f"the grid's side must be at least 1, not {side}")

@@ -1,9 +1,11 @@
 """Conditional WGAN-GP (Mirza & Osindero arXiv:1411.1784; Gulrajani et al. arXiv:1704.00028).
 
-A generator draws a picture from noise and a condition. A critic, kept to slopes of about 1, scores how much
-more real a picture of that condition looks than a generated one; the generator learns to score high.
+A generator draws a picture from noise and a condition. A critic, kept to slopes of about 1, scores
+how much more real a picture of that condition looks than a generated one; the generator learns to
+score high.
 
-Dimensions: B pictures, C channels, H height, W width, Z latent, N numbers of a condition, K classes, S steps.
+Dimensions: B pictures, C channels, H height, W width, Z latent, N numbers of a condition, K
+classes, S steps.
 """
 
 from collections.abc import Callable
@@ -50,8 +52,8 @@ class WganConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.condition != "none" and self.condition_size < 1:
             raise ValueError(
-                f"condition {self.condition!r} needs condition_size, how many classes or attributes "
-                f"there are: at least 1, not {self.condition_size}"
+                f"condition {self.condition!r} needs condition_size, how many classes or "
+                f"attributes there are: at least 1, not {self.condition_size}"
             )
         for name in ("generator_widths", "critic_widths"):
             widths = getattr(self, name)
@@ -121,7 +123,7 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """A picture and its condition to a score without bounds. No batch norm: the penalty is per picture."""
+    """A picture and its condition to a score; no batch norm, since the penalty is per picture."""
 
     def __init__(self, config: WganConfig):
         super().__init__()
@@ -154,8 +156,8 @@ class Critic(nn.Module):
     def _first(self, image: Tensor, vector: Float[Tensor, "B N"]) -> Tensor:
         """The first convolution of the picture with the condition appended as constant planes.
 
-        A convolution is linear, so what it makes of a plane of ones is computed once per plane and not
-        once per picture; the answer, borders included, is the same.
+        A convolution is linear, so what it makes of a plane of ones is computed once per plane and
+        not once per picture; the answer, borders included, is the same.
         """
         layer = self.layers[0]
         assert isinstance(layer, nn.Conv2d)
@@ -192,12 +194,12 @@ def gradient_penalty(
     *,
     factor: Literal["uniform", "normal"] = "uniform",
 ) -> Penalty:
-    """How far the critic's slope is from 1 between real and fake pictures (arXiv:1704.00028, section 4).
+    """How far the critic's slope between real and fake is from 1 (arXiv:1704.00028, section 4).
 
-    Each picture gets its own mixing factor, uniform in [0, 1]. `normal` draws it from a standard normal, as
-    the lecture's code does: two in three mixtures then lie outside the segment that the theory speaks of.
-    The norm runs over all axes but the first, in the picture's precision also under autocast, and its
-    own gradient is 0 where it is 0.
+    Each picture gets its own mixing factor, uniform in [0, 1]. `normal` draws it from a standard
+    normal, as the lecture's code does: two in three mixtures then lie outside the segment that the
+    theory speaks of. The norm runs over all axes but the first, in the picture's precision also
+    under autocast, and its own gradient is 0 where it is 0.
     """
     shape = (len(real), *[1] * (real.ndim - 1))
     draw = {"uniform": torch.rand, "normal": torch.randn}[factor]
@@ -217,10 +219,11 @@ def critic_objective(
     gp_weight: float = 10.0,
     factor: Literal["uniform", "normal"] = "uniform",
 ) -> Loss:
-    """What the critic minimises: score of fakes, minus score of real pictures, plus the gradient penalty.
+    """What the critic minimises: scores of fakes minus scores of real pictures, plus the penalty.
 
     Terms are named as in the lecture: `c_loss`, `c_wass_loss` (minus it estimates the Wasserstein
-    distance), `c_gp` (unweighted); and `gradient_norm`, `gradient_norm_std` over the mixed pictures.
+    distance), `c_gp` (unweighted); and `gradient_norm`, `gradient_norm_std` over the mixed
+    pictures.
     """
     with torch.no_grad():
         fake = model.generator(noise, condition)
@@ -264,10 +267,11 @@ def sample(
 
 
 def truncate(noise: Float[Tensor, "B Z"], threshold: float) -> Float[Tensor, "B Z"]:
-    """Standard normal noise to normal noise that never exceeds the threshold: fidelity against variety.
+    """Noise to normal noise that never exceeds the threshold: fidelity against variety.
 
-    BigGAN's truncation trick (arXiv:1809.11096, section 3.1) without drawing again: each number keeps its
-    rank, so one seed stays one picture, and a threshold that grows gives the noise itself.
+    BigGAN's truncation trick (arXiv:1809.11096, section 3.1) without drawing again: each number
+    keeps its rank, so one seed stays one picture, and a threshold that grows gives the noise
+    itself.
     """
     if threshold <= 0:
         raise ValueError(f"the threshold must be positive, not {threshold}")
@@ -289,20 +293,17 @@ def interpolate_conditions(
     config = generator.config
     start, end = (condition_vector(config, c, noise) for c in (first, second))
     shares = torch.linspace(0, 1, steps).tolist()
-    return torch.stack(
-        [
-            generator.draw(noise, start.lerp(end, share)) for share in shares
-        ]
-    )
+    return torch.stack([generator.draw(noise, start.lerp(end, share)) for share in shares])
 
 
 def class_spread(
     images: Float[Tensor, "B C H W"], labels: Int[Tensor, " B"], classes: int
 ) -> Float[Tensor, " K"]:
-    """How much the pictures of each class differ: root mean square distance of two of them, in pixels.
+    """How much the pictures of a class differ: root mean square distance of two, in pixels.
 
-    Compare it with the same of real pictures: a ratio below `COLLAPSED` says that a class has likely lost
-    modes. From variances, so it costs one pass; NaN for a class with fewer than two pictures.
+    Compare it with the same of real pictures: a ratio below `COLLAPSED` says that a class has
+    likely lost modes. From variances, so it costs one pass; NaN for a class with fewer than two
+    pictures.
     """
     spreads = []
     for label in range(classes):

@@ -13,5 +13,5 @@ class Loss(NamedTuple):
     """
 
     total: Tensor
-    count: int | Tensor  # examples, or unmasked tokens
+    count: int | Tensor  # type: ignore[assignment]  # examples, or unmasked tokens
     terms: dict[str, Tensor] = {}  # noqa: RUF012  # means over the items; never mutated

@@ -28,6 +28,8 @@ class Pictures:
     pictures: np.ndarray  # uint8 (N, H, W, C)
     names: tuple[str, ...]
     """What each picture shows: its class or attributes."""
+    by_class: bool
+    """Whether the names are classes."""
 
 
 def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Pictures]:
@@ -51,7 +53,8 @@ def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Picture
         condition = None if conditions is None else conditions[rows.start : rows.stop]
         images = draw(loaded, condition, noise * request.truncation)
         done.append(to_pictures(images))
-        yield Pictures(request, np.concatenate(done), names[: rows.stop])
+        by_class = loaded.card.config.get("condition") == "label"
+        yield Pictures(request, np.concatenate(done), names[: rows.stop], by_class)
 
 
 def draw(loaded: Loaded, condition: Tensor | None, noise: Tensor) -> Tensor:
@@ -85,7 +88,9 @@ def chosen(request: ClassToImage, card: Card) -> tuple[Tensor | None, tuple[str,
             raise ValueError(f"--vector needs {len(card.vector)} numbers: {', '.join(card.vector)}")
         title = " ".join(f"{n} {v:g}" for n, v in zip(card.vector, request.vector, strict=True))
         mean, std = torch.tensor(card.vector_mean), torch.tensor(card.vector_std)
-        return ((torch.tensor(request.vector) - mean) / std).repeat(request.n, 1), (title,) * request.n
+        return ((torch.tensor(request.vector) - mean) / std).repeat(request.n, 1), (
+            title,
+        ) * request.n
     if kind == "none":
         return None, ("",) * request.n
     raise ValueError(f"this model is conditioned on {kind}, which `generate` cannot give it")

@@ -1,8 +1,8 @@
 """Atomic, verified checkpoints: one folder per step, tensors as safetensors, the rest as JSON.
 
-A checkpoint is written to a temporary sibling, each file synced, the manifest last, then renamed; only then
-are old ones pruned, never below two good ones. Whatever moment a process dies at, the newest folder that
-verifies is a state that training really had.
+A checkpoint is written to a temporary sibling, each file synced, the manifest last, then renamed;
+only then are old ones pruned, never below two good ones. Whatever moment a process dies at, the
+newest folder that verifies is a state that training really had. Writing needs the run's lock.
 """
 
 import hashlib
@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from triptych.config import read_json, write_json
+from triptych.train.journal import naming
 
-STEP = re.compile(r"step-(\d{6,})$")
+STEP = re.compile(r"step-(\d{6,})(-old-\d+)?$")  # old: moved aside by a save that then died
 MANIFEST = "manifest.json"
 
 
@@ -31,7 +33,11 @@ class Checkpoint(NamedTuple):
 
 
 def save(
-    run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], keep: int
+    run: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: dict[str, Any],
+    keep: int,
 ) -> Path:
     """Write `run/step-NNNNNN`, and remove checkpoints beyond the newest `keep`.
 
@@ -40,39 +46,35 @@ def save(
         OSError: the disk is full or the folder cannot be written; older checkpoints stay.
     """
     for name, group in tensors.items():
-        for key, tensor in group.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise FloatingPointError(f"{name}: {key} is not finite at step {step}; not saved")
+        _require_finite(name, group)
     final = run / f"step-{step:06d}"
     aside = run / f"{final.name}.tmp-{os.getpid()}"
-    _remove_leftovers(run)
-    aside.mkdir()
     try:
-        for name, group in tensors.items():
-            path = aside / f"{name}.safetensors"
-            # A CPU tensor may share its storage with another: safetensors wants them apart.
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}, path)
-            _sync(path)
-        _write(aside / "state.json", json.dumps(state))
-        files = {p.name: _fingerprint(p) for p in sorted(aside.iterdir())}
-        _write(aside / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
-        _sync(aside)
-        if final.exists():  # the same step again, after a resume from an older one
-            final.rename(run / f"{final.name}.old-{os.getpid()}")
-        aside.rename(final)
-        _sync(run)
+        with naming(final):
+            _remove_leftovers(run)
+            aside.mkdir()
+            for name, group in tensors.items():
+                _write_tensors(aside / f"{name}.safetensors", group)
+            _write(aside / "state.json", json.dumps(state))
+            files = {p.name: _fingerprint(p) for p in sorted(aside.iterdir())}
+            _write(aside / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
+            _sync(aside)
+            if final.exists():  # the same step again, after a resume from an older one
+                final.rename(run / f"{final.name}-old-{os.getpid()}")
+            aside.rename(final)
+            _sync(run)
+            write_json(run / "latest", final.name)
+            _remove_leftovers(run)
+            _prune(run, keep)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    write_json(run / "latest", final.name)
-    _remove_leftovers(run)
-    _prune(run, keep)
     return final
 
 
 def newest(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and what was wrong with those passed over."""
-    faults = []
+    faults: list[str] = []
     for path in reversed(steps(run)):
         fault = verify(path)
         if not fault:
@@ -84,21 +86,28 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
 def steps(run: Path) -> list[Path]:
     """Every checkpoint folder, oldest first, good or bad."""
     found = [p for p in run.iterdir() if STEP.match(p.name) and p.is_dir()] if run.is_dir() else []
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+    return sorted(found, key=lambda p: (_number(p), "-old-" not in p.name))
 
 
 def verify(path: Path) -> str:
     """What is wrong with a checkpoint; empty when nothing is."""
     try:
-        files = read_json(path / MANIFEST)["files"]
-        for name, fingerprint in files.items():
-            if (path / name).stat().st_size != fingerprint["size"]:
-                return f"{name} has {(path / name).stat().st_size} bytes instead of {fingerprint['size']}"
+        manifest = read_json(path / MANIFEST)
+        if manifest["step"] != _number(path):
+            return f"{MANIFEST} is of step {manifest['step']}"
+        for name, fingerprint in manifest["files"].items():
+            size = (path / name).stat().st_size
+            if size != fingerprint["size"]:
+                return f"{name} has {size} bytes instead of {fingerprint['size']}"
             if _fingerprint(path / name) != fingerprint:
                 return f"{name} has changed since it was written"
+        for name in sorted({p.name for p in path.iterdir()} - {MANIFEST, *manifest["files"]}):
+            return f"{name} is not listed in {MANIFEST}"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        return f"{Path(str(error.filename)).name} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read: {error}"
     return ""
 
@@ -111,7 +120,7 @@ def load(path: Path) -> Checkpoint:
         file.stem: {key: tensor.clone() for key, tensor in load_file(file).items()}
         for file in sorted(path.glob("*.safetensors"))
     }
-    return Checkpoint(int(path.name.split("-")[1]), tensors, state)
+    return Checkpoint(_number(path), tensors, state)
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -131,13 +140,23 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
 
 
 def export(run: Path, module: nn.Module, card: dict[str, Any]) -> None:
-    """`model.safetensors` and `config.json`: what `triptych.load` and other programs read."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-    aside = run / f".model.safetensors.tmp-{os.getpid()}"
-    save_file(tensors, aside)
-    _sync(aside)
-    aside.replace(run / "model.safetensors")
-    write_json(run / "config.json", card)
+    """`model.safetensors` and `config.json`: what `triptych.load` and other programs read.
+
+    Raises:
+        FloatingPointError: a weight is not finite; what was exported before stays.
+        OSError: the disk is full or the folder cannot be written; what was exported before stays.
+    """
+    tensors = module.state_dict()
+    _require_finite("model", tensors)
+    aside = run / f".export.tmp-{os.getpid()}"
+    try:
+        with naming(run / "model.safetensors"):
+            aside.mkdir(exist_ok=True)
+            _write_tensors(aside / "model.safetensors", tensors)
+            (aside / "model.safetensors").replace(run / "model.safetensors")
+            write_json(run / "config.json", card)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _prune(run: Path, keep: int) -> None:
@@ -150,12 +169,41 @@ def _prune(run: Path, keep: int) -> None:
 
 
 def _remove_leftovers(run: Path) -> None:
-    """What an interrupted save left behind. The lock of the run says that nobody is writing there."""
-    for path in run.glob("step-*"):
-        if ".old-" in path.name and not (run / path.name.split(".")[0]).exists():
-            path.rename(run / path.name.split(".")[0])  # interrupted between its two renames
-        elif ".tmp-" in path.name or ".old-" in path.name:
+    """What an interrupted save left behind."""
+    for path in run.glob("step-*-old-*"):
+        final = run / path.name.split("-old-")[0]
+        if final.exists():
             shutil.rmtree(path)
+        else:
+            path.rename(final)
+    for path in [*run.glob("step-*.tmp-*"), *run.glob(".*.tmp-*"), *run.glob("samples/.*.part")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _number(path: Path) -> int:
+    found = STEP.match(path.name)
+    assert found is not None, path
+    return int(found[1])
+
+
+def _require_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise FloatingPointError(f"{name}: {key} is not finite; nothing was saved")
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    path.touch()
+    mode = path.stat().st_mode  # the user's umask: the library would make a private file
+    try:
+        save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+    path.chmod(mode)
+    _sync(path)
 
 
 def _write(path: Path, text: str) -> None:

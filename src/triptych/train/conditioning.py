@@ -1,6 +1,10 @@
-"""From a batch of a source to the condition of a model, and back to words for the labels of a grid."""
+"""From a batch of a source to the condition of a model, and back to words for the labels of a
+grid.
+"""
 
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +22,9 @@ from triptych.weights.load import Card
 
 SHOWN, ROWS = 10, 6  # conditions side by side in a grid, and how often each is drawn
 
-Draw = Callable[[Tensor | None, Tensor], Tensor]  # condition, noise (B, latent) -> pictures in [-1, 1]
+Draw = Callable[
+    [Tensor | None, Tensor], Tensor
+]  # condition, noise (B, latent) -> pictures in [-1, 1]
 
 
 class Conditioning(NamedTuple):
@@ -36,7 +42,7 @@ class Conditioning(NamedTuple):
             return None
         if self.kind == "quadrants":
             image: Tensor = batch["image"]
-            mask = quadrant_mask(*image.shape[2:], self.quadrants).to(image.device)
+            mask = quadrant_mask(image.shape[2], image.shape[3], self.quadrants).to(image.device)
             return partial_view(image, mask)
         column: Tensor = batch[self.kind]
         if self.kind != "vector":
@@ -66,18 +72,25 @@ def conditioning(kind: str, source: Source, *, quadrants: int = 0) -> Conditioni
 
 def card(model: str, settings: dict[str, object], source: Source, given: Conditioning) -> Card:
     """The model's card: its configuration, and what its conditions are called."""
-    told = {"label": "classes", "attributes": "attributes", "vector": "vector"}.get(given.kind, "")
-    names = {told: tuple(getattr(source, told))} if told else {}
-    scale = {}
-    if given.mean is not None and given.std is not None:
-        scale = {"vector_mean": tuple(given.mean.tolist()), "vector_std": tuple(given.std.tolist())}
-    return Card(model, settings, **names, **scale)
+    named = Card(model, settings, triptych=version("triptych"))
+    if given.kind == "label":
+        named = replace(named, classes=source.classes)
+    if given.kind == "attributes":
+        named = replace(named, attributes=source.attributes)
+    if given.kind == "vector":
+        named = replace(named, vector=source.vector)
+    if given.mean is None or given.std is None:
+        return named
+    mean, std = tuple(given.mean.tolist()), tuple(given.std.tolist())
+    return replace(named, vector_mean=mean, vector_std=std)
 
 
 def condition_grid(
     given: Conditioning, test: Source, latent: int, seed: int, on: torch.device
 ) -> Callable[[Draw], np.ndarray]:
-    """A function that draws the grid of a run: a condition a column, a row one z across all of them."""
+    """A function that draws the grid of a run: a condition a column, a row one z across all of
+    them.
+    """
     conditions, names = _shown(given, test)
     columns = len(names)
     noise = runtime.noise((latent,), [runtime.key(seed, i) for i in range(ROWS)])
@@ -94,7 +107,9 @@ def condition_grid(
 
 
 def _shown(given: Conditioning, source: Source) -> tuple[Tensor | None, list[str]]:
-    """Conditions for the columns of a grid, and their names: every class, or those of real pictures."""
+    """Conditions for the columns of a grid, and their names: every class, or those of real
+    pictures.
+    """
     if given.kind == "label":
         labels = range(min(SHOWN, given.size))
         return torch.tensor(list(labels)), [source.classes[i] for i in labels]
@@ -103,9 +118,10 @@ def _shown(given: Conditioning, source: Source) -> tuple[Tensor | None, list[str
     if given.kind == "attributes":
         rows = batch["attributes"].bool().tolist()
         names = [
-            ", ".join(n for n, holds in zip(source.attributes, row, strict=True) if holds) for row in rows
+            ", ".join(n for n, holds in zip(source.attributes, row, strict=True) if holds)
+            for row in rows
         ]
         return conditions, names
     if given.kind == "vector":
         return conditions, [" ".join(f"{v:.3g}" for v in row) for row in batch["vector"].tolist()]
-    return conditions, [""] * SHOWN
+    return conditions, [""] * len(batch["image"])

@@ -4,14 +4,15 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold a run folder. The kernel drops the lock with its process, so a stale one is simply taken over.
+    """Hold a run folder. The kernel drops the lock with its process, so a stale one is simply
+    taken over.
 
     Raises:
         RuntimeError: another process is training in this folder.
@@ -24,41 +25,63 @@ def locked(run: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise RuntimeError(
-                f"{run} is in use by process {holder}: wait for it, stop it, or choose another --run"
+                f"{run} is in use by process {holder}: wait for it, stop it, or choose "
+                "another --run"
             ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        with naming(run / "lock"):
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+        # A process that reads data may outlive a killed trainer: it must not hold its lock.
+        os.register_at_fork(after_in_child=file.close)
         yield
 
 
 class Journal:
-    """Appends rows to `metrics.jsonl`. `offset` is what a checkpoint remembers and a resume cuts back to."""
+    """Appends rows to `metrics.jsonl`. `offset` is what a checkpoint remembers and a resume cuts
+    back to.
+    """
 
     def __init__(self, path: Path, offset: int = 0):
         self.path = path
         self.file = path.open("ab")
         if self.file.tell() < offset:
             raise ValueError(
-                f"{path} has {self.file.tell()} bytes, fewer than the {offset} that the checkpoint saw: "
-                "it was cut or replaced. Restore it, or start another run"
+                f"{path} has {self.file.tell()} bytes, fewer than the {offset} that the checkpoint "
+                "saw: it was cut or replaced. Restore it, or start another run"
             )
         self.file.truncate(offset)
+        self.file.seek(offset)  # `sync` tells the position, which truncation leaves alone
 
     def write(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row).encode() + b"\n")
-        self.file.flush()  # to the system, so that a reader and a killed process have it
+        with naming(self.path):
+            self.file.write(json.dumps(row).encode() + b"\n")
+            self.file.flush()  # to the system, so that a reader and a killed process have it
 
     def sync(self) -> int:
         """To the disk; returns the offset."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        return self.file.tell()
+        with naming(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            return self.file.tell()
 
     def close(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # every row was flushed, or the failure to do so was raised then
+            self.file.close()
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     """Every row of a journal."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """The system's errors about an open file do not say which one, nor what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path} could not be written: {error}. Checkpoints are intact: "
+            "make room or give access, and continue the run from there"
+        ) from error

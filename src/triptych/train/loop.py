@@ -1,14 +1,14 @@
 """The training loop, read from top to bottom. Every system trains through it.
 
-A step is a short list of updates: one for most systems, critic then generator for a GAN. Randomness and the
-position in the data are functions of (seed, rank, step), so a checkpoint is tensors and a step count, and a
-resumed run repeats an uninterrupted one exactly.
+A step is a short list of updates: one for most systems, critic then generator for a GAN.
+Randomness and the position in the data are functions of (seed, rank, step), so a checkpoint is
+tensors and a step count, and a resumed run repeats an uninterrupted one exactly.
 
 `fit` is a generator: bars, previews and cancellation belong to the caller. Closing it saves.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,9 @@ class Report(NamedTuple):
     saved: Path | None
 
 
-def fit(recipe: Recipe, training: Training, run: Path, *, rank: int = 0) -> Iterator[Report]:
+def fit(
+    recipe: Recipe, training: Training, run: Path, *, rank: int = 0
+) -> Generator[Report, None, None]:
     """Train in a run folder, from its newest good checkpoint if it has one.
 
     Raises:
@@ -125,7 +127,9 @@ def fit(recipe: Recipe, training: Training, run: Path, *, rank: int = 0) -> Iter
         journal.close()
 
 
-def descend(update: Update, batches: Sequence[Batch], step: int, precision: str) -> dict[str, float]:
+def descend(
+    update: Update, batches: Sequence[Batch], step: int, precision: str
+) -> dict[str, float]:
     """One optimizer step over the exact mean of several batches; skipped where it is not finite.
 
     Returns the mean terms, `loss`, the gradient's norm before clipping, and `finite`: 1 or 0.
@@ -160,7 +164,9 @@ def descend(update: Update, batches: Sequence[Batch], step: int, precision: str)
 
 
 class Window:
-    """Means of the terms since the last row. Its state travels with the checkpoint, so rows are exact."""
+    """Means of the terms since the last row. Its state travels with the checkpoint, so rows are
+    exact.
+    """
 
     def __init__(self, state: list[Any]):
         self.sums: dict[str, float] = dict(state[1]) if state else {}
@@ -213,7 +219,9 @@ def _tensors(recipe: Recipe, ema: Ema | None) -> dict[str, dict[str, Tensor]]:
 def _to(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+    }
 
 
 def _device_type(module: nn.Module) -> str:

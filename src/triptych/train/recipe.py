@@ -25,7 +25,9 @@ class Update(NamedTuple):
     repeat: int = 1
     """Optimizer steps in one step of the loop: three for the lecture's critic."""
     data: Literal["each", "once", "kept"] = "each"
-    """A fresh batch for each repeat, one for all repeats, or the one that the update before it saw."""
+    """A fresh batch for each repeat, one for all repeats, or the one that the update before it
+    saw.
+    """
     max_norm: float | None = 1.0
     """Gradients are scaled down to this norm; None leaves them alone (a critic's)."""
 
@@ -46,17 +48,19 @@ class Recipe:
     model: nn.Module
     """Everything that is trained, and so saved: a GAN's critic too."""
     exported: nn.Module
-    """What is averaged, sampled from, judged, and exported in the end: the model or a part of it."""
+    """What is averaged, sampled from, judged, and exported in the end: the model or a part of
+    it.
+    """
     updates: Sequence[Update]
     batches: Callable[[int], Iterator[Batch]]
     """Endless batches from a position on; batch k is a function of (seed, rank, k)."""
     card: dict[str, Any]
-    """What config.json will say: the model's name and configuration, and what its conditions are called."""
+    """What config.json will say: the model's name and configuration, and what its conditions are
+    called.
+    """
     chance: str = ""
     """What the loss is before anything is learned, for the reader of the first lines."""
     sample: Callable[[nn.Module], np.ndarray] | None = None
     """A labelled grid, uint8 (H, W, 3), drawn by the (averaged) exported module."""
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     """Numbers on held-out data, by the (averaged) exported module."""
-
-

@@ -1,7 +1,7 @@
 """A run folder and the request it belongs to: started, continued, or refused."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from triptych.train.recipes import RECIPES
 from triptych.train.recipes.requests import MAY_CHANGE, REQUESTS, TrainRequest
 
 
-def train(request: TrainRequest, run: Path) -> Iterator[Report]:
+def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
     """Train in a folder, continuing what is there; one report a step.
 
     Raises:
@@ -57,24 +57,25 @@ def stored(run: Path) -> TrainRequest | None:
 
 
 def adopt(run: Path, request: TrainRequest) -> int:
-    """Make a folder this request's own; returns the step of the checkpoint that training continues from.
+    """Make a folder this request's own; returns the step of the checkpoint that training continues
+    from.
 
     Raises:
         ValueError: the folder was started with another request.
     """
     before = stored(run)
     if before is not None and (differing := _differences(before, request)):
-        listed = "\n".join(f"  {where}: {old} there, {new} asked for" for where, old, new in differing)
+        listed = "\n".join(
+            f"  {where}: {old} there, {new} asked for" for where, old, new in differing
+        )
         raise ValueError(
             f"{run} was started with other settings:\n{listed}\n"
             "`--resume` continues with the settings that are there; or choose another --run"
         )
     if before is None and checkpoint.steps(run):
         raise ValueError(f"{run} holds checkpoints but no run.json: choose another --run")
-    record = {
-        "recipe": name(request), "request": config.to_json(request), "triptych": version("triptych"),
-    }  # fmt: skip
-    config.write_json(run / "run.json", record)
+    record = {"recipe": name(request), "request": config.to_json(request)}
+    config.write_json(run / "run.json", record | {"triptych": version("triptych")})
     path, _ = checkpoint.newest(run)
     return int(path.name.split("-")[1]) if path else 0
 

@@ -4,6 +4,7 @@ Dimensions: R rows, K columns, H height, W width, C channels.
 """
 
 import math
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ GAP, MARGIN = 6, 16
 FONT, SMALLEST, TITLE = 14, 9, 18  # pixels
 LINE = 1.3  # line height over font size
 ROW_LABELS = 190  # pixels wide at most
+NARROWEST = 300  # pixels that a title may have
 PAPER, INK, FAINT = (250, 250, 247), (38, 38, 42), (222, 222, 216)
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -44,14 +46,12 @@ def labelled_grid(
     above = [_fitted(label, width, 6 * FONT) for label in columns]
     left = MARGIN + (max(_width(*label) for label in beside) + 2 * GAP if beside else 0)
     grid_width = shape[1] * (width + GAP) - GAP
-    full_width = left + grid_width + MARGIN
+    full_width = max(left + grid_width + MARGIN, NARROWEST if title else 0)
     heading = _fitted(title, full_width - 2 * MARGIN, 4 * TITLE, TITLE) if title else None
     top = MARGIN + (_height(*heading) + 2 * GAP if heading else 0)
-    labels_top = top
     top += max(_height(*label) for label in above) + GAP if above else 0
     # A label may be taller than its picture when even the smallest font needs more lines.
     pitch = max([height, *(_height(*label) for label in beside)]) + GAP
-    full_width = max(full_width, 2 * MARGIN + (_width(*heading) if heading else 0))
     sheet = Image.new("RGB", (full_width, top + shape[0] * pitch - GAP + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     if heading:
@@ -67,7 +67,6 @@ def labelled_grid(
             x, y = left + column * (width + GAP), top + row * pitch
             draw.rectangle((x - 1, y - 1, x + width, y + height), outline=FAINT)
             sheet.paste(_enlarged(pictures[row, column], scale), (x, y))
-    assert labels_top <= top
     return np.asarray(sheet)
 
 
@@ -79,7 +78,9 @@ def _enlarged(picture: UInt8[np.ndarray, "H W C"], scale: int) -> Image.Image:
 
 def _fitted(text: str, width: int, height: int, size: int = FONT) -> tuple[list[str], int]:
     """Lines and font size that fit into a width, and into the height where that is possible."""
-    text = " ".join(text.split()) or " "
+    # The built-in font has no accents: better a plain letter than a box.
+    letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    text = " ".join("".join(letters).split()) or " "
     for smaller in range(size, SMALLEST - 1, -1):
         lines = _broken(text, width, _font(smaller), by_letter=smaller == SMALLEST)
         if _width(lines, smaller) <= width and _height(lines, smaller) <= height:

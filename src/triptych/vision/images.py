@@ -35,7 +35,7 @@ ORIENTATION, EXIF_IFD, USER_COMMENT = 0x0112, 0x8769, 0x9286
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
 UNDECODABLE: tuple[type[Exception], ...] = (  # all that Pillow's readers were seen to raise
     OSError, ValueError, SyntaxError, EOFError, MemoryError, ArithmeticError,
-    LookupError, TypeError, AttributeError, struct.error,
+    LookupError, TypeError, AttributeError, RecursionError, struct.error,
 )  # fmt: skip
 
 # The readers are called directly: `Image.open` knows seventy formats and warns about sizes that are
@@ -93,12 +93,17 @@ def open_picture(
         raise ValueError(_reason(error)) from None
 
 
-def read_header(file: BinaryIO) -> Header:
-    """The format and size of a picture without decoding it. Raises ValueError as `open_picture`."""
-    head = file.read(1024)
-    file.seek(0)
+def read_header(data: bytes) -> Header:
+    """The format and size of a picture from the beginning of its file, without decoding it.
+
+    Raises ValueError as `open_picture`, and where the header is longer than `data`.
+    """
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":  # a WebP's EXIF comes after its pixels
+        width, height = _webp_size(data)
+        _check_size(width, height)
+        return Header("WEBP", height, width, False)
     try:
-        image = _lazily(file, head)
+        image = _lazily(io.BytesIO(data), data[:1024])
         # Only what was met before the pixels: asking for more would decode a PNG.
         turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     except UNDECODABLE as error:
@@ -237,7 +242,9 @@ def save_picture(
     if kind is None:
         raise ValueError(f"pictures are saved as .png, .jpg or .webp, not {path.name!r}")
     image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
-    options: dict[str, Any] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {})
+    options: dict[str, Any] = {}
+    if kind != "PNG":
+        options = {"quality": 95} if kind == "JPEG" else {"lossless": True}
     if request is not None:
         text = json.dumps(_without_paths(request))
         if len(text) > MAX_REQUEST - 1024:
@@ -272,7 +279,7 @@ def read_request(path: Path) -> dict[str, Any] | None:
         if not isinstance(text, str) or len(text) > MAX_REQUEST:
             return None
         request: Any = json.loads(text)
-    except (*UNDECODABLE, RecursionError):
+    except UNDECODABLE:
         return None
     return request if isinstance(request, dict) else None
 

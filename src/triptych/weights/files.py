@@ -50,5 +50,7 @@ def diagnose(path: Path) -> str:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             return "has a broken header. Fetch it again"
     if size != expected:
-        return f"has {size} bytes instead of {expected}: it was cut short or extended. Fetch it again"
+        return (
+            f"has {size} bytes instead of {expected}: it was cut short or extended. Fetch it again"
+        )
     return ""

@@ -23,7 +23,9 @@ MODELS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
 
 @dataclass(frozen=True)
 class Card:
-    """What config.json says: the model's name and configuration, and what its conditions are called."""
+    """What config.json says: the model's name and configuration, and what its conditions are
+    called.
+    """
 
     model: str
     config: dict[str, Any]
@@ -68,11 +70,14 @@ def load(name: str, device: torch.device | str = "cpu") -> Loaded:
         model = build(settings)
     state = read_safetensors(folder / "model.safetensors")
     try:
-        # Clones: a memory map is aligned otherwise, and a file replaced under it would change the model.
+        # Clones: a memory map is aligned otherwise, and a file replaced under it would change the
+        # model.
         model.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
     except RuntimeError as error:
         raise ValueError(f"{name}: the weights do not fit config.json: {error}") from error
-    return Loaded(folder.resolve().name, card, settings, model.to(device).requires_grad_(False).eval())
+    return Loaded(
+        folder.resolve().name, card, settings, model.to(device).requires_grad_(False).eval()
+    )
 
 
 def _read_card(path: Path) -> dict[str, Any]:
@@ -80,4 +85,3 @@ def _read_card(path: Path) -> dict[str, Any]:
     if not isinstance(card, dict) or not isinstance(card.get("config"), dict):
         raise ValueError(f"{path} is no model's configuration: it has no `config` object")
     return card
-

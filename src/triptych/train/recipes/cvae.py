@@ -46,7 +46,9 @@ def build(request: TrainCvae) -> Recipe:
     model = Cvae(config).to(on)
 
     def minimise(batch: Batch, step: int) -> Loss:
-        beta = request.beta * min(1.0, step / request.kl_warmup) if request.kl_warmup else request.beta
+        beta = (
+            request.beta * min(1.0, step / request.kl_warmup) if request.kl_warmup else request.beta
+        )
         return objective(
             model, batch["image"], given.of(batch), beta=beta, free_bits=request.free_bits
         )
@@ -71,7 +73,7 @@ def build(request: TrainCvae) -> Recipe:
     return Recipe(
         model=model,
         exported=model,
-        updates=[Update("", model, optimizer, minimise)],
+        updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
         batches=lambda start: batches(
             source,
             training.batch_size,

@@ -54,11 +54,13 @@ class Training:
 
 AT_LEAST = {
     "steps": 1, "batch_size": 1, "accumulate": 1, "size": 0, "warmup": 0, "ema_halflife": 0,
-    "workers": 0, "log_every": 1, "sample_every": 0, "evaluate_every": 0, "save_every": 1, "keep": 2,
+    "workers": 0, "log_every": 1, "sample_every": 0, "evaluate_every": 0, "save_every": 1,
+    "keep": 2,
 }  # fmt: skip
 
 MAY_CHANGE = (
-    "steps", "log_every", "sample_every", "evaluate_every", "save_every", "keep", "workers", "device",
+    "steps", "log_every", "sample_every", "evaluate_every", "save_every", "keep", "workers",
+    "device",
 )  # fmt: skip
 """Fields of `Training` that a resumed run may change: none of them alters a step already done."""
 
@@ -88,11 +90,15 @@ class TrainCvae:
     """Nats per latent dimension that the KL term does not punish (arXiv:1606.04934)."""
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
+    max_norm: float = 100.0
+    """Gradients are scaled down to this norm; the objective is in nats a picture, not a pixel."""
 
 
 @dataclass(frozen=True)
 class TrainWgan:
-    """Conditional WGAN-GP: critic updates, then one generator update (Gulrajani 2017; the lecture)."""
+    """Conditional WGAN-GP: critic updates, then one generator update (Gulrajani 2017; the
+    lecture).
+    """
 
     training: Training = field(default_factory=lambda: Training(batch_size=64, ema_halflife=500))
     condition: Condition = "label"
@@ -106,7 +112,9 @@ class TrainWgan:
     gp_factor: Literal["uniform", "normal"] = "uniform"
     """How real and fake are mixed: the paper's U[0, 1], or the lecture's normal distribution."""
     critic_data: Literal["fresh", "same"] = "fresh"
-    """A fresh batch for every critic step (the paper), or one batch for the whole step (the lecture)."""
+    """A fresh batch for every critic step (the paper), or one batch for the whole step (the
+    lecture).
+    """
     learning_rate: float = 2e-4
     critic_learning_rate: float = 2e-4
     beta1: float = 0.0
@@ -134,8 +142,80 @@ REQUESTS: dict[str, type[TrainCvae] | type[TrainWgan] | type[TrainClassifier]] =
 }
 
 PRESETS: dict[str, dict[str, TrainRequest]] = {
-    "cvae": {"digits": TrainCvae()},
-    "wgan": {"digits": TrainWgan()},
-    "classifier": {"digits": TrainClassifier()},
+    "cvae": {
+        "digits": TrainCvae(
+            Training(
+                steps=3000, schedule="cosine", warmup=100, ema_halflife=100, sample_every=1000
+            ),
+            latent=3,
+            network="mlp",
+            widths=(256, 128),
+            learning_rate=2e-3,
+        ),
+        "mnist": TrainCvae(
+            Training(steps=15_000, schedule="cosine", warmup=200, ema_halflife=500, log_every=100),
+            latent=3,
+            network="mlp",
+            widths=(500, 500),
+            learning_rate=1.5e-3,
+        ),
+        "quadrants": TrainCvae(
+            Training(steps=12_000, schedule="cosine", warmup=200, ema_halflife=500, log_every=100),
+            condition="quadrants",
+            latent=32,
+            network="mlp",
+            widths=(500, 500),
+            learned_prior=True,
+            learning_rate=1e-3,
+            weight_decay=1e-2,
+        ),
+        "pictures": TrainCvae(
+            Training(size=64, steps=20_000, schedule="cosine", warmup=500, ema_halflife=500),
+            latent=64,
+            widths=(32, 64, 128, 512),
+            likelihood="gaussian",
+        ),
+    },
+    "wgan": {
+        "digits": TrainWgan(
+            Training(batch_size=64, steps=3000, schedule="linear", ema_halflife=100),
+            latent=16,
+            generator_widths=(64, 32),
+            critic_widths=(32, 64),
+            learning_rate=5e-4,
+            critic_learning_rate=5e-4,
+        ),
+        "mnist": TrainWgan(
+            Training(
+                batch_size=64,
+                steps=5000,
+                schedule="linear",
+                ema_halflife=200,
+                save_every=250,
+                evaluate_every=500,
+            ),
+            generator_widths=(64, 32),
+            critic_widths=(32, 64),
+            critic="projection",
+            learning_rate=5e-4,
+            critic_learning_rate=5e-4,
+        ),
+        "lecture": TrainWgan(
+            Training(batch_size=128, steps=2000, size=64),
+            latent=32,
+            generator_widths=(128, 128, 128, 64),
+            critic_widths=(64, 128, 128, 128),
+            gp_factor="normal",
+            critic_data="same",
+            learning_rate=5e-5,
+            critic_learning_rate=5e-5,
+            beta1=0.5,
+        ),
+    },
+    "classifier": {
+        "digits": TrainClassifier(
+            Training(steps=1500, schedule="cosine", warmup=50, ema_halflife=50, log_every=100)
+        ),
+    },
 }
 """Settings that work, the default first. Every field can be overridden by its flag."""

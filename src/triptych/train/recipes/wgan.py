@@ -100,7 +100,9 @@ def build(request: TrainWgan) -> Recipe:
 
     @torch.no_grad()
     def evaluate(module: nn.Module) -> dict[str, float]:
-        """How much the pictures of a class differ, against real ones: the first sign of mode collapse."""
+        """How much the pictures of a class differ, against real ones: the first sign of mode
+        collapse.
+        """
         assert isinstance(module, Generator)
         if real is None:
             return {}

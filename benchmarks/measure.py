@@ -1,0 +1,52 @@
+"""Timing that two ways share: interleaved pairs, medians, an interval for their ratio, the machine."""
+
+import json
+import os
+import platform
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on; `load` says whether anything else was running."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def pairs(
+    ours: Callable[[], float], theirs: Callable[[], float], count: int
+) -> tuple[list[float], list[float]]:
+    """Both measured `count` times in turns, each first every second time: drift meets both alike."""
+    a: list[float] = []
+    b: list[float] = []
+    for turn in range(count):
+        for measure, into in ((ours, a), (theirs, b))[:: 1 if turn % 2 else -1]:
+            into.append(measure())
+    return a, b
+
+
+def interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a median."""
+    draw = random.Random(0)
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(draws))
+    return medians[int(0.025 * draws)], medians[int(0.975 * draws) - 1]
+
+
+def emit(**figures: Any) -> None:
+    """One JSON line on stdout; figures with five digits."""
+    short = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in figures.items()}
+    print(json.dumps(short), flush=True)

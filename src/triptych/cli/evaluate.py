@@ -1,0 +1,251 @@
+"""`triptych evaluate RUN`: a judge, its numbers, and the figures of the system."""
+
+import json
+import shlex
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import tyro
+
+from triptych.cli.main import Interrupt, say
+from triptych.config import to_json, write_json
+from triptych.train.recipes.requests import PRESETS, TrainClassifier, TrainCvae, TrainRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from triptych.data.source import Source
+    from triptych.models.classifier import Classifier
+    from triptych.weights.load import Loaded
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class EvaluateRun:
+    """Judge a trained conditional VAE or GAN: numbers, tables and plots in RUN/evaluation."""
+
+    run: tyro.conf.Positional[Path]
+    """A run folder."""
+    samples_per_class: int = 1000
+    judge: Path | None = None
+    """A classifier's run folder; by default one beside RUN, trained there if it is missing."""
+    judge_steps: int = 1500
+    """Steps of a judge that has to be trained."""
+    score: bool = True
+    """Also train classifiers on samples and on real pictures: the classification accuracy score."""
+    likelihood_samples: int = 100
+    """Importance samples for the likelihood of a VAE."""
+    likelihood_pictures: int = 1000
+    """Test pictures that the likelihood is estimated on."""
+    seed: int = 0
+    out: Path | None = None
+    """Folder for the report; by default RUN/evaluation."""
+    json: bool = False
+    """The report as one JSON object on stdout."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "samples_per_class",
+            "judge_steps",
+            "likelihood_samples",
+            "likelihood_pictures",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+def main(arguments: list[str]) -> int:
+    request = tyro.cli(EvaluateRun, args=arguments, prog="triptych evaluate")
+    from triptych import runtime
+    from triptych.data.sources import open_source
+    from triptych.train import run as runs
+    from triptych.train.conditioning import conditioning
+    from triptych.weights.load import load
+
+    trained = runs.stored(request.run)
+    if trained is None:
+        raise ValueError(f"{request.run} is no run folder: it has no run.json")
+    loaded = load(str(request.run), runtime.device())
+    size = trained.training.size or None
+    train = open_source(trained.training.data, split="train", size=size)
+    test = open_source(trained.training.data, split="test", size=size)
+    folder = request.out or request.run / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["triptych", "evaluate", request.run.name, *arguments[1:]])
+    found: dict[str, Any] = {}
+    if isinstance(trained, TrainCvae):
+        given = conditioning(trained.condition, train, quadrants=trained.quadrants)
+        found["vae"] = _vae(request, loaded, train, test, given.of, folder, command)
+    kind = loaded.card.config.get("condition")
+    if loaded.card.model == "classifier":
+        say("a classifier's test accuracy is in the last row of its metrics.jsonl")
+        return 0
+    if kind == "label":
+        found["classes"] = _classes(request, trained, loaded, train, test, folder, command)
+    else:
+        say(f"conditioned on {kind}: there is no class for a judge to check")
+    say(f"report: {folder}")
+    if request.json:
+        print(json.dumps(found))
+    return 0
+
+
+def _vae(
+    request: EvaluateRun,
+    loaded: "Loaded",
+    train: "Source",
+    test: "Source",
+    told: Callable[[Any], "Tensor | None"],
+    folder: Path,
+    command: str,
+) -> dict[str, Any]:
+    from triptych.evaluation.conditional_vae import draw_figures, evaluate_vae
+    from triptych.evaluation.report import environment
+    from triptych.models.cvae import Cvae
+
+    assert isinstance(loaded.model, Cvae)
+    report, codes = _told(
+        evaluate_vae(
+            loaded.model,
+            train,
+            test,
+            told,
+            samples=request.likelihood_samples,
+            nll_limit=request.likelihood_pictures,
+            seed=request.seed,
+        )
+    )
+    draw_figures(loaded.model, test, told, codes, folder, seed=request.seed)
+    numbers = to_json(report)
+    write_json(folder / "vae.json", {"environment": environment(command)} | numbers)
+    terms = f"-({report.reconstruction:.2f} + {report.kl:.2f})"
+    say(f"evidence lower bound {report.elbo:.2f} = {terms} nats")
+    say(f"-log likelihood {report.nll:.2f} nats ({report.nll_samples} samples)")
+    for name, leak in (("means", report.leak_means), ("samples", report.leak_samples)):
+        if leak:
+            say(f"class read from posterior {name}: {leak.value:.1%}, chance {leak.chance:.1%}")
+    return numbers
+
+
+def _classes(
+    request: EvaluateRun,
+    trained: TrainRequest,
+    loaded: "Loaded",
+    train: "Source",
+    test: "Source",
+    folder: Path,
+    command: str,
+) -> dict[str, Any]:
+    from triptych import runtime
+    from triptych.evaluation.class_conditional import evaluate_class_conditional
+    from triptych.evaluation.report import write_report
+    from triptych.pipelines.class_to_image import draw
+
+    judge = _judge(request, trained)
+
+    def sample(labels: "Tensor", seed: int) -> "Tensor":
+        noise = runtime.noise((loaded.config.latent,), range(seed, seed + len(labels)))
+        return draw(loaded, labels, noise)
+
+    report = _told(
+        evaluate_class_conditional(
+            sample,
+            train,
+            test,
+            judge,
+            train_judge=_scored(judge, request) if request.score else None,
+            samples_per_class=request.samples_per_class,
+            seed=request.seed,
+        )
+    )
+    write_report(report, folder, command=command)
+    overall = report.accuracy.overall
+    real = f"judge on real pictures {report.judge.value:.2%}"
+    say(f"conditional accuracy {overall.value:.2%} ({real})")
+    kernel, floor = report.distance.kernel, report.floor.kernel
+    say(f"KID x 1000 {1000 * kernel.value:.3g}, training against training {1000 * floor.value:.3g}")
+    numbers = to_json(report)
+    del numbers["pairs"]
+    return numbers
+
+
+def _judge(request: EvaluateRun, trained: TrainRequest) -> "Classifier":
+    """The classifier that was named, or the one that belongs to this data, trained if need be."""
+    from triptych.models.classifier import Classifier
+    from triptych.train import run as runs
+    from triptych.weights.load import load
+
+    training = trained.training
+    data = Path(training.data).stem
+    size = f"-{training.size}" if training.size else ""
+    where = request.judge or request.run.resolve().parent / f"judge-{data}{size}"
+    preset = next(iter(PRESETS["classifier"].values()))
+    assert isinstance(preset, TrainClassifier)
+    settings = replace(
+        preset.training,
+        data=training.data,
+        size=training.size,
+        steps=request.judge_steps,
+        device=training.device,
+    )
+    before = runs.stored(where)
+    if before is None and request.judge:
+        raise ValueError(f"{where} is no run folder of a classifier")
+    judge = before or replace(preset, training=settings)
+    if not isinstance(judge, TrainClassifier):
+        raise ValueError(f"{where} is a {runs.name(judge)} run; a judge is a classifier")
+    steps = runs.train(judge, where)
+    with Interrupt() as interrupt:
+        for report in steps:
+            if report.row:
+                accuracy = report.terms["accuracy"]
+                say(f"  judge: step {report.step}/{judge.training.steps} accuracy {accuracy:.3f}")
+            if interrupt.signal:
+                steps.close()
+                raise KeyboardInterrupt
+    model = load(str(where)).model
+    assert isinstance(model, Classifier)
+    return model
+
+
+def _scored(judge: "Classifier", request: EvaluateRun) -> Any:
+    """Trains a classifier like the judge on given pictures: for the classification accuracy
+    score.
+    """
+    import torch
+
+    from triptych.models.classifier import Classifier, objective
+    from triptych.train.optimizer import adam, rate_factor
+    from triptych.train.recipes.requests import Training
+
+    steps, size = max(200, request.judge_steps // 2), 128
+    training = Training(steps=steps, schedule="cosine")
+
+    def train(images: "Tensor", labels: "Tensor") -> Classifier:
+        torch.manual_seed(request.seed)
+        model = Classifier(judge.config)
+        optimizer = adam(model, 4e-3, weight_decay=1e-2)
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = 4e-3 * rate_factor(training, step)
+            rows = torch.randint(len(images), (size,))
+            loss = objective(model, images[rows], labels[rows])
+            optimizer.zero_grad()
+            (loss.total / size).backward()
+            optimizer.step()
+        return model.eval()
+
+    return train
+
+
+def _told(work: Generator[str, None, Result]) -> Result:
+    """Runs a generator to its result, saying what it does."""
+    while True:
+        try:
+            say(f"  {next(work)}")
+        except StopIteration as done:
+            result: Result = done.value
+            return result

@@ -1,0 +1,151 @@
+"""Which files a folder or a tar holds, found without opening or extracting any of them.
+
+Nothing outside the folder is ever read: links that leave it, links to folders, pipes, sockets and
+devices are named with the reason and left alone.
+"""
+
+import os
+import re
+import stat
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from posixpath import basename, normpath, splitext
+from typing import NamedTuple
+
+from triptych.vision.images import read_part
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+UNREAD = {".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".svg", ".psd"}  # named when skipped
+KNOWN_ENDINGS = PICTURES | UNREAD
+UNPACK = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MAX_SHARDS = 100_000
+
+
+class Place(NamedTuple):
+    """Where the bytes of a file are: all of `path`, or a part of it (a member of a tar)."""
+
+    path: str
+    offset: int = 0
+    size: int | None = None
+
+    def head(self, size: int) -> bytes:
+        """The first bytes."""
+        return read_part(
+            self.path, self.offset, size if self.size is None else min(size, self.size)
+        )
+
+    def read(self) -> bytes:
+        """All bytes; ValueError where the file ends too early, OSError where it cannot be read."""
+        data = read_part(self.path, self.offset, self.size)
+        if self.size is not None and len(data) < self.size:
+            raise ValueError("cut short")
+        return data
+
+
+class Listing(NamedTuple):
+    """Files by their name inside the data set, and what was left alone and why."""
+
+    files: dict[str, Place]
+    skipped: dict[str, str]
+
+
+def is_picture(name: str) -> bool:
+    """Whether a name announces a picture, readable here or not."""
+    return splitext(name)[1].lower() in KNOWN_ENDINGS
+
+
+def walk(root: Path) -> Listing:
+    """All files below a folder, in the order of their names; hidden ones are not looked at."""
+    real = root.resolve()
+    listing = Listing({}, {})
+    folders = [("", real)]
+    while folders:
+        prefix, folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            listing.skipped[prefix] = error.strerror or "cannot be listed"
+            continue
+        for entry in found:
+            if entry.name.startswith((".", "__MACOSX")):
+                continue
+            name = prefix + _readable(entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                folders.append((f"{name}/", Path(entry.path)))
+            elif reason := _refused(entry, real):
+                listing.skipped[name] = reason
+            else:
+                listing.files[name] = Place(entry.path)
+    return Listing(dict(sorted(listing.files.items())), dict(sorted(listing.skipped.items())))
+
+
+def _refused(entry: os.DirEntry[str], root: Path) -> str:
+    try:
+        mode = entry.stat().st_mode  # of what a link points to; opens nothing
+        if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root):
+            return "a link to outside the folder"
+    except (OSError, RuntimeError):
+        return "a link to nothing, or to itself" if entry.is_symlink() else "cannot be looked at"
+    if stat.S_ISDIR(mode):
+        return "a link to a folder, which is not followed"
+    return "" if stat.S_ISREG(mode) else "a pipe, socket or device"
+
+
+def _readable(name: str) -> str:
+    """A file name that is not UTF-8 is shown with its odd bytes as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def shards(name: str) -> list[Path]:
+    """The tars that a name stands for: a path, or several as in `shard-{000..012}.tar`."""
+    match = RANGE.search(name)
+    if match is None:
+        return [Path(name).expanduser()]
+    first, last = int(match[1]), int(match[2])
+    if not 0 <= last - first < MAX_SHARDS:
+        raise ValueError(f"{match[0]} is no range of at most {MAX_SHARDS:,} numbers that rise")
+    numbers = (f"{number:0{len(match[1])}}" for number in range(first, last + 1))
+    return [path for n in numbers for path in shards(name.replace(match[0], n, 1))]
+
+
+def members(path: Path) -> Iterator[tuple[str, Place | str]]:
+    """Names of the files in a tar, in its order, each with its place or the reason against it.
+
+    Only headers are read. Raises ValueError where the tar is compressed or damaged.
+    """
+    head = read_part(path, 0, 8)
+    for magic, command in UNPACK.items():
+        if head.startswith(magic):
+            raise ValueError(
+                f"{path.name} is compressed, so no member can be read by itself: `{command} "
+                f"{path.name}` first (pictures are compressed already; little is gained)"
+            )
+    total = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # else it remembers every header
+                name = normpath(member.name)
+                if member.isdir() or (basename(name).startswith(".") and name[:2] != ".."):
+                    continue
+                if not member.isreg() or member.issparse():
+                    yield name, "a link, device or sparse file in a tar"
+                elif name.startswith(("/", "..")):
+                    yield name, "a name that leaves the tar"
+                elif member.offset_data + member.size > total:
+                    raise ValueError(f"it ends within {name}")
+                else:
+                    yield name, Place(str(path), member.offset_data, member.size)
+            end = tar.offset
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path.name} is not a sound tar: {error}. Fetch it again") from error
+    if any(read_part(path, end, 512)):  # the tar module takes a damaged header for the end
+        raise ValueError(f"{path.name} is damaged at byte {end:,} of {total:,}: fetch it again")

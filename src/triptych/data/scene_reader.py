@@ -1,0 +1,480 @@
+"""Reads a picture of the built-in world back into what it shows: the exact judge of generated pictures.
+
+Analysis by synthesis. The ground is told by its colour and relief; whatever is not ground falls into
+connected regions; each region is given the shape, pattern, colour and place that redraw it best. A region
+counts as an object only where the redrawing is as close to the picture as it is for 99.9 % of the objects
+of true pictures (`DISTANCE`); any other region is counted as unread, and no caption holds of a picture
+with one. Line drawings are not read.
+
+Dimensions: S side of the picture, H and W a window, P pixels of a region.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int
+from PIL import Image
+
+from triptych.data.scene_drawing import (
+    COLOURS,
+    CONTRAST,
+    EXTENT,
+    GROUND_COLOURS,
+    GROUND_PAINT,
+    PAINT,
+    PATTERNS,
+    RADII,
+    SHADE,
+    SHAPES,
+    Colour,
+    Ground,
+    GroundColour,
+    Pattern,
+    Shape,
+    Size,
+    Texture,
+    Thing,
+    coverage,
+    ink,
+    relief_of,
+    signed_distance,
+)
+
+READER_VERSION = 1
+"""Part of every result, beside the version of the world."""
+
+DISTANCE = ((32, 0.05), (64, 0.03), (128, 0.02))
+LARGEST = 128  # larger pictures are averaged down to this side
+TOGETHER = 14.0  # least covariance of neighbouring pixels of a grain
+SURE = 0.4  # a first fit within this part of the threshold is not looked at again
+SPECK = 0.0015  # regions smaller than this part of the picture are not looked at
+FOREGROUND = 36.0  # how far, of 255, a pixel is from the ground's colour to be no ground
+RELIEF = 30.0  # how much darker or lighter than its colour a ground may be, of 255
+FAMILY = 1.25  # an object's shade is matched up to this many times what the world varies it by
+BORDER = (RADII["small"][1] + RADII["large"][0]) / 2  # between small and large
+
+PALETTE = np.array([PAINT[c][0] for c in COLOURS], dtype=np.float32)  # (8, 3)
+INKED = np.array([PAINT[c][1] for c in COLOURS], dtype=np.float32) - PALETTE
+GROUNDS = np.array([GROUND_PAINT[c] for c in GROUND_COLOURS], dtype=np.float32)  # (4, 3)
+BOXES = np.array([EXTENT[s] for s in SHAPES])  # (8, 4)
+
+
+def _moments() -> tuple[np.ndarray, np.ndarray]:
+    """Area in squared radii and centre of mass in radii of each shape."""
+    axis = ((np.arange(256) + 0.5) / 128 - 1).astype(np.float32)
+    areas, centres = [], []
+    for shape in SHAPES:
+        inside = coverage(signed_distance(shape, axis[None, :], axis[:, None]), 128)
+        areas.append(inside.sum() / 128**2)
+        centres.append(((inside.sum(0) @ axis), (inside.sum(1) @ axis)) / inside.sum())
+    return np.array(areas), np.array(centres)
+
+
+AREAS, CENTRES = _moments()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a picture shows. `shade` of an object is how far its colour is from the pure one."""
+
+    things: tuple[Thing, ...]
+    distances: tuple[float, ...]
+    """How far each object is from its template: the mean error over the mean contrast."""
+    unread: int
+    """Regions that are neither ground nor as close to a template as true objects are."""
+    ground: GroundColour | None
+    texture: Texture | None
+
+
+def threshold(side: int) -> float:
+    """The distance within which 99.9 % of true objects lie at this side; see `DISTANCE`."""
+    sides, values = zip(*DISTANCE, strict=True)
+    return float(np.interp(math.log(side), np.log(sides), values))
+
+
+def read(picture: Any) -> Reading:
+    """What a picture shows: objects with their attributes and places, and the ground.
+
+    Args:
+        picture: square, 32 to 512 pixels a side; uint8 with the channels last, or floats in [-1, 1]
+            with the channels first or last.
+
+    Raises:
+        ValueError: another shape, type or size.
+    """
+    pixels = _pixels(picture)
+    side = pixels.shape[1]
+    found = _ground(pixels)
+    if found is None:
+        return Reading((), (), 1, None, None)
+    colour, texture, behind = found
+    away = pixels - behind
+    mask = _off_gray(away, RELIEF if texture == "grainy" else RELIEF / 2) > FOREGROUND**2
+    things, distances, unread = [], [], 0
+    limit = threshold(side)
+    for region in regions(mask, SPECK * side * side):
+        match = _match(away, behind, mask, region)
+        if match is not None and match[1] <= limit:
+            things.append(match[0])
+            distances.append(match[1])
+        else:
+            unread += 1
+    return Reading(tuple(things), tuple(distances), unread, colour, texture)
+
+
+def _pixels(picture: Any) -> Float32[np.ndarray, "3 S S"]:
+    """The picture as planes of 0 to 255."""
+    array = np.asarray(picture)
+    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[2] != 3 or array.shape[0] != array.shape[1]:
+        raise ValueError(f"a picture to read is square with 3 channels, not {np.shape(picture)}")
+    side = len(array)
+    if not 32 <= side <= 512:
+        raise ValueError(f"a picture to read has 32 to 512 pixels a side, not {side}")
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all():
+            raise ValueError("a picture to read has finite numbers only")
+        array = np.clip(array * 127.5 + 127.5, 0, 255)
+    elif array.dtype != np.uint8:
+        raise ValueError(f"a picture to read is uint8 or floats in [-1, 1], not {array.dtype}")
+    if side > LARGEST:
+        whole = Image.fromarray(np.rint(array).astype(np.uint8))
+        array = np.asarray(whole.resize((LARGEST, LARGEST), Image.Resampling.BOX))
+    return np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32)
+
+
+def _off_gray(away: Float32[np.ndarray, "3 *S"], relief: float) -> Float32[np.ndarray, "*S"]:
+    """Squared distance to the ground's colour, apart from lighter and darker by up to `relief`."""
+    red, green, blue = away
+    total = red + green + blue
+    beyond = np.maximum(np.abs(total) - 3 * relief, 0)
+    squared = red * red + green * green + blue * blue + (beyond * beyond - total * total) / 3
+    return np.asarray(squared)
+
+
+def _ground(
+    pixels: Float32[np.ndarray, "3 S S"],
+) -> tuple[GroundColour, Texture, Float32[np.ndarray, "3 S S"]] | None:
+    """The ground's colour and texture, and what it looks like behind everything; None if there is none."""
+    sparse = max(1, pixels.shape[1] // 20)
+    coarse = pixels[:, ::sparse, ::sparse].reshape(3, 1, -1) - GROUNDS.T[..., None]  # (3, 4, P)
+    number = int((_off_gray(coarse, RELIEF) < 20**2).sum(axis=1).argmax())
+    away = pixels - GROUNDS[number][:, None, None]
+    bare = _off_gray(away, RELIEF) < 20**2
+    if bare.mean() < 0.15:
+        return None
+    bare = _shrunk(_shrunk(bare)) if bare.mean() > 0.3 else _shrunk(bare)
+    bare_pixels = float(bare.sum())
+    if not bare_pixels:
+        return None
+    mean = away.reshape(3, -1) @ bare.ravel() / bare_pixels
+    lighter = (away.sum(axis=0) / 3 - mean.mean()) * bare
+    texture, relief = _texture(lighter, bare)
+    if relief is None:
+        behind = np.broadcast_to((GROUNDS[number] + mean)[:, None, None], pixels.shape)
+    else:
+        level = GROUNDS[number] + mean - float((relief * bare).sum()) / bare_pixels
+        behind = relief + level[:, None, None]
+    return GROUND_COLOURS[number], texture, behind.astype(np.float32)
+
+
+def _texture(
+    lighter: Float32[np.ndarray, "S S"], bare: Bool[np.ndarray, "S S"]
+) -> tuple[Texture, Float32[np.ndarray, "S S"] | None]:
+    """The texture, and how much lighter it makes each pixel where that is regular.
+
+    `lighter` is 0 where the ground is not bare.
+    """
+    side = len(lighter)
+    ramp = ((np.arange(side) + 0.5) / side * 2 - 1).astype(np.float32)
+    per_row, per_column = bare.sum(axis=1), bare.sum(axis=0)
+    n, x, y = bare.sum(), per_column @ ramp, per_row @ ramp
+    xx, yy, xy = per_column @ ramp**2, per_row @ ramp**2, ramp @ bare @ ramp
+    normal = np.array([[n, x, y], [x, xx, xy], [y, xy, yy]]) + 1e-3 * np.eye(3)
+    sums = lighter.sum(axis=0), lighter.sum(axis=1)
+    _, slope_x, slope_y = np.linalg.solve(normal, [sums[0].sum(), sums[0] @ ramp, sums[1] @ ramp])
+    if max(abs(slope_x), abs(slope_y)) > CONTRAST["shaded"] / 2:
+        if abs(slope_x) > abs(slope_y):
+            return "shaded", np.broadcast_to(ramp * np.float32(slope_x), lighter.shape)
+        return "shaded", np.broadcast_to(ramp[:, None] * np.float32(slope_y), lighter.shape)
+    board = relief_of("checked", 0, side)
+    squares = float((board * lighter).sum() / max(1.0, float((board * board * bare).sum())))
+    if abs(squares) > CONTRAST["checked"] / 2:
+        return "checked", board * np.float32(squares)
+    # Neighbouring pixels of a grain go together, those of a noise do not.
+    both = (bare[:, 1:] & bare[:, :-1]).sum() + (bare[1:] & bare[:-1]).sum()
+    together = (lighter[:, 1:] * lighter[:, :-1]).sum() + (lighter[1:] * lighter[:-1]).sum()
+    return ("grainy" if together > TOGETHER * max(1, both) else "plain"), None
+
+
+def _shrunk(mask: Bool[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
+    """Without the pixels that have a neighbour outside; beyond the border counts as inside."""
+    inner = mask.copy()
+    inner[1:] &= mask[:-1]
+    inner[:-1] &= mask[1:]
+    inner[:, 1:] &= mask[:, :-1]
+    inner[:, :-1] &= mask[:, 1:]
+    return inner
+
+
+@dataclass(frozen=True)
+class Region:
+    """Connected pixels, as runs of rows: row, first column, and the column after the last."""
+
+    runs: Int[np.ndarray, "R 3"]
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+def regions(mask: Bool[np.ndarray, "S S"], least: float) -> list[Region]:
+    """The connected parts of a mask of at least so many pixels, neighbours across corners included."""
+    padded = np.zeros((mask.shape[0], mask.shape[1] + 2), dtype=np.int8)
+    padded[:, 1:-1] = mask
+    edges = np.diff(padded, axis=1)
+    rows, starts = np.nonzero(edges == 1)
+    ends = np.nonzero(edges == -1)[1]
+    parents = list(range(len(rows)))
+
+    def root(run: int) -> int:
+        while parents[run] != run:
+            parents[run] = parents[parents[run]]
+            run = parents[run]
+        return run
+
+    runs = list(zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True))
+    above = 0  # the first run of the row above that may still touch
+    for n, (row, start, end) in enumerate(runs):
+        while runs[above][0] < row - 1 or (runs[above][0] == row - 1 and runs[above][2] < start):
+            above += 1
+        other = above
+        while runs[other][0] == row - 1 and runs[other][1] <= end:
+            parents[root(other)] = root(n)
+            other += 1
+    groups: dict[int, list[tuple[int, int, int]]] = {}
+    for n, run in enumerate(runs):
+        groups.setdefault(root(n), []).append(run)
+    found = []
+    for group in groups.values():
+        table = np.array(group)
+        if (table[:, 2] - table[:, 1]).sum() >= least:
+            found.append(
+                Region(
+                    table, int(table[0, 0]), int(table[-1, 0]) + 1,
+                    int(table[:, 1].min()), int(table[:, 2].max()),
+                )
+            )  # fmt: skip
+    return found
+
+
+Pose = tuple[Shape, float, float, float]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A region and two pixels around it, without what belongs to other regions."""
+
+    away: Float32[np.ndarray, "3 P"]
+    """How far the pixels are from the ground; the pixels of other regions are left out."""
+    behind: Float32[np.ndarray, "3 P"]
+    kept: Int[np.ndarray, "P"]
+    """Which pixels of the window these are."""
+    own: Bool[np.ndarray, "H W"]
+    across: Float32[np.ndarray, "1 W"]
+    """Pixel centres, in pixels of the picture."""
+    down: Float32[np.ndarray, "H 1"]
+
+
+def _patch(away: np.ndarray, behind: np.ndarray, mask: np.ndarray, region: Region) -> Patch:
+    side = len(mask)
+    top, left = max(0, region.top - 2), max(0, region.left - 2)
+    bottom, right = min(side, region.bottom + 2), min(side, region.right + 2)
+    window = slice(top, bottom), slice(left, right)
+    own = np.zeros((bottom - top, right - left), dtype=bool)
+    for row, start, end in region.runs.tolist():
+        own[row - top, start - left : end - left] = True
+    alien = mask[window] & ~own
+    kept = np.flatnonzero(_shrunk(~alien) | own)
+    return Patch(
+        away[:, top:bottom, left:right].reshape(3, -1)[:, kept],
+        behind[:, top:bottom, left:right].reshape(3, -1)[:, kept],
+        kept,
+        own,
+        np.arange(left, right, dtype=np.float32)[None, :] + 0.5,
+        np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5,
+    )
+
+
+def _match(
+    away: np.ndarray, behind: np.ndarray, mask: np.ndarray, region: Region
+) -> tuple[Thing, float] | None:
+    """The object that redraws a region best, and its distance; None for what cannot be one."""
+    side = len(mask)
+    if max(region.bottom - region.top, region.right - region.left) > 0.56 * side + 2:
+        return None
+    patch = _patch(away, behind, mask, region)
+    inner = _shrunk(patch.own)
+    number = _colour(patch, inner if inner.sum() >= 12 else patch.own)
+    likely, poses = _poses(patch, number, inner)
+    best = min((_fit(patch, number, *pose, side, 2) for pose in likely), key=_second, default=None)
+    if best is None or best[1] <= threshold(side) * SURE:
+        return best
+    if best[1] <= threshold(side) * 2 * SURE:
+        poses = likely
+    return min((_fit(patch, number, *pose, side, 5) for pose in poses), key=_second)  # look closely
+
+
+def _second(fit: tuple[Thing, float]) -> float:
+    return fit[1]
+
+
+def _colour(patch: Patch, chosen: Bool[np.ndarray, "H W"]) -> int:
+    """The colour whose pixels, inked or not, the chosen pixels are nearest to."""
+    which = chosen.ravel()[patch.kept]
+    pixels = patch.away[:, which] + patch.behind[:, which]
+    pixels = pixels[:, :: max(1, pixels.shape[1] // 150)]
+    away = pixels[None] - PALETTE[..., None]  # (8, 3, P)
+    along = (INKED[:, None] @ away) / (INKED * INKED).sum(axis=1)[:, None, None]  # (8, 1, P)
+    away -= np.clip(along, 0, 1) * INKED[..., None]
+    squared = (away * away).sum(axis=1)
+    return int(np.minimum(squared, 60**2).mean(axis=1).argmin())
+
+
+def _poses(
+    patch: Patch, number: int, inner: Bool[np.ndarray, "H W"]
+) -> tuple[list[Pose], list[Pose]]:
+    """The one or two shapes whose silhouettes fit best, and all, with centres and radii in pixels.
+
+    Area and centre of mass give radius and centre for each shape; the box says which shapes are worth
+    drawing.
+    """
+    contrast = PALETTE[number][:, None] - patch.behind
+    along = (patch.away * contrast).sum(axis=0) / (contrast * contrast).sum(axis=0)
+    filled = np.zeros(patch.own.shape, dtype=np.float32)
+    filled.ravel()[patch.kept] = np.clip(along, 0, 1)
+    filled[inner] = 1
+    filled[filled < 0.15] = 0
+    per_column, per_row = filled.sum(axis=0), filled.sum(axis=1)
+    area = float(per_row.sum())
+    if area < 4:
+        return [], []
+    radii = np.sqrt(area / AREAS)
+    xs = float(per_column @ patch.across[0]) / area - CENTRES[:, 0] * radii
+    ys = float(per_row @ patch.down[:, 0]) / area - CENTRES[:, 1] * radii
+    columns, rows = patch.across[0, per_column > 0], patch.down[per_row > 0, 0]
+    box = np.array([columns[0], rows[0], columns[-1], rows[-1]])
+    expected = BOXES * radii[:, None] + np.stack([xs, ys, xs, ys], axis=1)
+    order = np.abs(expected - box).sum(axis=1).argsort().tolist()
+    poses = [(SHAPES[n], float(xs[n]), float(ys[n]), float(radii[n])) for n in order]
+    scored = []
+    for shape, x, y, radius in poses[:3]:
+        across, down = (patch.across - x) / radius, (patch.down - y) / radius
+        drawn = coverage(signed_distance(shape, across, down), radius)
+        scored.append((float(np.abs(drawn - filled).sum()), (shape, x, y, radius)))
+    scored.sort()
+    sure = scored[1][0] > 1.5 * scored[0][0] + 0.02 * area
+    return [pose for _, pose in scored[: 1 if sure else 2]], poses
+
+
+def _fit(
+    patch: Patch, number: int, shape: Shape, x: float, y: float, radius: float, side: int, steps: int
+) -> tuple[Thing, float]:
+    """Refine place, radius and shade by Gauss-Newton steps; the pattern is the one that fits best."""
+    pattern: Pattern | None = None
+    for _ in range(steps):
+        across, down = (patch.across - x) / radius, (patch.down - y) / radius
+        distance = signed_distance(shape, across, down)
+        if pattern is None:
+            pattern = _pattern(patch, distance, number, across, down, radius)
+        _, error, contrast = _redraw(patch, distance, pattern, number, across, down, radius)
+        step = _step(patch, distance * radius, error, contrast, x, y)
+        x, y = x + min(max(step[0], -2), 2), y + min(max(step[1], -2), 2)
+        radius *= math.exp(min(max(step[2], -0.2), 0.2))
+    size: Size = "large" if radius / side > BORDER else "small"
+    low, high = RADII[size]
+    radius = min(max(radius, low * side), high * side)  # the nearest radius that the world has
+    across, down = (patch.across - x) / radius, (patch.down - y) / radius
+    distance = signed_distance(shape, across, down)
+    pattern = _pattern(patch, distance, number, across, down, radius)
+    shade, error, contrast = _redraw(patch, distance, pattern, number, across, down, radius)
+    red, green, blue = shade.ravel().tolist()
+    thing = Thing(
+        shape, COLOURS[number], size, pattern, x / side, y / side, radius / side, (red, green, blue)
+    )
+    return thing, _distance(patch, distance, error, contrast, radius)
+
+
+def _pattern(
+    patch: Patch, distance: np.ndarray, number: int, across: np.ndarray, down: np.ndarray, radius: float
+) -> Pattern:
+    """The pattern that leaves the least error inside."""
+    errors = []
+    for pattern in PATTERNS:
+        _, error, _ = _redraw(patch, distance, pattern, number, across, down, radius)
+        errors.append(float((error * error).sum()))
+    return PATTERNS[int(np.argmin(errors))]
+
+
+def _redraw(
+    patch: Patch,
+    distance: np.ndarray,
+    pattern: Pattern,
+    number: int,
+    across: np.ndarray,
+    down: np.ndarray,
+    radius: float,
+) -> tuple[Float32[np.ndarray, "3 1"], Float32[np.ndarray, "3 P"], Float32[np.ndarray, "3 P"]]:
+    """The shade that fits best, what then remains of the picture, and the object's contrast to the ground."""
+    covered = coverage(distance, radius).ravel()[patch.kept]
+    contrast = PALETTE[number][:, None] - patch.behind
+    if pattern != "plain":
+        contrast += ink(pattern, across, down, radius).ravel()[patch.kept] * INKED[number][:, None]
+    error = patch.away - covered * contrast
+    shade = (error @ covered / max(1e-6, float(covered @ covered)))[:, None]
+    shade = np.clip(shade, -FAMILY * SHADE, FAMILY * SHADE)
+    error -= covered * shade
+    contrast += shade
+    return shade, error, contrast
+
+
+def _step(
+    patch: Patch, distance: np.ndarray, error: np.ndarray, contrast: np.ndarray, x: float, y: float
+) -> list[float]:
+    """The change of x, y and log radius, in pixels, that explains the error along the outline."""
+    slope_x, slope_y = np.zeros_like(distance), np.zeros_like(distance)
+    slope_x[:, 1:-1] = (distance[:, 2:] - distance[:, :-2]) / 2
+    slope_y[1:-1] = (distance[2:] - distance[:-2]) / 2
+    near = np.abs(distance.ravel()[patch.kept])
+    kept = np.flatnonzero(near < 1)
+    edge = patch.kept[kept]
+    row, column = np.divmod(edge, distance.shape[1])
+    sx, sy = slope_x.ravel()[edge], slope_y.ravel()[edge]
+    grow = sx * (patch.across[0, column] - x) + sy * (patch.down[row, 0] - y)
+    # An edge that lies between two pixels covers neither of them partly: those a pixel away count a little.
+    change = np.stack([sx, sy, grow]) * np.where(near[kept] < 0.5, 1, 0.3)  # (3, P): of the coverage
+    contrast, error = contrast[:, kept], error[:, kept]
+    normal = (change * (contrast * contrast).sum(axis=0)) @ change.T
+    normal += np.eye(3) * (1e-3 * np.trace(normal) + 1e-6)
+    step: list[float] = np.linalg.solve(normal, change @ (error * contrast).sum(axis=0)).tolist()
+    return step
+
+
+def _distance(
+    patch: Patch, distance: np.ndarray, error: np.ndarray, contrast: np.ndarray, radius: float
+) -> float:
+    """The mean error over the mean contrast; errors of neighbours cancel, so noise counts a third."""
+    covered = coverage(distance, radius).ravel()[patch.kept]
+    there = (covered > 0) | patch.own.ravel()[patch.kept]
+    height, width = distance.shape
+    padded = np.zeros((3, height + 2, width + 2), dtype=np.float32)
+    row, column = np.divmod(patch.kept, width)
+    padded[:, row + 1, column + 1] = error * there
+    rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
+    smooth = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
+    whole = covered * contrast
+    lost, shown = (np.sqrt((a * a).sum(axis=0)).sum() for a in (smooth, whole))
+    return float(lost / max(shown, 1e-6))

@@ -1,0 +1,446 @@
+"""The built-in world: captioned drawings with boxes, masks, questions and answers, endless and seeded.
+
+A scene is a pure function of (seed, split, index, difficulty), the same on every machine: randomness is
+a hash of a counter, with no generator to carry along.
+
+    train, test   the same distribution, disjoint by construction: every object's x coordinate is an even
+                  number of 1/1024 of the side in `train`, an odd one in every other split
+    held-out      only pairs of shape and colour that occur in no other split
+    line          as `test`, in line drawing
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from triptych.config import nearest
+from triptych.data.scene_captions import (
+    NAMED,
+    NUMBERS,
+    OPPOSITE,
+    RELATION_WORDS,
+    RELATIONS,
+    Choices,
+    Claim,
+    Described,
+    Relation,
+    choose,
+    write,
+)
+from triptych.data.scene_drawing import (
+    COLOURS,
+    GROUND_COLOURS,
+    GROUND_SHADE,
+    PATTERNS,
+    RADII,
+    SHADE,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Colour,
+    Ground,
+    Scene,
+    Shape,
+    Thing,
+    boxes,
+    draw,
+    draw_all,
+    masks,
+    mix,
+    uniform,
+)
+from triptych.data.source import Columns
+
+__all__ = [
+    "DIFFICULTIES", "HELD_OUT", "SPLITS", "WORLD_VERSION", "Difficulty", "Ground", "Scene", "SceneSource",
+    "Split", "Thing", "boxes", "captions", "claims", "draw", "draw_all", "masks", "questions", "relation",
+    "scene", "scenes",
+]  # fmt: skip
+
+WORLD_VERSION = 1
+"""Part of every result: a change of any picture, caption or answer is another world."""
+
+Split = Literal["train", "test", "held-out", "line"]
+Difficulty = Literal["one", "two", "four"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
+
+HELD_OUT: tuple[tuple[Shape, Colour], ...] = tuple(
+    (shape, COLOURS[(3 * i + 1) % 8]) for i, shape in enumerate(SHAPES)
+)
+"""Every shape once and every colour once."""
+SEEN: tuple[tuple[Shape, Colour], ...] = tuple(
+    (shape, colour) for shape in SHAPES for colour in COLOURS if (shape, colour) not in HELD_OUT
+)
+
+GRID = 1024  # positions and radii are whole numbers of 1 / GRID
+GAP = 0.05  # least distance between the discs of two objects
+MARGIN = 0.02  # least distance between a disc and the border
+DOMINANCE = 2.0  # "left of" is said only where |dx| is at least so many times |dy|
+SWEEPS = 16  # how often each object is offered another place
+NEARBY = 0.12  # how far away a nearby place is at most, along each axis
+
+# Columns of a scene's random numbers: some for the scene, then ten for each object, then the places.
+COUNT, GROUND, TEXTURE, TURN, SHADES, THINGS = 0, 1, 2, 3, 4, 8
+PAIR, SAME, SIZE, RADIUS, PATTERN, SHADE_AT, PER_THING = 0, 1, 2, 3, 4, 5, 10
+PLACED = 1 << 16
+
+
+def scene(seed: int, index: int, split: Split = "train", difficulty: Difficulty = "four") -> Scene:
+    """One scene of the endless world; equal arguments give equal scenes.
+
+    Args:
+        seed: which world.
+        index: which scene of it, from 0; there is no last one.
+        difficulty: `one` object, `two`, or one to `four`.
+
+    Raises:
+        ValueError: an unknown split or difficulty, or a negative index.
+    """
+    return scenes(seed, [index], split, difficulty)[0]
+
+
+def scenes(
+    seed: int, indices: Sequence[int], split: Split = "train", difficulty: Difficulty = "four"
+) -> list[Scene]:
+    """Many scenes at once, each exactly as `scene` gives it, and many times as quick."""
+    for what, given, known in (("split", split, SPLITS), ("difficulty", difficulty, DIFFICULTIES)):
+        if given not in known:
+            raise ValueError(
+                f"{what} must be one of {', '.join(known)}, not {given!r}.{nearest(given, list(known))}"
+            )
+    if len(indices) == 0:
+        return []
+    if min(indices) < 0:
+        raise ValueError(f"an index counts from 0, not {min(indices)}")
+    start = np.array([seed & (2**64 - 1), SPLITS.index(split)], dtype=np.uint64)
+    start = mix(mix(start[:1]) + start[1:])
+    keys = mix(start + np.array(indices, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    u = uniform(keys, THINGS + 4 * PER_THING)
+    each = u[:, THINGS:].reshape(len(keys), 4, PER_THING)
+    counts = {"one": 1, "two": 2}.get(difficulty) or 1 + (4 * u[:, COUNT]).astype(int)
+    counts = np.broadcast_to(counts, len(keys))
+    radii = _radii(each, counts)
+    x, y = _places(keys, radii, counts, odd=split != "train")
+    pairs = HELD_OUT if split == "held-out" else SEEN
+    chosen = (each[..., PAIR] * len(pairs)).astype(int)
+    same = each[..., SAME] < 0.3  # now and then like the first, so that there is something to count
+    chosen = np.where(same, chosen[:, :1], chosen)
+    shades = np.rint((each[..., SHADE_AT : SHADE_AT + 3] * 2 - 1) * SHADE)
+    ground_shades = np.rint((u[:, SHADES : SHADES + 3] * 2 - 1) * GROUND_SHADE)
+    patterns = (each[..., PATTERN] * 3).astype(int)
+    numbers = zip(
+        keys.tolist(), counts.tolist(), u[:, : TURN + 1].tolist(), ground_shades.tolist(),
+        chosen.tolist(), patterns.tolist(), radii.tolist(), x.tolist(), y.tolist(), shades.tolist(),
+        strict=True,
+    )  # fmt: skip
+    small = int(RADII["small"][1] * GRID) + 1
+    return [
+        Scene(
+            tuple(
+                Thing(
+                    *pairs[chosen[j]],
+                    SIZES[radius[j] > small],
+                    PATTERNS[pattern[j]],
+                    x[j] / GRID,
+                    y[j] / GRID,
+                    radius[j] / GRID,
+                    tuple(shade[j]),
+                )
+                for j in range(count)
+            ),
+            Ground(
+                GROUND_COLOURS[int(4 * v[GROUND])],
+                TEXTURES[int(4 * v[TEXTURE])],
+                int(4 * v[TURN]),
+                tuple(ground_shade),
+            ),
+            "line" if split == "line" else "painted",
+            key,
+        )
+        for key, count, v, ground_shade, chosen, pattern, radius, x, y, shade in numbers
+    ]
+
+
+def _radii(each: Float[np.ndarray, "B 4 U"], counts: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B 4"]:
+    """Radii in grid units, the largest first; of three or four objects at most two are large."""
+    large = (each[..., SIZE] < 0.5) & (np.arange(4) < counts[:, None])
+    large &= (large.cumsum(axis=1) <= 2) | (counts[:, None] < 3)
+    low, high = (np.where(large, RADII["large"][k], RADII["small"][k]) * GRID for k in (0, 1))
+    radii = np.ceil(low) + np.floor(each[..., RADIUS] * (np.floor(high) - np.ceil(low) + 1))
+    radii = np.where(np.arange(4) < counts[:, None], radii, 0)
+    return -np.sort(-radii, axis=1).astype(int)
+
+
+def _places(
+    keys: np.ndarray, radii: Int[np.ndarray, "B 4"], counts: Int[np.ndarray, "B"], odd: bool
+) -> tuple[Int[np.ndarray, "B 4"], Int[np.ndarray, "B 4"]]:
+    """Centres in grid units, such that no two discs come closer than the gap.
+
+    A Metropolis walk: from the four corners, where there is always room, each object in turn is offered
+    another place, anywhere or nearby, and takes it if it is free. Throwing whole arrangements away
+    until one fits is uniform too, but needs thousands of tries for two large objects.
+    """
+    u = uniform(keys, 2 + SWEEPS * 8, PLACED)
+    low = np.stack([(radii + int(MARGIN * GRID) + 1) // 2, radii + int(MARGIN * GRID)], axis=-1)
+    high = np.array([GRID // 2, GRID]) - low - np.array([int(odd), 0])  # x counts in steps of two
+    corner = np.array([[0, 0], [1, 1], [0, 1], [1, 0]])  # the two largest lie on a diagonal
+    corner = corner ^ (u[:, None, :2] < 0.5)
+    place = np.where(corner, high, low)  # (B, 4, 2)
+    moves = u[:, 2:].reshape(-1, SWEEPS, 4, 2)
+    anywhere = low[:, None] + (moves[:, 0::2] * (high - low + 1)[:, None]).astype(int)
+    nearby = ((moves[:, 1::2] * 2 - 1) * NEARBY * np.array([GRID / 2, GRID])).astype(int)
+    apart = radii[:, :, None] + radii[:, None, :] + int(GAP * GRID) + 1
+    there = np.arange(4) < counts[:, None]
+    apart = np.where(there[:, None, :] & ~np.eye(4, dtype=bool), apart, 0) ** 2
+    scale = np.array([2, 1])
+    for sweep in range(SWEEPS):
+        for j in range(int(counts.max())):
+            if sweep % 2:
+                offered = np.clip(place[:, j] + nearby[:, sweep // 2, j], low[:, j], high[:, j])
+            else:
+                offered = anywhere[:, sweep // 2, j]
+            away = (place - offered[:, None]) * scale
+            away *= away
+            free = (away[..., 0] + away[..., 1] >= apart[:, j]).all(axis=1)
+            place[:, j] = np.where(free[:, None], offered, place[:, j])
+    return place[..., 0] * 2 + int(odd), place[..., 1]
+
+
+def choices(key: int, stream: int = 0) -> Choices:
+    """Endless 31-bit integers that depend on a scene's key and nothing else."""
+    state = (key + stream * 0xD1342543DE82EF95) & (2**64 - 1)
+    while True:
+        state = (state + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        yield ((z ^ (z >> 27)) * 0x94D049BB133111EB & (2**64 - 1)) >> 33
+
+
+def relation(thing: Thing, other: Thing, dominance: float = DOMINANCE) -> Relation | None:
+    """Where `thing` lies, seen from `other`; None where neither direction dominates."""
+    dx, dy = thing.x - other.x, thing.y - other.y
+    if abs(dx) >= dominance * abs(dy):
+        return "left" if dx < 0 else "right"
+    if abs(dy) >= dominance * abs(dx):
+        return "above" if dy < 0 else "below"
+    return None
+
+
+def describe(thing: Thing, *names: str) -> Described:
+    """The named attributes of an object."""
+    return Described(**{name: getattr(thing, name) for name in names})
+
+
+def fits(described: Described, thing: Thing) -> bool:
+    """Whether an object has every attribute that a description names."""
+    return all(getattr(described, n) in (None, getattr(thing, n)) for n in NAMED)
+
+
+def claims(scene: Scene) -> tuple[Claim, ...]:
+    """What the captions of a scene say, in their order; all of it is true of the scene."""
+    return tuple(claim(scene) for claim in (_full, _short, _partial, _counted)) + tuple(
+        _related(scene)
+    )
+
+
+def captions(scene: Scene) -> tuple[str, ...]:
+    """English captions, four or five of growing freedom; the same scene always has the same ones.
+
+    All attributes; colours and shapes; some attributes; counts; and, where the first two objects that
+    are described lie clearly beside or above one another, how they lie.
+    """
+    return tuple(write(claim, choices(scene.key, 1 + i)) for i, claim in enumerate(claims(scene)))
+
+
+def caption(scene: Scene) -> str:
+    """One of the captions, any of them equally often: what training reads."""
+    kind = next(choices(scene.key)) % 5
+    related = _related(scene) if kind == 4 else []
+    kind = kind if kind < 4 else 4 if related else next(choices(scene.key, 9)) % 4
+    claim = related[0] if kind == 4 else (_full, _short, _partial, _counted)[kind](scene)
+    return write(claim, choices(scene.key, 1 + kind))
+
+
+def _shuffled(scene: Scene, pick: Choices) -> list[Thing]:
+    things = list(scene.things)
+    return [things.pop(next(pick) % len(things)) for _ in scene.things]
+
+
+def _full(scene: Scene) -> Claim:
+    things = tuple(describe(t, *NAMED) for t in _shuffled(scene, choices(scene.key, 11)))
+    return Claim(things, None, scene.ground.colour, scene.ground.texture)
+
+
+def _short(scene: Scene) -> Claim:
+    pick = choices(scene.key, 12)
+    things = [describe(t, "shape", "colour") for t in _shuffled(scene, pick)]
+    things = sorted(things, key=things.index)  # equal ones together
+    return Claim(tuple(things), None, scene.ground.colour if next(pick) % 2 else None)
+
+
+def _partial(scene: Scene) -> Claim:
+    pick = choices(scene.key, 13)
+    names = ("shape", *(n for n in ("colour", "size", "pattern") if next(pick) % 2))
+    things = tuple(describe(t, *names) for t in _shuffled(scene, pick))
+    ground, texture = (next(pick) % 2 for _ in range(2))
+    return Claim(
+        things, None, scene.ground.colour if ground else None, scene.ground.texture if texture else None
+    )
+
+
+def _counted(scene: Scene) -> Claim:
+    pick = choices(scene.key, 14)
+    name = choose(((), ("shape",), ("colour",), ("shape",)), pick)
+    things = [describe(t, *name) for t in _shuffled(scene, pick)]
+    things = sorted(things, key=things.index)
+    return Claim(tuple(things), None, scene.ground.colour if next(pick) % 3 == 0 else None)
+
+
+def _related(scene: Scene) -> list[Claim]:
+    """A claim of a relation, if two objects can be told apart by words and lie clearly."""
+    pick = choices(scene.key, 15)
+    things = _shuffled(scene, pick)
+    for i, thing in enumerate(things):
+        for other in things[i + 1 :]:
+            found = relation(thing, other)
+            for names in (("shape", "colour"), NAMED):
+                pair = describe(thing, *names), describe(other, *names)
+                if found and all(sum(fits(d, t) for t in things) == 1 for d in pair):
+                    rest = [describe(t, *names) for t in things if t is not thing and t is not other]
+                    ground = scene.ground.colour if next(pick) % 3 == 0 else None
+                    return [Claim((*pair, *rest), found, ground)]
+    return []
+
+
+def questions(scene: Scene) -> tuple[tuple[str, str], ...]:
+    """Questions with the one right answer to each; an object is asked for only where it is the only one."""
+    things, pick = scene.things, choices(scene.key, 20)
+    asked = [
+        ("how many objects are there?", NUMBERS[len(things) - 1]),
+        ("what color is the background?", scene.ground.colour),
+        ("what texture does the background have?", scene.ground.texture),
+    ]
+    for shape in sorted({t.shape for t in things}, key=SHAPES.index):
+        alike = [t for t in things if t.shape == shape]
+        plural = shape + ("es" if shape.endswith("s") else "s")
+        asked.append((f"how many {plural} are there?", NUMBERS[len(alike) - 1]))
+        if len(alike) == 1:
+            (only,) = alike
+            asked += [
+                (f"what color is the {shape}?", only.colour),
+                (f"is the {shape} large or small?", only.size),
+                (f"what pattern does the {shape} have?", only.pattern),
+            ]
+    for colour in sorted({t.colour for t in things}, key=COLOURS.index):
+        alike = [t for t in things if t.colour == colour]
+        if len(alike) == 1:
+            asked.append((f"what shape is the {colour} object?", alike[0].shape))
+    present = {(t.shape, t.colour) for t in things}
+    there = choose(sorted(present), pick)
+    absent = choose([p for p in (*SEEN, *HELD_OUT) if p not in present], pick)
+    for (shape, colour), answer in ((there, "yes"), (absent, "no")):
+        article = "an" if colour[0] in "aeiou" else "a"
+        asked.append((f"is there {article} {colour} {shape}?", answer))
+    return (*asked, *_spatial(scene, pick))
+
+
+def _spatial(scene: Scene, pick: Choices) -> Iterator[tuple[str, str]]:
+    for claim in _related(scene):
+        first, second = (f"the {d.colour} {d.shape}" for d in claim.things[:2])
+        if claim.things[0].size is not None or claim.relation is None:
+            continue  # colour and shape do not tell them apart
+        words, opposite = (
+            RELATION_WORDS[r][0].strip() for r in (claim.relation, OPPOSITE[claim.relation])
+        )
+        yield f"is {first} {words} {second}?", "yes"
+        yield f"is {first} {opposite} {second}?", "no"
+        yield f"where is {first}, seen from {second}?", claim.relation
+
+
+NAMES: dict[str, Difficulty] = {"scenes": "four", "scenes-one": "one", "scenes-two": "two"}
+ATTRIBUTES = (
+    *SHAPES, *COLOURS, *SIZES, *PATTERNS,
+    *(f"{colour} ground" for colour in GROUND_COLOURS), *(f"{texture} ground" for texture in TEXTURES),
+)  # fmt: skip
+PLACE = {name: i for i, name in enumerate(ATTRIBUTES)}
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """The built-in world as a source of training data; satisfies `triptych.data.source.Source`.
+
+    `scenes` has one to four objects, `scenes-two` two, `scenes-one` one; only with one object do the
+    pictures have a class (the shape) and a vector (position and radius).
+
+    Raises:
+        ValueError: an unknown name or split, a size outside 32 to 512, or a number of channels but 3.
+    """
+
+    name: str = "scenes"
+    split: str = "train"
+    size: int | None = None  # None is 64
+    channels: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for what, given, known in (("scenes", self.name, NAMES), ("split", self.split, SPLITS)):
+            if given not in known:
+                hint = nearest(given, list(known))
+                raise ValueError(f"{what} must be one of {', '.join(known)}, not {given!r}.{hint}")
+        if self.size is not None and not 32 <= self.size <= 512:
+            raise ValueError(f"scenes are drawn at 32 to 512 pixels a side, not {self.size}")
+        if self.channels not in (None, 3):
+            raise ValueError(f"scenes are in colour: channels must be 3, not {self.channels}")
+
+    @property
+    def length(self) -> int | None:
+        return None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        side = self.size or 64
+        return side, side, 3
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return SHAPES if self.name == "scenes-one" else ()
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        return ATTRIBUTES
+
+    @property
+    def vector(self) -> tuple[str, ...]:
+        return ("x", "y", "radius") if self.name == "scenes-one" else ()
+
+    @property
+    def captioned(self) -> bool:
+        return True
+
+    def scenes(self, indices: Sequence[int]) -> list[Scene]:
+        """What the pictures at these indices show."""
+        return scenes(self.seed, indices, self.split, NAMES[self.name])  # type: ignore[arg-type]
+
+    def read(self, indices: Sequence[int]) -> Columns:
+        """The pictures at these indices, in this order, with captions, attributes and boxes."""
+        found = self.scenes(indices)
+        held = np.zeros((len(found), len(ATTRIBUTES)), dtype=np.float32)
+        for row, scene in zip(held, found, strict=True):
+            ground = f"{scene.ground.colour} ground", f"{scene.ground.texture} ground"
+            named = (v for t in scene.things for v in (t.shape, t.colour, t.size, t.pattern))
+            row[[PLACE[name] for name in (*named, *ground)]] = 1
+        columns: dict[str, Any] = {
+            "image": draw_all(found, self.shape[0]),
+            "attributes": held,
+            "caption": [caption(scene) for scene in found],
+            "boxes": [boxes(scene) for scene in found],
+            "box_labels": [[f"{t.colour} {t.shape}" for t in scene.things] for scene in found],
+        }
+        if self.name == "scenes-one":
+            firsts = [scene.things[0] for scene in found]
+            columns["label"] = np.array([SHAPES.index(t.shape) for t in firsts], dtype=np.int64)
+            columns["vector"] = np.array([(t.x, t.y, t.radius) for t in firsts], dtype=np.float32)
+        return columns

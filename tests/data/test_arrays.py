@@ -1,0 +1,272 @@
+"""Arrays in the forms of MNIST, CIFAR and numpy, and the built-in digits."""
+
+import builtins
+import gzip
+import pickle
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from triptych.data.batches import take
+from triptych.data.index import Index
+from triptych.data.sources import open_index, open_source
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def idx(array):
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def mnist(folder, count=12, packed=False):
+    images, labels = noise(count, 5, 4), np.arange(count, dtype=np.uint8) % 3
+    for split in ("train", "t10k"):
+        for what, rank, array in (("images", 3, images), ("labels", 1, labels)):
+            path = folder / f"{split}-{what}-idx{rank}-ubyte"
+            if packed:
+                (folder / f"{path.name}.gz").write_bytes(gzip.compress(idx(array)))
+            else:
+                path.write_bytes(idx(array))
+    return images, labels
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx(tmp_path, packed):
+    images, labels = mnist(tmp_path, packed=packed)
+    for split in ("train", "test"):
+        source = open_source(str(tmp_path), split=split)
+        columns = source.read(range(source.length))
+        assert np.array_equal(columns["image"][..., 0], images)
+        assert columns["label"].tolist() == labels.tolist()
+        assert source.classes == ("0", "1", "2") and source.shape == (5, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data[:-1], "announces 240 bytes and holds only 239"),
+        (lambda data: data + b"x", "holds more"),
+        (lambda data: b"", "cannot be read"),
+        (lambda data: b"<html>" + data, "not an IDX"),
+        (
+            lambda data: struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2**31),
+            "announces .* more than",
+        ),
+        (lambda data: idx(np.zeros(12, np.uint8)), "no pictures"),
+        (lambda data: idx(noise(11, 5, 4)), "labels of .* for 11 pictures"),
+    ],
+)
+def test_damaged_idx_is_an_error_that_says_what(tmp_path, change, said):
+    mnist(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=said):
+        open_source(str(tmp_path))
+
+
+def test_a_cut_gz_is_an_error(tmp_path):
+    mnist(tmp_path, packed=True)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_source(str(tmp_path))
+
+
+def test_two_data_sets_in_one_folder_are_not_mixed(tmp_path):
+    images, _ = mnist(tmp_path)
+    (tmp_path / "more-train-images-idx3-ubyte").write_bytes(idx(images))
+    with pytest.raises(ValueError, match="several data sets"):
+        open_source(str(tmp_path))
+
+
+def test_arrays_outside_the_folder_are_not_read(tmp_path):
+    (tmp_path / "outside").mkdir()
+    mnist(tmp_path / "outside")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    for path in (tmp_path / "outside").iterdir():
+        (inside / path.name).symlink_to(path)
+    with pytest.raises(ValueError, match="a link to outside the folder"):
+        open_source(str(inside))
+
+
+@pytest.mark.parametrize("hundred", [False, True])
+def test_cifar_binary(tmp_path, hundred):
+    images, labels = noise(6, 32, 32, 3), np.array([0, 1, 2, 3, 2, 1], np.uint8)
+    records = [
+        (b"\x05" if hundred else b"") + bytes([label]) + image.transpose(2, 0, 1).tobytes()
+        for image, label in zip(images, labels, strict=True)
+    ]
+    names = ["train.bin", "test.bin"] if hundred else ["data_batch_1.bin", "test_batch.bin"]
+    (tmp_path / names[0]).write_bytes(b"".join(records[:4]))
+    (tmp_path / names[1]).write_bytes(b"".join(records[4:]))
+    words = "fine_label_names.txt" if hundred else "batches.meta.txt"
+    (tmp_path / words).write_text("ant\nbee\ncow\ndog\n\n")
+    train, test = (open_source(str(tmp_path), split=split) for split in ("train", "test"))
+    assert train.classes == ("ant", "bee", "cow", "dog")
+    assert np.array_equal(train.read(range(4))["image"], images[:4])
+    assert test.read(range(2))["label"].tolist() == [2, 1]
+
+
+def test_pickles_are_never_opened(tmp_path):
+    """CIFAR's python version; the payload would leave a mark."""
+
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "mark"), "w"))
+
+    for name in ("data_batch_1", "test_batch", "batches.meta"):
+        (tmp_path / name).write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ValueError, match=r"never opened.*binary version"):
+        open_source(str(tmp_path))
+    np.savez(tmp_path / "a.npz", images=np.array([Payload()], object))
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_source(str(tmp_path / "a.npz"))
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "splits"),
+    [
+        ({"images": noise(20, 4, 4), "labels": np.arange(20)}, {}),
+        ({"x_train": noise(20, 4, 4, 3), "y_train": np.arange(20), "x_test": noise(2, 4, 4, 3),
+          "y_test": np.arange(2)}, {"train": 20, "test": 2}),
+        ({"train_images": noise(20, 4, 4, 1), "train_labels": np.arange(20)[:, None],
+          "val_images": noise(3, 4, 4, 1), "val_labels": np.arange(3)[:, None]},
+         {"train": 20, "val": 3, "test": 3}),
+        ({"data": noise(20, 3, 8, 8)}, {}),
+        ({"x": (noise(20, 4, 4) / 255).astype(np.float32), "y": np.arange(20)}, {}),
+    ],
+)  # fmt: skip
+def test_npz(tmp_path, arrays, splits):
+    np.savez_compressed(tmp_path / "a.npz", **arrays)
+    index = open_index(str(tmp_path / "a.npz"))
+    first = next(iter(arrays.values()))
+    first = np.rint(first * 255).astype(np.uint8) if first.dtype == np.float32 else first
+    first = first.transpose(0, 2, 3, 1) if first.shape[1:] == (3, 8, 8) else first
+    assert isinstance(index, Index) and np.array_equal(
+        index.stored.images[:20].squeeze(), first.squeeze()
+    )
+    for split, count in splits.items():
+        assert open_source(str(tmp_path / "a.npz"), split=split).length == count
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"pictures": noise(2, 4, 4)}, "holds pictures: name"),
+        ({"images": noise(2, 4, 4).astype(float)}, "expected bytes, or floats"),
+        ({"images": noise(2, 4, 4, 2)}, "1 or 3 channels"),
+        ({"images": noise(2, 4, 4), "labels": np.arange(3)}, "for 2 pictures"),
+        ({"images": noise(2, 4, 4), "labels": np.array([0.5, 1])}, "whole number"),
+        ({"images": noise(2, 4, 4), "labels": np.array([-1, 0])}, "from 0"),
+        ({"images": noise(2, 4, 4), "labels": np.array([0, 10**9])}, "from 0"),
+        ({"images": noise(0, 4, 4)}, "no pictures"),
+        ({"x_train": noise(2, 4, 4), "x_test": noise(2, 5, 5)}, "different shapes"),
+    ],
+)
+def test_npz_that_cannot_be_used(tmp_path, arrays, said):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=said):
+        open_source(str(tmp_path / "a.npz"))
+
+
+def test_a_damaged_npz_is_an_error(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"PK\3\4" + bytes(100))
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_source(str(tmp_path / "a.npz"))
+
+
+def test_resizing_and_colours_are_those_of_pillow(tmp_path):
+    images = noise(20, 9, 9, 3)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(20))
+    source = open_source(str(tmp_path / "a.npz"), size=5, channels=1)
+    columns = source.read(range(source.length))
+    for picture, label in zip(columns["image"], columns["label"], strict=True):
+        grey = Image.fromarray(images[label]).convert("L").resize((5, 5), Image.Resampling.BICUBIC)
+        assert np.abs(picture[..., 0].astype(int) - np.asarray(grey)).max() <= 1
+    assert open_source("digits", channels=3).read([0])["image"].shape == (1, 8, 8, 3)
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    theirs = load_digits()
+    expected = sorted(
+        (label, np.rint(image * 255 / 16).astype(np.uint8).tobytes())
+        for label, image in zip(theirs.target.tolist(), theirs.images, strict=True)
+    )
+    train, test = (open_source("digits", split=split) for split in ("train", "test"))
+    assert (train.length, test.length, train.shape) == (1500, 297, (8, 8, 1))
+    ours = []
+    for source in (train, test):
+        columns = source.read(range(source.length))
+        ours += zip(
+            columns["label"].tolist(), map(np.ndarray.tobytes, columns["image"]), strict=True
+        )
+    assert sorted(ours) == expected
+    assert np.bincount(test.read(range(297))["label"]).min() >= 15  # every digit is tested
+
+
+def test_digits_without_scikit_learn_name_the_command(monkeypatch):
+    monkeypatch.setattr("triptych.data.digits.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'triptych\[evaluation\]'"):
+        open_source("digits")
+
+
+def test_digits_do_not_import_scikit_learn(monkeypatch):
+    """It would take seconds, and start threads before the data workers are forked."""
+    real = builtins.__import__
+
+    def refusing(name, *args, **options):
+        assert not name.startswith("sklearn")
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refusing)
+    assert open_source("digits").length == 1500
+
+
+def test_mnist(real_data):
+    folder = real_data / "mnist"
+    train, test = (open_source(str(folder), split=split) for split in ("train", "test"))
+    assert (train.length, test.length) == (60_000, 10_000)
+    assert take(train, range(10))["label"].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert take(test, range(10))["label"].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    published = 0.1307 * 2 - 1  # the mean that every tutorial normalises by
+    assert take(train, range(0, 60_000, 7))["image"].mean().item() == pytest.approx(
+        published, abs=2e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("digit", "Did you mean 'digits'"),
+        ("scense", "Did you mean 'scenes'"),
+        ("nowhere/at/all", "nothing is at that path"),
+    ],
+)
+def test_an_unknown_source_offers_the_nearest(name, said):
+    with pytest.raises(ValueError, match=said):
+        open_source(name)
+
+
+def test_a_misspelt_path_offers_its_neighbour(tmp_path):
+    (tmp_path / "holiday").mkdir()
+    with pytest.raises(ValueError, match=r"Did you mean '.*/holiday'"):
+        open_source(str(tmp_path / "holliday"))
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match="no source of pictures"):
+        open_source(str(tmp_path / "notes.txt"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"size": 0}, {"size": 5000}, {"channels": 2}, {"split": "tets"}]
+)
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ValueError, match=r"size must|channels must|split 'tets'"):
+        open_source("digits", **options)

@@ -1,0 +1,116 @@
+"""A trainer killed at random moments, and continued until it is done, ends like one left alone.
+
+torch takes seconds to load, so one driver loads it, and forks a trainer for every life.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def drive(folder: Path, kills: int) -> None:
+    """The driver: an unbroken run in one fork, then lives of another run that end in SIGKILL."""
+    import torch
+
+    torch.set_num_threads(1)
+    import torch._dynamo  # an optimizer's first step would import it, seconds in every life
+
+    from tests.train.toy import regression
+    from triptych.train.journal import locked
+    from triptych.train.loop import fit
+    from triptych.train.recipes.requests import Training
+
+    steps = 12 * kills
+    training = Training(
+        steps=steps, save_every=3, log_every=2, sample_every=5, ema_halflife=4, seed=7
+    )
+
+    def life(run: Path) -> int:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                with locked(run):
+                    for _ in fit(regression(), training, run):
+                        pass
+                code = 0
+            finally:
+                os._exit(code)
+        return child
+
+    began = time.monotonic()
+    assert os.waitpid(life(folder / "whole"), 0)[1] == 0
+    whole = time.monotonic() - began
+    draw = random.Random(kills)
+    killed, lives, torn, reached = 0, 0, 0, set()
+    while True:
+        child = life(folder / "killed")
+        lives += 1
+        if killed < kills:
+            # Short enough that the last is still killed, long enough to get through some saves.
+            time.sleep(draw.uniform(0.0, 1.2 * whole / kills))
+            os.kill(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        reached.add(max((p.name for p in (folder / "killed").glob("step-*")), default=""))
+        torn += any((folder / "killed").glob("*.tmp-*"))
+        if code == 0:
+            break
+        if code != -signal.SIGKILL:
+            raise SystemExit(f"life {lives} ended with {code}")
+        killed += 1
+    print(json.dumps({"killed": killed, "lives": lives, "torn": torn, "reached": len(reached)}))
+
+
+def digests(run: Path) -> dict[str, str]:
+    """All that a run leaves, apart from times and what the times change the length of."""
+    return {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in run.rglob("*")
+        if path.suffix in (".safetensors", ".png") or path.name in ("latest", "config.json")
+    }
+
+
+def without_times(path: Path) -> list[dict[str, object]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_killed_at_random_and_continued_equals_unbroken(tmp_path: Path, kills: int) -> None:
+    # In memory where there is one: it is the moments that count, and they are more of them there.
+    shared = Path("/dev/shm")
+    folder = shared / f"triptych-{os.getpid()}" if os.access(shared, os.W_OK) else tmp_path
+    folder.mkdir(exist_ok=True)
+    try:
+        driver = subprocess.run(
+            [sys.executable, "-m", "tests.faults.test_kills", str(folder), str(kills)],
+            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+            timeout=60 + 5 * kills,
+        )  # fmt: skip
+        assert driver.returncode == 0, driver.stderr
+        told = json.loads(driver.stdout)
+        assert told["killed"] == kills and told["reached"] > kills // 2, told  # moments differed
+        whole, killed = folder / "whole", folder / "killed"
+        assert digests(whole) == digests(killed)
+        rows = without_times(killed / "metrics.jsonl")
+        assert rows == without_times(whole / "metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(2, 12 * kills + 1, 2))
+        assert {p.name for p in whole.iterdir()} == {p.name for p in killed.iterdir()}
+    finally:
+        if folder != tmp_path:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    drive(Path(sys.argv[1]), int(sys.argv[2]))
