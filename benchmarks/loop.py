@@ -1,8 +1,8 @@
-"""What `fit` adds to a training step, in milliseconds, with a network that does nothing and data in memory.
+"""What `fit` adds to a training step: a network that does nothing, data in memory.
 
 The bare step is the least that trains at all: zero the gradients, objective, backward, optimizer.
-`fit` does that and the rest: seeding, exact accumulation, the gradient's norm and the check that it is
-finite, rates, the average of the weights, the journal. Checkpoints are measured apart.
+`fit` does that and the rest: seeding, exact accumulation, the gradient's norm and the check that it
+is finite, rates, the average of the weights, the journal. Checkpoints are measured apart.
 
     python benchmarks/loop.py            JSON lines
     python benchmarks/loop.py profile    where the time goes
@@ -80,7 +80,7 @@ def fitted(run: Path, log_every: int, ema_halflife: float) -> float:
 
 
 def saving(run: Path) -> float:
-    """Milliseconds of a save and the export beside it, disk included: a step that saves less one that does not."""
+    """Milliseconds of a save and the export beside it, disk included."""
     shutil.rmtree(run, ignore_errors=True)
     training = Training(steps=42, save_every=2, log_every=1, ema_halflife=10)
     spent: list[list[float]] = [[], []]

@@ -1,4 +1,4 @@
-"""Timing that two ways share: interleaved pairs, medians, an interval for their ratio, the machine."""
+"""Timing for every benchmark: interleaved pairs, an interval for a median, the machine."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
 def pairs(
     ours: Callable[[], float], theirs: Callable[[], float], count: int
 ) -> tuple[list[float], list[float]]:
-    """Both measured `count` times in turns, each first every second time: drift meets both alike."""
+    """Both measured `count` times in turns, each first every second time: drift meets both."""
     a: list[float] = []
     b: list[float] = []
     for turn in range(count):

@@ -115,14 +115,17 @@ def test_import_is_silent_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """Every module, under an empty home: no print, no folder, no seed, no environment variable."""
     present = [m for m in MODULES if "__main__" not in m]
     code = f"""
-import importlib, json, os, random
+import importlib, os
 import numpy, torch
-before = dict(os.environ), torch.random.get_rng_state().tolist(),
-numpy.random.get_state()[1].tolist() threads = torch.get_num_threads()
+
+def state():
+    generators = torch.random.get_rng_state().tolist(), numpy.random.get_state()[1].tolist()
+    return dict(os.environ), generators
+
+before, threads = state(), torch.get_num_threads()
 for name in {present!r}:
     importlib.import_module(name.removesuffix('.__init__'))
-after = dict(os.environ), torch.random.get_rng_state().tolist(),
-numpy.random.get_state()[1].tolist() assert before == after and threads == torch.get_num_threads()
+assert before == state() and threads == torch.get_num_threads()
 """
     assert probe(code, tmp_path) == ""
     assert [p for p in tmp_path.rglob("*") if p.name != "__pycache__"] == []

@@ -162,6 +162,7 @@ def test_equal_numbers_of_each_class_do_not_bias_the_kernel_distance():
         samples = drawn(torch.arange(160) % 4)
         plain.append(kernel_distance(samples.features[:100], real.features[:100]).value)
         ours = _with_classes(samples, real.label[100:])
+        assert torch.equal(ours.argmax(1), real.label[100 : 100 + len(ours)])  # one by one
         matched.append(kernel_distance(ours, real.features[: len(ours)]).value)
     error = torch.tensor(matched).std() / 80**0.5
     assert abs(torch.tensor(matched).mean()) < 3 * error

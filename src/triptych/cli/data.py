@@ -116,8 +116,8 @@ def _show(seen: "Survey") -> None:
 def _facts(seen: "Survey") -> list[tuple[str, str]]:
     rows = [("source", seen.source), ("form", seen.form)]
     if seen.pictures is None:
-        names = (("classes", seen.classes), ("attributes", seen.attributes))
-        rows += [(f"{len(n)} {what}", ", ".join(n)) for what, n in names if n]
+        named = (("classes", seen.classes), ("attributes", seen.attributes))
+        rows += [(f"{len(words)} {what}", ", ".join(words)) for what, words in named if words]
         return [*rows, ("pictures", "without an end, each with captions")]
     rows += [("pictures", f"{seen.pictures:,}" + (f" ({seen.grey:,} grey)" if seen.grey else ""))]
     held_out = " (no test split here: a tenth is held out by a key of the name)"

@@ -154,9 +154,9 @@ def _line(row: dict[str, float], total: int) -> str:
 
 def _starting_request(recipe: str, options: RunOptions) -> TrainRequest | None:
     """A preset, or with --resume what the run folder was started with."""
-    from triptych.train import run as runs
-
     if options.resume:
+        from triptych.train import run as runs
+
         if options.run is None:
             say("triptych: --resume needs --run DIR, the folder to continue")
             return None

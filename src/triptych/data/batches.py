@@ -75,7 +75,7 @@ class Batches:
         if isinstance(plan.source, Table):
             self.skipped |= plan.source.index.skipped
         self._plan = plan
-        self._met: dict[str, str] = {}
+        self._refused = len(self.skipped)  # before any was read
         numbers = itertools.count(start)
         self._columns: Iterator[Columns | str] = map(plan.__getitem__, numbers)
         if workers:
@@ -105,10 +105,10 @@ class Batches:
         if isinstance(columns, str):
             raise ValueError(columns)
         if columns.get("skipped"):
-            self._met.update(columns["skipped"])
             self.skipped.update(columns["skipped"])
             if self._plan.source.length is not None:
-                refuse_if_many(self._met, self._plan.source.length, self._plan.source.name)
+                total = self._plan.source.length + self._refused
+                refuse_if_many(self.skipped, total, self._plan.source.name)
         return to_batch(columns)
 
 

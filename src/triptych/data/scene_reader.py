@@ -45,10 +45,10 @@ from triptych.data.scene_drawing import (
 READER_VERSION = 1
 """Part of every result, beside the version of the world."""
 
-DISTANCE = ((32, 0.05), (64, 0.03), (128, 0.02))
+DISTANCE = ((32, 0.068), (64, 0.04), (128, 0.04))
 LARGEST = 128  # larger pictures are averaged down to this side
 TOGETHER = 14.0  # least covariance of neighbouring pixels of a grain
-SURE = 0.4  # a first fit within this part of the threshold is not looked at again
+SURE = 0.5  # a first fit within this part of the threshold is not looked at again
 SPECK = 0.0015  # regions smaller than this part of the picture are not looked at
 FOREGROUND = 36.0  # how far, of 255, a pixel is from the ground's colour to be no ground
 RELIEF = 30.0  # how much darker or lighter than its colour a ground may be, of 255

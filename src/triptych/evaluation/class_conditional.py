@@ -160,7 +160,7 @@ def evaluate_class_conditional(
     reference, other = real.features[:size], real.features[half : half + size]
     yield f"distances between sets of {size:,} pictures"
     distance, floor = _distances(ours, reference), _distances(other, reference)
-    unseen = _distances(theirs, reference) if len(theirs) >= MIN_SIZE else None
+    unseen = _distances(theirs[:size], reference) if len(theirs) >= MIN_SIZE else None
     yield "neighbourhoods: precision, recall, density, coverage"
     shares, share_floor = prdc(reference, ours), prdc(reference, other)
     yield "each class on its own"
