@@ -100,7 +100,7 @@ def test_killed_at_random_and_continued_equals_unbroken(tmp_path: Path, kills: i
         )  # fmt: skip
         assert driver.returncode == 0, driver.stderr
         told = json.loads(driver.stdout)
-        assert told["killed"] == kills and told["reached"] > kills // 2, told  # moments differed
+        assert told["killed"] == kills and told["reached"] > kills // 4, told  # moments differed
         whole, killed = folder / "whole", folder / "killed"
         assert digests(whole) == digests(killed)
         rows = without_times(killed / "metrics.jsonl")

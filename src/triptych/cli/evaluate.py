@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import tempfile
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from triptych.data.source import Source
+    from triptych.evaluation.class_conditional import TrainJudge
     from triptych.models.classifier import Classifier
     from triptych.weights.load import Loaded
 
@@ -32,8 +34,8 @@ class EvaluateRun:
     samples_per_class: int = 1000
     judge: Path | None = None
     """A classifier's run folder; by default one beside RUN, trained there if it is missing."""
-    judge_steps: int = 1500
-    """Steps of a judge that has to be trained."""
+    judge_steps: int = 0
+    """Steps of a judge that has to be trained; 0 is what its preset says."""
     score: bool = True
     """Also train classifiers on samples and on real pictures: the classification accuracy score."""
     likelihood_samples: int = 100
@@ -49,7 +51,6 @@ class EvaluateRun:
     def __post_init__(self) -> None:
         for name in (
             "samples_per_class",
-            "judge_steps",
             "likelihood_samples",
             "likelihood_pictures",
         ):
@@ -144,7 +145,8 @@ def _classes(
     from triptych.evaluation.report import write_report
     from triptych.pipelines.class_to_image import draw
 
-    judge = _judge(request, trained)
+    side = min(train.shape[:2])
+    judge = _judge(request, trained, side)
 
     def sample(labels: "Tensor", seed: int) -> "Tensor":
         noise = runtime.noise((loaded.config.latent,), range(seed, seed + len(labels)))
@@ -156,7 +158,7 @@ def _classes(
             train,
             test,
             judge,
-            train_judge=_scored(judge, request) if request.score else None,
+            train_judge=_scored(request, side) if request.score else None,
             samples_per_class=request.samples_per_class,
             seed=request.seed,
         )
@@ -172,73 +174,70 @@ def _classes(
     return numbers
 
 
-def _judge(request: EvaluateRun, trained: TrainRequest) -> "Classifier":
+def _judge(request: EvaluateRun, trained: TrainRequest, side: int) -> "Classifier":
     """The classifier that was named, or the one that belongs to this data, trained if need be."""
+    from triptych.train import run as runs
+
+    training = trained.training
+    size = f"-{training.size}" if training.size else ""
+    beside = request.run.resolve().parent / f"judge-{Path(training.data).stem}{size}"
+    where = request.judge or beside
+    before = runs.stored(where)
+    if before is None and request.judge:
+        raise ValueError(f"{where} is no run folder of a classifier")
+    judge = before or _classifier(training.data, training.size, request.judge_steps, side)
+    if not isinstance(judge, TrainClassifier):
+        raise ValueError(f"{where} is a {runs.name(judge)} run; a judge is a classifier")
+    return _trained(judge, where, "judge")
+
+
+def _scored(request: EvaluateRun, side: int) -> "TrainJudge":
+    """Trains a classifier like the judge on given pictures: for the classification accuracy
+    score.
+    """
+    import numpy as np
+
+    from triptych.vision.images import to_pictures
+
+    def train(images: "Tensor", labels: "Tensor") -> "Classifier":
+        with tempfile.TemporaryDirectory() as folder:
+            data = Path(folder) / "pictures.npz"
+            x, y = to_pictures(images), labels.numpy()
+            np.savez(data, x_train=x, y_train=y, x_test=x[:100], y_test=y[:100])
+            judge = _classifier(str(data), 0, request.judge_steps, side)
+            return _trained(judge, Path(folder) / "run", "classifier")
+
+    return train
+
+
+def _classifier(data: str, size: int, steps: int, side: int) -> TrainClassifier:
+    """The preset for pictures of this side: large ones are shifted a little while it learns."""
+    preset = PRESETS["classifier"]["mnist" if side >= 16 else "digits"]
+    assert isinstance(preset, TrainClassifier)
+    training = replace(preset.training, data=data, size=size, steps=steps or preset.training.steps)
+    return replace(preset, training=training)
+
+
+def _trained(request: TrainClassifier, run: Path, name: str) -> "Classifier":
+    """Train a classifier, or continue it, or take it as it is."""
     from triptych.models.classifier import Classifier
     from triptych.train import run as runs
     from triptych.weights.load import load
 
-    training = trained.training
-    data = Path(training.data).stem
-    size = f"-{training.size}" if training.size else ""
-    where = request.judge or request.run.resolve().parent / f"judge-{data}{size}"
-    preset = next(iter(PRESETS["classifier"].values()))
-    assert isinstance(preset, TrainClassifier)
-    settings = replace(
-        preset.training,
-        data=training.data,
-        size=training.size,
-        steps=request.judge_steps,
-        device=training.device,
-    )
-    before = runs.stored(where)
-    if before is None and request.judge:
-        raise ValueError(f"{where} is no run folder of a classifier")
-    judge = before or replace(preset, training=settings)
-    if not isinstance(judge, TrainClassifier):
-        raise ValueError(f"{where} is a {runs.name(judge)} run; a judge is a classifier")
-    steps = runs.train(judge, where)
+    steps = runs.train(request, run)
     with Interrupt() as interrupt:
         for report in steps:
             if report.row:
                 accuracy = report.terms["accuracy"]
-                say(f"  judge: step {report.step}/{judge.training.steps} accuracy {accuracy:.3f}")
+                say(
+                    f"  {name}: step {report.step}/{request.training.steps} accuracy {accuracy:.3f}"
+                )
             if interrupt.signal:
                 steps.close()
                 raise KeyboardInterrupt
-    model = load(str(where)).model
+    model = load(str(run)).model
     assert isinstance(model, Classifier)
     return model
-
-
-def _scored(judge: "Classifier", request: EvaluateRun) -> Any:
-    """Trains a classifier like the judge on given pictures: for the classification accuracy
-    score.
-    """
-    import torch
-
-    from triptych.models.classifier import Classifier, objective
-    from triptych.train.optimizer import adam, rate_factor
-    from triptych.train.recipes.requests import Training
-
-    steps, size = max(200, request.judge_steps // 2), 128
-    training = Training(steps=steps, schedule="cosine")
-
-    def train(images: "Tensor", labels: "Tensor") -> Classifier:
-        torch.manual_seed(request.seed)
-        model = Classifier(judge.config)
-        optimizer = adam(model, 4e-3, weight_decay=1e-2)
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = 4e-3 * rate_factor(training, step)
-            rows = torch.randint(len(images), (size,))
-            loss = objective(model, images[rows], labels[rows])
-            optimizer.zero_grad()
-            (loss.total / size).backward()
-            optimizer.step()
-        return model.eval()
-
-    return train
 
 
 def _told(work: Generator[str, None, Result]) -> Result:

@@ -1,8 +1,8 @@
 """The English of the built-in world: one table of words that is both written and read.
 
-A caption says how many objects there are, what some of their attributes are, how the first two lie to
-one another, and what the ground is. It describes every object of the picture, and whatever it leaves
-unsaid is free. `write` words such a claim, `parse` reads the words back into the same claim.
+A caption says how many objects there are, what some of their attributes are, how the first two lie
+to one another, and what the ground is. It describes every object of the picture, and whatever it
+leaves unsaid is free. `write` words such a claim, `parse` reads the words back into the same claim.
 """
 
 import re
@@ -94,7 +94,9 @@ OPPOSITE: dict[Relation, Relation] = {
 }  # fmt: skip
 
 Choices = Iterator[int]
-"""Endless large integers that decide between equally good words; each is used once, modulo the choice."""
+"""Endless large integers that decide between equally good words; each is used once, modulo the
+choice.
+"""
 
 
 def choose(options: Sequence[Any], choices: Choices) -> Any:
@@ -199,7 +201,9 @@ def parse(caption: str) -> Claim:
             if words in text:
                 pair = tuple(d for part in text.split(words) for d in _described(part, caption))
                 if len(pair) != 2:
-                    raise ValueError(f"{caption!r}: {words.strip()!r} must stand between two objects")
+                    raise ValueError(
+                        f"{caption!r}: {words.strip()!r} must stand between two objects"
+                    )
                 others = tuple(d for part in rest for d in _listed(part, caption))
                 return Claim(pair + others, relation, **fields)
     things = tuple(d for part in (text, *rest) for d in _listed(part, caption))

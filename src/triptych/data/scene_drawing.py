@@ -1,9 +1,9 @@
 """The built-in world as geometry: what a scene is, and how it becomes a picture, masks and boxes.
 
-A scene lives in the unit square, x to the right and y down; every length is relative to the side, so
-one scene can be drawn at any resolution. Each shape is a signed distance (negative inside) in the
-object's own coordinates, where the object fits the unit disc. A pixel's coverage is the distance
-clipped to one pixel's width, which antialiases without supersampling.
+A scene lives in the unit square, x to the right and y down; every length is relative to the side,
+so one scene can be drawn at any resolution. Each shape is a signed distance (negative inside) in
+the object's own coordinates, where the object fits the unit disc. A pixel's coverage is the
+distance clipped to one pixel's width, which antialiases without supersampling.
 
 Dimensions: S side of the picture in pixels, N objects, H and W a window of it.
 """
@@ -36,7 +36,9 @@ TEXTURES: tuple[Texture, ...] = ("plain", "checked", "grainy", "shaded")
 GROUND_COLOURS: tuple[GroundColour, ...] = ("white", "gray", "black", "brown")
 
 RADII: dict[Size, tuple[float, float]] = {"small": (0.15, 0.17), "large": (0.215, 0.25)}
-"""Range of the radius relative to the side; the gap between the two keeps a size from being arguable."""
+"""Range of the radius relative to the side; the gap between the two keeps a size from being
+arguable.
+"""
 
 PAINT: dict[Colour, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "red": ((222, 45, 45), (255, 175, 160)),
@@ -48,7 +50,9 @@ PAINT: dict[Colour, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "purple": ((145, 65, 195), (205, 165, 245)),
     "pink": ((245, 140, 195), (150, 40, 100)),
 }
-"""RGB of a colour, and of the ink of its stripes and dots: light on dark colours, dark on light ones."""
+"""RGB of a colour, and of the ink of its stripes and dots: light on dark colours, dark on light
+ones.
+"""
 PAINT_ARRAYS = np.array([PAINT[colour] for colour in COLOURS], dtype=np.float32)[..., None, None]
 
 GROUND_PAINT: dict[GroundColour, tuple[int, int, int]] = {
@@ -118,7 +122,9 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything there is to know of one picture; `key` decides its grain and how its captions are worded."""
+    """Everything there is to know of one picture; `key` decides its grain and how its captions are
+    worded.
+    """
 
     things: tuple[Thing, ...]
     ground: Ground
@@ -188,8 +194,8 @@ def rasterise(
 ]:
     """Several objects, each in a window of the same size.
 
-    Returns the window's top and left pixel, the signed distance in radii, how much of each pixel the
-    object covers, and how much of that its pattern inks.
+    Returns the window's top and left pixel, the signed distance in radii, how much of each pixel
+    the object covers, and how much of that its pattern inks.
     """
     x, y, radius = (np.array([getattr(t, n) for t in things]) for n in ("x", "y", "radius"))
     edge = min(side, int(2 * radius.max() * side) + 4)
@@ -261,7 +267,8 @@ def signed_distance(
 ) -> Float[np.ndarray, "*M H W"]:
     """The distance to a shape's outline in radii, negative inside.
 
-    Exact along the outline; off a corner it is a lower bound, which blunts the corner by less than a pixel.
+    Exact along the outline; off a corner it is a lower bound, which blunts the corner by less than
+    a pixel.
     """
     match shape:
         case "circle":
@@ -289,10 +296,14 @@ def signed_distance(
 def _star_distance(
     x: Float[np.ndarray, "*M 1 W"], y: Float[np.ndarray, "*M H 1"]
 ) -> Float[np.ndarray, "*M H W"]:
-    """The ten edges are one another's mirror images: fold every point to the edge beside the top tip."""
+    """The ten edges are one another's mirror images: fold every point to the edge beside the top
+    tip.
+    """
     x, y = np.abs(x), -y
     x, y = _fold(x, y, 72)
-    x, y = _fold(np.abs(x), y, 36)  # now between a tip, straight up, and an inner corner, at 36 degrees
+    x, y = _fold(
+        np.abs(x), y, 36
+    )  # now between a tip, straight up, and an inner corner, at 36 degrees
     corner_x, corner_y = STAR * math.sin(math.radians(36)), STAR * math.cos(math.radians(36))
     length = math.hypot(corner_x, 1 - corner_y)
     normal_x, normal_y = (1 - corner_y) / length, corner_x / length
@@ -300,7 +311,9 @@ def _star_distance(
 
 
 def _fold(x: np.ndarray, y: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mirror what lies clockwise of a line through the centre, given by its angle from straight up."""
+    """Mirror what lies clockwise of a line through the centre, given by its angle from straight
+    up.
+    """
     normal_x, normal_y = math.cos(math.radians(degrees)), -math.sin(math.radians(degrees))
     beyond = 2 * np.maximum(x * normal_x + y * normal_y, 0)
     return x - beyond * normal_x, y - beyond * normal_y
@@ -377,7 +390,9 @@ def mix(z: np.ndarray) -> np.ndarray:
 
 
 def uniform(keys: np.ndarray, count: int, first: int = 0) -> Float[np.ndarray, "B count"]:
-    """Numbers in [0, 1): row i is a function of keys[i] alone, column j of the counter `first + j`."""
+    """Numbers in [0, 1): row i is a function of keys[i] alone, column j of the counter `first +
+    j`.
+    """
     counters = np.arange(first + 1, first + 1 + count, dtype=np.uint64)
     bits = mix(keys[:, None] + counters * np.uint64(0x9E3779B97F4A7C15))
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,10 +1,11 @@
-"""Reads a picture of the built-in world back into what it shows: the exact judge of generated pictures.
+"""Reads a picture of the built-in world back into what it shows: the exact judge of generated
+pictures.
 
-Analysis by synthesis. The ground is told by its colour and relief; whatever is not ground falls into
-connected regions; each region is given the shape, pattern, colour and place that redraw it best. A region
-counts as an object only where the redrawing is as close to the picture as it is for 99.9 % of the objects
-of true pictures (`DISTANCE`); any other region is counted as unread, and no caption holds of a picture
-with one. Line drawings are not read.
+Analysis by synthesis. The ground is told by its colour and relief; whatever is not ground falls
+into connected regions; each region is given the shape, pattern, colour and place that redraw it
+best. A region counts as an object only where the redrawing is as close to the picture as it is for
+99.9 % of the objects of true pictures (`DISTANCE`); any other region is counted as unread, and no
+caption holds of a picture with one. Line drawings are not read.
 
 Dimensions: S side of the picture, H and W a window, P pixels of a region.
 """
@@ -28,8 +29,6 @@ from triptych.data.scene_drawing import (
     RADII,
     SHADE,
     SHAPES,
-    Colour,
-    Ground,
     GroundColour,
     Pattern,
     Shape,
@@ -52,6 +51,7 @@ SURE = 0.5  # a first fit within this part of the threshold is not looked at aga
 SPECK = 0.0015  # regions smaller than this part of the picture are not looked at
 FOREGROUND = 36.0  # how far, of 255, a pixel is from the ground's colour to be no ground
 RELIEF = 30.0  # how much darker or lighter than its colour a ground may be, of 255
+SOFTNESS = (1.0, 2.0)  # widths of an edge in pixels that are tried: as drawn, and as blurred by half a pixel
 FAMILY = 1.25  # an object's shade is matched up to this many times what the world varies it by
 BORDER = (RADII["small"][1] + RADII["large"][0]) / 2  # between small and large
 
@@ -158,7 +158,9 @@ def _off_gray(away: Float32[np.ndarray, "3 *S"], relief: float) -> Float32[np.nd
 def _ground(
     pixels: Float32[np.ndarray, "3 S S"],
 ) -> tuple[GroundColour, Texture, Float32[np.ndarray, "3 S S"]] | None:
-    """The ground's colour and texture, and what it looks like behind everything; None if there is none."""
+    """The ground's colour and texture, and what it looks like behind everything; None if there is
+    none.
+    """
     sparse = max(1, pixels.shape[1] // 20)
     coarse = pixels[:, ::sparse, ::sparse].reshape(3, 1, -1) - GROUNDS.T[..., None]  # (3, 4, P)
     number = int((_off_gray(coarse, RELIEF) < 20**2).sum(axis=1).argmax())
@@ -232,7 +234,9 @@ class Region:
 
 
 def regions(mask: Bool[np.ndarray, "S S"], least: float) -> list[Region]:
-    """The connected parts of a mask of at least so many pixels, neighbours across corners included."""
+    """The connected parts of a mask of at least so many pixels, neighbours across corners
+    included.
+    """
     padded = np.zeros((mask.shape[0], mask.shape[1] + 2), dtype=np.int8)
     padded[:, 1:-1] = mask
     edges = np.diff(padded, axis=1)
@@ -320,16 +324,21 @@ def _match(
     inner = _shrunk(patch.own)
     number = _colour(patch, inner if inner.sum() >= 12 else patch.own)
     likely, poses = _poses(patch, number, inner)
-    best = min((_fit(patch, number, *pose, side, 2) for pose in likely), key=_second, default=None)
+    best = _best(patch, number, likely, side, 2, SOFTNESS[:1])
     if best is None or best[1] <= threshold(side) * SURE:
         return best
-    if best[1] <= threshold(side) * 2 * SURE:
-        poses = likely
-    return min((_fit(patch, number, *pose, side, 5) for pose in poses), key=_second)  # look closely
+    closer = _best(patch, number, likely, side, 5, SOFTNESS)
+    if closer is not None and closer[1] > threshold(side):  # none of the likely shapes: try them all
+        quick = [(_fit(patch, number, *p, side, 2, SOFTNESS[0])[1], p) for p in poses]
+        best = _best(patch, number, [min(quick)[1]], side, 5, SOFTNESS)
+    return min((fit for fit in (best, closer) if fit), key=lambda fit: fit[1])
 
 
-def _second(fit: tuple[Thing, float]) -> float:
-    return fit[1]
+def _best(
+    patch: Patch, number: int, poses: list[Pose], side: int, steps: int, softness: tuple[float, ...]
+) -> tuple[Thing, float] | None:
+    fits = [_fit(patch, number, *pose, side, steps, soft) for pose in poses for soft in softness]
+    return min(fits, key=lambda fit: fit[1], default=None)
 
 
 def _colour(patch: Patch, chosen: Bool[np.ndarray, "H W"]) -> int:
@@ -349,8 +358,8 @@ def _poses(
 ) -> tuple[list[Pose], list[Pose]]:
     """The one or two shapes whose silhouettes fit best, and all, with centres and radii in pixels.
 
-    Area and centre of mass give radius and centre for each shape; the box says which shapes are worth
-    drawing.
+    Area and centre of mass give radius and centre for each shape; the box says which shapes are
+    worth drawing.
     """
     contrast = PALETTE[number][:, None] - patch.behind
     along = (patch.away * contrast).sum(axis=0) / (contrast * contrast).sum(axis=0)
@@ -381,58 +390,65 @@ def _poses(
 
 
 def _fit(
-    patch: Patch, number: int, shape: Shape, x: float, y: float, radius: float, side: int, steps: int
+    patch: Patch, number: int, shape: Shape, x: float, y: float, radius: float,
+    side: int, steps: int, soft: float,
 ) -> tuple[Thing, float]:
     """Refine place, radius and shade by Gauss-Newton steps; the pattern is the one that fits best."""
     pattern: Pattern | None = None
-    for _ in range(steps):
+    for step in range(steps):
         across, down = (patch.across - x) / radius, (patch.down - y) / radius
         distance = signed_distance(shape, across, down)
-        if pattern is None:
-            pattern = _pattern(patch, distance, number, across, down, radius)
-        _, error, contrast = _redraw(patch, distance, pattern, number, across, down, radius)
-        step = _step(patch, distance * radius, error, contrast, x, y)
-        x, y = x + min(max(step[0], -2), 2), y + min(max(step[1], -2), 2)
-        radius *= math.exp(min(max(step[2], -0.2), 0.2))
+        covered = coverage(distance, radius / soft).ravel()[patch.kept]
+        if pattern is None or step == 2:
+            pattern = _pattern(patch, covered, number, across, down, radius / soft)
+        inked = _inked(patch, pattern, across, down, radius / soft)
+        _, error, contrast = _redraw(patch, covered, inked, number)
+        moved = _step(patch, distance * (radius / soft), error, contrast, x, y)
+        x, y = x + min(max(moved[0], -2), 2) * soft, y + min(max(moved[1], -2), 2) * soft
+        radius *= math.exp(min(max(moved[2] * soft, -0.2), 0.2))
     size: Size = "large" if radius / side > BORDER else "small"
     low, high = RADII[size]
     radius = min(max(radius, low * side), high * side)  # the nearest radius that the world has
     across, down = (patch.across - x) / radius, (patch.down - y) / radius
     distance = signed_distance(shape, across, down)
-    pattern = _pattern(patch, distance, number, across, down, radius)
-    shade, error, contrast = _redraw(patch, distance, pattern, number, across, down, radius)
+    covered = coverage(distance, radius / soft).ravel()[patch.kept]
+    pattern = pattern or _pattern(patch, covered, number, across, down, radius / soft)
+    inked = _inked(patch, pattern, across, down, radius / soft)
+    shade, error, contrast = _redraw(patch, covered, inked, number)
     red, green, blue = shade.ravel().tolist()
     thing = Thing(
         shape, COLOURS[number], size, pattern, x / side, y / side, radius / side, (red, green, blue)
     )
-    return thing, _distance(patch, distance, error, contrast, radius)
+    return thing, _distance(patch, covered, error, contrast)
+
+
+def _inked(
+    patch: Patch, pattern: Pattern, across: np.ndarray, down: np.ndarray, pixels: float
+) -> Float32[np.ndarray, "P"]:
+    if pattern == "plain":
+        return np.zeros(len(patch.kept), dtype=np.float32)
+    return ink(pattern, across, down, pixels).ravel()[patch.kept]
 
 
 def _pattern(
-    patch: Patch, distance: np.ndarray, number: int, across: np.ndarray, down: np.ndarray, radius: float
+    patch: Patch, covered: np.ndarray, number: int, across: np.ndarray, down: np.ndarray, pixels: float
 ) -> Pattern:
     """The pattern that leaves the least error inside."""
     errors = []
     for pattern in PATTERNS:
-        _, error, _ = _redraw(patch, distance, pattern, number, across, down, radius)
+        inked = _inked(patch, pattern, across, down, pixels)
+        _, error, _ = _redraw(patch, covered, inked, number)
         errors.append(float((error * error).sum()))
     return PATTERNS[int(np.argmin(errors))]
 
 
 def _redraw(
-    patch: Patch,
-    distance: np.ndarray,
-    pattern: Pattern,
-    number: int,
-    across: np.ndarray,
-    down: np.ndarray,
-    radius: float,
+    patch: Patch, covered: Float32[np.ndarray, "P"], inked: Float32[np.ndarray, "P"], number: int
 ) -> tuple[Float32[np.ndarray, "3 1"], Float32[np.ndarray, "3 P"], Float32[np.ndarray, "3 P"]]:
     """The shade that fits best, what then remains of the picture, and the object's contrast to the ground."""
-    covered = coverage(distance, radius).ravel()[patch.kept]
-    contrast = PALETTE[number][:, None] - patch.behind
-    if pattern != "plain":
-        contrast += ink(pattern, across, down, radius).ravel()[patch.kept] * INKED[number][:, None]
+    contrast = inked * INKED[number][:, None]
+    contrast += PALETTE[number][:, None]
+    contrast -= patch.behind
     error = patch.away - covered * contrast
     shade = (error @ covered / max(1e-6, float(covered @ covered)))[:, None]
     shade = np.clip(shade, -FAMILY * SHADE, FAMILY * SHADE)
@@ -454,8 +470,11 @@ def _step(
     row, column = np.divmod(edge, distance.shape[1])
     sx, sy = slope_x.ravel()[edge], slope_y.ravel()[edge]
     grow = sx * (patch.across[0, column] - x) + sy * (patch.down[row, 0] - y)
-    # An edge that lies between two pixels covers neither of them partly: those a pixel away count a little.
-    change = np.stack([sx, sy, grow]) * np.where(near[kept] < 0.5, 1, 0.3)  # (3, P): of the coverage
+    # An edge that lies between two pixels covers neither of them partly: those a pixel away count
+    # a little.
+    change = np.stack([sx, sy, grow]) * np.where(
+        near[kept] < 0.5, 1, 0.3
+    )  # (3, P): of the coverage
     contrast, error = contrast[:, kept], error[:, kept]
     normal = (change * (contrast * contrast).sum(axis=0)) @ change.T
     normal += np.eye(3) * (1e-3 * np.trace(normal) + 1e-6)
@@ -463,13 +482,10 @@ def _step(
     return step
 
 
-def _distance(
-    patch: Patch, distance: np.ndarray, error: np.ndarray, contrast: np.ndarray, radius: float
-) -> float:
+def _distance(patch: Patch, covered: np.ndarray, error: np.ndarray, contrast: np.ndarray) -> float:
     """The mean error over the mean contrast; errors of neighbours cancel, so noise counts a third."""
-    covered = coverage(distance, radius).ravel()[patch.kept]
     there = (covered > 0) | patch.own.ravel()[patch.kept]
-    height, width = distance.shape
+    height, width = patch.own.shape
     padded = np.zeros((3, height + 2, width + 2), dtype=np.float32)
     row, column = np.divmod(patch.kept, width)
     padded[:, row + 1, column + 1] = error * there

@@ -1,9 +1,11 @@
-"""The built-in world: captioned drawings with boxes, masks, questions and answers, endless and seeded.
+"""The built-in world: captioned drawings with boxes, masks, questions and answers, endless and
+seeded.
 
-A scene is a pure function of (seed, split, index, difficulty), the same on every machine: randomness is
-a hash of a counter, with no generator to carry along.
+A scene is a pure function of (seed, split, index, difficulty), the same on every machine:
+randomness is a hash of a counter, with no generator to carry along.
 
-    train, test   the same distribution, disjoint by construction: every object's x coordinate is an even
+    train, test   the same distribution, disjoint by construction: every object's x coordinate is
+    an even
                   number of 1/1024 of the side in `train`, an odd one in every other split
     held-out      only pairs of shape and colour that occur in no other split
     line          as `test`, in line drawing
@@ -22,7 +24,6 @@ from triptych.data.scene_captions import (
     NUMBERS,
     OPPOSITE,
     RELATION_WORDS,
-    RELATIONS,
     Choices,
     Claim,
     Described,
@@ -83,7 +84,8 @@ DOMINANCE = 2.0  # "left of" is said only where |dx| is at least so many times |
 SWEEPS = 16  # how often each object is offered another place
 NEARBY = 0.12  # how far away a nearby place is at most, along each axis
 
-# Columns of a scene's random numbers: some for the scene, then ten for each object, then the places.
+# Columns of a scene's random numbers: some for the scene, then ten for each object, then the
+# places.
 COUNT, GROUND, TEXTURE, TURN, SHADES, THINGS = 0, 1, 2, 3, 4, 8
 PAIR, SAME, SIZE, RADIUS, PATTERN, SHADE_AT, PER_THING = 0, 1, 2, 3, 4, 5, 10
 PLACED = 1 << 16
@@ -165,7 +167,9 @@ def scenes(
     ]
 
 
-def _radii(each: Float[np.ndarray, "B 4 U"], counts: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B 4"]:
+def _radii(
+    each: Float[np.ndarray, "B 4 U"], counts: Int[np.ndarray, "B"]
+) -> Int[np.ndarray, "B 4"]:
     """Radii in grid units, the largest first; of three or four objects at most two are large."""
     large = (each[..., SIZE] < 0.5) & (np.arange(4) < counts[:, None])
     large &= (large.cumsum(axis=1) <= 2) | (counts[:, None] < 3)
@@ -180,9 +184,10 @@ def _places(
 ) -> tuple[Int[np.ndarray, "B 4"], Int[np.ndarray, "B 4"]]:
     """Centres in grid units, such that no two discs come closer than the gap.
 
-    A Metropolis walk: from the four corners, where there is always room, each object in turn is offered
-    another place, anywhere or nearby, and takes it if it is free. Throwing whole arrangements away
-    until one fits is uniform too, but needs thousands of tries for two large objects.
+    A Metropolis walk: from the four corners, where there is always room, each object in turn is
+    offered another place, anywhere or nearby, and takes it if it is free. Throwing whole
+    arrangements away until one fits is uniform too, but needs thousands of tries for two large
+    objects.
     """
     u = uniform(keys, 2 + SWEEPS * 8, PLACED)
     low = np.stack([(radii + int(MARGIN * GRID) + 1) // 2, radii + int(MARGIN * GRID)], axis=-1)
@@ -249,8 +254,8 @@ def claims(scene: Scene) -> tuple[Claim, ...]:
 def captions(scene: Scene) -> tuple[str, ...]:
     """English captions, four or five of growing freedom; the same scene always has the same ones.
 
-    All attributes; colours and shapes; some attributes; counts; and, where the first two objects that
-    are described lie clearly beside or above one another, how they lie.
+    All attributes; colours and shapes; some attributes; counts; and, where the first two objects
+    that are described lie clearly beside or above one another, how they lie.
     """
     return tuple(write(claim, choices(scene.key, 1 + i)) for i, claim in enumerate(claims(scene)))
 
@@ -287,7 +292,10 @@ def _partial(scene: Scene) -> Claim:
     things = tuple(describe(t, *names) for t in _shuffled(scene, pick))
     ground, texture = (next(pick) % 2 for _ in range(2))
     return Claim(
-        things, None, scene.ground.colour if ground else None, scene.ground.texture if texture else None
+        things,
+        None,
+        scene.ground.colour if ground else None,
+        scene.ground.texture if texture else None,
     )
 
 
@@ -309,14 +317,18 @@ def _related(scene: Scene) -> list[Claim]:
             for names in (("shape", "colour"), NAMED):
                 pair = describe(thing, *names), describe(other, *names)
                 if found and all(sum(fits(d, t) for t in things) == 1 for d in pair):
-                    rest = [describe(t, *names) for t in things if t is not thing and t is not other]
+                    rest = [
+                        describe(t, *names) for t in things if t is not thing and t is not other
+                    ]
                     ground = scene.ground.colour if next(pick) % 3 == 0 else None
                     return [Claim((*pair, *rest), found, ground)]
     return []
 
 
 def questions(scene: Scene) -> tuple[tuple[str, str], ...]:
-    """Questions with the one right answer to each; an object is asked for only where it is the only one."""
+    """Questions with the one right answer to each; an object is asked for only where it is the
+    only one.
+    """
     things, pick = scene.things, choices(scene.key, 20)
     asked = [
         ("how many objects are there?", NUMBERS[len(things) - 1]),
@@ -363,7 +375,8 @@ def _spatial(scene: Scene, pick: Choices) -> Iterator[tuple[str, str]]:
 NAMES: dict[str, Difficulty] = {"scenes": "four", "scenes-one": "one", "scenes-two": "two"}
 ATTRIBUTES = (
     *SHAPES, *COLOURS, *SIZES, *PATTERNS,
-    *(f"{colour} ground" for colour in GROUND_COLOURS), *(f"{texture} ground" for texture in TEXTURES),
+    *(f"{colour} ground" for colour in GROUND_COLOURS), *(f"{texture} ground" for texture in
+    TEXTURES),
 )  # fmt: skip
 PLACE = {name: i for i, name in enumerate(ATTRIBUTES)}
 
@@ -372,11 +385,12 @@ PLACE = {name: i for i, name in enumerate(ATTRIBUTES)}
 class SceneSource:
     """The built-in world as a source of training data; satisfies `triptych.data.source.Source`.
 
-    `scenes` has one to four objects, `scenes-two` two, `scenes-one` one; only with one object do the
-    pictures have a class (the shape) and a vector (position and radius).
+    `scenes` has one to four objects, `scenes-two` two, `scenes-one` one; only with one object do
+    the pictures have a class (the shape) and a vector (position and radius).
 
     Raises:
-        ValueError: an unknown name or split, a size outside 32 to 512, or a number of channels but 3.
+        ValueError: an unknown name or split, a size outside 32 to 512, or a number of channels but
+        3.
     """
 
     name: str = "scenes"

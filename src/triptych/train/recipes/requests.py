@@ -214,7 +214,11 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
     },
     "classifier": {
         "digits": TrainClassifier(
-            Training(steps=1500, schedule="cosine", warmup=50, ema_halflife=50, log_every=100)
+            Training(steps=1000, schedule="cosine", warmup=50, ema_halflife=50, log_every=100)
+        ),
+        "mnist": TrainClassifier(
+            Training(steps=1500, schedule="cosine", warmup=100, ema_halflife=50, log_every=100),
+            shift=2,
         ),
     },
 }
