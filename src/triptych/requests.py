@@ -23,13 +23,13 @@ class ClassToImage:
     """How many pictures."""
     seed: int | None = None
     """Picture i uses seed + i. None draws one, and says which."""
-    truncation: float = 1.0
-    """Below 1, noise is kept closer to its mean: more typical, less varied pictures."""
+    truncation: float = 0.0
+    """Above 0, no number of the noise exceeds it: more typical, less varied pictures."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= 100_000:
             raise ValueError(f"n must be 1 to 100000, not {self.n}")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be 0 to 2**63 - 1, not {self.seed}")
-        if not 0 < self.truncation <= 1:
-            raise ValueError(f"truncation must be above 0 and at most 1, not {self.truncation}")
+        if not 0 <= self.truncation < float("inf"):
+            raise ValueError(f"truncation must be 0 (none) or more, not {self.truncation}")

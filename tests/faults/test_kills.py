@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+STEPS = 30  # for every kill
 
 
 def drive(folder: Path, kills: int) -> None:
@@ -31,7 +32,7 @@ def drive(folder: Path, kills: int) -> None:
     from triptych.train.loop import fit
     from triptych.train.recipes.requests import Training
 
-    steps = 12 * kills
+    steps = STEPS * kills
     training = Training(
         steps=steps, save_every=3, log_every=2, sample_every=5, ema_halflife=4, seed=7
     )
@@ -59,7 +60,7 @@ def drive(folder: Path, kills: int) -> None:
         lives += 1
         if killed < kills:
             # Short enough that the last is still killed, long enough to get through some saves.
-            time.sleep(draw.uniform(0.0, 1.2 * whole / kills))
+            time.sleep(draw.uniform(0.0, whole / kills))
             os.kill(child, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         reached.add(max((p.name for p in (folder / "killed").glob("step-*")), default=""))
@@ -105,7 +106,7 @@ def test_killed_at_random_and_continued_equals_unbroken(tmp_path: Path, kills: i
         assert digests(whole) == digests(killed)
         rows = without_times(killed / "metrics.jsonl")
         assert rows == without_times(whole / "metrics.jsonl")
-        assert [row["step"] for row in rows] == list(range(2, 12 * kills + 1, 2))
+        assert [row["step"] for row in rows] == list(range(2, STEPS * kills + 1, 2))
         assert {p.name for p in whole.iterdir()} == {p.name for p in killed.iterdir()}
     finally:
         if folder != tmp_path:

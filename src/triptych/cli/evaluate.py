@@ -62,8 +62,12 @@ def main(arguments: list[str]) -> int:
     request = tyro.cli(EvaluateRun, args=arguments, prog="triptych evaluate")
     from triptych import runtime
     from triptych.data.sources import open_source
+    from triptych.evaluation import conditional_gan
+    from triptych.evaluation.curves import draw_curves
+    from triptych.models.wgan import Generator
     from triptych.train import run as runs
     from triptych.train.conditioning import conditioning
+    from triptych.train.journal import rows
     from triptych.weights.load import load
 
     trained = runs.stored(request.run)
@@ -76,6 +80,7 @@ def main(arguments: list[str]) -> int:
     folder = request.out or request.run / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["triptych", "evaluate", request.run.name, *arguments[1:]])
+    draw_curves(rows(request.run / "metrics.jsonl"), folder / "curves.png")
     found: dict[str, Any] = {}
     if isinstance(trained, TrainCvae):
         given = conditioning(trained.condition, train, quadrants=trained.quadrants)
@@ -84,6 +89,8 @@ def main(arguments: list[str]) -> int:
     if loaded.card.model == "classifier":
         say("a classifier's test accuracy is in the last row of its metrics.jsonl")
         return 0
+    if kind == "label" and isinstance(loaded.model, Generator):
+        conditional_gan.draw_figures(loaded.model, test.classes, folder, seed=request.seed)
     if kind == "label":
         found["classes"] = _classes(request, trained, loaded, train, test, folder, command)
     else:

@@ -108,6 +108,8 @@ def train(request: TrainRequest, options: RunOptions) -> int:
             for step, row in _shown(steps, training.steps, start):
                 if row and options.json:
                     print(json.dumps(row), flush=True)
+                if row and recipe.warn and (warning := recipe.warn(row)):
+                    say(f"warning: {warning}")
                 if interrupt.signal and step < training.steps:
                     steps.close()
                     say(f"stopped after step {step}; saved. The same command continues")
@@ -147,8 +149,9 @@ def _shown(
             yield report.step, report.row
 
 
-def _line(row: dict[str, float], total: int) -> str:
-    shown = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("step", "rate"))
+def _line(row: dict[str, Any], total: int) -> str:
+    numbers = {k: v for k, v in row.items() if k not in ("step", "rate")}
+    shown = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items() if not isinstance(v, list))
     return f"step {row['step']}/{total}  {shown}"
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from triptych.config import nearest
 from triptych.data.scene_drawing import (
@@ -93,13 +93,14 @@ OPPOSITE: dict[Relation, Relation] = {
     "left": "right", "right": "left", "above": "below", "below": "above",
 }  # fmt: skip
 
+Option = TypeVar("Option")
 Choices = Iterator[int]
 """Endless large integers that decide between equally good words; each is used once, modulo the
 choice.
 """
 
 
-def choose(options: Sequence[Any], choices: Choices) -> Any:
+def choose(options: Sequence[Option], choices: Choices) -> Option:
     """One of several equally good options."""
     return options[next(choices) % len(options)]
 
@@ -275,5 +276,6 @@ def altered(claim: Claim, aspect: Aspect, choices: Choices) -> Claim | None:
     place = choose(named, choices)
     now = claim.things[place]
     other = choose([v for v in values if v != getattr(now, aspect)], choices)
-    changed = Described(**{n: other if n == aspect else getattr(now, n) for n in NAMED})
+    fields: dict[str, Any] = {n: getattr(now, n) for n in NAMED}
+    changed = Described(**{**fields, aspect: other})
     return replace(claim, things=(*claim.things[:place], changed, *claim.things[place + 1 :]))

@@ -35,6 +35,15 @@ PATTERNS: tuple[Pattern, ...] = ("plain", "striped", "dotted")
 TEXTURES: tuple[Texture, ...] = ("plain", "checked", "grainy", "shaded")
 GROUND_COLOURS: tuple[GroundColour, ...] = ("white", "gray", "black", "brown")
 
+HELD_OUT: tuple[tuple[Shape, Colour], ...] = tuple(
+    (shape, COLOURS[(3 * i + 1) % 8]) for i, shape in enumerate(SHAPES)
+)
+"""Pairs of shape and colour for the split of that name: every shape once, every colour once."""
+SEEN: tuple[tuple[Shape, Colour], ...] = tuple(
+    (shape, colour) for shape in SHAPES for colour in COLOURS if (shape, colour) not in HELD_OUT
+)
+"""The pairs of all other splits."""
+
 RADII: dict[Size, tuple[float, float]] = {"small": (0.15, 0.17), "large": (0.215, 0.25)}
 """Range of the radius relative to the side; the gap between the two keeps a size from being
 arguable.
@@ -141,7 +150,8 @@ def draw(scene: Scene, side: int) -> UInt8[np.ndarray, "S S 3"]:
     Raises:
         ValueError: the side is out of that range.
     """
-    return draw_all([scene], side)[0]
+    picture: np.ndarray = draw_all([scene], side)[0]
+    return picture
 
 
 def draw_all(scenes: Sequence[Scene], side: int) -> UInt8[np.ndarray, "B S S 3"]:
@@ -258,8 +268,9 @@ def coverage(
 
 def norm(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The length of (x, y); numpy's hypot guards against overflow and takes four times as long."""
-    squared = x * x + y * y
-    return np.sqrt(squared, out=squared)
+    length: np.ndarray = x * x + y * y
+    np.sqrt(length, out=length)
+    return length
 
 
 def signed_distance(
@@ -270,27 +281,29 @@ def signed_distance(
     Exact along the outline; off a corner it is a lower bound, which blunts the corner by less than
     a pixel.
     """
+    distance: np.ndarray
     match shape:
         case "circle":
-            return norm(x, y) - CIRCLE
+            distance = norm(x, y) - CIRCLE
         case "square":
-            return np.maximum(np.abs(x), np.abs(y)) - SQUARE
+            distance = np.maximum(np.abs(x), np.abs(y)) - SQUARE
         case "triangle":
-            return np.maximum(y, np.abs(x) * math.sqrt(0.75) - y / 2) - 0.5
+            distance = np.maximum(y, np.abs(x) * math.sqrt(0.75) - y / 2) - 0.5
         case "cross":
             across, down = np.abs(x), np.abs(y)
             level = np.maximum(across - CROSS, down - ARM)
-            return np.minimum(level, np.maximum(across - ARM, down - CROSS))
+            distance = np.minimum(level, np.maximum(across - ARM, down - CROSS))
         case "ring":
-            return np.abs(norm(x, y) - (1 + RING) / 2) - (1 - RING) / 2
+            distance = np.abs(norm(x, y) - (1 + RING) / 2) - (1 - RING) / 2
         case "crescent":
-            return np.maximum(norm(x, y) - 1, BITE - norm(x - BITE_X, y))
+            distance = np.maximum(norm(x, y) - 1, BITE - norm(x - BITE_X, y))
         case "heart":
             across, down = np.abs(x), y - HEART_Y
             lobe = norm(across - HEART / 2, down + HEART / 2) - HEART * math.sqrt(0.5)
-            return np.minimum(lobe, (across + np.abs(down) - HEART) * math.sqrt(0.5))
+            distance = np.minimum(lobe, (across + np.abs(down) - HEART) * math.sqrt(0.5))
         case "star":
-            return _star_distance(x, y)
+            distance = _star_distance(x, y)
+    return distance
 
 
 def _star_distance(
@@ -379,14 +392,16 @@ def _between_grains(side: int) -> Float32[np.ndarray, "S G"]:
     """Weights that interpolate a row of grains at the pixel centres."""
     place = np.clip((np.arange(side) + 0.5) * (GRAINS / side) - 0.5, 0, GRAINS - 1)
     distance = np.abs(place[:, None] - np.arange(GRAINS))
-    return np.maximum(1 - distance, 0).astype(np.float32)
+    weights: np.ndarray = np.maximum(1 - distance, 0).astype(np.float32)
+    return weights
 
 
 def mix(z: np.ndarray) -> np.ndarray:
     """Scramble 64-bit integers so that neighbours share nothing (the finaliser of SplitMix64)."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    mixed: np.ndarray = z ^ (z >> np.uint64(31))
+    return mixed
 
 
 def uniform(keys: np.ndarray, count: int, first: int = 0) -> Float[np.ndarray, "B count"]:

@@ -12,18 +12,15 @@ Dimensions: S side of the picture, H and W a window, P pixels of a region.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
-from PIL import Image
 
 from triptych.data.scene_drawing import (
     COLOURS,
-    CONTRAST,
     EXTENT,
-    GROUND_COLOURS,
-    GROUND_PAINT,
     PAINT,
     PATTERNS,
     RADII,
@@ -37,31 +34,39 @@ from triptych.data.scene_drawing import (
     Thing,
     coverage,
     ink,
-    relief_of,
     signed_distance,
+)
+from triptych.data.scene_segmentation import (
+    RELIEF,
+    Region,
+    ground_of,
+    off_gray,
+    pixels_of,
+    regions,
+    shrunk,
 )
 
 READER_VERSION = 1
 """Part of every result, beside the version of the world."""
 
 DISTANCE = ((32, 0.068), (64, 0.04), (128, 0.04))
-LARGEST = 128  # larger pictures are averaged down to this side
-TOGETHER = 14.0  # least covariance of neighbouring pixels of a grain
 SURE = 0.5  # a first fit within this part of the threshold is not looked at again
-SPECK = 0.0015  # regions smaller than this part of the picture are not looked at
 FOREGROUND = 36.0  # how far, of 255, a pixel is from the ground's colour to be no ground
-RELIEF = 30.0  # how much darker or lighter than its colour a ground may be, of 255
-SOFTNESS = (1.0, 2.0)  # widths of an edge in pixels that are tried: as drawn, and as blurred by half a pixel
+SPECK = 0.0015  # regions smaller than this part of the picture are not looked at
+SOFTNESS = (
+    1.0,
+    2.0,
+)  # widths of an edge in pixels that are tried: as drawn, and as blurred by half a pixel
 FAMILY = 1.25  # an object's shade is matched up to this many times what the world varies it by
 BORDER = (RADII["small"][1] + RADII["large"][0]) / 2  # between small and large
 
 PALETTE = np.array([PAINT[c][0] for c in COLOURS], dtype=np.float32)  # (8, 3)
 INKED = np.array([PAINT[c][1] for c in COLOURS], dtype=np.float32) - PALETTE
-GROUNDS = np.array([GROUND_PAINT[c] for c in GROUND_COLOURS], dtype=np.float32)  # (4, 3)
 BOXES = np.array([EXTENT[s] for s in SHAPES])  # (8, 4)
 
 
-def _moments() -> tuple[np.ndarray, np.ndarray]:
+@cache
+def moments() -> tuple[np.ndarray, np.ndarray]:
     """Area in squared radii and centre of mass in radii of each shape."""
     axis = ((np.arange(256) + 0.5) / 128 - 1).astype(np.float32)
     areas, centres = [], []
@@ -70,9 +75,6 @@ def _moments() -> tuple[np.ndarray, np.ndarray]:
         areas.append(inside.sum() / 128**2)
         centres.append(((inside.sum(0) @ axis), (inside.sum(1) @ axis)) / inside.sum())
     return np.array(areas), np.array(centres)
-
-
-AREAS, CENTRES = _moments()
 
 
 @dataclass(frozen=True)
@@ -104,175 +106,31 @@ def read(picture: Any) -> Reading:
     Raises:
         ValueError: another shape, type or size.
     """
-    pixels = _pixels(picture)
+    found, colour, texture, side = matches(picture)
+    close = [match for match in found if match is not None and match[1] <= threshold(side)]
+    things, distances = tuple(t for t, _ in close), tuple(d for _, d in close)
+    return Reading(things, distances, len(found) - len(close), colour, texture)
+
+
+def matches(
+    picture: Any,
+) -> tuple[list[tuple[Thing, float] | None], GroundColour | None, Texture | None, int]:
+    """Each region with the object that redraws it best and its distance; the ground; the side.
+
+    What `read` sees before it is strict, and what `DISTANCE` was measured with. A region that
+    cannot be an object is None; so is the whole picture where there is no ground. The side is the
+    one that was looked at, 128 for all larger pictures.
+    """
+    pixels = pixels_of(picture)
     side = pixels.shape[1]
-    found = _ground(pixels)
+    found = ground_of(pixels)
     if found is None:
-        return Reading((), (), 1, None, None)
+        return [None], None, None, side
     colour, texture, behind = found
     away = pixels - behind
-    mask = _off_gray(away, RELIEF if texture == "grainy" else RELIEF / 2) > FOREGROUND**2
-    things, distances, unread = [], [], 0
-    limit = threshold(side)
-    for region in regions(mask, SPECK * side * side):
-        match = _match(away, behind, mask, region)
-        if match is not None and match[1] <= limit:
-            things.append(match[0])
-            distances.append(match[1])
-        else:
-            unread += 1
-    return Reading(tuple(things), tuple(distances), unread, colour, texture)
-
-
-def _pixels(picture: Any) -> Float32[np.ndarray, "3 S S"]:
-    """The picture as planes of 0 to 255."""
-    array = np.asarray(picture)
-    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
-        array = array.transpose(1, 2, 0)
-    if array.ndim != 3 or array.shape[2] != 3 or array.shape[0] != array.shape[1]:
-        raise ValueError(f"a picture to read is square with 3 channels, not {np.shape(picture)}")
-    side = len(array)
-    if not 32 <= side <= 512:
-        raise ValueError(f"a picture to read has 32 to 512 pixels a side, not {side}")
-    if np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all():
-            raise ValueError("a picture to read has finite numbers only")
-        array = np.clip(array * 127.5 + 127.5, 0, 255)
-    elif array.dtype != np.uint8:
-        raise ValueError(f"a picture to read is uint8 or floats in [-1, 1], not {array.dtype}")
-    if side > LARGEST:
-        whole = Image.fromarray(np.rint(array).astype(np.uint8))
-        array = np.asarray(whole.resize((LARGEST, LARGEST), Image.Resampling.BOX))
-    return np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32)
-
-
-def _off_gray(away: Float32[np.ndarray, "3 *S"], relief: float) -> Float32[np.ndarray, "*S"]:
-    """Squared distance to the ground's colour, apart from lighter and darker by up to `relief`."""
-    red, green, blue = away
-    total = red + green + blue
-    beyond = np.maximum(np.abs(total) - 3 * relief, 0)
-    squared = red * red + green * green + blue * blue + (beyond * beyond - total * total) / 3
-    return np.asarray(squared)
-
-
-def _ground(
-    pixels: Float32[np.ndarray, "3 S S"],
-) -> tuple[GroundColour, Texture, Float32[np.ndarray, "3 S S"]] | None:
-    """The ground's colour and texture, and what it looks like behind everything; None if there is
-    none.
-    """
-    sparse = max(1, pixels.shape[1] // 20)
-    coarse = pixels[:, ::sparse, ::sparse].reshape(3, 1, -1) - GROUNDS.T[..., None]  # (3, 4, P)
-    number = int((_off_gray(coarse, RELIEF) < 20**2).sum(axis=1).argmax())
-    away = pixels - GROUNDS[number][:, None, None]
-    bare = _off_gray(away, RELIEF) < 20**2
-    if bare.mean() < 0.15:
-        return None
-    bare = _shrunk(_shrunk(bare)) if bare.mean() > 0.3 else _shrunk(bare)
-    bare_pixels = float(bare.sum())
-    if not bare_pixels:
-        return None
-    mean = away.reshape(3, -1) @ bare.ravel() / bare_pixels
-    lighter = (away.sum(axis=0) / 3 - mean.mean()) * bare
-    texture, relief = _texture(lighter, bare)
-    if relief is None:
-        behind = np.broadcast_to((GROUNDS[number] + mean)[:, None, None], pixels.shape)
-    else:
-        level = GROUNDS[number] + mean - float((relief * bare).sum()) / bare_pixels
-        behind = relief + level[:, None, None]
-    return GROUND_COLOURS[number], texture, behind.astype(np.float32)
-
-
-def _texture(
-    lighter: Float32[np.ndarray, "S S"], bare: Bool[np.ndarray, "S S"]
-) -> tuple[Texture, Float32[np.ndarray, "S S"] | None]:
-    """The texture, and how much lighter it makes each pixel where that is regular.
-
-    `lighter` is 0 where the ground is not bare.
-    """
-    side = len(lighter)
-    ramp = ((np.arange(side) + 0.5) / side * 2 - 1).astype(np.float32)
-    per_row, per_column = bare.sum(axis=1), bare.sum(axis=0)
-    n, x, y = bare.sum(), per_column @ ramp, per_row @ ramp
-    xx, yy, xy = per_column @ ramp**2, per_row @ ramp**2, ramp @ bare @ ramp
-    normal = np.array([[n, x, y], [x, xx, xy], [y, xy, yy]]) + 1e-3 * np.eye(3)
-    sums = lighter.sum(axis=0), lighter.sum(axis=1)
-    _, slope_x, slope_y = np.linalg.solve(normal, [sums[0].sum(), sums[0] @ ramp, sums[1] @ ramp])
-    if max(abs(slope_x), abs(slope_y)) > CONTRAST["shaded"] / 2:
-        if abs(slope_x) > abs(slope_y):
-            return "shaded", np.broadcast_to(ramp * np.float32(slope_x), lighter.shape)
-        return "shaded", np.broadcast_to(ramp[:, None] * np.float32(slope_y), lighter.shape)
-    board = relief_of("checked", 0, side)
-    squares = float((board * lighter).sum() / max(1.0, float((board * board * bare).sum())))
-    if abs(squares) > CONTRAST["checked"] / 2:
-        return "checked", board * np.float32(squares)
-    # Neighbouring pixels of a grain go together, those of a noise do not.
-    both = (bare[:, 1:] & bare[:, :-1]).sum() + (bare[1:] & bare[:-1]).sum()
-    together = (lighter[:, 1:] * lighter[:, :-1]).sum() + (lighter[1:] * lighter[:-1]).sum()
-    return ("grainy" if together > TOGETHER * max(1, both) else "plain"), None
-
-
-def _shrunk(mask: Bool[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
-    """Without the pixels that have a neighbour outside; beyond the border counts as inside."""
-    inner = mask.copy()
-    inner[1:] &= mask[:-1]
-    inner[:-1] &= mask[1:]
-    inner[:, 1:] &= mask[:, :-1]
-    inner[:, :-1] &= mask[:, 1:]
-    return inner
-
-
-@dataclass(frozen=True)
-class Region:
-    """Connected pixels, as runs of rows: row, first column, and the column after the last."""
-
-    runs: Int[np.ndarray, "R 3"]
-    top: int
-    bottom: int
-    left: int
-    right: int
-
-
-def regions(mask: Bool[np.ndarray, "S S"], least: float) -> list[Region]:
-    """The connected parts of a mask of at least so many pixels, neighbours across corners
-    included.
-    """
-    padded = np.zeros((mask.shape[0], mask.shape[1] + 2), dtype=np.int8)
-    padded[:, 1:-1] = mask
-    edges = np.diff(padded, axis=1)
-    rows, starts = np.nonzero(edges == 1)
-    ends = np.nonzero(edges == -1)[1]
-    parents = list(range(len(rows)))
-
-    def root(run: int) -> int:
-        while parents[run] != run:
-            parents[run] = parents[parents[run]]
-            run = parents[run]
-        return run
-
-    runs = list(zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True))
-    above = 0  # the first run of the row above that may still touch
-    for n, (row, start, end) in enumerate(runs):
-        while runs[above][0] < row - 1 or (runs[above][0] == row - 1 and runs[above][2] < start):
-            above += 1
-        other = above
-        while runs[other][0] == row - 1 and runs[other][1] <= end:
-            parents[root(other)] = root(n)
-            other += 1
-    groups: dict[int, list[tuple[int, int, int]]] = {}
-    for n, run in enumerate(runs):
-        groups.setdefault(root(n), []).append(run)
-    found = []
-    for group in groups.values():
-        table = np.array(group)
-        if (table[:, 2] - table[:, 1]).sum() >= least:
-            found.append(
-                Region(
-                    table, int(table[0, 0]), int(table[-1, 0]) + 1,
-                    int(table[:, 1].min()), int(table[:, 2].max()),
-                )
-            )  # fmt: skip
-    return found
+    mask = off_gray(away, RELIEF if texture == "grainy" else RELIEF / 2) > FOREGROUND**2
+    parts = regions(mask, SPECK * side * side)
+    return [_match(away, behind, mask, part) for part in parts], colour, texture, side
 
 
 Pose = tuple[Shape, float, float, float]
@@ -285,7 +143,7 @@ class Patch:
     away: Float32[np.ndarray, "3 P"]
     """How far the pixels are from the ground; the pixels of other regions are left out."""
     behind: Float32[np.ndarray, "3 P"]
-    kept: Int[np.ndarray, "P"]
+    kept: Int[np.ndarray, " P"]
     """Which pixels of the window these are."""
     own: Bool[np.ndarray, "H W"]
     across: Float32[np.ndarray, "1 W"]
@@ -302,7 +160,7 @@ def _patch(away: np.ndarray, behind: np.ndarray, mask: np.ndarray, region: Regio
     for row, start, end in region.runs.tolist():
         own[row - top, start - left : end - left] = True
     alien = mask[window] & ~own
-    kept = np.flatnonzero(_shrunk(~alien) | own)
+    kept = np.flatnonzero(shrunk(~alien) | own)
     return Patch(
         away[:, top:bottom, left:right].reshape(3, -1)[:, kept],
         behind[:, top:bottom, left:right].reshape(3, -1)[:, kept],
@@ -321,14 +179,16 @@ def _match(
     if max(region.bottom - region.top, region.right - region.left) > 0.56 * side + 2:
         return None
     patch = _patch(away, behind, mask, region)
-    inner = _shrunk(patch.own)
+    inner = shrunk(patch.own)
     number = _colour(patch, inner if inner.sum() >= 12 else patch.own)
     likely, poses = _poses(patch, number, inner)
     best = _best(patch, number, likely, side, 2, SOFTNESS[:1])
     if best is None or best[1] <= threshold(side) * SURE:
         return best
     closer = _best(patch, number, likely, side, 5, SOFTNESS)
-    if closer is not None and closer[1] > threshold(side):  # none of the likely shapes: try them all
+    if closer is not None and closer[1] > threshold(
+        side
+    ):  # none of the likely shapes: try them all
         quick = [(_fit(patch, number, *p, side, 2, SOFTNESS[0])[1], p) for p in poses]
         best = _best(patch, number, [min(quick)[1]], side, 5, SOFTNESS)
     return min((fit for fit in (best, closer) if fit), key=lambda fit: fit[1])
@@ -371,9 +231,10 @@ def _poses(
     area = float(per_row.sum())
     if area < 4:
         return [], []
-    radii = np.sqrt(area / AREAS)
-    xs = float(per_column @ patch.across[0]) / area - CENTRES[:, 0] * radii
-    ys = float(per_row @ patch.down[:, 0]) / area - CENTRES[:, 1] * radii
+    areas, centres = moments()
+    radii = np.sqrt(area / areas)
+    xs = float(per_column @ patch.across[0]) / area - centres[:, 0] * radii
+    ys = float(per_row @ patch.down[:, 0]) / area - centres[:, 1] * radii
     columns, rows = patch.across[0, per_column > 0], patch.down[per_row > 0, 0]
     box = np.array([columns[0], rows[0], columns[-1], rows[-1]])
     expected = BOXES * radii[:, None] + np.stack([xs, ys, xs, ys], axis=1)
@@ -390,10 +251,17 @@ def _poses(
 
 
 def _fit(
-    patch: Patch, number: int, shape: Shape, x: float, y: float, radius: float,
-    side: int, steps: int, soft: float,
+    patch: Patch,
+    number: int,
+    shape: Shape,
+    x: float,
+    y: float,
+    radius: float,
+    side: int,
+    steps: int,
+    soft: float,
 ) -> tuple[Thing, float]:
-    """Refine place, radius and shade by Gauss-Newton steps; the pattern is the one that fits best."""
+    """Refine place, radius and shade by Gauss-Newton steps; the pattern is what fits best."""
     pattern: Pattern | None = None
     for step in range(steps):
         across, down = (patch.across - x) / radius, (patch.down - y) / radius
@@ -424,14 +292,20 @@ def _fit(
 
 def _inked(
     patch: Patch, pattern: Pattern, across: np.ndarray, down: np.ndarray, pixels: float
-) -> Float32[np.ndarray, "P"]:
+) -> Float32[np.ndarray, " P"]:
     if pattern == "plain":
         return np.zeros(len(patch.kept), dtype=np.float32)
-    return ink(pattern, across, down, pixels).ravel()[patch.kept]
+    inked: np.ndarray = ink(pattern, across, down, pixels).ravel()[patch.kept]
+    return inked
 
 
 def _pattern(
-    patch: Patch, covered: np.ndarray, number: int, across: np.ndarray, down: np.ndarray, pixels: float
+    patch: Patch,
+    covered: np.ndarray,
+    number: int,
+    across: np.ndarray,
+    down: np.ndarray,
+    pixels: float,
 ) -> Pattern:
     """The pattern that leaves the least error inside."""
     errors = []
@@ -443,9 +317,9 @@ def _pattern(
 
 
 def _redraw(
-    patch: Patch, covered: Float32[np.ndarray, "P"], inked: Float32[np.ndarray, "P"], number: int
+    patch: Patch, covered: Float32[np.ndarray, " P"], inked: Float32[np.ndarray, " P"], number: int
 ) -> tuple[Float32[np.ndarray, "3 1"], Float32[np.ndarray, "3 P"], Float32[np.ndarray, "3 P"]]:
-    """The shade that fits best, what then remains of the picture, and the object's contrast to the ground."""
+    """The best shade, what then remains of the picture, and the object's contrast to the ground."""
     contrast = inked * INKED[number][:, None]
     contrast += PALETTE[number][:, None]
     contrast -= patch.behind
@@ -483,7 +357,7 @@ def _step(
 
 
 def _distance(patch: Patch, covered: np.ndarray, error: np.ndarray, contrast: np.ndarray) -> float:
-    """The mean error over the mean contrast; errors of neighbours cancel, so noise counts a third."""
+    """The mean error over the mean contrast; neighbours' errors cancel, so noise counts a third."""
     there = (covered > 0) | patch.own.ravel()[patch.kept]
     height, width = patch.own.shape
     padded = np.zeros((3, height + 2, width + 2), dtype=np.float32)

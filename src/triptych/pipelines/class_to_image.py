@@ -51,7 +51,9 @@ def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Picture
         rows = range(start, min(start + CHUNK, request.n))
         noise = runtime.noise((loaded.config.latent,), [request.seed + i for i in rows])
         condition = None if conditions is None else conditions[rows.start : rows.stop]
-        images = draw(loaded, condition, noise * request.truncation)
+        if request.truncation:
+            noise = wgan.truncate(noise, request.truncation)
+        images = draw(loaded, condition, noise)
         done.append(to_pictures(images))
         by_class = loaded.card.config.get("condition") == "label"
         yield Pictures(request, np.concatenate(done), names[: rows.stop], by_class)

@@ -62,5 +62,7 @@ class Recipe:
     """What the loss is before anything is learned, for the reader of the first lines."""
     sample: Callable[[nn.Module], np.ndarray] | None = None
     """A labelled grid, uint8 (H, W, 3), drawn by the (averaged) exported module."""
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
     """Numbers on held-out data, by the (averaged) exported module."""
+    warn: Callable[[dict[str, Any]], str] | None = None
+    """What a person should know of a row of the journal; empty when nothing."""

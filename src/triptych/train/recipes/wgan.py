@@ -2,15 +2,15 @@
 
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from triptych import runtime
 from triptych.config import to_json
 from triptych.data.batches import batches, take
-from triptych.data.source import Source
 from triptych.data.sources import open_source
 from triptych.models.wgan import (
     COLLAPSED,
@@ -20,6 +20,7 @@ from triptych.models.wgan import (
     class_spread,
     critic_objective,
     generator_objective,
+    gradient_penalty,
     sample,
 )
 from triptych.nn.loss import Loss
@@ -28,7 +29,7 @@ from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.train.recipes.requests import TrainWgan
 
-SPREAD = 32  # pictures a class for the collapse diagnostic
+HELD_OUT = 500  # test pictures that the diagnostics look at
 
 
 def build(request: TrainWgan) -> Recipe:
@@ -96,22 +97,31 @@ def build(request: TrainWgan) -> Recipe:
         data="kept",
         max_norm=None,
     )
-    real = _spread_of_real(test, given.size) if given.kind == "label" else None
+    held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
+    labels = held_out["label"] if given.kind == "label" else None
+    real = None if labels is None else class_spread(held_out["image"], labels, given.size)
 
     @torch.no_grad()
-    def evaluate(module: nn.Module) -> dict[str, float]:
-        """How much the pictures of a class differ, against real ones: the first sign of mode
-        collapse.
-        """
+    def evaluate(module: nn.Module) -> dict[str, Any]:
+        """How varied a class is against real pictures, and how steep the critic is."""
         assert isinstance(module, Generator)
-        if real is None:
-            return {}
-        labels = torch.arange(given.size).repeat_interleave(SPREAD)
-        z = runtime.noise((request.latent,), range(len(labels)))
-        images = sample(module, labels.to(on), z.to(on)).cpu()
-        ratio = class_spread(images, labels, given.size) / real
-        collapsed = int((ratio < COLLAPSED).sum())
-        return {"spread": ratio.nanmean().item(), "collapsed_classes": float(collapsed)}
+        image = held_out["image"].to(on)
+        condition = given.of(held_out)
+        condition = None if condition is None else condition.to(on)
+        z = runtime.noise((request.latent,), range(len(image))).to(on)
+        fake = sample(module, condition, z)
+        with torch.enable_grad():
+            norms = gradient_penalty(model.critic, image, fake, condition).norms.cpu()
+        found: dict[str, Any] = {"gradient_norms": torch.histc(norms, 20, 0, 2).tolist()}
+        if real is None or condition is None:
+            return found
+        ratio = class_spread(fake.cpu(), condition.cpu(), given.size) / real
+        found["spread"] = ratio.nanmean().item()
+        return found | {"collapsed_classes": int((ratio < COLLAPSED).sum())}
+
+    def warn(row: dict[str, Any]) -> str:
+        lost = row.get("collapsed_classes", 0)
+        return f"{lost} classes have lost variety: mode collapse?" if lost else ""
 
     return Recipe(
         model=model,
@@ -128,9 +138,5 @@ def build(request: TrainWgan) -> Recipe:
         chance="-c_wass_loss is the critic's gap: it rises, then falls as the generator catches up",
         sample=draw,
         evaluate=evaluate,
+        warn=warn,
     )
-
-
-def _spread_of_real(test: Source, classes: int) -> Tensor:
-    batch = take(test, range(min(test.length or 2000, 2000)))
-    return class_spread(batch["image"], batch["label"], classes)

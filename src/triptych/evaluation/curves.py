@@ -1,0 +1,46 @@
+"""The curves of a run: every number of its journal over the steps, as small multiples."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HIDDEN = ("step", "seconds", "skipped", "rate")
+COLUMNS = 3
+
+
+def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw one panel a term; a term that is a list (a histogram) becomes a map over the steps.
+
+    Raises:
+        ValueError: matplotlib is missing, or there is nothing to draw.
+    """
+    if find_spec("matplotlib") is None:
+        raise ValueError("plots need matplotlib: pip install 'triptych[evaluation]'")
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in HIDDEN]
+    if not names:
+        raise ValueError(f"no rows to draw {path.name} from")
+    height = -(-len(names) // COLUMNS)
+    style: Any = {"font.size": 8, "axes.titlesize": 9, "axes.spines.top": False}
+    with matplotlib.rc_context(style | {"axes.spines.right": False}):
+        figure: Any = Figure(figsize=(9.0, 1.7 * height), layout="constrained")
+        panels = figure.subplots(height, COLUMNS, squeeze=False).ravel()
+        for axes, name in zip(panels, names, strict=False):
+            found = [(row["step"], row[name]) for row in rows if name in row]
+            steps, values = [step for step, _ in found], [value for _, value in found]
+            if isinstance(values[0], list):
+                table = np.array(values, dtype=float)
+                table /= np.maximum(table.sum(1, keepdims=True), 1)
+                extent = (steps[0], max(steps[-1], steps[0] + 1), 0, 2)
+                axes.imshow(table.T, aspect="auto", origin="lower", cmap="Blues", extent=extent)
+            else:
+                marker = "o" if len(values) < 20 else None
+                axes.plot(steps, values, color="#3b6ea5", lw=1.2, marker=marker, ms=2.5)
+            axes.set_title(name)
+        for axes in panels[len(names) :]:
+            axes.set_visible(False)
+        figure.savefig(path, dpi=140)
