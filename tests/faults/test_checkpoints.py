@@ -107,16 +107,7 @@ def memory() -> Iterator[Path]:
         yield Path(folder)
 
 
-LAST = pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the loop exports after its last save: killed between them, the old export stays",
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=LAST if "last" in name else ()) for name in SCENARIOS]
-)
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_every_file_operation_interrupted_once(
     memory: Path, monkeypatch: pytest.MonkeyPatch, unbroken: Unbroken, name: str
 ) -> None:

@@ -113,12 +113,7 @@ def test_a_folder_of_another_request_is_refused_field_by_field(tmp_path: Path) -
         '{"recipe": "nothing", "request": {}}',
         '{"recipe": "cvae", "request": {"training": {"steps": -1}}}',
         "[" * 100_000,
-        pytest.param(
-            '{"recipe": [], "request": {}}',
-            marks=pytest.mark.xfail(
-                strict=True, raises=TypeError, reason="run.stored looks a list up in a dictionary"
-            ),
-        ),
+        '{"recipe": [], "request": {}}',
     ],
 )
 def test_a_damaged_run_json_is_refused_and_kept(tmp_path: Path, text: str) -> None:

@@ -185,8 +185,8 @@ def _add(planes: Float32[np.ndarray, "B 3 S S"], scenes: Sequence[Scene]) -> Non
         height, width = covered.shape
         part = planes[i, :, top : top + height, left : left + width]
         colour, contrast = paint(thing)
-        if style == "line":  # outline and ink, both in the colour; the ground shows between
-            line = coverage(np.abs(distance) - STROKE, thing.radius * planes.shape[-1])
+        if style == "line":  # outline and ink in the colour, the ground between; inside the shape
+            line = coverage(np.abs(distance + STROKE) - STROKE, thing.radius * planes.shape[-1])
             part += np.maximum(line, covered * inked) * (colour - part)
             continue
         part += covered * (colour - part)

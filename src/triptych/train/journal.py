@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,7 +56,8 @@ class Journal:
 
     def write(self, row: dict[str, Any]) -> None:
         with naming(self.path):
-            self.file.write(json.dumps(row).encode() + b"\n")
+            finite = {k: v if _says_something(v) else None for k, v in row.items()}
+            self.file.write(json.dumps(finite).encode() + b"\n")
             self.file.flush()  # to the system, so that a reader and a killed process have it
 
     def sync(self) -> int:
@@ -68,6 +70,11 @@ class Journal:
     def close(self) -> None:
         with suppress(OSError):  # every row was flushed, or the failure to do so was raised then
             self.file.close()
+
+
+def _says_something(value: Any) -> bool:
+    """JSON has no word for NaN and infinity; a row has null there."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

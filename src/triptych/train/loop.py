@@ -65,17 +65,19 @@ def fit(
             "step": step, "offset": journal.sync(), "seconds": time.monotonic() - began,
             "window": window.state, "skipped": state["skipped"], "failed": state["failed"],
         }  # fmt: skip
-        path = checkpoint.save(run, step, _tensors(recipe, ema), remembered, training.keep)
+        # The checkpoint last: a run counts as finished by it, and its export must be there then.
         checkpoint.export(run, shown, recipe.card)
+        path = checkpoint.save(run, step, _tensors(recipe, ema), remembered, training.keep)
         if isinstance(data, Batches) and data.skipped:
             write_skipped(run / "skipped.jsonl", data.skipped)
         return path
 
     step, saved = start, True
+    buffers = list(recipe.model.buffers())
     recipe.model.train()
     try:
         for step in range(start + 1, training.steps + 1):
-            torch.manual_seed(key(training.seed, rank, step))
+            _seed(key(training.seed, rank, step), on)
             factor = rate_factor(training, step - 1)
             terms: dict[str, float] = {}
             finite = True
@@ -86,8 +88,12 @@ def fit(
                 for repeat in range(update.repeat):
                     if update.data == "each" or (update.data == "once" and repeat == 0):
                         seen = [_to(next(data), on) for _ in range(training.accumulate)]
+                    kept = [buffer.clone() for buffer in buffers]
                     terms |= (measured := descend(update, seen, step, training.precision))
-                    finite &= measured["finite"] == 1.0
+                    if measured["finite"] == 0.0:  # nor may a running mean learn from it
+                        finite = False
+                        for buffer, before in zip(buffers, kept, strict=True):
+                            buffer.copy_(before)
             terms.pop("finite")
             saved = False
 
@@ -110,12 +116,13 @@ def fit(
                 window = Window([])
             if recipe.evaluate and (last or _due(step, training.evaluate_every)):
                 row = (row or {"step": step}) | recipe.evaluate(shown.eval())
+                recipe.model.train()
             if row:
                 journal.write(row | {"seconds": round(time.monotonic() - began, 3)})
             if recipe.sample and (last or _due(step, training.sample_every)):
                 grid = recipe.sample(shown.eval())
                 save_picture(run / "samples" / f"step-{step:06d}.png", grid, {"step": step})
-            recipe.model.train()
+                recipe.model.train()
             path = save(step) if last or step % training.save_every == 0 else None
             saved = path is not None
             yield Report(step, terms, row, path)
@@ -214,6 +221,15 @@ def _tensors(recipe: Recipe, ema: Ema | None) -> dict[str, dict[str, Tensor]]:
     for update in recipe.updates:
         tensors[update.file] = checkpoint.pack_optimizer(update.optimizer)
     return tensors
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Both generators that a step may draw from; `torch.manual_seed` takes 0.5 ms for all of
+    them.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

@@ -51,7 +51,7 @@ def stored(run: Path) -> TrainRequest | None:
         return None
     data = config.read_json(path)
     recipe = data.get("recipe") if isinstance(data, dict) else None
-    if recipe not in REQUESTS:
+    if not isinstance(recipe, str) or recipe not in REQUESTS:
         raise ValueError(f"{path} names the recipe {recipe!r}; there are: {', '.join(REQUESTS)}")
     return config.from_json(REQUESTS[recipe], data.get("request"), str(path))
 
