@@ -1,0 +1,116 @@
+"""The command line as a newcomer uses it: train, generate, evaluate; and what nonsense gets."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from triptych.cli.main import run
+from triptych.vision.images import read_request
+
+SMALL = ["--steps", "20", "--log-every", "10", "--widths", "16", "--latent", "2"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "cvae"
+    assert run(["train", "cvae", "--run", str(folder), "--device", "cpu", *SMALL]) == 0
+    return folder
+
+
+def test_a_run_folder_has_what_the_docs_say(trained: Path) -> None:
+    for name in ("run.json", "metrics.jsonl", "model.safetensors", "config.json", "latest"):
+        assert (trained / name).is_file()
+    assert (trained / "samples" / "step-000020.png").is_file()
+    assert (trained / "step-000020" / "manifest.json").is_file()
+
+
+def test_the_same_command_again_says_that_it_is_finished(trained: Path, capsys) -> None:
+    assert run(["train", "cvae", "--run", str(trained), "--device", "cpu", *SMALL]) == 0
+    assert "finished: 20 steps" in capsys.readouterr().err
+
+
+def test_other_settings_are_refused_by_name(trained: Path, capsys) -> None:
+    assert run(["train", "cvae", "--run", str(trained), *SMALL, "--beta", "4"]) == 3
+    error = capsys.readouterr().err
+    assert "beta: 1.0 there, 4.0 asked for" in error and "--resume" in error
+
+
+def test_resume_trains_on_with_the_settings_that_are_there(trained: Path, capsys) -> None:
+    assert run(["train", "--resume", "--run", str(trained), "--steps", "25"]) == 0
+    assert "steps 21 to 25" in capsys.readouterr().err
+
+
+def test_json_is_all_that_stdout_gets(tmp_path: Path, capsys) -> None:
+    assert run(["train", "cvae", "--run", str(tmp_path / "run"), "--json", *SMALL]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["step"] for row in rows] == [10, 20]
+
+
+def test_generate_writes_pictures_that_carry_their_request(trained: Path, tmp_path: Path, capsys):
+    out = tmp_path / "pictures"
+    words = ["generate", "--model", str(trained), "--label", "7", "--n", "3", "--seed", "5"]
+    assert run([*words, "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    files = sorted(p.name for p in out.iterdir())
+    assert files == ["0000-5.png", "0001-6.png", "0002-7.png", "grid.png"]
+    assert [picture["seed"] for picture in said["pictures"]] == [5, 6, 7]
+    request = read_request(out / "0001-6.png")
+    assert request is not None
+    assert request["request"]["label"] == "7" and request["request"]["seed"] == 6
+    assert str(tmp_path) not in json.dumps(request)
+
+
+def test_a_seed_that_was_drawn_is_said(trained: Path, tmp_path: Path, capsys) -> None:
+    assert run(["generate", "--model", str(trained), "--n", "1", "--out", str(tmp_path)]) == 0
+    (picture,) = tmp_path.glob("0000-*.png")
+    assert picture.stem.split("-")[1] in capsys.readouterr().err
+
+
+def test_evaluate_writes_numbers_pages_and_plots(trained: Path, capsys) -> None:
+    words = ["evaluate", str(trained), "--samples-per-class", "20", "--judge-steps", "20"]
+    assert run([*words, "--no-score", "--likelihood-pictures", "20", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["vae"]["nll"] > 0
+    assert said["classes"]["samples"] == 200
+    names = {p.name for p in (trained / "evaluation").iterdir()}
+    assert {"vae.json", "report.json", "report.md", "curves.png", "shared-z.png"} <= names
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "hint"),
+    [
+        (["trian"], 2, "Did you mean 'train'"),
+        (["train", "cvea"], 2, "Did you mean 'cvae'"),
+        (["train", "cvae", "--preset", "minst"], 2, "Did you mean 'mnist'"),
+        (["train", "cvae", "--data", "digitz"], 3, "Did you mean 'digits'"),
+        (["train", "--resume"], 2, "--run"),
+        (["generate", "--model", "nowhere"], 3, "no model 'nowhere'"),
+        (["evaluate", "nowhere"], 3, "no run folder"),
+    ],
+)
+def test_nonsense_gets_a_sentence_and_a_code(tmp_path, monkeypatch, capsys, words, code, hint):
+    monkeypatch.chdir(tmp_path)
+    assert run(words) == code
+    error = capsys.readouterr().err
+    assert hint in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (["--label", "eleven"], "There are: 0, 1, 2"),
+        (["--attributes", "red"], "conditioned on label"),
+        (["--vector", "1.0"], "conditioned on label"),
+    ],
+)
+def test_a_condition_that_the_model_cannot_use_is_an_error(trained, tmp_path, capsys, flags, hint):
+    assert run(["generate", "--model", str(trained), "--out", str(tmp_path), *flags]) == 3
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--steps", "0"], ["--stepz", "3"], ["--condition", "smell"]])
+def test_usage_errors_leave_with_two(flags: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as left:
+        run(["train", "cvae", "--run", str(tmp_path), *flags])
+    assert left.value.code == 2

@@ -1,0 +1,99 @@
+"""What a seed promises, and that conditions reach the model."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+
+from triptych.models.cvae import Cvae, CvaeConfig
+from triptych.models.wgan import Generator, WganConfig
+from triptych.pipelines import class_to_image
+from triptych.requests import ClassToImage
+from triptych.weights.load import Card, Loaded
+
+NAMES = ("cat", "dog", "7", "3")
+
+
+def loaded(kind: str = "cvae", condition: str = "label") -> Loaded:
+    torch.manual_seed(0)
+    size = {"label": 4, "attributes": 3, "vector": 2}.get(condition, 0)
+    if kind == "cvae":
+        config = CvaeConfig(8, 8, 1, condition, size, 3, "mlp", (8,))
+        model = Cvae(config)
+    else:
+        config = WganConfig(8, 8, 1, condition, size, 3, (8,), (8,))
+        model = Generator(config)
+    card = Card(
+        kind,
+        asdict(config),
+        classes=NAMES if condition == "label" else (),
+        attributes=("red", "round", "large") if condition == "attributes" else (),
+        vector=("age", "weight") if condition == "vector" else (),
+        vector_mean=(10.0, 5.0),
+        vector_std=(2.0, 1.0),
+    )
+    return Loaded(kind, card, config, model.eval())
+
+
+def pictures(model: Loaded, **fields) -> np.ndarray:
+    *_, result = class_to_image.run(ClassToImage(**fields), model)
+    return result.pictures
+
+
+@pytest.mark.parametrize("kind", ["cvae", "wgan"])
+def test_a_picture_does_not_depend_on_its_company(kind: str) -> None:
+    model = loaded(kind)
+    many = pictures(model, label="dog", n=70, seed=10)
+    for i in (0, 1, 63, 64, 69):  # either side of a chunk's end
+        (alone,) = pictures(model, label="dog", n=1, seed=10 + i)
+        assert np.abs(many[i].astype(int) - alone.astype(int)).max() <= 1
+
+
+def test_every_class_in_turn_is_each_class_alone() -> None:
+    model = loaded()
+    *_, turn = class_to_image.run(ClassToImage(n=8, seed=0), model)
+    assert turn.names == NAMES * 2
+    for i, name in enumerate(turn.names):
+        (alone,) = pictures(model, label=name, n=1, seed=i)
+        assert np.abs(turn.pictures[i].astype(int) - alone.astype(int)).max() <= 1
+
+
+def test_a_class_name_is_not_mistaken_for_its_number() -> None:
+    model = loaded()
+    request = ClassToImage(label="3", seed=0)  # the class called 3 is number 3, called 7 number 2
+    assert class_to_image.class_labels(request, model.card) == [3] * 10
+    request = ClassToImage(label="7", seed=0)
+    assert class_to_image.class_labels(request, model.card) == [2] * 10
+    request = ClassToImage(label="1", seed=0)  # no class of this name: the number
+    assert class_to_image.class_labels(request, model.card) == [1] * 10
+
+
+def test_attributes_and_vectors_arrive_as_the_model_was_trained() -> None:
+    condition, names = class_to_image.chosen(
+        ClassToImage(attributes=("large", "red"), n=2), loaded(condition="attributes").card
+    )
+    assert condition is not None and condition.tolist() == [[1, 0, 1]] * 2
+    assert names == ("large red",) * 2
+    condition, _ = class_to_image.chosen(
+        ClassToImage(vector=(12.0, 5.0), n=1), loaded(condition="vector").card
+    )
+    assert condition is not None and condition.tolist() == [[1.0, 0.0]]
+
+
+def test_truncation_keeps_pictures_closer_to_one_another() -> None:
+    model = loaded("wgan")
+    spread = [
+        pictures(model, label="cat", n=64, seed=0, truncation=t).astype(float).std(0).mean()
+        for t in (0.0, 1.0, 0.1)
+    ]
+    assert spread[0] > spread[1] > spread[2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"n": 0}, "n must be"), ({"seed": -1}, "seed must be"), ({"truncation": -1}, "truncation")],
+)
+def test_requests_check_themselves(fields, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        ClassToImage(**fields)

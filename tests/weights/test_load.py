@@ -1,0 +1,87 @@
+"""What is loaded is what was saved; what cannot be loaded is named."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from triptych.config import to_json
+from triptych.models.cvae import Cvae, CvaeConfig
+from triptych.train.checkpoint import export
+from triptych.weights.files import diagnose
+from triptych.weights.load import Card, load
+
+CONFIG = CvaeConfig(8, 8, 1, "label", 3, 2, "mlp", (8,))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    card = Card("cvae", asdict(CONFIG), classes=("a", "b", "c"))
+    export(tmp_path, Cvae(CONFIG), to_json(card))
+    return tmp_path
+
+
+def test_a_round_trip_loses_nothing(folder: Path) -> None:
+    torch.manual_seed(0)
+    before = Cvae(CONFIG).state_dict()
+    found = load(str(folder))
+    assert found.config == CONFIG and found.card.classes == ("a", "b", "c")
+    after = found.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert not any(t.is_meta for t in after.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>sign in</html>", "web page"),
+        (b"PK\x03\x04" + b"\0" * 60, "zip archive"),
+        (b"", "broke off"),
+        (b"\xff" * 100, "does not begin like"),
+        ((100).to_bytes(8, "little") + b"{" * 20, "cut short"),
+        ((4).to_bytes(8, "little") + b"{]]]", "broken header"),
+    ],
+)
+def test_a_file_that_holds_no_weights_is_recognised(folder: Path, content, words) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        load(str(folder))
+
+
+def test_a_truncated_file_is_told_by_its_bytes(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    assert diagnose(path) == ""
+    for cut in (1, 7, len(whole) // 2):
+        path.write_bytes(whole[:-cut])
+        assert f"has {len(whole) - cut} bytes" in diagnose(path)
+
+
+def test_weights_of_another_model_are_refused(folder: Path) -> None:
+    other = CvaeConfig(8, 8, 1, "label", 3, 2, "mlp", (16,))
+    card = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(card | {"config": asdict(other)}))
+    with pytest.raises(ValueError, match="do not fit"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": "cvea"}, "Did you mean 'cvae'"),
+        ({"latent": 3}, "no field 'latent'"),
+        ({"config": {"height": "tall"}}, "height must be int"),
+        ({"config": {"hight": 8}}, "Did you mean 'height'"),
+        ({"config": []}, "no `config` object"),
+    ],
+)
+def test_a_wrong_card_is_refused_by_field(folder: Path, change, words) -> None:
+    card = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(card | change))
+    with pytest.raises(ValueError, match=words):
+        load(str(folder))
