@@ -292,7 +292,8 @@ def learn(seconds: float) -> None:
         answers = [a.argmax(1) for a in model(picture / 127.5 - 1)]
     for (name, _), answer, truth in zip(groups.items(), answers, label.T, strict=True):
         share = Share(int((answer == truth).sum()), len(truth))
-        say(what=f"a small network reads {name}, one object, 32 x 32", cpu_seconds=seconds, steps=step,
+        say(what=f"a small network reads {name}, one object, 32 x 32", cpu_seconds=seconds,
+            steps=step,
             **shown(share), **measure.machine())  # fmt: skip
     readings = [read(p) for p in picture[:1000].numpy()]
     witness = {name: a[:1000].numpy() for name, a in zip(groups, answers, strict=True)}

@@ -1,4 +1,4 @@
-"""Pictures a second of `fit` on a convolutional VAE of 1.7 M parameters against the bare step below.
+"""Pictures a second of `fit` on a convolutional VAE of 1.7 M parameters against a bare step.
 
 The bare step is what one writes without a library: the same network in plain torch, AdamW, pictures
 already floats in memory. `fit` reads bytes in keyed order and does all that the loop does: seeding,

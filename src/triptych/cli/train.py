@@ -130,20 +130,29 @@ def _shown(
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    def fixed(width: int) -> Column:
+        return Column(no_wrap=True, min_width=width)
 
     columns = (
-        TextColumn("step {task.completed}/{task.total}"), BarColumn(None),
-        TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
-        TextColumn("{task.fields[terms]}"),
-    )  # fmt: skip
+        TextColumn(
+            "step {task.completed:,}/{task.total:,}", table_column=fixed(2 * len(f"{total:,}") + 6)
+        ),
+        BarColumn(16, table_column=fixed(16)),
+        TimeRemainingColumn(table_column=fixed(7)),
+        TextColumn("{task.fields[speed]}", table_column=fixed(8)),
+        TextColumn("{task.fields[terms]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+    )
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
         task = bar.add_task("", total=total, completed=start, terms="", speed="")
         began, drawn = time.monotonic(), 0.0
         for report in steps:
             now = time.monotonic()
             if now - drawn > 0.25 or report.row:
-                speed = f"{(report.step - start) / max(now - began, 1e-9):.1f} steps/s"
-                shown = "  ".join(f"{k} {v:.4g}" for k, v in list(report.terms.items())[:4])
+                speed = f"{(report.step - start) / max(now - began, 1e-9):.1f} /s"
+                named = {abs(v): (k, v) for k, v in reversed(report.terms.items())}  # elbo is -loss
+                shown = "  ".join(f"{k} {v:.4g}" for k, v in list(named.values())[:-4:-1])
                 bar.update(task, completed=report.step, terms=shown, speed=speed)
                 drawn = now
             yield report.step, report.row
