@@ -64,7 +64,10 @@ def adopt(run: Path, request: TrainRequest) -> int:
         ValueError: the folder was started with another request.
     """
     before = stored(run)
-    if before is not None and (differing := _differences(before, request)):
+    learned = bool(checkpoint.steps(run))  # before the first checkpoint nothing can be mixed up
+    if learned and before is None:
+        raise ValueError(f"{run} holds checkpoints but no run.json: choose another --run")
+    if learned and before is not None and (differing := _differences(before, request)):
         listed = "\n".join(
             f"  {where}: {old} there, {new} asked for" for where, old, new in differing
         )
@@ -72,8 +75,6 @@ def adopt(run: Path, request: TrainRequest) -> int:
             f"{run} was started with other settings:\n{listed}\n"
             "`--resume` continues with the settings that are there; or choose another --run"
         )
-    if before is None and checkpoint.steps(run):
-        raise ValueError(f"{run} holds checkpoints but no run.json: choose another --run")
     record = {"recipe": name(request), "request": config.to_json(request)}
     config.write_json(run / "run.json", record | {"triptych": version("triptych")})
     path, _ = checkpoint.newest(run)
