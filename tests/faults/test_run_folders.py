@@ -81,7 +81,9 @@ def test_two_trainers_in_one_process_are_two(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_another_request_is_refused_field_by_field(tmp_path: Path) -> None:
+    runs.adopt(tmp_path, TrainWgan())  # nothing was learned with it: it binds nobody
     runs.adopt(tmp_path, TrainCvae(Training(seed=1, steps=10), latent=3))
+    (tmp_path / "step-000001").mkdir()
     before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(ValueError) as caught:
         runs.adopt(tmp_path, TrainCvae(Training(seed=2, steps=20, batch_size=7), latent=4))
