@@ -56,7 +56,10 @@ def _draw_classes(report: ClassConditionalReport, folder: Path) -> Path:
     figure, (top, middle, bottom) = _figure(min(16.0, max(7.0, 0.5 * len(rows))), 6.0, 3)
     shares = [row.accuracy for row in rows]
     top.bar(x, [s.value for s in shares], color=BLUE)
-    below, above = [s.value - s.low for s in shares], [s.high - s.value for s in shares]
+    below, above = (
+        [max(0, s.value - s.low) for s in shares],
+        [max(0, s.high - s.value) for s in shares],
+    )
     top.errorbar(x, [s.value for s in shares], (below, above), fmt="none", color="black", lw=1)
     _level(top, report.judge.value, "judge on real pictures")
     _level(top, shares[0].chance, "chance")
