@@ -1,8 +1,9 @@
 """Pictures a second of `fit` on a convolutional VAE of 1.7 M parameters against a bare step.
 
-The bare step is what one writes without a library: the same network in plain torch, AdamW, pictures
-already floats in memory. `fit` reads bytes in keyed order and does all that the loop does: seeding,
-exact accumulation, the norm and the check that it is finite, clipping, journal. Interleaved pairs.
+The bare step is what one writes without a library: AdamW, pictures already floats in memory, and
+once the plain network below (the condition at one layer), once ours (the condition at every layer).
+`fit` reads bytes in keyed order and does all that the loop does: seeding, exact accumulation, the
+norm and the check that it is finite, clipping, journal. Interleaved pairs.
 
     TRIPTYCH_DATA=FOLDER python benchmarks/train_vae.py [float32|bfloat16 ...]
 """
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import measure
@@ -22,6 +24,7 @@ from torch.nn import functional as F
 
 from triptych.data.batches import take
 from triptych.data.sources import open_source
+from triptych.models.cvae import Cvae, CvaeConfig, objective
 from triptych.train.loop import fit
 from triptych.train.recipes.requests import TrainCvae, Training
 from triptych.train.run import build
@@ -51,21 +54,29 @@ class Plain(nn.Module):
         return self.decoder(torch.cat([z, c], 1)), mean, log_variance
 
 
-def bare(data: str, precision: str) -> Callable[[], float]:
+def bare(data: str, precision: str, network: str) -> Callable[[], float]:
     source = open_source(data)
     batch = take(source, range(10_000))
     pictures, labels = (batch["image"] + 1) / 2, F.one_hot(batch["label"], 10).float()
-    model = Plain()
+    ours = Cvae(CvaeConfig(28, 28, 1, "label", 10, LATENT, widths=(32, 64, 256)))
+    model = Plain() if network == "plain" else ours
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
 
-    def step() -> None:
-        rows = torch.randint(len(pictures), (BATCH,))
+    def same_network(rows: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, precision == "bfloat16"):
+            return objective(ours, batch["image"][rows], batch["label"][rows]).total / BATCH
+
+    def plain_network(rows: Tensor) -> Tensor:
         x, c = pictures[rows], labels[rows]
         with torch.autocast("cpu", torch.bfloat16, precision == "bfloat16"):
             output, mean, log_variance = model(x, c)
         output, mean, log_variance = output.float(), mean.float(), log_variance.float()
         loss = F.binary_cross_entropy_with_logits(output, x, reduction="sum") / BATCH
-        loss -= 0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum() / BATCH
+        return loss - 0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum() / BATCH
+
+    def step() -> None:
+        rows = torch.randint(len(pictures), (BATCH,))
+        loss = plain_network(rows) if network == "plain" else same_network(rows)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -101,13 +112,16 @@ def ours(data: str, precision: str, run: Path) -> Callable[[], float]:
 def main(precisions: list[str]) -> None:
     torch.set_num_threads(2)
     data = str(Path(os.environ["TRIPTYCH_DATA"]) / "mnist")
-    for precision in precisions:
+    for precision, network in product(precisions, ("plain", "ours")):
         with tempfile.TemporaryDirectory() as folder:
-            a, b = measure.pairs(ours(data, precision, Path(folder)), bare(data, precision), PAIRS)
+            a, b = measure.pairs(
+                ours(data, precision, Path(folder)), bare(data, precision, network), PAIRS
+            )
         ratios = [theirs / mine for mine, theirs in zip(a, b, strict=True)]
         measure.emit(
             benchmark="train_vae",
             precision=precision,
+            bare_network=network,
             batch=BATCH,
             pairs=PAIRS,
             fit_pictures_per_second=STEPS * BATCH / statistics.median(a),
