@@ -89,6 +89,15 @@ def test_reference_libraries_are_never_imported() -> None:
                 }, path
 
 
+def test_samplers_know_a_denoiser_and_nothing_else() -> None:
+    """Only torch and the standard library: so every network, guidance and schedule fits them."""
+    tree = ast.parse((SOURCE / "diffusion" / "samplers.py").read_text())
+    imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    tops = {str(name).split(".")[0] for name in imported}
+    assert tops - set(sys.stdlib_module_names) == {"torch"}
+
+
 def test_no_drawers() -> None:
     """A name that says nothing about its content ends up holding everything."""
     for path in FILES:

@@ -1,0 +1,165 @@
+"""From what a network predicts to the denoiser that samplers ask: what is the expected x0?
+
+Whatever is predicted is a linear function of x and x0 at a level, so each kind is two formulas:
+x0 from the output, and the output from x0. The second is also the training target.
+
+Dimensions: B pictures, C channels, H height, W width.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from triptych.diffusion.samplers import Denoiser, Level
+from triptych.diffusion.schedule import Schedule
+
+Predicts = Literal["noise", "velocity", "sample", "flow", "edm"]
+SIGMA_DATA = 0.5  # the standard deviation of pictures in [-1, 1] that EDM's scaling assumes
+Network = Callable[[Tensor, Tensor], Tensor]
+"""(x, time (B,)) to a prediction of x's shape."""
+
+
+class Parameterisation(NamedTuple):
+    """alpha and sigma are numbers, or tensors that broadcast against pictures."""
+
+    x0: Callable[[Any, Any, Any, Any], Any]  # (x, output, alpha, sigma) to x0
+    output: Callable[[Any, Any, Any, Any], Any]  # (x, x0, alpha, sigma) to the output
+    target: Callable[[Any, Any, Any, Any], Any]  # (x0, noise, alpha, sigma) to the output wanted
+    scale: Callable[[Any, Any], Any] = lambda alpha, sigma: 1.0  # of x on the network's way in
+
+
+def _edm_scales(alpha: Any, sigma: Any) -> tuple[Any, Any]:
+    """c_skip and c_out (arXiv:2206.00364, table 1), for x whose picture is scaled by alpha."""
+    variance = sigma**2 + (alpha * SIGMA_DATA) ** 2
+    return alpha * SIGMA_DATA**2 / variance, sigma * SIGMA_DATA / variance**0.5
+
+
+def _edm_target(x0: Any, noise: Any, alpha: Any, sigma: Any) -> Any:
+    skip, out = _edm_scales(alpha, sigma)
+    return (x0 - skip * (alpha * x0 + sigma * noise)) / out
+
+
+def _edm_x0(x: Any, output: Any, alpha: Any, sigma: Any) -> Any:
+    skip, out = _edm_scales(alpha, sigma)
+    return skip * x + out * output
+
+
+def _edm_output(x: Any, x0: Any, alpha: Any, sigma: Any) -> Any:
+    skip, out = _edm_scales(alpha, sigma)
+    return (x0 - skip * x) / out
+
+
+PARAMETERISATIONS: dict[str, Parameterisation] = {
+    # arXiv:2006.11239, section 3.2; says nothing of x0 where alpha is 0
+    "noise": Parameterisation(
+        x0=lambda x, output, alpha, sigma: (x - sigma * output) / alpha,
+        output=lambda x, x0, alpha, sigma: (x - alpha * x0) / sigma,
+        target=lambda x0, noise, alpha, sigma: noise,
+    ),
+    # arXiv:2202.00512, section 4: v = alpha noise - sigma x0
+    "velocity": Parameterisation(
+        x0=lambda x, output, alpha, sigma: (alpha * x - sigma * output) / (alpha**2 + sigma**2),
+        output=lambda x, x0, alpha, sigma: (alpha * x - (alpha**2 + sigma**2) * x0) / sigma,
+        target=lambda x0, noise, alpha, sigma: alpha * noise - sigma * x0,
+    ),
+    "sample": Parameterisation(
+        x0=lambda x, output, alpha, sigma: output,
+        output=lambda x, x0, alpha, sigma: x0,
+        target=lambda x0, noise, alpha, sigma: x0,
+    ),
+    # arXiv:2209.03003, equation 1: noise - x0
+    "flow": Parameterisation(
+        x0=lambda x, output, alpha, sigma: (x - sigma * output) / (alpha + sigma),
+        output=lambda x, x0, alpha, sigma: (x - (alpha + sigma) * x0) / sigma,
+        target=lambda x0, noise, alpha, sigma: noise - x0,
+    ),
+    "edm": Parameterisation(
+        x0=_edm_x0,
+        output=_edm_output,
+        target=_edm_target,
+        scale=lambda alpha, sigma: (sigma**2 + (alpha * SIGMA_DATA) ** 2) ** -0.5,
+    ),
+}
+
+
+def denoiser(network: Network, schedule: Schedule, predicts: Predicts) -> Denoiser:
+    """The denoiser of a network that predicts noise, velocity, x0, a flow, or EDM's mixture.
+
+    The answer has x's precision, whatever the network computes in. A level without a time, where a
+    sampler went between two, is looked up by its ratio; x is scaled to the schedule's own alpha.
+
+    Raises:
+        ValueError: noise is predicted and the schedule starts at pure noise.
+    """
+    kind = parameterisation(predicts, schedule)
+
+    def denoise(x: Float[Tensor, "B C H W"], level: Level) -> Float[Tensor, "B C H W"]:
+        x, level = on_schedule(x, level, schedule)
+        assert level.time is not None
+        time = torch.full((len(x),), level.time, dtype=torch.float32, device=x.device)
+        output = network(x * kind.scale(level.alpha, level.sigma), time).to(x.dtype)
+        x0: Tensor = kind.x0(x, output, level.alpha, level.sigma)
+        return x0
+
+    return denoise
+
+
+def parameterisation(predicts: Predicts, schedule: Schedule) -> Parameterisation:
+    """The formulas of a kind of prediction, if it means something all along the schedule."""
+    if predicts not in PARAMETERISATIONS:
+        known = ", ".join(PARAMETERISATIONS)
+        raise ValueError(f"no parameterisation {predicts!r}; there are {known}")
+    if predicts == "noise" and schedule.at(schedule.noisiest).alpha == 0:
+        raise ValueError(
+            "a network that predicts noise cannot start from pure noise (alpha 0): there it would "
+            "say nothing of the picture. Predict velocity, or keep some signal in the schedule"
+        )
+    return PARAMETERISATIONS[predicts]
+
+
+def on_schedule(x: Tensor, level: Level, schedule: Schedule) -> tuple[Tensor, Level]:
+    """x and level as the network was trained on them."""
+    if level.time is not None:
+        return x, level
+    own = schedule.of_ratio(level.ratio)
+    return x * (own.alpha / level.alpha), own
+
+
+def variance_denoiser(
+    network: Network, schedule: Schedule
+) -> Callable[[Tensor, Level], tuple[Tensor, Tensor]]:
+    """x0 and v in [0, 1] of a network whose output is noise and v in [-1, 1], twice x's channels.
+
+    v says where the variance of a step lies between its bounds (arXiv:2102.09672, equation 15).
+    """
+    kind = parameterisation("noise", schedule)
+
+    def denoise(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        x, level = on_schedule(x, level, schedule)
+        assert level.time is not None
+        time = torch.full((len(x),), level.time, dtype=torch.float32, device=x.device)
+        noise, v = network(x, time).to(x.dtype).chunk(2, dim=1)
+        x0: Tensor = kind.x0(x, noise, level.alpha, level.sigma)
+        share: Tensor = (v + 1) / 2
+        return x0, share
+
+    return denoise
+
+
+def consistency(denoise: Denoiser, sigma_data: float = SIGMA_DATA, scale: float = 10.0) -> Denoiser:
+    """The boundary condition of a distilled consistency model: x0 becomes x itself at time 0.
+
+    c_skip and c_out of the time, scaled (arXiv:2310.04378, section 4.1, and latent consistency
+    models' code).
+    """
+
+    def bounded(x: Tensor, level: Level) -> Tensor:
+        time = scale * (level.time or 0.0)
+        total = math.hypot(time, sigma_data)
+        return (sigma_data / total) ** 2 * x + time / total * denoise(x, level)
+
+    return bounded

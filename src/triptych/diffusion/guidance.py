@@ -1,0 +1,127 @@
+"""Guidance makes a denoiser out of a conditional one, so it composes with every sampler.
+
+Dimensions: B pictures.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from triptych.diffusion.denoiser import Parameterisation
+from triptych.diffusion.samplers import Denoiser, Level
+
+Conditioning = dict[str, Tensor]
+"""What a network is told besides the time: each (B, ...)."""
+ConditionalDenoiser = Callable[[Tensor, Level, Conditioning], Tensor]
+
+
+def classifier_free(
+    denoise: ConditionalDenoiser,
+    cond: Conditioning,
+    uncond: Conditioning,
+    scale: float,
+    *,
+    interval: tuple[float, float] = (0.0, math.inf),
+) -> Denoiser:
+    """Extrapolate from the unconditional towards the conditional answer (arXiv:2207.12598).
+
+    `uncond` is the dropped condition, or a negative one to lead away from. Both go through the
+    network as one batch. A scale of 1 is plain conditional sampling and costs one pass, as does a
+    level whose sigma / alpha lies outside the interval (arXiv:2404.07724).
+    """
+    return _guided(denoise, cond, uncond, scale, interval, torch.lerp)
+
+
+def rescaled(
+    denoise: ConditionalDenoiser,
+    cond: Conditioning,
+    uncond: Conditioning,
+    scale: float,
+    rescale: float,
+    kind: Parameterisation,
+    *,
+    interval: tuple[float, float] = (0.0, math.inf),
+) -> Denoiser:
+    """Classifier-free guidance whose strength of contrast is taken back (arXiv:2305.08891, 3.4).
+
+    The network's own prediction, not x0, gets the standard deviation of the conditional prediction;
+    `rescale` in [0, 1] mixes this with the plain one.
+    """
+    if not 0 <= rescale <= 1:
+        raise ValueError(f"rescale is a share, 0 to 1, not {rescale}")
+    if rescale == 0:
+        return classifier_free(denoise, cond, uncond, scale, interval=interval)
+
+    def guided(x: Tensor, level: Level) -> Tensor:
+        def combine(away: Tensor, towards: Tensor, scale: float) -> Tensor:
+            amounts = level.alpha, level.sigma
+            wanted = kind.output(x, towards, *amounts)
+            output = kind.output(x, away.lerp(towards, scale), *amounts)
+            axes = tuple(range(1, x.ndim))
+            contrast = wanted.std(axes, keepdim=True) / output.std(axes, keepdim=True)
+            x0: Tensor = kind.x0(x, output * (rescale * contrast + 1 - rescale), *amounts)
+            return x0
+
+        return _guided(denoise, cond, uncond, scale, interval, combine)(x, level)
+
+    return guided
+
+
+def _guided(
+    denoise: ConditionalDenoiser,
+    cond: Conditioning,
+    uncond: Conditioning,
+    scale: float,
+    interval: tuple[float, float],
+    combine: Callable[[Tensor, Tensor, float], Tensor],
+) -> Denoiser:
+    if cond.keys() != uncond.keys():
+        raise ValueError(
+            f"the condition has {sorted(cond)}, what to lead away from {sorted(uncond)}"
+        )
+    if scale == 1:
+        return lambda x, level: denoise(x, level, cond)
+    both = {name: torch.cat([uncond[name], cond[name]]) for name in cond}
+
+    def guided(x: Tensor, level: Level) -> Tensor:
+        if not interval[0] < level.ratio <= interval[1]:
+            return denoise(x, level, cond)
+        away, towards = denoise(torch.cat([x, x]), level, both).chunk(2)
+        return combine(away, towards, scale)
+
+    return guided
+
+
+def autoguidance(denoise: Denoiser, weaker: Denoiser, scale: float) -> Denoiser:
+    """Lead away from a worse version of the model: smaller, less trained (arXiv:2406.02507), or
+    with perturbed attention (arXiv:2403.17377).
+    """
+    if scale == 1:
+        return denoise
+    return lambda x, level: weaker(x, level).lerp(denoise(x, level), scale)
+
+
+def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """x0 kept in the range of pictures, as pixel models are sampled (arXiv:2006.11239's code)."""
+    return lambda x, level: denoise(x, level).clamp(low, high)
+
+
+def thresholded(denoise: Denoiser, percentile: float = 0.995, most: float = 1.0) -> Denoiser:
+    """Dynamic thresholding (arXiv:2205.11487, section 2.3): strong guidance without saturation.
+
+    x0 is cut at the percentile of its absolute values, at least 1 and at most `most` if that is
+    above 1, and divided by it.
+    """
+    if not 0 < percentile <= 1:
+        raise ValueError(f"percentile is a share above 0, at most 1, not {percentile}")
+
+    def bounded(x: Tensor, level: Level) -> Tensor:
+        x0 = denoise(x, level)
+        size = x0.flatten(1).abs().float().quantile(percentile, dim=1)
+        size = size.clamp(1.0, most if most > 1 else None).to(x0.dtype)
+        size = size.view(-1, *[1] * (x0.ndim - 1))
+        return x0.clamp(-size, size) / size
+
+    return bounded

@@ -1,0 +1,161 @@
+"""The noise of a request: picture i has its own stream, so company never changes a picture.
+
+The order of draws is part of the promise (docs/architecture.md): the start at the full shape in
+float32, then one draw a step of a stochastic sampler. Two sources: torch's CPU generator, and the
+counter-based Philox generator, whose numbers are those of `torch.randn` on a CUDA device and so of
+programs that draw their noise there.
+
+Dimensions: B pictures.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from triptych import runtime
+from triptych.diffusion.samplers import Level
+
+Source = Literal["cpu", "philox"]
+MASK = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+DEPTH = 24  # halvings of a Brownian path: finer than any step that is taken
+
+
+class Stream:
+    """The noise of one picture, drawn in order."""
+
+    def __init__(self, seed: int, source: Source = "cpu"):
+        self.seed, self.source = seed, source
+        self.generator = runtime.generator(seed)
+        self.drawn = 0
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """The next standard normal draw, float32 on the CPU."""
+        self.drawn += 1
+        if self.source == "cpu":
+            return torch.randn(tuple(shape), generator=self.generator)
+        return philox_normal(self.seed, self.drawn - 1, shape)
+
+
+class PictureNoise:
+    """Noise for a batch of pictures, each from its own stream.
+
+    Called with two levels it is the `noise` of a stochastic sampler: the next draw of each stream.
+    """
+
+    def __init__(self, seeds: Sequence[int], source: Source = "cpu"):
+        self.streams = [Stream(seed, source) for seed in seeds]
+        self.like: Tensor | None = None
+
+    def start(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal noise (B, *shape), float32 on the CPU."""
+        return torch.stack([stream.normal(shape) for stream in self.streams])
+
+    def on(self, x: Tensor) -> "PictureNoise":
+        """The same streams, drawing later noise in x's shape, on its device, in its precision."""
+        self.like = x
+        return self
+
+    def __call__(self, level: Level, following: Level) -> Tensor:
+        assert self.like is not None, "call `on` with the start first"
+        return self.start(self.like.shape[1:]).to(self.like)
+
+
+class BrownianNoise:
+    """Increments of one Brownian path a picture, divided by their standard deviation.
+
+    The path runs in s = sigma / alpha from 0 to that of the first finite level. Its values are
+    found by halving (Levy's construction; arXiv:2001.01328, section 4), each from a generator of
+    its own place, so the path of a seed is the same for any number of steps, and more steps refine
+    a picture instead of changing it. A way that starts at pure noise takes an ordinary draw.
+    """
+
+    def __init__(self, seeds: Sequence[int], x: Tensor, most: float):
+        self.seeds, self.like, self.most = seeds, x, most
+        self.kept: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, level: Level, following: Level) -> Tensor:
+        if math.isinf(level.ratio):
+            return self._normal(-1, 0).to(self.like)
+        start, end = level.ratio / self.most, following.ratio / self.most
+        increment = self._at(start) - self._at(end)
+        return (increment / math.sqrt(start - end)).to(self.like)
+
+    def _at(self, place: float) -> Tensor:
+        """The path at a place in [0, 1], where it has variance `place`; float64."""
+        low, high = torch.zeros(()), self._kept(0, 0)
+        left, right, index = 0.0, 1.0, 0
+        used = {(0, 0)}
+        for depth in range(1, DEPTH + 1):
+            if place in (left, right):
+                break
+            middle = (left + right) / 2
+            used.add((depth, index))
+            bridge = (low + high) / 2 + math.sqrt(right - left) / 2 * self._kept(depth, index)
+            if place < middle:
+                right, high, index = middle, bridge, 2 * index
+            else:
+                left, low, index = middle, bridge, 2 * index + 1
+        self.kept = {key: value for key, value in self.kept.items() if key in used}
+        share = (place - left) / (right - left)
+        return low + share * (high - low)
+
+    def _kept(self, depth: int, index: int) -> Tensor:
+        if (depth, index) not in self.kept:
+            self.kept[depth, index] = self._normal(depth, index)
+        return self.kept[depth, index]
+
+    def _normal(self, depth: int, index: int) -> Tensor:
+        shape = tuple(self.like.shape[1:])
+        rows = [
+            torch.randn(shape, generator=runtime.generator(runtime.key(seed, "path", depth, index)))
+            for seed in self.seeds
+        ]
+        return torch.stack(rows).double()
+
+
+def philox_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise from Philox 4x32-10, float32: number i of draw `draw` of a seed.
+
+    The counter is (draw, 0, i, 0) and the key the seed's two halves; the first two of the four
+    numbers go through Box and Muller's transform, of which the sine is taken.
+    """
+    count = math.prod(shape)
+    place = torch.arange(count, dtype=torch.int64)
+    zero = torch.zeros_like(place)
+    counter = (zero + draw, zero, place, zero)
+    first, second, _, _ = philox(counter, (seed & MASK, seed >> 32 & MASK))
+    u = (first.double() + 0.5) / 2**32
+    angle = (second.double() + 0.5) * (2 * math.pi / 2**32)
+    normal = (-2 * u.log()).sqrt() * angle.sin()
+    return normal.float().view(tuple(shape))
+
+
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int], rounds: int = 10
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox 4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+
+    int64 tensors that hold 32-bit numbers, in and out.
+    """
+    a, b, c, d = counter
+    low, high = key
+    for _ in range(rounds):
+        (first_high, first_low), (second_high, second_low) = (
+            _product(MULTIPLIERS[0], a),
+            _product(MULTIPLIERS[1], c),
+        )
+        a, b, c, d = second_high ^ b ^ low, second_low, first_high ^ d ^ high, first_low
+        low, high = (low + WEYL[0]) & MASK, (high + WEYL[1]) & MASK
+    return a, b, c, d
+
+
+def _product(multiplier: int, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The high and low 32 bits of a 64-bit product, without overflowing int64."""
+    lower = multiplier * (value & 0xFFFF)  # below 2^48
+    upper = multiplier * (value >> 16) + (lower >> 16)
+    return upper >> 16, (upper << 16 | lower & 0xFFFF) & MASK

@@ -1,0 +1,226 @@
+"""Losses against their definitions, exact likelihoods, and torch's own distributions."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from tests.diffusion.exact import even, gaussian
+from triptych.diffusion.denoiser import PARAMETERISATIONS
+from triptych.diffusion.objective import (
+    denoising_errors,
+    discretised_likelihood,
+    gaussian_divergence,
+    learned_variance_loss,
+    likelihood_bound,
+    matching,
+    noised,
+    offset_noise,
+    snr_weight,
+    training_levels,
+)
+from triptych.diffusion.samplers import Level
+from triptych.diffusion.schedule import Discrete, Edm, Flow, Levels, betas
+
+SD = Discrete(tuple(betas("linear")))
+SHAPE = (8, 2, 3, 3)
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.rand(SHAPE, generator=generator, dtype=torch.float64) * 2 - 1
+    return x0, torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [("noise", SD), ("velocity", SD), ("sample", SD), ("flow", Flow()), ("edm", Edm())],
+)
+def test_a_perfect_network_has_no_loss_and_an_error_its_square(name, schedule) -> None:
+    kind = PARAMETERISATIONS[name]
+    x0, noise = data()
+    torch.manual_seed(0)
+    levels = training_levels(schedule, len(x0))
+    levels = Levels(*(column.double() for column in levels))
+    alpha, sigma = (column.view(-1, 1, 1, 1) for column in levels[:2])
+    seen = []
+
+    def network(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        seen.append((x, time))
+        return kind.target(x0, noise, alpha, sigma) + 0.5
+
+    loss = matching(network, kind, x0, noise, levels)
+    assert float(loss.total) == pytest.approx(0.25 * len(x0))
+    assert loss.count == len(x0) and float(loss.terms["mse"]) == pytest.approx(0.25)
+    x, time = seen[0]
+    assert torch.equal(time, levels.time)
+    assert torch.allclose(x, noised(x0, noise, levels) * kind.scale(alpha, sigma))
+
+
+def test_min_snr_weights_are_the_published_ones() -> None:
+    """arXiv:2303.09556, section 3.4: x0: min(SNR, g); noise: / SNR; velocity: / (SNR + 1)."""
+    levels = SD.drawn((torch.arange(20) + 0.5) / 20)
+    snr = (levels.alpha / levels.sigma) ** 2
+    for name, divisor in (("sample", 1.0), ("noise", snr), ("velocity", snr + 1)):
+        weight = snr_weight(levels, PARAMETERISATIONS[name], 5.0)
+        assert torch.allclose(weight, snr.clamp(max=5.0) / divisor, rtol=1e-4)
+
+
+def test_min_snr_makes_all_predictions_one_loss() -> None:
+    """The same wrong x0 costs the same whatever the network calls it."""
+    x0, noise = data()
+    levels = Levels(*(column.double() for column in SD.drawn((torch.arange(8) + 0.5) / 8)))
+    alpha, sigma = (column.view(-1, 1, 1, 1) for column in levels[:2])
+    x = noised(x0, noise, levels)
+    totals = []
+    for name in ("sample", "noise", "velocity"):
+        kind = PARAMETERISATIONS[name]
+        wrong = kind.output(x, x0 + 0.1, alpha, sigma)
+        loss = matching(lambda *_, w=wrong: w, kind, x0, noise, levels, min_snr=5.0)
+        totals.append(float(loss.total))
+    assert totals == pytest.approx([totals[0]] * 3, rel=1e-6)
+
+
+def test_training_levels_leave_no_gap() -> None:
+    torch.manual_seed(0)
+    times = training_levels(SD, 50).time.sort().values
+    assert times.diff().max() <= 21  # of 1,000 times, a comb of 50
+    counts = torch.zeros(10)
+    for _ in range(200):  # over many batches every time is as likely
+        counts += (
+            training_levels(SD, 5)
+            .time.long()
+            .div(100, rounding_mode="floor")
+            .bincount(minlength=10)
+        )
+    assert counts.min() > 70 and counts.max() < 130
+
+
+def test_offset_noise_shifts_whole_channels() -> None:
+    torch.manual_seed(0)
+    noise = torch.randn(2000, 3, 4, 4)
+    shifted = offset_noise(noise, 0.5) - noise
+    assert shifted.flatten(2).std(2).max() < 1e-6
+    assert shifted.mean((2, 3)).std() == pytest.approx(0.5, rel=0.05)
+    assert offset_noise(noise, 0.0) is noise
+
+
+def test_divergence_is_that_of_two_normals() -> None:
+    a, b = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
+    u, v = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
+    exact = kl_divergence(Normal(a, (u / 2).exp()), Normal(b, (v / 2).exp())).mean(1)
+    assert torch.allclose(gaussian_divergence(a, u, b, v), exact)
+
+
+def test_the_likelihoods_of_all_bytes_sum_to_one() -> None:
+    every = (torch.arange(256, dtype=torch.float64) / 127.5 - 1)[:, None]
+    for mean, log_variance in ((0.1, -3.0), (-0.98, -1.0), (0.9, -6.0)):
+        of = torch.full_like(every, mean), torch.full_like(every, log_variance)
+        assert float((-discretised_likelihood(every, *of)).exp().sum()) == pytest.approx(
+            1, abs=1e-8
+        )
+
+
+def test_the_learned_variance_loss_is_its_parts() -> None:
+    """Against the reference's posterior and torch's divergence, at time 0 and above."""
+    x0, noise = data()
+    time = torch.tensor([0, 1, 2, 50, 400, 700, 998, 999])
+    v = torch.linspace(-0.8, 0.8, 8, dtype=torch.float64).view(-1, 1, 1, 1).expand(SHAPE)
+    guess = noise + 0.1
+
+    def network(x: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        assert torch.equal(told, time.double())
+        return torch.cat([guess, v], 1)
+
+    loss = learned_variance_loss(network, SD, x0, noise, time, bound_weight=1.0)
+    bar = SD.signal
+    bar_before = torch.cat([torch.ones(1, dtype=torch.float64), bar[:-1]])
+    bounds = []
+    for i, t in enumerate(time.tolist()):
+        beta = 1 - bar[t] / bar_before[t]
+        posterior = (
+            (1 - bar_before[max(t, 1)])
+            / (1 - bar[max(t, 1)])
+            * (1 - bar[max(t, 1)] / bar_before[max(t, 1)])
+        )
+        share = (v[i] + 1) / 2
+        log_variance = share * beta.log() + (1 - share) * posterior.log()
+        x = bar[t].sqrt() * x0[i] + (1 - bar[t]).sqrt() * noise[i]
+
+        def mean(clean: torch.Tensor, x=x, t=t, beta=beta) -> torch.Tensor:
+            a = bar_before[t].sqrt() * beta / (1 - bar[t])
+            b = (1 - beta).sqrt() * (1 - bar_before[t]) / (1 - bar[t])
+            return a * clean + b * x
+
+        x0_guess = (x - (1 - bar[t]).sqrt() * guess[i]) / bar[t].sqrt()
+        if t == 0:
+            bounds.append(
+                discretised_likelihood(x0[i][None], x0_guess[None], log_variance[None])[0]
+            )
+        else:
+            ours = Normal(mean(x0_guess), (log_variance / 2).exp())
+            bounds.append(kl_divergence(Normal(mean(x0[i]), posterior.sqrt()), ours).mean())
+    assert float(loss.terms["bound"]) == pytest.approx(float(torch.stack(bounds).mean()), rel=1e-6)
+    assert float(loss.total) == pytest.approx(8 * (0.01 + float(loss.terms["bound"])), rel=1e-6)
+
+
+def test_the_bound_teaches_only_the_variance() -> None:
+    x0, noise = data()
+    weight = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    v = torch.zeros(SHAPE, dtype=torch.float64, requires_grad=True)
+
+    def network(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return torch.cat([weight * x, v], 1)
+
+    gradients = []
+    for bound_weight in (0.0, 1.0):
+        loss = learned_variance_loss(
+            network, SD, x0, noise, torch.arange(8) * 100, bound_weight=bound_weight
+        )
+        gradients.append(torch.autograd.grad(loss.total, [weight, v], retain_graph=True))
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    assert gradients[0][1].abs().max() == 0 < gradients[1][1].abs().max()
+
+
+def test_errors_on_a_grid_are_those_of_the_ideal_denoiser() -> None:
+    """For N(0, 1) the ideal denoiser's error at a level is sigma^2 (alpha^2 + sigma^2 = 1)."""
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, 4000, 1, 5, 5, generator=generator, dtype=torch.float64)
+    levels = even(6)
+    errors = denoising_errors(gaussian, x0, noise, levels)
+    assert errors.shape == (4000, 7)
+    exact = torch.tensor([level.sigma**2 for level in levels], dtype=torch.float64)
+    assert torch.allclose(errors.mean(0), exact, rtol=0.03)
+
+
+def test_the_likelihood_bound_meets_the_likelihood() -> None:
+    """For N(0, 1) the bound tightens to the entropy as the grid does.
+
+    With the errors that the ideal denoiser is shown to have above, free of sampling.
+    """
+    entropy = 0.5 * math.log(2 * math.pi * math.e)
+    gaps = []
+    for steps in (50, 200, 800):
+        levels = even(steps, 60.0, 0.003)
+        errors = torch.tensor([[level.sigma**2 for level in levels]], dtype=torch.float64)
+        bound = likelihood_bound(errors, levels, variance=1.0).mean()
+        gaps.append(float(bound) - entropy)
+    # half a step of log SNR of slack everywhere: a quarter with four times the levels
+    assert gaps[1] == pytest.approx(gaps[0] / 4, rel=0.1)
+    assert gaps[2] == pytest.approx(gaps[1] / 4, rel=0.1)
+
+
+def test_a_worse_denoiser_has_a_worse_bound() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, 200, 1, 5, 5, generator=generator, dtype=torch.float64)
+    levels = even(100, 60.0, 0.01)
+
+    def worse(x: torch.Tensor, level: Level) -> torch.Tensor:
+        return 0.8 * gaussian(x, level)
+
+    bounds = [
+        likelihood_bound(denoising_errors(d, x0, noise, levels), levels, 1.0).mean()
+        for d in (gaussian, worse)
+    ]
+    assert bounds[1] > bounds[0] + 0.1

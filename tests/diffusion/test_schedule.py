@@ -1,0 +1,149 @@
+"""Schedules: what they promise one another, and against their definitions."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from triptych.diffusion.schedule import (
+    Discrete,
+    Edm,
+    Flow,
+    betas,
+    shift_of_tokens,
+    shifted,
+    zero_terminal,
+)
+from triptych.diffusion.spacing import Spacing, levels, start_scale
+
+SD = Discrete(tuple(betas("scaled_linear", 0.00085, 0.012)))
+ZERO = Discrete(tuple(zero_terminal(betas("scaled_linear", 0.00085, 0.012))))
+SCHEDULES = {"sd": SD, "zero": ZERO, "edm": Edm(), "flow": Flow(), "shifted": Flow(3.0)}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_level_is_found_by_its_ratio(name) -> None:
+    schedule = SCHEDULES[name]
+    for share in (0.02, 0.3, 0.77, 0.95):
+        time = schedule.cleanest + share * (schedule.noisiest - schedule.cleanest)
+        if isinstance(schedule, Discrete):
+            time = round(time)  # between times, level and time are interpolated differently
+        level = schedule.at(time)
+        found = schedule.of_ratio(level.ratio)
+        assert found == pytest.approx(level, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_noise_grows_with_time(name) -> None:
+    schedule = SCHEDULES[name]
+    step = (schedule.noisiest - schedule.cleanest) / 50
+    ratios = [schedule.at(schedule.cleanest + i * step).ratio for i in range(51)]
+    assert all(a < b for a, b in pairwise(ratios))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_training_draws_are_levels_of_the_schedule(name) -> None:
+    schedule = SCHEDULES[name]
+    drawn = schedule.drawn((torch.arange(64) + 0.5) / 64)
+    for alpha, sigma, time in zip(*(column.tolist() for column in drawn), strict=True):
+        level = schedule.at(time)
+        assert (alpha, sigma) == pytest.approx((level.alpha, level.sigma), rel=1e-3, abs=1e-6)
+
+
+def test_training_times_are_spread_as_published() -> None:
+    share = (torch.arange(10_000) + 0.5) / 10_000
+    edm = Edm().drawn(share).sigma.log()
+    assert (edm.mean(), edm.std()) == (pytest.approx(-1.2, abs=0.01), pytest.approx(1.2, abs=0.01))
+    logits = Flow().drawn(share).sigma.logit()
+    assert (logits.mean(), logits.std()) == (pytest.approx(0, abs=0.01), pytest.approx(1, abs=0.01))
+    assert Flow(times="uniform").drawn(share).sigma.mean() == pytest.approx(0.5, abs=1e-3)
+    counts = SD.drawn(share).time.long().bincount(minlength=1000)
+    assert counts.min() == counts.max() == 10  # every training time alike
+
+
+def test_zero_terminal_is_pure_noise_at_the_end_and_keeps_the_start() -> None:
+    assert ZERO.at(999).alpha == 0 and ZERO.at(999).sigma == 1
+    assert ZERO.at(0).alpha == pytest.approx(SD.at(0).alpha, rel=1e-9)
+
+
+def test_a_shift_multiplies_the_ratio() -> None:
+    """t / (1 - t) is the ratio, and the shift multiplies it (arXiv:2403.03206, equation 23)."""
+    t = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
+    moved = shifted(t, 3.0)
+    assert torch.allclose(moved / (1 - moved), 3 * t / (1 - t))
+    assert shift_of_tokens(256) == pytest.approx(math.exp(0.5))
+    assert shift_of_tokens(4096) == pytest.approx(math.exp(1.15))
+
+
+SPACINGS = {
+    "sd": ["linspace", "leading", "trailing", "sgm_uniform", "lcm", "beta", "karras",
+           "exponential", "polyexponential", "beta_sigma", "align_your_steps",
+           "align_your_steps_sdxl"],
+    "zero": ["linspace", "trailing", "karras", "exponential", "beta"],
+    "edm": ["karras", "exponential", "polyexponential", "beta_sigma"],
+    "flow": ["linspace", "trailing", "sgm_uniform", "beta", "karras"],
+    "shifted": ["linspace", "trailing"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20])
+@pytest.mark.parametrize(("name", "kind"), [(n, k) for n, kinds in SPACINGS.items() for k in kinds])
+def test_levels_fall_from_the_start_to_the_end(name, kind, steps) -> None:
+    walked = levels(SCHEDULES[name], steps, Spacing(kind))
+    assert len(walked) == steps + 1
+    ratios = [level.ratio for level in walked]
+    assert all(a > b for a, b in pairwise(ratios))
+    assert walked[-1].sigma == 0 and walked[-1].alpha == 1
+    if kind not in ("leading", "align_your_steps", "align_your_steps_sdxl"):
+        top = SCHEDULES[name].at(SCHEDULES[name].noisiest).ratio
+        assert ratios[0] == pytest.approx(top)
+
+
+def test_an_end_above_zero_is_the_least_noise_trained_on() -> None:
+    walked = levels(SD, 5, Spacing("linspace", include_cleanest=False, end="least"))
+    assert walked[-1] == SD.at(0)
+    with pytest.raises(ValueError, match="include_cleanest"):
+        levels(SD, 5, Spacing("karras", end="least"))
+
+
+def test_whole_times_tell_the_network_whole_numbers() -> None:
+    free, whole = (levels(SD, 7, Spacing("karras", whole_times=w)) for w in (False, True))
+    assert [x.ratio for x in free] == [x.ratio for x in whole]
+    assert all(x.time == round(x.time) for x in whole)
+    assert any(x.time != round(x.time) for x in free)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "spacing", "words"),
+    [
+        (SD, 0, Spacing(), "at least one step"),
+        (SD, 1001, Spacing("linspace"), "1001 steps"),
+        (SD, 51, Spacing("lcm"), "50 steps at most"),
+        (Edm(), 5, Spacing("trailing"), "karras"),
+        (Flow(), 5, Spacing("leading"), "trailing"),
+    ],
+)
+def test_impossible_walks_are_refused(schedule, steps, spacing, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        levels(schedule, steps, spacing)
+
+
+def test_wrong_settings_are_refused() -> None:
+    for wrong in (
+        lambda: Discrete((0.5,)),
+        lambda: Discrete((0.5, 0.0)),
+        lambda: betas("linear", 0.02, 0.01),
+        lambda: Edm(sigma_min=0.0),
+        lambda: Flow(shift=0.0),
+        lambda: Spacing("uniform"),  # type: ignore[arg-type]
+        lambda: Spacing(rho=0.0),
+    ):
+        with pytest.raises(ValueError):
+            wrong()
+
+
+def test_start_scales() -> None:
+    walked = levels(SD, 20, Spacing("leading"))
+    assert start_scale(walked, "one") == 1
+    assert start_scale(walked, "sigma") == walked[0].sigma < 1

@@ -1,0 +1,381 @@
+"""Our samplers and spacings against diffusers', step for step, on one denoiser and one noise.
+
+The reference converts to float32 inside; to compare in float64 its modules get stand-ins of torch
+and numpy whose float32 is float64. Known differences, each a choice here:
+
+- DDIM, PNDM of the reference step to t - T // steps, whatever their next timestep is. Where the
+  steps do not divide T evenly (linspace; trailing with 30 of 1000) they integrate over another
+  stretch than they walk. Ours goes to the next level, so both are compared where the two agree.
+- Karras, exponential and beta spacings of the Euler family start from the noise of their own
+  spacing's first and last times; ours and DPM-Solver's from the model's. They agree on linspace.
+- DPM-Solver and UniPC of the reference cut the times of exponential and beta spacings to whole
+  numbers, towards zero, so the network is told of less noise than there is. Ours are not cut.
+- PNDM of the reference combines the network's outputs of several x and then converts velocity to
+  noise with the last x. The original PLMS, and ours, combine noise; only epsilon is the same.
+- Heun of the reference for flows takes its slopes in t; ours, like k-diffusion's, in s.
+- UniPC of the reference moves a start at pure flow noise by 1e-6 to keep a logarithm finite.
+"""
+
+import importlib
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from triptych.diffusion import samplers, stochastic
+from triptych.diffusion.denoiser import consistency, denoiser
+from triptych.diffusion.schedule import Discrete, Edm, Flow, betas, zero_terminal
+from triptych.diffusion.spacing import Spacing, levels
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+PREDICTS = {"epsilon": "noise", "v_prediction": "velocity", "sample": "sample"}
+SHAPE = (2, 3, 4, 4)
+
+
+class Precise:
+    """A namespace in which float32 means float64."""
+
+    def __init__(self, namespace: Any):
+        self.namespace = namespace
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.namespace, "float64" if name == "float32" else name)
+
+
+def reference(name: str, monkeypatch: pytest.MonkeyPatch, precise: bool, **settings: Any) -> Any:
+    """A scheduler of diffusers, its noise taken from `draws`."""
+    module_name = {
+        "DDIMScheduler": "ddim", "DDPMScheduler": "ddpm",
+        "EulerDiscreteScheduler": "euler_discrete",
+        "EulerAncestralDiscreteScheduler": "euler_ancestral_discrete",
+        "HeunDiscreteScheduler": "heun_discrete", "KDPM2DiscreteScheduler": "k_dpm_2_discrete",
+        "KDPM2AncestralDiscreteScheduler": "k_dpm_2_ancestral_discrete",
+        "LMSDiscreteScheduler": "lms_discrete", "PNDMScheduler": "pndm",
+        "DPMSolverMultistepScheduler": "dpmsolver_multistep", "LCMScheduler": "lcm",
+        "UniPCMultistepScheduler": "unipc_multistep", "DEISMultistepScheduler": "deis_multistep",
+        "DPMSolverSDEScheduler": "dpmsolver_sde", "EDMEulerScheduler": "edm_euler",
+        "EDMDPMSolverMultistepScheduler": "edm_dpmsolver_multistep",
+        "FlowMatchEulerDiscreteScheduler": "flow_match_euler_discrete",
+        "FlowMatchHeunDiscreteScheduler": "flow_match_heun_discrete",
+    }[name]  # fmt: skip
+    if name == "DPMSolverSDEScheduler":  # its Brownian motion is replaced below
+        monkeypatch.setitem(sys.modules, "torchsde", types.ModuleType("torchsde"))
+    module = importlib.import_module(f"diffusers.schedulers.scheduling_{module_name}")
+    if name == "DPMSolverSDEScheduler":
+        path = iter(draws(torch.float64 if precise else torch.float32, 200))
+        monkeypatch.setattr(
+            module, "BrownianTreeNoiseSampler", lambda *a, **k: lambda start, end: next(path)
+        )
+    if precise:
+        monkeypatch.setattr(module, "torch", Precise(torch))
+        if hasattr(module, "np"):
+            monkeypatch.setattr(module, "np", Precise(np))
+    return getattr(module, name)(**settings)
+
+
+def network(x: Tensor, time: Tensor) -> Tensor:
+    """Smooth in x and in time, mixing pixels and channels."""
+    phase = (time.to(x.dtype) / 300).view(-1, 1, 1, 1)
+    return 0.6 * torch.tanh(x + torch.sin(phase)) + 0.2 * x.roll(1, 1) + 0.1 * torch.cos(2 * phase)
+
+
+def start(dtype: torch.dtype) -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(3), dtype=dtype)
+
+
+def draws(dtype: torch.dtype, count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    return [torch.randn(SHAPE, generator=generator, dtype=dtype) for _ in range(count)]
+
+
+def theirs(
+    scheduler: Any, steps: int, noises: list[Tensor], x: Tensor, scaled: bool
+) -> list[Tensor]:
+    """The reference's state after every call, at the scale where alpha^2 + sigma^2 = 1."""
+    module = sys.modules[type(scheduler).__module__]
+    queue = iter(noises)
+    if hasattr(module, "randn_tensor"):
+        module.randn_tensor = lambda *a, **k: next(queue)  # restored by the fixture of the caller
+    scheduler.set_timesteps(steps)
+    x = x * getattr(scheduler, "init_noise_sigma", 1.0)
+    states = []
+    with_generator = "generator" in type(scheduler).step.__code__.co_varnames
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        time = torch.full((len(x),), float(t), dtype=x.dtype)
+        more = {"generator": None} if with_generator else {}
+        x = scheduler.step(network(seen, time), t, x, return_dict=False, **more)[0]
+        factor = 1.0
+        if scaled:
+            sigma = float(scheduler.sigmas[scheduler.step_index])
+            factor = (1 + sigma**2) ** -0.5
+        states.append(x * factor)
+    return states
+
+
+def every(states: list[Tensor]) -> list[Tensor]:
+    return states
+
+
+def second(states: list[Tensor]) -> list[Tensor]:
+    """Two calls a step, and one for the last."""
+    return [*states[1::2], states[-1]]
+
+
+def after_first(states: list[Tensor]) -> list[Tensor]:
+    """PNDM's first step takes two calls."""
+    return states[1:]
+
+
+EULERISH: dict[str, Any] = {"whole_times": False}
+SOLVER: dict[str, Any] = {"whole_times": True, "include_cleanest": False}
+CASES: dict[str, tuple[Any, ...]] = {
+    # ours, theirs, their settings, our spacing, scaled, which states
+    "ddim": (samplers.euler, "DDIMScheduler", {"clip_sample": False}, {}, False, every),
+    "ddim eta": (stochastic.ancestral, "DDIMScheduler", {"clip_sample": False}, {}, False, every),
+    "ddpm": (stochastic.ancestral, "DDPMScheduler", {"clip_sample": False}, {}, False, every),
+    "euler": (samplers.euler, "EulerDiscreteScheduler", {}, EULERISH, True, every),
+    "euler a": (stochastic.ancestral, "EulerAncestralDiscreteScheduler", {}, EULERISH, True, every),
+    "heun": (samplers.heun, "HeunDiscreteScheduler", {}, EULERISH, True, second),
+    "dpm2": (samplers.dpm2, "KDPM2DiscreteScheduler", {}, EULERISH, True, second),
+    "dpm2 a": (
+        stochastic.dpm2_ancestral, "KDPM2AncestralDiscreteScheduler", {}, EULERISH, True, second,
+    ),
+    "lms": (samplers.lms, "LMSDiscreteScheduler", {}, EULERISH, True, every),
+    "pndm": (samplers.plms, "PNDMScheduler", {"skip_prk_steps": True}, {}, False, after_first),
+    "dpm++ 2m": (samplers.dpmpp_2m, "DPMSolverMultistepScheduler", {}, SOLVER, False, every),
+    "dpm++ 2m sde": (
+        stochastic.dpmpp_2m_sde, "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++"}, SOLVER, False, every,
+    ),
+    "dpm++ 2m sde heun": (
+        stochastic.dpmpp_2m_sde_heun, "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}, SOLVER, False, every,
+    ),
+    "unipc": (samplers.unipc, "UniPCMultistepScheduler", {}, SOLVER, False, every),
+    "deis": (
+        samplers.deis, "DEISMultistepScheduler", {}, {**SOLVER, "end": "least"}, False, every,
+    ),
+    "dpm++ sde": (stochastic.dpmpp_sde, "DPMSolverSDEScheduler", {}, EULERISH, True, second),
+}  # fmt: skip
+LACKING = {(name, "sample") for name in ("euler a", "dpm2", "dpm2 a", "dpm++ sde")} | {
+    ("pndm", "v_prediction"), ("pndm", "sample"), ("lms", "sample"),
+}  # fmt: skip
+EVENLY = {"ddim", "ddim eta", "pndm"}  # their steps are only consistent where steps divide T
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch: pytest.MonkeyPatch):
+    """What `theirs` puts into a module of the reference does not outlive the test."""
+    import diffusers.schedulers as package
+
+    before = {
+        name: module.randn_tensor
+        for name, module in sys.modules.items()
+        if name.startswith(package.__name__) and hasattr(module, "randn_tensor")
+    }
+    yield
+    for name, function in before.items():
+        sys.modules[name].randn_tensor = function
+
+
+def compare(
+    name: str, steps: int, predicts: str, spacing: str, dtype: torch.dtype, monkeypatch, **more: Any
+) -> float:
+    """The largest difference over all steps."""
+    ours, theirs_name, settings, ours_spacing, scaled, chosen = CASES[name]
+    precise = dtype == torch.float64
+    offset = 1 if spacing == "leading" else 0
+    settings = settings | BETAS | {"prediction_type": predicts} | more
+    settings["timestep_spacing"] = spacing
+    settings["steps_offset"] = offset
+    if name == "dpm++ sde":
+        settings["noise_sampler_seed"] = 0
+    scheduler = reference(theirs_name, monkeypatch, precise, **settings)
+    noises = draws(dtype, 2 * steps)
+    schedule = Discrete(tuple(betas("scaled_linear", 0.00085, 0.012)))
+    if precise:
+        _make_precise(scheduler, schedule)
+    if name == "ddim eta":
+        plain_step = scheduler.step
+        scheduler.step = lambda *arguments, **more: plain_step(*arguments, eta=0.7, **more)
+    mine = {"kind": spacing, "offset": offset} | ours_spacing
+    if name in ("ddim", "ddim eta", "ddpm", "pndm"):
+        mine["whole_times"] = True
+    if name == "pndm":
+        mine["end"] = "least"
+    for flag, kind in (
+        ("karras", "karras"),
+        ("exponential", "exponential"),
+        ("beta", "beta_sigma"),
+    ):
+        if more.get(f"use_{flag}_sigmas"):
+            mine |= {"kind": kind, "include_cleanest": True}
+            mine["whole_times"] = kind == "karras" and name in (
+                "dpm2", "dpm2 a", "dpm++ 2m", "unipc", "dpm++ 2m sde", "dpm++ sde",
+            )  # fmt: skip
+    x = start(dtype)
+    reached = chosen(theirs(scheduler, steps, noises, x, scaled))
+    walked = levels(schedule, steps, Spacing(**mine))
+    # a scaled reference starts from x / alpha
+    first = x * float(scheduler.init_noise_sigma) * walked[0].alpha if scaled else x
+    queue = iter(noises)
+    denoise = denoiser(network, schedule, PREDICTS[predicts])
+    arguments = [denoise, first, walked]
+    if ours.__module__.endswith("stochastic"):
+        arguments.append(lambda level, following: next(queue))
+    if name == "ddim eta":
+        arguments.append(0.7)
+    mine_reached = [step.x for step in ours(*arguments)]
+    assert len(reached) == len(mine_reached) == steps
+    return max(float((a - b).abs().max()) for a, b in zip(mine_reached, reached, strict=True))
+
+
+def _make_precise(scheduler: Any, schedule: Discrete) -> None:
+    """Every table of the reference from betas in float64."""
+    scheduler.betas = torch.tensor(schedule.betas, dtype=torch.float64)
+    scheduler.alphas = 1 - scheduler.betas
+    scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
+    if hasattr(scheduler, "alpha_t"):
+        scheduler.alpha_t = scheduler.alphas_cumprod.sqrt()
+        scheduler.sigma_t = (1 - scheduler.alphas_cumprod).sqrt()
+        scheduler.lambda_t = scheduler.alpha_t.log() - scheduler.sigma_t.log()
+    if hasattr(scheduler, "final_alpha_cumprod"):
+        whole = scheduler.config.get("set_alpha_to_one", True)
+        scheduler.final_alpha_cumprod = (
+            torch.tensor(1.0, dtype=torch.float64) if whole else scheduler.alphas_cumprod[0]
+        )
+        if type(scheduler).__name__ == "PNDMScheduler":
+            scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+
+
+COMBINATIONS = [
+    (name, spacing, predicts)
+    for name in CASES
+    for spacing in ("leading", "trailing", "linspace")
+    for predicts in PREDICTS
+    if (name, predicts) not in LACKING and not (name in EVENLY and spacing == "linspace")
+]
+
+
+@pytest.mark.parametrize("steps", [5, 20, 50])
+@pytest.mark.parametrize(("name", "spacing", "predicts"), COMBINATIONS)
+def test_steps_equal_the_reference(name, steps, spacing, predicts, monkeypatch) -> None:
+    assert compare(name, steps, predicts, spacing, torch.float64, monkeypatch) < 1e-6
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_equal_the_reference_as_it_ships(name, monkeypatch) -> None:
+    """In float32, with the reference's own tables."""
+    assert compare(name, 20, "epsilon", "leading", torch.float32, monkeypatch) < 1e-4
+
+
+SPACED_OVER_SIGMA = [
+    (name, kind) for name in ("euler", "heun", "dpm2", "dpm2 a", "lms")
+    for kind in ("karras", "exponential", "beta")
+] + [(name, "karras") for name in ("dpm++ 2m", "dpm++ 2m sde", "unipc")]  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize(("name", "kind"), SPACED_OVER_SIGMA)
+def test_spacings_over_sigma_equal_the_reference(name, steps, kind, monkeypatch) -> None:
+    flag = {f"use_{kind}_sigmas": True}
+    error = compare(name, steps, "epsilon", "linspace", torch.float64, monkeypatch, **flag)
+    assert error < 1e-6
+
+
+def test_a_start_from_pure_noise_equals_the_reference(monkeypatch) -> None:
+    """Zero terminal SNR; the reference caps its infinite ratio at 4096."""
+    table = zero_terminal(betas("scaled_linear", 0.00085, 0.012))
+    for name, ours, steps in (
+        ("DDIM", samplers.euler, 10),
+        ("DPMSolverMultistep", samplers.dpmpp_2m, 20),
+    ):
+        more = {"clip_sample": False} if name == "DDIM" else {}
+        scheduler = reference(
+            f"{name}Scheduler", monkeypatch, False, rescale_betas_zero_snr=True,
+            timestep_spacing="trailing", prediction_type="v_prediction", **BETAS, **more,
+        )  # fmt: skip
+        walked = levels(Discrete(tuple(table)), steps, Spacing("trailing", whole_times=True))
+        assert walked[0].alpha == 0
+        x = start(torch.float32)
+        reached = theirs(scheduler, steps, [], x, False)
+        denoise = denoiser(network, Discrete(tuple(table)), "velocity")
+        for step, state in zip(ours(denoise, x, walked), reached, strict=True):
+            assert (step.x - state).abs().max() < 3e-3  # what the cap makes of the first step
+
+
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "cosine", "sigmoid"])
+def test_betas_equal_the_reference(kind) -> None:
+    from diffusers import DDPMScheduler
+
+    theirs_name = {"cosine": "squaredcos_cap_v2"}.get(kind, kind)
+    table = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule=theirs_name).betas
+    assert torch.allclose(torch.tensor(betas(kind, 0.00085, 0.012)), table, rtol=2e-6, atol=0)
+
+
+def test_zero_terminal_betas_equal_the_reference() -> None:
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    table = torch.tensor(betas("linear", 1e-4, 0.02), dtype=torch.float64)
+    ours = torch.tensor(zero_terminal(table.tolist()), dtype=torch.float64)
+    assert torch.allclose(ours, rescale_zero_terminal_snr(table), atol=1e-12)
+    assert ours[-1] == 1
+
+
+@pytest.mark.parametrize("steps", [5, 18, 35])
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("EDMEulerScheduler", samplers.euler), ("EDMDPMSolverMultistepScheduler", samplers.dpmpp_2m)],
+)
+def test_edm_equals_the_reference(name, ours, steps, monkeypatch) -> None:
+    scheduler = reference(name, monkeypatch, True, sigma_min=0.002, sigma_max=80.0, sigma_data=0.5)
+    reached = theirs(scheduler, steps, [], start(torch.float64), False)
+    walked = levels(Edm(), steps, Spacing("karras"))
+    x = start(torch.float64) * float(scheduler.init_noise_sigma)
+    for step, state in zip(ours(denoiser(network, Edm(), "edm"), x, walked), reached, strict=True):
+        assert (step.x - state).abs().max() < 1e-4  # their sigmas are float32, of 80
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [5, 28])
+def test_flow_equals_the_reference(steps, shift, monkeypatch) -> None:
+    scheduler = reference("FlowMatchEulerDiscreteScheduler", monkeypatch, True, shift=shift)
+    reached = theirs(scheduler, steps, [], start(torch.float64), False)
+    # their least time is shifted when the table is made and again when it is spread
+    schedule = Flow(shift, least=shift * 1e-3 / (1 + (shift - 1) * 1e-3))
+    walked = levels(schedule, steps, Spacing("linspace"))
+    denoise = denoiser(network, schedule, "flow")
+    for step, state in zip(
+        samplers.euler(denoise, start(torch.float64), walked), reached, strict=True
+    ):
+        assert (step.x - state).abs().max() < 1e-6
+
+
+def test_lcm_equals_the_reference(monkeypatch) -> None:
+    scheduler = reference("LCMScheduler", monkeypatch, True, **BETAS)
+    schedule = Discrete(tuple(betas("scaled_linear", 0.00085, 0.012)))
+    _make_precise(scheduler, schedule)
+    for steps in (1, 4, 8):
+        noises = draws(torch.float64, steps)
+        reached = theirs(scheduler, steps, noises, start(torch.float64), False)
+        walked = levels(schedule, steps, Spacing("lcm", whole_times=True))
+        queue = iter(noises)
+        denoise = consistency(denoiser(network, schedule, "noise"))
+        ours = stochastic.lcm(denoise, start(torch.float64), walked, lambda a, b, q=queue: next(q))
+        for step, state in zip(ours, reached, strict=True):
+            assert (step.x - state).abs().max() < 1e-6 * state.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["SD", "SDXL"])
+def test_align_your_steps_are_the_published_ones(kind) -> None:
+    from diffusers.schedulers import AysSchedules
+
+    name = {"SD": "StableDiffusionSigmas", "SDXL": "StableDiffusionXLSigmas"}[kind]
+    ours = {"SD": "align_your_steps", "SDXL": "align_your_steps_sdxl"}[kind]
+    walked = levels(Discrete(tuple(betas("scaled_linear", 0.00085, 0.012))), 10, Spacing(ours))
+    assert [level.ratio for level in walked] == pytest.approx(AysSchedules[name])
