@@ -4,7 +4,72 @@ A request is a Python argument, a set of command-line flags, a JSON body, and th
 inside its result. This file imports nothing heavy, so `--help` is quick.
 """
 
+import difflib
 from dataclasses import dataclass
+from typing import Literal
+
+SAMPLERS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 and diffusers call it
+    "ddim": ("DDIM", "DDIMScheduler", "DDIMParallelScheduler"),
+    "ddpm": ("DDPM", "DDPMScheduler", "DDPMParallelScheduler"),
+    "euler": (
+        "Euler", "EulerDiscreteScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler",
+    ),
+    "euler_ancestral": ("Euler a", "EulerAncestralDiscreteScheduler"),
+    "heun": ("Heun", "HeunDiscreteScheduler"),
+    "dpm2": ("DPM2", "KDPM2DiscreteScheduler"),
+    "dpm2_ancestral": ("DPM2 a", "KDPM2AncestralDiscreteScheduler"),
+    "lms": ("LMS", "LMSDiscreteScheduler"),
+    "plms": ("PLMS", "PNDM", "PNDMScheduler"),
+    "dpmpp_2s_ancestral": ("DPM++ 2S a",),
+    "dpmpp_2m": ("DPM++ 2M", "DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"),
+    "dpmpp_sde": ("DPM++ SDE", "DPMSolverSDEScheduler"),
+    "dpmpp_2m_sde": ("DPM++ 2M SDE",),
+    "dpmpp_2m_sde_heun": ("DPM++ 2M SDE Heun",),
+    "dpmpp_3m_sde": ("DPM++ 3M SDE",),
+    "unipc": ("UniPC", "UniPCMultistepScheduler"),
+    "deis": ("DEIS", "DEISMultistepScheduler"),
+    "lcm": ("LCM", "LCMScheduler"),
+}  # fmt: skip
+
+SPACINGS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 puts behind a sampler's name
+    "karras": ("Karras",),
+    "exponential": ("Exponential",),
+    "polyexponential": ("Polyexponential",),
+    "sgm_uniform": ("SGM Uniform",),
+    "beta": ("Beta",),
+    "align_your_steps": ("Align Your Steps",),
+    "align_your_steps_sdxl": (),
+    "linspace": (),
+    "leading": (),
+    "trailing": (),
+    "lcm": (),
+    "beta_sigma": (),
+}
+
+
+def sampler_named(text: str) -> tuple[str, str]:
+    """Our name of a sampler, and of the spacing that stands behind it, or an empty string.
+
+    Any of our names, AUTOMATIC1111's or diffusers', in any case: "DPM++ 2M Karras" is
+    ("dpmpp_2m", "karras").
+
+    Raises:
+        ValueError: nothing is called so; names the nearest.
+    """
+    samplers = {alias.lower(): n for n, known in SAMPLERS.items() for alias in (n, *known)}
+    spacings = {alias.lower(): n for n, known in SPACINGS.items() for alias in known}
+    wanted = " ".join(text.lower().split())
+    if wanted in samplers:
+        return samplers[wanted], ""
+    for suffix, spacing in spacings.items():
+        if (
+            wanted.endswith(f" {suffix}")
+            and (rest := wanted.removesuffix(f" {suffix}")) in samplers
+        ):
+            return samplers[rest], spacing
+    close = difflib.get_close_matches(wanted, samplers, n=1, cutoff=0.4)
+    near = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"no sampler {text!r}.{near} There are: {', '.join(SAMPLERS)}")
 
 
 @dataclass(frozen=True)
@@ -24,7 +89,23 @@ class ClassToImage:
     seed: int | None = None
     """Picture i uses seed + i. None draws one, and says which."""
     truncation: float = 0.0
-    """Above 0, no number of the noise exceeds it: more typical, less varied pictures."""
+    """GAN, VAE: above 0, no number of the noise exceeds it: more typical, less varied pictures."""
+    guidance: float | None = None
+    """Diffusion: how far to go from any picture towards the condition; 1 is plain sampling."""
+    rescale: float = 0.0
+    """Diffusion: the share of contrast that guidance added which is taken back."""
+    steps: int = 0
+    """Diffusion: steps of the sampler; 0 is what the model's configuration says."""
+    sampler: str = ""
+    """Diffusion: the algorithm, by our name, AUTOMATIC1111's or diffusers'. Empty: the model's."""
+    spacing: str = ""
+    """Diffusion: how the steps are spread, such as karras or trailing. Empty: the model's."""
+    eta: float | None = None
+    """Diffusion: how much fresh noise a stochastic sampler adds; DDIM adds some above 0."""
+    noise_source: Literal["cpu", "philox"] = "cpu"
+    """Diffusion: `philox` draws the numbers that a CUDA device would."""
+    deterministic: bool = False
+    """Pictures one at a time, so that each is the same to the bit whatever its company."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= 100_000:
@@ -33,3 +114,15 @@ class ClassToImage:
             raise ValueError(f"seed must be 0 to 2**63 - 1, not {self.seed}")
         if not 0 <= self.truncation < float("inf"):
             raise ValueError(f"truncation must be 0 (none) or more, not {self.truncation}")
+        if self.guidance is not None and not 0 <= self.guidance <= 100:
+            raise ValueError(f"guidance must be 0 to 100, not {self.guidance}")
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"rescale is a share, 0 to 1, not {self.rescale}")
+        if not 0 <= self.steps <= 1000:
+            raise ValueError(f"steps must be 1 to 1000, or 0 for the model's, not {self.steps}")
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be 0 to 1, not {self.eta}")
+        if self.sampler:
+            sampler_named(self.sampler)
+        if self.spacing and self.spacing not in SPACINGS:
+            raise ValueError(f"no spacing {self.spacing!r}; there are: {', '.join(SPACINGS)}")

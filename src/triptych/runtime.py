@@ -4,6 +4,8 @@ picture's noise.
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,6 +31,25 @@ def device(choice: str = "auto") -> torch.device:
         there = ", ".join(["auto", "cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())])
         raise ValueError(f"no device {choice!r} here; there are: {there}") from error
     return chosen
+
+
+@cache
+def _fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware: emulated, it is slower than float32."""
+    information = Path("/proc/cpuinfo")
+    if not information.exists():
+        return False
+    flags = information.read_text()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def precision(choice: str, on: torch.device) -> str:
+    """`float32` or `bfloat16`; `auto` is the faster one that the device has instructions for."""
+    if choice != "auto":
+        return choice
+    if on.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if on.type == "cpu" and _fast_bfloat16() else "float32"
 
 
 def noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:

@@ -21,6 +21,10 @@ Predicts = Literal["noise", "velocity", "sample", "flow", "edm"]
 SIGMA_DATA = 0.5  # the standard deviation of pictures in [-1, 1] that EDM's scaling assumes
 Network = Callable[[Tensor, Tensor], Tensor]
 """(x, time (B,)) to a prediction of x's shape."""
+Conditioning = dict[str, Tensor]
+"""What a network is told besides the time: each (B, ...)."""
+ConditionalNetwork = Callable[[Tensor, Tensor, Conditioning], Tensor]
+ConditionalDenoiser = Callable[[Tensor, Level, Conditioning], Tensor]
 
 
 class Parameterisation(NamedTuple):
@@ -95,13 +99,23 @@ def denoiser(network: Network, schedule: Schedule, predicts: Predicts) -> Denois
     Raises:
         ValueError: noise is predicted and the schedule starts at pure noise.
     """
+    told = conditional_denoiser(lambda x, time, _: network(x, time), schedule, predicts)
+    return lambda x, level: told(x, level, {})
+
+
+def conditional_denoiser(
+    network: ConditionalNetwork, schedule: Schedule, predicts: Predicts
+) -> ConditionalDenoiser:
+    """`denoiser` of a network that is told something; what it is told comes with each call."""
     kind = parameterisation(predicts, schedule)
 
-    def denoise(x: Float[Tensor, "B C H W"], level: Level) -> Float[Tensor, "B C H W"]:
+    def denoise(
+        x: Float[Tensor, "B C H W"], level: Level, cond: Conditioning
+    ) -> Float[Tensor, "B C H W"]:
         x, level = on_schedule(x, level, schedule)
         assert level.time is not None
         time = torch.full((len(x),), level.time, dtype=torch.float32, device=x.device)
-        output = network(x * kind.scale(level.alpha, level.sigma), time).to(x.dtype)
+        output = network(x * kind.scale(level.alpha, level.sigma), time, cond).to(x.dtype)
         x0: Tensor = kind.x0(x, output, level.alpha, level.sigma)
         return x0
 

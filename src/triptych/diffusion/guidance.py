@@ -9,12 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from triptych.diffusion.denoiser import Parameterisation
+from triptych.diffusion.denoiser import ConditionalDenoiser, Conditioning, Parameterisation
 from triptych.diffusion.samplers import Denoiser, Level
-
-Conditioning = dict[str, Tensor]
-"""What a network is told besides the time: each (B, ...)."""
-ConditionalDenoiser = Callable[[Tensor, Level, Conditioning], Tensor]
 
 
 def classifier_free(

@@ -41,13 +41,13 @@ class Spacing:
     """
     end: Literal["clean", "least"] = "clean"
     """End at sigma 0, or at the least noise that the model was trained on."""
-    rho: float = 7.0
-    """The power of `karras` and `polyexponential`."""
+    rho: float | None = None
+    """The power of `karras` (7 where none is given) and of `polyexponential` (1)."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"no spacing {self.kind!r}; there are {', '.join(get_args(Kind))}")
-        if self.rho <= 0:
+        if self.rho is not None and self.rho <= 0:
             raise ValueError(f"rho must be positive, not {self.rho}")
 
 
@@ -142,8 +142,9 @@ def _linspace(start: float, end: float, points: int) -> list[float]:
 
 def _karras(high: float, low: float, points: int, spacing: Spacing) -> list[float]:
     """arXiv:2206.00364, equation 5."""
-    ends = high ** (1 / spacing.rho), low ** (1 / spacing.rho)
-    return [root**spacing.rho for root in _linspace(*ends, points)]
+    rho = spacing.rho or 7.0
+    ends = high ** (1 / rho), low ** (1 / rho)
+    return [root**rho for root in _linspace(*ends, points)]
 
 
 def _exponential(high: float, low: float, points: int, spacing: Spacing) -> list[float]:
@@ -153,7 +154,8 @@ def _exponential(high: float, low: float, points: int, spacing: Spacing) -> list
 def _polyexponential(high: float, low: float, points: int, spacing: Spacing) -> list[float]:
     """A polynomial in log s, of power rho; 1 is `exponential` (k-diffusion)."""
     span = math.log(high) - math.log(low)
-    return [math.exp(math.log(low) + span * r**spacing.rho) for r in _linspace(1.0, 0.0, points)]
+    rho = spacing.rho or 1.0
+    return [math.exp(math.log(low) + span * r**rho) for r in _linspace(1.0, 0.0, points)]
 
 
 def _beta_sigma(high: float, low: float, points: int, spacing: Spacing) -> list[float]:

@@ -22,9 +22,7 @@ from triptych.weights.load import Card
 
 SHOWN, ROWS = 10, 6  # conditions side by side in a grid, and how often each is drawn
 
-Draw = Callable[
-    [Tensor | None, Tensor], Tensor
-]  # condition, noise (B, latent) -> pictures in [-1, 1]
+Draw = Callable[[Tensor | None, Tensor], Tensor]  # condition, noise (B, ...) -> pictures in [-1, 1]
 
 
 class Conditioning(NamedTuple):
@@ -86,14 +84,14 @@ def card(model: str, settings: dict[str, object], source: Source, given: Conditi
 
 
 def condition_grid(
-    given: Conditioning, test: Source, latent: int, seed: int, on: torch.device
+    given: Conditioning, test: Source, shape: tuple[int, ...], seed: int, on: torch.device
 ) -> Callable[[Draw], np.ndarray]:
-    """A function that draws the grid of a run: a condition a column, a row one z across all of
-    them.
+    """A function that draws the grid of a run: a condition a column, a row one noise of this shape
+    across all of them.
     """
     conditions, names = _shown(given, test)
     columns = len(names)
-    noise = runtime.noise((latent,), [runtime.key(seed, i) for i in range(ROWS)])
+    noise = runtime.noise(shape, [runtime.key(seed, i) for i in range(ROWS)])
     noise = noise.repeat_interleave(columns, 0).to(on)
     if conditions is not None:
         conditions = conditions.repeat(ROWS, *[1] * (conditions.ndim - 1)).to(on)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from triptych import runtime
 from triptych.data.batches import Batches, write_skipped
 from triptych.runtime import key
 from triptych.train import checkpoint
@@ -57,6 +58,7 @@ def fit(
     journal = Journal(run / "metrics.jsonl", state["offset"])
     data = recipe.batches(start * training.accumulate * sum(u.batches for u in recipe.updates))
     shown = ema.module if ema else recipe.exported
+    precision = runtime.precision(training.precision, on)
     began = time.monotonic() - state["seconds"]
 
     def save(step: int) -> Path:
@@ -89,7 +91,7 @@ def fit(
                     if update.data == "each" or (update.data == "once" and repeat == 0):
                         seen = [_to(next(data), on) for _ in range(training.accumulate)]
                     kept = [buffer.clone() for buffer in buffers]
-                    terms |= (measured := descend(update, seen, step, training.precision))
+                    terms |= (measured := descend(update, seen, step, precision))
                     if measured["finite"] == 0.0:  # nor may a running mean learn from it
                         finite = False
                         for buffer, before in zip(buffers, kept, strict=True):

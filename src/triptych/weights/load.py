@@ -11,12 +11,14 @@ from torch import nn
 from triptych import config
 from triptych.models.classifier import Classifier, ClassifierConfig
 from triptych.models.cvae import Cvae, CvaeConfig
+from triptych.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from triptych.models.wgan import Generator, WganConfig
 from triptych.weights.files import read_safetensors
 
 MODELS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "cvae": (CvaeConfig, Cvae),
     "wgan": (WganConfig, Generator),
+    "pixel-diffusion": (PixelDiffusionConfig, PixelDiffusion),
     "classifier": (ClassifierConfig, Classifier),
 }
 

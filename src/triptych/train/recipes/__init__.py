@@ -3,5 +3,6 @@
 RECIPES = {
     "cvae": "triptych.train.recipes.cvae",
     "wgan": "triptych.train.recipes.wgan",
+    "pixel-diffusion": "triptych.train.recipes.pixel_diffusion",
     "classifier": "triptych.train.recipes.classifier",
 }

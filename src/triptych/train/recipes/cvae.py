@@ -53,7 +53,7 @@ def build(request: TrainCvae) -> Recipe:
             model, batch["image"], given.of(batch), beta=beta, free_bits=request.free_bits
         )
 
-    grid = condition_grid(given, test, request.latent, training.seed, on)
+    grid = condition_grid(given, test, (request.latent,), training.seed, on)
 
     def draw(module: nn.Module) -> np.ndarray:
         assert isinstance(module, Cvae)

@@ -73,7 +73,7 @@ def build(request: TrainWgan) -> Recipe:
         noise = torch.randn(len(image), request.latent, device=image.device)
         return generator_objective(model, given.of(batch), noise)
 
-    grid = condition_grid(given, test, request.latent, training.seed, on)
+    grid = condition_grid(given, test, (request.latent,), training.seed, on)
 
     def draw(module: nn.Module) -> np.ndarray:
         assert isinstance(module, Generator)

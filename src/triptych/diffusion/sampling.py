@@ -1,0 +1,73 @@
+"""Every sampler by its name, and one walk from noise to a picture."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import Tensor
+
+from triptych.diffusion import samplers, stochastic
+from triptych.diffusion.noise import BrownianNoise, PictureNoise
+from triptych.diffusion.samplers import Denoiser, Level, Step
+
+DETERMINISTIC: dict[str, Callable[[Denoiser, Tensor, Sequence[Level]], Iterator[Step]]] = {
+    "ddim": samplers.euler,
+    "euler": samplers.euler,
+    "heun": samplers.heun,
+    "dpm2": samplers.dpm2,
+    "lms": samplers.lms,
+    "plms": samplers.plms,
+    "dpmpp_2m": samplers.dpmpp_2m,
+    "unipc": samplers.unipc,
+    "deis": samplers.deis,
+}
+STOCHASTIC: dict[str, Callable[..., Iterator[Step]]] = {
+    "ddim": stochastic.ancestral,  # with eta above 0
+    "ddpm": stochastic.ancestral,
+    "euler_ancestral": stochastic.ancestral,
+    "dpm2_ancestral": stochastic.dpm2_ancestral,
+    "dpmpp_2s_ancestral": stochastic.dpmpp_2s_ancestral,
+    "dpmpp_sde": stochastic.dpmpp_sde,
+    "dpmpp_2m_sde": stochastic.dpmpp_2m_sde,
+    "dpmpp_2m_sde_heun": stochastic.dpmpp_2m_sde_heun,
+    "dpmpp_3m_sde": stochastic.dpmpp_3m_sde,
+    "lcm": stochastic.lcm,
+}
+CALLS = {"heun": 2, "dpm2": 2, "dpm2_ancestral": 2, "dpmpp_2s_ancestral": 2, "dpmpp_sde": 2}
+"""Calls of the denoiser in a step, where they are not one."""
+
+
+def sample(
+    name: str,
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[Level],
+    noise: PictureNoise,
+    *,
+    eta: float | None = None,
+) -> Iterator[Step]:
+    """Walk the levels with a sampler by its name; x is at the first level.
+
+    `eta` is how much of the noise of the reverse process is added: without it 1 for a stochastic
+    sampler, 0 for DDIM. DPM++ SDE draws from a Brownian path, the others one draw a step.
+
+    Raises:
+        ValueError: there is no such sampler, or it takes no eta.
+    """
+    if name not in DETERMINISTIC and name not in STOCHASTIC:
+        raise ValueError(
+            f"no sampler {name!r}; there are {', '.join({**DETERMINISTIC, **STOCHASTIC})}"
+        )
+    if name in DETERMINISTIC and (name not in STOCHASTIC or not eta):
+        if eta:
+            raise ValueError(f"{name} adds no noise: it takes no eta")
+        return DETERMINISTIC[name](denoise, x, levels)
+    draws = noise.on(x)
+    if name == "lcm":
+        if eta is not None:
+            raise ValueError("lcm adds all of the noise: it takes no eta")
+        return stochastic.lcm(denoise, x, levels, draws)
+    given = {} if eta is None else {"eta": eta}
+    if name == "dpmpp_sde":
+        finite = next(level.ratio for level in levels if level.alpha)
+        path = BrownianNoise([stream.seed for stream in noise.streams], x, finite)
+        return STOCHASTIC[name](denoise, x, levels, path, **given)
+    return STOCHASTIC[name](denoise, x, levels, draws, **given)
