@@ -1,0 +1,247 @@
+"""The U-Net of diffusion models (Ho et al. arXiv:2006.11239; Dhariwal & Nichol arXiv:2105.05233).
+
+A noisy picture and a time in, a prediction for every pixel out. Levels of falling resolution,
+residual blocks and self-attention in each; every block on the way down hands its output to one on
+the way up.
+
+Dimensions: B pictures, C channels, O output channels, H height, W width, T pixels as tokens, V
+vector, E time embedding.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triptych.nn.attention import Attention
+from triptych.nn.convolution import Downsample, ResBlock, Upsample
+from triptych.nn.norm import GroupNorm
+from triptych.nn.position import timestep_embedding
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Size and kind of a U-Net."""
+
+    in_channels: int
+    out_channels: int
+    widths: tuple[int, ...] = (64, 128, 128)
+    """Channels per level; each level after the first halves the side."""
+    blocks: int = 1
+    """Residual blocks per level on the way down; on the way up there is one more."""
+    attention: tuple[int, ...] = (1,)
+    """Levels with self-attention, the first is 0; between down and up there always is one."""
+    head_width: int = 32
+    """Channels of one attention head."""
+    time_width: int = 256
+    """Numbers in the embedding of the time."""
+    vector: int = 0
+    """Numbers of a further condition, added to the embedding of the time; 0 for none."""
+    conditioning: Literal["add", "scale_shift"] = "add"
+    """The embedding is added to the channels, or scales and shifts the normalised ones."""
+    patch: int = 1
+    """Squares of 1, 2 or 4 pixels become channels in front, and pixels again at the end."""
+    groups: int = 32
+    """Groups of channels that are normalised together."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("in_channels", "out_channels", "blocks", "head_width", "time_width", "groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths must be positive numbers, at least one, not {self.widths}")
+        for width in self.widths:
+            if width % self.groups:
+                raise ValueError(
+                    f"widths must be multiples of groups, {self.groups}, so that they can be "
+                    f"normalised: {width} is not"
+                )
+        levels = len(self.widths)
+        for level in self.attention:
+            if not 0 <= level < levels:
+                raise ValueError(
+                    f"attention must name levels from 0 to {levels - 1}, one per width, not {level}"
+                )
+        for level in {*self.attention, levels - 1}:
+            if self.widths[level] % self.head_width:
+                raise ValueError(
+                    f"widths with attention, and the last, must be multiples of head_width, "
+                    f"{self.head_width}: {self.widths[level]} is not"
+                )
+        if self.vector < 0:
+            raise ValueError(f"vector must be at least 0, not {self.vector}")
+        if self.patch not in (1, 2, 4):
+            raise ValueError(f"patch must be 1, 2 or 4, not {self.patch}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+
+
+class TimeEmbedding(nn.Module):
+    """Waves of the time through a small network."""
+
+    def __init__(self, waves: int, width: int):
+        super().__init__()
+        self.waves = waves
+        self.up = nn.Linear(waves, width)
+        self.down = nn.Linear(width, width)
+
+    def forward(self, time: Num[Tensor, " B"]) -> Float[Tensor, "B E"]:
+        waves = timestep_embedding(time, self.waves).to(self.up.weight.dtype)
+        embedding: Tensor = self.down(F.silu(self.up(waves)))
+        return embedding
+
+
+class PixelAttention(nn.Module):
+    """Every pixel looks at every pixel, beside a shortcut."""
+
+    def __init__(self, channels: int, heads: int, groups: int):
+        super().__init__()
+        self.norm = GroupNorm(groups, channels)
+        self.attention = Attention(channels, heads)
+        nn.init.zeros_(self.attention.out_proj.weight)
+        nn.init.zeros_(self.attention.out_proj.bias)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        tokens = self.norm(x).flatten(2).transpose(1, 2).contiguous()  # (B, T, C)
+        change: Tensor = self.attention(tokens)
+        return x + change.transpose(1, 2).reshape(x.shape)
+
+
+class Block(nn.Module):
+    """A residual block and, where the level has it, attention."""
+
+    def __init__(self, config: UNetConfig, channels: int, out: int, *, attention: bool):
+        super().__init__()
+        self.residual = ResBlock(
+            channels,
+            out,
+            features=config.time_width,
+            conditioning=config.conditioning,
+            groups=config.groups,
+            dropout=config.dropout,
+        )
+        heads = out // config.head_width
+        self.attention = PixelAttention(out, heads, config.groups) if attention else None
+
+    def forward(
+        self, x: Float[Tensor, "B _ H W"], features: Float[Tensor, "B E"]
+    ) -> Float[Tensor, "B _ H W"]:
+        x = self.residual(x, features)
+        return x if self.attention is None else self.attention(x)
+
+
+class Down(nn.Module):
+    """A level on the way down: its blocks, then half the side unless it is the last."""
+
+    def __init__(self, blocks: list[Block], downsample: Downsample | None):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor, features: Tensor) -> list[Tensor]:
+        """What every block and the halving give; the last of it is what the next level takes."""
+        outputs = []
+        for layer in self.blocks:
+            outputs.append(x := layer(x, features))
+        if self.downsample is not None:
+            outputs.append(self.downsample(x))
+        return outputs
+
+
+class Up(nn.Module):
+    """A level on the way up: twice the side unless it is the last, after its blocks."""
+
+    def __init__(self, blocks: list[Block], upsample: Upsample | None):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.upsample = upsample
+
+    def forward(self, x: Tensor, skips: list[Tensor], features: Tensor) -> Tensor:
+        """Takes as many `skips` from the end as there are blocks; the next one sets the size."""
+        for block in self.blocks:
+            x = block(torch.cat([x, skips.pop()], dim=1), features)
+        if self.upsample is not None:
+            x = self.upsample(x, tuple(skips[-1].shape[2:]))
+        return x
+
+
+class UNet(nn.Module):
+    """A noisy picture of any size, and its time, to a prediction per pixel; zeros at first."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        area = config.patch**2
+        width = config.widths[0]
+        self.time = TimeEmbedding(width, config.time_width)
+        self.vector_proj = nn.Linear(config.vector, config.time_width) if config.vector else None
+        self.conv_in = nn.Conv2d(config.in_channels * area, width, 3, padding=1)
+        skips = [width]  # channels of what the way down hands over
+        last = len(config.widths) - 1
+        down, up = [], []
+        for level, out in enumerate(config.widths):
+            attention = level in config.attention
+            blocks = []
+            for _ in range(config.blocks):
+                blocks.append(Block(config, width, out, attention=attention))
+                width = out
+                skips.append(width)
+            if level < last:
+                skips.append(width)
+            down.append(Down(blocks, Downsample(width) if level < last else None))
+        self.down = nn.ModuleList(down)
+        self.middle = nn.ModuleList(
+            Block(config, width, width, attention=attention) for attention in (True, False)
+        )
+        for level in range(last, -1, -1):
+            out, attention = config.widths[level], level in config.attention
+            blocks = []
+            for _ in range(config.blocks + 1):
+                blocks.append(Block(config, width + skips.pop(), out, attention=attention))
+                width = out
+            up.append(Up(blocks, Upsample(width) if level > 0 else None))
+        self.up = nn.ModuleList(up)
+        self.norm_out = GroupNorm(config.groups, width)
+        self.conv_out = nn.Conv2d(width, config.out_channels * area, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        x: Float[Tensor, "B C H W"],
+        time: Num[Tensor, " B"],
+        vector: Float[Tensor, "B V"] | None = None,
+    ) -> Float[Tensor, "B O H W"]:
+        """Time is in the unit that the network is trained with, such as steps from 0 to 999.
+
+        Raises:
+            ValueError: a vector without `config.vector`, or none with it.
+        """
+        if (vector is None) != (self.vector_proj is None):
+            given = "no vector" if vector is None else "a vector"
+            raise ValueError(f"{given} was given to a U-Net with vector {self.config.vector}")
+        features = self.time(time)
+        if self.vector_proj is not None:
+            features = features + self.vector_proj(vector)
+        features = F.silu(features)  # (B, E)
+        height, width = x.shape[2:]
+        patch = self.config.patch
+        h = x
+        if height % patch or width % patch:
+            h = F.pad(h, (0, -width % patch, 0, -height % patch), mode="replicate")
+        h = self.conv_in(F.pixel_unshuffle(h, patch))
+        skips = [h]
+        for level in self.down:
+            skips += level(h, features)
+            h = skips[-1]
+        for block in self.middle:
+            h = block(h, features)
+        for level in self.up:
+            h = level(h, skips, features)
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        h = F.pixel_shuffle(h, patch)[:, :, :height, :width]
+        return h.to(x.dtype)  # autocast ends here

@@ -1,0 +1,30 @@
+"""Where something stands, as numbers: positions in time.
+
+Dimensions: B batch, D width.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+
+
+def timestep_embedding(
+    time: Num[Tensor, " B"], dim: int, longest: float = 10_000.0
+) -> Float[Tensor, "B D"]:
+    """A time as cosines, then sines, of geometrically falling frequencies, in at least float32.
+
+    From 1 to nearly `1 / longest` radians a step (arXiv:2006.11239, after arXiv:1706.03762). `time`
+    may lie between two steps; an odd `dim` ends with a zero.
+    """
+    if not time.is_floating_point() or torch.finfo(time.dtype).bits < 32:
+        time = time.float()
+    half = dim // 2
+    # in float32, and in this order, as published networks were trained: 1e-7 here is 1e-4 at 1,000
+    steps = -math.log(longest) * torch.arange(half, dtype=torch.float32, device=time.device)
+    angles = time[:, None] * (steps / max(1, half)).exp()  # (B, D / 2)
+    waves = [angles.cos(), angles.sin()]
+    if dim % 2:
+        waves.append(angles.new_zeros(len(time), 1))
+    return torch.cat(waves, dim=1)

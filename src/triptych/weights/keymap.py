@@ -1,0 +1,147 @@
+"""Declarative, reversible renaming of checkpoint tensors.
+
+A key map is a list of rules. `{}` stands for a layer number and is carried across; other numbers
+are themselves. More than one name on the right means the tensor is a stack along its first axis, of
+equal parts or of the sizes given. Every tensor must be claimed by exactly one rule, and no two may
+become the same one; anything left over is an error.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
+SLOT = re.compile(rf"\{{\}}|{NUMBER.pattern}")
+
+
+class Rule(NamedTuple):
+    theirs: str
+    ours: tuple[str, ...]  # empty: a tensor that we recompute and therefore drop
+    sizes: tuple[int, ...] = ()  # rows of each part, when they differ
+
+
+def rename(theirs: str, ours: str) -> Rule:
+    return Rule(theirs, (ours,))
+
+
+def split(theirs: str, *ours: str, sizes: Sequence[int] = ()) -> Rule:
+    return Rule(theirs, ours, tuple(sizes))
+
+
+def drop(theirs: str) -> Rule:
+    return Rule(theirs, ())
+
+
+def under(rules: Sequence[Rule], theirs: str = "", ours: str = "") -> list[Rule]:
+    """The same rules for a module nested below a prefix on either side."""
+    return [
+        rule._replace(theirs=theirs + rule.theirs, ours=tuple(ours + name for name in rule.ours))
+        for rule in rules
+    ]
+
+
+def convert(state: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """Published names to ours.
+
+    Raises:
+        ValueError: a tensor that no rule claims or that cannot be split as its rule says, or two
+            rules or two tensors for one name.
+    """
+    table = _table((rule.theirs, rule) for rule in rules)
+    converted: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        rule, numbers = _claim(key, table)
+        names = [name.format(*numbers) for name in rule.ours]
+        for name, part in zip(names, _parts(key, tensor, rule), strict=True):
+            if name in converted:
+                raise ValueError(f"two tensors become {name}; the second of them is {key}")
+            converted[name] = part
+    return converted
+
+
+def export(state: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
+    """Ours to the published names: the inverse of `convert`, apart from dropped tensors.
+
+    Raises:
+        ValueError: a tensor that no rule claims, a stack of which a part is missing, or two rules
+            or two tensors for one name.
+    """
+    table = _table((name, rule) for rule in rules for name in rule.ours)
+    exported: dict[str, Tensor] = {}
+    made_of: dict[str, list[str]] = {}
+    for key in state:
+        rule, numbers = _claim(key, table)
+        name, parts = rule.theirs.format(*numbers), [part.format(*numbers) for part in rule.ours]
+        if made_of.setdefault(name, parts) != parts:
+            raise ValueError(f"two tensors become {name}; the second of them is {key}")
+        if name in exported:
+            continue
+        if missing := [part for part in parts if part not in state]:
+            raise ValueError(f"{name} is a stack of {', '.join(parts)}, but there is no {missing}")
+        exported[name] = torch.cat([state[p] for p in parts]) if len(parts) > 1 else state[key]
+    return exported
+
+
+def fill(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load tensors of our names into a module, each of which must fit and none be missing.
+
+    Raises:
+        ValueError: which tensors are missing, unknown or of another shape.
+    """
+    own = module.state_dict()
+    faults = [f"there is no {name}" for name in own if name not in state]
+    faults += [f"{name} is unknown" for name in state if name not in own]
+    faults += [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(f"the weights do not fit the model: {'; '.join(faults[:5])}{more}")
+    # a model built without memory takes the tensors themselves
+    module.load_state_dict(state, assign=any(tensor.is_meta for tensor in own.values()))
+
+
+Table = dict[str, list[tuple[str, Rule]]]
+"""Rules by their name with every number replaced, since some rules name a layer literally."""
+
+
+def _table(pairs: Iterable[tuple[str, Rule]]) -> Table:
+    table: Table = {}
+    for name, rule in pairs:
+        rules = table.setdefault(NUMBER.sub("{}", name), [])
+        if name in [other for other, _ in rules]:
+            raise ValueError(f"two rules claim {name}")
+        rules.append((name, rule))
+    return table
+
+
+def _claim(key: str, table: Table) -> tuple[Rule, list[str]]:
+    """The one rule for a name, and the layer numbers that it carries across."""
+    found = []
+    given = NUMBER.findall(key)
+    for name, rule in table.get(NUMBER.sub("{}", key), []):
+        wanted = SLOT.findall(name)
+        if all(slot in ("{}", number) for slot, number in zip(wanted, given, strict=True)):
+            numbers = [n for slot, n in zip(wanted, given, strict=True) if slot == "{}"]
+            found.append((rule, numbers, name))
+    if not found:
+        raise ValueError(f"no rule claims {key}: it belongs to another kind of model, or size")
+    if len(found) > 1:
+        raise ValueError(f"two rules claim {key}: {found[0][2]} and {found[1][2]}")
+    return found[0][:2]
+
+
+def _parts(key: str, tensor: Tensor, rule: Rule) -> Sequence[Tensor]:
+    count = len(rule.ours)
+    if count < 2:
+        return [tensor] * count
+    sizes = rule.sizes or (tensor.shape[0] // count,) * count
+    if len(sizes) != count or sum(sizes) != tensor.shape[0]:
+        raise ValueError(f"{key} has {tensor.shape[0]} rows, which are not {count} parts: {sizes}")
+    parts: tuple[Tensor, ...] = tensor.split(list(sizes))
+    return parts

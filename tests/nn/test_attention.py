@@ -1,0 +1,122 @@
+"""Attention against the plain formula, in every form that it takes."""
+
+import itertools
+
+import pytest
+import torch
+
+from triptych.nn import attention
+from triptych.nn.attention import Attention, attend
+
+
+def tensors(queries=5, keys=7, kv_heads=4, *, gradient=True):
+    torch.manual_seed(0)
+    shapes = [(2, 4, queries, 8), (2, kv_heads, keys, 8), (2, kv_heads, keys, 8)]
+    return [torch.randn(s, dtype=torch.float64, requires_grad=gradient) for s in shapes]
+
+
+def formula(q, k, v, mask=None, scale=None, softcap=None):
+    """Query by query."""
+    rows = torch.empty_like(q)
+    group = q.shape[1] // k.shape[1]
+    for b, h, t in itertools.product(*map(range, q.shape[:3])):
+        scores = (k[b, h // group] * q[b, h, t]).sum(-1) * (scale or 8**-0.5)
+        if softcap is not None:
+            scores = softcap * (scores / softcap).tanh()
+        if mask is not None:
+            row = mask.expand(2, 4, *mask.shape[2:])[b, h, t if mask.shape[2] > 1 else 0]
+            scores = scores + (row if row.is_floating_point() else row.double().log())
+        weights = scores.exp() / scores.exp().sum()
+        rows[b, h, t] = (weights[:, None] * v[b, h // group]).sum(0)
+    return rows
+
+
+def masks():
+    torch.manual_seed(1)
+    causal = torch.ones(1, 1, 5, 7, dtype=torch.bool).tril(2)
+    padding = torch.tensor([7, 4])[:, None, None, None] > torch.arange(7)
+    return {
+        "none": None,
+        "causal": causal,
+        "padding": padding,
+        "bias": torch.randn(1, 4, 5, 7, dtype=torch.float64),
+    }
+
+
+@pytest.mark.parametrize("few", [0, 256])
+@pytest.mark.parametrize("mask", masks())
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("settings", [{}, {"scale": 0.5}, {"softcap": 2.0}])
+def test_attend_is_the_formula(few, mask, kv_heads, settings, monkeypatch):
+    """By the fused kernel and by plain products, values and gradients."""
+    monkeypatch.setattr(attention, "FEW", few)
+    inputs = tensors(kv_heads=kv_heads)
+    output = attend(*inputs, masks()[mask], **settings)
+    expected = formula(*tensors(kv_heads=kv_heads, gradient=False), masks()[mask], **settings)
+    torch.testing.assert_close(output, expected)
+    weights = torch.randn_like(output)
+    gradients = torch.autograd.grad((output * weights).sum(), inputs)
+    repeated = tensors(kv_heads=kv_heads)
+    reference = formula(*[x * 1 for x in repeated], masks()[mask], **settings)
+    for ours, theirs in zip(
+        gradients, torch.autograd.grad((reference * weights).sum(), repeated), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_few_tokens_take_the_plain_path_only_for_training_on_a_cpu(monkeypatch):
+    calls = []
+    fused = attention.F.scaled_dot_product_attention
+
+    def counted(*arguments, **settings):
+        calls.append(arguments)
+        return fused(*arguments, **settings)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", counted)
+    attend(*tensors())
+    assert not calls
+    attend(*tensors(gradient=False))
+    with torch.no_grad():
+        attend(*tensors())
+    attend(*tensors(queries=attention.FEW + 1))
+    assert len(calls) == 3
+
+
+def test_half_precision_sums_in_float32():
+    q, k, v = (x.detach().to(torch.bfloat16).requires_grad_() for x in tensors(64, 64))
+    exact = attend(q.double(), k.double(), v.double())
+    output = attend(q, k, v)
+    assert output.dtype == torch.bfloat16
+    assert (output - exact).abs().max() < 0.02
+
+
+def test_attention_is_the_plain_layer():
+    torch.manual_seed(0)
+    layer, plain = Attention(16, 4), torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    names = ("q_proj", "k_proj", "v_proj")
+    with torch.no_grad():
+        for name, weight, bias in zip(
+            names, plain.in_proj_weight.chunk(3), plain.in_proj_bias.normal_().chunk(3), strict=True
+        ):
+            getattr(layer, name).weight.copy_(weight)
+            getattr(layer, name).bias.copy_(bias)
+    layer.out_proj.load_state_dict(plain.out_proj.state_dict())
+    x, context = torch.randn(2, 5, 16), torch.randn(2, 7, 16)
+    torch.testing.assert_close(layer(x), plain(x, x, x)[0])
+    torch.testing.assert_close(layer(x, context), plain(x, context, context)[0])
+    allowed = torch.ones(5, 5, dtype=torch.bool).tril()
+    expected = plain(x, x, x, attn_mask=~allowed)[0]
+    torch.testing.assert_close(layer(x, mask=allowed[None, None]), expected)
+
+
+def test_attention_of_other_widths():
+    torch.manual_seed(0)
+    layer = Attention(12, 4, context_dim=10, kv_heads=2, head_dim=8, bias=False, out_bias=False)
+    shapes = {name: tuple(p.shape) for name, p in layer.named_parameters()}
+    assert shapes == {
+        "q_proj.weight": (32, 12),
+        "k_proj.weight": (16, 10),
+        "v_proj.weight": (16, 10),
+        "out_proj.weight": (12, 32),
+    }
+    assert layer(torch.randn(2, 5, 12), torch.randn(2, 3, 10)).shape == (2, 5, 12)
