@@ -74,7 +74,7 @@ def sampler_named(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class ClassToImage:
-    """Generate pictures of a class, with attributes, or of nothing in particular."""
+    """Generate pictures of a class, with attributes, that complete one, or of nothing special."""
 
     model: str = "runs/demo"
     """A run folder."""
@@ -84,6 +84,8 @@ class ClassToImage:
     """Attributes that the pictures have, by name."""
     vector: tuple[float, ...] = ()
     """One number per continuous condition, in the order of the model's columns."""
+    image: str = ""
+    """A picture file whose visible quadrants the model completes."""
     n: int = 10
     """How many pictures."""
     seed: int | None = None

@@ -1,12 +1,19 @@
 """The command line as a newcomer uses it: train, generate, evaluate; and what nonsense gets."""
 
+import importlib
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from triptych.cli.main import run
-from triptych.vision.images import read_request
+from triptych.cli.main import main, run
+from triptych.vision.images import read_request, save_picture
 
 SMALL = ["--steps", "20", "--log-every", "10", "--widths", "16", "--latent", "2"]
 
@@ -102,11 +109,62 @@ def test_nonsense_gets_a_sentence_and_a_code(tmp_path, monkeypatch, capsys, word
         (["--label", "eleven"], "There are: 0, 1, 2"),
         (["--attributes", "red"], "conditioned on label"),
         (["--vector", "1.0"], "conditioned on label"),
+        (["--image", "cat.png"], "conditioned on label"),
     ],
 )
 def test_a_condition_that_the_model_cannot_use_is_an_error(trained, tmp_path, capsys, flags, hint):
     assert run(["generate", "--model", str(trained), "--out", str(tmp_path), *flags]) == 3
     assert hint in capsys.readouterr().err
+
+
+def test_generate_completes_a_picture(tmp_path: Path, capsys) -> None:
+    folder, out, picture = tmp_path / "quadrants", tmp_path / "out", tmp_path / "seven.png"
+    words = ["train", "cvae", "--run", str(folder), *SMALL, "--condition", "quadrants"]
+    assert run([*words, "--network", "mlp", "--quadrants", "3"]) == 0
+    save_picture(picture, np.full((20, 20, 1), 255, np.uint8))
+    words = ["generate", "--model", str(folder), "--out", str(out), "--n", "2", "--seed", "1"]
+    assert run([*words, "--image", str(picture)]) == 0
+    request = read_request(out / "0001-2.png")
+    assert request is not None and request["request"]["image"] == "seven.png"  # no local path
+    for given, hint in (([], "--image FILE"), (["--image", str(folder)], "not a regular file")):
+        assert run([*words, *given]) == 3
+        assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command", ["generate", "evaluate", "data"])
+def test_a_signal_ends_a_command_with_its_code(command, number, code, monkeypatch, capsys) -> None:
+    def busy(arguments: list[str]) -> int:
+        signal.raise_signal(number)
+        raise AssertionError("the signal came to nothing")
+
+    monkeypatch.setattr(importlib.import_module(f"triptych.cli.{command}"), "main", busy)
+    monkeypatch.setattr(sys, "argv", ["triptych", command])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as left:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left.value.code == code
+    assert capsys.readouterr().err == "triptych: stopped\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_evaluate_trains_a_judge(trained, tmp_path, number, code) -> None:
+    copy, said = shutil.copytree(trained, tmp_path / "cvae"), []  # with no judge beside it
+    words = ["evaluate", str(copy), "--no-score", "--likelihood-pictures", "20"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "triptych", *words], stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as evaluating:  # fmt: skip
+        assert evaluating.stderr is not None
+        for line in evaluating.stderr:
+            said.append(line)
+            if "judge: step" in line:
+                evaluating.send_signal(number)
+    assert evaluating.returncode == code, said
+    assert said[-1] == "triptych: stopped\n"
 
 
 @pytest.mark.parametrize("flags", [["--steps", "0"], ["--stepz", "3"], ["--condition", "smell"]])

@@ -1,6 +1,7 @@
 """What a seed promises, and that conditions reach the model."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from triptych.models.cvae import Cvae, CvaeConfig
 from triptych.models.wgan import Generator, WganConfig
 from triptych.pipelines import class_to_image
 from triptych.requests import ClassToImage
+from triptych.vision.images import resize_crop, save_picture
 from triptych.weights.load import Card, Loaded
 
 NAMES = ("cat", "dog", "7", "3")
@@ -32,6 +34,7 @@ def loaded(kind: str = "cvae", condition: str = "label") -> Loaded:
         vector=("age", "weight") if condition == "vector" else (),
         vector_mean=(10.0, 5.0),
         vector_std=(2.0, 1.0),
+        quadrants=2 if condition == "image" else 0,
     )
     return Loaded(kind, card, config, model.eval())
 
@@ -79,6 +82,44 @@ def test_attributes_and_vectors_arrive_as_the_model_was_trained() -> None:
         ClassToImage(vector=(12.0, 5.0), n=1), loaded(condition="vector").card
     )
     assert condition is not None and condition.tolist() == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize("side", [8, 24])
+def test_what_is_visible_of_a_picture_stays_and_the_rest_is_drawn(
+    side: int, tmp_path: Path
+) -> None:
+    model, file = loaded(condition="image"), tmp_path / "half.png"
+    shown = np.full((side, side, 3), 200, np.uint8)
+    shown[:, : side // 2] = 40
+    save_picture(file, shown)
+    *_, result = class_to_image.run(ClassToImage(image=str(file), n=5, seed=0), model)
+    assert result.names == ("half.png",) * 5 and not result.by_class
+    visible, hidden = result.pictures[:, :, :4], result.pictures[:, :, 4:]  # two: the left half
+    expected = resize_crop(shown[..., :1], 8)[:, :4]
+    assert (np.abs(visible.astype(int) - expected) <= 1).all()
+    assert (hidden.astype(float).std(0) > 0).all()  # one z each
+    (alone,) = pictures(model, image=str(file), n=1, seed=3)
+    assert np.abs(result.pictures[3].astype(int) - alone.astype(int)).max() <= 1
+
+
+def test_a_picture_to_complete_must_be_there_and_sound(tmp_path: Path) -> None:
+    model, text = loaded(condition="image"), tmp_path / "notes.png"
+    text.write_text("no picture")
+    for image, words in (
+        ("", "--image FILE"),
+        (str(tmp_path / "nowhere.png"), "nowhere.png: No such file"),
+        (str(text), "notes.png: not a PNG"),
+        (str(tmp_path), "not a regular file"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pictures(model, image=image)
+    with pytest.raises(ValueError, match="conditioned on label"):
+        pictures(loaded(), image=str(text))
+    with pytest.raises(ValueError, match="conditioned on an image to complete"):
+        pictures(model, label="cat")
+    silent = replace(model, card=replace(model.card, quadrants=0))  # written by an older version
+    with pytest.raises(ValueError, match=r"quadrants.*run\.json"):
+        pictures(silent, image=str(text))
 
 
 def test_truncation_keeps_pictures_closer_to_one_another() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
-from triptych.cli.main import Interrupt, say
+from triptych.cli.main import Interrupt, say, stop
 from triptych.config import to_json, write_json
 from triptych.train.recipes.requests import PRESETS, TrainClassifier, TrainCvae, TrainRequest
 
@@ -241,7 +241,7 @@ def _trained(request: TrainClassifier, run: Path, name: str) -> "Classifier":
                 )
             if interrupt.signal:
                 steps.close()
-                raise KeyboardInterrupt
+                stop(interrupt.signal)
     model = load(str(run)).model
     assert isinstance(model, Classifier)
     return model

@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> int:
     *_, result = class_to_image.run(parsed.request)
     seed = result.request.seed
     assert seed is not None
-    recorded = to_json(replace(result.request, model=Path(parsed.request.model).name))
+    model, image = Path(parsed.request.model).name, Path(parsed.request.image).name  # not the paths
+    recorded = to_json(replace(result.request, model=model, image=image))
     parsed.out.mkdir(parents=True, exist_ok=True)
     files = []
     for i, (picture, name) in enumerate(zip(result.pictures, result.names, strict=True)):

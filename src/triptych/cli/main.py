@@ -4,6 +4,7 @@ import importlib
 import signal
 import sys
 from types import FrameType
+from typing import NoReturn
 
 COMMANDS = {
     "train": "train a model from a source of pictures",
@@ -28,6 +29,11 @@ first steps:
   triptych evaluate runs/cvae-digits               how good they are"""
 
 
+def stop(number: int, frame: FrameType | None = None) -> NoReturn:
+    """Ends the command at once; the exit code is the signal's."""
+    raise KeyboardInterrupt(number)
+
+
 class Interrupt:
     """The first Ctrl-C or SIGTERM asks; the second one insists."""
 
@@ -44,7 +50,7 @@ class Interrupt:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
-            raise KeyboardInterrupt
+            stop(number)
         self.signal = number
 
     @property
@@ -80,9 +86,9 @@ def run(arguments: list[str]) -> int:
         return 2
     try:
         return int(importlib.import_module(f"triptych.cli.{name}").main(arguments[1:]))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:  # Python's own, at Ctrl-C, carries no number
         say("triptych: stopped")
-        return 130
+        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
     except Exception as error:
         if debug:
             raise
@@ -106,6 +112,7 @@ def explained(error: Exception) -> int:
 
 def main() -> None:
     """The console script."""
+    signal.signal(signal.SIGTERM, stop)  # `train` and the judge's training wait for a step instead
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()

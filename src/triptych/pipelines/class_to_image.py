@@ -1,7 +1,8 @@
-"""ClassToImage: pictures of a class from a conditional VAE or GAN."""
+"""ClassToImage: pictures of a class, or that complete one, from a conditional VAE or GAN."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from triptych import config, runtime
 from triptych.models import cvae, wgan
 from triptych.requests import ClassToImage
-from triptych.vision.images import to_pictures
+from triptych.vision.images import open_picture, resize_crop, to_pictures
 from triptych.weights.load import Card, Loaded, load
 
 CHUNK = 64  # pictures that go through the network at once
@@ -27,7 +28,7 @@ class Pictures:
     """As asked, with the seed that was used."""
     pictures: np.ndarray  # uint8 (N, H, W, C)
     names: tuple[str, ...]
-    """What each picture shows: its class or attributes."""
+    """What each picture shows: its class or attributes, or the file that it completes."""
     by_class: bool
     """Whether the names are classes."""
 
@@ -36,7 +37,8 @@ def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Picture
     """Draw the pictures, some at a time.
 
     Raises:
-        ValueError: the model is none of these, or cannot use a condition that the request gives.
+        ValueError: the model is none of these, or cannot use a condition that the request gives;
+            or there is no sound picture to complete.
     """
     loaded = loaded or load(request.model, runtime.device())
     if loaded.card.model not in SAMPLE:
@@ -71,10 +73,10 @@ def chosen(request: ClassToImage, card: Card) -> tuple[Tensor | None, tuple[str,
     """The condition of every picture, and its name."""
     kind = card.config.get("condition", "none")
     given = {"label": bool(request.label), "attributes": bool(request.attributes)}
-    given["vector"] = bool(request.vector)
+    given |= {"vector": bool(request.vector), "image": bool(request.image)}
     for flag, used in given.items():
         if used and flag != kind:
-            what = "nothing" if kind == "none" else kind
+            what = {"none": "nothing", "image": "an image to complete"}.get(kind, kind)
             raise ValueError(f"--{flag} cannot be used: this model is conditioned on {what}")
     if kind == "label":
         labels = class_labels(request, card)
@@ -93,9 +95,40 @@ def chosen(request: ClassToImage, card: Card) -> tuple[Tensor | None, tuple[str,
         return ((torch.tensor(request.vector) - mean) / std).repeat(request.n, 1), (
             title,
         ) * request.n
+    if kind == "image":
+        view = visible(request.image, card)
+        return view.expand(request.n, *view.shape[1:]), (Path(request.image).name,) * request.n
     if kind == "none":
         return None, ("",) * request.n
     raise ValueError(f"this model is conditioned on {kind}, which `generate` cannot give it")
+
+
+def visible(image: str, card: Card) -> Tensor:
+    """What a model that completes pictures sees of a picture file, (1, C + 1, H, W).
+
+    Raises:
+        ValueError: no file was named, it is no sound picture, or it cannot be brought to the
+            model's size.
+    """
+    if not image:
+        raise ValueError("this model completes pictures: give it one with --image FILE")
+    if not card.quadrants:
+        raise ValueError(
+            "this model's config.json does not say which part of a picture it was shown in "
+            'training: add "quadrants": 1, 2 or 3 to it, as in run.json'
+        )
+    height, width, channels = (card.config[name] for name in ("height", "width", "channels"))
+    try:
+        picture = open_picture(Path(image), channels=channels, near=max(height, width))
+    except ValueError as error:
+        raise ValueError(f"--image {image}: {error}") from error
+    if height == width:
+        picture = resize_crop(picture, height)
+    elif picture.shape[:2] != (height, width):
+        given = f"{picture.shape[0]} x {picture.shape[1]}"
+        raise ValueError(f"--image {image} must be {height} x {width} pixels, not {given}")
+    pixels = torch.tensor(picture).permute(2, 0, 1)[None] / 127.5 - 1
+    return cvae.partial_view(pixels, cvae.quadrant_mask(height, width, card.quadrants))
 
 
 def class_labels(request: ClassToImage, card: Card) -> list[int]:

@@ -77,6 +77,8 @@ def card(model: str, settings: dict[str, object], source: Source, given: Conditi
         named = replace(named, attributes=source.attributes)
     if given.kind == "vector":
         named = replace(named, vector=source.vector)
+    if given.kind == "quadrants":
+        named = replace(named, quadrants=given.quadrants)
     if given.mean is None or given.std is None:
         return named
     mean, std = tuple(given.mean.tolist()), tuple(given.std.tolist())

@@ -37,6 +37,8 @@ class Card:
     vector_mean: tuple[float, ...] = ()
     """What is subtracted from each number of the vector, and what it is then divided by."""
     vector_std: tuple[float, ...] = ()
+    quadrants: int = 0
+    """How many quadrants of a picture to complete are visible; 0 for other conditions."""
     triptych: str = ""
 
 
