@@ -106,6 +106,8 @@ class ClassToImage:
     """Diffusion: how much fresh noise a stochastic sampler adds; DDIM adds some above 0."""
     noise_source: Literal["cpu", "philox"] = "cpu"
     """Diffusion: `philox` draws the numbers that a CUDA device would."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Diffusion: what the network computes in; auto is bfloat16 where the device is fast at it."""
     deterministic: bool = False
     """Pictures one at a time, so that each is the same to the bit whatever its company."""
 

@@ -2,8 +2,11 @@
 
 import json
 import math
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -11,10 +14,13 @@ from triptych.cli.main import say
 from triptych.config import to_json
 from triptych.requests import ClassToImage
 
+if TYPE_CHECKING:
+    from triptych.pipelines.class_to_image import Pictures
+
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write pictures from a trained conditional VAE or GAN."""
+    """Write pictures from a trained conditional VAE, GAN or diffusion model."""
 
     request: ClassToImage = field(default_factory=ClassToImage)
     out: Path = Path("pictures")
@@ -36,7 +42,7 @@ def main(arguments: list[str]) -> int:
     from triptych.vision.grids import labelled_grid
     from triptych.vision.images import save_picture
 
-    *_, result = class_to_image.run(parsed.request)
+    result = _shown(class_to_image.run(parsed.request))
     seed = result.request.seed
     assert seed is not None
     model, image = Path(parsed.request.model).name, Path(parsed.request.image).name  # not the paths
@@ -71,6 +77,27 @@ def main(arguments: list[str]) -> int:
             )
         )
     return 0
+
+
+def _shown(work: "Iterator[Pictures]") -> "Pictures":
+    """Runs to the result, under a live bar on a terminal."""
+    if not sys.stderr.isatty():
+        *_, result = work
+        return result
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.percentage:3.0f} %"),
+        BarColumn(24),
+        TextColumn("{task.fields[drawn]} pictures"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0, drawn=0)
+        for result in work:
+            bar.update(task, completed=result.done, drawn=len(result.pictures))
+    return result
 
 
 def _same_columns(names: tuple[str, ...], columns: int) -> bool:

@@ -191,5 +191,5 @@ def _starting_request(recipe: str, options: RunOptions) -> TrainRequest | None:
 
 def _closing_words(run: Path, recipe: str) -> None:
     say(f"done: {run}/model.safetensors, pictures in {run}/samples, numbers in {run}/metrics.jsonl")
-    if recipe in ("cvae", "wgan"):
+    if recipe in ("cvae", "wgan", "pixel-diffusion"):
         say("next:", f"  triptych generate --model {run}", f"  triptych evaluate {run}")

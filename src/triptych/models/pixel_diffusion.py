@@ -72,6 +72,8 @@ class PixelDiffusionConfig:
     steps: int = 20
     guidance: float = 2.0
     spacing: Kind = "trailing"
+    dropped: float = 0.1
+    """How often the condition was left out in training; 0 forbids guidance."""
     clip: bool = True
     """Keep x0 in [-1, 1] at every step."""
 
@@ -178,6 +180,11 @@ class PixelDiffusion(nn.Module):
         cond = self.tell(condition, count)
         if condition is None:  # nothing to be guided towards
             guidance = 1.0
+        if guidance != 1 and not self.config.dropped:
+            raise ValueError(
+                "this model was never trained without its condition (drop 0), which guidance "
+                f"leads away from: guidance must be 1, not {guidance}"
+            )
         guided = rescaled(denoise, cond, self.tell(None, count), guidance, rescale, self.kind)
         return clipped(guided) if self.config.clip else guided
 

@@ -1,4 +1,6 @@
-"""ClassToImage: pictures of a class, or that complete one, from a conditional VAE or GAN."""
+"""ClassToImage: pictures of a class, or that complete one, from a conditional VAE, GAN or pixel
+diffusion model.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,14 +12,21 @@ import torch
 from torch import Tensor
 
 from triptych import config, runtime
-from triptych.models import cvae, wgan
-from triptych.requests import ClassToImage
+from triptych.diffusion.noise import PictureNoise
+from triptych.diffusion.samplers import Step
+from triptych.models import cvae, pixel_diffusion, wgan
+from triptych.requests import ClassToImage, sampler_named
 from triptych.vision.images import open_picture, resize_crop, to_pictures
 from triptych.weights.load import Card, Loaded, load
 
 CHUNK = 64  # pictures that go through the network at once
 
 SAMPLE: dict[str, Callable[..., Tensor]] = {"cvae": cvae.sample, "wgan": wgan.sample}
+DIFFUSION = "pixel-diffusion"
+OF_DIFFUSION = (
+    "guidance", "rescale", "steps", "sampler", "spacing", "eta", "noise_source", "precision",
+)  # fmt: skip
+"""Fields of a request that only a diffusion model can use."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,8 @@ class Pictures:
     """What each picture shows: its class or attributes, or the file that it completes."""
     by_class: bool
     """Whether the names are classes."""
+    done: float = 1.0
+    """The share of the work that is done, for a bar: a diffusion model works in steps."""
 
 
 def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Pictures]:
@@ -41,24 +52,73 @@ def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Picture
             or there is no sound picture to complete.
     """
     loaded = loaded or load(request.model, runtime.device())
-    if loaded.card.model not in SAMPLE:
-        known = " or ".join(SAMPLE)
-        raise ValueError(f"{loaded.name} is a {loaded.card.model}; pictures come from a {known}")
+    _check(request, loaded)
     if request.seed is None:
         request = replace(request, seed=runtime.drawn_seed())
     assert request.seed is not None
     conditions, names = chosen(request, loaded.card)
-    done: list[np.ndarray] = []
-    for start in range(0, request.n, CHUNK):
-        rows = range(start, min(start + CHUNK, request.n))
-        noise = runtime.noise((loaded.config.latent,), [request.seed + i for i in rows])
+    config = loaded.card.config
+    by_class = config.get("condition") == "label"
+    done = np.empty((0, config["height"], config["width"], config["channels"]), np.uint8)
+    chunk = 1 if request.deterministic else CHUNK
+    for start in range(0, request.n, chunk):
+        rows = range(start, min(start + chunk, request.n))
+        seeds = [request.seed + i for i in rows]
         condition = None if conditions is None else conditions[rows.start : rows.stop]
-        if request.truncation:
-            noise = wgan.truncate(noise, request.truncation)
-        images = draw(loaded, condition, noise)
-        done.append(to_pictures(images))
-        by_class = loaded.card.config.get("condition") == "label"
-        yield Pictures(request, np.concatenate(done), names[: rows.stop], by_class)
+        if loaded.card.model == DIFFUSION:
+            for share, step in diffused(request, loaded, condition, seeds):
+                images = step.x
+                whole = (start + share * len(rows)) / request.n
+                yield Pictures(request, done, names[:start], by_class, whole)
+        else:
+            noise = runtime.noise((loaded.config.latent,), seeds)
+            if request.truncation:
+                noise = wgan.truncate(noise, request.truncation)
+            images = draw(loaded, condition, noise)
+        done = np.concatenate([done, to_pictures(images.float().cpu())])
+        yield Pictures(request, done, names[: rows.stop], by_class, rows.stop / request.n)
+
+
+def _check(request: ClassToImage, loaded: Loaded) -> None:
+    """That the model makes pictures, and can use all that is asked of it."""
+    model = loaded.card.model
+    if model not in SAMPLE and model != DIFFUSION:
+        known = " or ".join([*SAMPLE, DIFFUSION])
+        raise ValueError(f"{loaded.name} is a {model}; pictures come from a {known}")
+    plain = ClassToImage()
+    unusable = ("truncation",) if model == DIFFUSION else OF_DIFFUSION
+    for name in unusable:
+        if getattr(request, name) != getattr(plain, name):
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} cannot be used: {loaded.name} is a {model}")
+    if request.guidance is not None and loaded.card.config.get("condition") == "none":
+        raise ValueError("--guidance cannot be used: this model is conditioned on nothing")
+
+
+def diffused(
+    request: ClassToImage, loaded: Loaded, condition: Tensor | None, seeds: Sequence[int]
+) -> Iterator[tuple[float, Step]]:
+    """The steps of a sampler, each with the share of the way that is done."""
+    on = next(loaded.model.parameters()).device
+    bfloat16 = runtime.precision(request.precision, on) == "bfloat16"
+    sampler, spacing = sampler_named(request.sampler) if request.sampler else ("", "")
+    steps = pixel_diffusion.sample(
+        loaded.model,  # type: ignore[arg-type]
+        None if condition is None else condition.to(on),
+        PictureNoise(seeds, request.noise_source),
+        sampler=sampler,
+        steps=request.steps,
+        spacing=request.spacing or spacing or None,  # type: ignore[arg-type]
+        guidance=request.guidance,
+        rescale=request.rescale,
+        eta=request.eta,
+    )
+    count = request.steps or loaded.config.steps
+    for number in range(1, count + 1):
+        # entered anew for each step: a mode that is left open over a yield would be the caller's
+        with torch.inference_mode(), torch.autocast(on.type, torch.bfloat16, bfloat16):
+            step = next(steps)
+        yield number / count, step
 
 
 def draw(loaded: Loaded, condition: Tensor | None, noise: Tensor) -> Tensor:

@@ -115,6 +115,7 @@ def _config(
         request.sampling_steps,
         request.guidance if request.drop else 1.0,
         spacing or request.spacing,  # type: ignore[arg-type]
+        request.drop,
     )
 
 

@@ -287,7 +287,7 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
         "mnist": TrainPixelDiffusion(
             Training(
                 batch_size=64,
-                steps=4500,
+                steps=3600,
                 schedule="cosine",
                 warmup=200,
                 ema_halflife=200,
