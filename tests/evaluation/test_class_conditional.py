@@ -6,8 +6,8 @@ import torch
 from tests.evaluation.toy import CLASSES, Bars, draw, trained_judge
 from triptych.evaluation.class_conditional import (
     PictureSet,
-    _with_classes,
     evaluate_class_conditional,
+    with_classes,
 )
 from triptych.evaluation.fid import kernel_distance
 from triptych.models.classifier import Classifier, ClassifierConfig
@@ -161,7 +161,7 @@ def test_equal_numbers_of_each_class_do_not_bias_the_kernel_distance():
         real = drawn(torch.randint(4, (200,), generator=generator))
         samples = drawn(torch.arange(160) % 4)
         plain.append(kernel_distance(samples.features[:100], real.features[:100]).value)
-        ours = _with_classes(samples, real.label[100:])
+        ours = with_classes(samples, real.label[100:])
         assert torch.equal(ours.argmax(1), real.label[100 : 100 + len(ours)])  # one by one
         matched.append(kernel_distance(ours, real.features[: len(ours)]).value)
     error = torch.tensor(matched).std() / 80**0.5

@@ -27,7 +27,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class EvaluateRun:
-    """Judge a trained conditional VAE or GAN: numbers, tables and plots in RUN/evaluation."""
+    """Judge a trained conditional VAE, GAN or diffusion model: numbers, tables and plots in
+    RUN/evaluation.
+    """
 
     run: tyro.conf.Positional[Path]
     """A run folder."""
@@ -42,6 +44,12 @@ class EvaluateRun:
     """Importance samples for the likelihood of a VAE."""
     likelihood_pictures: int = 1000
     """Test pictures that the likelihood is estimated on."""
+    curves: bool = False
+    """Diffusion: also draw quality against guidance, and against network calls for every sampler.
+    Takes long: 78 settings, `curve_samples` and a half pictures each.
+    """
+    curve_samples: int = 200
+    """Pictures that each point of the curves is judged on."""
     seed: int = 0
     out: Path | None = None
     """Folder for the report; by default RUN/evaluation."""
@@ -53,6 +61,7 @@ class EvaluateRun:
             "samples_per_class",
             "likelihood_samples",
             "likelihood_pictures",
+            "curve_samples",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -150,14 +159,18 @@ def _classes(
     from triptych import runtime
     from triptych.evaluation.class_conditional import evaluate_class_conditional
     from triptych.evaluation.report import write_report
-    from triptych.pipelines.class_to_image import draw
+    from triptych.pipelines.class_to_image import DIFFUSION, diffused, draw
+    from triptych.requests import ClassToImage
 
     side = min(train.shape[:2])
     judge = _judge(request, trained, side)
 
     def sample(labels: "Tensor", seed: int) -> "Tensor":
-        noise = runtime.noise((loaded.config.latent,), range(seed, seed + len(labels)))
-        return draw(loaded, labels, noise)
+        seeds = range(seed, seed + len(labels))
+        if loaded.card.model == DIFFUSION:
+            *_, (_, last) = diffused(ClassToImage(), loaded, labels, seeds)
+            return last.x.float().cpu()
+        return draw(loaded, labels, runtime.noise((loaded.config.latent,), seeds))
 
     report = _told(
         evaluate_class_conditional(
@@ -178,7 +191,46 @@ def _classes(
     say(f"KID x 1000 {1000 * kernel.value:.3g}, training against training {1000 * floor.value:.3g}")
     numbers = to_json(report)
     del numbers["pairs"]
+    if request.curves and loaded.card.model == DIFFUSION:
+        numbers["curves"] = _curves(request, loaded, train, test, judge, folder, command)
     return numbers
+
+
+def _curves(
+    request: EvaluateRun,
+    loaded: "Loaded",
+    train: "Source",
+    test: "Source",
+    judge: "Classifier",
+    folder: Path,
+    command: str,
+) -> dict[str, Any]:
+    from triptych.evaluation.diffusion_curves import draw_curves_of, write_curves
+    from triptych.pipelines.class_to_image import diffused
+    from triptych.requests import ClassToImage
+
+    def draw(labels: "Tensor", seed: int, sampler: str, steps: int, guidance: float) -> "Tensor":
+        asked = ClassToImage(sampler=sampler, steps=steps, guidance=guidance)
+        *_, (_, last) = diffused(asked, loaded, labels, range(seed, seed + len(labels)))
+        return last.x.float().cpu()
+
+    config = loaded.config
+    curves = _told(
+        draw_curves_of(
+            draw,
+            train,
+            test,
+            judge,
+            samples=request.curve_samples,
+            sampler=config.sampler,
+            steps=config.steps,
+            guidance=config.guidance,
+            seed=request.seed,
+        )
+    )
+    for path in write_curves(curves, folder, command=command):
+        say(f"  {path}")
+    return to_json(curves)
 
 
 def _judge(request: EvaluateRun, trained: TrainRequest, side: int) -> "Classifier":

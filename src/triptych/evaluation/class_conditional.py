@@ -136,8 +136,8 @@ def evaluate_class_conditional(
     classes = train.classes
     _check(train, test, judge)
     yield "reading real pictures"
-    real = _judged(judge, *_read(train, limit, seed))
-    held_out = _judged(judge, *_read(test, limit, seed + 1))
+    real = judged(judge, *read_pictures(train, limit, seed))
+    held_out = judged(judge, *read_pictures(test, limit, seed + 1))
     count = samples_per_class * len(classes)
     drawn = []
     asked = torch.arange(count) % len(classes)
@@ -146,11 +146,11 @@ def evaluate_class_conditional(
         images = to_pictures(sample(asked[start : start + BATCH], seed + start))
         drawn.append(torch.from_numpy(images).permute(0, 3, 1, 2))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))  # for jackknives
-    samples = _judged(judge, torch.cat(drawn)[order], asked[order])
+    samples = judged(judge, torch.cat(drawn)[order], asked[order])
 
     half = len(real.label) // 2  # two disjoint sets of training pictures
     labels = real.label[half:]
-    ours, theirs = _with_classes(samples, labels), _with_classes(held_out, labels)
+    ours, theirs = with_classes(samples, labels), with_classes(held_out, labels)
     size = min(len(ours), half)
     if size < MIN_SIZE:
         raise ValueError(
@@ -212,7 +212,7 @@ def _check(train: Source, test: Source, judge: Classifier) -> None:
         )
 
 
-def _read(source: Source, limit: int, seed: int) -> tuple[Tensor, Tensor]:
+def read_pictures(source: Source, limit: int, seed: int) -> tuple[Tensor, Tensor]:
     """Pictures and classes of a source in random order; of an endless one the first `limit`."""
     generator = torch.Generator().manual_seed(seed)
     length = limit if source.length is None else source.length
@@ -229,7 +229,7 @@ def _floats(pictures: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
     return pictures.float().div_(127.5).sub_(1)
 
 
-def _judged(judge: Classifier, pictures: Tensor, label: Tensor) -> PictureSet:
+def judged(judge: Classifier, pictures: Tensor, label: Tensor) -> PictureSet:
     """Features and answers of a judge, on the CPU."""
     device = next(judge.parameters()).device
     features, seen = [], []
@@ -242,7 +242,7 @@ def _judged(judge: Classifier, pictures: Tensor, label: Tensor) -> PictureSet:
     return PictureSet(pictures, label, torch.cat(features), torch.cat(seen))
 
 
-def _with_classes(found: PictureSet, labels: Int[Tensor, " N"]) -> Float[Tensor, "M D"]:
+def with_classes(found: PictureSet, labels: Int[Tensor, " N"]) -> Float[Tensor, "M D"]:
     """Features of pictures whose classes are these, one by one, for as long as there are enough.
 
     Samples come equally many of each class. Taken so, they would differ from real pictures that do
@@ -309,4 +309,4 @@ def _memorisation(
 
 def _trained(train_judge: TrainJudge, pictures: PictureSet, held_out: PictureSet) -> Accuracy:
     judge = train_judge(_floats(pictures.pictures), pictures.label)
-    return accuracy(_judged(judge, held_out.pictures, held_out.label).seen, held_out.label)
+    return accuracy(judged(judge, held_out.pictures, held_out.label).seen, held_out.label)
