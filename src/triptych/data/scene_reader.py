@@ -369,9 +369,23 @@ def _step(
     change *= np.float32(0.5) - np.float32(0.35) * (near[edge] >= 0.5)
     contrast, error = contrast.take(edge, axis=1), error.take(edge, axis=1)
     normal = (change * _dot(contrast, contrast)) @ change.T
-    normal.flat[::4] += 1e-3 * normal.trace() + 1e-6
-    step: list[float] = np.linalg.solve(normal, change @ _dot(error, contrast)).tolist()
-    return step
+    return _solved(normal.tolist(), (change @ _dot(error, contrast)).tolist())
+
+
+def _solved(normal: list[list[float]], right: list[float]) -> list[float]:
+    """Three damped normal equations by Cramer's rule; numpy's solver is made for large ones."""
+    (a, b, c), (_, e, f), (_, _, i) = normal
+    damping = 1e-3 * (a + e + i) + 1e-6
+    a, e, i = a + damping, e + damping, i + damping
+    x, y, z = right
+    ei, cf, bf = e * i - f * f, c * f - b * i, b * f - c * e  # cofactors of a symmetric matrix
+    ai, af, ae = a * i - c * c, b * c - a * f, a * e - b * b
+    det = a * ei + b * cf + c * bf
+    return [
+        (ei * x + cf * y + bf * z) / det,
+        (cf * x + ai * y + af * z) / det,
+        (bf * x + af * y + ae * z) / det,
+    ]
 
 
 def _dot(one: Float32[np.ndarray, "3 _"], other: Float32[np.ndarray, "3 _"]) -> np.ndarray:
