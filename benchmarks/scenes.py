@@ -3,6 +3,7 @@
 python benchmarks/scenes.py                        JSON lines: speed, proof, tolerance, fakes
 python benchmarks/scenes.py --pictures 500         the same with fewer pictures (5,000)
 python benchmarks/scenes.py --calibrate            the distances of true objects at each side
+python benchmarks/scenes.py --learn 180            what a small network learns in 180 CPU seconds
 python benchmarks/scenes.py --sheet scenes.png     a labelled sheet of the world
 """
 

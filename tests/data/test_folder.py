@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from triptych.data import sources
 from triptych.data.batches import take
-from triptych.data.sources import open_index, open_source
+from triptych.data.sources import open_index, open_source, open_train_and_test
 from triptych.data.table import select
 
 
@@ -67,6 +68,21 @@ def test_split_folders(tmp_path):
     assert index.notes == ("pictures left out, because they are in no folder of a split: 1",)
     with pytest.raises(ValueError, match=r"no picture is in the split 'tset'.*'test'"):
         open_source(str(tmp_path), split="tset")
+
+
+@pytest.mark.parametrize("name", ["digits", "scenes-one", "folder"])
+def test_train_and_test_together_are_each_alone_and_indexed_once(tmp_path, monkeypatch, name):
+    for i in range(30):
+        picture(tmp_path / f"{i}.png", i, (2, 2))
+    name = str(tmp_path) if name == "folder" else name
+    alone = [open_source(name, split=split, size=32) for split in ("train", "test")]
+    looks, look = [], sources.open_index
+    monkeypatch.setattr(sources, "open_index", lambda name: looks.append(name) or look(name))
+    together = open_train_and_test(name, size=32)
+    assert len(looks) == (0 if name == "scenes-one" else 1)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert (ours.split, ours.length, ours.shape) == (theirs.split, theirs.length, theirs.shape)
+        assert (ours.read([0, 1])["image"] == theirs.read([0, 1])["image"]).all()
 
 
 def test_a_class_may_be_called_test(tmp_path):

@@ -17,6 +17,7 @@ from triptych.data.scene_drawing import (
     PATTERNS,
     SHAPES,
     SIZES,
+    TEXTURES,
     Ground,
     Scene,
     Thing,
@@ -51,7 +52,7 @@ def test_a_scene_depends_on_its_own_seed_split_and_index_alone() -> None:
     assert np.random.get_state()[1].tolist() == before  # type: ignore[union-attr]
 
 
-def test_this_world_stays_version_1() -> None:
+def test_this_world_stays_version_2() -> None:
     # Frozen: whoever changes these has made another world and must say so in WORLD_VERSION.
     first = scene(0, 0)
     assert first.key == 0x0
@@ -59,7 +60,20 @@ def test_this_world_stays_version_1() -> None:
         captions(first)[1]
         == "a drawing of a blue square, an orange ring, a cyan star and a pink square"
     )
-    assert int(draw(first, 64).astype(np.int64).sum()) == 1599273
+    few = scenes(0, range(8))
+    assert {s.ground.texture for s in few} == set(TEXTURES)
+    assert int(draw_all(few, 64).astype(np.int64).sum()) == 10974847
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_no_ground_but_the_plain_one_looks_flat_from_near(side) -> None:
+    """A small network looks at an eighth of the side: the first world's slopes fail this."""
+    for texture in TEXTURES[1:]:
+        for turn in range(4):
+            empty = draw(Scene((), Ground("gray", texture, turn), key=turn), side).astype(int)
+            near = side // 8
+            changes = (empty[near:] - empty[:-near], empty[:, near:] - empty[:, :-near])
+            assert max(np.abs(c).mean() for c in changes) > 6, texture  # of 255
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)

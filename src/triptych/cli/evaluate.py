@@ -70,7 +70,7 @@ class EvaluateRun:
 def main(arguments: list[str]) -> int:
     request = tyro.cli(EvaluateRun, args=arguments, prog="triptych evaluate")
     from triptych import runtime
-    from triptych.data.sources import open_source
+    from triptych.data.sources import open_train_and_test
     from triptych.evaluation import conditional_gan
     from triptych.evaluation.curves import draw_curves
     from triptych.models.wgan import Generator
@@ -83,9 +83,7 @@ def main(arguments: list[str]) -> int:
     if trained is None:
         raise ValueError(f"{request.run} is no run folder: it has no run.json")
     loaded = load(str(request.run), runtime.device())
-    size = trained.training.size or None
-    train = open_source(trained.training.data, split="train", size=size)
-    test = open_source(trained.training.data, split="test", size=size)
+    train, test = open_train_and_test(trained.training.data, size=trained.training.size or None)
     folder = request.out or request.run / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["triptych", "evaluate", request.run.name, *arguments[1:]])

@@ -17,6 +17,7 @@ from triptych.data.scene_drawing import (
     GroundColour,
     Texture,
     relief_of,
+    shading,
 )
 
 LARGEST = 128  # larger pictures are averaged down to this side
@@ -92,17 +93,17 @@ def _texture(
     `lighter` is 0 where the ground is not bare.
     """
     side = len(lighter)
-    ramp = ((np.arange(side) + 0.5) / side * 2 - 1).astype(np.float32)
+    folds = shading(side)
     per_row, per_column = bare.sum(axis=1), bare.sum(axis=0)
-    n, x, y = bare.sum(), per_column @ ramp, per_row @ ramp
-    xx, yy, xy = per_column @ ramp**2, per_row @ ramp**2, ramp @ bare @ ramp
+    n, x, y = bare.sum(), per_column @ folds, per_row @ folds
+    xx, yy, xy = per_column @ folds**2, per_row @ folds**2, folds @ bare @ folds
     normal = np.array([[n, x, y], [x, xx, xy], [y, xy, yy]]) + 1e-3 * np.eye(3)
     sums = lighter.sum(axis=0), lighter.sum(axis=1)
-    _, slope_x, slope_y = np.linalg.solve(normal, [sums[0].sum(), sums[0] @ ramp, sums[1] @ ramp])
-    if max(abs(slope_x), abs(slope_y)) > CONTRAST["shaded"] / 2:
-        if abs(slope_x) > abs(slope_y):
-            return "shaded", np.broadcast_to(ramp * np.float32(slope_x), lighter.shape)
-        return "shaded", np.broadcast_to(ramp[:, None] * np.float32(slope_y), lighter.shape)
+    _, across, down = np.linalg.solve(normal, [sums[0].sum(), sums[0] @ folds, sums[1] @ folds])
+    if max(abs(across), abs(down)) > CONTRAST["shaded"] / 2:
+        if abs(across) > abs(down):
+            return "shaded", np.broadcast_to(folds * np.float32(across), lighter.shape)
+        return "shaded", np.broadcast_to(folds[:, None] * np.float32(down), lighter.shape)
     board = relief_of("checked", 0, side)
     squares = float((board * lighter).sum() / max(1.0, float((board * board * bare).sum())))
     if abs(squares) > CONTRAST["checked"] / 2:

@@ -50,7 +50,7 @@ __all__ = [
     "questions", "relation", "scene", "scenes",
 ]  # fmt: skip
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Part of every result: a change of any picture, caption or answer is another world."""
 
 Split = Literal["train", "test", "held-out", "line"]

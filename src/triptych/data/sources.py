@@ -38,6 +38,14 @@ def open_source(
     return select(open_index(name), split, size, channels)
 
 
+def open_train_and_test(name: str, *, size: int | None = None) -> tuple[Source, Source]:
+    """Both splits of a source as `open_source` opens them, its files looked at once."""
+    if name in SCENES:
+        return open_source(name, size=size), open_source(name, split="test", size=size)
+    index = open_index(name)
+    return select(index, "train", size, None), select(index, "test", size, None)
+
+
 def open_index(name: str) -> Index:
     """The table of a finite source, all its splits together. Raises ValueError as `open_source`."""
     if name == "digits":

@@ -8,7 +8,7 @@ from torch import nn
 from triptych import runtime
 from triptych.config import to_json
 from triptych.data.batches import batches, take
-from triptych.data.sources import open_source
+from triptych.data.sources import open_train_and_test
 from triptych.models.classifier import Classifier, ClassifierConfig, objective
 from triptych.nn.loss import Loss
 from triptych.train.conditioning import card, conditioning
@@ -24,8 +24,7 @@ def build(request: TrainClassifier) -> Recipe:
     """A classifier with its data."""
     training = request.training
     on = runtime.device(training.device)
-    source = open_source(training.data, split="train", size=training.size or None)
-    test = open_source(training.data, split="test", size=training.size or None)
+    source, test = open_train_and_test(training.data, size=training.size or None)
     given = conditioning("label", source)
     height, width, channels = source.shape
     config = ClassifierConfig(height, width, channels, (given.size,), request.widths)

@@ -10,7 +10,7 @@ from torch import nn
 from triptych import runtime
 from triptych.config import to_json
 from triptych.data.batches import batches, take
-from triptych.data.sources import open_source
+from triptych.data.sources import open_train_and_test
 from triptych.models.cvae import Cvae, CvaeConfig, objective, sample
 from triptych.nn.loss import Loss
 from triptych.train.conditioning import card, condition_grid, conditioning
@@ -25,9 +25,7 @@ def build(request: TrainCvae) -> Recipe:
     """A conditional VAE with its data."""
     training = request.training
     on = runtime.device(training.device)
-    size = training.size or None
-    source = open_source(training.data, split="train", size=size)
-    test = open_source(training.data, split="test", size=size)
+    source, test = open_train_and_test(training.data, size=training.size or None)
     given = conditioning(request.condition, source, quadrants=request.quadrants)
     height, width, channels = source.shape
     config = CvaeConfig(

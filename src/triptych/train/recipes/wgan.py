@@ -11,7 +11,7 @@ from torch import nn
 from triptych import runtime
 from triptych.config import to_json
 from triptych.data.batches import batches, take
-from triptych.data.sources import open_source
+from triptych.data.sources import open_train_and_test
 from triptych.models.wgan import (
     COLLAPSED,
     Generator,
@@ -36,8 +36,7 @@ def build(request: TrainWgan) -> Recipe:
     """A conditional WGAN-GP with its data."""
     training = request.training
     on = runtime.device(training.device)
-    source = open_source(training.data, split="train", size=training.size or None)
-    test = open_source(training.data, split="test", size=training.size or None)
+    source, test = open_train_and_test(training.data, size=training.size or None)
     if request.condition == "vector":
         raise ValueError("the critic takes a label or attributes, not a vector of numbers")
     given = conditioning(request.condition, source)
