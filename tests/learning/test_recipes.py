@@ -44,7 +44,15 @@ REQUESTS: list[TrainRequest] = [
     TrainCvae(widths=(16,), latent=4, network="mlp", condition="none", likelihood="gaussian"),
     TrainCvae(widths=(16, 32), latent=4, condition="quadrants", learned_prior=True, kl_warmup=4),
     TrainWgan(generator_widths=(16, 8), critic_widths=(8, 16), latent=4, critic_data="same"),
-    TrainWgan(generator_widths=(16,), critic_widths=(8,), latent=4, critic="projection"),
+    TrainWgan(
+        generator_widths=(16,),
+        critic_widths=(8,),
+        latent=4,
+        critic="projection",
+        generator_hidden=(12,),
+        critic_hidden=(8,),
+        generator="norms",
+    ),
     TrainClassifier(widths=(8, 16), shift=1),
 ]
 

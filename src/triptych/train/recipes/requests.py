@@ -107,6 +107,12 @@ class TrainWgan:
     critic_widths: tuple[int, ...] = (64, 128)
     critic: Literal["planes", "projection"] = "planes"
     """The condition as extra channels, as in the lecture, or by projection (arXiv:1802.05637)."""
+    generator_hidden: tuple[int, ...] = ()
+    """Widths of dense layers between the noise and the generator's smallest planes."""
+    critic_hidden: tuple[int, ...] = ()
+    """Widths of dense layers between the critic's smallest planes and its score."""
+    generator: Literal["input", "norms"] = "input"
+    """The condition beside the noise, or there and in every batch norm (arXiv:1707.00683)."""
     critic_steps: int = 3
     gp_weight: float = 10.0
     gp_factor: Literal["uniform", "normal"] = "uniform"

@@ -54,6 +54,9 @@ def build(request: TrainWgan) -> Recipe:
         request.generator_widths,
         request.critic_widths,
         request.critic,
+        request.generator_hidden,
+        request.critic_hidden,
+        request.generator,
     )
     torch.manual_seed(runtime.key(training.seed, "weights"))
     model = Wgan(config).to(on)
