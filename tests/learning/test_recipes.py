@@ -46,7 +46,15 @@ REQUESTS: list[TrainRequest] = [
     TrainCvae(widths=(16,), latent=4, network="mlp", condition="none", likelihood="gaussian"),
     TrainCvae(widths=(16, 32), latent=4, condition="quadrants", learned_prior=True, kl_warmup=4),
     TrainWgan(generator_widths=(16, 8), critic_widths=(8, 16), latent=4, critic_data="same"),
-    TrainWgan(generator_widths=(16,), critic_widths=(8,), latent=4, critic="projection"),
+    TrainWgan(
+        generator_widths=(16,),
+        critic_widths=(8,),
+        latent=4,
+        critic="projection",
+        generator_hidden=(12,),
+        critic_hidden=(8,),
+        generator="norms",
+    ),
     TrainClassifier(widths=(8, 16), shift=1),
     TrainPixelDiffusion(widths=(8, 16), attention=(1,), head_width=8, groups=4, dropout=0.1),
     TrainPixelDiffusion(
@@ -100,8 +108,8 @@ def test_wgan_learns_eight_pictures_by_heart(eight: Path, tmp_path: Path) -> Non
 
 def test_pixel_diffusion_learns_eight_pictures_by_heart(eight: Path, tmp_path: Path) -> None:
     """Every sample must be its class's picture, whatever the noise; guidance is off."""
-    training = settings(eight, 400, ema_halflife=20, log_every=50, schedule="cosine")
-    widths = {"widths": (24, 48), "attention": (1,), "head_width": 12, "groups": 6}
+    training = settings(eight, 250, ema_halflife=20, log_every=50, schedule="cosine")
+    widths = {"widths": (32,), "attention": (0,), "head_width": 16, "groups": 8, "patch": 2}
     request = TrainPixelDiffusion(training, **widths, drop=0.0, guidance=1.0, learning_rate=3e-3)
     recipe = build(request)
     for _ in fit(recipe, training, tmp_path):

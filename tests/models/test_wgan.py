@@ -178,6 +178,63 @@ def test_projection_adds_an_inner_product():
     torch.testing.assert_close(scores, expected)
 
 
+def test_dense_layers_follow_the_critics_smallest_planes():
+    model, image, label, _ = model_and_batch(critic="projection", critic_hidden=(7, 9))
+    weights = dict(model.critic.named_parameters())
+    x = image
+    for name in ("layers.0", "layers.1"):
+        x = F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride=2, padding=1)
+        x = torch.where(x > 0, x, 0.2 * x)
+    x = x.flatten(1)
+    for name in ("dense.0", "dense.1"):
+        x = x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+        x = torch.where(x > 0, x, 0.2 * x)
+    told = weights["projection.weight"].T[label]
+    expected = x @ weights["head.weight"][0] + weights["head.bias"] + (told * x).sum(1)
+    assert x.shape == (6, 9)
+    torch.testing.assert_close(model.critic(image, label), expected)
+
+
+def test_conditional_norm_scales_and_shifts_each_class_on_its_own():
+    """In training, channels of a class are normal numbers times 1 + its scale, plus its shift."""
+    torch.manual_seed(0)
+    norm = wgan.ConditionalNorm(4, 3)
+    nn.init.normal_(norm.change.weight)
+    x = torch.randn(3000, 4, 2, 5) * 7 + 3
+    label = torch.arange(3000) % 3
+    found = norm(x, F.one_hot(label, 3).float())
+    assert found.shape == x.shape
+    scale, shift = norm.change.weight.T.chunk(2, 1)  # (3, 4) each
+    for k in range(3):
+        rows = found[label == k].transpose(0, 1).flatten(1)
+        torch.testing.assert_close(rows.mean(1), shift[k], rtol=0, atol=0.05)
+        torch.testing.assert_close(rows.std(1), (1 + scale[k]).abs(), rtol=0.05, atol=0)
+    flat = torch.randn(5, 4)
+    assert norm.eval()(flat, torch.zeros(5, 3)).shape == flat.shape
+
+
+@pytest.mark.parametrize("condition", ["none", "label", "attributes"])
+def test_norms_tell_the_generator_its_condition(condition):
+    """With the first layer deaf to it, the condition comes through the norms, and only then."""
+    for generator in ("input", "norms"):
+        model, _, given, noise = model_and_batch(
+            condition=condition, generator=generator, generator_hidden=(11,)
+        )
+        drawer = model.generator.eval()
+        kinds = [type(layer) for layer in drawer.layers]
+        told = generator == "norms" and condition != "none"
+        assert (wgan.ConditionalNorm in kinds) == told
+        if condition == "none":
+            continue
+        nn.init.zeros_(drawer.layers[0].weight[:, noise.shape[1] :])
+        other = (given + 1) % 3 if condition == "label" else 1 - given
+        assert torch.equal(drawer(noise, given), drawer(noise, other))  # as it starts
+        for layer in drawer.layers:
+            if isinstance(layer, wgan.ConditionalNorm):
+                nn.init.normal_(layer.change.weight)
+        assert torch.equal(drawer(noise, given), drawer(noise, other)) == (not told)
+
+
 def test_objectives_are_what_the_lecture_computes():
     model, image, label, noise = model_and_batch()
     model.eval()
@@ -212,7 +269,9 @@ def test_each_objective_moves_its_own_network_only():
 
 
 def test_bfloat16_autocast_keeps_the_penalty_in_float32():
-    model, image, label, noise = model_and_batch()
+    model, image, label, noise = model_and_batch(
+        critic="projection", generator="norms", generator_hidden=(9,), critic_hidden=(7,)
+    )
     torch.manual_seed(4)
     exact = wgan.critic_objective(model, image, label, noise)
     with torch.autocast("cpu", torch.bfloat16):
@@ -234,6 +293,7 @@ def test_every_size_and_condition(side, condition, critic):
     model, image, given, noise = model_and_batch(
         batch=3, height=side, width=side, channels=3, condition=condition, critic=critic,
         generator_widths=widths, critic_widths=widths,
+        generator_hidden=(5,), critic_hidden=(7,), generator="norms",
     )  # fmt: skip
     made = wgan.sample(model.generator.eval(), given, noise)
     assert made.shape == image.shape

@@ -8,8 +8,10 @@ Dimensions: B pictures, C channels, H height, W width, Z latent, N numbers of a 
 classes, S steps.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -45,6 +47,12 @@ class WganConfig:
     """Channels of the critic; each halves the side once."""
     critic: Literal["planes", "projection"] = "planes"
     """The condition as extra planes of the picture, or as an inner product (arXiv:1802.05637)."""
+    generator_hidden: tuple[int, ...] = ()
+    """Widths of dense layers between the noise and the generator's smallest planes."""
+    critic_hidden: tuple[int, ...] = ()
+    """Widths of dense layers between the critic's smallest planes and its score."""
+    generator: Literal["input", "norms"] = "input"
+    """The condition beside the noise, or there and in every batch norm (arXiv:1707.00683)."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "latent"):
@@ -86,6 +94,25 @@ def condition_vector(
     return condition.to(like.dtype)
 
 
+class ConditionalNorm(nn.Module):
+    """Batch norm whose scale and shift the condition changes (de Vries et al., arXiv:1707.00683).
+
+    Both are linear in the condition's numbers, so that it may lie between two conditions.
+    """
+
+    def __init__(self, channels: int, size: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(channels)
+        self.change = nn.Linear(size, 2 * channels, bias=False)
+        nn.init.zeros_(self.change.weight)  # starts as the norm that every condition shares
+
+    def forward(self, x: Float[Tensor, "B I *S"], vector: Float[Tensor, "B N"]) -> Tensor:
+        scale, shift = self.change(vector)[:, :, None].chunk(2, 1)
+        normal = self.norm(x.flatten(2) if x.ndim > 2 else x[:, :, None])
+        changed: Tensor = normal * (1 + scale) + shift
+        return changed.reshape(x.shape)
+
+
 class Generator(nn.Module):
     """Noise with the condition appended to a picture in [-1, 1]."""
 
@@ -96,16 +123,18 @@ class Generator(nn.Module):
         widths = config.generator_widths
         step = 2 ** len(widths)
         shape = (widths[0], config.height // step, config.width // step)
-        layers: list[nn.Module] = [
-            nn.Linear(config.latent + size, shape[0] * shape[1] * shape[2], bias=False),
-            nn.Unflatten(1, shape),
-        ]
+        told = size if config.generator == "norms" else 0
+        layers: list[nn.Module] = []
+        norm: nn.Module
+        inner = config.latent + size
+        for outer in config.generator_hidden:
+            norm = ConditionalNorm(outer, told) if told else nn.BatchNorm1d(outer)
+            layers += [nn.Linear(inner, outer, bias=False), norm, nn.ReLU()]
+            inner = outer
+        layers += [nn.Linear(inner, math.prod(shape), bias=False), nn.Unflatten(1, shape)]
         for channels, out in zip(widths, (*widths[1:], config.channels), strict=True):
-            layers += [
-                nn.BatchNorm2d(channels),
-                nn.ReLU(),
-                nn.ConvTranspose2d(channels, out, 4, 2, 1),
-            ]
+            norm = ConditionalNorm(channels, told) if told else nn.BatchNorm2d(channels)
+            layers += [norm, nn.ReLU(), nn.ConvTranspose2d(channels, out, 4, 2, 1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(
@@ -118,8 +147,10 @@ class Generator(nn.Module):
         self, noise: Float[Tensor, "B Z"], vector: Float[Tensor, "B N"]
     ) -> Float[Tensor, "B C H W"]:
         """The condition is numbers here, so that it may lie between two conditions."""
-        planes = self.layers(torch.cat([noise, vector], 1))
-        return torch.tanh(planes.to(noise.dtype))  # autocast ends here
+        x = torch.cat([noise, vector], 1)
+        for layer in self.layers:
+            x = layer(x, vector) if isinstance(layer, ConditionalNorm) else layer(x)
+        return torch.tanh(x.to(noise.dtype))  # autocast ends here
 
 
 class Critic(nn.Module):
@@ -137,6 +168,9 @@ class Critic(nn.Module):
         )
         step = 2 ** len(widths)
         features = widths[-1] * (config.height // step) * (config.width // step)
+        sizes = (features, *config.critic_hidden)
+        self.dense = nn.ModuleList(nn.Linear(inner, outer) for inner, outer in pairwise(sizes))
+        features = sizes[-1]
         self.head = nn.Linear(features, 1)
         if size and config.critic == "projection":
             self.projection = nn.Linear(size, features, bias=False)
@@ -148,6 +182,8 @@ class Critic(nn.Module):
             x = self._first(x, vector) if i == 0 else layer(x)
             x = F.leaky_relu(x, 0.2)
         x = x.flatten(1)
+        for dense in self.dense:
+            x = F.leaky_relu(dense(x), 0.2)
         score: Tensor = self.head(x)[:, 0].to(image.dtype)  # autocast ends here
         if self.config.critic == "projection" and vector.shape[1]:
             score = score + (self.projection(vector) * x).sum(1, dtype=image.dtype)

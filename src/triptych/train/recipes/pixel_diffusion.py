@@ -10,7 +10,7 @@ from triptych import runtime
 from triptych.config import to_json
 from triptych.data.batches import batches, take
 from triptych.data.source import Source
-from triptych.data.sources import open_source
+from triptych.data.sources import open_train_and_test
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.sampling import sample as walk
 from triptych.diffusion.schedule import Levels
@@ -35,9 +35,7 @@ def build(request: TrainPixelDiffusion) -> Recipe:
     """A pixel diffusion model with its data."""
     training = request.training
     on = runtime.device(training.device)
-    size = training.size or None
-    source = open_source(training.data, split="train", size=size)
-    test = open_source(training.data, split="test", size=size)
+    source, test = open_train_and_test(training.data, size=training.size or None)
     given = conditioning(request.condition, source)
     config = _config(request, source, given)
     torch.manual_seed(runtime.key(training.seed, "weights"))

@@ -109,6 +109,12 @@ class TrainWgan:
     critic_widths: tuple[int, ...] = (64, 128)
     critic: Literal["planes", "projection"] = "planes"
     """The condition as extra channels, as in the lecture, or by projection (arXiv:1802.05637)."""
+    generator_hidden: tuple[int, ...] = ()
+    """Widths of dense layers between the noise and the generator's smallest planes."""
+    critic_hidden: tuple[int, ...] = ()
+    """Widths of dense layers between the critic's smallest planes and its score."""
+    generator: Literal["input", "norms"] = "input"
+    """The condition beside the noise, or there and in every batch norm (arXiv:1707.00683)."""
     critic_steps: int = 3
     gp_weight: float = 10.0
     gp_factor: Literal["uniform", "normal"] = "uniform"
@@ -243,17 +249,23 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
         "mnist": TrainWgan(
             Training(
                 batch_size=64,
-                steps=5000,
+                steps=8000,
                 schedule="linear",
                 ema_halflife=200,
-                save_every=250,
+                log_every=100,
+                save_every=500,
                 evaluate_every=500,
             ),
+            latent=10,
             generator_widths=(64, 32),
             critic_widths=(32, 64),
             critic="projection",
+            generator_hidden=(256,),
+            critic_hidden=(256,),
+            generator="norms",
+            critic_steps=1,
             learning_rate=5e-4,
-            critic_learning_rate=5e-4,
+            critic_learning_rate=1e-3,
         ),
         "lecture": TrainWgan(
             Training(batch_size=128, steps=2000, size=64),
