@@ -44,6 +44,8 @@ class EvaluateRun:
     """Importance samples for the likelihood of a VAE."""
     likelihood_pictures: int = 1000
     """Test pictures that the likelihood is estimated on."""
+    guidance: float | None = None
+    """Diffusion: the guidance that samples are drawn with; None takes the model's."""
     curves: bool = False
     """Diffusion: also draw quality against guidance, and against network calls for every sampler.
     Takes long: 78 settings, `curve_samples` and a half pictures each.
@@ -166,7 +168,8 @@ def _classes(
     def sample(labels: "Tensor", seed: int) -> "Tensor":
         seeds = range(seed, seed + len(labels))
         if loaded.card.model == DIFFUSION:
-            *_, (_, last) = diffused(ClassToImage(), loaded, labels, seeds)
+            asked = ClassToImage(guidance=request.guidance)
+            *_, (_, last) = diffused(asked, loaded, labels, seeds)
             return last.x.float().cpu()
         return draw(loaded, labels, runtime.noise((loaded.config.latent,), seeds))
 

@@ -22,7 +22,7 @@ Source = Literal["cpu", "philox"]
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
-DEPTH = 24  # halvings of a Brownian path: finer than any step that is taken
+FINEST = 2.0**-13  # of a place: where a Brownian path is halved no further, but read linearly
 
 
 class Stream:
@@ -77,12 +77,15 @@ class BrownianNoise:
     def __init__(self, seeds: Sequence[int], x: Tensor, most: float):
         self.seeds, self.like, self.most = seeds, x, most
         self.kept: dict[tuple[int, int], Tensor] = {}
+        self.known: dict[float, Tensor] = {}  # the path where the last way began and ended
 
     def __call__(self, level: Level, following: Level) -> Tensor:
         if math.isinf(level.ratio):
             return self._normal(-1, 0).to(self.like)
         start, end = level.ratio / self.most, following.ratio / self.most
-        increment = self._at(start) - self._at(end)
+        values = [self.known[p] if p in self.known else self._at(p) for p in (start, end)]
+        self.known = dict(zip((start, end), values, strict=True))
+        increment = values[0] - values[1]
         return (increment / math.sqrt(start - end)).to(self.like)
 
     def _at(self, place: float) -> Tensor:
@@ -90,9 +93,9 @@ class BrownianNoise:
         low, high = torch.zeros(()), self._kept(0, 0)
         left, right, index = 0.0, 1.0, 0
         used = {(0, 0)}
-        for depth in range(1, DEPTH + 1):
-            if place in (left, right):
-                break
+        depth = 0
+        while place not in (left, right) and right - left > FINEST * place:
+            depth += 1
             middle = (left + right) / 2
             used.add((depth, index))
             bridge = (low + high) / 2 + math.sqrt(right - left) / 2 * self._kept(depth, index)
