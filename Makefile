@@ -17,7 +17,7 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -m "not slow and not gpu and not network"
-	$(BIN)/pytest --jaxtyping-packages=triptych.models,triptych.nn,beartype.beartype tests/models
+	$(BIN)/pytest --jaxtyping-packages=triptych.models,triptych.nn,beartype.beartype tests/models tests/nn
 
 nightly: .venv/test-ready  ## the long fault and learning tests
 	$(BIN)/pytest -m "slow"

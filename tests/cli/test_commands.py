@@ -131,6 +131,15 @@ def test_generate_completes_a_picture(tmp_path: Path, capsys) -> None:
         assert hint in capsys.readouterr().err
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as a terminal gives it: a job in the background of a shell is started deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("command", ["generate", "evaluate", "data"])
 def test_a_signal_ends_a_command_with_its_code(command, number, code, monkeypatch, capsys) -> None:
@@ -150,6 +159,7 @@ def test_a_signal_ends_a_command_with_its_code(command, number, code, monkeypatc
     assert capsys.readouterr().err == "triptych: stopped\n"
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_while_evaluate_trains_a_judge(trained, tmp_path, number, code) -> None:
     copy, said = shutil.copytree(trained, tmp_path / "cvae"), []  # with no judge beside it

@@ -31,6 +31,8 @@ from triptych.diffusion.denoiser import consistency, denoiser
 from triptych.diffusion.schedule import Discrete, Edm, Flow, betas, zero_terminal
 from triptych.diffusion.spacing import Spacing, levels
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the reference's own
+
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PREDICTS = {"epsilon": "noise", "v_prediction": "velocity", "sample": "sample"}
 SHAPE = (2, 3, 4, 4)

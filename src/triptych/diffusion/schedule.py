@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,7 @@ class Levels(NamedTuple):
     time: Float[Tensor, " B"]
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What samplers, denoisers and objectives ask of a schedule."""
 

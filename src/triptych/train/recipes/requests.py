@@ -249,9 +249,9 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
         "mnist": TrainWgan(
             Training(
                 batch_size=64,
-                steps=8000,
+                steps=13_000,
                 schedule="linear",
-                ema_halflife=200,
+                ema_halflife=400,
                 log_every=100,
                 save_every=500,
                 evaluate_every=500,
