@@ -35,12 +35,17 @@ def device(choice: str = "auto") -> torch.device:
 
 @cache
 def _fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware: emulated, it is slower than float32."""
+    """Whether this CPU multiplies bfloat16 faster than float32.
+
+    Without instructions it is emulated. AVX512-BF16 alone doubles the speed on AMD's Zen 4 (350
+    against 190 GFLOP/s on two cores) and halves it on Intel's cores without AMX (82 against 155 on
+    one, docs/results.md).
+    """
     information = Path("/proc/cpuinfo")
     if not information.exists():
         return False
-    flags = information.read_text()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    said = information.read_text()
+    return "amx_bf16" in said or ("avx512_bf16" in said and "AuthenticAMD" in said)
 
 
 def precision(choice: str, on: torch.device) -> str:
