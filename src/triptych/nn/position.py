@@ -1,6 +1,6 @@
-"""Where something stands, as numbers: positions in time.
+"""Where something stands, as numbers: positions in time and on a grid.
 
-Dimensions: B batch, D width.
+Dimensions: B batch, D width, P places of a grid.
 """
 
 import math
@@ -8,6 +8,7 @@ import math
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def timestep_embedding(
@@ -28,3 +29,22 @@ def timestep_embedding(
     if dim % 2:
         waves.append(angles.new_zeros(len(time), 1))
     return torch.cat(waves, dim=1)
+
+
+def resize_grid(
+    position: Float[Tensor, "P D"],
+    size: tuple[int, int],
+    *,
+    mode: str = "bicubic",
+    antialias: bool = False,
+) -> Float[Tensor, "Q D"]:
+    """Learned positions of a square grid, interpolated to a grid of other height and width.
+
+    Rows first, as patches are read. The grid that it already has is given back as it is.
+    """
+    side = math.isqrt(len(position))
+    if size == (side, side):
+        return position
+    grid = position.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(grid, size=size, mode=mode, antialias=antialias)
+    return resized.flatten(2)[0].T.to(position.dtype)

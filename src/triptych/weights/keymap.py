@@ -2,12 +2,14 @@
 
 A key map is a list of rules. `{}` stands for a layer number and is carried across; other numbers
 are themselves. More than one name on the right means the tensor is a stack along its first axis, of
-equal parts or of the sizes given. Every tensor must be claimed by exactly one rule, and no two may
-become the same one; anything left over is an error.
+equal parts or of the sizes given. A form says how the same numbers lie in memory there. Every
+tensor must be claimed by exactly one rule, and no two may become the same one; anything left over
+is an error.
 """
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,14 +19,34 @@ NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
 SLOT = re.compile(rf"\{{\}}|{NUMBER.pattern}")
 
 
+class Form(NamedTuple):
+    """The same numbers in another shape: theirs to ours, and back."""
+
+    convert: Callable[[Tensor], Tensor]
+    export: Callable[[Tensor], Tensor]
+
+
+FORMS = {
+    "": Form(lambda x: x, lambda x: x),
+    "transposed": Form(lambda x: x.T.contiguous(), lambda x: x.T.contiguous()),
+    "one row": Form(lambda x: x.squeeze(0), lambda x: x.unsqueeze(0)),  # (1, ...)
+    "one cell": Form(lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1)),  # (1, 1, D)
+    "grid": Form(  # (1, side, side, D)
+        lambda x: x.flatten(0, 2), lambda x: x.unflatten(0, (1, *[math.isqrt(len(x))] * 2))
+    ),
+    "one number": Form(lambda x: x.reshape(()), lambda x: x.reshape(1)),  # (1,)
+}
+
+
 class Rule(NamedTuple):
     theirs: str
     ours: tuple[str, ...]  # empty: a tensor that we recompute and therefore drop
     sizes: tuple[int, ...] = ()  # rows of each part, when they differ
+    form: str = ""  # a key of FORMS
 
 
-def rename(theirs: str, ours: str) -> Rule:
-    return Rule(theirs, (ours,))
+def rename(theirs: str, ours: str, form: str = "") -> Rule:
+    return Rule(theirs, (ours,), form=form)
 
 
 def split(theirs: str, *ours: str, sizes: Sequence[int] = ()) -> Rule:
@@ -55,6 +77,7 @@ def convert(state: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor
     for key, tensor in state.items():
         rule, numbers = _claim(key, table)
         names = [name.format(*numbers) for name in rule.ours]
+        tensor = FORMS[rule.form].convert(tensor)
         for name, part in zip(names, _parts(key, tensor, rule), strict=True):
             if name in converted:
                 raise ValueError(f"two tensors become {name}; the second of them is {key}")
@@ -81,7 +104,8 @@ def export(state: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]
             continue
         if missing := [part for part in parts if part not in state]:
             raise ValueError(f"{name} is a stack of {', '.join(parts)}, but there is no {missing}")
-        exported[name] = torch.cat([state[p] for p in parts]) if len(parts) > 1 else state[key]
+        whole = torch.cat([state[p] for p in parts]) if len(parts) > 1 else state[key]
+        exported[name] = FORMS[rule.form].export(whole)
     return exported
 
 

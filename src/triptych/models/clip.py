@@ -1,0 +1,315 @@
+"""CLIP: a picture and a text in one space, trained to tell pairs apart (arXiv:2103.00020).
+
+Dimensions: B batch, C channels, H height, W width, P patches, h w their grid, T tokens, D width,
+E width of the shared space.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triptych.models.clip_resnet import ModifiedResNet, ResNetConfig
+from triptych.models.contrastive import softmax_loss
+from triptych.nn.bag_of_words import BagOfWords
+from triptych.nn.loss import Loss
+from triptych.nn.position import resize_grid
+from triptych.nn.transformer import Activation, Transformer, kept_patches
+
+MAX_SCALE = math.log(100)
+"""The temperature is clipped so that no logit is scaled by more than 100 (section 2.5)."""
+
+
+@dataclass(frozen=True)
+class VitConfig:
+    """A vision transformer (arXiv:2010.11929)."""
+
+    size: int = 224
+    patch: int = 32
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    activation: Activation = "gelu"
+    eps: float = 1e-5
+    pool: Literal["class", "mean"] = "class"
+    """What stands for the whole picture: a token of its own, or the mean of the patches."""
+    pre_norm: bool = True
+    """Normalise the patches before the first block."""
+    layer_scale: bool = False
+    norm_after_pool: bool = False
+    stem: tuple[int, ...] = ()
+    """Channels of 3 x 3 convolutions, each halving the side, in place of one large patch filter:
+    small transformers learn faster on them (arXiv:2106.14881). 2 ** len(stem) is the patch.
+    """
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        if self.size % self.patch and self.stem:
+            raise ValueError(f"patches of {self.patch} do not tile a side of {self.size}")
+        if self.stem and 2 ** len(self.stem) != self.patch:
+            raise ValueError(
+                f"a stem of {len(self.stem)} convolutions makes patches of {2 ** len(self.stem)}, "
+                f"not {self.patch}"
+            )
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A text transformer that is read at its end token."""
+
+    vocabulary: int = 49408
+    length: int = 77
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+    hidden: int = 2048
+    activation: Activation = "gelu"
+    eps: float = 1e-5
+    causal: bool = True
+    pool: Literal["end", "last"] = "end"
+    """Read at the end token, or at the last position whatever stands there."""
+    end: int = 49407
+    """The end token's number."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+
+
+@dataclass(frozen=True)
+class CbowConfig:
+    """Continuous bag of words: a text as the mean of its words."""
+
+    vocabulary: int = 49408
+    length: int = 77
+    width: int = 512
+    unspoken: tuple[int, ...] = (0, 49406, 49407)
+    """Tokens that are no words: padding, start, end."""
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """One image tower (`vit` or `resnet`) and one text tower (`text` or `words`)."""
+
+    dim: int = 512
+    vit: VitConfig | None = field(default_factory=VitConfig)
+    resnet: ResNetConfig | None = None
+    text: TextConfig | None = field(default_factory=TextConfig)
+    words: CbowConfig | None = None
+
+    def __post_init__(self) -> None:
+        if (self.vit is None) == (self.resnet is None):
+            raise ValueError("CLIP has one image tower: give either vit or resnet, the other null")
+        if (self.text is None) == (self.words is None):
+            raise ValueError("CLIP has one text tower: give either text or words, the other null")
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures in pixels."""
+        tower = self.vit or self.resnet
+        assert tower is not None
+        return tower.size
+
+    @property
+    def length(self) -> int:
+        """The longest text in tokens, start and end token included."""
+        tower = self.text or self.words
+        assert tower is not None
+        return tower.length
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a transformer over them, and one vector for all."""
+
+    def __init__(self, config: VitConfig, dim: int):
+        super().__init__()
+        self.config = config
+        width, places = config.width, (config.size // config.patch) ** 2
+        scale = width**-0.5
+        self.patch = patch_embedding(config)
+        # the published mean-pooled towers keep a class token too, and do not read it
+        self.class_token = nn.Parameter(scale * torch.randn(width))
+        self.position = nn.Parameter(scale * torch.randn(places + 1, width))
+        self.pre_norm = nn.LayerNorm(width, config.eps) if config.pre_norm else nn.Identity()
+        self.transformer = Transformer(
+            width,
+            config.layers,
+            config.heads,
+            config.hidden,
+            activation=config.activation,
+            eps=config.eps,
+            layer_scale=config.layer_scale,
+        )
+        self.post_norm = nn.LayerNorm(width, config.eps)
+        self.projection = nn.Linear(width, dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=scale)
+
+    def tokens(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P+1 D"]:
+        """The class token and the patches, with positions for any size that patches tile."""
+        x = self.patch(pixels)
+        grid = x.shape[2], x.shape[3]
+        if 0 in grid:
+            side = self.config.patch
+            raise ValueError(f"a picture of {tuple(pixels.shape[2:])} has no {side} pixel patch")
+        x = x.flatten(2).transpose(1, 2)  # (B, P, D)
+        x = x + resize_grid(self.position[1:], grid).to(x.dtype)
+        token = (self.class_token + self.position[0]).to(x.dtype).expand(len(x), 1, -1)
+        return torch.cat([token, x], dim=1)
+
+    def forward(self, pixels: Float[Tensor, "B C H W"], keep: float = 1.0) -> Float[Tensor, "B E"]:
+        """`keep` below 1 leaves patches out at random: patch dropout (arXiv:2212.00794)."""
+        x = self.tokens(pixels)
+        if keep < 1:
+            x = torch.cat([x[:, :1], kept_patches(x[:, 1:], keep)], dim=1)
+        x = self.pre_norm(x)
+        if self.config.pool == "class":
+            first = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            return self._project(self.post_norm(self.transformer.at(x, first)))
+        x = self.transformer(x)
+        if self.config.norm_after_pool:
+            return self._project(self.post_norm(x[:, 1:].mean(1)))
+        return self._project(self.post_norm(x[:, 1:]).mean(1))
+
+    def patches(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w E"]:
+        """What each patch says in the shared space.
+
+        A mean-pooled tower was trained to have its patches there. In one that reads a class token
+        only the values of the last attention are (arXiv:2112.01071), so there each patch attends
+        to itself alone.
+        """
+        x = self.pre_norm(self.tokens(pixels))
+        x = self.transformer(x) if self.config.pool == "mean" else self.transformer.alone(x)
+        height, width = (side // self.config.patch for side in pixels.shape[2:])
+        return self._project(self.post_norm(x[:, 1:])).unflatten(1, (height, width))
+
+    def _project(self, x: Tensor) -> Tensor:
+        projected: Tensor = self.projection(x)
+        return projected
+
+
+def patch_embedding(config: VitConfig) -> nn.Module:
+    """One filter a patch, or a stem of small convolutions."""
+    if not config.stem:
+        return nn.Conv2d(3, config.width, config.patch, config.patch, bias=False)
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in config.stem:
+        layers += [nn.Conv2d(channels, width, 3, 2, 1), nn.GroupNorm(1, width), nn.GELU()]
+        channels = width
+    return nn.Sequential(*layers, nn.Conv2d(channels, config.width, 1))
+
+
+class TextTransformer(nn.Module):
+    """Tokens, a transformer over them, and the vector at the end token."""
+
+    def __init__(self, config: TextConfig, dim: int):
+        super().__init__()
+        self.config = config
+        self.token = nn.Embedding(config.vocabulary, config.width)
+        self.position = nn.Parameter(0.01 * torch.randn(config.length, config.width))
+        self.transformer = Transformer(
+            config.width,
+            config.layers,
+            config.heads,
+            config.hidden,
+            activation=config.activation,
+            eps=config.eps,
+        )
+        self.post_norm = nn.LayerNorm(config.width, config.eps)
+        self.projection = nn.Linear(config.width, dim, bias=False)
+        nn.init.normal_(self.token.weight, std=0.02)
+        nn.init.normal_(self.projection.weight, std=config.width**-0.5)
+
+    def forward(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
+        """Nothing after the longest text is computed: a causal tower does not look there."""
+        if tokens.shape[1] > self.config.length:
+            raise ValueError(
+                f"texts of {tokens.shape[1]} tokens; this tower reads at most {self.config.length}"
+            )
+        if self.config.pool == "end":
+            end = (tokens == self.config.end).int()
+            at = end.argmax(dim=1)
+            if not bool(end.any(dim=1).all()):
+                raise ValueError(f"a text without the end token {self.config.end}: use `encode`")
+            if self.config.causal:
+                tokens = tokens[:, : int(at.max()) + 1]
+        else:
+            at = tokens.new_full((len(tokens),), tokens.shape[1] - 1)
+        x = self.token(tokens) + self.position[: tokens.shape[1]]
+        x = self.transformer.at(x, at, self._mask(tokens))
+        projected: Tensor = self.projection(self.post_norm(x))
+        return projected
+
+    def _mask(self, tokens: Int64[Tensor, "B T"]) -> Bool[Tensor, "T T"] | None:
+        if not self.config.causal:
+            return None
+        count = tokens.shape[1]
+        return torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril()
+
+
+class Clip(nn.Module):
+    """Two towers and a temperature."""
+
+    reads = "softmax"
+    """How logits become probabilities: the labels share one."""
+
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.config = config
+        if config.vit is not None:
+            self.image: nn.Module = VisionTransformer(config.vit, config.dim)
+        else:
+            assert config.resnet is not None
+            self.image = ModifiedResNet(config.resnet, config.dim)
+        if config.text is not None:
+            self.text: nn.Module = TextTransformer(config.text, config.dim)
+        else:
+            assert config.words is not None
+            words = config.words
+            self.text = BagOfWords(words.vocabulary, words.width, config.dim, words.unspoken)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # section 2.5
+
+    def embed_image(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
+        """Pictures, as the model's transform gives them, to unit length in float32."""
+        return F.normalize(self.image(pixels).float(), dim=-1)
+
+    def embed_text(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
+        """Token numbers, each text with its end token, to unit length in float32."""
+        return F.normalize(self.text(tokens).float(), dim=-1)
+
+    def patches(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w E"]:
+        """Every patch in the shared space, unit length; any size that patches tile."""
+        return F.normalize(self.image.patches(pixels).float(), dim=-1)  # type: ignore[operator]
+
+    def logits(
+        self, image: Float[Tensor, "N E"], text: Float[Tensor, "M E"]
+    ) -> Float[Tensor, "N M"]:
+        """Scaled cosines of every picture with every text; softmax over texts classifies."""
+        return self.logit_scale.exp() * image @ text.T
+
+
+def objective(
+    model: Clip,
+    pixels: Float[Tensor, "B C H W"],
+    tokens: Int64[Tensor, "B T"],
+    *,
+    groups: Int64[Tensor, " B"] | None = None,
+    keep: float = 1.0,
+) -> Loss:
+    """The symmetric cross-entropy of a batch of pairs (figure 3 of the paper).
+
+    Pairs of one group say the same and are positives of one another. Chance is ln(B).
+    """
+    drop = {} if keep == 1 else {"keep": keep}
+    image = F.normalize(model.image(pixels, **drop).float(), dim=-1)
+    text = model.embed_text(tokens)
+    scale = model.logit_scale.clamp(max=MAX_SCALE)
+    loss = softmax_loss(image, text, scale, groups=groups)
+    count = len(pixels)
+    return Loss(loss * count, count, {"scale": scale.detach().exp()})

@@ -1,0 +1,32 @@
+"""A text as the mean of its words: the plainest text tower there is.
+
+Dimensions: B batch, T tokens, V vocabulary, W word width, D output width.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+
+class BagOfWords(nn.Module):
+    """Continuous bag of words: the mean of the tokens' vectors, then a linear layer.
+
+    The text encoder that the first CLIP experiments used beside a transformer (arXiv:2103.00020,
+    section 2.3). Padding, start and end token are not words and are left out.
+    """
+
+    def __init__(self, vocabulary: int, width: int, dim: int, unspoken: tuple[int, ...]):
+        super().__init__()
+        self.unspoken = unspoken
+        self.token = nn.Embedding(vocabulary, width)
+        self.projection = nn.Linear(width, dim, bias=False)
+        nn.init.normal_(self.token.weight, std=width**-0.5)
+
+    def forward(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B D"]:
+        spoken = torch.ones_like(tokens, dtype=torch.bool)
+        for token in self.unspoken:
+            spoken &= tokens != token
+        weight = spoken.to(self.token.weight.dtype)
+        summed = torch.einsum("bt,btw->bw", weight, self.token(tokens))
+        mean: Tensor = self.projection(summed / weight.sum(1, keepdim=True).clamp_min(1))
+        return mean

@@ -1,0 +1,89 @@
+"""Make the manifests of this folder: names and shapes of published models, as the reference
+libraries build them on the meta device from the published configurations. Run once, by hand:
+
+    TRIPTYCH_DATA=... python tests/manifests/make.py
+
+A manifest maps a configuration's name to its tensors: `template: [layers, shape]`, where `{}`
+stands for a number, and every number up to the count occurs. What no family of ours is, is left
+out.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+for operator in ("nms", "qnms"):  # torchvision's are missing on CPU builds of torch
+    torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
+
+import open_clip  # noqa: E402
+import transformers  # noqa: E402
+from open_clip.model import CLIP, CustomTextCLIP  # noqa: E402
+
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+HERE = Path(__file__).parent
+FAMILIES = re.compile(r"(RN50|RN101|ViT-(?!amin))")
+
+
+def collapsed(state: dict[str, torch.Tensor]) -> dict[str, list]:
+    """Names with numbers replaced where all their tensors have one shape."""
+    groups: dict[str, dict[str, list[int]]] = {}
+    for name, tensor in state.items():
+        groups.setdefault(NUMBER.sub("{}", name), {})[name] = list(tensor.shape)
+    manifest: dict[str, list] = {}
+    for template, members in sorted(groups.items()):
+        shapes = list(members.values())
+        if all(shape == shapes[0] for shape in shapes):
+            manifest[template] = [len(shapes), shapes[0]]
+        else:
+            manifest |= {name: [1, shape] for name, shape in members.items()}
+    return manifest
+
+
+def open_clip_manifests(folder: Path) -> dict[str, dict]:
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        model = json.loads(path.read_text())
+        vision = model.get("vision_cfg") or {}
+        if not FAMILIES.match(path.stem) or "hf_model_name" in (model.get("text_cfg") or {}):
+            continue
+        if "naflex" in path.stem:  # this open_clip is older than its configuration
+            vision.pop("image_seq_len", None)
+        settings = {k: v for k, v in model.items() if k != "custom_text"}
+        with torch.device("meta"):
+            made = (CustomTextCLIP if model.get("custom_text") else CLIP)(**settings)
+        found[path.stem] = collapsed(made.state_dict())
+        print(path.stem, len(found[path.stem]), file=sys.stderr)
+    return found
+
+
+def transformers_manifests(folder: Path) -> dict[str, dict]:
+    config = json.loads((folder / "clip-vit-base-patch32" / "config.json").read_text())
+    with torch.device("meta"):
+        clip = transformers.CLIPModel(transformers.CLIPConfig(**config))
+        siglip = transformers.SiglipModel(transformers.SiglipConfig())
+        naflex = transformers.Siglip2Model(transformers.Siglip2Config())
+    models = {"clip-vit-base-patch32": clip, "siglip default": siglip, "siglip2 default": naflex}
+    return {name: collapsed(model.state_dict()) for name, model in models.items()}
+
+
+def write(name: str, library: str, manifests: dict[str, dict]) -> None:
+    made = {"made by": library, "device": "meta", "models": manifests}
+    (HERE / f"{name}.json").write_text(json.dumps(made, separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    data = Path(os.environ["TRIPTYCH_DATA"]) / "configs"
+    write(
+        "open_clip",
+        f"open_clip {open_clip.__version__} from its published configurations",
+        open_clip_manifests(data / "open_clip"),
+    )
+    write(
+        "transformers",
+        f"transformers {transformers.__version__} from published or default configurations",
+        transformers_manifests(data),
+    )
