@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triptych.weights.pickled import StorageRef, TensorRef, named_tensors, read_pickle
+from triptych.weights.naming import named_tensors
+from triptych.weights.pickled import StorageRef, TensorRef, read_pickle
 from triptych.weights.zipped import Zip, mapped, open_zip, place
 
 MAX_PICKLE = 16 << 20  # bytes; Stable Diffusion with its optimizer has about one
@@ -189,7 +190,7 @@ def _bytes(storage: StorageRef) -> int:
 
 
 def _flat(memory: mmap.mmap, start: int, size: int, storage: StorageRef) -> Tensor:
-    needed, dtype = _bytes(storage), None
+    needed = _bytes(storage)
     if size < needed:
         raise ValueError(
             f"has {size:,} bytes in storage {storage.key[:200]!r} instead of {needed:,}. "

@@ -5,6 +5,7 @@ possible: opening a large file takes no memory, and a file must not change while
 use.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -119,6 +120,12 @@ def write_tensors(
         os.close(descriptor)
 
 
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def shards(index: Path) -> dict[str, list[str]]:
     """The files that an index names, and the tensors that each must hold. Errors name no file.
 
@@ -205,4 +212,5 @@ def _similar(path: Path) -> str:
     """The nearest name in the folder of a file that does not exist."""
     if path.exists() or not path.parent.is_dir():
         return ""
-    return nearest(path.name, [other.name for other in path.parent.iterdir()])
+    near = nearest(path.name, [other.name for other in path.parent.iterdir()])
+    return f".{near}" if near else ""

@@ -9,7 +9,7 @@ import math
 import tokenize
 import zlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,14 +56,15 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 def _tensor(archive: Zip, member: Member) -> Tensor:
     start, memory = packed_start(archive, member), archive.memory
+    unpacked: bytearray | None = None
     if member.method == DEFLATED:
         unpacked = _unpack(memory[start : start + member.packed], member.size)
-        head, start = unpacked, 0
+        head, start = bytes(unpacked[: MAX_HEADER + 12]), 0
     elif member.method == 0 and member.size == member.packed:
-        unpacked, head = None, memory[start : start + min(member.size, MAX_HEADER + 12)]
+        head = memory[start : start + min(member.size, MAX_HEADER + 12)]
     else:
         raise ValueError("is packed in an unknown way. Save it again with numpy.savez")
-    shape, fortran, dtype, skip = _header(bytes(head[: MAX_HEADER + 12]))
+    shape, fortran, dtype, skip = _header(head)
     count = math.prod(shape)
     if skip + count * dtype.itemsize != member.size:
         raise ValueError(
@@ -99,7 +100,7 @@ def _header(head: bytes) -> tuple[tuple[int, ...], bool, "np.dtype[Any]", int]:
         raise ValueError("has a damaged header. Fetch it again") from error
     except tokenize.TokenError as error:
         raise ValueError("has a damaged header. Fetch it again") from error
-    shape, fortran, dtype = cast("tuple[tuple[int, ...], bool, np.dtype[Any]]", found)
+    shape, fortran, dtype = found
     bfloat16 = dtype.kind == "V" and dtype.itemsize == 2 and not dtype.names and not dtype.shape
     if dtype.hasobject:
         raise ValueError("holds Python objects, which only unpickling would read: never done here")

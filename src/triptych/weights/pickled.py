@@ -13,8 +13,6 @@ from pickletools import genops
 from typing import Any, BinaryIO
 
 MAX_OPERATIONS = 4_000_000  # the largest published checkpoints need some hundred thousand
-MAX_TENSORS = 200_000
-MAX_DEPTH = 32
 DAMAGED = "its pickle is damaged or cut short. Fetch it again"
 
 HARMLESS = {
@@ -106,7 +104,14 @@ def _operations(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
             if count > MAX_OPERATIONS:
                 break
             yield opcode.name, argument
-    except (ValueError, LookupError, TypeError, AttributeError, struct.error, OverflowError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        OverflowError,
+    ) as error:
         raise ValueError(DAMAGED) from error
 
 
@@ -128,76 +133,6 @@ def read_pickle(stream: BinaryIO) -> Any:
     except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(DAMAGED) from error
     raise ValueError(DAMAGED)
-
-
-def named_tensors(root: Any) -> dict[str, TensorRef]:
-    """The tensors of a checkpoint by their names, joined by dots where dictionaries are nested.
-
-    Raises:
-        ValueError: there are none, or an object of an unknown class stands among them.
-    """
-    root = _state(root)
-    found: dict[str, TensorRef] = {}
-    waiting: list[tuple[str, Any, int]] = [("", root, 0)]
-    for _ in range(MAX_TENSORS):
-        if not waiting:
-            break
-        name, value, depth = waiting.pop()
-        if isinstance(value, TensorRef):
-            if (name or "tensor") in found:
-                raise ValueError(f"it has two tensors of the name {name[:200]}")
-            found[name or "tensor"] = value
-        elif isinstance(value, Opaque):
-            raise ValueError(
-                f"{name[:200] or 'it'} is an object of {value.name}, not a tensor. Where that "
-                "class is at hand, save the model's state_dict() and use that file"
-            )
-        elif (children := _children(value)) is not None:
-            if depth == MAX_DEPTH:
-                raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
-            below = [(_joined(name, key), child, depth + 1) for key, child in children]
-            waiting += reversed(below)
-            if len(waiting) > MAX_TENSORS:
-                break
-    if waiting:
-        raise ValueError(f"it holds more than {MAX_TENSORS:,} objects")
-    if not found:
-        raise ValueError("it holds no tensors: it is something other than a model's weights")
-    return found
-
-
-def _state(root: Any) -> Any:
-    """A training checkpoint's weights, without what training keeps beside them."""
-    if not isinstance(root, dict):
-        return root
-    for key in ("state_dict", "model_state_dict"):
-        if isinstance(root.get(key), dict | Scripted):
-            return root[key]
-    training = ("optim", "lr", "sched", "scaler", "callbacks", "loops", "hyper", "args", "config")
-    rest = {
-        key: value
-        for key, value in root.items()
-        if _children(value) and not (isinstance(key, str) and key.startswith(training))
-    }
-    if list(rest) == ["model"] and not any(isinstance(v, TensorRef) for v in root.values()):
-        return rest["model"]
-    if rest and not any(isinstance(v, TensorRef) for v in root.values()):
-        return {k: v for k, v in root.items() if not isinstance(v, Opaque)}  # groups of tensors
-    return root
-
-
-def _children(value: Any) -> list[tuple[Any, Any]] | None:
-    if isinstance(value, Scripted):
-        return list(value.attributes.items())
-    if isinstance(value, dict):
-        return list(value.items())
-    return list(enumerate(value)) if isinstance(value, list | tuple) else None
-
-
-def _joined(name: str, key: Any) -> str:
-    if not isinstance(key, str | int) or len(name) > 500:
-        raise ValueError(f"{name[:200] or 'it'} has a key that is no name")
-    return f"{name}.{key}" if name else str(key)
 
 
 def _global(module: Any, name: Any) -> Global:
@@ -390,21 +325,36 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"), _push),
     **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _push),
     **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), _push),
-    **{"NONE": _constant(None), "NEWTRUE": _constant(True), "NEWFALSE": _constant(False)},
+    "NONE": _constant(None),
+    "NEWTRUE": _constant(True),
+    "NEWFALSE": _constant(False),
     **dict.fromkeys(("EMPTY_LIST", "EMPTY_SET"), lambda m, _: m.push([])),
     "EMPTY_DICT": lambda m, _: m.push({}),
-    **{"EMPTY_TUPLE": _constant(()), "TUPLE1": _tuple(1), "TUPLE2": _tuple(2), "TUPLE3": _tuple(3)},
-    **{"TUPLE": _from_mark(tuple), "LIST": _from_mark(list), "FROZENSET": _from_mark(list)},
+    "EMPTY_TUPLE": _constant(()),
+    "TUPLE1": _tuple(1),
+    "TUPLE2": _tuple(2),
+    "TUPLE3": _tuple(3),
+    "TUPLE": _from_mark(tuple),
+    "LIST": _from_mark(list),
+    "FROZENSET": _from_mark(list),
     "DICT": _from_mark(_pairs),
     "APPEND": lambda m, _: _extend(m, m.pop(1)),
     **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda m, _: _extend(m, m.since_mark())),
     "SETITEM": lambda m, _: _update(m, m.pop(2)),
     "SETITEMS": lambda m, _: _update(m, m.since_mark()),
-    **{"MARK": _mark, "POP": _pop, "POP_MARK": lambda m, _: (m.since_mark(), None)[1]},
+    "MARK": _mark,
+    "POP": _pop,
+    "POP_MARK": lambda m, _: (m.since_mark(), None)[1],
     "DUP": lambda m, _: m.push(m.stack[-1]),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _memoise),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, i: m.push(m.memo[i])),
-    **{"GLOBAL": _from_text, "STACK_GLOBAL": _from_stack, "INST": _instance, "OBJ": _object},
-    **{"REDUCE": _reduce, "NEWOBJ": _reduce, "NEWOBJ_EX": _new_with_words, "BUILD": _build},
+    "GLOBAL": _from_text,
+    "STACK_GLOBAL": _from_stack,
+    "INST": _instance,
+    "OBJ": _object,
+    "REDUCE": _reduce,
+    "NEWOBJ": _reduce,
+    "NEWOBJ_EX": _new_with_words,
+    "BUILD": _build,
     "BINPERSID": lambda m, _: m.push(_storage(*m.pop(1))),
 }
