@@ -18,7 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from triptych.train import checkpoint
+from triptych.weights import files
 
 KILLED = 9
 REAL = {
@@ -35,7 +35,7 @@ REAL = {
         "truncate",
     )
 }
-REAL_OPEN, REAL_SAVE_FILE = io.open, checkpoint.save_file
+REAL_OPEN, REAL_SAVE_FILE = io.open, files.save_file
 
 
 class Disk:
@@ -63,7 +63,7 @@ class Disk:
         patch(os, "fsync", self._fsync)
         patch(io, "open", self._open)
         patch(builtins, "open", self._open)
-        patch(checkpoint, "save_file", self._save_file)
+        patch(files, "save_file", self._save_file)
 
     def reached(self, name: str, half: Callable[[], Any] | None = None) -> None:
         """Called before every operation; `half` does a part of it."""
@@ -118,7 +118,7 @@ class Disk:
         self.secured[status.st_ino] = min(known, status.st_size)
         return Watched(file, self)
 
-    def _save_file(self, tensors: Any, path: Path) -> None:
+    def _save_file(self, tensors: Any, path: Path, metadata: Any = None) -> None:
         def half() -> None:
             REAL_SAVE_FILE(tensors, path)
             REAL["truncate"](path, path.stat().st_size // 2)

@@ -11,6 +11,7 @@ COMMANDS = {
     "generate": "write pictures from a trained model",
     "evaluate": "judge a trained model and write numbers, tables and plots",
     "data": "look at a source of pictures before training on it",
+    "weights": "list, inspect, convert and check files of weights",
 }
 
 HELP = """triptych: conditional and multimodal generative models

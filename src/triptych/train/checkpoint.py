@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from triptych.config import read_json, write_json
 from triptych.train.journal import naming
+from triptych.weights.files import write_tensors
 
 STEP = re.compile(r"step-(\d{6,})(-old-\d+)?$")  # old: moved aside by a save that then died
 MANIFEST = "manifest.json"
@@ -54,7 +54,7 @@ def save(
             _remove_leftovers(run)
             aside.mkdir()
             for name, group in tensors.items():
-                _write_tensors(aside / f"{name}.safetensors", group)
+                write_tensors(aside / f"{name}.safetensors", group)
             _write(aside / "state.json", json.dumps(state))
             files = {p.name: _fingerprint(p) for p in sorted(aside.iterdir())}
             _write(aside / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
@@ -152,7 +152,7 @@ def export(run: Path, module: nn.Module, card: dict[str, Any]) -> None:
     try:
         with naming(run / "model.safetensors"):
             aside.mkdir(exist_ok=True)
-            _write_tensors(aside / "model.safetensors", tensors)
+            write_tensors(aside / "model.safetensors", tensors)
             (aside / "model.safetensors").replace(run / "model.safetensors")
             write_json(run / "config.json", card)
     finally:
@@ -193,17 +193,6 @@ def _require_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise FloatingPointError(f"{name}: {key} is not finite; nothing was saved")
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    path.touch()
-    mode = path.stat().st_mode  # the user's umask: the library would make a private file
-    try:
-        save_file({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, path)
-    except SafetensorError as error:
-        raise OSError(f"{path}: {error}") from error
-    path.chmod(mode)
-    _sync(path)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,13 +1,44 @@
-"""Read weights without executing anything, and say what is wrong with a file that holds none."""
+"""Read weights without executing anything, and say what is wrong with a file that holds none.
 
+Whatever the container, tensors come under the names that the file gives them, mapped where that is
+possible: opening a large file takes no memory, and a file must not change while its tensors are in
+use.
+"""
+
+import hashlib
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-MAX_HEADER = 16 << 20  # bytes; the largest published checkpoints stay far below
+from triptych.config import nearest
+from triptych.weights.archive import read_archive, read_legacy
+from triptych.weights.containers import WORDS, Container, container, read_index
+from triptych.weights.npz import read_npz
+
+MAX_HEADER = 100_000_000  # bytes, the format's own limit
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of any file of weights, by their names in it.
+
+    Read are safetensors; `model.safetensors.index.json` and the shards beside it; `torch.save` and
+    TorchScript files, whose tensors are read and whose programs never run; and NumPy's `.npz`.
+    Which of them a file is, its content decides.
+
+    Raises:
+        ValueError: what is wrong with the file, or what it is instead, and what to do about it.
+    """
+    try:
+        return _read(path, container(path))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}{_similar(path)}") from error
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -16,41 +47,170 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: what the file is instead, and what to do about it.
     """
-    if fault := diagnose(path):
-        raise ValueError(f"{path}: {fault}")
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}. Fetch it again") from error
+        found = container(path)
+        if found != "safetensors":
+            raise ValueError(
+                f"is {WORDS[found]}, not safetensors. `triptych weights convert {path.name} "
+                "model.safetensors --to safetensors` makes one of it"
+            )
+        return _read(path, found)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def diagnose(path: Path) -> str:
-    """Why a file is not a whole safetensors file; empty when nothing is wrong at first sight."""
+    """Why no weights can be read from a file; empty when they can.
+
+    The places and shapes of all tensors are checked; their values are not looked at.
+    """
+    try:
+        read_weights(path)
+    except ValueError as error:
+        return str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
+    return ""
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write aside, sync, rename: a reader sees the old file or the new one, never half of it.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; what was there before stays.
+    """
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        write_tensors(aside, tensors, metadata)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """A synced safetensors file, under its own name at once: for folders that are renamed whole.
+
+    Tensors that share memory become separate ones: the format has no other way.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    apart: dict[str, Tensor] = {}
+    used: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        memory = whole.untyped_storage().data_ptr()
+        apart[name] = whole.clone() if memory in used else whole
+        used.add(memory)
+    path.touch()
+    mode = path.stat().st_mode  # the user's umask: the library would make a private file
+    try:
+        save_file(apart, path, dict(metadata) if metadata else None)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+    path.chmod(mode)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shards(index: Path) -> dict[str, list[str]]:
+    """The files that an index names, and the tensors that each must hold. Errors name no file.
+
+    Raises:
+        ValueError: the index is damaged, or names files elsewhere.
+    """
+    files: dict[str, list[str]] = {}
+    names = read_index(index).get("weight_map")
+    for name, file in names.items() if isinstance(names, dict) else ():
+        if not isinstance(file, str) or Path(file).name != file or "\\" in file:
+            raise ValueError(f"names {str(file)[:200]!r}, which is no file beside it")
+        files.setdefault(file, []).append(name)
+    if not files:
+        raise ValueError("is an index of no shards. Fetch it again")
+    return files
+
+
+def missing_shards(index: Path) -> list[str]:
+    """Files that an index names and that are not beside it."""
+    return [file for file in sorted(shards(index)) if not (index.parent / file).is_file()]
+
+
+def _read(path: Path, found: Container) -> dict[str, Tensor]:
+    if found == "safetensors":
+        return _read_safetensors(path)
+    if found == "shards":
+        return _read_shards(path)
+    if found == "npz":
+        return read_npz(path)
+    return read_legacy(path) if found == "torch-legacy" else read_archive(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if fault := _safetensors_fault(path):
+        raise ValueError(fault)
+    try:
+        return load_file(path)
+    except (SafetensorError, KeyError) as error:  # a type that this version does not know
+        raise ValueError(f"is damaged: {error}. Fetch it again") from error
+
+
+def _safetensors_fault(path: Path) -> str:
+    """What the header says against the bytes that are there."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(512)
-        if head.startswith(b"version https://git-lfs"):
-            return "is a git-lfs pointer, not the weights. Run `git lfs pull` in its folder"
-        if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
-            return "is a web page, not weights: the download needs a login or another address"
-        if head.startswith(b"PK\x03\x04"):
-            return "is a zip archive (a .pt or .ckpt), not safetensors"
-        if size < 10:
-            return f"has only {size} bytes. The download broke off; fetch it again"
-        length = int.from_bytes(head[:8], "little")
-        if length > MAX_HEADER or not head[8:].lstrip().startswith(b"{"):
+        length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
             return "does not begin like a safetensors file"
         if size < 8 + length:
             return f"has {size} bytes, its header alone needs {8 + length}: it was cut short"
-        file.seek(8)
         try:
             header = json.loads(file.read(length))
             ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-            expected = 8 + length + max(ends, default=0)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            expected = int(8 + length + max(ends, default=0))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return "has a broken header. Fetch it again"
     if size != expected:
         return (
             f"has {size} bytes instead of {expected}: it was cut short or extended. Fetch it again"
         )
     return ""
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    wanted = shards(index)
+    if missing := missing_shards(index):
+        raise ValueError(
+            f"lacks {len(missing)} of its {len(wanted)} shards: {', '.join(missing[:20])}. Fetch "
+            "them into the same folder"
+        )
+    tensors: dict[str, Tensor] = {}
+    for file, names in wanted.items():
+        try:
+            found = _read(index.parent / file, container(index.parent / file))
+        except ValueError as error:
+            raise ValueError(f"its shard {file} {error}") from error
+        if absent := [name for name in names if name not in found]:
+            raise ValueError(f"its shard {file} lacks {absent[0][:200]}: it is of another model")
+        tensors |= {name: found[name] for name in names}
+    return tensors
+
+
+def _similar(path: Path) -> str:
+    """The nearest name in the folder of a file that does not exist."""
+    if path.exists() or not path.parent.is_dir():
+        return ""
+    near = nearest(path.name, [other.name for other in path.parent.iterdir()])
+    return f".{near}" if near else ""

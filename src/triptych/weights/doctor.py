@@ -1,0 +1,107 @@
+"""What is wrong with a checkpoint, file by file, and what to do about it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from triptych.config import nearest
+from triptych.weights.catalog import CATALOG
+from triptych.weights.containers import WORDS, container
+from triptych.weights.families import agrees, family
+from triptych.weights.files import digest_of, missing_shards, read_weights
+from triptych.weights.layouts import Layout, layout
+
+TORCH = ("torch", "torchscript", "torch-legacy")
+SUFFIXES = {
+    ".safetensors": ("safetensors",),
+    ".npz": ("npz",),
+    **dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".th"), TORCH),
+}
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at; `fault` is empty where it is sound."""
+
+    path: Path
+    what: str
+    fault: str = ""
+
+
+def examine(path: Path, digests: bool = False) -> Iterator[Finding]:
+    """Look at a file, or at all parts of a folder; nothing is executed or fetched.
+
+    With `digests` every byte is read, and files that the catalog knows are compared with what
+    their publisher says.
+    """
+    if not path.exists():
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        yield Finding(path, "nothing", f"does not exist.{nearest(path.name, near)}".rstrip("."))
+        return
+    if not path.is_dir():
+        yield from _file(path, "", digests)
+        return
+    try:
+        found = layout(path)
+    except (ValueError, OSError) as error:
+        yield Finding(path, "a folder", str(error).removeprefix(f"{path} "))
+        for file in sorted(path.iterdir()):  # the reason may be one of them
+            if file.suffix in SUFFIXES and file.is_file():
+                yield from _file(file, "", digests)
+        return
+    yield Finding(
+        found.path, f"{found.form} folder" + (f", {found.declared}" * bool(found.declared))
+    )
+    for weights in found.weights:
+        declared = found.declared if found.form == "transformers" else ""
+        yield from _file(weights, declared, digests)
+    yield from _missing(found)
+
+
+def _file(path: Path, declared: str, digests: bool) -> Iterator[Finding]:
+    what, fault = "a file", ""
+    try:
+        kind = container(path)
+        what = WORDS[kind]
+        if kind == "shards" and (missing := missing_shards(path)):
+            fault = f"lacks {len(missing)} shards: {', '.join(missing[:20])}. Fetch them into "
+            yield Finding(path, what, f"{fault}{path.parent}")
+            return
+        tensors = read_weights(path)
+        found = family(tensors)
+        what = f"{what} of {len(tensors):,} tensors" + (f", {found}" if found else "")
+        wanted = SUFFIXES.get(path.suffix)
+        if wanted and kind not in wanted and kind != "shards":
+            ending = next(s for s, kinds in SUFFIXES.items() if kind in kinds)
+            fault = f"is {WORDS[kind]} under a wrong name: rename it to {path.stem}{ending}"
+        elif not agrees(declared, found):
+            fault = (
+                f"holds {found}, but the configuration beside it is of {declared}: one of the two "
+                "is of another model"
+            )
+    except OSError as error:
+        fault = f"cannot be opened: {error.strerror or error}"
+    except ValueError as error:
+        fault = str(error).removeprefix(f"{path}: ")
+    yield Finding(path, what, fault or (_digest_fault(path) if digests else ""))
+
+
+def _digest_fault(path: Path) -> str:
+    known = {e.sha256[path.name]: e for e in CATALOG.values() if path.name in e.sha256}
+    digest = digest_of(path) if known else ""
+    if not known or digest in known:
+        return ""
+    return (
+        f"has the SHA-256 {digest}, but {path.name} is published with {' or '.join(known)}: it is "
+        "damaged, or another file of this name"
+    )
+
+
+def _missing(found: Layout) -> Iterator[Finding]:
+    """Files without which the weights load and the model is of no use."""
+    if found.form == "transformers" and found.declared in ("clip", "siglip", "siglip2"):
+        if not {p.name for p in found.tokenizer} & {"tokenizer.json", "vocab.json", "spiece.model"}:
+            fault = "is missing: texts cannot be read without it. Fetch it from where the rest is"
+            yield Finding(found.path / "tokenizer.json", "the tokenizer", fault)
+        if found.preprocessor is None:
+            fault = "is missing: it says how pictures are resized. Fetch it from where the rest is"
+            yield Finding(found.path / "preprocessor_config.json", "the preprocessor", fault)

@@ -1,0 +1,190 @@
+"""How a checkpoint lies on a disk: a folder of which program, or a file of which publisher.
+
+Nothing is loaded and nothing is fetched; only names, and small JSON files, are looked at.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from triptych.config import nearest, read_json
+from triptych.weights.containers import container
+
+Form = Literal["triptych", "transformers", "open_clip", "diffusers", "openai", "big_vision", "file"]
+
+TRANSFORMERS = (  # in the order of preference
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+OPEN_CLIP = (
+    "open_clip_model.safetensors",
+    "open_clip_model.safetensors.index.json",
+    "open_clip_pytorch_model.bin",
+    "open_clip_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+DIFFUSERS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.bin",
+    *TRANSFORMERS,
+)
+TOKENIZERS = (
+    *("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model"),
+    *("tokenizer_config.json", "special_tokens_map.json"),
+)
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What was found, and where its parts are."""
+
+    form: Form
+    path: Path
+    weights: tuple[Path, ...]
+    """Files that `read_weights` takes; an index stands for its shards. Several only where a folder
+    holds several models (diffusers).
+    """
+    config: Path | None = None
+    tokenizer: tuple[Path, ...] = ()
+    preprocessor: Path | None = None
+    declared: str = ""
+    """What the configuration calls the model: `model_type`, `_class_name`, or our own name."""
+
+
+def layout(path: Path) -> Layout:
+    """Which layout a folder or file of a checkpoint has.
+
+    Raises:
+        ValueError: it has none that is known, or lacks its weights; says what was expected.
+    """
+    if not path.exists():
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ValueError(f"{path} does not exist.{nearest(path.name, near)}".rstrip("."))
+    if not path.is_dir():
+        return _file(path)
+    path = _snapshot(path)
+    if (path / "model_index.json").is_file():
+        return _diffusers(path)
+    card = _read(path / "config.json")
+    open_clip = _read(path / "open_clip_config.json")
+    if isinstance(card.get("model"), str) and isinstance(card.get("config"), dict):
+        return _folder("triptych", path, ("model.safetensors",), "config.json", card["model"])
+    if open_clip and not (card and _first(path, OPEN_CLIP[:4]) is None):
+        return _folder("open_clip", path, OPEN_CLIP, "open_clip_config.json", "")
+    if card:
+        declared = card.get("model_type")
+        if not isinstance(declared, str):
+            raise ValueError(
+                f"{path}/config.json names no `model_type`: it is of a program that is not known "
+                "here. Give the file of weights itself"
+            )
+        return _folder("transformers", path, TRANSFORMERS, "config.json", declared)
+    raise ValueError(f"{path} {_unknown(path)}")
+
+
+def _file(path: Path) -> Layout:
+    try:
+        found = container(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    forms: dict[str, Form] = {"torchscript": "openai", "npz": "big_vision"}
+    return Layout(forms.get(found, "file"), path, (path,))
+
+
+def _folder(form: Form, path: Path, names: tuple[str, ...], config: str, declared: str) -> Layout:
+    weights = _first(path, names)
+    if weights is None:
+        kind = f"{declared} " if declared else ""
+        raise ValueError(
+            f"{path} is a {form} folder of a {kind}model without its weights: there is no "
+            f"{' or '.join(names[:4])}{_unfinished(path)}"
+        )
+    return Layout(
+        form,
+        path,
+        (weights,),
+        path / config,
+        tuple(path / name for name in TOKENIZERS if (path / name).is_file()),
+        _first(path, PREPROCESSORS),
+        declared,
+    )
+
+
+def _diffusers(path: Path) -> Layout:
+    index = _read(path / "model_index.json")
+    parts = [name for name, kind in index.items() if _is_part(kind) and (path / name).is_dir()]
+    weights = tuple(w for name in parts if (w := _first(path / name, DIFFUSERS)))
+    if not weights:
+        raise ValueError(f"{path} is a diffusers folder without weights in its parts")
+    tokens = path / "tokenizer"
+    return Layout(
+        "diffusers",
+        path,
+        weights,
+        path / "model_index.json",
+        tuple(tokens / name for name in TOKENIZERS if (tokens / name).is_file()),
+        _first(path / "feature_extractor", PREPROCESSORS),
+        str(index.get("_class_name", "")),
+    )
+
+
+def _is_part(kind: Any) -> bool:
+    return isinstance(kind, list) and len(kind) == 2 and all(isinstance(k, str) for k in kind)
+
+
+def _snapshot(path: Path) -> Path:
+    """The current files of a folder of the hub's cache (`models--OWNER--NAME`)."""
+    main = path / "refs" / "main"
+    if main.is_file() and main.stat().st_size < 100:
+        inner = path / "snapshots" / main.read_text(errors="replace").strip()
+        if inner.parent == path / "snapshots" and inner.is_dir():
+            return inner
+    return path
+
+
+def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a JSON object. Fetch it again")
+    return found
+
+
+def _unfinished(path: Path) -> str:
+    endings = (".incomplete", ".part", ".crdownload", ".tmp", ".download", ".aria2")
+    found = [p.name for p in sorted(path.iterdir()) if p.name.endswith(endings)]
+    return f". {found[0]} is an unfinished download: let it end, or fetch it again" if found else ""
+
+
+def _unknown(path: Path) -> str:
+    """A sentence on a folder of no known layout."""
+    suffixes = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".th")
+    files = [p.name for p in sorted(path.iterdir()) if p.suffix in suffixes and p.is_file()]
+    if any(path.glob("*-of-*")) and not list(path.glob("*.index.json")):
+        return (
+            "holds shards without their index: fetch model.safetensors.index.json and config.json "
+            "into it"
+        )
+    if files:
+        more = f" (or one of {len(files) - 1} others)" if len(files) > 1 else ""
+        return (
+            f"has no config.json that says which model its weights are of. Give a file itself: "
+            f"{path / files[0]}{more}"
+        )
+    return (
+        "is not a checkpoint: there is no config.json, open_clip_config.json or model_index.json, "
+        f"and no file of weights{_unfinished(path)}"
+    )

@@ -1,0 +1,78 @@
+"""The weights among all that a checkpoint holds, and their names."""
+
+from typing import Any
+
+from triptych.weights.pickled import Opaque, Scripted, TensorRef
+
+MAX_TENSORS = 200_000
+MAX_DEPTH = 32
+
+
+def named_tensors(root: Any) -> dict[str, TensorRef]:
+    """The tensors of a checkpoint by their names, joined by dots where dictionaries are nested.
+
+    Raises:
+        ValueError: there are none, or an object of an unknown class stands among them.
+    """
+    root = _state(root)
+    found: dict[str, TensorRef] = {}
+    waiting: list[tuple[str, Any, int]] = [("", root, 0)]
+    for _ in range(MAX_TENSORS):
+        if not waiting:
+            break
+        name, value, depth = waiting.pop()
+        if isinstance(value, TensorRef):
+            if (name or "tensor") in found:
+                raise ValueError(f"it has two tensors of the name {name[:200]}")
+            found[name or "tensor"] = value
+        elif isinstance(value, Opaque):
+            raise ValueError(
+                f"{name[:200] or 'it'} is an object of {value.name}, not a tensor. Where that "
+                "class is at hand, save the model's state_dict() and use that file"
+            )
+        elif (children := _children(value)) is not None:
+            if depth == MAX_DEPTH:
+                raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+            below = [(_joined(name, key), child, depth + 1) for key, child in children]
+            waiting += reversed(below)
+            if len(waiting) > MAX_TENSORS:
+                break
+    if waiting:
+        raise ValueError(f"it holds more than {MAX_TENSORS:,} objects")
+    if not found:
+        raise ValueError("it holds no tensors: it is something other than a model's weights")
+    return found
+
+
+def _state(root: Any) -> Any:
+    """A training checkpoint's weights, without what training keeps beside them."""
+    if not isinstance(root, dict):
+        return root
+    for key in ("state_dict", "model_state_dict"):
+        if isinstance(root.get(key), dict | Scripted):
+            return root[key]
+    training = ("optim", "lr", "sched", "scaler", "callbacks", "loops", "hyper", "args", "config")
+    rest = {
+        key: value
+        for key, value in root.items()
+        if _children(value) and not (isinstance(key, str) and key.startswith(training))
+    }
+    if list(rest) == ["model"] and not any(isinstance(v, TensorRef) for v in root.values()):
+        return rest["model"]
+    if rest and not any(isinstance(v, TensorRef) for v in root.values()):
+        return {k: v for k, v in root.items() if not isinstance(v, Opaque)}  # groups of tensors
+    return root
+
+
+def _children(value: Any) -> list[tuple[Any, Any]] | None:
+    if isinstance(value, Scripted):
+        return list(value.attributes.items())
+    if isinstance(value, dict):
+        return list(value.items())
+    return list(enumerate(value)) if isinstance(value, list | tuple) else None
+
+
+def _joined(name: str, key: Any) -> str:
+    if not isinstance(key, str | int) or len(name) > 500:
+        raise ValueError(f"{name[:200] or 'it'} has a key that is no name")
+    return f"{name}.{key}" if name else str(key)

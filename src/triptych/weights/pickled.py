@@ -1,0 +1,360 @@
+"""What a pickle describes, without making any of it.
+
+A pickle is a program for a small stack machine. Python's own reader runs it, and a line of it can
+call any function on the computer. This machine knows containers, numbers, strings and the places of
+tensors; every other object becomes a name that is never looked up, imported or called.
+"""
+
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pickletools import genops
+from typing import Any, BinaryIO
+
+MAX_OPERATIONS = 4_000_000  # the largest published checkpoints need some hundred thousand
+DAMAGED = "its pickle is damaged or cut short. Fetch it again"
+
+HARMLESS = {
+    *("argparse.Namespace", "types.SimpleNamespace", "uuid.UUID", "_codecs.encode"),
+    *("collections.OrderedDict", "collections.defaultdict", "collections.Counter"),
+    *("collections.deque", "copyreg._reconstructor", "copy_reg._reconstructor"),
+    *("datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta"),
+    *("pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath"),
+    *("pathlib._local.PosixPath", "pathlib._local.WindowsPath", "typing.Any"),
+    *(f"{python}.{kind}" for python in ("builtins", "__builtin__") for kind in (
+        "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list",
+        "object", "set", "slice", "str", "tuple", "unicode", "long",
+    )),
+}  # fmt: skip
+"""Of Python's own library, all that training leaves beside weights; the rest can do harm."""
+
+STANDARD = {*sys.stdlib_module_names, "__builtin__", "copy_reg", "commands", "posix", "nt"}
+
+
+@dataclass(frozen=True, eq=False)
+class Global:
+    """A function or class that the pickle names."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque:
+    """Stands for an object of a class that we do not know."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Scripted:
+    """A TorchScript module: its attributes by name."""
+
+    attributes: dict[Any, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class StorageRef:
+    """Where the numbers of some tensors are; `kind` is such as FloatStorage."""
+
+    key: str
+    kind: str
+    size: int  # in elements
+
+
+@dataclass(frozen=True, eq=False)
+class TensorRef:
+    """A view of a storage; offset and strides in elements."""
+
+    storage: StorageRef
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str = ""  # where the storage is only bytes
+
+
+@dataclass
+class _Machine:
+    stack: list[Any] = field(default_factory=list)
+    below: list[list[Any]] = field(default_factory=list)  # stacks under the marks
+    memo: dict[int, Any] = field(default_factory=dict)
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def since_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def pop(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise IndexError
+        items = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        return items
+
+
+def _operations(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
+    try:
+        for count, (opcode, argument, _) in enumerate(genops(stream)):
+            if count > MAX_OPERATIONS:
+                break
+            yield opcode.name, argument
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        OverflowError,
+    ) as error:
+        raise ValueError(DAMAGED) from error
+
+
+def read_pickle(stream: BinaryIO) -> Any:
+    """The value that one pickle describes; the stream is left behind it.
+
+    Raises:
+        ValueError: it is damaged, or it names a function of Python that weights have no use for.
+    """
+    machine = _Machine()
+    try:
+        for opcode, argument in _operations(stream):
+            if opcode == "STOP":
+                return machine.stack.pop()
+            step = _STEPS.get(opcode)
+            if step is None:
+                raise ValueError(f"its pickle uses {opcode}, which no checkpoint needs")
+            step(machine, argument)
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(DAMAGED) from error
+    raise ValueError(DAMAGED)
+
+
+def _global(module: Any, name: Any) -> Global:
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise TypeError
+    found = Global(module[:200], name[:200])
+    if module.split(".")[0] in STANDARD and str(found) not in HARMLESS:
+        raise ValueError(
+            f"it names {found}, with which a pickle can run programs: nothing of it was read. "
+            "Do not open this file with other tools; get the weights as safetensors"
+        )
+    return found
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    """What the pickle wants called: a container, a tensor, or an object that is not made."""
+    if not isinstance(arguments, tuple):
+        raise TypeError
+    if isinstance(function, Global):
+        if function.module.startswith("__torch__"):
+            return Scripted()
+        make = _KNOWN.get(str(function))
+        return make(*arguments) if make else Opaque(str(function))
+    return Opaque(function.name if isinstance(function, Opaque) else "no class")
+
+
+def _dictionary(pairs: Any = (), *_: Any) -> dict[Any, Any]:
+    return {_key(key): value for key, value in (pairs.items() if type(pairs) is dict else pairs)}
+
+
+def _key(key: Any) -> Any:
+    """Nested tuples take exponential time to hash, and no weights are named by one."""
+    simple = isinstance(key, str | int | float | bytes | None | Opaque | Global)
+    return key if simple else Opaque("no name")
+
+
+def _list(items: Any = (), *_: Any) -> list[Any]:
+    return list(items) if isinstance(items, list | tuple) else []
+
+
+def _storage(identity: Any) -> StorageRef:
+    word, kind, key, _, size, *view = identity
+    known = isinstance(kind, Global) and kind.module in ("torch", "torch.cuda", "torch.storage")
+    if word != "storage" or not known or any(part is not None for part in view):
+        raise ValueError("it refers to numbers outside itself, or in a form no longer in use")
+    if not isinstance(key, str) or not _whole(size):
+        raise TypeError
+    return StorageRef(key, kind.name, size)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef:
+    if not isinstance(storage, StorageRef) or not _whole(offset):
+        raise TypeError
+    return TensorRef(storage, offset, _numbers(shape), _numbers(strides))
+
+
+def _typed_tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, _: Any, hooks: Any, dtype: Any, *rest: Any
+) -> TensorRef:
+    found = _tensor(storage, offset, shape, strides)
+    return TensorRef(found.storage, found.offset, found.shape, found.strides, dtype.name)
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _subclass(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
+    plain = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter")
+    if str(kind) not in plain or str(function) not in _TENSORS:
+        return Opaque(str(kind) if isinstance(kind, Global) else "no class")
+    return _call(function, arguments)
+
+
+def _whole(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 1 << 48
+
+
+def _numbers(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple | list) or len(values) > 16 or not all(map(_whole, values)):
+        raise ValueError("it has a tensor whose shape or strides are no whole numbers")
+    return tuple(values)
+
+
+_TENSORS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _typed_tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+}
+_KNOWN = _TENSORS | {
+    "torch._tensor._rebuild_from_type_v2": _subclass,
+    "torch.Size": lambda items=(): tuple(_list(items)),
+    "torch.jit._pickle.restore_type_tag": _parameter,
+    "collections.OrderedDict": _dictionary,
+    "collections.Counter": _dictionary,
+    "collections.defaultdict": lambda *_: {},
+    **{f"torch.jit._pickle.build_{k}list": _list for k in ("int", "double", "bool", "tensor")},
+    **{f"{p}.{k}": _list for p in ("builtins", "__builtin__") for k in ("set", "frozenset")},
+}
+
+
+def _push(m: _Machine, argument: Any) -> None:
+    m.push(argument)
+
+
+def _constant(value: Any) -> Callable[[_Machine, Any], None]:
+    return lambda m, _: m.push(value)
+
+
+def _mark(m: _Machine, _: Any) -> None:
+    m.below.append(m.stack)
+    m.stack = []
+
+
+def _pop(m: _Machine, _: Any) -> None:
+    if m.stack:
+        m.stack.pop()
+    else:
+        m.since_mark()
+
+
+def _tuple(count: int) -> Callable[[_Machine, Any], None]:
+    return lambda m, _: m.push(tuple(m.pop(count)))
+
+
+def _from_mark(make: Callable[[list[Any]], Any]) -> Callable[[_Machine, Any], None]:
+    return lambda m, _: m.push(make(m.since_mark()))
+
+
+def _pairs(items: list[Any]) -> dict[Any, Any]:
+    return _dictionary(list(zip(items[::2], items[1::2], strict=True)))
+
+
+def _extend(m: _Machine, items: list[Any]) -> None:
+    if isinstance(m.stack[-1], list):
+        m.stack[-1].extend(items)
+
+
+def _update(m: _Machine, items: list[Any]) -> None:
+    if isinstance(m.stack[-1], dict):
+        m.stack[-1].update(_pairs(items))
+
+
+def _memoise(m: _Machine, index: Any) -> None:
+    m.memo[len(m.memo) if index is None else index] = m.stack[-1]
+
+
+def _from_text(m: _Machine, argument: str) -> None:
+    m.push(_global(*argument.split(" ", 1)))
+
+
+def _from_stack(m: _Machine, _: Any) -> None:
+    m.push(_global(*m.pop(2)))
+
+
+def _reduce(m: _Machine, _: Any) -> None:
+    m.push(_call(*m.pop(2)))
+
+
+def _new_with_words(m: _Machine, _: Any) -> None:
+    kind, arguments, _words = m.pop(3)
+    m.push(_call(kind, arguments))
+
+
+def _instance(m: _Machine, argument: str) -> None:
+    kind = _global(*argument.split(" ", 1))
+    m.push(_call(kind, tuple(m.since_mark())))
+
+
+def _object(m: _Machine, _: Any) -> None:
+    kind, *arguments = m.since_mark()
+    m.push(_call(kind, tuple(arguments)))
+
+
+def _build(m: _Machine, _: Any) -> None:
+    (state,) = m.pop(1)
+    if isinstance(m.stack[-1], Scripted):  # any other object is not made, and needs no state
+        m.stack[-1].attributes.update(state)
+
+
+def _ignore(m: _Machine, _: Any) -> None:
+    pass
+
+
+_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), _ignore),
+    **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), _push),
+    **dict.fromkeys(("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"), _push),
+    **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _push),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), _push),
+    "NONE": _constant(None),
+    "NEWTRUE": _constant(True),
+    "NEWFALSE": _constant(False),
+    **dict.fromkeys(("EMPTY_LIST", "EMPTY_SET"), lambda m, _: m.push([])),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "EMPTY_TUPLE": _constant(()),
+    "TUPLE1": _tuple(1),
+    "TUPLE2": _tuple(2),
+    "TUPLE3": _tuple(3),
+    "TUPLE": _from_mark(tuple),
+    "LIST": _from_mark(list),
+    "FROZENSET": _from_mark(list),
+    "DICT": _from_mark(_pairs),
+    "APPEND": lambda m, _: _extend(m, m.pop(1)),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda m, _: _extend(m, m.since_mark())),
+    "SETITEM": lambda m, _: _update(m, m.pop(2)),
+    "SETITEMS": lambda m, _: _update(m, m.since_mark()),
+    "MARK": _mark,
+    "POP": _pop,
+    "POP_MARK": lambda m, _: (m.since_mark(), None)[1],
+    "DUP": lambda m, _: m.push(m.stack[-1]),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _memoise),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, i: m.push(m.memo[i])),
+    "GLOBAL": _from_text,
+    "STACK_GLOBAL": _from_stack,
+    "INST": _instance,
+    "OBJ": _object,
+    "REDUCE": _reduce,
+    "NEWOBJ": _reduce,
+    "NEWOBJ_EX": _new_with_words,
+    "BUILD": _build,
+    "BINPERSID": lambda m, _: m.push(_storage(*m.pop(1))),
+}
