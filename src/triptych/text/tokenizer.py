@@ -217,8 +217,9 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> To
     """A vocabulary of one's own, in the form of CLIP's: byte pairs with marked ends of words.
 
     All bytes, all bytes at the end of a word, then the most frequent pairs of the captions that
-    occur twice, then the start and the end token, which has the highest number. The same captions
-    give the same vocabulary. It is smaller than asked where the captions have no more pairs.
+    occur twice, then the start and the end token, which has the highest number and also pads, as in
+    transformers. The same captions give the same vocabulary. It is smaller than asked where the
+    captions have no more pairs.
 
     Raises:
         ValueError: fewer than 514 tokens, which is what every such vocabulary has.
@@ -238,7 +239,7 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> To
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     backend = _clip_backend(merges)
     size = backend.get_vocab_size()
-    return Tokenizer(backend, TokenizerConfig(length, 0, size - 2, size - 1))
+    return Tokenizer(backend, TokenizerConfig(length, pad=size - 1, start=size - 2, end=size - 1))
 
 
 def _backend(source: Path) -> tokenizers.Tokenizer:
