@@ -1,26 +1,38 @@
 """`load(name)`: a trained model with everything that is needed to use it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
 
-from triptych import config
+from triptych import config, runtime
 from triptych.models.classifier import Classifier, ClassifierConfig
+from triptych.models.clip import Clip, ClipConfig
 from triptych.models.cvae import Cvae, CvaeConfig
 from triptych.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
+from triptych.models.siglip import Siglip, SiglipConfig
 from triptych.models.wgan import Generator, WganConfig
+from triptych.text.tokenizer import Tokenizer, TokenizerConfig, open_tokenizer
+from triptych.vision.transforms import ImageTransform, PatchTransform
 from triptych.weights.files import read_safetensors
+from triptych.weights.hub import fetch_model, is_hub_id
+from triptych.weights.published import load_published
 
 MODELS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "cvae": (CvaeConfig, Cvae),
     "wgan": (WganConfig, Generator),
     "pixel-diffusion": (PixelDiffusionConfig, PixelDiffusion),
     "classifier": (ClassifierConfig, Classifier),
+    "clip": (ClipConfig, Clip),
+    "siglip": (SiglipConfig, Siglip),
 }
+TWO_TOWERS = ("clip", "siglip")
+"""Models that bring pictures and texts into one space."""
 
 
 CHANNELS_LAST = ("pixel-diffusion",)
@@ -45,6 +57,10 @@ class Card:
     vector_std: tuple[float, ...] = ()
     quadrants: int = 0
     """How many quadrants of a picture to complete are visible; 0 for other conditions."""
+    tokenizer: TokenizerConfig | None = None
+    """What stands around the vocabulary in tokenizer.json."""
+    transform: ImageTransform | None = None
+    """What is done to a picture before the model looks at it."""
     triptych: str = ""
 
 
@@ -56,17 +72,127 @@ class Loaded:
     card: Card
     config: Any
     model: nn.Module
+    tokenizer: Tokenizer | None = None
+    transform: ImageTransform | PatchTransform | None = None
+
+    def embed_text(self, texts: Sequence[str], batch: int = 64) -> Float[Tensor, "N E"]:
+        """Texts in the shared space: unit length, float32, on the CPU.
+
+        Texts of similar length are computed together, since a causal tower looks no further than
+        the longest of a batch.
+
+        Raises:
+            ValueError: the model is no CLIP or SigLIP, or has no vocabulary.
+        """
+        tokenizer = require_tokenizer(self)
+        encoded = tokenizer.encode(list(texts))
+        order = encoded.lengths.argsort(stable=True)
+        rows = torch.empty(len(texts), _dim(self.config))
+        on = next(self.model.parameters()).device
+        with torch.inference_mode():
+            for chosen in order.split(batch):
+                rows[chosen] = self.model.embed_text(encoded.tokens[chosen].to(on)).cpu()  # type: ignore[operator]
+        return rows
+
+    def embed_image(
+        self, pictures: Sequence[UInt8[np.ndarray, "_H _W _C"]], batch: int = 32
+    ) -> Float[Tensor, "N E"]:
+        """Pictures in the shared space: unit length, float32, on the CPU.
+
+        Raises:
+            ValueError: the model is no CLIP or SigLIP, or something is no picture of bytes.
+        """
+        if self.card.model not in TWO_TOWERS or self.transform is None:
+            raise ValueError(f"{self.name} is a {self.card.model}: it embeds no pictures")
+        weight = next(self.model.parameters())
+        rows = torch.empty(len(pictures), _dim(self.config))
+        with torch.inference_mode():
+            for start in range(0, len(pictures), batch):
+                ready = self.transform(pictures[start : start + batch])
+                if isinstance(ready, Tensor):
+                    embedded = self.model.embed_image(ready.to(weight))  # type: ignore[operator]
+                else:
+                    values = ready.patches.to(weight)
+                    mask, grid = ready.mask.to(weight.device), ready.grid
+                    embedded = self.model.embed_patches(values, mask, grid)  # type: ignore[operator]
+                rows[start : start + len(embedded)] = embedded.cpu()
+        return rows
 
 
-def load(name: str, device: torch.device | str = "cpu") -> Loaded:
-    """Load a run folder, finished or still training (then as of its last checkpoint).
+def require_tokenizer(loaded: Loaded) -> Tokenizer:
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: the model reads no text, or lies without its vocabulary.
+    """
+    if loaded.card.model not in TWO_TOWERS:
+        raise ValueError(f"{loaded.name} is a {loaded.card.model}: it reads no text")
+    if loaded.tokenizer is None:
+        raise ValueError(
+            f"{loaded.name} has no vocabulary: put the tokenizer.json of its publisher (for OpenAI's "
+            "archives bpe_simple_vocab_16e6.txt.gz or that of openai/clip-vit-base-patch32) beside it"
+        )
+    return loaded.tokenizer
+
+
+def _dim(settings: Any) -> int:
+    return settings.dim if isinstance(settings, ClipConfig) else settings.image.width
+
+
+def load(name: str, device: torch.device | str = "cpu", dtype: str = "auto") -> Loaded:
+    """Load a run folder, finished or still training (then as of its last checkpoint), or a
+    published checkpoint: a folder, a file, or OWNER/NAME on the hub.
+
+    `dtype` is float32, bfloat16 or auto: for CLIP and SigLIP what this device computes fastest.
 
     Raises:
         ValueError: there is no such model, or its files are damaged or do not fit together.
     """
-    folder = Path(name)
-    if not folder.is_dir():
-        raise ValueError(f"no model {name!r}: give a run folder, such as runs/demo")
+    path = Path(name)
+    if is_hub_id(name):
+        path = fetch_model(name)
+    elif not path.exists():
+        raise ValueError(
+            f"no model {name!r}: give a run folder, such as runs/demo, the folder or file of a "
+            "published checkpoint, or its OWNER/NAME on the hub"
+        )
+    if _is_run(path):
+        return _cast(_load_run(path, name, device), dtype)
+    found = load_published(path)
+    card = Card(found.kind, config.to_json(found.config))
+    model = found.model.to(device).requires_grad_(False).eval()
+    label = name if is_hub_id(name) else path.resolve().name
+    return _cast(Loaded(label, card, found.config, model, found.tokenizer, found.transform), dtype)
+
+
+def _is_run(path: Path) -> bool:
+    """A folder of ours, or one in which nothing was exported yet; not a publisher's."""
+    if not path.is_dir():
+        return False
+    stored = path / "config.json"
+    if stored.exists():
+        card = config.read_json(stored)
+        return not isinstance(card, dict) or "model_type" not in card
+    return (
+        not (path / "open_clip_config.json").exists() and not (path / "model_index.json").exists()
+    )
+
+
+def _cast(loaded: Loaded, dtype: str) -> Loaded:
+    """In the precision asked for; only two towers have one of their own."""
+    if loaded.card.model not in TWO_TOWERS:
+        return loaded
+    on = next(loaded.model.parameters()).device
+    chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
+        runtime.precision(dtype, on)
+    )
+    if chosen is None:
+        raise ValueError(f"dtype is float32, bfloat16 or auto, not {dtype!r}")
+    loaded.model.to(chosen)
+    return loaded
+
+
+def _load_run(folder: Path, name: str, device: torch.device | str) -> Loaded:
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).exists():
             raise ValueError(f"{name} has no {file} yet: train until its first checkpoint")
@@ -88,7 +214,10 @@ def load(name: str, device: torch.device | str = "cpu") -> Loaded:
     model = model.to(device).requires_grad_(False).eval()
     if card.model in CHANNELS_LAST:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Loaded(folder.resolve().name, card, settings, model)
+    tokenizer = None
+    if card.tokenizer is not None:
+        tokenizer = open_tokenizer(folder / "tokenizer.json", card.tokenizer)
+    return Loaded(folder.resolve().name, card, settings, model, tokenizer, card.transform)
 
 
 def _read_card(path: Path) -> dict[str, Any]:
