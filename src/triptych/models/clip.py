@@ -186,7 +186,7 @@ class VisionTransformer(nn.Module):
         x = self.pre_norm(self.tokens(pixels))
         x = self.transformer(x) if self.config.pool == "mean" else self.transformer.alone(x)
         height, width = (side // self.config.patch for side in pixels.shape[2:])
-        return self._project(self.post_norm(x[:, 1:])).unflatten(1, (height, width))
+        return self._project(self.post_norm(x[:, 1:])).reshape(len(x), height, width, -1)
 
     def _project(self, x: Tensor) -> Tensor:
         projected: Tensor = self.projection(x)

@@ -92,7 +92,7 @@ class PlanePool(nn.Module):
     def alone(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B h w E"]:
         """Each place pooled as if it were the only one (arXiv:2112.01071)."""
         own: Tensor = self.attn.out_proj(self.attn.v_proj(self._places(x)[:, 1:]))
-        return own.unflatten(1, (x.shape[2], x.shape[3]))
+        return own.reshape(len(x), x.shape[2], x.shape[3], -1)
 
 
 class ModifiedResNet(nn.Module):

@@ -174,14 +174,14 @@ class SiglipImage(nn.Module):
         """What each patch says in the shared space: each pooled as if it were the only one."""
         x = self.pool.alone(self.post_norm(self.transformer(self.tokens(pixels))))
         height, width = (side // self.config.patch for side in pixels.shape[2:])
-        return x.unflatten(1, (height, width))
+        return x.reshape(len(x), height, width, -1)
 
 
 def as_rows(pixels: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B P V"]:
     """Every patch as a row of values: its rows, columns, then channels."""
     height, width = (length // side for length in pixels.shape[2:])
     x = pixels[:, :, : height * side, : width * side]
-    x = x.unflatten(3, (width, side)).unflatten(2, (height, side))  # (B, C, h, side, w, side)
+    x = x.reshape(*x.shape[:2], height, side, width, side)
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 

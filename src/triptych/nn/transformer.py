@@ -4,7 +4,7 @@ Dimensions: B batch, T positions, S keys, D width, M hidden width.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -117,20 +117,21 @@ class Transformer(nn.Module):
         layer_scale: bool = False,
     ):
         super().__init__()
-        self.blocks = nn.ModuleList(
+        blocks = [
             Block(dim, heads, hidden, activation=activation, eps=eps, layer_scale=layer_scale)
             for _ in range(layers)
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
         # CLIP's published scheme: a residual stream that does not grow with depth
         deep = dim**-0.5 * (2 * layers) ** -0.5
-        for block in self.blocks:
+        for block in blocks:
             for projection in (block.attn.q_proj, block.attn.k_proj, block.attn.v_proj):
                 nn.init.normal_(projection.weight, std=dim**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=deep)
             nn.init.normal_(block.mlp.up.weight, std=(2 * dim) ** -0.5)
             nn.init.normal_(block.mlp.down.weight, std=deep)
-            for layer in (*block.attn.children(), *block.mlp.children()):
-                nn.init.zeros_(layer.bias)
+            for layer in (*block.attn.children(), block.mlp.up, block.mlp.down):
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Float[Tensor, "B T D"], mask: Tensor | None = None) -> Tensor:
         for block in self.blocks:
@@ -139,7 +140,7 @@ class Transformer(nn.Module):
 
     def alone(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """As `forward`, but in the last block every position attends to itself alone."""
-        *before, last = self.blocks
+        *before, last = (cast(Block, block) for block in self.blocks)
         for block in before:
             x = block(x)
         result: Tensor = last.alone(x)
@@ -154,7 +155,7 @@ class Transformer(nn.Module):
         """What `forward` gives at one place of each row; the last block computes that place
         alone.
         """
-        *before, last = self.blocks
+        *before, last = (cast(Block, block) for block in self.blocks)
         for block in before:
             x = block(x, mask)
         result: Tensor = last.at(x, places, mask)
@@ -192,7 +193,8 @@ class AttentionPool(nn.Module):
         self, x: Float[Tensor, "B S D"], mask: Bool[Tensor, "B 1 1 S"] | None = None
     ) -> Float[Tensor, "B D"]:
         pooled = self.attn(self.probe.to(x.dtype).expand(len(x), 1, -1), x, mask)
-        return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+        answered: Tensor = pooled + self.mlp(self.norm(pooled))
+        return answered[:, 0]
 
     def alone(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
         """Every position pooled as if it were the only one."""

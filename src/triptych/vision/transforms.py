@@ -235,7 +235,7 @@ def _opened(file: Path | bytes) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _sides(picture: UInt8[np.ndarray, "H W C"]) -> tuple[int, int]:
-    shape = getattr(picture, "shape", ())
+    shape: tuple[int, ...] = getattr(picture, "shape", ())
     if getattr(picture, "dtype", None) != np.uint8 or len(shape) != 3 or 0 in shape:
         raise ValueError(f"expected a picture of bytes (H, W, 3), not {_told(picture)}")
     if shape[2] not in (1, 3):

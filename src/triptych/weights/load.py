@@ -129,8 +129,9 @@ def require_tokenizer(loaded: Loaded) -> Tokenizer:
         raise ValueError(f"{loaded.name} is a {loaded.card.model}: it reads no text")
     if loaded.tokenizer is None:
         raise ValueError(
-            f"{loaded.name} has no vocabulary: put the tokenizer.json of its publisher (for OpenAI's "
-            "archives bpe_simple_vocab_16e6.txt.gz or that of openai/clip-vit-base-patch32) beside it"
+            f"{loaded.name} has no vocabulary: put the tokenizer.json of its publisher beside it "
+            "(for OpenAI's archives bpe_simple_vocab_16e6.txt.gz, or the tokenizer.json of "
+            "openai/clip-vit-base-patch32)"
         )
     return loaded.tokenizer
 

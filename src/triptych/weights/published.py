@@ -15,8 +15,8 @@ from triptych import config
 from triptych.models.clip import Clip, ClipConfig
 from triptych.models.siglip import Siglip, SiglipConfig
 from triptych.text.tokenizer import (
-    TokenizerConfig,
     Tokenizer,
+    TokenizerConfig,
     clip_tokenizer,
     open_tokenizer,
     siglip_tokenizer,
