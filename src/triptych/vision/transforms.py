@@ -217,7 +217,7 @@ def _along(
     start, weights = _weights(len(pixels), size, first, count, interpolation)
     part = pixels[start : start + weights.shape[1]].double()
     summed = (weights @ part.flatten(1)).add_(0.5).floor_().clamp_(0, 255)
-    return summed.to(torch.uint8).unflatten(1, (part.shape[1], part.shape[2]))
+    return summed.to(torch.uint8).view(count, *part.shape[1:])
 
 
 def _shrunk(
@@ -276,7 +276,7 @@ def _opened(file: Path | bytes) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _sides(picture: UInt8[np.ndarray, "H W C"]) -> tuple[int, int]:
-    shape = getattr(picture, "shape", ())
+    shape: tuple[int, ...] = getattr(picture, "shape", ())
     if getattr(picture, "dtype", None) != np.uint8 or len(shape) != 3 or 0 in shape:
         raise ValueError(f"expected a picture of bytes (H, W, 3), not {_told(picture)}")
     if shape[2] not in (1, 3):
