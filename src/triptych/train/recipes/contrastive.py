@@ -35,7 +35,7 @@ from triptych.train.matching import held_out_matches
 from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.train.recipes.requests import Towers, TrainClip, TrainSiglip
-from triptych.vision.augment import Augment
+from triptych.vision.augment import Augmentation, augment
 from triptych.vision.transforms import HALF, ImageTransform
 from triptych.weights.load import Card, load
 
@@ -53,13 +53,13 @@ def build(request: TrainClip | TrainSiglip) -> Recipe:
     initial = copy.deepcopy(model).requires_grad_(False) if towers.interpolate < 1 else None
     _choose_what_moves(model, towers)
     read = reader(source, tokenizer, templates)
-    augment = Augment(towers.crop, towers.flip, towers.colour)
+    changes = _changes(towers)
     objective = clip.objective if isinstance(model, Clip) else siglip.objective
 
     def minimise(batch: Batch, step: int) -> Loss:
         texts = read(batch)
         groups, repeated = duplicate_groups(texts)
-        image = augment(_rgb(batch["image"]), torch.default_generator)
+        image = augment(_rgb(batch["image"]), changes, torch.default_generator)
         if towers.lock == "image":
             model.image.eval()  # nor may its running means learn
         encoded = tokenizer.encode(texts, full=isinstance(model, Siglip))
@@ -134,6 +134,18 @@ def interpolated(before: nn.Module, after: nn.Module, share: float) -> nn.Module
         for name, parameter in between.named_parameters():
             parameter.copy_(torch.lerp(old[name], parameter, share))
     return between
+
+
+def _changes(towers: Towers) -> Augmentation:
+    """How training pictures may differ from how they lie on the disk."""
+    return Augmentation(
+        crop=(towers.crop, 1.0),
+        ratio=4 / 3 if towers.crop < 1 else 1.0,
+        flip=towers.flip,
+        brightness=towers.colour,
+        contrast=towers.colour,
+        saturation=towers.colour,
+    )
 
 
 def _templates(name: str) -> tuple[str, ...]:

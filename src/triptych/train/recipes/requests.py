@@ -245,9 +245,9 @@ class Towers:
     max_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop <= 1 or not 0 <= self.colour <= 1 or not 0 <= self.patch_dropout < 1:
+        if not 0 < self.crop <= 1 or not 0 <= self.colour < 1 or not 0 <= self.patch_dropout < 1:
             raise ValueError(
-                "crop is a share above 0 up to 1, colour one from 0 to 1, patch_dropout one below 1"
+                "crop is a share above 0 up to 1, colour and patch_dropout are below 1"
             )
         if not 0 <= self.interpolate <= 1:
             raise ValueError(f"interpolate is a share, 0 to 1, not {self.interpolate}")
