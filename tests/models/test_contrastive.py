@@ -223,12 +223,16 @@ def test_backward_twice_and_the_inputs_are_left_alone(loss):
 )
 def test_what_cannot_be(changes, message):
     given = {"image": torch.zeros(4, 2), "text": torch.zeros(4, 2), "groups": None, "chunk": 8}
-    given |= changes
-    zero = torch.tensor(0.0)
     with pytest.raises(ValueError, match=message):
-        softmax_loss(logit_scale=zero, **given)
-    with pytest.raises(ValueError, match=message):
-        sigmoid_loss(logit_scale=zero, logit_bias=zero, **given)
+        contrastive_tiles.check(**given | changes)
+
+
+def test_both_losses_check():
+    pairs, zero = torch.zeros(4, 2), torch.tensor(0.0)
+    with pytest.raises(ValueError, match="chunk must be at least 1, not -1"):
+        softmax_loss(pairs, pairs, zero, chunk=-1)
+    with pytest.raises(ValueError, match="chunk must be at least 1, not -1"):
+        sigmoid_loss(pairs, pairs, zero, zero, chunk=-1)
 
 
 def test_duplicates_are_found_in_texts_and_in_tokens():
