@@ -188,7 +188,7 @@ def sigmoid_sums(
         sign = None if matches is None else 1 - 2 * matches.to(z.dtype)
         _flip(tile.diagonal(block, z), z, sign)
         # one exp for both; on an accelerator the comparison would wait for the tile
-        if z.device.type == "cpu" and z.max() <= LARGEST:
+        if z.device.type == "cpu" and z.amax() <= LARGEST:
             losses.append(torch.log1p(z.exp_(), out=spare).sum())
             z.div_(torch.add(z, 1, out=spare))
         else:
