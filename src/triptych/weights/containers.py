@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from triptych.weights.archive import LEGACY_HEAD, is_script, tensor_folder
+from triptych.weights.archive import LEGACY_MARK, is_script, tensor_folder
 from triptych.weights.npz import is_npz
 from triptych.weights.zipped import open_zip
 
@@ -60,7 +60,7 @@ def container(path: Path) -> Container:
             return "npz"
         scripted = tensor_folder(archive) is not None and is_script(archive)
         return "torchscript" if scripted else "torch"
-    if head.startswith(LEGACY_HEAD):
+    if head.startswith(b"\x80") and LEGACY_MARK in head[:32]:
         return "torch-legacy"
     if head[8:].lstrip().startswith(b"{") and not _is_text(head):
         return "safetensors"
@@ -130,7 +130,8 @@ def _what(head: bytes, size: int) -> str:
     if size < 10:
         return f"has only {size} bytes. The download broke off; fetch it again"
     if _is_text(head):
-        return f"is a text ({head[:60].decode('ascii', 'replace').strip()!r}), not weights"
+        said = f" that says {head.decode('utf-8', 'replace').strip()[:100]!r}" if size < 300 else ""
+        return f"is a text{said}, not weights"
     return (
         "does not begin like a safetensors file, a torch archive, or an .npz: those are the forms "
         "that are read"
