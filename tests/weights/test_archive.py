@@ -24,7 +24,9 @@ from triptych.weights.containers import container
 from triptych.weights.files import read_weights
 from triptych.weights.pickled import MAX_OPERATIONS, read_pickle
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore:Detected pickle")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit:DeprecationWarning", "ignore:Detected pickle"
+)
 
 DTYPES = [
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32),
@@ -275,7 +277,7 @@ def test_compressed_members_are_refused_with_the_way_out(tmp_path: Path) -> None
     ):
         for name in stored.namelist():
             packed.writestr(name, stored.read(name))
-    with pytest.raises(ValueError, match="compressed members.*zip -0"):
+    with pytest.raises(ValueError, match=r"compressed members.*zip -0"):
         read_weights(tmp_path / "b.pt")
 
 
