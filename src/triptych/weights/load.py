@@ -13,6 +13,7 @@ from triptych.models.classifier import Classifier, ClassifierConfig
 from triptych.models.cvae import Cvae, CvaeConfig
 from triptych.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from triptych.models.wgan import Generator, WganConfig
+from triptych.models.word_space import WordSpace, WordSpaceConfig
 from triptych.weights.files import read_safetensors
 
 MODELS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
@@ -20,6 +21,7 @@ MODELS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "wgan": (WganConfig, Generator),
     "pixel-diffusion": (PixelDiffusionConfig, PixelDiffusion),
     "classifier": (ClassifierConfig, Classifier),
+    "word-space": (WordSpaceConfig, WordSpace),
 }
 
 

@@ -5,4 +5,5 @@ RECIPES = {
     "wgan": "triptych.train.recipes.wgan",
     "pixel-diffusion": "triptych.train.recipes.pixel_diffusion",
     "classifier": "triptych.train.recipes.classifier",
+    "word-space": "triptych.train.recipes.word_space",
 }
