@@ -1,13 +1,14 @@
 """Four ways to name a class that no picture showed: Socher 2013, DeViSE, CLIP, SigLIP.
 
-CIFAR-10 with two classes held out, the pairs of Socher et al. and cat-dog. Everything that could favour
-a method is the same for all: one small network trained on the eight seen classes gives the features,
-the word vectors of Socher et al. (Huang et al. 2012, 50 numbers) are frozen, CLIP and SigLIP read them
-through a bag-of-words tower, and each method's threshold keeps 90 % of held-out pictures of seen
-classes, so nothing of an unseen class is used before the end. Heads are trained with several seeds on
-one network a pair.
+CIFAR-10 with two classes held out, the pairs of Socher et al. and cat-dog. Whatever could favour a
+method is the same for all: one small network trained on the eight seen classes gives the features;
+the word vectors of Socher et al. (Huang et al. 2012, 50 numbers) are frozen, and CLIP and SigLIP
+read them through a bag-of-words tower; each method's threshold keeps 90 % of held-out pictures of
+seen classes, so nothing of an unseen class is used before the end. Heads are trained with several
+seeds on one network a pair.
 
     TRIPTYCH_DATA=FOLDER python benchmarks/unseen_classes.py --out FOLDER [--epochs 5] [--seeds 3]
+    python benchmarks/unseen_classes.py --out FOLDER --again       # table and plot from its JSON
 
 Dimensions: N pictures, D features, E numbers of a word vector, K = 10 classes, S = 8 seen ones.
 """
@@ -20,7 +21,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import measure
 import numpy as np
@@ -53,7 +54,9 @@ except ImportError:  # a stand-in with the same signature
         return -F.logsigmoid(sign * logits).sum(1).mean()
 
 
-NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+NAMES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 PAIRS = {  # the five pairs of Socher et al., and the one that words cannot tell apart
     "cat-truck": (3, 9), "cat-dog": (3, 5), "cat-frog": (3, 6), "plane-auto": (0, 1),
     "auto-deer": (1, 4), "deer-ship": (4, 8),
@@ -62,8 +65,13 @@ METHODS = ("Socher, Gaussian", "Socher, outlier", "DeViSE", "DeViSE, tuned", "CL
 CALIBRATION = 250  # training pictures of each seen class that set thresholds and train nothing
 KEPT = 0.9  # share of them that stays seen
 JOINT = 64  # width of CLIP's and SigLIP's joint space
+AREAS = ("area", "area_chance")
+POINT = ("all_seen", "all_unseen")
 BATCH, STEPS = 256, 1000
 TUNING = 80  # steps of 128 pictures in which DeViSE's loss moves the network too
+
+
+Row = dict[str, Any]  # a report with its pair, seed, method and curve
 
 
 class Data(NamedTuple):
@@ -296,7 +304,7 @@ def contrastive(
 
 def run_pair(
     pictures: tuple[Tensor, ...], words: Tensor, name: str, epochs: int, seeds: int
-) -> list[dict[str, object]]:
+) -> list[Row]:
     """One row a method and seed."""
     unseen = PAIRS[name]
     seen = [k for k in range(10) if k not in unseen]
@@ -305,7 +313,7 @@ def run_pair(
     network = trained_network(data, seen, epochs, seed=0)
     features = features_of(network, data)
     print(f"{name}: network {time.monotonic() - began:.0f} s", flush=True)
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for seed in range(seeds):
         torch.manual_seed(seed)
         found = socher(network, words, seen, data, features)
@@ -325,76 +333,88 @@ def run_pair(
     return rows
 
 
-def table(rows: list[dict[str, object]], pairs: list[str]) -> str:
-    """Markdown: mean and range over seeds, per cent."""
+def value(row: Row, key: str) -> float:
+    """A number of a report, or the share of one of its accuracies."""
+    found = row[key]
+    return float(found["value"] if isinstance(found, dict) else found)
 
-    def cell(found: list[dict[str, object]], key: str) -> str:
-        values = [100 * (v["value"] if isinstance(v := r[key], dict) else v) for r in found]
-        spread = f" ({min(values):.0f}–{max(values):.0f})" if len(values) > 1 else ""
+
+def table(rows: list[Row], pairs: list[str]) -> str:
+    """Markdown, per cent: the mean over seeds and, in brackets, the least and the most."""
+
+    def cell(found: list[Row], key: str) -> str:
+        values = [100 * value(row, key) for row in found]
+        spread = f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else ""
         return f"{statistics.mean(values):.1f}{spread}"
 
-    columns = ("seen", "unseen", "all_seen", "all_unseen", "harmonic", "detection", "area")
+    def of_ten(found: list[Row]) -> str:  # as in CIFAR-10: eight seen pictures to two unseen ones
+        shares = [80 * value(r, "all_seen") + 20 * value(r, "all_unseen") for r in found]
+        return f"{statistics.mean(shares):.1f}"
+
+    columns = ("seen", "unseen", "all_seen", "all_unseen", "harmonic", "detection")
+    heads = (
+        "held out", "method", "seen of 8", "unseen of 2", "seen of 10", "unseen of 10", "harmonic",
+        "detection", "all of 10", "area", "area by chance",
+    )  # fmt: skip
     lines = [
-        "| held out | method | seen of 8 | unseen of 2 | seen of 10 | unseen of 10 | harmonic | detection | area |",
-        "|---|---|---|---|---|---|---|---|---|",
-        "| chance | | 12.5 | 50 | 10 | 10 | | 50 | |",
+        f"| {' | '.join(heads)} |",
+        "|" + "---|" * len(heads),
+        "| | chance | 12.5 | 50 | 10 | 10 | 10 | 50 | 10 | | |",
     ]
     for pair in pairs:
         for method in METHODS:
             found = [r for r in rows if r["pair"] == pair and r["method"] == method]
             if found:
-                lines.append(
-                    f"| {pair} | {method} | " + " | ".join(cell(found, c) for c in columns) + " |"
-                )
+                cells = [cell(found, key) for key in columns] + [of_ten(found)]
+                cells += [f"{statistics.mean(value(r, k) for r in found):.2f}" for k in AREAS]
+                lines.append(f"| {pair} | {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def draw(rows: list[dict[str, object]], pairs: list[str], path: Path) -> None:
-    """A panel a pair: accuracy on unseen over accuracy on seen classes, the first seed's curve."""
+def draw(rows: list[Row], pairs: list[str], path: Path) -> None:
+    """A panel a pair: accuracy on unseen over seen classes; the curve is that of the first seed."""
     import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    colours = ("#3b6ea5", "#7ba7d1", "#9a7b4f", "#c9a66b", "#c0504d", "#4f8a5b")
+    colours = ("#3b6ea5", "#7ba7d1", "#c9a66b", "#8a6d3b", "#c0504d", "#4f8a5b")
     across = min(3, len(pairs))
     down = -(-len(pairs) // across)
-    with matplotlib.rc_context(
-        {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
-    ):
-        figure = Figure(figsize=(3.1 * across, 2.7 * down + 0.5), layout="constrained")
+    style: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(style):
+        figure: Any = Figure(figsize=(3.1 * across, 2.7 * down + 0.5), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
         for axes, pair in zip(panels, pairs, strict=False):
             for method, colour in zip(METHODS, colours, strict=True):
                 found = [r for r in rows if r["pair"] == pair and r["method"] == method]
                 if found:
-                    seen, unseen = found[0]["curve"]  # type: ignore[misc]
-                    axes.plot(seen, unseen, color=colour, lw=1.3, label=method)
-                    all_seen = statistics.mean(r["all_seen"]["value"] for r in found)  # type: ignore[index]
-                    all_unseen = statistics.mean(r["all_unseen"]["value"] for r in found)  # type: ignore[index]
-                    axes.plot([all_seen], [all_unseen], "o", color=colour, ms=3.5)
-            axes.plot([0, 0.85], [0.5, 0], ls=":", color="#9aa0a6", lw=1, label="guessing")
-            axes.set(title=pair, xlim=(0, 1), ylim=(0, 1))
+                    axes.plot(*found[0]["curve"], color=colour, lw=1.3, label=method)
+                    at = [statistics.mean(value(r, k) for r in found) for k in POINT]
+                    axes.plot(*([v] for v in at), "o", color=colour, ms=3.5)
+            first = next(r for r in rows if r["pair"] == pair)
+            axes.plot([0, value(first, "seen")], [0.5, 0], ls=":", color="#9aa0a6", lw=1)
+            axes.set(title=f"{pair} held out", xlim=(0, 1), ylim=(0, 1))
         for axes in panels[len(pairs) :]:
             axes.set_visible(False)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
         figure.supxlabel("accuracy on seen classes, among ten")
         figure.supylabel("accuracy on unseen classes, among ten")
         figure.savefig(path, dpi=140)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/unseen"))
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--again", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
+    if given.again:
+        write(json.loads((given.out / "unseen.json").read_text())["rows"], given.out)
+        return
     folder = Path(os.environ["TRIPTYCH_DATA"])
     pictures = cifar10(folder / "cifar10")
     file = folder / "word_vectors" / "socher2013" / "cifar10_huang2012_50d.json"
@@ -404,13 +424,18 @@ def main() -> None:
         rows += run_pair(pictures, words, pair, given.epochs, given.seeds)
         setting = measure.machine() | {
             "epochs": given.epochs, "seeds": given.seeds, "pairs": given.pairs, "kept": KEPT,
-            "seconds": round(time.monotonic() - began),
+            "seconds": round(time.monotonic() - began), "cpu_seconds": round(time.process_time()),
         }  # fmt: skip
         (given.out / "unseen.json").write_text(json.dumps({"setting": setting, "rows": rows}))
-        done = [p for p in given.pairs if any(r["pair"] == p for r in rows)]
-        (given.out / "table.md").write_text(table(rows, done) + "\n")
-        draw(rows, done, given.out / "unseen.png")
-    print(table(rows, given.pairs))
+        write(rows, given.out)
+
+
+def write(rows: list[Row], out: Path) -> None:
+    """`table.md` and `unseen.png` of what is there."""
+    pairs = list(dict.fromkeys(row["pair"] for row in rows))
+    (out / "table.md").write_text(table(rows, pairs) + "\n")
+    draw(rows, pairs, out / "unseen.png")
+    print(table(rows, pairs), flush=True)
 
 
 if __name__ == "__main__":
