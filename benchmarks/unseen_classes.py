@@ -8,7 +8,7 @@ seen classes, so nothing of an unseen class is used before the end. Heads are tr
 seeds on one network a pair.
 
     TRIPTYCH_DATA=FOLDER python benchmarks/unseen_classes.py --out FOLDER [--epochs 5] [--seeds 3]
-    python benchmarks/unseen_classes.py --out FOLDER --again       # table and plot from its JSON
+    python benchmarks/unseen_classes.py --out FOLDER --again       # table and plot from all JSON there
 
 Dimensions: N pictures, D features, E numbers of a word vector, K = 10 classes, S = 8 seen ones.
 """
@@ -34,25 +34,8 @@ from triptych.data.word_vectors import read_word_vectors
 from triptych.evaluation.unseen import Answers, answers, report, threshold_keeping, trade_off
 from triptych.models.classifier import Classifier, ClassifierConfig
 from triptych.models.classifier import objective as classify
+from triptych.models.contrastive import sigmoid_loss, softmax_loss
 from triptych.models.word_space import WordSpace, WordSpaceConfig, rank_loss, squared_error
-
-try:
-    from triptych.models.contrastive import sigmoid_loss, softmax_loss
-except ImportError:  # a stand-in with the same signature
-
-    def softmax_loss(image: Tensor, text: Tensor, logit_scale: Tensor, groups: Tensor) -> Tensor:
-        logits = logit_scale.exp() * image @ text.T
-        alike = (groups[:, None] == groups).float()
-        target = alike / alike.sum(1, keepdim=True)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-    def sigmoid_loss(
-        image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor, groups: Tensor
-    ) -> Tensor:
-        logits = logit_scale.exp() * image @ text.T + logit_bias
-        sign = 2 * (groups[:, None] == groups).float() - 1
-        return -F.logsigmoid(sign * logits).sum(1).mean()
-
 
 NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -413,18 +396,21 @@ def main() -> None:
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     if given.again:
-        write(json.loads((given.out / "unseen.json").read_text())["rows"], given.out)
+        found = [json.loads(path.read_text())["rows"] for path in sorted(given.out.glob("*.json"))]
+        write([row for rows in found for row in rows], given.out)
         return
     folder = Path(os.environ["TRIPTYCH_DATA"])
     pictures = cifar10(folder / "cifar10")
     file = folder / "word_vectors" / "socher2013" / "cifar10_huang2012_50d.json"
     words = torch.from_numpy(read_word_vectors(file).of(NAMES))
-    began, rows = time.monotonic(), []
+    rows: list[Row] = []
     for pair in given.pairs:
+        began, cpu = time.monotonic(), time.process_time()
         rows += run_pair(pictures, words, pair, given.epochs, given.seeds)
         setting = measure.machine() | {
-            "epochs": given.epochs, "seeds": given.seeds, "pairs": given.pairs, "kept": KEPT,
-            "seconds": round(time.monotonic() - began), "cpu_seconds": round(time.process_time()),
+            "epochs": given.epochs, "seeds": given.seeds, "kept": KEPT,
+            "pair_seconds": round(time.monotonic() - began),
+            "pair_cpu_seconds": round(time.process_time() - cpu),
         }  # fmt: skip
         (given.out / "unseen.json").write_text(json.dumps({"setting": setting, "rows": rows}))
         write(rows, given.out)

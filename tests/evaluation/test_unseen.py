@@ -100,6 +100,8 @@ def test_numbers_by_hand():
     assert found.harmonic == pytest.approx(2 * (1 / 3) * 0.5 / (1 / 3 + 0.5))
     assert found.overall.value == pytest.approx(2 / 5)
     assert report(given, truth, SEEN, CLASSES, threshold=1.0).harmonic == 0.0
+    at = report(given, truth, SEEN, CLASSES, threshold=float(given.novelty[1]))  # not above itself
+    assert at.all_seen.value == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.9, 9), (0.7, 7), (0.71, 8), (1.0, 10), (0.01, 1)])
