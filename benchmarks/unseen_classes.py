@@ -8,7 +8,7 @@ seen classes, so nothing of an unseen class is used before the end. Heads are tr
 seeds on one network a pair.
 
     TRIPTYCH_DATA=FOLDER python benchmarks/unseen_classes.py --out FOLDER [--epochs 5] [--seeds 3]
-    python benchmarks/unseen_classes.py --out FOLDER --again       # table and plot from all JSON there
+    python benchmarks/unseen_classes.py --out FOLDER --again   # table and plot of all JSON there
 
 Dimensions: N pictures, D features, E numbers of a word vector, K = 10 classes, S = 8 seen ones.
 """
