@@ -379,7 +379,7 @@ def draw(rows: list[Row], pairs: list[str], path: Path) -> None:
         for axes in panels[len(pairs) :]:
             axes.set_visible(False)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+        figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False)
         figure.supxlabel("accuracy on seen classes, among ten")
         figure.supylabel("accuracy on unseen classes, among ten")
         figure.savefig(path, dpi=140)
