@@ -8,7 +8,7 @@ seen classes, so nothing of an unseen class is used before the end. Heads are tr
 seeds on one network a pair.
 
     TRIPTYCH_DATA=FOLDER python benchmarks/unseen_classes.py --out FOLDER [--epochs 5] [--seeds 3]
-    python benchmarks/unseen_classes.py --out FOLDER --again   # table and plot from all JSON there
+    python benchmarks/unseen_classes.py --out FOLDER --again   # table and plot of all JSON there
 
 Dimensions: N pictures, D features, E numbers of a word vector, K = 10 classes, S = 8 seen ones.
 """
@@ -379,7 +379,7 @@ def draw(rows: list[Row], pairs: list[str], path: Path) -> None:
         for axes in panels[len(pairs) :]:
             axes.set_visible(False)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+        figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False)
         figure.supxlabel("accuracy on seen classes, among ten")
         figure.supylabel("accuracy on unseen classes, among ten")
         figure.savefig(path, dpi=140)

@@ -12,6 +12,7 @@ from PIL import Image
 from triptych.data.batches import take
 from triptych.data.index import Index
 from triptych.data.sources import open_index, open_source
+from triptych.data.table import of_classes
 
 
 def noise(*shape, seed=0):
@@ -43,6 +44,18 @@ def test_idx(tmp_path, packed):
         assert np.array_equal(columns["image"][..., 0], images)
         assert columns["label"].tolist() == labels.tolist()
         assert source.classes == ("0", "1", "2") and source.shape == (5, 4, 1)
+
+
+def test_pictures_of_some_classes_keep_their_labels(tmp_path):
+    images, labels = mnist(tmp_path)
+    part = of_classes(open_source(str(tmp_path)), (0, 2))
+    columns = part.read(range(part.length))
+    rows = np.flatnonzero(labels != 1)
+    assert np.array_equal(columns["image"][..., 0], images[rows])
+    assert columns["label"].tolist() == part.labels.tolist() == labels[rows].tolist()
+    assert part.classes == ("0", "1", "2")
+    with pytest.raises(ValueError, match="no pictures are left"):
+        of_classes(part, (1,))
 
 
 @pytest.mark.parametrize(
