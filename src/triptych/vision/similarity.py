@@ -43,7 +43,11 @@ def cosine_reading(cosines: Float[np.ndarray, "N L"]) -> Reading:
 
 def probability_reading(title: str, values: Float[np.ndarray, "N L"]) -> Reading:
     """Coloured from 0 to 1, in per cent."""
-    return Reading(title, values, 0.0, 1.0, lambda value: f"{100 * value:.1f} %")
+    return Reading(title, values, 0.0, 1.0, _percent)
+
+
+def _percent(value: float) -> str:
+    return "<0.1 %" if 0 < value < 0.0005 else f"{100 * value:.1f} %"
 
 
 def similarity_picture(
@@ -125,7 +129,7 @@ def _matrix(draw: ImageDraw.ImageDraw, reading: Reading, left: int, top: int, pi
         box = (x + 1, y + 1, x + CELL - 2, y + pitch - 2)
         draw.rectangle(box, fill=colour, outline=INK if best else FAINT, width=2 if best else 1)
         lines, size = fitted(reading.text(float(value)), CELL - 4, CELL)
-        dark = sum(colour) < 420
+        dark = sum(colour) < 460
         at = y + (pitch - math.ceil(size * 1.1)) // 2
         fill = WHITE if dark else INK
         write(draw, lines, size, x=x + CELL // 2, y=at, align="centre", fill=fill)
