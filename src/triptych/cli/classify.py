@@ -267,13 +267,10 @@ def _readings(result: "Classified", rows: int, shown: "Tensor") -> "list[Reading
     else:  # none was learned
         bias, why = neutral_bias(logits.numpy()), "chosen: one yes a picture"
     sigmoid = read(logits[:, shown] + bias - result.bias, "sigmoid").numpy()
-    sign = "-" if bias < 0 else "+"
+    shifted = f"sigmoid(cosine x {result.scale:.3g} {'-' if bias < 0 else '+'} {abs(bias):.3g})"
     mark = {how: " - as this model is read" if how == result.reads else "" for how in READINGS}
     return [
         cosine_reading(result.cosines()[:rows, shown].numpy()),
         probability_reading(f"softmax(cosine x {result.scale:.3g}){mark['softmax']}", softmax),
-        probability_reading(
-            f"sigmoid(cosine x {result.scale:.3g} {sign} {abs(bias):.3g}), bias {why}{mark['sigmoid']}",
-            sigmoid,
-        ),
+        probability_reading(f"{shifted}, bias {why}{mark['sigmoid']}", sigmoid),
     ]
