@@ -33,7 +33,7 @@ def test_parity_with_scikit_learn(digits, penalty):
 
 def test_the_penalty_is_chosen_and_chance_is_beside_it(digits):
     features, labels = digits
-    penalties = (1e2, 1e-2, 1e-4)
+    penalties = (1e2, 1e-2)
     found = linear_probe(
         (features[:1000], labels[:1000]), (features[1000:], labels[1000:]), 10, penalties=penalties
     )
@@ -69,11 +69,11 @@ def test_more_shots_know_more_and_text_helps_the_first(digits):
     features, labels = digits
     text = nearest_mean(features[:600], labels[:600], 10)
     rest = features[600:], labels[600:]
-    means = [few_shot(*rest, 10, shots, seeds=range(3)).mean for shots in (1, 16)]
+    means = [few_shot(*rest, 10, shots, seeds=range(2)).mean for shots in (1, 16)]
     assert means[0] + 0.1 < means[1]
-    settings = {"seeds": range(2), "text": text, "scale": 20.0}
-    plain = few_shot(*rest, 10, 1, head="probe", seeds=range(2))
-    told = few_shot(*rest, 10, 1, head="probe from text", **settings)
+    settings = {"seeds": range(2), "penalties": (1e-1,)}
+    plain = few_shot(*rest, 10, 1, head="probe", **settings)
+    told = few_shot(*rest, 10, 1, head="probe from text", text=text, scale=20.0, **settings)
     assert told.mean > plain.mean + 0.1 > 0.4
     assert len(told.draws) == 2 and told.chance < 0.15
 

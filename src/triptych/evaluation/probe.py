@@ -195,6 +195,7 @@ def few_shot(
     head: Literal["nearest mean", "probe", "probe from text"] = "nearest mean",
     text: Float[Tensor, "K D"] | None = None,
     scale: float = 1.0,
+    penalties: Sequence[float] = PENALTIES,
     seeds: Sequence[int] = range(5),
 ) -> FewShot:
     """Draw `shots` pictures of each class, learn from them, judge on all the others.
@@ -228,7 +229,7 @@ def few_shot(
         else:
             shown = features[learn], labels[learn]
             chosen, _ = choose_penalty(
-                shown, (features[choose], labels[choose]), classes, start=start
+                shown, (features[choose], labels[choose]), classes, penalties, start
             )
             logits = fit_probe(*shown, classes, chosen, start=start).logits(features[judge])
         judged = accuracy(logits.argmax(1), labels[judge])
