@@ -1,6 +1,8 @@
 """`triptych classify` as people use it: a few photos, then a folder whose classes are known."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -95,6 +97,20 @@ def test_a_folder_of_classes_is_judged(model, photos, tmp_path, capsys):
     for name in ("confusion.png", "reliability.png", "few-shot.png"):
         assert open_picture(out / name).std() > 5
     assert "chance 50.00%" in err and "33%" in err and str(photos) not in printed
+
+
+def test_a_cold_start_loads_nothing_it_does_not_use(model, photos):
+    """A second and more on two cores: scipy, scikit-learn, matplotlib, torch's compiler, ..."""
+    code = f"""
+import sys
+from triptych.cli.main import run
+assert run(["classify", {str(photos / "cat" / "0.png")!r}, "--labels", "a", "b",
+            "--model", {str(model)!r}]) == 0
+heavy = {{"scipy", "sklearn", "matplotlib", "sympy", "torch._dynamo", "rich.progress"}}
+print(sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(
