@@ -160,6 +160,7 @@ for arguments in (["--help"], ["--version"], ["nonsense"]):
     sys.stderr = open("/dev/null", "w"); run(arguments); sys.stderr = sys.__stderr__
 import contextlib, io
 for arguments in (["train", "--help"], ["train", "cvae", "--help"], ["generate", "--help"],
+                  ["classify", "--help"],
                   ["evaluate", "--help"], ["data", "--help"], ["weights", "--help"],
                   ["weights", "inspect", "--help"], ["weights", "list"]):
     with contextlib.redirect_stdout(io.StringIO()):

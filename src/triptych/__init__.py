@@ -1,10 +1,12 @@
 """Triptych: conditional and multimodal generative models.
 
     import triptych
-    from triptych.requests import ClassToImage
+    from triptych.requests import ClassToImage, Classify
 
     model = triptych.load("runs/demo")                                  # a run folder
     *_, result = triptych.run(ClassToImage("runs/demo", label="7", n=4))  # uint8 result.pictures
+    *_, found = triptych.run(Classify(("fox.jpg",), ("fox", "dog"), model="runs/clip"))
+    found.probabilities()                                                 # (pictures, labels)
 
 Importing the package loads no torch; the first use does.
 """
@@ -14,12 +16,16 @@ from __future__ import annotations
 TYPE_CHECKING = False  # as `typing` has it, which takes longer to import than this file
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
-    from triptych.pipelines.class_to_image import Pictures
-    from triptych.requests import ClassToImage
     from triptych.weights.load import Loaded
 
 __all__ = ["load", "run"]
+
+PIPELINES = {  # a request of triptych.requests: the module whose `run` carries it out
+    "ClassToImage": "triptych.pipelines.class_to_image",
+    "Classify": "triptych.pipelines.classify",
+}
 
 
 def load(name: str, device: str = "cpu") -> Loaded:
@@ -33,11 +39,21 @@ def load(name: str, device: str = "cpu") -> Loaded:
     return load_run(name, device)
 
 
-def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Pictures]:
-    """Carry out a request step by step; the last item that it yields is the whole result."""
-    from triptych.pipelines import class_to_image
+def run(request: Any, loaded: Loaded | None = None) -> Iterator[Any]:
+    """Carry out a request step by step; the last item that it yields is the whole result.
 
-    return class_to_image.run(request, loaded)
+    `loaded` is a model that is already there, in place of the one that the request names.
+
+    Raises:
+        ValueError: something that is no request, or a request that cannot be carried out.
+    """
+    from importlib import import_module
+
+    pipeline = PIPELINES.get(type(request).__name__)
+    if pipeline is None:
+        raise ValueError(f"no request {request!r}; there are: {', '.join(PIPELINES)}")
+    steps: Iterator[Any] = import_module(pipeline).run(request, loaded)
+    return steps
 
 
 def __getattr__(name: str) -> str:

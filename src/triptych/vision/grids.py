@@ -4,22 +4,20 @@ Dimensions: R rows, K columns, H height, W width, C channels.
 """
 
 import math
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from triptych.vision.lettering import FONT, fitted, height_of, width_of, write
 
 CELL = 56  # pixels: smaller pictures are enlarged to about this
 GAP, MARGIN = 6, 16
-FONT, SMALLEST, TITLE = 14, 9, 18  # pixels
-LINE = 1.3  # line height over font size
+TITLE = 18  # pixels
 ROW_LABELS = 190  # pixels wide at most
 NARROWEST = 300  # pixels that a title may have
-PAPER, INK, FAINT = (250, 250, 247), (38, 38, 42), (222, 222, 216)
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+PAPER, FAINT = (250, 250, 247), (222, 222, 216)
 
 
 def labelled_grid(
@@ -42,26 +40,26 @@ def labelled_grid(
             raise ValueError(f"{len(labels)} names for {count} {name}")
     scale = max(1, math.ceil(CELL / max(shape[2], shape[3])))
     height, width = shape[2] * scale, shape[3] * scale
-    beside = [_fitted(label, ROW_LABELS, height) for label in rows]
-    above = [_fitted(label, width, 6 * FONT) for label in columns]
-    left = MARGIN + (max(_width(*label) for label in beside) + 2 * GAP if beside else 0)
+    beside = [fitted(label, ROW_LABELS, height) for label in rows]
+    above = [fitted(label, width, 6 * FONT) for label in columns]
+    left = MARGIN + (max(width_of(*label) for label in beside) + 2 * GAP if beside else 0)
     grid_width = shape[1] * (width + GAP) - GAP
     full_width = max(left + grid_width + MARGIN, NARROWEST if title else 0)
-    heading = _fitted(title, full_width - 2 * MARGIN, 4 * TITLE, TITLE) if title else None
-    top = MARGIN + (_height(*heading) + 2 * GAP if heading else 0)
-    top += max(_height(*label) for label in above) + GAP if above else 0
+    heading = fitted(title, full_width - 2 * MARGIN, 4 * TITLE, TITLE) if title else None
+    top = MARGIN + (height_of(*heading) + 2 * GAP if heading else 0)
+    top += max(height_of(*label) for label in above) + GAP if above else 0
     # A label may be taller than its picture when even the smallest font needs more lines.
-    pitch = max([height, *(_height(*label) for label in beside)]) + GAP
+    pitch = max([height, *(height_of(*label) for label in beside)]) + GAP
     sheet = Image.new("RGB", (full_width, top + shape[0] * pitch - GAP + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     if heading:
-        _write(draw, *heading, x=MARGIN, y=MARGIN, align="left")
+        write(draw, *heading, x=MARGIN, y=MARGIN, align="left")
     for column, label in enumerate(above):
         x = left + column * (width + GAP) + width // 2
-        _write(draw, *label, x=x, y=top - GAP - _height(*label), align="centre")
+        write(draw, *label, x=x, y=top - GAP - height_of(*label), align="centre")
     for row, label in enumerate(beside):
-        y = top + row * pitch + (height - _height(*label)) // 2
-        _write(draw, *label, x=left - 2 * GAP, y=max(y, top + row * pitch), align="right")
+        y = top + row * pitch + (height - height_of(*label)) // 2
+        write(draw, *label, x=left - 2 * GAP, y=max(y, top + row * pitch), align="right")
     for row in range(shape[0]):
         for column in range(shape[1]):
             x, y = left + column * (width + GAP), top + row * pitch
@@ -74,51 +72,3 @@ def _enlarged(picture: UInt8[np.ndarray, "H W C"], scale: int) -> Image.Image:
     image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
     size = (image.width * scale, image.height * scale)
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
-
-
-def _fitted(text: str, width: int, height: int, size: int = FONT) -> tuple[list[str], int]:
-    """Lines and font size that fit into a width, and into the height where that is possible."""
-    # The built-in font has no accents: better a plain letter than a box.
-    letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    text = " ".join("".join(letters).split()) or " "
-    for smaller in range(size, SMALLEST - 1, -1):
-        lines = _broken(text, width, _font(smaller), by_letter=smaller == SMALLEST)
-        if _width(lines, smaller) <= width and _height(lines, smaller) <= height:
-            return lines, smaller
-    return lines, SMALLEST
-
-
-def _broken(text: str, width: int, font: Font, by_letter: bool) -> list[str]:
-    """Lines of whole words; `by_letter` also breaks words that are wider than a line."""
-    lines: list[str] = []
-    for word in text.split(" "):
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-            continue
-        lines.append("")
-        for letter in word:
-            if by_letter and lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return lines
-
-
-def _font(size: int) -> Font:
-    return ImageFont.load_default(size)
-
-
-def _width(lines: Sequence[str], size: int) -> int:
-    return math.ceil(max(_font(size).getlength(line) for line in lines))
-
-
-def _height(lines: Sequence[str], size: int) -> int:
-    return math.ceil(len(lines) * size * LINE)
-
-
-def _write(
-    draw: ImageDraw.ImageDraw, lines: Sequence[str], size: int, *, x: int, y: int, align: str
-) -> None:
-    anchor = {"left": "la", "centre": "ma", "right": "ra"}[align]
-    for number, line in enumerate(lines):
-        place = (x, y + round(number * size * LINE))
-        draw.text(place, line, fill=INK, font=_font(size), anchor=anchor)

@@ -24,6 +24,7 @@ from triptych.weights.files import read_safetensors
 from triptych.weights.hub import fetch_model, is_hub_id
 from triptych.weights.open_clip_names import repository
 from triptych.weights.published import load_published
+from triptych.weights.skeleton import skeleton
 
 MODELS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "cvae": (CvaeConfig, Cvae),
@@ -205,8 +206,7 @@ def _load_run(folder: Path, name: str, device: torch.device | str) -> Loaded:
         raise ValueError(f"{name}/config.json names the model {card.model!r}, unknown here.{near}")
     kind, build = MODELS[card.model]
     settings = config.from_json(kind, card.config, f"{name}/config.json")
-    with torch.device("meta"):
-        model = build(settings)
+    model = skeleton(lambda: build(settings))
     state = read_safetensors(folder / "model.safetensors")
     try:
         # Clones: a memory map is aligned otherwise, and a file replaced under it would change the

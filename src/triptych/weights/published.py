@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from triptych import config
@@ -32,6 +31,7 @@ from triptych.weights import big_vision, clip, clip_configs, siglip
 from triptych.weights.files import read_weights
 from triptych.weights.keymap import Rule, convert, fill
 from triptych.weights.layouts import Layout, layout
+from triptych.weights.skeleton import skeleton
 
 GEMMA_VOCABULARY = 256_000
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which transformers stores
@@ -73,8 +73,9 @@ def load_published(path: Path) -> Published:
     try:
         settings, state, transform = reader(found)
         kind = "clip" if isinstance(settings, ClipConfig) else "siglip"
-        with torch.device("meta"):
-            model = Clip(settings) if isinstance(settings, ClipConfig) else Siglip(settings)
+        model = skeleton(
+            lambda: Clip(settings) if isinstance(settings, ClipConfig) else Siglip(settings)
+        )
         fill(model, state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

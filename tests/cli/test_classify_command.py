@@ -1,0 +1,135 @@
+"""`triptych classify` as people use it: a few photos, then a folder whose classes are known."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from triptych.cli.main import run
+from triptych.config import to_json
+from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig
+from triptych.text.tokenizer import train_tokenizer
+from triptych.train.checkpoint import export
+from triptych.vision.images import open_picture
+from triptych.vision.transforms import ImageTransform
+from triptych.weights.load import Card
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small CLIP with random weights, in a folder as training leaves it."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    folder.mkdir()
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["a photo of a dog", "a photo of a cat"] * 3, 600, 20)
+    text = TextConfig(tokenizer.vocabulary, 20, 32, 1, 4, 64, end=tokenizer.config.end)
+    config = ClipConfig(16, VitConfig(16, 8, 32, 1, 4, 64), None, text)
+    transform = ImageTransform(16)
+    card = Card("clip", to_json(config), tokenizer=tokenizer.config, transform=transform)
+    export(folder, Clip(config), to_json(card))
+    tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    draws = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = draws.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_a_table_for_people(model, photos, capsys):
+    picture = str(photos / "cat" / "0.png")
+    (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    words = [picture, str(photos / "broken.png"), "--labels", "cat", "dog", "a red bus"]
+    assert run(["classify", *words, "--model", str(model), "--top", "2"]) == 0
+    out, err = capsys.readouterr()
+    first, *rows = out.splitlines()
+    assert first == picture and len(rows) == 2
+    assert all("cosine" in row and "% of these labels" in row for row in rows)
+    assert "skipped" in err and "broken.png" in err
+
+
+def test_json_is_one_object_with_cosines_and_probabilities(model, photos, capsys):
+    words = ["classify", str(photos), "--labels", "cat", "dog", "bus", "--model", str(model)]
+    assert run([*words, "--json", "--templates", "photo", "art of {}"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["reads"] == "softmax" and len(found["pictures"]) == 12
+    assert found["templates"] == ["a photo of a {}.", "art of {}"]
+    for row in found["pictures"]:
+        cosines = [fit["cosine"] for fit in row["labels"]]
+        shares = [fit["probability"] for fit in row["labels"]]
+        assert cosines == sorted(cosines, reverse=True) and sum(shares) == pytest.approx(1)
+        logits = found["scale"] * np.array(cosines)
+        assert shares == pytest.approx(list(np.exp(logits) / np.exp(logits).sum()), rel=1e-5)
+
+
+def test_the_matrix_is_a_picture(model, photos, tmp_path, capsys):
+    path = tmp_path / "new" / "matrix.png"
+    words = ["classify", str(photos), "--labels", "cat", "dog", "--model", str(model)]
+    assert run([*words, "--matrix", str(path)]) == 0
+    assert open_picture(path).shape[2] == 3
+    assert run([*words, "--matrix", str(tmp_path / "matrix.jpg")]) == 3
+    assert "is a .png" in capsys.readouterr().err
+
+
+def test_a_folder_of_classes_is_judged(model, photos, tmp_path, capsys):
+    out = tmp_path / "report"
+    words = ["classify", str(photos), "--labels", "auto", "--model", str(model), "--shots", "1"]
+    assert run([*words, "--out", str(out), "--batch", "4", "--json"]) == 0
+    printed, err = capsys.readouterr()
+    found = json.loads(printed)
+    assert found == json.loads((out / "report.json").read_text())
+    zero = found["zero_shot"]
+    assert np.sum(zero["confusion"]) == found["pictures"] == 12
+    assert zero["top1"]["value"] == pytest.approx(np.trace(zero["confusion"]) / 12)
+    assert zero["top1"]["chance"] == 0.5 and len(zero["calibration"]["bins"]) == 15
+    assert [few["head"] for few in found["few_shot"]] == ["nearest mean", "probe from text"]
+    for name in ("confusion.png", "reliability.png", "few-shot.png"):
+        assert open_picture(out / name).std() > 5
+    assert "chance 50.00%" in err and "33%" in err and str(photos) not in printed
+
+
+def test_a_cold_start_loads_nothing_it_does_not_use(model, photos):
+    """A second and more on two cores: scipy, scikit-learn, matplotlib, torch's compiler, ..."""
+    code = f"""
+import sys
+from triptych.cli.main import run
+assert run(["classify", {str(photos / "cat" / "0.png")!r}, "--labels", "a", "b",
+            "--model", {str(model)!r}]) == 0
+heavy = {{"scipy", "sklearn", "matplotlib", "sympy", "torch._dynamo", "rich.progress"}}
+print(sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["nowhere.png", "--labels", "a"], 3, "nowhere.png"),
+        (["nowhere.png"], 2, "--labels auto"),
+        (["nowhere.png", "--labels", "a", "a"], 2, "there twice"),
+        (["--labels", "a", "b"], 2, "no pictures"),
+        (["nowhere.png", "--labels", "a", "--templates", "foto"], 3, "Did you mean 'photo'"),
+        (["nowhere.png", "--labels", "a", "--shots", "2"], 3, "--labels auto"),
+        (["nowhere", "--labels", "auto"], 3, "no source"),
+        (["nowhere.png", "--labels", "none.txt"], 3, "cannot be read"),
+    ],
+)
+def test_nonsense_gets_a_sentence_and_a_code(model, words, code, said, capsys):
+    try:
+        got = run(["classify", *words, "--model", str(model)])
+    except SystemExit as stopped:
+        got = stopped.code
+    assert got == code
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())

@@ -1,0 +1,50 @@
+"""Models without numbers are the models with them, and cost no import of torch's compiler."""
+
+import subprocess
+import sys
+
+import pytest
+
+from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig
+from triptych.models.clip_resnet import ResNetConfig
+from triptych.models.siglip import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
+from triptych.models.unet import UNet, UNetConfig
+from triptych.weights.skeleton import skeleton
+
+TEXT = TextConfig(1000, layers=1)
+BUILT = {
+    "vit": lambda: Clip(ClipConfig(text=TEXT, vit=VitConfig(layers=1))),
+    "stem": lambda: Clip(
+        ClipConfig(text=TEXT, vit=VitConfig(patch=8, layers=1, stem=(16, 32, 64)))
+    ),
+    "resnet": lambda: Clip(
+        ClipConfig(text=TEXT, vit=None, resnet=ResNetConfig(layers=(1, 1, 1, 1)))
+    ),
+    "siglip": lambda: Siglip(
+        SiglipConfig(SiglipImageConfig(layers=1), SiglipTextConfig(1000, layers=1))
+    ),
+    "unet": lambda: UNet(UNetConfig(3, 6, (32, 64))),
+}
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_names_shapes_and_types_are_those_of_the_real_model(name):
+    real, bare = BUILT[name]().state_dict(), skeleton(BUILT[name]).state_dict()
+    assert {k: (v.shape, v.dtype) for k, v in real.items()} == {
+        k: (v.shape, v.dtype) for k, v in bare.items()
+    }
+    assert all(tensor.is_meta for tensor in bare.values())
+    assert not any(t.is_meta for t in BUILT[name]().state_dict().values())  # nothing stays changed
+
+
+def test_building_imports_neither_the_compiler_nor_sympy():
+    code = """
+import sys
+from triptych.models.clip import Clip, ClipConfig
+from triptych.models.siglip import Siglip, SiglipConfig
+from triptych.weights.skeleton import skeleton
+skeleton(lambda: Clip(ClipConfig())); skeleton(lambda: Siglip(SiglipConfig()))
+print(sorted({"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
