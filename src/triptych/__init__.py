@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from triptych.pipelines.class_to_image import Pictures
-    from triptych.requests import ClassToImage
+    from triptych.pipelines.embed import Vectors
+    from triptych.pipelines.search import Found
+    from triptych.requests import ClassToImage, Embed, Search
     from triptych.weights.load import Loaded
 
 __all__ = ["load", "run"]
@@ -33,11 +35,23 @@ def load(name: str, device: str = "cpu") -> Loaded:
     return load_run(name, device)
 
 
-def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Pictures]:
-    """Carry out a request step by step; the last item that it yields is the whole result."""
-    from triptych.pipelines import class_to_image
+PIPELINES = {"ClassToImage": "class_to_image", "Embed": "embed", "Search": "search"}
+"""The module of `triptych.pipelines` that carries out a request, by the request's name."""
 
-    return class_to_image.run(request, loaded)
+
+def run(
+    request: ClassToImage | Embed | Search, loaded: Loaded | None = None
+) -> Iterator[Pictures] | Iterator[Vectors] | Iterator[Found]:
+    """Carry out a request step by step; the last item that it yields is the whole result."""
+    from importlib import import_module
+
+    name = PIPELINES.get(type(request).__name__)
+    if name is None:
+        raise ValueError(
+            f"{type(request).__name__} is no request; there are {', '.join(PIPELINES)}"
+        )
+    work: Iterator[Pictures] = import_module(f"triptych.pipelines.{name}").run(request, loaded)
+    return work
 
 
 def __getattr__(name: str) -> str:
