@@ -130,7 +130,7 @@ def _tell(found: "Found") -> None:
         say(plain(note))
     if found.request.duplicates is not None:
         copies = sum(map(len, found.groups)) - len(found.groups)
-        say(f"{copies:,} near duplicates in {len(found.groups):,} groups")
+        say(f"near duplicates: {copies:,} more than needed, groups: {len(found.groups):,}")
     elif query := spelled(found.request):
         say(plain(f"nearest to: {query}"))
 

@@ -68,7 +68,10 @@ class Index:
     """Changes whenever the rows do."""
 
 
-class Progress(NamedTuple):
+@dataclass(frozen=True)
+class Progress:
+    """How far an index is."""
+
     done: int  # pictures looked at in this pass
     total: int
     index: Index | None  # in the last one
@@ -111,11 +114,12 @@ def index_place(folder: Path, model: str, chosen: str = "") -> Path:
         place = Path(chosen).expanduser()
         if place.exists() and not place.is_dir():
             raise ValueError(f"--index {chosen} is a file: give a folder, new or empty")
-        others = [p.name for p in place.iterdir() if not OURS.fullmatch(p.name)] if place.is_dir() else []  # fmt: skip
+        there = [path.name for path in place.iterdir()] if place.is_dir() else []
+        others = sorted(name for name in there if not OURS.fullmatch(name))
         if others:
             raise ValueError(
-                f"--index {chosen} holds other things ({sorted(others)[0]!r}): give a folder of its "
-                "own, new or empty"
+                f"--index {chosen} holds other things ({others[0]!r}): give a folder of its own, "
+                "new or empty"
             )
         return place
     cache = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored, says the XDG
@@ -299,8 +303,8 @@ def _joined(
     readable = {shard.path for shard in shards}
     damaged = [p for p in place.iterdir() if NAME.fullmatch(p.name) and p not in readable]
     if any(moved):
-        rows = [(s, a) for s, a, m in zip(shards, alive, moved, strict=True) if m]
-        _rewrite(place, model, rows)
+        old = [(s, a) for s, a, m in zip(shards, alive, moved, strict=True) if m]
+        _rewrite(place, model, old)
     for path in [*damaged, *(s.path for s, m in zip(shards, moved, strict=True) if m)]:
         path.unlink()
     return _shards(place, model, shards[0].vectors.shape[1]) if any(moved) else list(shards)

@@ -74,9 +74,9 @@ def run(request: Search, loaded: Loaded | None = None) -> Iterator[Found]:
             yield Found(request, place, progress.done / max(progress.total, 1), new)
     assert index is not None
     if request.duplicates is not None:
-        for found in duplicates(index.blocks, request.duplicates):
-            groups = _named(found.groups, index)
-            yield Found(request, place, found.done, new, index, (), groups, notes)
+        for known in duplicates(index.blocks, request.duplicates):
+            groups = _named(known.groups, index)
+            yield Found(request, place, known.done, new, index, (), groups, notes)
         return
     matches: tuple[Match, ...] = ()
     if query is not None and index.names:
