@@ -14,11 +14,14 @@ from triptych.diffusion.noise import PictureNoise
 from triptych.models import cvae, pixel_diffusion, wgan
 from triptych.train.loop import fit
 from triptych.train.recipes.requests import (
+    Towers,
     TrainClassifier,
+    TrainClip,
     TrainCvae,
     Training,
     TrainPixelDiffusion,
     TrainRequest,
+    TrainSiglip,
     TrainWgan,
 )
 from triptych.train.run import build
@@ -41,6 +44,11 @@ def settings(data: Path, steps: int, **more) -> Training:
     return Training(data=str(data), steps=steps, batch_size=8, sample_every=0, device="cpu", **more)
 
 
+TINY = Towers(
+    patch=4, width=16, layers=1, heads=2, text_width=16, text_layers=1, text_heads=2, length=16,
+    vocabulary=520,
+)  # fmt: skip
+
 REQUESTS: list[TrainRequest] = [
     TrainCvae(widths=(16, 32), latent=4),
     TrainCvae(widths=(16,), latent=4, network="mlp", condition="none", likelihood="gaussian"),
@@ -61,6 +69,14 @@ REQUESTS: list[TrainRequest] = [
         widths=(8,), attention=(), head_width=8, groups=4, condition="none", offset=0.1,
         noise_schedule="cosine", predicts="velocity", min_snr=5.0,
     ),
+    TrainClip(towers=TINY, dim=8),
+    TrainClip(
+        towers=dataclasses.replace(
+            TINY, stem=(8, 8), patch_dropout=0.5, cache=3, text="words", crop=0.5, colour=0.2
+        ),
+        pool="mean",
+    ),
+    TrainSiglip(towers=dataclasses.replace(TINY, flip=True, templates="simple")),
 ]  # fmt: skip
 
 
@@ -129,3 +145,40 @@ def test_classifier_learns_eight_pictures_by_heart(eight: Path, tmp_path: Path) 
         last = report
     assert last.row is not None and last.row["accuracy"] == 1.0
     assert last.row["test_accuracy"] == 1.0
+
+
+def test_clip_and_siglip_tell_eight_pictures_apart(eight: Path, tmp_path: Path) -> None:
+    """Each picture finds its class among ten, and each sentence its picture; then low-rank updates
+    of a locked tower go on from there, and what is exported is half of the way.
+    """
+    towers = dataclasses.replace(TINY, learning_rate=3e-3, width=32, layers=2)
+    for request in (TrainClip(towers=towers, dim=16), TrainSiglip(towers=towers)):
+        training = settings(eight, 120, log_every=40, ema_halflife=5, warmup=10)
+        request = dataclasses.replace(request, training=training)
+        run = tmp_path / type(request).__name__
+        *_, last = fit(build(request), training, run)
+        assert last.row is not None and last.row["zero_shot"] == 1.0
+        loaded = load(str(run), dtype="float32")
+        assert loaded.tokenizer is not None and loaded.transform is not None
+        digits = np.load(eight)["x_test"][..., None]
+        pictures = loaded.embed_image(list(digits))
+        texts = loaded.embed_text([f"a photo of a {k}." for k in range(10)])
+        torch.testing.assert_close(pictures.norm(dim=1), torch.ones(8))
+        assert (pictures @ texts.T).argmax(1).tolist() == list(range(8))
+
+    tuned = dataclasses.replace(
+        request,
+        training=settings(eight, 5, log_every=1),
+        towers=dataclasses.replace(
+            towers, init=str(run), lora=2, lock="text", interpolate=0.5, learning_rate=1e-2
+        ),
+    )
+    *_, last = fit(build(tuned), tuned.training, tmp_path / "tuned")
+    before, after = load(str(run), dtype="float32"), load(str(tmp_path / "tuned"), dtype="float32")
+    differing = {
+        name
+        for name, tensor in before.model.state_dict().items()
+        if not torch.equal(tensor, after.model.state_dict()[name])
+    } - {"logit_scale", "logit_bias"}  # how sure to be is learned all the same
+    assert differing and all(name.startswith("image.") for name in differing)
+    assert {name.split(".")[-2] for name in differing} == {"q_proj", "v_proj", "up", "down"}

@@ -134,7 +134,10 @@ class ModifiedResNet(nn.Module):
                 x = block(x)
         return x
 
-    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
+    def forward(self, pixels: Float[Tensor, "B C H W"], keep: float = 1.0) -> Float[Tensor, "B E"]:
+        """`keep` must be 1: convolutions have no patches to leave out."""
+        if keep != 1:
+            raise ValueError("patch dropout is for vision transformers: a ResNet keeps all")
         pooled: Tensor = self.pool(self.planes(pixels))
         return pooled
 

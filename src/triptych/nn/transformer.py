@@ -162,15 +162,6 @@ class Transformer(nn.Module):
         return result
 
 
-def kept_patches(x: Float[Tensor, "B P D"], keep: float) -> Float[Tensor, "B Q D"]:
-    """A random share of the patches, another one for every picture; at least one
-    (arXiv:2212.00794).
-    """
-    count = max(1, round(keep * x.shape[1]))
-    chosen = torch.rand(x.shape[:2], device=x.device).topk(count, dim=1).indices
-    return x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2]))
-
-
 class AttentionPool(nn.Module):
     """One learned query attends to all positions, then an MLP (arXiv:2106.04560, section 3.2)."""
 

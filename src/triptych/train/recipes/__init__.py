@@ -5,4 +5,6 @@ RECIPES = {
     "wgan": "triptych.train.recipes.wgan",
     "pixel-diffusion": "triptych.train.recipes.pixel_diffusion",
     "classifier": "triptych.train.recipes.classifier",
+    "clip": "triptych.train.recipes.contrastive",
+    "siglip": "triptych.train.recipes.contrastive",
 }
