@@ -63,7 +63,7 @@ def resized(images: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B 3 S
     A picture that guidance is for is square in nearly all cases, and where it is not, cutting its
     sides off would leave them unguided.
     """
-    images = images.float().expand(-1, 3, -1, -1)
+    images = images.float().clamp(-1, 1).expand(-1, 3, -1, -1)  # as they are saved
     return F.interpolate(
         images, (side, side), mode="bicubic", antialias=True, align_corners=False
     ).clamp(-1, 1)
