@@ -47,7 +47,9 @@ def test_its_slope_is_that_of_finite_differences() -> None:
         step = 3e-4
 
         def along(amount: float, cutouts: int = cutouts, d: torch.Tensor = direction) -> float:
-            return float(prompt_score(CLIP, "two cats", cutouts, seed=1)(x0 + amount * d).double().sum())
+            return float(
+                prompt_score(CLIP, "two cats", cutouts, seed=1)(x0 + amount * d).double().sum()
+            )
 
         measured = (along(step) - along(-step)) / (2 * step)
         assert float((slope * direction).sum()) == pytest.approx(measured, rel=0.03)
@@ -76,23 +78,26 @@ def drawn(tmp_path, **fields) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sampler", [dpmpp_2m, euler])
-@pytest.mark.parametrize("cutouts", [0, 4])
-def test_guided_pictures_score_higher(sampler, cutouts) -> None:
+@pytest.mark.parametrize(("cutouts", "rise"), [(0, 0.3), (4, 0.05)])
+def test_guided_pictures_score_higher(sampler, cutouts, rise) -> None:
     """White noise of deviation 0.5, whose ideal denoiser is known, and a random CLIP: only guidance
-    can raise the score, and it raises that of every picture, or of squares that it never saw.
+    can raise the cosine, of whole pictures and of squares that it never saw.
     """
 
     def ideal(x: torch.Tensor, level: Level) -> torch.Tensor:
         return level.alpha * x / (level.alpha**2 + 4 * level.sigma**2)
 
-    start = runtime.noise((3, 32, 32), [1, 2, 3, 4])
+    start = runtime.noise((3, 32, 32), range(8))
     scored = {}
-    for scale in (0.0, 5.0):
-        request = ClassToImage(clip="x", clip_prompt="two cats", clip_scale=scale, seed=0, clip_cutouts=cutouts)  # fmt: skip
+    for scale in (0.0, 20.0):
+        request = ClassToImage(
+            clip="x", clip_prompt="two cats", clip_scale=scale, seed=0, clip_cutouts=cutouts
+        )
         *_, last = sampler(guided_by(request, CLIP, ideal), start, even(30))
         other = prompt_score(CLIP, "two cats", 8 * cutouts, seed=9)
         scored[scale] = other(last.x) / CLIP.model.logit_scale.exp()
-    assert bool((scored[5.0] > scored[0.0] + 0.05).all()), scored
+    assert float((scored[20.0] - scored[0.0]).mean()) > rise, scored
+    assert bool((scored[20.0] > scored[0.0]).float().mean() >= 0.75), scored
 
 
 def test_a_guided_picture_is_the_same_in_any_company(tmp_path) -> None:

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     seed = result.request.seed
     assert seed is not None
     names = {f: Path(getattr(parsed.request, f)).name for f in ("model", "image", "clip")}
-    recorded = to_json(replace(result.request, **names))  # not the paths
+    recorded = to_json(result.request) | names  # not the paths
     result, seeds, scores = _ranked(result, parsed.rerank, judge)
     parsed.out.mkdir(parents=True, exist_ok=True)
     files = []

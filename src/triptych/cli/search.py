@@ -4,14 +4,14 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from triptych.cli.main import say
-from triptych.cli.words import bare_words_first, plain
+from triptych.cli.words import parted, plain
 from triptych.requests import Search
 
 if TYPE_CHECKING:
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # skipped pictures that people see; JSON has all
 CELLS = 100  # pictures of a contact sheet
+ALIKE_SHOWN = 5  # of one group
 ALIKE = "0.95"  # cosine of near duplicates where no other is given
-SWITCHES = ("--json", "--no-json")
+SWITCHES = ("--json", "--no-json", "--help")
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,11 @@ class Arguments:
 
 
 def main(arguments: list[str]) -> int:
+    words, flags = parted(_with_threshold(arguments), SWITCHES)
+    texts = [f"--text={word}" for word in words[1:]]  # so that the request checks all of itself
     parsed = tyro.cli(
         Arguments,
-        args=bare_words_first(_with_threshold(arguments), SWITCHES),
+        args=[*words[:1], *texts, *flags],
         prog="triptych search",
         config=(
             tyro.conf.PositionalRequiredArgs,
@@ -61,8 +64,8 @@ def main(arguments: list[str]) -> int:
             tyro.conf.UseAppendAction,
         ),
     )
-    request = replace(parsed.request, text=(*parsed.output.query, *parsed.request.text))
-    sheet = parsed.output.sheet
+    request, output = parsed.request, parsed.output
+    sheet = output.sheet
     if sheet is not None and not sheet.parent.is_dir():
         raise ValueError(f"--sheet {sheet}: there is no such folder")
     from triptych.pipelines import search
@@ -71,7 +74,7 @@ def main(arguments: list[str]) -> int:
     _tell(found)
     if sheet is not None:
         _write_sheet(sheet, found)
-    if parsed.output.json:
+    if output.json:
         print(json.dumps(_as_json(found)))
     elif request.duplicates is not None:
         for group in found.groups:
@@ -129,8 +132,8 @@ def _tell(found: "Found") -> None:
     for note in found.notes:
         say(plain(note))
     if found.request.duplicates is not None:
-        copies = sum(map(len, found.groups)) - len(found.groups)
-        say(f"near duplicates: {copies:,} more than needed, groups: {len(found.groups):,}")
+        pictures = sum(map(len, found.groups))
+        say(f"near duplicates: {pictures:,} pictures, groups of them: {len(found.groups):,}")
     elif query := spelled(found.request):
         say(plain(f"nearest to: {query}"))
 
@@ -165,7 +168,7 @@ def _write_sheet(path: Path, found: "Found") -> None:
 
     cells: list[tuple[str, str]] = [(m.name, f"{m.score:.3f} {m.name}") for m in found.matches]
     for number, group in enumerate(found.groups, 1):
-        cells += [(m.name, f"{number}: {m.score:.3f} {m.name}") for m in group]
+        cells += [(m.name, f"{number}: {m.score:.3f} {m.name}") for m in group[:ALIKE_SHOWN]]
     if not cells:
         say(f"{path} was not written: nothing was found")
         return

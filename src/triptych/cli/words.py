@@ -30,8 +30,8 @@ def gathered(
     return rest, taken
 
 
-def bare_words_first(arguments: list[str], switches: Collection[str]) -> list[str]:
-    """Words before flags: a parser that has met a flag takes no more of them.
+def parted(arguments: list[str], switches: Collection[str]) -> tuple[list[str], list[str]]:
+    """Bare words, and flags with their values: a parser that has met a flag takes no more words.
 
     Every flag is taken to have one value, except the `switches`, which have none.
     """
@@ -42,10 +42,11 @@ def bare_words_first(arguments: list[str], switches: Collection[str]) -> list[st
         if not word.startswith("--") and word != "-h":
             words.append(word)
             continue
-        flags.append(word)
+        value = None
         if word != "-h" and "=" not in word and word not in switches:
-            flags += [value for value in [next(rest, None)] if value is not None]
-    return words + flags
+            value = next(rest, None)
+        flags.append(word if value is None else f"{word}={value}")  # a value may begin with -
+    return words, flags
 
 
 def plain(text: str) -> str:

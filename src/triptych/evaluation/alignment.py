@@ -36,9 +36,7 @@ class Alignment:
     count: int
 
 
-def clip_score(
-    image: Float[Tensor, "N D"], text: Float[Tensor, "N D"]
-) -> Float[Tensor, " N"]:
+def clip_score(image: Float[Tensor, "N D"], text: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
     """2.5 max(cos, 0) of each pair of unit vectors (equation 1).
 
     Published scores put "A photo depicts" before each text, and are of ViT-B/32: only scores of one

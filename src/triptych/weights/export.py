@@ -97,9 +97,7 @@ def _open_clip(loaded: Loaded, folder: Path) -> None:
     if loaded.tokenizer is not None:
         # a local folder as its tokenizer: open_clip reads tokenizer.json beside the configuration
         model["text_cfg"] |= {"hf_tokenizer_name": "."} if not _is_clips(loaded.tokenizer) else {}
-    write_json(
-        folder / "open_clip_config.json", {"model_cfg": model, "preprocess_cfg": preprocess}
-    )
+    write_json(folder / "open_clip_config.json", {"model_cfg": model, "preprocess_cfg": preprocess})
     tensors = export(_state(loaded), rules)
     write_safetensors(folder / "open_clip_model.safetensors", tensors, {"format": "pt"})
     if loaded.tokenizer is not None:
