@@ -23,6 +23,7 @@ from triptych.train.recipes.requests import (
     TrainRequest,
     TrainSiglip,
     TrainWgan,
+    TrainWordSpace,
 )
 from triptych.train.run import build
 from triptych.weights.load import load
@@ -37,6 +38,15 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     y = digits.target[rows]
     path = tmp_path_factory.mktemp("eight") / "eight.npz"
     np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+    return path
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random vector of ten numbers for the name of each digit."""
+    path = tmp_path_factory.mktemp("words") / "words.npz"
+    vectors = np.random.default_rng(0).normal(size=(8, 10)).astype(np.float32)
+    np.savez(path, words=np.array([str(k) for k in range(8)]), vectors=vectors)
     return path
 
 
@@ -77,14 +87,18 @@ REQUESTS: list[TrainRequest] = [
         pool="mean",
     ),
     TrainSiglip(towers=dataclasses.replace(TINY, flip=True, templates="simple")),
+    TrainWordSpace(widths=(8, 16), hidden=12, unseen="3,5", shift=1),
+    TrainWordSpace(widths=(8, 16), method="devise", unseen="3", fine_tune=0.5),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=range(len(REQUESTS)))
-def test_three_steps_and_three_more_are_six(eight: Path, tmp_path: Path, request_) -> None:
+def test_three_steps_and_three_more_are_six(eight, words, tmp_path: Path, request_) -> None:
     training = settings(eight, 6, save_every=3, log_every=2, ema_halflife=3, warmup=2)
     training = dataclasses.replace(training, schedule="cosine", accumulate=2)
     request_ = dataclasses.replace(request_, training=training)
+    if isinstance(request_, TrainWordSpace):
+        request_ = dataclasses.replace(request_, words=str(words))
     for _ in fit(build(request_), training, tmp_path / "whole"):
         pass
     steps = fit(build(request_), training, tmp_path / "broken")
@@ -182,3 +196,26 @@ def test_clip_and_siglip_tell_eight_pictures_apart(eight: Path, tmp_path: Path) 
     } - {"logit_scale", "logit_bias"}  # how sure to be is learned all the same
     assert differing and all(name.startswith("image.") for name in differing)
     assert {name.split(".")[-2] for name in differing} == {"q_proj", "v_proj", "up", "down"}
+
+
+@pytest.mark.parametrize("method", ["socher", "devise"])
+def test_word_space_learns_eight_pictures_by_heart(eight, words, tmp_path: Path, method) -> None:
+    """Six of them: the other two are never shown, and the word of each seen one is its nearest."""
+    training = settings(eight, 150, log_every=50, ema_halflife=5)
+    request = TrainWordSpace(training, str(words), "6,7", method, widths=(16, 32))
+    recipe = build(request)
+    labels = torch.cat([next(recipe.batches(k))["label"] for k in range(3)])
+    assert set(labels.tolist()) == set(range(6))
+    for report in fit(recipe, training, tmp_path):
+        last = report
+    assert last.row is not None and last.row["test_seen"] == 1.0
+    loaded = load(str(tmp_path))
+    assert loaded.card.classes == tuple(map(str, range(8)))
+    image = next(recipe.batches(0))["image"]
+    label = next(recipe.batches(0))["label"]
+    mapped = loaded.model.embed(image)
+    assert torch.equal(loaded.model.scores(mapped)[:, :6].argmax(1), label)
+    if method == "socher":  # each lies at its own word: the squared length of a word is 10
+        assert (mapped - loaded.model.words[label]).square().sum(1).max() < 0.5
+        # the detectors travel with the weights
+        assert torch.equal(loaded.model.probabilities(image, threshold=1.0).argmax(1), label)

@@ -109,7 +109,7 @@ def test_low_rank_updates_begin_as_nothing_and_merge_into_the_weights():
     model = randomised(Transformer(16, 2, 4, 32)).float()
     x = torch.randn(2, 5, 16)
     before = model(x)
-    assert lora.add(model, 3, alpha=6, names=("q_proj", "v_proj")) == 4
+    assert lora.add(model, 3, alpha=6.0, names=("q_proj", "v_proj")) == 4
     torch.testing.assert_close(model(x), before, rtol=0, atol=0)
     moving = [name for name, p in model.named_parameters() if p.requires_grad]
     assert len(moving) == 8 and all(".lora_" in name for name in moving)

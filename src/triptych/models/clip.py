@@ -17,7 +17,7 @@ from triptych.models.clip_resnet import ModifiedResNet, ResNetConfig
 from triptych.models.contrastive import cached_embeddings, softmax_loss
 from triptych.nn.bag_of_words import BagOfWords
 from triptych.nn.loss import Loss
-from triptych.nn.patches import check_stem, kept_patches, patch_embedding
+from triptych.nn.patches import check_stem, kept_patches, patch_embedding, whole_patches
 from triptych.nn.position import resize_grid
 from triptych.nn.transformer import Activation, Transformer
 
@@ -145,13 +145,10 @@ class VisionTransformer(nn.Module):
         self.projection = nn.Linear(width, dim, bias=False)
         nn.init.normal_(self.projection.weight, std=scale)
 
-    def tokens(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P+1 D"]:
+    def tokens(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
         """The class token and the patches, with positions for any size that patches tile."""
-        x = self.patch(pixels)
+        x = self.patch(whole_patches(pixels, self.config.patch))
         grid = x.shape[2], x.shape[3]
-        if 0 in grid:
-            side = self.config.patch
-            raise ValueError(f"a picture of {tuple(pixels.shape[2:])} has no {side} pixel patch")
         x = x.flatten(2).transpose(1, 2)  # (B, P, D)
         x = x + resize_grid(self.position[1:], grid).to(x.dtype)
         token = (self.class_token + self.position[0]).to(x.dtype).expand(len(x), 1, -1)

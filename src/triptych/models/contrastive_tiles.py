@@ -106,10 +106,15 @@ def tiles(block: Block) -> Iterator[Tile]:
         starts = range(0, length, block.chunk)
         return [slice(start, min(start + block.chunk, length)) for start in starts]
 
+    shape = (min(block.chunk, max(len(block.image), len(block.text))), block.image.shape[1])
+    images, texts = block.image.new_empty(2, *shape, dtype=block.dtype)
     for rows in slices(len(block.image)):
-        image = block.image[rows].to(block.dtype) * block.scale
+        image = images[: rows.stop - rows.start].copy_(block.image[rows]).mul_(block.scale)
         for columns in slices(len(block.text)):
-            yield Tile(rows, columns, image, block.text[columns].to(block.dtype))
+            text = block.text[columns]
+            if text.dtype != block.dtype:  # fresh memory for each tile would tear holes in the heap
+                text = texts[: len(text)].copy_(text)
+            yield Tile(rows, columns, image, text)
 
 
 def buffers(block: Block) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from triptych.models.contrastive import cached_embeddings, sigmoid_loss
 from triptych.nn.bag_of_words import BagOfWords
 from triptych.nn.loss import Loss
-from triptych.nn.patches import check_stem, kept_patches, patch_embedding
+from triptych.nn.patches import check_stem, kept_patches, patch_embedding, whole_patches
 from triptych.nn.position import resize_grid
 from triptych.nn.transformer import Activation, AttentionPool, Transformer
 
@@ -136,9 +136,8 @@ class SiglipImage(nn.Module):
 
     def tokens(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P D"]:
         side = self.config.patch
+        pixels = whole_patches(pixels, side)
         grid = pixels.shape[2] // side, pixels.shape[3] // side
-        if 0 in grid:
-            raise ValueError(f"a picture of {tuple(pixels.shape[2:])} has no {side} pixel patch")
         if self.config.naflex:
             x = self.patch(as_rows(pixels, side))
         else:
@@ -186,8 +185,7 @@ class SiglipImage(nn.Module):
 def as_rows(pixels: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B P V"]:
     """Every patch as a row of values: its rows, columns, then channels."""
     height, width = (length // side for length in pixels.shape[2:])
-    x = pixels[:, :, : height * side, : width * side]
-    x = x.reshape(*x.shape[:2], height, side, width, side)
+    x = pixels.reshape(*pixels.shape[:2], height, side, width, side)
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 

@@ -23,6 +23,18 @@ def patch_embedding(width: int, patch: int, stem: tuple[int, ...], *, bias: bool
     return nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
 
 
+def whole_patches(pixels: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor, "B C h w"]:
+    """The upper left part of pictures that patches tile.
+
+    Raises:
+        ValueError: a picture smaller than one patch.
+    """
+    height, width = (side // patch * patch for side in pixels.shape[2:])
+    if not height or not width:
+        raise ValueError(f"a picture of {tuple(pixels.shape[2:])} has no {patch} pixel patch")
+    return pixels[:, :, :height, :width]
+
+
 def check_stem(size: int, patch: int, stem: tuple[int, ...]) -> None:
     """Raises ValueError where a stem makes other patches, or does not tile the picture."""
     if stem and 2 ** len(stem) != patch:

@@ -157,7 +157,7 @@ class Transformer(nn.Module):
         """
         *before, last = (cast(Block, block) for block in self.blocks)
         for block in before:
-            x = block(x, mask)
+            x = block(x, None if mask is None else mask[None, None])
         result: Tensor = last.at(x, places, mask)
         return result
 

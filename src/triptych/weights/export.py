@@ -30,23 +30,25 @@ def convert_checkpoint(source: str, dest: Path, to: Target) -> None:
     """Write a CLIP or SigLIP, trained here or published, in another layout.
 
     Raises:
-        ValueError: the source does not load, the other library has no such architecture, or there
-            is something at the destination already.
+        ValueError: the source does not load, or the other library has no such architecture.
+        OSError: the disk is full or the folder cannot be written; what was there before stays.
     """
     loaded = load(source, dtype="float32")
     if loaded.card.model not in ("clip", "siglip"):
         raise ValueError(f"{source} is a {loaded.card.model}: only CLIP and SigLIP convert")
-    if dest.exists():
-        raise ValueError(f"{dest} exists already: choose another name, or remove it first")
     aside = dest.with_name(f".{dest.name}.tmp-{os.getpid()}")
+    old = dest.with_name(f".{dest.name}.old-{os.getpid()}")
     try:
         aside.mkdir(parents=True)
         WRITERS[to](loaded, aside)
         if loaded.tokenizer is not None:
             loaded.tokenizer.save(aside)
+        if dest.exists():  # the caller has asked
+            dest.rename(old)
         aside.replace(dest)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _triptych(loaded: Loaded, folder: Path) -> None:

@@ -7,4 +7,5 @@ RECIPES = {
     "classifier": "triptych.train.recipes.classifier",
     "clip": "triptych.train.recipes.contrastive",
     "siglip": "triptych.train.recipes.contrastive",
+    "word-space": "triptych.train.recipes.word_space",
 }
