@@ -292,9 +292,8 @@ def _joined(
     alive: list[list[bool]] = []
     for shard in shards:
         rows = []
-        for file in shard.files:
-            now = current.get(file.name)
-            rows.append(file.name not in seen and now is not None and now[:3] == file[:3])
+        for file in shard.files:  # of one name the first: what the others say no longer holds
+            rows.append(file.name in current and file.name not in seen)
             seen.add(file.name)
         alive.append(rows)
     small = [len(shard.files) < FULL // 2 for shard in shards]
