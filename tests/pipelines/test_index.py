@@ -265,3 +265,4 @@ def test_killed_at_any_moment_and_continued_equals_unbroken(tmp_path: Path, monk
         assert rows.keys() == expected.keys(), (at, how)
         for name, row in rows.items():
             assert np.allclose(row, expected[name], atol=1e-6), (at, how, name)
+        assert not list(place.glob(".*")), (at, how)

@@ -40,6 +40,7 @@ MANY = 8  # small files from which on they are joined
 FORM = 1  # of what stands in a file
 SAMPLED = 4096  # numbers of each tensor that go into a model's digest
 NAME = re.compile(r"\d{6,}\.safetensors")
+LEFT = re.compile(r"\d{6,}\.safetensors|\.\d{6,}\.safetensors\.tmp-\d+")  # by a kill
 OURS = re.compile(r"\.?(\d{6,}\.safetensors|nearest-\w+\.faiss)(\.tmp-\d+)?|lock")
 
 
@@ -300,11 +301,11 @@ def _joined(
     crowd = sum(small) > MANY
     moved = [not all(rows) or (crowd and few) for rows, few in zip(alive, small, strict=True)]
     readable = {shard.path for shard in shards}
-    damaged = [p for p in place.iterdir() if NAME.fullmatch(p.name) and p not in readable]
+    left = [p for p in place.iterdir() if LEFT.fullmatch(p.name) and p not in readable]
     if any(moved):
         old = [(s, a) for s, a, m in zip(shards, alive, moved, strict=True) if m]
         _rewrite(place, model, old)
-    for path in [*damaged, *(s.path for s, m in zip(shards, moved, strict=True) if m)]:
+    for path in [*left, *(s.path for s, m in zip(shards, moved, strict=True) if m)]:
         path.unlink()
     return _shards(place, model, shards[0].vectors.shape[1]) if any(moved) else list(shards)
 
