@@ -25,6 +25,9 @@ __all__ = ["load", "run"]
 PIPELINES = {  # a request of triptych.requests: the module whose `run` carries it out
     "ClassToImage": "triptych.pipelines.class_to_image",
     "Classify": "triptych.pipelines.classify",
+    "Detect": "triptych.pipelines.detect",
+    "Embed": "triptych.pipelines.embed",
+    "Search": "triptych.pipelines.search",
 }
 
 

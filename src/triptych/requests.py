@@ -107,6 +107,14 @@ class ClassToImage:
     """Diffusion: how much fresh noise a stochastic sampler adds; DDIM adds some above 0."""
     noise_source: Literal["cpu", "philox"] = "cpu"
     """Diffusion: `philox` draws the numbers that a CUDA device would."""
+    clip_prompt: str = ""
+    """Diffusion: what a CLIP is to see in the pictures while they are drawn."""
+    clip: str = ""
+    """Diffusion: the CLIP or SigLIP that reads clip_prompt."""
+    clip_scale: float = 1.0
+    """Diffusion: how strongly it pulls; 1 takes its logit for the logarithm of a probability."""
+    clip_cutouts: int = 0
+    """Diffusion: show it so many random squares of the picture instead of the whole."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Diffusion: what the network computes in; auto is bfloat16 where the device is fast at it."""
     deterministic: bool = False
@@ -127,6 +135,12 @@ class ClassToImage:
             raise ValueError(f"steps must be 1 to 1000, or 0 for the model's, not {self.steps}")
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be 0 to 1, not {self.eta}")
+        if bool(self.clip) != bool(self.clip_prompt):
+            raise ValueError("clip and clip_prompt go together: a model, and what it is to see")
+        if not 0 <= self.clip_scale <= 1e6:
+            raise ValueError(f"clip_scale must be 0 to 1000000, not {self.clip_scale}")
+        if not 0 <= self.clip_cutouts <= 256:
+            raise ValueError(f"clip_cutouts must be 0 (none) to 256, not {self.clip_cutouts}")
         if self.sampler:
             sampler_named(self.sampler)
         if self.spacing and self.spacing not in SPACINGS:
@@ -208,3 +222,59 @@ def distinct_labels(labels: Sequence[str]) -> tuple[str, ...]:
             raise ValueError(f"the label {name!r} is there twice, as {found[name]} and {number}")
         found[name] = number
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Texts and pictures as vectors of one space: unit length, float32."""
+
+    model: str = "runs/clip"
+    """A CLIP or SigLIP: a run folder, a published checkpoint, or OWNER/NAME on the hub."""
+    text: tuple[str, ...] = ()
+    """Texts."""
+    image: tuple[str, ...] = ()
+    """Picture files."""
+
+    def __post_init__(self) -> None:
+        if not self.text and not self.image:
+            raise ValueError("nothing to embed: give a text or a picture file")
+
+
+@dataclass(frozen=True)
+class Search:
+    """Find pictures of a folder by texts, by pictures, or by sums and differences of both.
+
+    A text or picture written as (it:0.5) counts half.
+    """
+
+    folder: str
+    """The pictures, in any depth of subfolders."""
+    text: tuple[str, ...] = ()
+    """What the pictures show."""
+    image: tuple[str, ...] = ()
+    """Picture files that they are like."""
+    minus: tuple[str, ...] = ()
+    """Texts that lead away."""
+    minus_image: tuple[str, ...] = ()
+    """Picture files that lead away."""
+    model: str = "runs/clip"
+    """A CLIP or SigLIP: a run folder, a published checkpoint, or OWNER/NAME on the hub."""
+    k: int = 10
+    """How many pictures to find."""
+    duplicates: float | None = None
+    """Instead: groups of pictures whose cosine is at least this, such as 0.95."""
+    index: str = ""
+    """A folder for the vectors, which are computed once; empty is one in the user's cache."""
+    backend: Literal["auto", "exact", "faiss"] = "auto"
+    """auto is exact up to 300,000 pictures; beyond, faiss where it is installed."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= 100_000:
+            raise ValueError(f"k must be 1 to 100000, not {self.k}")
+        if self.duplicates is not None and not 0 < self.duplicates <= 1:
+            raise ValueError(f"duplicates is a cosine above 0, at most 1, not {self.duplicates}")
+        asked = self.text or self.image or self.minus or self.minus_image
+        if self.duplicates is not None and asked:
+            raise ValueError("duplicates are looked for without a query: leave out one of them")
+        if asked and not (self.text or self.image):
+            raise ValueError("a query only leads away: give something to look for, too")

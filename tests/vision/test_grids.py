@@ -90,3 +90,31 @@ def test_a_long_grid_is_fine():
 def test_wrong_input_is_refused(pictures, rows, said):
     with pytest.raises(ValueError, match=said):
         labelled_grid(pictures, rows)
+
+
+def test_a_contact_sheet_shows_every_picture_whole_above_its_label(monkeypatch):
+    """Pictures of any shape, each with the colour of its number, are found whole in their cells."""
+    shapes = [(160, 160), (80, 160), (320, 100), (20, 20), (7, 300), (160, 120), (100, 100)]
+    pictures = [np.full((*s, 3), 20 * n + 30, np.uint8) for n, s in enumerate(shapes)]
+    pictures[3] = pictures[3][:, :, :1]
+    written = []
+    real = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "text",
+        lambda self, place, line, **o: (
+            written.append((line, place)),
+            real(self, place, line, **o),
+        ),
+    )
+    labels = [f"name{n}.jpg" for n in range(7)]
+    sheet = grids.contact_sheet(pictures, labels, "a title")
+    for n, (height, width) in enumerate(shapes):
+        rows, columns = np.nonzero((sheet == 20 * n + 30).all(-1))
+        long = max(height, width)
+        assert np.ptp(rows) + 1 == pytest.approx(160 * height / long, abs=1)
+        assert np.ptp(columns) + 1 == pytest.approx(160 * width / long, abs=1)
+        (place,) = (place for line, place in written if line == labels[n])
+        assert place[1] > rows.max() and abs(place[0] - columns.mean()) < 2
+    with pytest.raises(ValueError, match="6 labels for 7 pictures"):
+        grids.contact_sheet(pictures, labels[:6])

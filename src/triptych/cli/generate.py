@@ -16,6 +16,7 @@ from triptych.requests import ClassToImage
 
 if TYPE_CHECKING:
     from triptych.pipelines.class_to_image import Pictures
+    from triptych.weights.load import Loaded
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Arguments:
     """Folder for the pictures: 0000-SEED.png and so on, and grid.png with all of them, labelled."""
     json: bool = False
     """One JSON object on stdout: the files, their seeds, and what they show."""
+    rerank: str = ""
+    """A text: the pictures are numbered by how well they fit it, the best first."""
+    judge: str = ""
+    """The CLIP or SigLIP that reads it."""
 
 
 def main(arguments: list[str]) -> int:
@@ -36,26 +41,33 @@ def main(arguments: list[str]) -> int:
         prog="triptych generate",
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    if bool(parsed.rerank) != bool(parsed.judge):
+        raise ValueError("--rerank and --judge go together: a text, and the model that reads it")
     import numpy as np
 
     from triptych.pipelines import class_to_image
     from triptych.vision.grids import labelled_grid
     from triptych.vision.images import save_picture
 
+    judge = _judge(parsed.judge)  # before the work, not after
     result = _shown(class_to_image.run(parsed.request))
     seed = result.request.seed
     assert seed is not None
-    model, image = Path(parsed.request.model).name, Path(parsed.request.image).name  # not the paths
-    recorded = to_json(replace(result.request, model=model, image=image))
+    names = {f: Path(getattr(parsed.request, f)).name for f in ("model", "image", "clip")}
+    recorded = to_json(result.request) | names  # not the paths
+    result, seeds, scores = _ranked(result, parsed.rerank, judge)
     parsed.out.mkdir(parents=True, exist_ok=True)
     files = []
     for i, (picture, name) in enumerate(zip(result.pictures, result.names, strict=True)):
-        path = parsed.out / f"{i:04d}-{seed + i}.png"
-        one = recorded | {"seed": seed + i, "n": 1}
+        path = parsed.out / f"{i:04d}-{seeds[i]}.png"
+        one = recorded | {"seed": seeds[i], "n": 1}
         if result.by_class:
             one["label"] = name  # also where every class was taken in turn
-        save_picture(path, picture, {"request": one, "shows": name})
-        files.append({"file": str(path), "seed": seed + i, "shows": name})
+        fits: dict[str, object] = {}
+        if judge is not None:
+            fits = {"fits": parsed.rerank, "judge": judge.name, "cosine": scores[i]}
+        save_picture(path, picture, {"request": one, "shows": name, **fits})
+        files.append({"file": str(path), "seed": seeds[i], "shows": name, **fits})
 
     columns = min(len(files), 10)
     rows = math.ceil(len(files) / columns)
@@ -65,7 +77,7 @@ def main(arguments: list[str]) -> int:
     heads = result.names[:columns] if _same_columns(result.names, columns) else ()
     grid = labelled_grid(
         padded.reshape(rows, columns, *blank.shape[1:]),
-        _seeds(seed, len(files), columns),
+        _cosines(scores, columns) if scores else _seeds(seed, len(files), columns),
         heads,
         "" if heads else ", ".join(dict.fromkeys(filter(None, result.names))),
     )
@@ -77,6 +89,37 @@ def main(arguments: list[str]) -> int:
             )
         )
     return 0
+
+
+def _judge(name: str) -> "Loaded | None":
+    if not name:
+        return None
+    from triptych import runtime
+    from triptych.weights.load import load
+
+    return load(name, runtime.device())
+
+
+def _ranked(
+    result: "Pictures", prompt: str, judge: "Loaded | None"
+) -> "tuple[Pictures, list[int], tuple[float, ...]]":
+    """The pictures in the order of their cosine with the prompt, their seeds, and the cosines."""
+    assert result.request.seed is not None
+    seeds = [result.request.seed + i for i in range(len(result.pictures))]
+    if judge is None:
+        return result, seeds, ()
+    from triptych.pipelines.rerank import rerank
+
+    order, scores = rerank(list(result.pictures), prompt, judge)
+    names = tuple(result.names[i] for i in order)
+    ranked = replace(result, pictures=result.pictures[list(order)], names=names)
+    return ranked, [seeds[i] for i in order], tuple(scores[i] for i in order)
+
+
+def _cosines(scores: tuple[float, ...], columns: int) -> list[str]:
+    """What the rows of a ranked grid are called."""
+    rows = [scores[start : start + columns] for start in range(0, len(scores), columns)]
+    return [f"cosines {row[0]:.3f} to {row[-1]:.3f}" for row in rows]
 
 
 def _shown(work: "Iterator[Pictures]") -> "Pictures":

@@ -11,6 +11,8 @@ COMMANDS = {
     "generate": "write pictures from a trained model",
     "classify": "say which of your labels fit a picture",
     "evaluate": "judge a trained model and write numbers, tables and plots",
+    "embed": "write texts and pictures as vectors of one space",
+    "search": "find pictures of a folder by texts and pictures, or near duplicates",
     "data": "look at a source of pictures before training on it",
     "weights": "list, inspect, convert and check files of weights",
 }

@@ -7,7 +7,7 @@ network is told and ties them together.
 Dimensions: B pictures, C channels, H height, W width, N numbers of a condition.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -173,9 +173,16 @@ class PixelDiffusion(nn.Module):
         return prediction
 
     def denoiser(
-        self, condition: Condition, count: int, guidance: float = 1.0, rescale: float = 0.0
+        self,
+        condition: Condition,
+        count: int,
+        guidance: float = 1.0,
+        rescale: float = 0.0,
+        steer: Callable[[Denoiser], Denoiser] | None = None,
     ) -> Denoiser:
-        """What samplers ask: the expected picture in [-1, 1], guided towards the condition."""
+        """What samplers ask: the expected picture in [-1, 1], guided towards the condition, and
+        then by whatever `steer` puts around it.
+        """
         denoise = conditional_denoiser(self.predict, self.schedule, self.config.predicts)
         cond = self.tell(condition, count)
         if condition is None:  # nothing to be guided towards
@@ -186,7 +193,8 @@ class PixelDiffusion(nn.Module):
                 f"leads away from: guidance must be 1, not {guidance}"
             )
         guided = rescaled(denoise, cond, self.tell(None, count), guidance, rescale, self.kind)
-        return clipped(guided) if self.config.clip else guided
+        steered = steer(guided) if steer else guided
+        return clipped(steered) if self.config.clip else steered
 
 
 def objective(
@@ -226,6 +234,7 @@ def sample(
     guidance: float | None = None,
     rescale: float = 0.0,
     eta: float | None = None,
+    steer: Callable[[Denoiser], Denoiser] | None = None,
 ) -> Iterator[Step]:
     """Pictures of these conditions, step by step; the last step's x is in [-1, 1].
 
@@ -236,7 +245,7 @@ def sample(
     start = noise.start((config.channels, config.height, config.width))
     x = (walked[0].sigma * start).to(next(model.parameters()).device)
     denoise = model.denoiser(
-        condition, len(x), config.guidance if guidance is None else guidance, rescale
+        condition, len(x), config.guidance if guidance is None else guidance, rescale, steer
     )
     return walk(sampler or config.sampler, denoise, x, walked, noise, eta=eta)
 

@@ -4,6 +4,7 @@ diffusion model.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from triptych import config, runtime
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.samplers import Step
 from triptych.models import cvae, pixel_diffusion, wgan
+from triptych.pipelines.clip_guidance import guided_by
 from triptych.requests import ClassToImage, sampler_named
 from triptych.vision.images import open_picture, resize_crop, to_pictures
 from triptych.weights.load import Card, Loaded, load
@@ -25,6 +27,7 @@ SAMPLE: dict[str, Callable[..., Tensor]] = {"cvae": cvae.sample, "wgan": wgan.sa
 DIFFUSION = "pixel-diffusion"
 OF_DIFFUSION = (
     "guidance", "rescale", "steps", "sampler", "spacing", "eta", "noise_source", "precision",
+    "clip_prompt",
 )  # fmt: skip
 """Fields of a request that only a diffusion model can use."""
 
@@ -56,6 +59,7 @@ def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Picture
     if request.seed is None:
         request = replace(request, seed=runtime.drawn_seed())
     assert request.seed is not None
+    judge = load(request.clip, runtime.device()) if request.clip else None
     conditions, names = chosen(request, loaded.card)
     config = loaded.card.config
     by_class = config.get("condition") == "label"
@@ -66,7 +70,7 @@ def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Picture
         seeds = [request.seed + i for i in rows]
         condition = None if conditions is None else conditions[rows.start : rows.stop]
         if loaded.card.model == DIFFUSION:
-            for share, step in diffused(request, loaded, condition, seeds):
+            for share, step in diffused(request, loaded, condition, seeds, judge):
                 images = step.x
                 whole = (start + share * len(rows)) / request.n
                 yield Pictures(request, done, names[:start], by_class, whole)
@@ -96,9 +100,15 @@ def _check(request: ClassToImage, loaded: Loaded) -> None:
 
 
 def diffused(
-    request: ClassToImage, loaded: Loaded, condition: Tensor | None, seeds: Sequence[int]
+    request: ClassToImage,
+    loaded: Loaded,
+    condition: Tensor | None,
+    seeds: Sequence[int],
+    judge: Loaded | None = None,
 ) -> Iterator[tuple[float, Step]]:
-    """The steps of a sampler, each with the share of the way that is done."""
+    """The steps of a sampler, each with the share of the way that is done. `judge` is the CLIP that
+    reads the request's clip_prompt.
+    """
     on = next(loaded.model.parameters()).device
     bfloat16 = runtime.precision(request.precision, on) == "bfloat16"
     sampler, spacing = sampler_named(request.sampler) if request.sampler else ("", "")
@@ -112,6 +122,7 @@ def diffused(
         guidance=request.guidance,
         rescale=request.rescale,
         eta=request.eta,
+        steer=partial(guided_by, request, judge) if judge else None,
     )
     count = request.steps or loaded.config.steps
     for number in range(1, count + 1):

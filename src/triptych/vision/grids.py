@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from triptych.vision.lettering import FONT, fitted, height_of, width_of, write
 
 CELL = 56  # pixels: smaller pictures are enlarged to about this
 GAP, MARGIN = 6, 16
 TITLE = 18  # pixels
+THUMBNAIL, ACROSS = 160, 5  # pixels of a contact sheet's cell, cells in its row
 ROW_LABELS = 190  # pixels wide at most
 NARROWEST = 300  # pixels that a title may have
 PAPER, FAINT = (250, 250, 247), (222, 222, 216)
@@ -65,6 +66,39 @@ def labelled_grid(
             x, y = left + column * (width + GAP), top + row * pitch
             draw.rectangle((x - 1, y - 1, x + width, y + height), outline=FAINT)
             sheet.paste(_enlarged(pictures[row, column], scale), (x, y))
+    return np.asarray(sheet)
+
+
+def contact_sheet(
+    pictures: Sequence[UInt8[np.ndarray, "_H _W _C"]], labels: Sequence[str], title: str = ""
+) -> UInt8[np.ndarray, "_H _W 3"]:
+    """Pictures of any shapes in reading order, each whole in a square cell above its own label.
+
+    Raises:
+        ValueError: there are no pictures, or not as many labels.
+    """
+    if not pictures or len(labels) != len(pictures):
+        raise ValueError(f"{len(labels)} labels for {len(pictures)} pictures, at least one")
+    columns = min(len(pictures), ACROSS)
+    width = max(MARGIN + columns * (THUMBNAIL + 2 * GAP) - 2 * GAP + MARGIN, NARROWEST)
+    heading = fitted(title, width - 2 * MARGIN, 4 * TITLE, TITLE) if title else None
+    below = [fitted(label, THUMBNAIL, 3 * FONT) for label in labels]
+    under = max(height_of(*label) for label in below)
+    top = MARGIN + (height_of(*heading) + 2 * GAP if heading else 0)
+    pitch = THUMBNAIL + GAP + under + 2 * GAP
+    sheet = Image.new("RGB", (width, top + math.ceil(len(labels) / columns) * pitch), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if heading:
+        write(draw, *heading, x=MARGIN, y=MARGIN, align="left")
+    for number, (picture, label) in enumerate(zip(pictures, below, strict=True)):
+        x = MARGIN + number % columns * (THUMBNAIL + 2 * GAP)
+        y = top + number // columns * pitch
+        image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
+        image = ImageOps.contain(image.convert("RGB"), (THUMBNAIL, THUMBNAIL))
+        left, down = (THUMBNAIL - image.width) // 2, (THUMBNAIL - image.height) // 2
+        draw.rectangle((x - 1, y - 1, x + THUMBNAIL, y + THUMBNAIL), outline=FAINT)
+        sheet.paste(image, (x + left, y + down))
+        write(draw, *label, x=x + THUMBNAIL // 2, y=y + THUMBNAIL + GAP, align="centre")
     return np.asarray(sheet)
 
 

@@ -1,0 +1,81 @@
+"""Embed: texts and pictures as vectors of one space."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from triptych import runtime
+from triptych.requests import Embed
+from triptych.vision.images import open_picture
+from triptych.weights.load import Loaded, load, require_tokenizer
+
+BATCH = 32  # pictures decoded at a time
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One input and its vector, or why it has none."""
+
+    kind: Literal["text", "image"]
+    input: str
+    """The text, or the name of the picture file as given."""
+    embedding: Float[Tensor, " D"] | None = None
+    """Unit length, float32."""
+    cut: str = ""
+    """The end of a text that the model has no room for."""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Texts, then pictures, each in the order given; the last one that is yielded holds all."""
+
+    request: Embed
+    rows: tuple[Vector, ...]
+    done: float = 1.0
+    """The share of the work that is done."""
+
+
+def run(request: Embed, loaded: Loaded | None = None) -> Iterator[Vectors]:
+    """Embed every text and every picture; a bad picture keeps its place and says why.
+
+    Raises:
+        ValueError: the model is no CLIP or SigLIP, or reads no text.
+    """
+    loaded = loaded or load(request.model, runtime.device())
+    total = len(request.text) + len(request.image)
+    rows = _texts(request.text, loaded) if request.text else ()
+    for start in range(0, len(request.image), BATCH):
+        yield Vectors(request, rows, len(rows) / total)
+        rows += _pictures(request.image[start : start + BATCH], loaded)
+    yield Vectors(request, rows)
+
+
+def _texts(texts: tuple[str, ...], loaded: Loaded) -> tuple[Vector, ...]:
+    cut = require_tokenizer(loaded).encode(texts).cut
+    vectors = loaded.embed_text(texts)
+    return tuple(
+        Vector("text", text, vector, lost)
+        for text, vector, lost in zip(texts, vectors, cut, strict=True)
+    )
+
+
+def _pictures(names: tuple[str, ...], loaded: Loaded) -> tuple[Vector, ...]:
+    opened: list[np.ndarray | str] = []
+    for name in names:
+        try:
+            opened.append(open_picture(Path(name), channels=3))
+        except (ValueError, OSError) as error:
+            opened.append(getattr(error, "strerror", None) or str(error))
+    vectors = iter(loaded.embed_image([p for p in opened if not isinstance(p, str)]))
+    return tuple(
+        Vector("image", name, error=picture)
+        if isinstance(picture, str)
+        else Vector("image", name, next(vectors))
+        for name, picture in zip(names, opened, strict=True)
+    )
