@@ -1,7 +1,8 @@
 """Triptych: conditional and multimodal generative models.
 
     import triptych
-    from triptych.requests import ClassToImage
+    from triptych.pipelines.detect import Detections
+    from triptych.requests import ClassToImage, Detect
 
     model = triptych.load("runs/demo")                                  # a run folder
     *_, result = triptych.run(ClassToImage("runs/demo", label="7", n=4))  # uint8 result.pictures
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from triptych.pipelines.class_to_image import Pictures
-    from triptych.requests import ClassToImage
+    from triptych.pipelines.detect import Detections
+    from triptych.requests import ClassToImage, Detect
     from triptych.weights.load import Loaded
 
 __all__ = ["load", "run"]
@@ -33,11 +35,23 @@ def load(name: str, device: str = "cpu") -> Loaded:
     return load_run(name, device)
 
 
-def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Pictures]:
-    """Carry out a request step by step; the last item that it yields is the whole result."""
-    from triptych.pipelines import class_to_image
+PIPELINES = {"ClassToImage": "class_to_image", "Detect": "detect"}
+"""The module of `triptych.pipelines` that carries out a request, by the request's name."""
 
-    return class_to_image.run(request, loaded)
+
+def run(
+    request: ClassToImage | Detect, loaded: Loaded | None = None
+) -> Iterator[Pictures] | Iterator[Detections]:
+    """Carry out a request step by step; the last item that it yields is the whole result."""
+    from importlib import import_module
+
+    name = PIPELINES.get(type(request).__name__)
+    if name is None:
+        raise ValueError(
+            f"{type(request).__name__} is no request; there are {', '.join(PIPELINES)}"
+        )
+    work: Iterator[Pictures] = import_module(f"triptych.pipelines.{name}").run(request, loaded)
+    return work
 
 
 def __getattr__(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import NoReturn
 COMMANDS = {
     "train": "train a model from a source of pictures",
     "generate": "write pictures from a trained model",
+    "detect": "find what labels name in a picture: boxes and heat maps",
     "evaluate": "judge a trained model and write numbers, tables and plots",
     "data": "look at a source of pictures before training on it",
     "weights": "list, inspect, convert and check files of weights",

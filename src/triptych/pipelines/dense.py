@@ -23,6 +23,7 @@ from triptych.vision.transforms import ImageTransform, PatchTransform
 
 SCALES = (1.0, 1.5)
 """Longer sides of the passes, in the model's own, where the request does not say."""
+BICUBIC = Image.Resampling.BICUBIC
 MOST = 4096
 """Patches of one pass at most: attention grows with their square."""
 
@@ -76,8 +77,7 @@ def pixels(
     """The picture at the size of a pass, repeated at the border, as the model reads it."""
     whole = np.repeat(picture, 3 // picture.shape[2], axis=2)
     if picture.shape[:2] != (size.height, size.width):
-        image = Image.fromarray(whole)
-        resized = image.resize((size.width, size.height), Image.Resampling.BICUBIC)
+        resized = Image.fromarray(whole).resize((size.width, size.height), BICUBIC)
         whole = np.asarray(resized)
     image = torch.from_numpy(whole.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     below, beside = (

@@ -102,9 +102,7 @@ def detect(
     height, width = picture.shape[:2]
     nothing = Found(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
     cold = torch.zeros(len(request.labels), 1, 1)
-    scoring = (_dense if request.method == "dense" else _windows)(
-        request, loaded, picture, queries
-    )
+    scoring = (_dense if request.method == "dense" else _windows)(request, loaded, picture, queries)
     while True:
         try:
             done = next(scoring)
@@ -172,11 +170,10 @@ def _dense(
     """Yields the share of passes that are done; returns the mean of their heat maps."""
     assert loaded.transform is not None
     height, width = picture.shape[:2]
-    sizes = dense.passes(
-        height, width, model_size(loaded), patch_size(loaded), request.scales
-    )
+    sizes = dense.passes(height, width, model_size(loaded), patch_size(loaded), request.scales)
     weight = next(loaded.model.parameters())
-    heat = torch.zeros(len(request.labels), *cells(height, width))
+    fine = cells(height, width)
+    heat = torch.zeros(len(request.labels), *fine)
     for number, size in enumerate(sizes):
         yield number / len(sizes)
         pixels = dense.pixels(picture, size, loaded.transform)
@@ -185,7 +182,7 @@ def _dense(
         table = scores(request, loaded, vectors.flatten(0, 1), queries)
         table = table.T.reshape(-1, *vectors.shape[:2])  # (L, h, w)
         edges = size.edges(height, width)
-        heat += heatmaps.regular(table, edges, (height, width), tuple(heat.shape[1:]))
+        heat += heatmaps.regular(table, edges, (height, width), fine)
     return heat / len(sizes)
 
 
@@ -213,5 +210,3 @@ def _settings(loaded: Loaded) -> ClipConfig | SiglipConfig:
     if not isinstance(loaded.config, ClipConfig | SiglipConfig):
         raise ValueError(f"{loaded.name}: a {loaded.card.model} without its configuration")
     return loaded.config
-
-
