@@ -172,7 +172,11 @@ class Detect:
     stride: int = 1
     """window: how many patches a window moves on."""
     scales: tuple[float, ...] = ()
-    """dense: longer sides of the passes, in sides of the model's pictures; empty derives them."""
+    """dense: longer sides of the passes, in sides of the model's pictures; empty is one pass with
+    24 patches along the longer side.
+    """
+    pool: int = 3
+    """dense: patches are averaged in squares of this side before they are compared; odd."""
 
     def __post_init__(self) -> None:
         if not self.labels or not all(label.strip() for label in self.labels):
@@ -188,6 +192,8 @@ class Detect:
         for name, least in (("limit", 1), ("stride", 1), ("patch", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.pool < 1 or self.pool % 2 == 0:
+            raise ValueError(f"pool is the odd side of a square of patches, not {self.pool}")
         if any(side < 1 for side in self.windows):
             raise ValueError(f"windows are sides in patches, at least 1, not {self.windows}")
         if not all(0 < scale <= 16 for scale in self.scales):

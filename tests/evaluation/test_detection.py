@@ -26,7 +26,9 @@ def pictures(seed: int, count: int = 12) -> tuple[list[Annotated], list[Annotate
         scores = torch.rand(6, generator=draw)
         wrong = torch.rand(6, generator=draw) < 0.2
         said = ("b" if w else n for w, n in zip(wrong, names * 2, strict=True))
-        found.append(Annotated(f"{number}.png", 90, 160, guesses, tuple(said), tuple(scores.tolist())))
+        found.append(
+            Annotated(f"{number}.png", 90, 160, guesses, tuple(said), tuple(scores.tolist()))
+        )
     return truths, found
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.pipelines.colours import BACKGROUND, PAINT, Words, colour_model
 from triptych.data.scenes import SceneSource
@@ -20,6 +21,8 @@ from triptych.vision.transforms import HALF, ImageTransform
 from triptych.weights.load import Card, Loaded
 
 METHODS = ("dense", "window", "window-batched")
+DENSE = {"scales": (1.0,), "pool": 1, "extent": 0.5}
+"""One pass, each patch by itself."""
 SMALL = {"windows": (1,), "patch": 4, "extent": 0.5}
 """Windows within the objects, as a model of mean colours needs them."""
 
@@ -53,7 +56,7 @@ def pixels(result) -> list[tuple[str, list[float]]]:
 def test_a_rectangle_is_found_where_it_is_at_any_shape(method, shape) -> None:
     height, width = shape
     thing = ("red", 12, 16, 36, 44)
-    scales = {"scales": (1.0,)} if method == "dense" else SMALL
+    scales = DENSE if method == "dense" else SMALL
     loaded = colour_model(size=max(shape), patch=4)
     result = last(request("red", "blue", method=method, **scales), loaded, canvas(*shape, thing))
     assert result.size == shape
@@ -66,7 +69,7 @@ def test_a_rectangle_is_found_where_it_is_at_any_shape(method, shape) -> None:
 def test_two_things_of_one_label_are_two_boxes_and_an_absent_label_is_none(method) -> None:
     picture = canvas(64, 128, ("red", 8, 8, 32, 32), ("red", 72, 24, 104, 56),
                      ("blue", 40, 32, 64, 60))  # fmt: skip
-    fields = {"scales": (1.0,)} if method == "dense" else SMALL
+    fields = DENSE if method == "dense" else SMALL
     loaded = colour_model(size=128, patch=4)
     result = last(request("red", "green", "blue", method=method, **fields), loaded, picture)
     assert sorted(result.names) == ["blue", "red", "red"]
@@ -80,7 +83,9 @@ def test_dense_resizes_without_squashing_and_pads_by_repeating() -> None:
     assert (size.height, size.width, size.grid) == (33, 64, (5, 8))
     down, across = size.edges(52, 100)
     assert across[-1] == 100 and down[-1] == pytest.approx(40 * 52 / 33)
-    ready = dense.pixels(canvas(52, 100, ("red", 0, 40, 100, 52)), size, ImageTransform(64, HALF, HALF))
+    ready = dense.pixels(
+        canvas(52, 100, ("red", 0, 40, 100, 52)), size, ImageTransform(64, HALF, HALF)
+    )
     assert ready.shape == (1, 3, 40, 64)
     assert torch.equal(ready[:, :, 33:], ready[:, :, 32:33].expand(-1, -1, 7, -1))
     with pytest.raises(ValueError, match="give a smaller one"):
@@ -91,7 +96,7 @@ def test_the_dense_heat_map_is_the_softmax_of_mean_colours() -> None:
     draw = np.random.default_rng(0)
     picture = draw.integers(0, 256, (8, 16, 3), dtype=np.uint8)
     loaded = colour_model(size=16, patch=1)
-    asked = request("red", "blue", scales=(1.0,))
+    asked = request("red", "blue", scales=(1.0,), pool=1)
     heat = last(asked, loaded, picture).heat
     queries = embed_queries(asked, loaded)
     texts = torch.cat([queries.labels, queries.background])
@@ -99,6 +104,22 @@ def test_the_dense_heat_map_is_the_softmax_of_mean_colours() -> None:
     vectors = torch.cat([colour, (4 - colour.square().sum(1, keepdim=True)).sqrt()], 1) / 2
     wanted = (100 * vectors.double() @ texts.double().T).softmax(1)[:, :2].T.reshape(2, 8, 16)
     assert torch.allclose(heat.double(), wanted, atol=1e-4)
+
+
+def test_patches_are_pooled_over_their_neighbours() -> None:
+    vectors = F.normalize(torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    ours = dense.pooled(vectors, 3)
+    inner, corner = vectors[0:3, 1:4].mean((0, 1)), vectors[2:, 3:].mean((0, 1))
+    assert torch.allclose(ours[1, 2], inner / inner.norm(), atol=1e-6)
+    assert torch.allclose(ours[3, 4], corner / corner.norm(), atol=1e-6)
+    assert torch.equal(dense.pooled(vectors, 1), vectors)
+
+
+def test_without_scales_the_longer_side_has_24_patches() -> None:
+    assert [p.grid for p in dense.passes(480, 640, 224, 16)] == [(18, 24)]
+    assert [p.grid for p in dense.passes(64, 64, 336, 14)] == [(24, 24)]
+    assert [p.grid for p in dense.passes(64, 64, 32, 16)] == [(8, 8)]  # four times its own side
+    assert [p.grid for p in dense.passes(64, 64, 448, 14)] == [(32, 32)]  # never below its own
 
 
 def tiny_clip(seed: int = 0) -> Loaded:
@@ -117,9 +138,7 @@ def tiny_clip(seed: int = 0) -> Loaded:
 @pytest.mark.parametrize("contrast", [True, False])
 def test_windows_one_by_one_and_in_batches_give_the_same(contrast) -> None:
     picture = np.random.default_rng(1).integers(0, 256, (40, 52, 3), dtype=np.uint8)
-    asked = request(
-        "red", "blue", contrast=contrast, threshold=0.01, windows=(4, 7), background=()
-    )
+    asked = request("red", "blue", contrast=contrast, threshold=0.01, windows=(4, 7), background=())
     one = last(replace(asked, method="window"), tiny_clip(), picture)
     many = last(replace(asked, method="window-batched"), tiny_clip(), picture)
     # plain cosines are stretched from their mean to their largest, and rounding with them
@@ -138,7 +157,7 @@ def test_each_way_asks_the_tower_as_often_as_it_says() -> None:
         looks[method] = loaded.model.looks
     assert looks["window"] == 5 * 9
     assert looks["window-batched"] == 1
-    assert looks["dense"] == len(dense.SCALES)
+    assert looks["dense"] == 1
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -194,7 +213,7 @@ def test_the_world_s_objects_are_found_by_their_colour() -> None:
         for n, (boxes, labels) in enumerate(zip(world["boxes"], world["box_labels"], strict=True))
     ]  # fmt: skip
     loaded = colour_model(size=128, patch=4)
-    asked = request(*PAINT, threshold=0.5, scales=(1.0,))
+    asked = request(*PAINT, threshold=0.5, **DENSE)
     queries = embed_queries(asked, loaded)
 
     def find(picture):
@@ -235,6 +254,7 @@ def test_only_two_towers_detect() -> None:
         (("a",), {"windows": (0,)}, "sides in patches"),
         (("a",), {"scales": (0.0,)}, "above 0"),
         (("a",), {"templates": ()}, "templates"),
+        (("a",), {"pool": 2}, "odd side"),
     ],
 )
 def test_a_request_says_what_is_wrong_with_it(labels, fields, says) -> None:

@@ -21,8 +21,12 @@ from torch.nn import functional as F
 from triptych.pipelines.heatmaps import Edges
 from triptych.vision.transforms import ImageTransform, PatchTransform
 
-SCALES = (1.0, 1.5)
-"""Longer sides of the passes, in the model's own, where the request does not say."""
+ALONG = 24
+"""Patches along the longer side, where the request does not say: enough to tell where something of
+a quarter of the side ends.
+"""
+LARGEST = 4.0
+"""How far the picture is enlarged for that at most, in sides of the model's own."""
 BICUBIC = Image.Resampling.BICUBIC
 MOST = 4096
 """Patches of one pass at most: attention grows with their square."""
@@ -58,7 +62,7 @@ def passes(
     if min(height, width) < 1:
         raise ValueError(f"a picture of {width} x {height} pixels has no patches")
     chosen = []
-    for scale in scales or SCALES:
+    for scale in scales or (min(LARGEST, max(1.0, ALONG * patch / model_size)),):
         ratio = scale * model_size / max(height, width)
         rows, columns = (max(1, round(ratio * length)) for length in (height, width))
         grid = -(-rows // patch), -(-columns // patch)
@@ -69,6 +73,18 @@ def passes(
             )
         chosen.append(Pass(rows, columns, grid, patch))
     return chosen
+
+
+def pooled(vectors: Float[Tensor, "h w E"], side: int) -> Float[Tensor, "h w E"]:
+    """Every patch averaged with its neighbours in a square of odd `side`, to unit length again.
+
+    One patch sees little of an object and errs by itself; beyond the border nothing is averaged.
+    """
+    if side == 1:
+        return vectors
+    planes = vectors.permute(2, 0, 1)[None]
+    mean = F.avg_pool2d(planes, side, 1, side // 2, count_include_pad=False)
+    return F.normalize(mean[0].permute(1, 2, 0), dim=-1)
 
 
 def pixels(

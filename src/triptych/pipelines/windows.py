@@ -25,7 +25,7 @@ CUT = 16
 """Patches along the shorter side, where the request does not say: with 64 pixels a side four pixels
 each, on a photo of 640 x 480 thirty.
 """
-SHARES = (0.375, 0.5)
+SHARES = (0.25, 0.375)
 """Sides of windows, in shorter sides of the picture, where the request does not say."""
 ENLARGED = 4
 """A window that the model's transform would enlarge more than so often shows it only blur."""
