@@ -14,12 +14,16 @@ from triptych.diffusion.noise import PictureNoise
 from triptych.models import cvae, pixel_diffusion, wgan
 from triptych.train.loop import fit
 from triptych.train.recipes.requests import (
+    Towers,
     TrainClassifier,
+    TrainClip,
     TrainCvae,
     Training,
     TrainPixelDiffusion,
     TrainRequest,
+    TrainSiglip,
     TrainWgan,
+    TrainWordSpace,
 )
 from triptych.train.run import build
 from triptych.weights.load import load
@@ -37,9 +41,23 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random vector of ten numbers for the name of each digit."""
+    path = tmp_path_factory.mktemp("words") / "words.npz"
+    vectors = np.random.default_rng(0).normal(size=(8, 10)).astype(np.float32)
+    np.savez(path, words=np.array([str(k) for k in range(8)]), vectors=vectors)
+    return path
+
+
 def settings(data: Path, steps: int, **more) -> Training:
     return Training(data=str(data), steps=steps, batch_size=8, sample_every=0, device="cpu", **more)
 
+
+TINY = Towers(
+    patch=4, width=16, layers=1, heads=2, text_width=16, text_layers=1, text_heads=2, length=16,
+    vocabulary=520,
+)  # fmt: skip
 
 REQUESTS: list[TrainRequest] = [
     TrainCvae(widths=(16, 32), latent=4),
@@ -61,14 +79,26 @@ REQUESTS: list[TrainRequest] = [
         widths=(8,), attention=(), head_width=8, groups=4, condition="none", offset=0.1,
         noise_schedule="cosine", predicts="velocity", min_snr=5.0,
     ),
+    TrainClip(towers=TINY, dim=8),
+    TrainClip(
+        towers=dataclasses.replace(
+            TINY, stem=(8, 8), patch_dropout=0.5, cache=3, text="words", crop=0.5, colour=0.2
+        ),
+        pool="mean",
+    ),
+    TrainSiglip(towers=dataclasses.replace(TINY, flip=True, templates="simple")),
+    TrainWordSpace(widths=(8, 16), hidden=12, unseen="3,5", shift=1),
+    TrainWordSpace(widths=(8, 16), method="devise", unseen="3", fine_tune=0.5),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=range(len(REQUESTS)))
-def test_three_steps_and_three_more_are_six(eight: Path, tmp_path: Path, request_) -> None:
+def test_three_steps_and_three_more_are_six(eight, words, tmp_path: Path, request_) -> None:
     training = settings(eight, 6, save_every=3, log_every=2, ema_halflife=3, warmup=2)
     training = dataclasses.replace(training, schedule="cosine", accumulate=2)
     request_ = dataclasses.replace(request_, training=training)
+    if isinstance(request_, TrainWordSpace):
+        request_ = dataclasses.replace(request_, words=str(words))
     for _ in fit(build(request_), training, tmp_path / "whole"):
         pass
     steps = fit(build(request_), training, tmp_path / "broken")
@@ -129,3 +159,63 @@ def test_classifier_learns_eight_pictures_by_heart(eight: Path, tmp_path: Path) 
         last = report
     assert last.row is not None and last.row["accuracy"] == 1.0
     assert last.row["test_accuracy"] == 1.0
+
+
+def test_clip_and_siglip_tell_eight_pictures_apart(eight: Path, tmp_path: Path) -> None:
+    """Each picture finds its class among ten, and each sentence its picture; then low-rank updates
+    of a locked tower go on from there, and what is exported is half of the way.
+    """
+    towers = dataclasses.replace(TINY, learning_rate=3e-3, width=32, layers=2)
+    for request in (TrainClip(towers=towers, dim=16), TrainSiglip(towers=towers)):
+        training = settings(eight, 120, log_every=40, ema_halflife=5, warmup=10)
+        request = dataclasses.replace(request, training=training)
+        run = tmp_path / type(request).__name__
+        *_, last = fit(build(request), training, run)
+        assert last.row is not None and last.row["zero_shot"] == 1.0
+        loaded = load(str(run), dtype="float32")
+        assert loaded.tokenizer is not None and loaded.transform is not None
+        digits = np.load(eight)["x_test"][..., None]
+        pictures = loaded.embed_image(list(digits))
+        texts = loaded.embed_text([f"a photo of a {k}." for k in range(10)])
+        torch.testing.assert_close(pictures.norm(dim=1), torch.ones(8))
+        assert (pictures @ texts.T).argmax(1).tolist() == list(range(8))
+
+    tuned = dataclasses.replace(
+        request,
+        training=settings(eight, 5, log_every=1),
+        towers=dataclasses.replace(
+            towers, init=str(run), lora=2, lock="text", interpolate=0.5, learning_rate=1e-2
+        ),
+    )
+    *_, last = fit(build(tuned), tuned.training, tmp_path / "tuned")
+    before, after = load(str(run), dtype="float32"), load(str(tmp_path / "tuned"), dtype="float32")
+    differing = {
+        name
+        for name, tensor in before.model.state_dict().items()
+        if not torch.equal(tensor, after.model.state_dict()[name])
+    } - {"logit_scale", "logit_bias"}  # how sure to be is learned all the same
+    assert differing and all(name.startswith("image.") for name in differing)
+    assert {name.split(".")[-2] for name in differing} == {"q_proj", "v_proj", "up", "down"}
+
+
+@pytest.mark.parametrize("method", ["socher", "devise"])
+def test_word_space_learns_eight_pictures_by_heart(eight, words, tmp_path: Path, method) -> None:
+    """Six of them: the other two are never shown, and the word of each seen one is its nearest."""
+    training = settings(eight, 150, log_every=50, ema_halflife=5)
+    request = TrainWordSpace(training, str(words), "6,7", method, widths=(16, 32))
+    recipe = build(request)
+    labels = torch.cat([next(recipe.batches(k))["label"] for k in range(3)])
+    assert set(labels.tolist()) == set(range(6))
+    for report in fit(recipe, training, tmp_path):
+        last = report
+    assert last.row is not None and last.row["test_seen"] == 1.0
+    loaded = load(str(tmp_path))
+    assert loaded.card.classes == tuple(map(str, range(8)))
+    image = next(recipe.batches(0))["image"]
+    label = next(recipe.batches(0))["label"]
+    mapped = loaded.model.embed(image)
+    assert torch.equal(loaded.model.scores(mapped)[:, :6].argmax(1), label)
+    if method == "socher":  # each lies at its own word: the squared length of a word is 10
+        assert (mapped - loaded.model.words[label]).square().sum(1).max() < 0.5
+        # the detectors travel with the weights
+        assert torch.equal(loaded.model.probabilities(image, threshold=1.0).argmax(1), label)

@@ -98,7 +98,7 @@ def results(request, tmp_path_factory):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_mean_over_ranks_is_one_process(results, case):
     """Values and parameters' gradients, averaged as data-parallel training does."""
-    world, found = results
+    _, found = results
     loss = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}[case[0]]
     expected = part(case, loss, slice(None))
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}[case[1]]

@@ -91,6 +91,8 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt as stopped:  # Python's own, at Ctrl-C, carries no number
         say("triptych: stopped")
         return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
+    except BrokenPipeError:  # the reader of a pipe has seen enough; `main` knows
+        raise
     except Exception as error:
         if debug:
             raise

@@ -209,13 +209,10 @@ def convert(request: Convert) -> int:
     """Write another form of a checkpoint."""
     if request.to == "safetensors":
         return _to_safetensors(request)
-    # Written beside the tables of each family.
-    from triptych.weights.export import (  # type: ignore[import-not-found, unused-ignore]
-        convert_checkpoint,
-    )
+    from triptych.weights.export import convert_checkpoint
 
     _require_free(request.dest, request.overwrite)
-    convert_checkpoint(request.source, request.dest, request.to)
+    convert_checkpoint(str(request.source), request.dest, request.to)
     say(_plain(f"{request.dest}: a {request.to} folder made of {request.source}"))
     return 0
 

@@ -143,6 +143,22 @@ class Table:
             used.append(index)
         return self._columns(images, np.asarray(used, np.int64), skipped)
 
+    @property
+    def labels(self) -> Int64[np.ndarray, " N"]:
+        """The class of every picture. Raises ValueError where there are none."""
+        if self.index.said.labels is None:
+            raise ValueError(f"{self.name!r} has no labels")
+        labels: Int64[np.ndarray, " N"] = self.index.said.labels[self.rows]
+        return labels
+
+    def part(self, indices: Sequence[int]) -> "Table":
+        """Some of the pictures as a source of their own. Classes keep their numbers."""
+        rows = self.rows[np.asarray(indices, np.int64)]
+        if not len(rows):
+            raise ValueError(f"no pictures are left of {self.name!r}")
+        pictures = Pictures(self.pictures.stored, rows, self.shape, self.pictures.square)
+        return Table(self.index, self.split, rows, pictures)
+
     def _columns(
         self,
         images: UInt8[np.ndarray, "B H W C"],
@@ -163,6 +179,11 @@ class Table:
             columns["boxes"] = [said.boxes[row] for row in rows]
             columns["box_labels"] = [list(said.box_labels[row]) for row in rows]
         return columns
+
+
+def of_classes(table: Table, classes: Sequence[int]) -> Table:
+    """The pictures of some classes alone."""
+    return table.part(np.flatnonzero(np.isin(table.labels, classes)).tolist())
 
 
 def select(index: Index, split: str, size: int | None, channels: int | None) -> Table:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.models.clip_resnet import ModifiedResNet, ResNetConfig
-from triptych.models.contrastive import softmax_loss
+from triptych.models.contrastive import cached_embeddings, softmax_loss
 from triptych.nn.bag_of_words import BagOfWords
 from triptych.nn.loss import Loss
+from triptych.nn.patches import check_stem, kept_patches, patch_embedding, whole_patches
 from triptych.nn.position import resize_grid
-from triptych.nn.transformer import Activation, Transformer, kept_patches
+from triptych.nn.transformer import Activation, Transformer
 
 MAX_SCALE = math.log(100)
 """The temperature is clipped so that no logit is scaled by more than 100 (section 2.5)."""
@@ -50,13 +51,7 @@ class VitConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
-        if self.size % self.patch and self.stem:
-            raise ValueError(f"patches of {self.patch} do not tile a side of {self.size}")
-        if self.stem and 2 ** len(self.stem) != self.patch:
-            raise ValueError(
-                f"a stem of {len(self.stem)} convolutions makes patches of {2 ** len(self.stem)}, "
-                f"not {self.patch}"
-            )
+        check_stem(self.size, self.patch, self.stem)
 
 
 @dataclass(frozen=True)
@@ -132,7 +127,7 @@ class VisionTransformer(nn.Module):
         self.config = config
         width, places = config.width, (config.size // config.patch) ** 2
         scale = width**-0.5
-        self.patch = patch_embedding(config)
+        self.patch = patch_embedding(width, config.patch, config.stem, bias=False)
         # the published mean-pooled towers keep a class token too, and do not read it
         self.class_token = nn.Parameter(scale * torch.randn(width))
         self.position = nn.Parameter(scale * torch.randn(places + 1, width))
@@ -150,13 +145,10 @@ class VisionTransformer(nn.Module):
         self.projection = nn.Linear(width, dim, bias=False)
         nn.init.normal_(self.projection.weight, std=scale)
 
-    def tokens(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P+1 D"]:
+    def tokens(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
         """The class token and the patches, with positions for any size that patches tile."""
-        x = self.patch(pixels)
+        x = self.patch(whole_patches(pixels, self.config.patch))
         grid = x.shape[2], x.shape[3]
-        if 0 in grid:
-            side = self.config.patch
-            raise ValueError(f"a picture of {tuple(pixels.shape[2:])} has no {side} pixel patch")
         x = x.flatten(2).transpose(1, 2)  # (B, P, D)
         x = x + resize_grid(self.position[1:], grid).to(x.dtype)
         token = (self.class_token + self.position[0]).to(x.dtype).expand(len(x), 1, -1)
@@ -191,18 +183,6 @@ class VisionTransformer(nn.Module):
     def _project(self, x: Tensor) -> Tensor:
         projected: Tensor = self.projection(x)
         return projected
-
-
-def patch_embedding(config: VitConfig) -> nn.Module:
-    """One filter a patch, or a stem of small convolutions."""
-    if not config.stem:
-        return nn.Conv2d(3, config.width, config.patch, config.patch, bias=False)
-    layers: list[nn.Module] = []
-    channels = 3
-    for width in config.stem:
-        layers += [nn.Conv2d(channels, width, 3, 2, 1), nn.GroupNorm(1, width), nn.GELU()]
-        channels = width
-    return nn.Sequential(*layers, nn.Conv2d(channels, config.width, 1))
 
 
 class TextTransformer(nn.Module):
@@ -301,14 +281,23 @@ def objective(
     *,
     groups: Int64[Tensor, " B"] | None = None,
     keep: float = 1.0,
+    cache: int = 0,
 ) -> Loss:
     """The symmetric cross-entropy of a batch of pairs (figure 3 of the paper).
 
-    Pairs of one group say the same and are positives of one another. Chance is ln(B).
+    `keep` is the share of patches that are looked at. `cache` above 0 keeps the activations of so
+    many pairs at a time in memory and computes the others again (arXiv:2101.06983). Pairs of one
+    group say the same and are positives of one another. Chance is ln(B).
     """
-    drop = {} if keep == 1 else {"keep": keep}
-    image = F.normalize(model.image(pixels, **drop).float(), dim=-1)
-    text = model.embed_text(tokens)
+
+    def embed_image(chosen: Tensor) -> Tensor:
+        return F.normalize(model.image(chosen, keep).float(), dim=-1)
+
+    if cache:
+        image = cached_embeddings(embed_image, pixels, cache)
+        text = cached_embeddings(model.embed_text, tokens, cache)
+    else:
+        image, text = embed_image(pixels), model.embed_text(tokens)
     scale = model.logit_scale.clamp(max=MAX_SCALE)
     loss = softmax_loss(image, text, scale, groups=groups)
     count = len(pixels)

@@ -72,12 +72,11 @@ class PlanePool(nn.Module):
     def __init__(self, side: int, channels: int, heads: int, dim: int):
         super().__init__()
         self.position = nn.Parameter(torch.randn(side**2 + 1, channels) * channels**-0.5)
-        self.attn = Attention(channels, heads, head_dim=channels // heads)
-        self.attn.out_proj = nn.Linear(channels, dim)
+        self.attn = Attention(channels, heads, out_dim=dim)
         for projection in self.attn.children():
             nn.init.normal_(projection.weight, std=channels**-0.5)  # type: ignore[arg-type]
 
-    def _places(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B P+1 D"]:
+    def _places(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B T D"]:
         grid = (x.shape[2], x.shape[3])
         x = x.flatten(2).transpose(1, 2)
         x = torch.cat([x.mean(1, keepdim=True), x], dim=1)
@@ -134,7 +133,10 @@ class ModifiedResNet(nn.Module):
                 x = block(x)
         return x
 
-    def forward(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
+    def forward(self, pixels: Float[Tensor, "B C H W"], keep: float = 1.0) -> Float[Tensor, "B E"]:
+        """`keep` must be 1: convolutions have no patches to leave out."""
+        if keep != 1:
+            raise ValueError("patch dropout is for vision transformers: a ResNet keeps all")
         pooled: Tensor = self.pool(self.planes(pixels))
         return pooled
 

@@ -2,7 +2,7 @@
 
 CLIP's symmetric cross-entropy (Radford et al. arXiv:2103.00020, figure 3) and SigLIP's pairwise
 sigmoid loss (Zhai et al. arXiv:2303.15343, equation 1). The (B, B) matrix of logits is walked in
-square tiles that fit a processor's cache; where a gradient will be asked for, it is computed in the
+square tiles; where a gradient will be asked for, it is computed in the
 same walk, so that nothing of a tile has to be remembered. Value and gradients are those of the full
 matrix.
 

@@ -1,8 +1,8 @@
 """The matrix of a contrastive loss in tiles: what `contrastive` and `contrastive_ranks` share.
 
-A block of logits, images against texts, is walked in tiles of a side that fits a processor's cache.
-The gradient by a tile's logits is turned into gradients by embeddings at once, and the tile is
-forgotten: memory grows with the number of embeddings, not with the number of logits.
+A block of logits, images against texts, is walked tile by tile in two buffers. The gradient by a
+tile's logits becomes gradients by embeddings at once, and the tile is forgotten: memory grows with
+the number of embeddings, not with the number of logits.
 
 Dimensions: N images, M texts, D width, R images and C texts of a tile.
 """
@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 1024
-"""Side of a tile: 4 MB in float32. On an accelerator larger tiles keep it busier."""
+CHUNK = 2048
+"""Side of a tile: 16 MiB in float32, of which two are at hand."""
 
 KEPT = 2**25
 """As many logits stay in memory (128 MiB) from the softmax loss's first walk to its second, so that
@@ -106,10 +106,15 @@ def tiles(block: Block) -> Iterator[Tile]:
         starts = range(0, length, block.chunk)
         return [slice(start, min(start + block.chunk, length)) for start in starts]
 
+    shape = (min(block.chunk, max(len(block.image), len(block.text))), block.image.shape[1])
+    images, texts = block.image.new_empty(2, *shape, dtype=block.dtype)
     for rows in slices(len(block.image)):
-        image = block.image[rows].to(block.dtype) * block.scale
+        image = images[: rows.stop - rows.start].copy_(block.image[rows]).mul_(block.scale)
         for columns in slices(len(block.text)):
-            yield Tile(rows, columns, image, block.text[columns].to(block.dtype))
+            text = block.text[columns]
+            if text.dtype != block.dtype:  # fresh memory for each tile would tear holes in the heap
+                text = texts[: len(text)].copy_(text)
+            yield Tile(rows, columns, image, text)
 
 
 def buffers(block: Block) -> tuple[Tensor, Tensor]:
@@ -157,14 +162,19 @@ def _inner(a: Tensor, b: Tensor, chunk: int) -> Tensor:
 
 
 def save(ctx: Any, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """Keeps gradients for the backward pass, each in its input's precision."""
-    pairs = zip(inputs, gradients, strict=True)
-    ctx.save_for_backward(*(None if g is None else g.to(x.dtype) for x, g in pairs))
+    """Keeps gradients for the backward pass, in the precision of sums."""
+    ctx.dtypes = [x.dtype for x in inputs]
+    ctx.save_for_backward(*gradients)
 
 
 def restore(ctx: Any, gradient: Tensor) -> list[Tensor | None]:
-    """The kept gradients times the one that arrives, in the order of `save`."""
-    return [None if g is None else g * gradient.to(g.dtype) for g in ctx.saved_tensors]
+    """The kept gradients times the one that arrives, in the order of `save`.
+
+    Only then each takes its input's precision: a gradient that float16 cannot hold is what a loss's
+    scaling is for.
+    """
+    pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+    return [None if g is None else (g * gradient).to(dtype) for g, dtype in pairs]
 
 
 def sigmoid_sums(
@@ -182,8 +192,8 @@ def sigmoid_sums(
         z, matches = tile.logits(block, tile.room(logits)), tile.matches(block)
         sign = None if matches is None else 1 - 2 * matches.to(z.dtype)
         _flip(tile.diagonal(block, z), z, sign)
-        # a comparison would make an accelerator wait
-        if z.device.type == "cpu" and z.max() <= LARGEST:
+        # one exp for both; on an accelerator the comparison would wait for the tile
+        if z.device.type == "cpu" and z.amax() <= LARGEST:
             losses.append(torch.log1p(z.exp_(), out=spare).sum())
             z.div_(torch.add(z, 1, out=spare))
         else:
@@ -194,7 +204,8 @@ def sigmoid_sums(
         _flip(tile.diagonal(block, z), z, sign)
         gradients.append(z.sum())
         tile.backward(z, image, text)
-    return torch.stack(losses).sum(), torch.stack(gradients or losses).sum()
+    loss = torch.stack(losses).sum()
+    return loss, torch.stack(gradients).sum() if gradients else torch.zeros_like(loss)
 
 
 def _flip(diagonal: Tensor, logits: Tensor, sign: Tensor | None) -> None:

@@ -13,11 +13,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.models.contrastive import sigmoid_loss
+from triptych.models.contrastive import cached_embeddings, sigmoid_loss
 from triptych.nn.bag_of_words import BagOfWords
 from triptych.nn.loss import Loss
+from triptych.nn.patches import check_stem, kept_patches, patch_embedding, whole_patches
 from triptych.nn.position import resize_grid
-from triptych.nn.transformer import Activation, AttentionPool, Transformer, kept_patches
+from triptych.nn.transformer import Activation, AttentionPool, Transformer
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,13 @@ class SiglipImageConfig:
     """Pictures keep their shape: they come as patches with a grid, and positions are resized to it
     (SigLIP 2, section 2.4.2).
     """
+    stem: tuple[int, ...] = ()
+    """Channels of 3 x 3 convolutions, each halving the side, in place of one large filter."""
 
     def __post_init__(self) -> None:
+        check_stem(self.size, self.patch, self.stem)
+        if self.stem and self.naflex:
+            raise ValueError("patches that come as rows have no convolutional stem")
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
 
@@ -112,7 +118,7 @@ class SiglipImage(nn.Module):
         if config.naflex:  # each patch arrives as a row: rows, columns, channels
             self.patch: nn.Module = nn.Linear(3 * patch * patch, width)
         else:
-            self.patch = nn.Conv2d(3, width, patch, patch)
+            self.patch = patch_embedding(width, patch, config.stem, bias=True)
         places = (config.size // patch) ** 2
         self.position = nn.Parameter(torch.randn(places, width) * width**-0.5)
         self.transformer = Transformer(
@@ -130,9 +136,8 @@ class SiglipImage(nn.Module):
 
     def tokens(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P D"]:
         side = self.config.patch
+        pixels = whole_patches(pixels, side)
         grid = pixels.shape[2] // side, pixels.shape[3] // side
-        if 0 in grid:
-            raise ValueError(f"a picture of {tuple(pixels.shape[2:])} has no {side} pixel patch")
         if self.config.naflex:
             x = self.patch(as_rows(pixels, side))
         else:
@@ -180,8 +185,7 @@ class SiglipImage(nn.Module):
 def as_rows(pixels: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B P V"]:
     """Every patch as a row of values: its rows, columns, then channels."""
     height, width = (length // side for length in pixels.shape[2:])
-    x = pixels[:, :, : height * side, : width * side]
-    x = x.reshape(*x.shape[:2], height, side, width, side)
+    x = pixels.reshape(*pixels.shape[:2], height, side, width, side)
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
@@ -274,13 +278,23 @@ def objective(
     *,
     groups: Int64[Tensor, " B"] | None = None,
     keep: float = 1.0,
+    cache: int = 0,
 ) -> Loss:
     """Every image-text pair of a batch is its own yes/no question (equation 1).
 
-    Pairs of one group say the same and are positives of one another.
+    `keep` is the share of patches that are looked at. `cache` above 0 keeps the activations of so
+    many pairs at a time in memory and computes the others again (arXiv:2101.06983). Pairs of one
+    group say the same and are positives of one another.
     """
-    image = F.normalize(model.image(pixels, keep).float(), dim=-1)
-    text = model.embed_text(tokens)
+
+    def embed_image(chosen: Tensor) -> Tensor:
+        return F.normalize(model.image(chosen, keep).float(), dim=-1)
+
+    if cache:
+        image = cached_embeddings(embed_image, pixels, cache)
+        text = cached_embeddings(model.embed_text, tokens, cache)
+    else:
+        image, text = embed_image(pixels), model.embed_text(tokens)
     loss = sigmoid_loss(image, text, model.logit_scale, model.logit_bias, groups=groups)
     count = len(pixels)
     terms = {"scale": model.logit_scale.detach().exp(), "bias": model.logit_bias.detach()}

@@ -1,7 +1,7 @@
 """Attention, written once and used by every transformer and U-Net here.
 
 Dimensions: B batch, T queries, S keys, D width, E context width, H heads, K key/value heads, C head
-width.
+width, F output width.
 """
 
 import torch
@@ -59,6 +59,7 @@ class Attention(nn.Module):
         head_dim: int | None = None,
         bias: bool = True,
         out_bias: bool = True,
+        out_dim: int | None = None,
     ):
         super().__init__()
         self.heads, self.kv_heads = heads, kv_heads or heads
@@ -66,17 +67,17 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(dim, heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(context_dim or dim, self.kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(context_dim or dim, self.kv_heads * head_dim, bias=bias)
-        self.out_proj = nn.Linear(heads * head_dim, dim, bias=out_bias)
+        self.out_proj = nn.Linear(heads * head_dim, out_dim or dim, bias=out_bias)
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
         context: Float[Tensor, "B S E"] | None = None,
         mask: Tensor | None = None,
-    ) -> Float[Tensor, "B T D"]:
+    ) -> Float[Tensor, "B T F"]:
         context = x if context is None else context
         q = self.q_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, C)
         k = self.k_proj(context).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (B, K, S, C)
         v = self.v_proj(context).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (B, K, S, C)
         output: Tensor = self.out_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
-        return output  # (B, T, D)
+        return output  # (B, T, F)

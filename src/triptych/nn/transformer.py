@@ -157,18 +157,9 @@ class Transformer(nn.Module):
         """
         *before, last = (cast(Block, block) for block in self.blocks)
         for block in before:
-            x = block(x, mask)
+            x = block(x, None if mask is None else mask[None, None])
         result: Tensor = last.at(x, places, mask)
         return result
-
-
-def kept_patches(x: Float[Tensor, "B P D"], keep: float) -> Float[Tensor, "B Q D"]:
-    """A random share of the patches, another one for every picture; at least one
-    (arXiv:2212.00794).
-    """
-    count = max(1, round(keep * x.shape[1]))
-    chosen = torch.rand(x.shape[:2], device=x.device).topk(count, dim=1).indices
-    return x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2]))
 
 
 class AttentionPool(nn.Module):

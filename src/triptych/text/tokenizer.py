@@ -121,6 +121,10 @@ class Tokenizer:
         rows = tokens.tolist() if isinstance(tokens, Tensor) else tokens
         return [self._text(list(row)) for row in rows]
 
+    def name(self, token: int) -> str:
+        """A token as the vocabulary spells it."""
+        return self._backend.id_to_token(token) or ""
+
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, which transformers reads too; the file appears whole or not."""
         aside = folder / f".tokenizer.json.tmp-{os.getpid()}"

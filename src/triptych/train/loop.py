@@ -68,7 +68,10 @@ def fit(
             "window": window.state, "skipped": state["skipped"], "failed": state["failed"],
         }  # fmt: skip
         # The checkpoint last: a run counts as finished by it, and its export must be there then.
-        checkpoint.export(run, shown, recipe.card)
+        if recipe.beside:
+            recipe.beside(run)
+        whole = recipe.finished(shown) if recipe.finished else shown
+        checkpoint.export(run, whole, recipe.card)
         path = checkpoint.save(run, step, _tensors(recipe, ema), remembered, training.keep)
         if isinstance(data, Batches) and data.skipped:
             write_skipped(run / "skipped.jsonl", data.skipped)

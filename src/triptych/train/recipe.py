@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -64,5 +65,11 @@ class Recipe:
     """A labelled grid, uint8 (H, W, 3), drawn by the (averaged) exported module."""
     evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
     """Numbers on held-out data, by the (averaged) exported module."""
+    finished: Callable[[nn.Module], nn.Module] | None = None
+    """What is exported of the (averaged) module, where it is not the module itself: low-rank
+    updates merged, weights interpolated.
+    """
+    beside: Callable[[Path], None] | None = None
+    """Writes into the run folder what belongs beside the exported weights: a tokenizer."""
     warn: Callable[[dict[str, Any]], str] | None = None
     """What a person should know of a row of the journal; empty when nothing."""

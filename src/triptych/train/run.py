@@ -84,7 +84,17 @@ def adopt(run: Path, request: TrainRequest) -> int:
 def _differences(before: TrainRequest, after: TrainRequest) -> list[tuple[str, Any, Any]]:
     if type(before) is not type(after):
         return [("recipe", name(before), name(after))]
-    old, new = config.to_json(before), config.to_json(after)
-    old |= {f"training.{k}": v for k, v in old.pop("training").items() if k not in MAY_CHANGE}
-    new |= {f"training.{k}": v for k, v in new.pop("training").items() if k not in MAY_CHANGE}
-    return [(k, old[k], new[k]) for k in old if old[k] != new[k]]
+    old, new = _flat(config.to_json(before)), _flat(config.to_json(after))
+    free = {f"training.{field}" for field in MAY_CHANGE}
+    return [(k, old[k], new[k]) for k in old if k not in free and old[k] != new[k]]
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings under names such as `training.steps`."""
+    flat: dict[str, Any] = {}
+    for field, value in settings.items():
+        if isinstance(value, dict):
+            flat |= {f"{field}.{inner}": v for inner, v in value.items()}
+        else:
+            flat[field] = value
+    return flat

@@ -174,6 +174,8 @@ def _check_size(width: int, height: int) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
+        if image.getexif().get(ORIENTATION, 1) == 1:
+            return image  # exif_transpose would copy it
         return ImageOps.exif_transpose(image)
     except UNDECODABLE:  # the notes beside the pixels are damaged; the pixels are not
         return image
@@ -187,7 +189,8 @@ def _pixels(image: Image.Image, channels: int | None) -> UInt8[np.ndarray, "H W 
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
-    pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    mode = "L" if grey else "RGB"
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))  # convert copies
     return pixels[:, :, None] if grey else pixels
 
 

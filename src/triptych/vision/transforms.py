@@ -88,13 +88,13 @@ class ImageTransform:
     def _batch(
         self, items: Sequence[Item], pixels: Callable[[Item], UInt8[Tensor, "S S C"]]
     ) -> Float[Tensor, "B 3 S S"]:
-        whole = torch.empty(len(items), self.size, self.size, 3, dtype=torch.uint8)
+        images = torch.empty(len(items), 3, self.size, self.size)
 
-        def fill(number: int) -> None:
-            whole[number] = pixels(items[number])  # one channel is copied to three
+        def fill(number: int) -> None:  # a picture at a time, while it is in the cache
+            _normalise(pixels(items[number]), self.mean, self.std, images[number])
 
         _in_threads(fill, len(items))
-        return _normalised(whole.permute(0, 3, 1, 2), self.mean, self.std)
+        return images
 
     def _pixels(self, picture: UInt8[np.ndarray, "H W C"]) -> UInt8[Tensor, "S S C"]:
         height, width = _sides(picture)
@@ -151,8 +151,8 @@ class PatchTransform:
             rows, columns = shapes[number]
             size = (rows * side, columns * side)
             pixels = _resized(pictures[number], size, (0, 0, *size), self.interpolation)
-            pixels = pixels.expand(-1, -1, 3)
-            image = _normalised(pixels.permute(2, 0, 1)[None], self.mean, self.std)[0]
+            image = torch.empty(3, *size)
+            _normalise(pixels, self.mean, self.std, image)
             cut = image.unflatten(2, (columns, side)).unflatten(1, (rows, side))  # (3, R, P, K, P)
             values[number, : rows * columns] = cut.permute(1, 3, 2, 4, 0).flatten(2).flatten(0, 1)
             mask[number, : rows * columns] = True
@@ -247,14 +247,16 @@ def _weights(
     return start, weights / weights.sum(1, keepdim=True)
 
 
-def _normalised(
-    pixels: UInt8[Tensor, "B 3 h w"], mean: Sequence[float], std: Sequence[float]
-) -> Float[Tensor, "B 3 h w"]:
+def _normalise(
+    pixels: UInt8[Tensor, "h w C"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    into: Float[Tensor, "3 h w"],
+) -> None:
     """Bytes to (x / 255 - mean) / std, in one multiplication and one addition."""
-    images = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-    scale = _columns([1 / (255 * s) for s in std], images)
-    shift = _columns([-m / s for m, s in zip(mean, std, strict=True)], images)
-    return images.mul_(scale).add_(shift)
+    into.copy_(pixels.permute(2, 0, 1).contiguous())  # reordered while a pixel is a byte
+    into.mul_(_columns([1 / (255 * s) for s in std], into))
+    into.add_(_columns([-m / s for m, s in zip(mean, std, strict=True)], into))
 
 
 def _in_threads(work: Callable[[int], None], count: int) -> None:

@@ -22,7 +22,7 @@ from triptych.weights.zipped import Zip, mapped, open_zip, place
 MAX_PICKLE = 16 << 20  # bytes; Stable Diffusion with its optimizer has about one
 MAX_VALUES = 1 << 42  # of one tensor
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02"
+LEGACY_MARK = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # that number as a pickle of any protocol
 
 DTYPES = {
     "FloatStorage": torch.float32,

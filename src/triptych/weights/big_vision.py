@@ -38,6 +38,7 @@ WHOLE = {
 }
 KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 TOWERS = {"img/Transformer": "image", "txt/Encoder_0": "text"}
+QUERY, UP = "MultiHeadDotProductAttention_0/query/kernel", "MlpBlock_0/Dense_0/kernel"
 LAYER = re.compile(r"(img/Transformer|txt/Encoder_0)/encoderblock_(\d+)/(.+)/(kernel|scale|bias)")
 
 
@@ -66,8 +67,19 @@ def unstacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def configuration(state: Mapping[str, Tensor], heads: int | None = None) -> SiglipConfig:
     """What the arrays' shapes say; the file has no configuration. Activations are the tanh form, as
     big_vision's `nn.gelu` is.
+
+    Raises:
+        ValueError: arrays that every SigLIP has are not there.
     """
     flat = unstacked(state)
+    needed = ["img/embedding/kernel", "img/pos_embedding", "txt/Embed_0/embedding"]
+    needed += ["txt/pos_embedding"]
+    for tower in TOWERS:
+        needed += [f"{tower}/encoderblock_0/{part}" for part in (QUERY, UP)]
+    if missing := [name for name in needed if name not in flat]:
+        raise ValueError(
+            f"it has no {missing[0]}: not a SigLIP of big_vision's, or not a whole one"
+        )
     kernel = flat["img/embedding/kernel"]
     naflex = kernel.ndim == 2
     patch = round((kernel.shape[0] / 3) ** 0.5) if naflex else kernel.shape[0]
@@ -75,8 +87,6 @@ def configuration(state: Mapping[str, Tensor], heads: int | None = None) -> Sigl
     positions = flat["img/pos_embedding"]
     places = positions.numel() // width
     first = {tower: f"{tower}/encoderblock_0/" for tower in TOWERS}
-    query = "MultiHeadDotProductAttention_0/query/kernel"
-    up = "MlpBlock_0/Dense_0/kernel"
     image, text = first["img/Transformer"], first["txt/Encoder_0"]
     words = flat["txt/Embed_0/embedding"]
     return SiglipConfig(
@@ -85,8 +95,8 @@ def configuration(state: Mapping[str, Tensor], heads: int | None = None) -> Sigl
             patch=patch,
             width=width,
             layers=_layers(flat, "img/Transformer"),
-            heads=heads or flat[image + query].shape[1],
-            hidden=flat[image + up].shape[1],
+            heads=heads or flat[image + QUERY].shape[1],
+            hidden=flat[image + UP].shape[1],
             naflex=naflex,
         ),
         SiglipTextConfig(
@@ -94,8 +104,8 @@ def configuration(state: Mapping[str, Tensor], heads: int | None = None) -> Sigl
             length=flat["txt/pos_embedding"].shape[-2],
             width=words.shape[1],
             layers=_layers(flat, "txt/Encoder_0"),
-            heads=flat[text + query].shape[1],
-            hidden=flat[text + up].shape[1],
+            heads=flat[text + QUERY].shape[1],
+            hidden=flat[text + UP].shape[1],
             projection="txt/head/kernel" in flat,
         ),
     )

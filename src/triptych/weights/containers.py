@@ -1,15 +1,14 @@
 """What a file is, told from its content and never from its name."""
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from triptych.weights.archive import LEGACY_HEAD, is_script, tensor_folder
+from triptych.weights.archive import LEGACY_MARK, is_script, tensor_folder
 from triptych.weights.npz import is_npz
+from triptych.weights.shards import read_index
 from triptych.weights.zipped import open_zip
 
 Container = Literal["safetensors", "shards", "torch", "torchscript", "torch-legacy", "npz"]
-MAX_INDEX = 64 << 20  # bytes of an index of shards
 
 WORDS: dict[Container, str] = {
     "safetensors": "safetensors",
@@ -60,7 +59,7 @@ def container(path: Path) -> Container:
             return "npz"
         scripted = tensor_folder(archive) is not None and is_script(archive)
         return "torchscript" if scripted else "torch"
-    if head.startswith(LEGACY_HEAD):
+    if head.startswith(b"\x80") and LEGACY_MARK in head[:32]:
         return "torch-legacy"
     if head[8:].lstrip().startswith(b"{") and not _is_text(head):
         return "safetensors"
@@ -68,17 +67,6 @@ def container(path: Path) -> Container:
         _require_index(path)
         return "shards"
     raise ValueError(_what(head, path.stat().st_size))
-
-
-def read_index(path: Path) -> dict[str, Any]:
-    """The JSON object of an index of shards, or of what came in its place."""
-    if path.stat().st_size > MAX_INDEX:
-        raise ValueError("is a JSON file larger than any index of weights")
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError("is JSON that was cut short, not weights. Fetch it again") from error
-    return found if isinstance(found, dict) else {}
 
 
 def _require_index(path: Path) -> None:
@@ -130,7 +118,10 @@ def _what(head: bytes, size: int) -> str:
     if size < 10:
         return f"has only {size} bytes. The download broke off; fetch it again"
     if _is_text(head):
-        return f"is a text ({head[:60].decode('ascii', 'replace').strip()!r}), not weights"
+        words = (
+            f" that says {head.decode('utf-8', 'replace').strip()[:100]!r}" if size < 300 else ""
+        )
+        return f"is a text{words}, not weights"
     return (
         "does not begin like a safetensors file, a torch archive, or an .npz: those are the forms "
         "that are read"

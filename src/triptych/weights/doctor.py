@@ -8,8 +8,10 @@ from triptych.config import nearest
 from triptych.weights.catalog import CATALOG
 from triptych.weights.containers import WORDS, container
 from triptych.weights.families import agrees, family
-from triptych.weights.files import digest_of, missing_shards, read_weights
+from triptych.weights.files import read_weights
+from triptych.weights.hub import digest_of
 from triptych.weights.layouts import Layout, layout
+from triptych.weights.shards import missing_shards
 
 TORCH = ("torch", "torchscript", "torch-legacy")
 SUFFIXES = {

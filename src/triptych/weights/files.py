@@ -5,20 +5,21 @@ possible: opening a large file takes no memory, and a file must not change while
 use.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from triptych.config import nearest
 from triptych.weights.archive import read_archive, read_legacy
-from triptych.weights.containers import WORDS, Container, container, read_index
+from triptych.weights.containers import WORDS, Container, container
 from triptych.weights.npz import read_npz
+from triptych.weights.shards import missing_shards, shards
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
@@ -97,6 +98,7 @@ def write_tensors(
     Tensors that share memory become separate ones: the format has no other way.
 
     Raises:
+        ValueError: a tensor is of a type that the format does not have.
         OSError: the disk is full or the folder cannot be written.
     """
     apart: dict[str, Tensor] = {}
@@ -106,6 +108,8 @@ def write_tensors(
         memory = whole.untyped_storage().data_ptr()
         apart[name] = whole.clone() if memory in used else whole
         used.add(memory)
+    if odd := [name for name, t in apart.items() if t.dtype == torch.complex128]:
+        raise ValueError(f"{odd[0]} is of complex128, for which safetensors has no type")
     path.touch()
     mode = path.stat().st_mode  # the user's umask: the library would make a private file
     try:
@@ -118,34 +122,6 @@ def write_tensors(
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def digest_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def shards(index: Path) -> dict[str, list[str]]:
-    """The files that an index names, and the tensors that each must hold. Errors name no file.
-
-    Raises:
-        ValueError: the index is damaged, or names files elsewhere.
-    """
-    files: dict[str, list[str]] = {}
-    names = read_index(index).get("weight_map")
-    for name, file in names.items() if isinstance(names, dict) else ():
-        if not isinstance(file, str) or Path(file).name != file or "\\" in file:
-            raise ValueError(f"names {str(file)[:200]!r}, which is no file beside it")
-        files.setdefault(file, []).append(name)
-    if not files:
-        raise ValueError("is an index of no shards. Fetch it again")
-    return files
-
-
-def missing_shards(index: Path) -> list[str]:
-    """Files that an index names and that are not beside it."""
-    return [file for file in sorted(shards(index)) if not (index.parent / file).is_file()]
 
 
 def _read(path: Path, found: Container) -> dict[str, Tensor]:
@@ -199,7 +175,10 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file, names in wanted.items():
         try:
-            found = _read(index.parent / file, container(index.parent / file))
+            kind = container(index.parent / file)
+            if kind == "shards":
+                raise ValueError("is an index itself. Fetch it again")
+            found = _read(index.parent / file, kind)
         except ValueError as error:
             raise ValueError(f"its shard {file} {error}") from error
         if absent := [name for name in names if name not in found]:

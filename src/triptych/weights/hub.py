@@ -5,18 +5,18 @@ fetched again, and `HF_HUB_OFFLINE` is respected. What is in the cache is used w
 network.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from triptych.weights.files import digest_of, shards
 from triptych.weights.layouts import OPEN_CLIP, PREPROCESSORS, TOKENIZERS, TRANSFORMERS
+from triptych.weights.shards import shards
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 FOLDERS = {"runs", "models", "checkpoints", "weights", "data", "pictures", "out", "output", "tmp"}
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".json", ".th", ".onnx")
-SITE = "https://huggingface.co"
 NO_FILES: Mapping[str, str] = {}
 
 
@@ -56,6 +56,7 @@ def fetch(
     found = {file: _cached(repo, file, revision) for file in files}
     missing = [file for file, path in found.items() if path is None]
     if missing:
+        _require_answer(repo, missing, revision)
         found |= {file: _download(repo, file, revision, missing) for file in missing}
     folders = set()
     for file, path in found.items():
@@ -91,7 +92,7 @@ def fetch_model(repo: str, revision: str = "main", sha256: Mapping[str, str] = N
     files = wanted(listing)
     if not files:
         raise ValueError(
-            f"{SITE}/{repo} holds no weights of a known layout (Transformers or open_clip). "
+            f"{repo} on the hub holds no weights of a known layout (Transformers or open_clip). "
             "Download its file of weights and give that"
         )
     folder = fetch(repo, files, revision, sha256)
@@ -113,6 +114,12 @@ def wanted(listing: Sequence[str]) -> list[str]:
         return []
     beside = ("config.json", "open_clip_config.json", *PREPROCESSORS, *TOKENIZERS)
     return [*(name for name in beside if name in there), weights]
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shards(folder: Path, index: str) -> list[str]:
@@ -156,6 +163,17 @@ def _cached(repo: str, file: str, revision: str) -> Path | None:
     return Path(found) if isinstance(found, str) and Path(found).is_file() else None
 
 
+def _require_answer(repo: str, missing: Sequence[str], revision: str) -> None:
+    """Ask once, since a download itself asks for half a minute before it gives up."""
+    import huggingface_hub
+
+    try:
+        url = huggingface_hub.hf_hub_url(repo, missing[0], revision=revision)
+        huggingface_hub.get_hf_file_metadata(url)
+    except Exception as error:  # of the network's many
+        raise ValueError(_explained(repo, missing, revision, error)) from error
+
+
 def _download(repo: str, file: str, revision: str, missing: Sequence[str]) -> Path:
     import huggingface_hub
 
@@ -183,11 +201,11 @@ def _explained(repo: str, files: Sequence[str], revision: str, error: Any) -> st
     """Which files to get from where and where to put them, when we cannot."""
     from huggingface_hub import constants, errors
 
-    page = f"{SITE}/{repo}"
+    page = f"{constants.ENDPOINT}/{repo}"
     if isinstance(error, errors.GatedRepoError):
         return f"{repo} wants its licence accepted: do so on {page}, then run `hf auth login`"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is no public model {repo} on {SITE}, and no local path of this name"
+        return f"{constants.ENDPOINT} has no public model {repo}, and there is no such path here"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo} has no revision {revision!r}: see {page}/commits"
     if isinstance(error, errors.RemoteEntryNotFoundError):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from triptych.config import nearest, read_json
-from triptych.weights.containers import container
 
 Form = Literal["triptych", "transformers", "open_clip", "diffusers", "openai", "big_vision", "file"]
 
@@ -88,6 +87,8 @@ def layout(path: Path) -> Layout:
 
 
 def _file(path: Path) -> Layout:
+    from triptych.weights.containers import container  # loads torch, which a folder does not need
+
     try:
         found = container(path)
     except OSError as error:

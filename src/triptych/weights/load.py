@@ -17,6 +17,7 @@ from triptych.models.cvae import Cvae, CvaeConfig
 from triptych.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from triptych.models.siglip import Siglip, SiglipConfig
 from triptych.models.wgan import Generator, WganConfig
+from triptych.models.word_space import WordSpace, WordSpaceConfig
 from triptych.text.tokenizer import Tokenizer, TokenizerConfig, open_tokenizer
 from triptych.vision.transforms import ImageTransform, PatchTransform
 from triptych.weights.files import read_safetensors
@@ -30,6 +31,7 @@ MODELS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "classifier": (ClassifierConfig, Classifier),
     "clip": (ClipConfig, Clip),
     "siglip": (SiglipConfig, Siglip),
+    "word-space": (WordSpaceConfig, WordSpace),
 }
 TWO_TOWERS = ("clip", "siglip")
 """Models that bring pictures and texts into one space."""

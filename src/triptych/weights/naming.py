@@ -51,17 +51,30 @@ def _state(root: Any) -> Any:
     for key in ("state_dict", "model_state_dict"):
         if isinstance(root.get(key), dict | Scripted):
             return root[key]
-    training = ("optim", "lr", "sched", "scaler", "callbacks", "loops", "hyper", "args", "config")
-    rest = {
-        key: value
-        for key, value in root.items()
-        if _children(value) and not (isinstance(key, str) and key.startswith(training))
-    }
-    if list(rest) == ["model"] and not any(isinstance(v, TensorRef) for v in root.values()):
-        return rest["model"]
-    if rest and not any(isinstance(v, TensorRef) for v in root.values()):
-        return {k: v for k, v in root.items() if not isinstance(v, Opaque)}  # groups of tensors
-    return root
+    if any(isinstance(value, TensorRef) for value in root.values()):
+        return root
+    groups = [k for k, value in root.items() if not _is_training(k) and _holds_tensors(value)]
+    if groups == ["model"]:
+        return root["model"]
+    return {key: root[key] for key in groups} or root
+
+
+def _is_training(key: Any) -> bool:
+    kept = ("optim", "lr", "sched", "scaler", "callbacks", "loops", "hyper", "args", "config")
+    return isinstance(key, str) and key.startswith(kept)
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether there is a tensor, or an object that may be one, in a value's first entries."""
+    waiting = [value]
+    for _ in range(10_000):
+        if not waiting:
+            return False
+        value = waiting.pop()
+        if isinstance(value, TensorRef):
+            return True
+        waiting += [child for _, child in _children(value) or ()]
+    return True
 
 
 def _children(value: Any) -> list[tuple[Any, Any]] | None:

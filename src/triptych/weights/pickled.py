@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pickletools import genops
 from typing import Any, BinaryIO
 
-MAX_OPERATIONS = 4_000_000  # the largest published checkpoints need some hundred thousand
+MAX_OPERATIONS = 1_000_000  # a checkpoint needs about forty a tensor
 DAMAGED = "its pickle is damaged or cut short. Fetch it again"
 
 HARMLESS = {

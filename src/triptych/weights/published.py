@@ -194,8 +194,6 @@ def _openai(found: Layout) -> Found:
 
 def _big_vision(found: Layout) -> Found:
     state = read_weights(found.path)
-    if "params/img/embedding/kernel" not in state and "img/embedding/kernel" not in state:
-        raise ValueError("it holds arrays, but not those of a SigLIP of big_vision's")
     settings = big_vision.configuration(state)
     if settings.image.naflex:
         transform: ImageTransform | PatchTransform = PatchTransform(settings.image.patch)

@@ -131,8 +131,10 @@ def to_transformers(config: SiglipConfig) -> dict[str, Any]:
         ValueError: an architecture that transformers' SigLIP does not have.
     """
     image, text = config.image, config.text
-    if text is None or not text.projection:
-        raise ValueError("transformers' SigLIP has a text transformer with a projection")
+    if text is None or not text.projection or image.stem:
+        raise ValueError(
+            "transformers' SigLIP has one patch filter and a text transformer with a projection"
+        )
     kind = "siglip2" if image.naflex else "siglip"
     size = {"num_patches": (image.size // image.patch) ** 2} if image.naflex else {}
     return {
@@ -245,8 +247,8 @@ def to_open_clip(config: SiglipConfig) -> dict[str, Any]:
         ValueError: an image tower that timm has no name for.
     """
     image, text = config.image, config.text
-    if text is None:
-        raise ValueError("open_clip has no bag of words")
+    if text is None or image.stem:
+        raise ValueError("open_clip has no bag of words and no convolutional stem")
     sizes = (image.width, image.layers, image.heads, image.hidden)
     named = [name for name, size in TIMM.items() if tuple(size) == sizes]
     side = "" if image.naflex else f"_{image.size}"

@@ -5,4 +5,7 @@ RECIPES = {
     "wgan": "triptych.train.recipes.wgan",
     "pixel-diffusion": "triptych.train.recipes.pixel_diffusion",
     "classifier": "triptych.train.recipes.classifier",
+    "clip": "triptych.train.recipes.contrastive",
+    "siglip": "triptych.train.recipes.contrastive",
+    "word-space": "triptych.train.recipes.word_space",
 }

@@ -4,7 +4,7 @@ A recipe's dataclass is the Python argument, the command-line flags, and the rec
 Rates are per optimizer step; half-lives, warm-ups and intervals are in steps of the loop.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -190,17 +190,211 @@ class TrainClassifier:
     weight_decay: float = 1e-2
 
 
-TrainRequest = TrainCvae | TrainWgan | TrainPixelDiffusion | TrainClassifier
+@dataclass(frozen=True)
+class Towers:
+    """Two towers trained on pairs of pictures and texts: what CLIP and SigLIP share."""
 
-REQUESTS: dict[
-    str,
-    type[TrainCvae] | type[TrainWgan] | type[TrainPixelDiffusion] | type[TrainClassifier],
-] = {
+    init: str = ""
+    """A trained or published model to go on from: a run folder, a checkpoint, a hub id. The sizes
+    below are then its own.
+    """
+    patch: int = 8
+    stem: tuple[int, ...] = ()
+    """Channels of 3 x 3 convolutions, each halving the side, in place of one large patch filter;
+    2 to the power of their number is the patch. Small models learn faster with them.
+    """
+    width: int = 192
+    layers: int = 6
+    heads: int = 3
+    text: Literal["transformer", "words"] = "transformer"
+    """The text tower: a transformer, or a bag of words (the lecture's CBOW)."""
+    text_width: int = 192
+    text_layers: int = 4
+    text_heads: int = 3
+    length: int = 32
+    """The longest text in tokens; what is over is cut and counted."""
+    vocabulary: int = 2048
+    """Tokens of a vocabulary learned from the captions of the data."""
+    templates: str = "photo"
+    """Sentences that class names become where the data has no captions: photo, simple, imagenet."""
+    duplicates: bool = True
+    """Equal captions in a batch are positives of one another, not errors."""
+    patch_dropout: float = 0.0
+    """Share of the patches that is left out in training, another one for every picture
+    (arXiv:2212.00794).
+    """
+    crop: float = 1.0
+    """Least share of a picture that a random crop keeps; 1 crops nothing."""
+    flip: bool = False
+    """Mirror half of the pictures; captions that say left and right then lie."""
+    colour: float = 0.0
+    """How much brightness, contrast and saturation vary; captions of colours may then lie."""
+    cache: int = 0
+    """Pairs whose activations are in memory at a time; 0 keeps the whole batch's."""
+    lock: Literal["none", "image", "text"] = "none"
+    """A tower that stays as `init` has it; `image` is locked-image tuning (arXiv:2111.07991)."""
+    lora: int = 0
+    """Rank of low-rank updates that are learned in place of all weights; 0 learns all."""
+    interpolate: float = 1.0
+    """What is exported lies so far from `init` (0) to the tuned weights (1) (WiSE-FT,
+    arXiv:2109.01903).
+    """
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    beta2: float = 0.98
+    max_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= 1 or not 0 <= self.colour < 1 or not 0 <= self.patch_dropout < 1:
+            raise ValueError(
+                "crop is a share above 0 up to 1, colour and patch_dropout are below 1"
+            )
+        if not 0 <= self.interpolate <= 1:
+            raise ValueError(f"interpolate is a share, 0 to 1, not {self.interpolate}")
+        if not self.init and (self.lora or self.lock != "none" or self.interpolate < 1):
+            raise ValueError("lora, lock and interpolate are for a model to go on from: give init")
+        if self.lora < 0 or self.cache < 0:
+            raise ValueError("lora is a rank and cache a number of pairs: neither is negative")
+
+
+@dataclass(frozen=True)
+class TrainClip:
+    """CLIP: a picture tower and a text tower that tell pairs apart (Radford 2021)."""
+
+    training: Training = field(
+        default_factory=lambda: Training(
+            data="scenes-one",
+            size=32,
+            schedule="cosine",
+            warmup=200,
+            ema_halflife=100,
+            sample_every=0,
+            precision="auto",
+        )
+    )
+    towers: Towers = field(default_factory=Towers)
+    image: Literal["vit", "resnet"] = "vit"
+    pool: Literal["class", "mean"] = "class"
+    """What stands for a picture: a token of its own, or the mean of its patches, which then each
+    say what is where.
+    """
+    resnet_width: int = 32
+    resnet_layers: tuple[int, ...] = (1, 1, 1, 1)
+    dim: int = 128
+    """Width of the shared space."""
+
+
+@dataclass(frozen=True)
+class TrainSiglip:
+    """SigLIP: every pair of a picture and a text is its own yes/no question (Zhai 2023)."""
+
+    training: Training = field(
+        default_factory=lambda: Training(
+            data="scenes-one",
+            size=32,
+            schedule="cosine",
+            warmup=200,
+            ema_halflife=100,
+            sample_every=0,
+            precision="auto",
+        )
+    )
+    towers: Towers = field(default_factory=Towers)
+
+
+@dataclass(frozen=True)
+class TrainWordSpace:
+    """Name classes that no picture showed, by word vectors (Socher 2013, DeViSE 2013)."""
+
+    training: Training = field(default_factory=lambda: Training(ema_halflife=50, schedule="cosine"))
+    words: str = ""
+    """A file of word vectors: GloVe or word2vec text, plain or .gz; .npz; or .json."""
+    unseen: str = ""
+    """Classes kept out of training and tested on, with commas between: cat,truck."""
+    method: Literal["socher", "devise"] = "socher"
+    widths: tuple[int, ...] = (32, 64, 128)
+    hidden: int = 200
+    """Width of Socher's map; DeViSE's is linear."""
+    margin: float = 0.1
+    """By how much DeViSE wants the right word nearer than any wrong one."""
+    fine_tune: float = 0.2
+    """The last share of the steps, in which DeViSE's rank loss moves the network too."""
+    shift: int = 0
+    """Move every training picture by up to so many pixels."""
+    learning_rate: float = 4e-3
+    weight_decay: float = 1e-2
+    max_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fine_tune <= 1:
+            raise ValueError(f"fine_tune is a share of the steps, 0 to 1, not {self.fine_tune}")
+
+
+TrainRequest = (
+    TrainCvae
+    | TrainWgan
+    | TrainPixelDiffusion
+    | TrainClassifier
+    | TrainClip
+    | TrainSiglip
+    | TrainWordSpace
+)
+
+REQUESTS: dict[str, type[TrainRequest]] = {
     "cvae": TrainCvae,
     "wgan": TrainWgan,
     "pixel-diffusion": TrainPixelDiffusion,
     "classifier": TrainClassifier,
+    "clip": TrainClip,
+    "siglip": TrainSiglip,
+    "word-space": TrainWordSpace,
 }
+
+
+def _published(
+    patch: int,
+    width: int,
+    layers: int,
+    heads: int,
+    text_width: int,
+    text_layers: int,
+    text_heads: int,
+    size: int,
+    *,
+    dim: int,
+) -> TrainClip:
+    """A published size with the published recipe (arXiv:2103.00020, table 20): 32 epochs of a batch
+    of 32,768 need a cluster; the rest is for anyone.
+    """
+    return TrainClip(
+        Training(
+            size=size,
+            batch_size=1024,
+            steps=400_000,
+            schedule="cosine",
+            warmup=2000,
+            sample_every=0,
+            evaluate_every=2000,
+            precision="auto",
+        ),
+        Towers(
+            patch=patch,
+            width=width,
+            layers=layers,
+            heads=heads,
+            text_width=text_width,
+            text_layers=text_layers,
+            text_heads=text_heads,
+            length=77,
+            vocabulary=49_408,
+            crop=0.9,
+            cache=128,
+            learning_rate=5e-4,
+            weight_decay=0.2,
+        ),
+        dim=dim,
+    )
+
 
 PRESETS: dict[str, dict[str, TrainRequest]] = {
     "cvae": {
@@ -347,12 +541,68 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
             shift=1.5,
         ),
     },
+    "clip": {
+        "tiny": TrainClip(
+            Training(
+                data="scenes-one",
+                size=32,
+                batch_size=256,
+                steps=3000,
+                schedule="cosine",
+                warmup=200,
+                ema_halflife=100,
+                evaluate_every=500,
+                sample_every=0,
+                precision="auto",
+            ),
+            Towers(stem=(48, 96), patch=4, text_layers=2),
+            pool="mean",
+        ),
+        "ViT-B-32": _published(32, 768, 12, 12, 512, 12, 8, 224, dim=512),
+        "ViT-B-16": _published(16, 768, 12, 12, 512, 12, 8, 224, dim=512),
+        "ViT-L-14": _published(14, 1024, 24, 16, 768, 12, 12, 224, dim=768),
+        "ViT-H-14": _published(14, 1280, 32, 16, 1024, 24, 16, 224, dim=1024),
+    },
+    "siglip": {
+        "tiny": TrainSiglip(
+            Training(
+                data="scenes-one",
+                size=32,
+                batch_size=256,
+                steps=3000,
+                schedule="cosine",
+                warmup=200,
+                ema_halflife=100,
+                evaluate_every=500,
+                sample_every=0,
+                precision="auto",
+            ),
+            Towers(stem=(48, 96), patch=4, text_layers=2),
+        ),
+        "ViT-B-16": TrainSiglip(
+            _published(16, 768, 12, 12, 768, 12, 12, 224, dim=768).training,
+            replace(_published(16, 768, 12, 12, 768, 12, 12, 224, dim=768).towers, length=64),
+        ),
+    },
     "classifier": {
         "digits": TrainClassifier(
             Training(steps=1000, schedule="cosine", warmup=50, ema_halflife=50, log_every=100)
         ),
         "mnist": TrainClassifier(
             Training(steps=1500, schedule="cosine", warmup=100, ema_halflife=50, log_every=100),
+            shift=2,
+        ),
+    },
+    "word-space": {
+        "pictures": TrainWordSpace(
+            Training(
+                size=32,
+                steps=1500,
+                schedule="cosine",
+                warmup=200,
+                ema_halflife=50,
+                log_every=50,
+            ),
             shift=2,
         ),
     },

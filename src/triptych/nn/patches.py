@@ -1,0 +1,55 @@
+"""Pictures as patches, and leaving some of them out.
+
+Dimensions: B batch, C channels, H height, W width, h w the grid, P Q patches, D width.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def patch_embedding(width: int, patch: int, stem: tuple[int, ...], *, bias: bool) -> nn.Module:
+    """One filter as large as a patch, or a stem of small convolutions that each halve the side.
+
+    Small transformers learn faster on a stem (arXiv:2106.14881).
+    """
+    if not stem:
+        return nn.Conv2d(3, width, patch, patch, bias=bias)
+    layers: list[nn.Module] = []
+    channels = 3
+    for wider in stem:
+        layers += [nn.Conv2d(channels, wider, 3, 2, 1), nn.GroupNorm(1, wider), nn.GELU()]
+        channels = wider
+    return nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
+
+
+def whole_patches(pixels: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor, "B C h w"]:
+    """The upper left part of pictures that patches tile.
+
+    Raises:
+        ValueError: a picture smaller than one patch.
+    """
+    height, width = (side // patch * patch for side in pixels.shape[2:])
+    if not height or not width:
+        raise ValueError(f"a picture of {tuple(pixels.shape[2:])} has no {patch} pixel patch")
+    return pixels[:, :, :height, :width]
+
+
+def check_stem(size: int, patch: int, stem: tuple[int, ...]) -> None:
+    """Raises ValueError where a stem makes other patches, or does not tile the picture."""
+    if stem and 2 ** len(stem) != patch:
+        raise ValueError(
+            f"a stem of {len(stem)} convolutions makes patches of {2 ** len(stem)} pixels, not "
+            f"{patch}"
+        )
+    if stem and size % patch:
+        raise ValueError(f"patches of {patch} pixels do not tile a side of {size}")
+
+
+def kept_patches(x: Float[Tensor, "B P D"], keep: float) -> Float[Tensor, "B Q D"]:
+    """A random share of the patches, another one for every picture; at least one
+    (arXiv:2212.00794).
+    """
+    count = max(1, round(keep * x.shape[1]))
+    chosen = torch.rand(x.shape[:2], device=x.device).topk(count, dim=1).indices
+    return x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2]))

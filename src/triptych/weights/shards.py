@@ -1,0 +1,40 @@
+"""Weights in several files, and the index that says which tensor is in which of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+MAX_INDEX = 64 << 20  # bytes
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """The JSON object of an index of shards, or of what came in its place."""
+    if path.stat().st_size > MAX_INDEX:
+        raise ValueError("is a JSON file larger than any index of weights")
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError("is JSON that was cut short, not weights. Fetch it again") from error
+    return found if isinstance(found, dict) else {}
+
+
+def shards(index: Path) -> dict[str, list[str]]:
+    """The files that an index names, and the tensors that each must hold. Errors name no file.
+
+    Raises:
+        ValueError: the index is damaged, or names files elsewhere.
+    """
+    files: dict[str, list[str]] = {}
+    names = read_index(index).get("weight_map")
+    for name, file in names.items() if isinstance(names, dict) else ():
+        if not isinstance(file, str) or Path(file).name != file or "\\" in file:
+            raise ValueError(f"names {str(file)[:200]!r}, which is no file beside it")
+        files.setdefault(file, []).append(name)
+    if not files:
+        raise ValueError("is an index of no shards. Fetch it again")
+    return files
+
+
+def missing_shards(index: Path) -> list[str]:
+    """Files that an index names and that are not beside it."""
+    return [file for file in sorted(shards(index)) if not (index.parent / file).is_file()]

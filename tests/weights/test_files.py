@@ -1,0 +1,287 @@
+"""Every container is told by its content, read whole, and refused with a sentence."""
+
+import gzip
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from triptych.weights.containers import container
+from triptych.weights.files import (
+    diagnose,
+    read_safetensors,
+    read_weights,
+    write_safetensors,
+)
+from triptych.weights.shards import missing_shards
+
+
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {"a.weight": torch.randn(3, 4), "b": torch.arange(5), "c.0": torch.randn(2).bfloat16()}
+
+
+def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(
+        found[k].dtype == v.dtype and torch.equal(found[k], v) for k, v in expected.items()
+    )
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.bin", "model", "weights.npz"])
+def test_content_decides_and_not_the_name(tmp_path: Path, name: str) -> None:
+    save_file(state(), tmp_path / name)
+    assert container(tmp_path / name) == "safetensors"
+    assert equal(read_weights(tmp_path / name), state())
+    torch.save(state(), tmp_path / name)
+    assert container(tmp_path / name) == "torch"
+    assert equal(read_weights(tmp_path / name), state())
+
+
+def sharded(folder: Path, kind: str = "safetensors") -> Path:
+    tensors, files = state(), {}
+    for i, name in enumerate(tensors):
+        files[name] = f"model-{i + 1:05d}-of-00003.{kind}"
+        if kind == "bin":
+            torch.save({name: tensors[name]}, folder / files[name])
+        else:
+            save_file({name: tensors[name]}, folder / files[name])
+    index = folder / f"model.{kind}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": files}))
+    return index
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_shards_are_put_together(tmp_path: Path, kind: str) -> None:
+    index = sharded(tmp_path, kind)
+    assert container(index) == "shards"
+    assert equal(read_weights(index), state())
+
+
+def test_every_fault_of_shards_names_the_shard(tmp_path: Path) -> None:
+    index = sharded(tmp_path)
+    second = tmp_path / "model-00002-of-00003.safetensors"
+    whole = second.read_bytes()
+    second.write_bytes(whole[:-3])
+    with pytest.raises(ValueError, match=r"shard model-00002-of-00003.safetensors has \d+ bytes"):
+        read_weights(index)
+    save_file({"other": torch.zeros(1)}, second)
+    with pytest.raises(ValueError, match=r"model-00002-of-00003\.safetensors lacks b"):
+        read_weights(index)
+    second.unlink()
+    assert missing_shards(index) == [second.name]
+    with pytest.raises(ValueError, match="lacks 1 of its 3 shards: model-00002-of-00003"):
+        read_weights(index)
+    index.write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
+    with pytest.raises(ValueError, match="no file beside it"):
+        read_weights(index)
+    index.write_text(json.dumps({"weight_map": {}}))
+    with pytest.raises(ValueError, match="no shards"):
+        read_weights(index)
+
+
+def test_an_index_may_not_name_an_index(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": index.name}}))
+    with pytest.raises(ValueError, match="index"):
+        read_weights(index)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_is_read_as_numpy_reads_it(tmp_path: Path, save) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "params/img/embedding/kernel": rng.normal(size=(2, 3, 4)).astype(np.float32),
+        "params/t": np.array(2.5, np.float32),
+        "turned": np.asfortranarray(rng.normal(size=(3, 5))),
+        "big": rng.normal(size=7).astype(">f4"),
+        "half": rng.normal(size=4).astype(np.float16),
+        "whole": rng.integers(0, 9, (2, 2)),
+        "none": np.zeros((0, 3), np.float32),
+        "flag": np.array([True, False]),
+    }
+    path = tmp_path / "siglip.npz"
+    save(path, **arrays)
+    assert container(path) == "npz"
+    found = read_weights(path)
+    with np.load(path) as theirs:
+        assert sorted(found) == sorted(theirs.files)
+        for name, tensor in found.items():
+            assert tensor.shape == theirs[name].shape
+            assert np.array_equal(tensor.numpy(), theirs[name])
+
+
+def test_two_bytes_without_a_type_are_bfloat16(tmp_path: Path) -> None:
+    expected = torch.randn(3, 4).bfloat16()
+    untyped = expected.view(torch.int16).numpy().view(np.dtype("V2"))
+    np.savez(tmp_path / "a.npz", kernel=untyped)
+    found = read_weights(tmp_path / "a.npz")["kernel"]
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.array([{}, []], dtype=object), "only unpickling would read"),
+        (np.array(["a", "b"]), "<U1, which is no tensor"),
+        (np.zeros(2, [("x", "f4")]), "no tensor"),
+        (np.zeros(2, "V3"), "no tensor"),
+        (np.zeros(2, "M8[s]"), "no tensor"),
+        (np.zeros(2, np.longdouble), "no type for"),
+    ],
+)
+def test_arrays_that_are_no_tensors(tmp_path: Path, array, words: str) -> None:
+    np.savez(tmp_path / "a.npz", bad=array)
+    with pytest.raises(ValueError, match=f"array bad.npy: .*{words}"):
+        read_weights(tmp_path / "a.npz")
+
+
+def test_an_npz_that_lies_about_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    for shape in ("(99999999999999,)", "(3,)", "(-1,)", "(4, -1)"):
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+        body = b"\x93NUMPY\x01\x00\x76\x00" + header.encode() + bytes(16)
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("a.npy", body)
+        with pytest.raises(ValueError, match=r"array a\.npy: (has|holds)"):
+            read_weights(path)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.npy", bytes(1 << 16))
+    data = bytearray(path.read_bytes())
+    place = data.rindex(b"PK\x01\x02") + 24  # the announced size in the directory
+    data[place : place + 4] = (3 << 30).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"announces 3,221,225,472 unpacked bytes"):
+        read_weights(path)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 605247071\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (LFS, "pointer to a file of 605,247,071 bytes.*git lfs pull"),
+        (b"\n <!DOCTYPE html><html>sign in</html>", "web page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "answer of a server"),
+        (b'{"error":"Repository not found"}', "error answer of a server .'Repository not found'"),
+        (b'{"model_type": "clip"}', "a JSON file, not weights"),
+        (b'{"weight_map": {', "cut short"),
+        (b"[1, 2]", "a JSON file, not weights"),
+        (b"Invalid username or password.", "a text that says 'Invalid username or password.'"),
+        (b"", "is empty: the download broke off"),
+        (b"\0" * 4096, "zeros only: the download broke off"),
+        (b"PK\x03\x04" + b"\0" * 60, "zip archive whose directory is missing.*cut short"),
+        (b"PK\x05\x06" + b"\0" * 18, "without weights"),
+        (gzip.compress(b"weights"), "packed with gzip.*gunzip"),
+        (b"x" * 257 + b"ustar" + b"\0" * 300, "tar archive.*tar xf"),
+        (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "HDF5"),
+        (b"GGUF\x03\0\0\0" + b"\0" * 100, "GGUF"),
+        (b"\x93NUMPY\x01\0" + b"\0" * 100, "single NumPy array"),
+        (b"\x80\x04\x95" + b"\0" * 60, "bare pickle.*never done here"),
+        (b"\xff" * 100, "does not begin like"),
+        (b"\xff", "has only 1 bytes"),
+        ((100).to_bytes(8, "little") + b"{" * 20, "cut short"),
+        ((4).to_bytes(8, "little") + b"{]]]", "broken header"),
+        ((2).to_bytes(8, "little") + b"[]", "does not begin like"),
+        ((1 << 40).to_bytes(8, "little") + b"{}", "does not begin like"),
+    ],
+)
+def test_what_came_instead_of_weights_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{words}"):
+        read_weights(path)
+    assert re.search(words, diagnose(path)) and str(path) not in diagnose(path)
+
+
+def test_paths_that_are_no_files(tmp_path: Path) -> None:
+    assert "is a folder" in diagnose(tmp_path)
+    save_file(state(), tmp_path / "model.safetensors")
+    assert diagnose(tmp_path / "modle.safetensors") == (
+        "does not exist. Did you mean 'model.safetensors'?"
+    )
+    assert diagnose(tmp_path / "no" / "where.pt") == "does not exist"
+    os.mkfifo(tmp_path / "pipe")
+    assert diagnose(tmp_path / "pipe") == "is no file that can be read"
+
+
+def test_a_truncated_file_is_told_by_its_bytes(tmp_path: Path) -> None:
+    safe, npz, legacy, zipped = (tmp_path / n for n in ("a.safetensors", "a.npz", "l.pt", "z.pt"))
+    save_file(state(), safe)
+    np.savez(npz, a=np.arange(9.0))
+    torch.save(state(), legacy, _use_new_zipfile_serialization=False)
+    torch.save(state(), zipped)
+    for path in (safe, npz, legacy, zipped):
+        assert diagnose(path) == ""
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-5])
+        fault = diagnose(path)
+        assert "cut short" in fault and re.search(
+            rf"\b{len(whole) - 5:,}|{len(whole) - 5}\b", fault
+        )
+    assert f"instead of {len(whole):,}" not in diagnose(zipped)  # a zip does not say its length
+
+
+def test_read_safetensors_wants_nothing_else(tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"torch.save archive, not safetensors. `triptych weights"):
+        read_safetensors(tmp_path / "model.pt")
+
+
+def test_what_is_written_is_read_also_where_memory_is_shared(tmp_path: Path) -> None:
+    whole = torch.randn(4, 4)
+    tied = state() | {"whole": whole, "turned": whole.t(), "part": whole[1:3], "tied": whole}
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, tied, {"format": "pt"})
+    assert equal(read_weights(path), tied)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, state())
+    with pytest.raises(ValueError, match="complex128"):
+        write_safetensors(path, {"x": torch.zeros(1, dtype=torch.complex128)})
+    assert equal(read_weights(path), state())
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@settings(
+    max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    form=st.sampled_from(["safetensors", "npz", "packed npz", "index"]),
+    flips=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=6),
+    cut=st.one_of(st.none(), st.integers(0, 1 << 20)),
+)
+def test_damage_gives_a_sentence_and_never_anything_else(tmp_path: Path, form, flips, cut) -> None:
+    path = tmp_path / "damaged"
+    if form == "safetensors":
+        save_file(state(), path)
+    elif form == "index":
+        path = sharded(tmp_path)
+    else:
+        save = np.savez if form == "npz" else np.savez_compressed
+        with path.open("wb") as file:
+            save(file, a=np.arange(6.0).reshape(2, 3), b=np.ones(3, np.int8))
+    data = bytearray(path.read_bytes())
+    for place, value in flips:
+        data[place % len(data)] = value
+    path.write_bytes(data[: cut % len(data)] if cut is not None else data)
+    try:
+        found = read_weights(path)
+    except ValueError:
+        return
+    assert sum(t.clone().nbytes for t in found.values()) <= 1 << 20
