@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from tests.pipelines.colours import BACKGROUND, PAINT, colour_model
 
 import triptych
-from tests.pipelines.colours import BACKGROUND, PAINT, colour_model
 from triptych.cli.main import run
 from triptych.pipelines import detect
 from triptych.requests import Detect
@@ -93,8 +93,8 @@ def test_bad_input_has_its_exit_code(picture: Path, tmp_path: Path, capsys) -> N
     assert run(words(picture, "--scales", "12")) == 3
     assert "give a smaller one" in capsys.readouterr().err
     assert run(words(picture, "--json", "--format", "coco")) == 2
-    for wrong in (["detect", str(picture)], ["detect", "--labels", "a"],
-                  words(picture, "--threshold", "2"), words(picture, "--method", "guess")):  # fmt: skip
+    usage = [words(picture, "--threshold", "2"), words(picture, "--method", "guess")]
+    for wrong in (["detect", str(picture)], ["detect", "--labels", "a"], *usage):
         with pytest.raises(SystemExit) as stop:
             run(wrong)
         assert stop.value.code == 2

@@ -12,7 +12,7 @@ LABELS = ("a", "b", "c")
 
 
 def pictures(seed: int, count: int = 12) -> tuple[list[Annotated], list[Annotated]]:
-    """Truths, and what a poor detector finds: shifted, doubled, mislabelled, and out of thin air."""
+    """Truths, and what a poor detector finds: shifted, doubled and mislabelled."""
     draw = torch.Generator().manual_seed(seed)
     truths, found = [], []
     for number in range(count):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.pipelines.colours import BACKGROUND, PAINT, Words, colour_model
 from torch.nn import functional as F
 
-from tests.pipelines.colours import BACKGROUND, PAINT, Words, colour_model
 from triptych.data.scenes import SceneSource
 from triptych.evaluation.detection import evaluate
 from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig
@@ -54,7 +54,6 @@ def pixels(result) -> list[tuple[str, list[float]]]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", [(64, 64), (64, 128), (120, 48), (52, 100)])
 def test_a_rectangle_is_found_where_it_is_at_any_shape(method, shape) -> None:
-    height, width = shape
     thing = ("red", 12, 16, 36, 44)
     scales = DENSE if method == "dense" else SMALL
     loaded = colour_model(size=max(shape), patch=4)
@@ -78,7 +77,7 @@ def test_two_things_of_one_label_are_two_boxes_and_an_absent_label_is_none(metho
 
 
 def test_dense_resizes_without_squashing_and_pads_by_repeating() -> None:
-    """A picture of 52 x 100 for patches of 8 at scale 1 of 64: 33 x 64 pixels on a grid of 5 x 8."""
+    """A picture of 52 x 100 for patches of 8 at scale 1 of 64: 33 x 64 pixels, 5 x 8 patches."""
     (size,) = dense.passes(52, 100, 64, 8, (1.0,))
     assert (size.height, size.width, size.grid) == (33, 64, (5, 8))
     down, across = size.edges(52, 100)

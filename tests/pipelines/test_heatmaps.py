@@ -54,8 +54,17 @@ def test_components_are_scipys(share: float) -> None:
 
 
 def test_a_spiral_is_followed_to_its_end() -> None:
-    rows = ["#########", "........#", "#######.#", "#.....#.#", "#.###.#.#", "#.#...#.#", "#.#####.#",
-            "#.......#", "#########"]  # fmt: skip
+    spiral = """
+#########
+........#
+#######.#
+#.....#.#
+#.###.#.#
+#.#...#.#
+#.#####.#
+#.......#
+#########"""
+    rows = spiral.split()
     mask = np.array([[c == "#" for c in row] for row in rows])
     region = component(mask, (0, 0))
     assert np.array_equal(region, ndimage.label(mask)[0] == ndimage.label(mask)[0][0, 0])

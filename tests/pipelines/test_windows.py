@@ -1,5 +1,7 @@
 """Sliding windows: sums by hand, pictures of any shape covered, nothing squashed."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -20,8 +22,8 @@ def by_hand(rows, columns, grids, scores) -> torch.Tensor:
                 count[inside] += 1
                 number += 1
     patches = torch.zeros(len(rows) - 1, len(columns) - 1)
-    for i, (top, bottom) in enumerate(zip(rows, rows[1:], strict=False)):
-        for j, (left, right) in enumerate(zip(columns, columns[1:], strict=False)):
+    for i, (top, bottom) in enumerate(pairwise(rows)):
+        for j, (left, right) in enumerate(pairwise(columns)):
             inside = slice(top, bottom), slice(left, right)
             patches[i, j] = total[inside].sum() / count[inside].sum()
     return patches
