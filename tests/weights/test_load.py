@@ -85,3 +85,21 @@ def test_a_wrong_card_is_refused_by_field(folder: Path, change, words) -> None:
     (folder / "config.json").write_text(json.dumps(card | change))
     with pytest.raises(ValueError, match=words):
         load(str(folder))
+
+
+def test_names_of_open_clip_lead_to_their_repositories(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(repo: str) -> Path:
+        asked.append(repo)
+        raise ValueError("no network here")
+
+    monkeypatch.setattr("triptych.weights.load.fetch_model", refuse)
+    with pytest.raises(ValueError, match="no network"):
+        load("ViT-B-32/laion2b_s34b_b79k")
+    assert asked == ["laion/CLIP-ViT-B-32-laion2B-s34B-b79K"]
+    with pytest.raises(ValueError, match="ViT-B-32/openai"):
+        load("ViT-B-32")
+    with pytest.raises(ValueError, match="ViT-B-32/openai"):
+        load("ViT-B-32/openia")
+    assert len(asked) == 1

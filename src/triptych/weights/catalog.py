@@ -6,6 +6,8 @@ Every digest stands beside the place where its publisher says it.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from triptych.weights.open_clip_names import REPOSITORIES
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -72,6 +74,18 @@ _ENTRIES = [
         Checkpoint(repo, "siglip", repo, TRANSFORMERS_SIGLIP, {}, "Apache-2.0")
         for repo in ("google/siglip-base-patch16-224", "google/siglip-so400m-patch14-384")
     ),
+]
+
+_ENTRIES += [
+    Checkpoint(
+        f"{model}/{tag}",
+        "siglip" if "SigLIP" in model else "clip",
+        repo,
+        ("open_clip_config.json", "open_clip_model.safetensors"),
+        source="the list of open_clip 3.3.0",
+    )
+    for model, tags in REPOSITORIES.items()
+    for tag, repo in tags.items()
 ]
 
 CATALOG: dict[str, Checkpoint] = {entry.name: entry for entry in _ENTRIES}

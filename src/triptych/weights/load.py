@@ -22,6 +22,7 @@ from triptych.text.tokenizer import Tokenizer, TokenizerConfig, open_tokenizer
 from triptych.vision.transforms import ImageTransform, PatchTransform
 from triptych.weights.files import read_safetensors
 from triptych.weights.hub import fetch_model, is_hub_id
+from triptych.weights.open_clip_names import repository
 from triptych.weights.published import load_published
 
 MODELS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
@@ -152,8 +153,9 @@ def load(name: str, device: torch.device | str = "cpu", dtype: str = "auto") -> 
         ValueError: there is no such model, or its files are damaged or do not fit together.
     """
     path = Path(name)
-    if is_hub_id(name):
-        path = fetch_model(name)
+    repo = "" if path.exists() else repository(name)
+    if repo or is_hub_id(name):
+        path = fetch_model(repo or name)
     elif not path.exists():
         raise ValueError(
             f"no model {name!r}: give a run folder, such as runs/demo, the folder or file of a "
@@ -164,21 +166,19 @@ def load(name: str, device: torch.device | str = "cpu", dtype: str = "auto") -> 
     found = load_published(path)
     card = Card(found.kind, config.to_json(found.config))
     model = found.model.to(device).requires_grad_(False).eval()
-    label = name if is_hub_id(name) else path.resolve().name
+    label = name if repo or is_hub_id(name) else path.resolve().name
     return _cast(Loaded(label, card, found.config, model, found.tokenizer, found.transform), dtype)
 
 
 def _is_run(path: Path) -> bool:
     """A folder of ours, or one in which nothing was exported yet; not a publisher's."""
-    if not path.is_dir():
+    others = ("open_clip_config.json", "model_index.json")
+    if not path.is_dir() or any((path / name).exists() for name in others):
         return False
-    stored = path / "config.json"
-    if stored.exists():
-        card = config.read_json(stored)
-        return not isinstance(card, dict) or "model_type" not in card
-    return (
-        not (path / "open_clip_config.json").exists() and not (path / "model_index.json").exists()
-    )
+    if not (path / "config.json").exists():
+        return not (path / "refs").exists()  # a folder of the hub's cache
+    card = config.read_json(path / "config.json")
+    return not isinstance(card, dict) or "model_type" not in card
 
 
 def _cast(loaded: Loaded, dtype: str) -> Loaded:
