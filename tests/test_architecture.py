@@ -161,7 +161,7 @@ for arguments in (["--help"], ["--version"], ["nonsense"]):
 import contextlib, io
 for arguments in (["train", "--help"], ["train", "cvae", "--help"], ["generate", "--help"],
                   ["evaluate", "--help"], ["data", "--help"], ["weights", "--help"],
-                  ["weights", "inspect", "--help"], ["weights", "list"]):
+                  ["detect", "--help"], ["weights", "inspect", "--help"], ["weights", "list"]):
     with contextlib.redirect_stdout(io.StringIO()):
         try: run(arguments)
         except SystemExit: pass
