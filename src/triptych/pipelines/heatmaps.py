@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from triptych.vision.boxes import suppress
 
-Edges = Float[np.ndarray, " n+1"]
+Edges = Float[np.ndarray, " _edges"]
 """Where n cells begin, and the last one ends, in pixels."""
 
 
