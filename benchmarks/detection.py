@@ -39,7 +39,9 @@ LABELS = {
     "colour": tuple(f"{colour} object" for colour in COLOURS),
     "shape": SHAPES,
 }
-BACKGROUND = tuple(f"{colour} background" for colour in GROUND_COLOURS)
+# what lies behind, and words for any thing: without these a label that is asked for alone wins
+# wherever there is a thing at all
+BACKGROUND = (*(f"{colour} background" for colour in GROUND_COLOURS), "object", "shape", "thing")
 FAINT = 0.02  # average precision reads the ranking down to here
 EXTENTS = (0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 WINDOWS: tuple[tuple[int, ...], ...] = ((4,), (5,), (6,), (8,), (4, 6), (5, 8), (6, 8))

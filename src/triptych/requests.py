@@ -150,8 +150,12 @@ class Detect:
     """Sentences with {} for the label, or one of photo, simple, cifar, imagenet, name; their
     embeddings are averaged.
     """
-    background: tuple[str, ...] = ("background", "a photo of the background", "nothing", "empty")
-    """Texts that compete with the labels, so that a label that is nowhere is found nowhere."""
+    background: tuple[str, ...] = (
+        "background", "a photo of the background", "nothing", "an object", "something",
+    )  # fmt: skip
+    """Texts that compete with the labels, so that a label that is nowhere is found nowhere: what
+    lies behind things, and words for any thing, which fit better than a wrong label.
+    """
     contrast: bool = True
     """Scores are shares among labels and background. Without: plain cosines from their mean to
     their largest, which always finds every label somewhere.
