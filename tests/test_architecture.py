@@ -162,8 +162,8 @@ import contextlib, io
 for arguments in (["train", "--help"], ["train", "cvae", "--help"], ["generate", "--help"],
                   ["classify", "--help"],
                   ["evaluate", "--help"], ["data", "--help"], ["weights", "--help"],
-                  ["embed", "--help"], ["search", "--help"], ["weights", "inspect", "--help"],
-                  ["weights", "list"]):
+                  ["detect", "--help"], ["embed", "--help"], ["search", "--help"],
+                  ["weights", "inspect", "--help"], ["weights", "list"]):
     with contextlib.redirect_stdout(io.StringIO()):
         try: run(arguments)
         except SystemExit: pass

@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a model from a source of pictures",
     "generate": "write pictures from a trained model",
     "classify": "say which of your labels fit a picture",
+    "detect": "find what labels name in a picture: boxes and heat maps",
     "evaluate": "judge a trained model and write numbers, tables and plots",
     "embed": "write texts and pictures as vectors of one space",
     "search": "find pictures of a folder by texts and pictures, or near duplicates",

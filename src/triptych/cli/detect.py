@@ -1,0 +1,126 @@
+"""`triptych detect PICTURE --labels ...`: boxes around what labels name."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from triptych.cli.main import say
+from triptych.requests import Detect
+
+if TYPE_CHECKING:
+    from triptych.pipelines.detect import Detections
+    from triptych.vision.annotations import Annotated
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Find in a picture what labels name, with a CLIP or SigLIP that never saw a box."""
+
+    request: Detect
+    out: Path | None = None
+    """Folder for boxes.png, a heat map a label, and the boxes as a file of --format."""
+    format: Literal["coco", "voc", "yolo", "json"] | None = None
+    """The form of the boxes: a file in --out, or on stdout without it."""
+    json: bool = False
+    """One JSON object on stdout, and nothing else there: the request and the boxes."""
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0, also where nothing was found."""
+    parsed = tyro.cli(
+        Arguments,
+        args=arguments,
+        prog="triptych detect",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
+    )
+    if parsed.json and parsed.format and not parsed.out:
+        say(f"triptych: --json and --format {parsed.format} both want stdout: give one, or --out")
+        return 2
+    from triptych.pipelines import detect
+    from triptych.vision.annotations import Annotated, plain, written
+
+    result = _shown(detect.run(parsed.request))
+    labels = parsed.request.labels
+    scores = tuple(result.found.scores.tolist())
+    picture = Annotated(
+        parsed.request.picture, *result.size, result.found.boxes, result.names, scores
+    )
+    files = _saved(parsed, result, picture) if parsed.out else []
+    if parsed.json:
+        print(json.dumps({"request": _recorded(parsed.request), **plain(picture), "files": files}))
+    elif parsed.format and not parsed.out:
+        print(written(picture, labels, parsed.format), end="")
+    else:
+        for row in plain(picture)["boxes"]:
+            left, top, right, bottom = (round(x) for x in row["pixels"])
+            print(_plain(f"{row['score']:.3f}  {left} {top} {right} {bottom}  {row['label']}"))
+    missing = [label for label in labels if label not in result.names]
+    say(f"{len(scores)} boxes in {picture.width} x {picture.height} pixels")
+    if missing:
+        say(_plain(f"not found: {', '.join(missing)}"))
+    return 0
+
+
+def _saved(parsed: Arguments, result: "Detections", picture: "Annotated") -> list[str]:
+    """Write pictures and boxes; returns their paths."""
+    from triptych.vision.annotations import ENDINGS, written
+    from triptych.vision.boxes import draw_boxes, draw_heat
+    from triptych.vision.images import open_picture, save_picture
+
+    assert parsed.out is not None
+    parsed.out.mkdir(parents=True, exist_ok=True)
+    pixels = open_picture(Path(parsed.request.picture), channels=3)
+    recorded = {"request": _recorded(parsed.request)}
+    drawn = draw_boxes(pixels, picture.boxes, picture.labels, picture.scores)
+    files = [parsed.out / "boxes.png"]
+    save_picture(files[0], drawn, recorded)
+    for number, label in enumerate(parsed.request.labels):
+        heat = result.heat[number].clamp(0, 1)
+        word = re.sub(r"[^\w]+", "-", label).strip("-")[:40]
+        files.append(parsed.out / f"heat-{number:02d}-{word}.png")
+        save_picture(files[-1], draw_heat(pixels, heat), recorded)
+    if parsed.format:
+        stem = Path(picture.name).stem
+        files.append(parsed.out / f"{stem}{ENDINGS[parsed.format]}")
+        text = written(picture, parsed.request.labels, parsed.format)
+        files[-1].write_text(text, encoding="utf-8")
+        if parsed.format == "yolo":  # its lines name labels by number
+            files.append(parsed.out / "classes.txt")
+            files[-1].write_text("\n".join(parsed.request.labels) + "\n", encoding="utf-8")
+    say(f"{len(files)} files in {parsed.out}")
+    return [str(file) for file in files]
+
+
+def _recorded(request: Detect) -> dict[str, object]:
+    """The request without local paths."""
+    from triptych.config import to_json
+
+    model, picture = Path(request.model).name, Path(request.picture).name
+    return to_json(replace(request, model=model, picture=picture))
+
+
+def _shown(work: "Iterator[Detections]") -> "Detections":
+    """Runs to the result, under a live bar on a terminal."""
+    if not sys.stderr.isatty():
+        *_, result = work
+        return result
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.percentage:3.0f} %"), BarColumn(24), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        for result in work:
+            bar.update(task, completed=result.done)
+    return result
+
+
+def _plain(text: str) -> str:
+    """Without control characters, which a label could send to a terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
