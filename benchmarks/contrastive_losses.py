@@ -3,8 +3,7 @@
 The full matrix is what one writes without a library: all logits, `cross_entropy` in both directions
 or `logsigmoid` of all of them, and automatic differentiation. Times are interleaved pairs in two
 processes that wait for one another, so that neither has the other's memory; a memory figure is the
-growth of the process's peak over its inputs, gradients included. "against" says what the full
-matrix computed in; ours sums in float32 always.
+growth of the process's peak over its inputs, gradients included.
 
     python benchmarks/contrastive_losses.py [BATCH [PAIRS]]     (16,384 pairs, 3 times: ten minutes)
 """
