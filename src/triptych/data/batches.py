@@ -10,7 +10,7 @@ Dimensions: B pictures, C channels, H height, W width.
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from triptych.data.alike import PLAIN
+from triptych.data.alike import alike as alike_order
+from triptych.data.captions import texts_at
 from triptych.data.index import refuse_if_many
 from triptych.data.permutation import mix, permute
 from triptych.data.source import Columns, Source
@@ -40,17 +43,51 @@ class Plan:
     seed: int
     rank: int
     ranks: int
+    pool: int = 1
+    """Batches among which pictures of like texts are brought together; 1 leaves them alone."""
+    latest: dict[int, Int64[np.ndarray, " P"]] = field(default_factory=dict, compare=False)
+    """The positions of the pool last asked for, in their order."""
 
     def positions(self, number: int) -> Int64[np.ndarray, " B"]:
+        if self.pool == 1:
+            return self._own(number)
+        pool, within = divmod(number, self.pool)
+        if pool not in self.latest:
+            self.latest.clear()
+            self.latest[pool] = self._together(pool)
+        return self.latest[pool][within * self.batch_size : (within + 1) * self.batch_size]
+
+    def _own(self, number: int) -> Int64[np.ndarray, " B"]:
         first = (number * self.ranks + self.rank) * self.batch_size
         return np.arange(first, first + self.batch_size, dtype=np.int64)
 
+    def _together(self, pool: int) -> Int64[np.ndarray, " P"]:
+        """A pool's positions, those of like texts in one batch, its batches in a random order."""
+        numbers = range(pool * self.pool, (pool + 1) * self.pool)
+        positions = np.concatenate([self._own(number) for number in numbers])
+        if pool % PLAIN == PLAIN - 1:
+            return positions
+        texts = texts_at(self.source, self._indices(positions).tolist(), self.draws(positions))
+        drawn = key(self.seed, "alike", self.rank, pool)
+        ordered = positions[alike_order(texts, drawn)].reshape(self.pool, self.batch_size)
+        shuffled = np.argsort(mix(np.arange(self.pool, dtype=np.uint64), drawn))
+        chosen: Int64[np.ndarray, " P"] = ordered[shuffled].reshape(-1)
+        return chosen
+
+    def draws(self, positions: Int64[np.ndarray, " B"]) -> list[int]:
+        """Which of several captions each position takes."""
+        drawn: list[int] = mix(positions.astype(np.uint64), key(self.seed, "caption")).tolist()
+        return drawn
+
     def indices(self, number: int) -> Int64[np.ndarray, " B"]:
-        positions, length = self.positions(number), self.source.length
+        return self._indices(self.positions(number))
+
+    def _indices(self, positions: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
+        length = self.source.length
         if length is None:
             return positions
         indices = np.empty_like(positions)
-        for epoch in range(positions[0] // length, positions[-1] // length + 1):
+        for epoch in range(int(positions.min()) // length, int(positions.max()) // length + 1):
             here = positions // length == epoch
             indices[here] = permute(positions[here] % length, length, self.seed, int(epoch))
         return indices
@@ -62,8 +99,7 @@ class Plan:
         except ValueError as error:
             return str(error)
         if "caption" in columns:
-            draws = mix(self.positions(number).astype(np.uint64), key(self.seed, "caption"))
-            columns["caption"] = _chosen(columns["caption"], draws.tolist())
+            columns["caption"] = _chosen(columns["caption"], self.draws(self.positions(number)))
         return columns
 
 
@@ -121,18 +157,21 @@ def batches(
     ranks: int = 1,
     start: int = 0,
     workers: int = 0,
+    alike: int = 1,
 ) -> Batches:
     """Batches from number `start` on, without an end.
 
     `rank` of `ranks` trainers gets its share of every global batch. `workers` processes read ahead;
-    the batches are the same for any number of them. `.skipped` of the result names the pictures
+    the batches are the same for any number of them. `alike` above 1 brings pictures of like texts
+    together among so many batches (`data/alike.py`). `.skipped` of the result names the pictures
     that could not be read so far; above a tenth of the source the iterator raises ValueError.
     """
-    if batch_size < 1 or not 0 <= rank < ranks or start < 0 or workers < 0:
+    if batch_size < 1 or not 0 <= rank < ranks or start < 0 or workers < 0 or alike < 1:
         raise ValueError(
-            f"no batches of {batch_size} for rank {rank} of {ranks} from {start}, {workers} workers"
+            f"no batches of {batch_size} for rank {rank} of {ranks} from {start}, {workers} "
+            f"workers, alike in pools of {alike}"
         )
-    return Batches(Plan(source, batch_size, seed, rank, ranks), start, workers)
+    return Batches(Plan(source, batch_size, seed, rank, ranks, alike), start, workers)
 
 
 def take(source: Source, indices: Sequence[int]) -> Batch:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from triptych.data.scene_descriptions import caption
+from triptych.data.scenes import SceneSource
 from triptych.data.source import Source
 from triptych.data.table import Table
 
@@ -43,3 +45,22 @@ def sentences(
 def spoken(name: str) -> str:
     """A class name as one would say it: folders are called `golden_retriever`."""
     return name.replace("_", " ").strip()
+
+
+def texts_at(source: Source, indices: Sequence[int], draws: Sequence[int]) -> list[str]:
+    """What is said of the pictures at these indices, without opening any: a caption, of several the
+    one that the draw chooses, or the class name.
+
+    Raises:
+        ValueError: the source says nothing.
+    """
+    if isinstance(source, SceneSource):
+        return [caption(scene) for scene in source.scenes(indices)]
+    if isinstance(source, Table):
+        said, rows = source.index.said, source.rows[np.asarray(indices, np.int64)]
+        if said.captions is not None:
+            several = [said.captions[int(row)] for row in rows]
+            return [some[draw % len(some)] for some, draw in zip(several, draws, strict=True)]
+        if said.labels is not None:
+            return [said.classes[int(said.labels[row])] for row in rows]
+    raise ValueError(f"{source.name!r} has neither captions nor classes to be alike in")

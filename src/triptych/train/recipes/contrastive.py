@@ -96,6 +96,7 @@ def build(request: TrainClip | TrainSiglip) -> Recipe:
             seed=training.seed,
             start=start,
             workers=training.workers,
+            alike=towers.alike,
         ),
         card=to_json(_card(model, source, tokenizer, transform)),
         chance=_chance(model, training.batch_size),

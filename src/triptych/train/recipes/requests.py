@@ -219,6 +219,10 @@ class Towers:
     """Sentences that class names become where the data has no captions: photo, simple, imagenet."""
     duplicates: bool = True
     """Equal captions in a batch are positives of one another, not errors."""
+    alike: int = 1
+    """Batches among which pictures of like texts are brought together, so that what they share
+    tells them apart no longer (hard negatives); 1 leaves them as chance has it.
+    """
     patch_dropout: float = 0.0
     """Share of the patches that is left out in training, another one for every picture
     (arXiv:2212.00794).
@@ -253,6 +257,8 @@ class Towers:
             raise ValueError(f"interpolate is a share, 0 to 1, not {self.interpolate}")
         if not self.init and (self.lora or self.lock != "none" or self.interpolate < 1):
             raise ValueError("lora, lock and interpolate are for a model to go on from: give init")
+        if self.alike < 1:
+            raise ValueError(f"alike is a number of batches, at least 1, not {self.alike}")
         if self.lora < 0 or self.cache < 0:
             raise ValueError("lora is a rank and cache a number of pairs: neither is negative")
 
