@@ -50,6 +50,7 @@ class Colours(nn.Module):
         super().__init__()
         self.patch = patch
         self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.image = nn.Linear(1, 1)  # a tower only in what it computes in: float32
         self.looks = 0
         """How often the picture tower was asked."""
 

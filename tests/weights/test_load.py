@@ -1,6 +1,7 @@
 """What is loaded is what was saved; what cannot be loaded is named."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from triptych.config import to_json
+from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.models.cvae import Cvae, CvaeConfig
 from triptych.train.checkpoint import export
 from triptych.weights.files import diagnose
@@ -103,3 +105,21 @@ def test_names_of_open_clip_lead_to_their_repositories(monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match="ViT-B-32/openai"):
         load("ViT-B-32/openia")
     assert len(asked) == 1
+
+
+def test_half_precision_leaves_the_temperature_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    text = TextConfig(50, 12, 16, 1, 2, 32, end=49)
+    config = ClipConfig(8, VitConfig(16, 8, 16, 1, 2, 32), text=text)
+    model = Clip(config)
+    model.logit_scale.data.fill_(math.log(100))
+    export(tmp_path, model, to_json(Card("clip", to_json(config))))
+    half = load(str(tmp_path), dtype="bfloat16").model
+    assert half.logit_scale.item() == model.logit_scale.item()
+    pixels = torch.randn(3, 3, 16, 16)
+    embedded = half.embed_image(pixels.bfloat16())
+    assert embedded.dtype == torch.float32
+    cosines = (embedded * model.embed_image(pixels)).sum(1)
+    assert cosines.min() > 0.999
+    with pytest.raises(ValueError, match="float32, bfloat16 or auto"):
+        load(str(tmp_path), dtype="float64")

@@ -35,7 +35,7 @@ def prompt_score(loaded: Loaded, prompt: str, cutouts: int = 0, seed: int = 0) -
             f"{loaded.name} cannot guide: that takes a CLIP or SigLIP that reads pictures of one "
             "size"
         )
-    model, weight = loaded.model, next(loaded.model.parameters())
+    model, weight = loaded.model, next(loaded.model.get_submodule("image").parameters())
     text = loaded.embed_text([prompt]).clone().to(weight.device)
     generator = runtime.generator(runtime.key(seed, "cutouts"))
 

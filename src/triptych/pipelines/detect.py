@@ -171,7 +171,7 @@ def _dense(
     assert loaded.transform is not None
     height, width = picture.shape[:2]
     sizes = dense.passes(height, width, model_size(loaded), patch_size(loaded), request.scales)
-    weight = next(loaded.model.parameters())
+    weight = next(loaded.model.get_submodule("image").parameters())
     fine = cells(height, width)
     heat = torch.zeros(len(request.labels), *fine)
     for number, size in enumerate(sizes):

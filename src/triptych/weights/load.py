@@ -108,7 +108,7 @@ class Loaded:
         """
         if self.card.model not in TWO_TOWERS or self.transform is None:
             raise ValueError(f"{self.name} is a {self.card.model}: it embeds no pictures")
-        weight = next(self.model.parameters())
+        weight = next(self.model.get_submodule("image").parameters())
         rows = torch.empty(len(pictures), _dim(self.config))
         with torch.inference_mode():
             for start in range(0, len(pictures), batch):
@@ -192,7 +192,8 @@ def _cast(loaded: Loaded, dtype: str) -> Loaded:
     )
     if chosen is None:
         raise ValueError(f"dtype is float32, bfloat16 or auto, not {dtype!r}")
-    loaded.model.to(chosen)
+    for tower in ("image", "text"):  # not the temperature: a scale of 100 would become 98.9
+        loaded.model.get_submodule(tower).to(chosen)
     return loaded
 
 
