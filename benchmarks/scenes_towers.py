@@ -17,7 +17,8 @@ from pathlib import Path
 
 from scenes_clip import retrieval, zero_shot
 
-from triptych.train.recipes.requests import PRESETS, TrainClip, TrainSiglip
+from triptych.train.recipes.presets import PRESETS
+from triptych.train.recipes.requests import TrainClip, TrainSiglip
 from triptych.train.run import train
 from triptych.weights.load import load
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triptych.config import from_json, to_json
-from triptych.train.recipes.requests import PRESETS, TrainCvae, Training
+from triptych.train.recipes.presets import PRESETS
+from triptych.train.recipes.requests import TrainCvae, Training
 
 
 @pytest.mark.parametrize("request_", [p for group in PRESETS.values() for p in group.values()])

@@ -28,7 +28,7 @@ def test_list_prints_the_catalog(capsys) -> None:
     assert run(["weights", "list", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["name"] for row in rows] == list(CATALOG)
-    assert all(row["licence"] and row["files"] for row in rows)
+    assert all((row["licence"] or row["source"]) and row["files"] for row in rows)
 
 
 def test_inspect_shows_every_tensor(saved: Path, capsys) -> None:
@@ -69,7 +69,7 @@ def test_convert_hands_other_forms_on(saved: Path, tmp_path: Path, monkeypatch) 
     monkeypatch.setitem(sys.modules, "triptych.weights.export", module)
     dest = tmp_path / "folder"
     assert run(["weights", "convert", str(saved), str(dest), "--to", "open_clip"]) == 0
-    assert asked == [(saved, dest, "open_clip")]
+    assert asked == [(str(saved), dest, "open_clip")]
 
 
 def test_doctor_says_sound_or_what_to_do(saved: Path, tmp_path: Path, capsys) -> None:

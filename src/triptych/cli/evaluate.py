@@ -12,7 +12,8 @@ import tyro
 
 from triptych.cli.main import Interrupt, say, stop
 from triptych.config import to_json, write_json
-from triptych.train.recipes.requests import PRESETS, TrainClassifier, TrainCvae, TrainRequest
+from triptych.train.recipes.presets import PRESETS
+from triptych.train.recipes.requests import TrainClassifier, TrainCvae, TrainRequest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,8 @@ import tyro
 
 from triptych.cli.main import Interrupt, say
 from triptych.config import nearest
-from triptych.train.recipes.requests import PRESETS, REQUESTS, TrainRequest
+from triptych.train.recipes.presets import PRESETS
+from triptych.train.recipes.requests import REQUESTS, TrainRequest
 
 if TYPE_CHECKING:
     from triptych.train.loop import Report
@@ -190,6 +191,13 @@ def _starting_request(recipe: str, options: RunOptions) -> TrainRequest | None:
 
 
 def _closing_words(run: Path, recipe: str) -> None:
-    say(f"done: {run}/model.safetensors, pictures in {run}/samples, numbers in {run}/metrics.jsonl")
+    drawn = f", pictures in {run}/samples" if any((run / "samples").iterdir()) else ""
+    say(f"done: {run}/model.safetensors{drawn}, numbers in {run}/metrics.jsonl")
     if recipe in ("cvae", "wgan", "pixel-diffusion"):
         say("next:", f"  triptych generate --model {run}", f"  triptych evaluate {run}")
+    if recipe in ("clip", "siglip"):
+        say(
+            "next:",
+            f"  triptych classify PICTURE --labels cat dog --model {run}",
+            f"  triptych search FOLDER 'a dog' --model {run}",
+        )
