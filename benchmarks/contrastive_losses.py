@@ -9,6 +9,7 @@ growth of the process's peak over its inputs, gradients included.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def peak() -> int:
 def resident() -> int:
     """Bytes of this process in memory now."""
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Worker:
