@@ -13,7 +13,13 @@ import tyro
 from triptych.cli.main import Interrupt, say, stop
 from triptych.config import to_json, write_json
 from triptych.train.recipes.presets import PRESETS
-from triptych.train.recipes.requests import TrainClassifier, TrainCvae, TrainRequest
+from triptych.train.recipes.requests import (
+    TrainClassifier,
+    TrainClip,
+    TrainCvae,
+    TrainRequest,
+    TrainSiglip,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,6 +105,12 @@ def main(arguments: list[str]) -> int:
     if loaded.card.model == "classifier":
         say("a classifier's test accuracy is in the last row of its metrics.jsonl")
         return 0
+    if isinstance(trained, TrainClip | TrainSiglip):
+        found["towers"] = _towers(loaded, test, trained.towers.templates, folder, command)
+        say(f"report: {folder}")
+        if request.json:
+            print(json.dumps(found))
+        return 0
     if kind == "label" and isinstance(loaded.model, Generator):
         conditional_gan.draw_figures(loaded.model, test.classes, folder, seed=request.seed)
     if kind == "label":
@@ -109,6 +121,32 @@ def main(arguments: list[str]) -> int:
     if request.json:
         print(json.dumps(found))
     return 0
+
+
+def _towers(
+    loaded: "Loaded", test: "Source", templates: str, folder: Path, command: str
+) -> dict[str, Any]:
+    from triptych.evaluation.report import environment
+    from triptych.evaluation.two_towers import evaluate_two_towers
+    from triptych.text.templates import TEMPLATES
+
+    report = evaluate_two_towers(loaded, test, TEMPLATES[templates])
+    numbers = to_json(report)
+    write_json(folder / "towers.json", {"environment": environment(command)} | numbers)
+    if report.zero_shot is not None:
+        named = report.zero_shot
+        said = f"{named.value:.1%} ({named.low:.1%} to {named.high:.1%})"
+        say(f"zero-shot accuracy over the classes {said}, chance {named.chance:.1%}")
+    if report.recall is not None:
+        for what, found in (
+            ("a picture by its text", report.recall.text_to_image),
+            ("a text by its picture", report.recall.image_to_text),
+        ):
+            shares = ", ".join(f"@{k} {share:.1%}" for k, share in found.at.items())
+            say(
+                f"recall of {what} among {found.among:,}: {shares}, chance @1 {found.chance[1]:.2%}"
+            )
+    return numbers
 
 
 def _vae(

@@ -85,6 +85,7 @@ def fetch_model(repo: str, revision: str = "main", sha256: Mapping[str, str] = N
         return local
     import huggingface_hub
 
+    huggingface_hub.utils.logging.set_verbosity_error()  # what went wrong is said once, by us
     try:
         listing = huggingface_hub.HfApi().list_repo_files(repo, revision=revision)
     except Exception as error:  # of the network's many
