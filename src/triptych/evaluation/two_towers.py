@@ -27,10 +27,9 @@ class TwoTowersReport:
 
     pictures: int
     recall: Recall | None
-    """Of captions; pictures with the same caption are told apart by nothing, and count as missed."""
+    """Of captions. Pictures of one caption are told apart by nothing, and count as missed."""
     zero_shot: Accuracy | None
     """Accuracy over the classes of the source, named in the sentences of `templates`."""
-    chance: float | None
     templates: tuple[str, ...] = ()
 
 
@@ -56,8 +55,7 @@ def evaluate_two_towers(
     if classes and labels is not None:
         text = embed_labels(loaded, [spoken(name) for name in test.classes], templates).text
         named = accuracy((pictures @ text.T).argmax(1), labels)
-    chance = 1 / len(test.classes) if named else None
-    return TwoTowersReport(count, found, named, chance, templates if named else ())
+    return TwoTowersReport(count, found, named, templates if named else ())
 
 
 @torch.inference_mode()
