@@ -214,7 +214,7 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
             Training(
                 data="scenes-one",
                 size=32,
-                batch_size=256,
+                batch_size=128,
                 steps=3000,
                 schedule="cosine",
                 warmup=200,
@@ -223,7 +223,7 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
                 sample_every=0,
                 precision="auto",
             ),
-            Towers(stem=(48, 96), patch=4, text_layers=2),
+            Towers(patch=8, stem=(32, 64, 128), text_layers=2, alike=8),
             pool="mean",
         ),
         "ViT-B-32": _published(32, 768, 12, 12, 512, 12, 8, 224, dim=512),
@@ -236,7 +236,7 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
             Training(
                 data="scenes-one",
                 size=32,
-                batch_size=256,
+                batch_size=128,
                 steps=3000,
                 schedule="cosine",
                 warmup=200,
@@ -245,7 +245,7 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
                 sample_every=0,
                 precision="auto",
             ),
-            Towers(stem=(48, 96), patch=4, text_layers=2),
+            Towers(patch=8, stem=(32, 64, 128), text_layers=2, alike=8),
         ),
         "ViT-B-16": TrainSiglip(
             _published(16, 768, 12, 12, 768, 12, 12, 224, dim=768).training,
