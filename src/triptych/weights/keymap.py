@@ -110,6 +110,21 @@ def export(state: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]
     return exported
 
 
+def counterparts(names: Iterable[str], rules: Sequence[Rule]) -> dict[str, tuple[str, ...]]:
+    """Published names of tensors of ours, each with the tensors that it is made of.
+
+    Raises:
+        ValueError: a name that no rule claims, or two rules for one name.
+    """
+    table = _table((name, rule) for rule in rules for name in rule.ours)
+    found: dict[str, tuple[str, ...]] = {}
+    for key in names:
+        rule, numbers = _claim(key, table)
+        parts = tuple(part.format(*numbers) for part in rule.ours)
+        found[rule.theirs.format(*numbers)] = parts
+    return found
+
+
 def fill(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Load tensors of our names into a module, each of which must fit and none be missing.
 
