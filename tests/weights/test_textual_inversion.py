@@ -32,9 +32,7 @@ def test_automatic1111s_archive(tmp_path):
 def test_the_papers_archive(tmp_path):
     kept = vectors(1, 768)
     path = tmp_path / "learned.pt"
-    torch.save(
-        {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": {"*": kept}}, path
-    )
+    torch.save({"string_to_token": {"*": torch.tensor(265)}, "string_to_param": {"*": kept}}, path)
     assert torch.equal(read_word(path, (768,)).vectors[0], kept)
 
 

@@ -231,8 +231,8 @@ class LatentUNet(nn.Module):
         h = self.middle(h, features, context)
         for level in self.up:
             h = level(h, skips, features, context)
-        h = self.conv_out(F.silu(self.norm_out(h)))
-        return h.to(x.dtype)  # autocast ends here
+        output: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return output.to(x.dtype)  # autocast ends here
 
     def _features(
         self, time: Tensor, vector: Tensor | None, sizes: Tensor | None, label: Tensor | None

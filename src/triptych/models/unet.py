@@ -11,7 +11,6 @@ vector, E features of the time.
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -57,7 +57,9 @@ def diffusers_rules(config: LatentUNetConfig) -> list[Rule]:
         *layer("conv_out", "conv_out"),
     ]
     for way in ("down", "up"):
-        rules += under(RESIDUAL, f"{way}_blocks.{{}}.resnets.{{}}.", f"{way}.{{}}.blocks.{{}}.residual.")
+        rules += under(
+            RESIDUAL, f"{way}_blocks.{{}}.resnets.{{}}.", f"{way}.{{}}.blocks.{{}}.residual."
+        )
         rules += under(
             inside, f"{way}_blocks.{{}}.attentions.{{}}.", f"{way}.{{}}.blocks.{{}}.transformer."
         )
@@ -147,7 +149,8 @@ def from_diffusers(config: Mapping[str, Any]) -> LatentUNetConfig:
         widths=widths,
         blocks=config.get("layers_per_block", 2),
         transformers=tuple(
-            depth if reads else 0 for depth, reads in zip(depths, _reads(config, levels), strict=True)
+            depth if reads else 0
+            for depth, reads in zip(depths, _reads(config, levels), strict=True)
         ),
         middle=depths[-1],
         heads=tuple(_per_level(config.get("attention_head_dim", 8), levels)),

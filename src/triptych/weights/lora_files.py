@@ -29,11 +29,11 @@ KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_en
          "lora_te2_": "text_encoder_2"}  # fmt: skip
 ROLES = {"A": "down", "B": "up"}
 ENDINGS = (  # what stands behind a layer's name, and which of kohya, diffusers, PEFT it tells
-    ("kohya", re.compile(r"\.lora_(down|up|mid)\.weight")),
-    ("PEFT", re.compile(r"\.lora_(A|B)(?:\.[\w-]+)?\.weight")),
-    ("diffusers", re.compile(r"\.lora(?:_linear_layer)?\.(down|up)\.weight")),
-    ("diffusers", re.compile(r"_lora\.(down|up)\.weight")),
-    ("", re.compile(r"\.(alpha)")),
+    ("kohya", re.compile(r"\.lora_(down|up|mid)\.weight$")),
+    ("PEFT", re.compile(r"\.lora_(A|B)(?:\.[\w-]+)?\.weight$")),
+    ("diffusers", re.compile(r"\.lora(?:_linear_layer)?\.(down|up)\.weight$")),
+    ("diffusers", re.compile(r"_lora\.(down|up)\.weight$")),
+    ("", re.compile(r"\.(alpha)$")),
 )
 REFUSED = {  # parts of other methods: what they are
     "hada_": "LoHa, products of low-rank matrices",
@@ -42,8 +42,7 @@ REFUSED = {  # parts of other methods: what they are
     "lora_magnitude_vector": "DoRA, directions and magnitudes",
     "oft_": "OFT, rotations",
     "on_input": "(IA)3, scales of activations",
-    "diff": "whole differences, no low-rank updates",
-    "diff_b": "whole differences, no low-rank updates",
+    "diff": "whole differences",
 }
 STRANGERS = {
     "double_blocks": "FLUX",
@@ -253,23 +252,23 @@ def _layers(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, dict[str, Ten
     layers: dict[str, dict[str, Tensor]] = {}
     forms = []
     for name, tensor in tensors.items():
-        for form, pattern in ENDINGS:
-            if match := re.search(pattern.pattern + "$", name):
-                break
-        else:
-            _refuse(name)
-        layer = name[: match.start()].replace(".processor.", ".")
+        form, ending = _ending(name)
+        layer = name[: ending.start()].replace(".processor.", ".")
         layer = re.sub(r"\.to_out$", ".to_out.0", layer)  # of diffusers' first form
-        layers.setdefault(layer, {})[ROLES.get(match[1], match[1])] = tensor
+        layers.setdefault(layer, {})[ROLES.get(ending[1], ending[1])] = tensor
         forms += [form] if form else []
     if not forms:
         raise ValueError("it holds no LoRA: no name ends like lora_down.weight or lora_A.weight")
     return max(set(forms), key=forms.count), layers
 
 
-def _refuse(name: str) -> None:
+def _ending(name: str) -> tuple[str, re.Match[str]]:
+    """Whose form a name has, and what stands behind the layer's."""
+    for form, pattern in ENDINGS:
+        if match := pattern.search(name):
+            return form, match
     for part, method in REFUSED.items():
-        if re.search(rf"\.{part}", name):
+        if f".{part}" in name:
             raise ValueError(f"{name} is of {method}: only low-rank updates (LoRA, LoCon) load")
     raise ValueError(f"{name} is no part of a LoRA")
 
