@@ -146,7 +146,8 @@ def read_lora(path: Path, targets: Sequence[Target]) -> Lora:
     """
     folder = path if path.is_dir() else None
     if folder is not None:
-        names = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+        stems = ("adapter_model", "pytorch_lora_weights")
+        names = [f"{stem}.{ending}" for ending in ("safetensors", "bin") for stem in stems]
         path = next((folder / name for name in names if (folder / name).is_file()), path)
         if path == folder:
             raise ValueError(f"{folder} holds no LoRA: there is no {' or '.join(names)}")
