@@ -96,6 +96,25 @@ def test_single_files_are_recognised_by_their_tensors(name):
     assert (found.name, found.config) == (NAMES[name], config)
 
 
+@pytest.mark.parametrize(
+    ("name", "upsamplers", "downsamplers"),
+    [
+        ("Stable Diffusion 1.x", ["2.1", "5.2", "8.2"], ["3", "6", "9"]),
+        ("Stable Diffusion XL", ["2.2", "5.2"], ["3", "6"]),
+    ],
+)
+def test_where_sides_change_in_the_published_single_files(name, upsamplers, downsamplers):
+    """Their names as programs that tell these files apart list them: behind a transformer an
+    upsampler is the third of its block. Diffusers' converter would take any number.
+    """
+    config = next(network.config for network in NETWORKS.values() if network.name == name)
+    single = export(built(config).state_dict(), ldm_rules(config))
+    found = [key for key in single if re.fullmatch(r"output_blocks\.\d+\.\d\.conv\.weight", key)]
+    assert sorted(found) == [f"output_blocks.{place}.conv.weight" for place in upsamplers]
+    found = [key for key in single if key.endswith(".op.weight")]
+    assert sorted(found) == [f"input_blocks.{block}.0.op.weight" for block in downsamplers]
+
+
 @needs_data
 @pytest.mark.parametrize(
     ("folder", "part", "message"),
