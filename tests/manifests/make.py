@@ -4,7 +4,8 @@ libraries build them on the meta device from the published configurations. Run o
     TRIPTYCH_DATA=... python tests/manifests/make.py
 
 A manifest maps a configuration's name to its tensors: `template: [layers, shape]`, where `{}`
-stands for a number, and every number up to the count occurs. What no family of ours is, is left
+stands for a number, and every number up to the count occurs; of U-Nets, whose levels differ, as few
+numbers as needed are kept. What no family of ours is, is left
 out.
 """
 
@@ -19,6 +20,7 @@ import torch
 for operator in ("nms", "qnms"):  # torchvision's are missing on CPU builds of torch
     torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
 
+import diffusers  # noqa: E402
 import open_clip  # noqa: E402
 import transformers  # noqa: E402
 from open_clip.model import CLIP, CustomTextCLIP  # noqa: E402
@@ -41,6 +43,23 @@ def collapsed(state: dict[str, torch.Tensor]) -> dict[str, list]:
         else:
             manifest |= {name: [1, shape] for name, shape in members.items()}
     return manifest
+
+
+def nested(state: dict[str, torch.Tensor], keep: int = 0) -> dict[str, list]:
+    """Names with numbers replaced, but for the fewest at the front that one shape needs."""
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in state.items():
+        numbers = iter(NUMBER.findall(name)[:keep])
+        template = NUMBER.sub(lambda _: next(numbers, "{}"), name)  # noqa: B023
+        groups.setdefault(template, {})[name] = tensor
+    result: dict[str, list] = {}
+    for template, members in groups.items():
+        shapes = {tuple(tensor.shape) for tensor in members.values()}
+        if len(shapes) == 1:
+            result[template] = [len(members), list(shapes.pop())]
+        else:
+            result |= nested(members, keep + 1)
+    return result
 
 
 def open_clip_manifests(folder: Path) -> dict[str, dict]:
@@ -70,6 +89,18 @@ def transformers_manifests(folder: Path) -> dict[str, dict]:
     return {name: collapsed(model.state_dict()) for name, model in models.items()}
 
 
+def unet_manifests(folder: Path) -> dict[str, dict]:
+    """The U-Nets that read a text; one on pixels and transformers are other families."""
+    found = {}
+    for path in sorted(folder.glob("*/unet/config.json")):
+        settings = json.loads(path.read_text())
+        if settings["_class_name"] == "UNet2DConditionModel":
+            with torch.device("meta"):
+                made = diffusers.UNet2DConditionModel.from_config(settings)
+            found[path.parent.parent.name] = nested(made.state_dict())
+    return found
+
+
 def write(name: str, library: str, manifests: dict[str, dict]) -> None:
     made = {"made by": library, "device": "meta", "models": manifests}
     (HERE / f"{name}.json").write_text(json.dumps(made, separators=(",", ":")) + "\n")
@@ -86,4 +117,9 @@ if __name__ == "__main__":
         "transformers",
         f"transformers {transformers.__version__} from published or default configurations",
         transformers_manifests(data),
+    )
+    write(
+        "diffusers_unets",
+        f"diffusers {diffusers.__version__} from published configurations",
+        unet_manifests(data / "diffusers"),
     )

@@ -5,19 +5,19 @@ residual blocks and self-attention in each; every block on the way down hands it
 the way up.
 
 Dimensions: B pictures, C channels, O output channels, H height, W width, T pixels as tokens, V
-vector, E time embedding.
+vector, E features of the time.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.nn.attention import Attention
 from triptych.nn.convolution import Downsample, ResBlock, Upsample
+from triptych.nn.levels import Down, Features, Up
 from triptych.nn.norm import GroupNorm
 from triptych.nn.position import timestep_embedding
 
@@ -80,21 +80,6 @@ class UNetConfig:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
 
 
-class TimeEmbedding(nn.Module):
-    """Waves of the time through a small network."""
-
-    def __init__(self, waves: int, width: int):
-        super().__init__()
-        self.waves = waves
-        self.up = nn.Linear(waves, width)
-        self.down = nn.Linear(width, width)
-
-    def forward(self, time: Num[Tensor, " B"]) -> Float[Tensor, "B E"]:
-        waves = timestep_embedding(time, self.waves).to(self.up.weight.dtype)
-        embedding: Tensor = self.down(F.silu(self.up(waves)))
-        return embedding
-
-
 class PixelAttention(nn.Module):
     """Every pixel looks at every pixel, beside a shortcut."""
 
@@ -134,41 +119,6 @@ class Block(nn.Module):
         return x if self.attention is None else self.attention(x)
 
 
-class Down(nn.Module):
-    """A level on the way down: its blocks, then half the side unless it is the last."""
-
-    def __init__(self, blocks: list[Block], downsample: Downsample | None):
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor, features: Tensor) -> list[Tensor]:
-        """What every block and the halving give; the last of it is what the next level takes."""
-        outputs = []
-        for layer in self.blocks:
-            outputs.append(x := layer(x, features))
-        if self.downsample is not None:
-            outputs.append(self.downsample(x))
-        return outputs
-
-
-class Up(nn.Module):
-    """A level on the way up: twice the side unless it is the last, after its blocks."""
-
-    def __init__(self, blocks: list[Block], upsample: Upsample | None):
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.upsample = upsample
-
-    def forward(self, x: Tensor, skips: list[Tensor], features: Tensor) -> Tensor:
-        """Takes as many `skips` from the end as there are blocks; the next one sets the size."""
-        for block in self.blocks:
-            x = block(torch.cat([x, skips.pop()], dim=1), features)
-        if self.upsample is not None:
-            x = self.upsample(x, tuple(skips[-1].shape[2:]))
-        return x
-
-
 class UNet(nn.Module):
     """A noisy picture of any size, and its time, to a prediction per pixel; zeros at first."""
 
@@ -177,7 +127,7 @@ class UNet(nn.Module):
         self.config = config
         area = config.patch**2
         width = config.widths[0]
-        self.time = TimeEmbedding(width, config.time_width)
+        self.time = Features(width, config.time_width)
         self.vector_proj = nn.Linear(config.vector, config.time_width) if config.vector else None
         self.conv_in = nn.Conv2d(config.in_channels * area, width, 3, padding=1)
         skips = [width]  # channels of what the way down hands over
@@ -224,7 +174,7 @@ class UNet(nn.Module):
         if (vector is None) != (self.vector_proj is None):
             given = "no vector" if vector is None else "a vector"
             raise ValueError(f"{given} was given to a U-Net with vector {self.config.vector}")
-        features = self.time(time)
+        features = self.time(timestep_embedding(time, self.config.widths[0]))
         if self.vector_proj is not None:
             features = features + self.vector_proj(vector)
         features = F.silu(features)  # (B, E)

@@ -34,6 +34,7 @@ FORMS = {
     "grid": Form(  # (1, side, side, D)
         lambda x: x.flatten(0, 2), lambda x: x.unflatten(0, (1, *[math.isqrt(len(x))] * 2))
     ),
+    "1 x 1": Form(lambda x: x.flatten(1), lambda x: x[:, :, None, None]),  # (O, I, 1, 1)
     "one number": Form(lambda x: x.reshape(()), lambda x: x.reshape(1)),  # (1,)
 }
 
@@ -107,6 +108,21 @@ def export(state: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]
         whole = torch.cat([state[p] for p in parts]) if len(parts) > 1 else state[key]
         exported[name] = FORMS[rule.form].export(whole)
     return exported
+
+
+def counterparts(names: Iterable[str], rules: Sequence[Rule]) -> dict[str, tuple[str, ...]]:
+    """Published names of tensors of ours, each with the tensors that it is made of.
+
+    Raises:
+        ValueError: a name that no rule claims, or two rules for one name.
+    """
+    table = _table((name, rule) for rule in rules for name in rule.ours)
+    found: dict[str, tuple[str, ...]] = {}
+    for key in names:
+        rule, numbers = _claim(key, table)
+        parts = tuple(part.format(*numbers) for part in rule.ours)
+        found[rule.theirs.format(*numbers)] = parts
+    return found
 
 
 def fill(module: nn.Module, state: dict[str, Tensor]) -> None:
