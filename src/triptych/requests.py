@@ -5,6 +5,8 @@ inside its result. This file imports nothing heavy, so `--help` is quick.
 """
 
 import difflib
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -46,6 +48,9 @@ SPACINGS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 puts behind
     "lcm": (),
     "beta_sigma": (),
 }
+
+MAX_PROMPT = 32_000
+"""Characters of a prompt."""
 
 
 def sampler_named(text: str) -> tuple[str, str]:
@@ -121,18 +126,9 @@ class ClassToImage:
     """Pictures one at a time, so that each is the same to the bit whatever its company."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n <= 100_000:
-            raise ValueError(f"n must be 1 to 100000, not {self.n}")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be 0 to 2**63 - 1, not {self.seed}")
+        _check_drawing(self)
         if not 0 <= self.truncation < float("inf"):
             raise ValueError(f"truncation must be 0 (none) or more, not {self.truncation}")
-        if self.guidance is not None and not 0 <= self.guidance <= 100:
-            raise ValueError(f"guidance must be 0 to 100, not {self.guidance}")
-        if not 0 <= self.rescale <= 1:
-            raise ValueError(f"rescale is a share, 0 to 1, not {self.rescale}")
-        if not 0 <= self.steps <= 1000:
-            raise ValueError(f"steps must be 1 to 1000, or 0 for the model's, not {self.steps}")
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be 0 to 1, not {self.eta}")
         if bool(self.clip) != bool(self.clip_prompt):
@@ -141,10 +137,143 @@ class ClassToImage:
             raise ValueError(f"clip_scale must be 0 to 1000000, not {self.clip_scale}")
         if not 0 <= self.clip_cutouts <= 256:
             raise ValueError(f"clip_cutouts must be 0 (none) to 256, not {self.clip_cutouts}")
-        if self.sampler:
-            sampler_named(self.sampler)
-        if self.spacing and self.spacing not in SPACINGS:
-            raise ValueError(f"no spacing {self.spacing!r}; there are: {', '.join(SPACINGS)}")
+
+
+@dataclass(frozen=True)
+class TextToImage:
+    """Generate pictures from a prompt."""
+
+    prompt: str
+    """What to draw; (word:1.3) counts more, [word] less, BREAK begins a new window of tokens."""
+    negative: str = ""
+    """What to steer away from."""
+    model: str = "runs/text-to-image"
+    """A run folder, a checkpoint folder or file, or OWNER/NAME on the hub."""
+    size: str = ""
+    """WIDTHxHEIGHT in pixels, any of 64 to 4096. Empty: what the model was trained at, or the size
+    of the picture that is started from.
+    """
+    steps: int = 0
+    """Steps of the sampler; 0 is what the model's configuration says."""
+    sampler: str = ""
+    """The algorithm, by our name, AUTOMATIC1111's or diffusers'. Empty: the model's."""
+    spacing: str = ""
+    """How the steps are spread, such as karras or trailing. Empty: the model's."""
+    guidance: float | None = None
+    """How far to go from the negative prompt towards the prompt; 1 is plain sampling. None: the
+    model's.
+    """
+    rescale: float = 0.0
+    """The share of contrast that guidance added which is taken back."""
+    seed: int | None = None
+    """Picture i uses seed + i. None draws one, and says which."""
+    n: int = 1
+    """How many pictures."""
+    image: str = ""
+    """A picture file to start from."""
+    strength: float | None = None
+    """With an image: how much of it is drawn anew, above 0 to 1. None: 0.75, or 1 with a mask."""
+    mask: str = ""
+    """With an image: a picture file whose white parts are drawn; the rest stays to the bit."""
+    loras: tuple[str, ...] = ()
+    """Low-rank updates, each FILE or FILE:WEIGHT, such as style.safetensors:0.8."""
+    clip_skip: int = 0
+    """Which of the text tower's last blocks is read: 1 the last, 2 the one before it. 0: the one
+    that the model was trained with.
+    """
+    variation_seed: int | None = None
+    """Noise to mix in, which varies a picture without losing it. None draws one."""
+    variation_strength: float = 0.0
+    """How much of that noise, 0 to 1."""
+    tiling: bool = False
+    """Pictures whose edges meet when they are laid side by side."""
+    noise_source: Literal["cpu", "philox"] = "cpu"
+    """`philox` draws the numbers that a CUDA device would."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the networks compute in; auto is bfloat16 where the device is fast at it."""
+    deterministic: bool = False
+    """Pictures one at a time, so that each is the same to the bit whatever its company."""
+
+    def __post_init__(self) -> None:
+        _check_drawing(self)
+        for name in ("prompt", "negative"):
+            if (length := len(getattr(self, name))) > MAX_PROMPT:
+                raise ValueError(
+                    f"{name} has {length:,} characters; at most {MAX_PROMPT:,} are read: shorten it"
+                )
+        size_named(self.size)
+        if not self.image and (self.mask or self.strength is not None):
+            raise ValueError("mask and strength are about a picture to start from: give an image")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise ValueError(f"strength is above 0, at most 1, not {self.strength}")
+        for lora in self.loras:
+            lora_named(lora)
+        if not 0 <= self.clip_skip <= 32:
+            raise ValueError(f"clip_skip is 1 to 32, or 0 for the model's, not {self.clip_skip}")
+        _check_seed("variation_seed", self.variation_seed)
+        if not 0 <= self.variation_strength <= 1:
+            raise ValueError(f"variation_strength is 0 to 1, not {self.variation_strength}")
+        if self.variation_seed is not None and not self.variation_strength:
+            raise ValueError("variation_seed does nothing without a variation_strength above 0")
+
+
+def size_named(text: str) -> tuple[int, int] | None:
+    """Width and height of a WIDTHxHEIGHT in pixels; None where there is none.
+
+    Raises:
+        ValueError: another form, or a side that is not 64 to 4096.
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)
+    if match is None or not all(64 <= int(side) <= 4096 for side in match.groups()):
+        raise ValueError(
+            f"size is WIDTHxHEIGHT, each 64 to 4096 pixels, such as 712x1024, not {text!r}"
+        )
+    return int(match[1]), int(match[2])
+
+
+def lora_named(text: str) -> tuple[str, float]:
+    """The file of a low-rank update, and how much it counts: FILE is FILE:1.
+
+    Raises:
+        ValueError: no file, or a weight that is no number of -10 to 10.
+    """
+    name, colon, weight = text.rpartition(":")
+    if not colon or "/" in weight or "\\" in weight:  # C:\styles\mine.safetensors has none
+        name, weight = text, "1"
+    try:
+        counts = float(weight)
+    except ValueError:
+        counts = math.nan
+    if not name.strip() or not abs(counts) <= 10:
+        raise ValueError(
+            f"a LoRA is FILE or FILE:WEIGHT with a weight of -10 to 10, such as "
+            f"style.safetensors:0.8, not {text!r}"
+        )
+    return name, counts
+
+
+def _check_drawing(request: ClassToImage | TextToImage) -> None:
+    """What every request for pictures must keep to."""
+    if not 1 <= request.n <= 100_000:
+        raise ValueError(f"n must be 1 to 100000, not {request.n}")
+    _check_seed("seed", request.seed)
+    if request.guidance is not None and not 0 <= request.guidance <= 100:
+        raise ValueError(f"guidance must be 0 to 100, not {request.guidance}")
+    if not 0 <= request.rescale <= 1:
+        raise ValueError(f"rescale is a share, 0 to 1, not {request.rescale}")
+    if not 0 <= request.steps <= 1000:
+        raise ValueError(f"steps must be 1 to 1000, or 0 for the model's, not {request.steps}")
+    if request.sampler:
+        sampler_named(request.sampler)
+    if request.spacing and request.spacing not in SPACINGS:
+        raise ValueError(f"no spacing {request.spacing!r}; there are: {', '.join(SPACINGS)}")
+
+
+def _check_seed(name: str, seed: int | None) -> None:
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"{name} must be 0 to 2**63 - 1, not {seed}")
 
 
 OWN_CLASSES = "auto"

@@ -121,6 +121,10 @@ class Tokenizer:
         rows = tokens.tolist() if isinstance(tokens, Tensor) else tokens
         return [self._text(list(row)) for row in rows]
 
+    def pieces(self, text: str) -> list[int]:
+        """The tokens of a text alone, however many: no start, no end, no padding."""
+        return self._split(text)[0].ids
+
     def name(self, token: int) -> str:
         """A token as the vocabulary spells it."""
         return self._backend.id_to_token(token) or ""
@@ -134,13 +138,17 @@ class Tokenizer:
         finally:
             aside.unlink(missing_ok=True)
 
-    def _row(self, text: str) -> tuple[list[int], str]:
-        config = self.config
+    def _split(self, text: str) -> tuple[tokenizers.Encoding, str]:
+        """A text's tokens, and the text that they were split from."""
         if not text.isascii():  # half of a surrogate pair, which JSON can hold, is no text
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        text = canonical(text) if config.canonical else text
+        text = canonical(text) if self.config.canonical else text
         # Not encode_batch: its threads would warn in every process that is forked later.
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        return self._backend.encode(text, add_special_tokens=False), text
+
+    def _row(self, text: str) -> tuple[list[int], str]:
+        config = self.config
+        encoding, text = self._split(text)
         before = [] if config.start is None else [config.start]
         after = [] if config.end is None else [config.end]
         room = config.length - len(before) - len(after)
