@@ -85,7 +85,7 @@ def supervised(name: str, split: str, size: int, count: int) -> float:
     source = SceneSource("scenes-one", split, size)
     read_ = source.read(range(count))
     with torch.inference_mode():
-        said = judge.model(to_images(read_["image"])).argmax(1)
+        said = judge.model(to_images(read_["image"]))[0].argmax(1)
     return (said == torch.from_numpy(np.asarray(read_["label"]))).float().mean().item()
 
 
