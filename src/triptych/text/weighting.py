@@ -126,7 +126,7 @@ def _pairs(found: Sequence[str], unclosed: Unclosed) -> tuple[dict[int, float], 
 
 
 def written(blocks: Sequence[Sequence[Part]]) -> str:
-    """The prompt that `parse` reads as these parts. A text with `BREAK` in it has no such prompt."""
+    """The prompt that `parse` reads as these parts. A text with BREAK in it has no such prompt."""
     return " BREAK ".join("".join(map(_written, block)) for block in blocks)
 
 
