@@ -36,7 +36,6 @@ SCAN = re.compile(  # every branch consumes what it looked at, so scanning is li
     r"|[^\\()\[\]:]++|[\\:]"
 )
 BREAK = re.compile(r"\bBREAK\b")
-LORA = re.compile(r"<lora:([^<>:]+)(?::([^<>:]*))?>")
 SCHEDULE = re.compile(
     r"(?<!\\)\[[^\[\]:|]*+(?::[^\[\]:|]*+:\s*+[\d.]++\s*+|:\s*+[\d.]++\s*+|\|[^\[\]]*+)\]"
 )
@@ -135,15 +134,6 @@ def _written(part: Part) -> str:
     if part.weight == 1:
         return text
     return f"({text}:{Decimal(repr(part.weight)):f})"
-
-
-def loras_in(prompt: str) -> tuple[str, tuple[str, ...]]:
-    """A prompt without its `<lora:NAME:WEIGHT>` marks, and those as `NAME:WEIGHT`.
-
-    AUTOMATIC1111 keeps its low-rank updates inside the prompt; without a weight they count once.
-    """
-    loras = tuple(f"{name.strip()}:{weight or 1}" for name, weight in LORA.findall(prompt))
-    return (LORA.sub("", prompt), loras) if loras else (prompt, ())
 
 
 def prompt_windows(

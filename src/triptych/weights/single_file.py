@@ -111,7 +111,8 @@ class SingleFile:
     @property
     def inpaints(self) -> bool:
         """Whether the U-Net sees a mask and a masked picture beside the latents."""
-        return self.parts["unet"].config["in_channels"] == 9  # type: ignore[index]
+        config = self.parts["unet"].config
+        return isinstance(config, Mapping) and config["in_channels"] == 9
 
 
 def describe_single_file(
@@ -167,8 +168,8 @@ def _network(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, dict[str, A
     By the width of the U-Net, the width of the text that it attends to, and what it is told
     besides; sizes that no published model has are refused.
     """
-    for name, what in STRANGERS.items():
-        if name in shapes or UNET + name in shapes:
+    for own, what in STRANGERS.items():
+        if own in shapes or UNET + own in shapes:
             raise ValueError(f"is {what}; here Stable Diffusion 1.x, 2.x and XL load")
     first = shapes.get(f"{UNET}input_blocks.0.0.weight", ())
     if len(first) != 4:
