@@ -101,6 +101,23 @@ def unet_manifests(folder: Path) -> dict[str, dict]:
     return found
 
 
+def text_encoder_manifests(folder: Path) -> dict[str, dict]:
+    """The text towers of diffusers' folders; T5, which SD 3 and FLUX also read, is left out."""
+    kinds = {
+        kind.__name__: kind
+        for kind in (transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection)
+    }
+    found = {}
+    for path in sorted(folder.glob("*/text_encoder*/config.json")):
+        stored = json.loads(path.read_text())
+        if stored["model_type"] != "clip_text_model":
+            continue
+        with torch.device("meta"):
+            made = kinds[stored["architectures"][0]](transformers.CLIPTextConfig(**stored))
+        found[str(path.parent.relative_to(folder))] = collapsed(made.state_dict())
+    return found
+
+
 def write(name: str, library: str, manifests: dict[str, dict]) -> None:
     made = {"made by": library, "device": "meta", "models": manifests}
     (HERE / f"{name}.json").write_text(json.dumps(made, separators=(",", ":")) + "\n")
@@ -122,4 +139,9 @@ if __name__ == "__main__":
         "diffusers_unets",
         f"diffusers {diffusers.__version__} from published configurations",
         unet_manifests(data / "diffusers"),
+    )
+    write(
+        "text_encoders",
+        f"transformers {transformers.__version__} from the published configurations of diffusers",
+        text_encoder_manifests(data / "diffusers"),
     )

@@ -17,7 +17,6 @@ from triptych.text.weighting import (
     Part,
     emphasise,
     emphasise_plainly,
-    loras_in,
     pad_windows,
     parse,
     prompt_windows,
@@ -135,7 +134,6 @@ NASTY = {
     "digits": ":1",
     "colons": ": ",
     "breaks": "BREAK ",
-    "loras": "<lora:",
     "schedules": "[a:b:",
 }
 
@@ -151,18 +149,13 @@ def seconds(work, text):
         gc.enable()
 
 
-def read_whole(text):
-    parse(text)
-    loras_in(text)
-
-
 @pytest.mark.parametrize("name", NASTY)
 def test_parsing_is_linear(name):
     """From 1 kB to 1 MB; below two milliseconds the clock says more about the machine."""
     prompts = [NASTY[name] * (1024 * 2**i // len(NASTY[name])) for i in range(11)]
     best = [math.inf] * len(prompts)
     for _ in range(5):
-        best = [min(b, seconds(read_whole, p)) for b, p in zip(best, prompts, strict=True)]
+        best = [min(b, seconds(parse, p)) for b, p in zip(best, prompts, strict=True)]
         ratios = [after / max(before, 2e-3) for before, after in pairwise(best)]
         if max(ratios) <= 2.5:
             return
@@ -265,14 +258,6 @@ def test_windows_of_two_prompts_are_made_as_many():
     assert torch.equal(pad_windows(short, 1, TOKENIZER).tokens, short.tokens)
     with pytest.raises(ValueError, match="has 3 windows already, not 1"):
         pad_windows(long, 1, TOKENIZER)
-
-
-def test_low_rank_updates_stand_in_the_prompt():
-    prompt = "a cat <lora:style:0.8>, <lora: more > sun <hypernet:x:1>"
-    text, loras = loras_in(prompt)
-    assert text == "a cat ,  sun <hypernet:x:1>"
-    assert loras == ("style:0.8", "more:1")
-    assert loras_in("plain <b>") == ("plain <b>", ())
 
 
 def test_emphasis_keeps_the_mean_of_each_window():

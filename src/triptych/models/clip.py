@@ -78,6 +78,23 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class TextEncoderConfig:
+    """A text tower as Stable Diffusion reads it: states of every token, and one vector."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    dim: int | None = None
+    """Width of the projected vector; None where the tower has no projection."""
+    skip: int = 0
+    """How many of the last blocks are not read: 1 is the penultimate layer."""
+    norm: bool = True
+    """Whether the final norm follows whichever layer is read, as everywhere but in XL."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.skip < self.text.layers:
+            raise ValueError(f"skip must leave one of {self.text.layers} blocks, not {self.skip}")
+
+
+@dataclass(frozen=True)
 class CbowConfig:
     """Continuous bag of words: a text as the mean of its words."""
 
@@ -186,9 +203,12 @@ class VisionTransformer(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Tokens, a transformer over them, and the vector at the end token."""
+    """Tokens, a transformer over them, and the vector at the end token.
 
-    def __init__(self, config: TextConfig, dim: int):
+    A `dim` of None leaves the projection out, as Stable Diffusion's towers do.
+    """
+
+    def __init__(self, config: TextConfig, dim: int | None):
         super().__init__()
         self.config = config
         self.token = nn.Embedding(config.vocabulary, config.width)
@@ -202,29 +222,92 @@ class TextTransformer(nn.Module):
             eps=config.eps,
         )
         self.post_norm = nn.LayerNorm(config.width, config.eps)
-        self.projection = nn.Linear(config.width, dim, bias=False)
+        self.projection: nn.Module = nn.Identity()
+        if dim is not None:
+            self.projection = nn.Linear(config.width, dim, bias=False)
         nn.init.normal_(self.token.weight, std=0.02)
-        nn.init.normal_(self.projection.weight, std=config.width**-0.5)
+        if isinstance(self.projection, nn.Linear):
+            nn.init.normal_(self.projection.weight, std=config.width**-0.5)
 
     def forward(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
         """Nothing after the longest text is computed: a causal tower does not look there."""
-        if tokens.shape[1] > self.config.length:
-            raise ValueError(
-                f"texts of {tokens.shape[1]} tokens; this tower reads at most {self.config.length}"
-            )
-        if self.config.pool == "end":
-            end = (tokens == self.config.end).int()
-            at = end.argmax(dim=1)
-            if not bool(end.any(dim=1).all()):
-                raise ValueError(f"a text without the end token {self.config.end}: use `encode`")
-            if self.config.causal:
-                tokens = tokens[:, : int(at.max()) + 1]
-        else:
-            at = tokens.new_full((len(tokens),), tokens.shape[1] - 1)
+        at = self._ends(tokens)
+        if self.config.pool == "end" and self.config.causal:
+            tokens = tokens[:, : int(at.max()) + 1]
         x = self.token(tokens) + self.position[: tokens.shape[1]]
         x = self.transformer.at(x, at, self._mask(tokens))
         projected: Tensor = self.projection(self.post_norm(x))
         return projected
+
+    def states(
+        self, tokens: Int64[Tensor, "B T"], *, skip: int = 0, norm: bool = True
+    ) -> Float[Tensor, "B T D"]:
+        """What each token of whole windows says, padding included, as cross-attention reads it.
+
+        `skip` blocks at the end are neither read nor computed. Stable Diffusion 1.x reads the last
+        block, 2.x the penultimate, both with the final norm; XL the penultimate without it.
+        """
+        self._check_skip(skip)
+        x, mask = self._embedded(tokens)
+        for block in self.transformer.blocks[: self.config.layers - skip]:
+            x = block(x, mask)
+        normed: Tensor = self.post_norm(x) if norm else x
+        return normed
+
+    def states_and_vector(
+        self,
+        tokens: Int64[Tensor, "B T"],
+        *,
+        skip: int = 0,
+        norm: bool = True,
+        projected: bool = True,
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B E"]]:
+        """`states`, and the vector at the end token of the last block, whichever block is read.
+
+        The vector has passed the final norm and, where `projected`, the projection: what XL's
+        second tower adds to the time. Not projected it is transformers' `pooler_output`.
+        """
+        self._check_skip(skip)
+        at = self._ends(tokens)
+        x, mask = self._embedded(tokens)
+        read = x
+        for number, block in enumerate(self.transformer.blocks, 1):
+            x = block(x, mask)
+            if number == self.config.layers - skip:
+                read = x
+        vector: Tensor = self.post_norm(x[torch.arange(len(x), device=x.device), at])
+        if projected:
+            vector = self.projection(vector)
+        return self.post_norm(read) if norm else read, vector
+
+    def _check_skip(self, skip: int) -> None:
+        if not 0 <= skip < self.config.layers:
+            raise ValueError(
+                f"this tower has {self.config.layers} blocks; 0 to {self.config.layers - 1} of the "
+                f"last can be skipped, not {skip}"
+            )
+
+    def _embedded(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        self._check_length(tokens)
+        mask = self._mask(tokens)
+        x = self.token(tokens) + self.position[: tokens.shape[1]]
+        return x, None if mask is None else mask[None, None]
+
+    def _check_length(self, tokens: Tensor) -> None:
+        if tokens.shape[1] > self.config.length:
+            raise ValueError(
+                f"texts of {tokens.shape[1]} tokens; this tower reads at most {self.config.length}"
+            )
+
+    def _ends(self, tokens: Tensor) -> Int64[Tensor, " B"]:
+        """Where each text is read."""
+        self._check_length(tokens)
+        if self.config.pool == "last":
+            return tokens.new_full((len(tokens),), tokens.shape[1] - 1)
+        end = (tokens == self.config.end).int()
+        if not bool(end.any(dim=1).all()):
+            raise ValueError(f"a text without the end token {self.config.end}: use `encode`")
+        return end.argmax(dim=1)
 
     def _mask(self, tokens: Int64[Tensor, "B T"]) -> Bool[Tensor, "T T"] | None:
         if not self.config.causal:

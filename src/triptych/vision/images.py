@@ -31,7 +31,10 @@ MAX_PIXELS = 40_000_000
 MAX_SIDE = 16_384
 MAX_BYTES = 200_000_000  # an uncompressed picture of MAX_PIXELS fits
 MAX_REQUEST = 64 * 1024  # bytes of embedded JSON
-ORIENTATION, EXIF_IFD, USER_COMMENT = 0x0112, 0x8769, 0x9286
+MAX_EXIF = 65_527  # bytes: a JPEG's segment less its own head
+ORIENTATION, EXIF_IFD, USER_COMMENT, DESCRIPTION = 0x0112, 0x8769, 0x9286, 0x010E
+ASCII, UNICODE = b"ASCII\0\0\0", b"UNICODE\0"
+OURS = "triptych "  # before our JSON where a description is what we share with others
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
 UNDECODABLE: tuple[type[Exception], ...] = (  # all that Pillow's readers were seen to raise
     OSError, ValueError, SyntaxError, EOFError, MemoryError, ArithmeticError,
@@ -232,13 +235,20 @@ def to_pictures(images: Float[Tensor, "B C H W"]) -> UInt8[np.ndarray, "B H W C"
 
 
 def save_picture(
-    path: Path, picture: UInt8[np.ndarray, "H W C"], request: dict[str, Any] | None = None
+    path: Path,
+    picture: UInt8[np.ndarray, "H W C"],
+    request: dict[str, Any] | None = None,
+    parameters: str = "",
 ) -> None:
     """Write a PNG, JPEG or WebP (by the ending of `path`) that carries the request that made it.
 
     The file appears whole or not at all. A PNG keeps every pixel; WebP is written without loss too.
     Values of the request that are local paths are left out, so a shared picture tells nothing
-    about the machine that it was made on.
+    about the machine that it was made on. `parameters` is AUTOMATIC1111's text (`infotext.py`),
+    which other programs read; it lies where they look for it: a PNG's text, the EXIF comment.
+
+    Raises:
+        ValueError: another ending, or records that do not fit the file.
     """
     formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
     kind = formats.get(path.suffix.lower())
@@ -248,17 +258,21 @@ def save_picture(
     options: dict[str, Any] = {}
     if kind != "PNG":
         options = {"quality": 95} if kind == "JPEG" else {"lossless": True}
-    if request is not None:
-        text = json.dumps(_without_paths(request))
-        if len(text) > MAX_REQUEST - 1024:
-            raise ValueError(f"the request is {len(text):,} bytes of JSON; {MAX_REQUEST:,} fit")
-        if kind == "PNG":
-            options["pnginfo"] = PngInfo()
-            options["pnginfo"].add_text("triptych", text)
-        else:
-            exif = Image.Exif()
-            exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"ASCII\0\0\0" + text.encode("ascii")
-            options["exif"] = exif.tobytes()
+    text = "" if request is None else json.dumps(_without_paths(request))
+    if len(text) > MAX_REQUEST - 1024:
+        raise ValueError(f"the request is {len(text):,} bytes of JSON; {MAX_REQUEST:,} fit")
+    if kind == "PNG":
+        options["pnginfo"] = PngInfo()
+        for name, record in (("parameters", parameters), ("triptych", text)):
+            if record:
+                options["pnginfo"].add_text(name, record)
+    elif text or parameters:
+        options["exif"] = _exif(text, parameters)
+        if kind == "JPEG" and len(options["exif"]) > MAX_EXIF:
+            raise ValueError(
+                f"the request and its text are {len(options['exif']):,} bytes; {MAX_EXIF:,} fit "
+                "into a JPEG: save a .png or .webp"
+            )
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     partial = Path(name)
     try:
@@ -270,6 +284,19 @@ def save_picture(
         partial.unlink(missing_ok=True)
 
 
+def _exif(request: str, parameters: str) -> bytes:
+    """The comment belongs to what other programs read there; our JSON then is the description."""
+    exif = Image.Exif()
+    if parameters:
+        comment = UNICODE + parameters.encode("utf-16-be")
+        if request:
+            exif[DESCRIPTION] = OURS + request
+    else:
+        comment = ASCII + request.encode("ascii")
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = comment
+    return exif.tobytes()
+
+
 def read_request(path: Path) -> dict[str, Any] | None:
     """The request inside a picture that `save_picture` wrote; None where there is none."""
     try:
@@ -277,14 +304,60 @@ def read_request(path: Path) -> dict[str, Any] | None:
         image = _lazily(io.BytesIO(data), data[:1024])
         text = image.info.get("triptych")
         if isinstance(image, JpegImageFile | WebPImageFile):
-            comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b"")
-            text = comment.removeprefix(b"ASCII\0\0\0").decode("ascii")
+            exif = image.getexif()
+            text = exif.get(DESCRIPTION, "")
+            if isinstance(text, str) and text.startswith(OURS):
+                text = text.removeprefix(OURS)
+            else:
+                comment = exif.get_ifd(EXIF_IFD).get(USER_COMMENT, b"")
+                text = comment.removeprefix(ASCII).decode("ascii")
         if not isinstance(text, str) or len(text) > MAX_REQUEST:
             return None
         request: Any = json.loads(text)
     except UNDECODABLE:
         return None
     return request if isinstance(request, dict) else None
+
+
+def read_parameters(path: Path) -> str | None:
+    """AUTOMATIC1111's text inside a picture of any program; None where there is none.
+
+    It is a PNG's text chunk `parameters`, before or behind the pixels, the EXIF comment of a JPEG
+    or WebP, or the comment of a GIF.
+
+    Raises:
+        ValueError: the file is no sound picture; says why.
+    """
+    try:
+        data = read_part(path)
+        image = _lazily(io.BytesIO(data), data[:1024])
+        if isinstance(image, PngImageFile):
+            if "parameters" not in image.info and b"parameters" in data:
+                image.load()  # chunks behind the pixels are read with them
+            text = image.info.get("parameters")
+        elif isinstance(image, GifImageFile):
+            text = _comment(image.info.get("comment", b""))
+        else:
+            text = _comment(image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b""))
+    except UNDECODABLE as error:
+        raise ValueError(f"{path}: {_reason(error)}") from None
+    return str(text) if text else None
+
+
+def _comment(data: Any) -> str:
+    """Eight bytes that name the encoding, and the text. Programs disagree on the order of bytes of
+    `UNICODE`: where more of the even bytes are zero, the high byte comes first.
+    """
+    if not isinstance(data, bytes):
+        return str(data)
+    if data.startswith(UNICODE):
+        data = data.removeprefix(UNICODE)
+        big = data[0::2].count(0) >= data[1::2].count(0)
+        text = data.decode("utf-16-be" if big else "utf-16-le", "replace").lstrip("\ufeff")
+    else:
+        text = data.removeprefix(ASCII).removeprefix(b"\0" * 8).decode("utf-8", "replace")
+    text = text.strip("\0")
+    return "" if text.startswith("{") else text  # our JSON, or ComfyUI's
 
 
 def _without_paths(value: Any) -> Any:

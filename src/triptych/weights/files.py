@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +23,13 @@ from triptych.weights.npz import read_npz
 from triptych.weights.shards import missing_shards, shards
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
+
+
+class Header(NamedTuple):
+    """What a file of weights says before its numbers."""
+
+    shapes: dict[str, tuple[int, ...]]
+    notes: dict[str, str]  # the metadata of safetensors
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -60,6 +68,28 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be opened: {error.strerror or error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_header(path: Path) -> Header:
+    """Names and shapes of the tensors of any file of weights, and its notes; no tensor is read.
+
+    Raises:
+        ValueError: what is wrong with the file, or what it is instead, and what to do about it.
+    """
+    try:
+        if container(path) != "safetensors":  # mapped: their numbers stay on the disk
+            return Header({name: tuple(x.shape) for name, x in read_weights(path).items()}, {})
+        header = _safetensors_header(path)
+        notes = header.pop("__metadata__", {})
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in header.items()}
+        return Header(shapes, dict(notes) if isinstance(notes, dict) else {})
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened: {error.strerror or error}") from error
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{path}: has a broken header. Fetch it again") from error
+    except ValueError as error:
+        about = "" if str(error).startswith(f"{path}") else f"{path}: "
+        raise ValueError(f"{about}{error}") from error
 
 
 def diagnose(path: Path) -> str:
@@ -135,34 +165,35 @@ def _read(path: Path, found: Container) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    if fault := _safetensors_fault(path):
-        raise ValueError(fault)
+    _safetensors_header(path)
     try:
         return load_file(path)
     except (SafetensorError, KeyError) as error:  # a type that this version does not know
         raise ValueError(f"is damaged: {error}. Fetch it again") from error
 
 
-def _safetensors_fault(path: Path) -> str:
-    """What the header says against the bytes that are there."""
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    """The header, once it agrees with the bytes that are there."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER:
-            return "does not begin like a safetensors file"
+            raise ValueError("does not begin like a safetensors file")
         if size < 8 + length:
-            return f"has {size} bytes, its header alone needs {8 + length}: it was cut short"
+            raise ValueError(
+                f"has {size} bytes, its header alone needs {8 + length}: it was cut short"
+            )
         try:
-            header = json.loads(file.read(length))
+            header: dict[str, Any] = json.loads(file.read(length))
             ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
             expected = int(8 + length + max(ends, default=0))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return "has a broken header. Fetch it again"
+            raise ValueError("has a broken header. Fetch it again") from None
     if size != expected:
-        return (
+        raise ValueError(
             f"has {size} bytes instead of {expected}: it was cut short or extended. Fetch it again"
         )
-    return ""
+    return header
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
