@@ -276,6 +276,8 @@ def infotext_of(
     sampler, behind = sampler_named(request.sampler) if request.sampler else ("", "")
     spacing = request.spacing or behind
     label = "Uniform" if spacing == "linspace" else next(iter(SPACINGS.get(spacing, ())), spacing)
+    if label == spacing and AUTOMATIC.get(sampler) == spacing:  # it has no name for DDIM's own
+        label = "Automatic" if spacing else ""
     varied = request.variation_strength > 0
     settings: dict[str, Any] = {
         "Steps": request.steps or None,
