@@ -24,7 +24,8 @@ nightly: .venv/test-ready  ## the long fault and learning tests
 
 bench: .venv/test-ready  ## every speed claim, ours and the peer in one run
 	for script in benchmarks/loop.py benchmarks/train_vae.py benchmarks/train_wgan.py benchmarks/train_unet.py \
-		benchmarks/sampling.py benchmarks/scenes.py benchmarks/contrastive_losses.py; do \
+		benchmarks/sampling.py benchmarks/scenes.py benchmarks/contrastive_losses.py \
+		benchmarks/train_clip.py benchmarks/clip_encode.py benchmarks/preprocess.py; do \
 		$(BIN)/python $$script || exit 1; done
 
 .venv/bin/python:
