@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from triptych.nn.convolution import PixelAttention, ResBlock, Upsample
 from triptych.nn.norm import GroupNorm
-from triptych.nn.tiles import tiled
+from triptych.nn.tiles import continued, tiled
 
 EPS = 1e-6  # of every norm here, ten times less than elsewhere
 
@@ -189,7 +189,8 @@ class Encoder(nn.Module):
         for level in self.down:
             x = level(x)
         x = self.conv_out(F.silu(self.norm_out(self.middle(x))))
-        return x if self.quant_conv is None else self.quant_conv(x)
+        moments: Tensor = x if self.quant_conv is None else self.quant_conv(x)
+        return moments
 
 
 class Decoder(nn.Module):
@@ -254,10 +255,7 @@ class Autoencoder(nn.Module):
                 f"not {image.shape[1]}"
             )
         factor = self.config.factor
-        height, width = image.shape[2:]
-        if height % factor or width % factor:
-            edges = (0, -width % factor, 0, -height % factor)
-            image = F.pad(image, edges, mode="replicate")
+        image = continued(image, factor)
         side = self._side(tile, image)
         moments = tiled(
             lambda part: finite(self.encoder, part),

@@ -66,10 +66,8 @@ class Reconstruction(nn.Module):
         """The sum over the values of each picture, the (weighted) distance added to every value."""
         difference = (decoded - image).flatten(1)  # (B, C H W)
         values = difference.shape[1]
-        if self.logvar is None:
-            off = difference.abs().sum(1)
-        else:
-            off = 0.5 * difference.square().sum(1)
+        off = difference.abs() if self.logvar is None else 0.5 * difference.square()
+        off = off.sum(1)
         if distance is not None:
             off = off + values * distance
         if self.logvar is None:
@@ -130,7 +128,8 @@ def adaptive_weight(
         torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
         for loss in (reconstruction, adversarial)
     )
-    return (pull / (push + 1e-6)).clamp(max=1e4).detach()
+    weight: Tensor = (pull / (push + 1e-6)).clamp(max=1e4).detach()
+    return weight
 
 
 def discriminator_objective(

@@ -11,7 +11,6 @@ map or of the map of scores.
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +24,7 @@ FeatureMaps = Callable[[Tensor], Sequence[Tensor]]
 
 
 class PerceptualDistance(nn.Module):
-    """Distance of pictures in the features of a network that is passed in (arXiv:1801.03924, eq. 1).
+    """Distance of pictures in a network's features (LPIPS, arXiv:1801.03924, eq. 1).
 
     Each place of each map is brought to unit length over its channels; squared differences are
     weighed per channel, summed, averaged over places and summed over maps. `heads` gives one row of

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.nn.norm import GroupNorm
-from triptych.nn.tiles import tiled
+from triptych.nn.tiles import continued, tiled
 
 RANGE = 3.0
 """Latents are bent into -3 to 3 before they are decoded; in 8 bits they are kept in that range."""
@@ -98,7 +98,7 @@ class TinyEncoder(nn.Module):
         super().__init__()
         width, levels = config.width, range(len(config.blocks))
         self.conv_in = nn.Conv2d(config.channels, width, 3, padding=1)
-        self.halve = nn.ModuleList(
+        self.downsample = nn.ModuleList(
             nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False) for _ in levels[1:]
         )
         self.levels = nn.ModuleList(_blocks(config, level) for level in levels)
@@ -108,7 +108,7 @@ class TinyEncoder(nn.Module):
         x = self.conv_in(image)
         for level, blocks in enumerate(self.levels):
             if level > 0:
-                x = self.halve[level - 1](x)
+                x = self.downsample[level - 1](x)
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x)
         latents: Tensor = self.conv_out(x)
@@ -123,7 +123,7 @@ class TinyDecoder(nn.Module):
         width, levels = config.width, range(len(config.blocks))
         self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
         self.levels = nn.ModuleList(_blocks(config, level) for level in reversed(levels))
-        self.double = nn.ModuleList(
+        self.upsample = nn.ModuleList(
             nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in levels[1:]
         )
         self.conv_out = nn.Conv2d(width, config.channels, 3, padding=1)
@@ -132,7 +132,7 @@ class TinyDecoder(nn.Module):
         x = F.relu(self.conv_in(torch.tanh(latents / RANGE) * RANGE))
         for level, blocks in enumerate(self.levels):
             if level > 0:
-                x = self.double[level - 1](F.interpolate(x, scale_factor=2.0))
+                x = self.upsample[level - 1](F.interpolate(x, scale_factor=2.0))
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x)
         image: Tensor = self.conv_out(x)
@@ -169,10 +169,7 @@ class TinyAutoencoder(nn.Module):
                 f"not {image.shape[1]}"
             )
         factor = self.config.factor
-        height, width = image.shape[2:]
-        if height % factor or width % factor:
-            edges = (0, -width % factor, 0, -height % factor)
-            image = F.pad(image, edges, mode="replicate")
+        image = continued(image, factor)
         kind = self.encoder.conv_in.weight.dtype
         side = -(-(tile or max(image.shape[2:])) // factor)
         latents = tiled(

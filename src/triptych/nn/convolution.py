@@ -66,7 +66,7 @@ class ResBlock(nn.Module):
 
 
 class PixelAttention(nn.Module):
-    """Every pixel looks at every pixel, beside a shortcut; a new one passes its shortcut through."""
+    """Every pixel looks at every pixel, beside a shortcut, which a new one passes through."""
 
     def __init__(self, channels: int, heads: int, groups: int, eps: float = 1e-5):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A network over overlapping tiles of a large picture, blended into one that shows no seams.
+"""A network over pictures of any size: overlapping tiles of large ones, blended without seams.
 
 Dimensions: B batch, C channels, O output channels, H height, W width, N tiles along one side, L
 pixels along it.
@@ -9,6 +9,15 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
+
+
+def continued(image: Float[Tensor, "B C H W"], step: int) -> Float[Tensor, "B C H2 W2"]:
+    """Sides up to multiples of `step`: the last column repeats to the right, the last row below."""
+    height, width = image.shape[2:]
+    if height % step or width % step:
+        return F.pad(image, (0, -width % step, 0, -height % step), mode="replicate")
+    return image
 
 
 def tiled(
