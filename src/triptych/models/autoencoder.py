@@ -173,9 +173,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.channels, widths[0], 3, padding=1)
         inner = (widths[0], *widths)
         self.down = nn.ModuleList(
-            Level(
-                (inner[level], *[width] * config.blocks), config.groups, downsample=level < last
-            )
+            Level((inner[level], *[width] * config.blocks), config.groups, downsample=level < last)
             for level, width in enumerate(widths)
         )
         self.middle = Middle(config)

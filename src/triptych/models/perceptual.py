@@ -141,7 +141,9 @@ class PatchDiscriminator(nn.Module):
     batches would not add up to a large one.
     """
 
-    def __init__(self, channels: int = 3, widths: tuple[int, ...] = (64, 128, 256), groups: int = 32):
+    def __init__(
+        self, channels: int = 3, widths: tuple[int, ...] = (64, 128, 256), groups: int = 32
+    ):
         super().__init__()
         if not widths or any(width % groups for width in widths[1:]):
             raise ValueError(
