@@ -160,7 +160,7 @@ class PatchDiscriminator(nn.Module):
         layers += [nn.Conv2d(widths[-1], last, 4, 1, 1, bias=False), GroupNorm(groups, last)]
         layers += [nn.LeakyReLU(0.2), nn.Conv2d(last, 1, 4, 1, 1)]
         self.layers = nn.Sequential(*layers)
-        self.least = 4 << len(widths) - 1
+        self.least = 3 << len(widths)  # three places before the last two filters
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.02)  # the paper's, section 6.2

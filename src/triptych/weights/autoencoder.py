@@ -102,9 +102,14 @@ def without_loss(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_ldm(
-    state: Mapping[str, Tensor], *, scale: float = AutoencoderConfig.scale, shift: float = 0.0
+    state: Mapping[str, Tensor],
+    *,
+    scale: float = AutoencoderConfig.scale,
+    shift: float = 0.0,
+    groups: int = AutoencoderConfig.groups,
 ) -> AutoencoderConfig:
-    """The configuration of LDM's names, read off the shapes; they do not tell scale and shift.
+    """The configuration of LDM's names, read off the shapes; they do not tell scale, shift and
+    groups.
 
     Raises:
         ValueError: the tensors of another kind of model.
@@ -123,6 +128,7 @@ def from_ldm(
         latent_channels=state["decoder.conv_in.weight"].shape[1],
         widths=tuple(state[name].shape[0] for name in wanted[:levels]),
         blocks=blocks,
+        groups=groups,
         attention="encoder.mid.attn_1.q.weight" in state,
         quant_conv="quant_conv.weight" in state,
         scale=scale,
@@ -138,7 +144,7 @@ OTHERS = {
     "PaellaVQModel": "Stable Cascade's quantised autoencoder",
     "VQModel": "a quantised autoencoder",
 }
-FREE = {"_class_name", "_diffusers_version", "_name_or_path", "force_upcast", "sample_size"}
+FREE = {"force_upcast", "sample_size"}
 """What says nothing of the architecture: half precision is watched over by the model itself."""
 BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 SIZES = {
@@ -166,7 +172,8 @@ def from_diffusers(config: Mapping[str, Any]) -> AutoencoderConfig:
     if kind != "AutoencoderKL":
         what = f" ({OTHERS[kind]})" if kind in OTHERS else ""
         raise ValueError(f"{kind}{what} is not the KL autoencoder of Stable Diffusion")
-    if unknown := sorted(config.keys() - FREE - SIZES.keys() - BLOCKS.keys() - ALSO):
+    fields = {name for name in config if not name.startswith("_")}  # not what is of diffusers' own
+    if unknown := sorted(fields - FREE - SIZES.keys() - BLOCKS.keys() - ALSO):
         raise ValueError(f"the autoencoder's configuration has unknown fields: {unknown}")
     widths = tuple(config.get("block_out_channels", (64,)))
     for name, plain in BLOCKS.items():

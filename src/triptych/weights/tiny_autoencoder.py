@@ -75,7 +75,6 @@ def from_taesd(encoder: Mapping[str, Tensor]) -> TinyAutoencoderConfig:
     )
 
 
-FREE = {"_class_name", "_diffusers_version", "_name_or_path", "force_upcast"}
 PLAIN: dict[str, Any] = {
     "act_fn": "relu",
     "upsample_fn": "nearest",
@@ -87,7 +86,8 @@ PLAIN: dict[str, Any] = {
 }
 """What every published tiny autoencoder says."""
 WIDTHS = ("block_out_channels", "encoder_block_out_channels", "decoder_block_out_channels")
-SIZES = {
+KNOWN = {
+    "force_upcast",
     *("num_encoder_blocks", "num_decoder_blocks", "in_channels", "out_channels"),
     "latent_channels",
 }
@@ -102,7 +102,8 @@ def from_diffusers(config: Mapping[str, Any]) -> TinyAutoencoderConfig:
     kind = config.get("_class_name", "AutoencoderTiny")
     if kind != "AutoencoderTiny":
         raise ValueError(f"{kind} is not diffusers' AutoencoderTiny")
-    if unknown := sorted(config.keys() - FREE - PLAIN.keys() - SIZES - {*WIDTHS}):
+    fields = {name for name in config if not name.startswith("_")}  # not what is of diffusers' own
+    if unknown := sorted(fields - PLAIN.keys() - KNOWN - {*WIDTHS}):
         raise ValueError(f"the tiny autoencoder's configuration has unknown fields: {unknown}")
     for name, value in PLAIN.items():
         if config.get(name, value) != value:
