@@ -196,7 +196,7 @@ def test_with_a_gaussian_and_the_whole_kl_it_is_the_evidence_bound():
     model = Reconstruction(autoencoder(), "gaussian")
     nn.init.constant_(model.logvar, -1.3)
     image, noise = pictures(), normal(2, 4, 8, 8)
-    loss = generator_objective(model, image, noise, LossWeights(kl=1, perceptual=0, adversarial=0))
+    loss = generator_objective(model, image, noise, LossWeights(1.0, 0.0, 0.0))
     posterior = model.autoencoder.posterior(image)
     decoded = model.autoencoder.reconstruct(image, noise)
     likelihood = Normal(decoded, math.exp(-0.65)).log_prob(image).sum()
@@ -249,7 +249,7 @@ def test_the_adversarial_part_pulls_as_strongly_as_the_reconstruction():
     model, critic = Reconstruction(autoencoder()), discriminator()
     image, noise = pictures(), normal(2, 4, 8, 8)
     last = model.autoencoder.decoder.conv_out.weight
-    plain = LossWeights(perceptual=0, adversarial=0.5)
+    plain = LossWeights(perceptual=0.0)
 
     def gradient(weights, **parts):
         total = generator_objective(model, image, noise, weights, **parts).total
