@@ -118,6 +118,22 @@ def text_encoder_manifests(folder: Path) -> dict[str, dict]:
     return found
 
 
+def autoencoder_manifests(folder: Path) -> dict[str, dict]:
+    """By folder, such as `stable-diffusion-v1-5/vae`; tiny ones by their latent channels."""
+    found = {}
+    for path in sorted(folder.glob("*/vae*/config.json")):
+        settings = json.loads(path.read_text())
+        if settings["_class_name"] == "AutoencoderKL":
+            with torch.device("meta"):
+                made = diffusers.AutoencoderKL.from_config(settings)
+            found[str(path.parent.relative_to(folder))] = nested(made.state_dict())
+    for channels in (4, 16):
+        with torch.device("meta"):
+            tiny = diffusers.AutoencoderTiny(latent_channels=channels)
+        found[f"tiny, {channels} channels"] = nested(tiny.state_dict())
+    return found
+
+
 def write(name: str, library: str, manifests: dict[str, dict]) -> None:
     made = {"made by": library, "device": "meta", "models": manifests}
     (HERE / f"{name}.json").write_text(json.dumps(made, separators=(",", ":")) + "\n")
@@ -144,4 +160,9 @@ if __name__ == "__main__":
         "text_encoders",
         f"transformers {transformers.__version__} from the published configurations of diffusers",
         text_encoder_manifests(data / "diffusers"),
+    )
+    write(
+        "autoencoders",
+        f"diffusers {diffusers.__version__} from published configurations; tiny ones from defaults",
+        autoencoder_manifests(data / "diffusers"),
     )

@@ -4,8 +4,8 @@ A noisy picture and a time in, a prediction for every pixel out. Levels of falli
 residual blocks and self-attention in each; every block on the way down hands its output to one on
 the way up.
 
-Dimensions: B pictures, C channels, O output channels, H height, W width, T pixels as tokens, V
-vector, E features of the time.
+Dimensions: B pictures, C channels, O output channels, H height, W width, V vector,
+E features of the time.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.nn.attention import Attention
-from triptych.nn.convolution import Downsample, ResBlock, Upsample
+from triptych.nn.convolution import Downsample, PixelAttention, ResBlock, Upsample
 from triptych.nn.levels import Down, Features, Up
 from triptych.nn.norm import GroupNorm
 from triptych.nn.position import timestep_embedding
@@ -78,22 +77,6 @@ class UNetConfig:
             raise ValueError(f"patch must be 1, 2 or 4, not {self.patch}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
-
-
-class PixelAttention(nn.Module):
-    """Every pixel looks at every pixel, beside a shortcut."""
-
-    def __init__(self, channels: int, heads: int, groups: int):
-        super().__init__()
-        self.norm = GroupNorm(groups, channels)
-        self.attention = Attention(channels, heads)
-        nn.init.zeros_(self.attention.out_proj.weight)
-        nn.init.zeros_(self.attention.out_proj.bias)
-
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        tokens = self.norm(x).flatten(2).transpose(1, 2).contiguous()  # (B, T, C)
-        change: Tensor = self.attention(tokens)
-        return x + change.transpose(1, 2).reshape(x.shape)
 
 
 class Block(nn.Module):

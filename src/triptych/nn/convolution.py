@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.nn.attention import Attention
 from triptych.nn.norm import GroupNorm
 
 
@@ -29,15 +30,16 @@ class ResBlock(nn.Module):
         features: int = 0,
         conditioning: Literal["add", "scale_shift"] = "add",
         groups: int = 32,
+        eps: float = 1e-5,
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.norm1 = GroupNorm(groups, channels)
+        self.norm1 = GroupNorm(groups, channels, eps)
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
         self.scales = conditioning == "scale_shift"
         shifts = 2 * out if self.scales else out
         self.feature_proj = nn.Linear(features, shifts) if features else None
-        self.norm2 = GroupNorm(groups, out)
+        self.norm2 = GroupNorm(groups, out, eps)
         self.dropout = dropout
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
@@ -61,6 +63,22 @@ class ResBlock(nn.Module):
         h = self.conv2(F.dropout(F.silu(h), self.dropout, self.training))
         h += x if self.shortcut is None else self.shortcut(x)
         return h
+
+
+class PixelAttention(nn.Module):
+    """Every pixel looks at every pixel, beside a shortcut, which a new one passes through."""
+
+    def __init__(self, channels: int, heads: int, groups: int, eps: float = 1e-5):
+        super().__init__()
+        self.norm = GroupNorm(groups, channels, eps)
+        self.attention = Attention(channels, heads)
+        nn.init.zeros_(self.attention.out_proj.weight)
+        nn.init.zeros_(self.attention.out_proj.bias)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        tokens = self.norm(x).flatten(2).transpose(1, 2).contiguous()  # (B, H W, C)
+        change: Tensor = self.attention(tokens)
+        return x + change.transpose(1, 2).reshape(x.shape)
 
 
 class Downsample(nn.Module):

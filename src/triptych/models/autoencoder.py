@@ -1,0 +1,376 @@
+"""The KL autoencoder of latent diffusion (Rombach et al., arXiv:2112.10752).
+
+A picture becomes a small grid of numbers, the latents, and a picture again; diffusion then works on
+the grid, which has 1/48 of the numbers. The latents are kept near a standard normal by a slight
+penalty, and the pictures sharp by a network that tells patches of theirs from real ones (Esser et
+al., arXiv:2012.09841).
+
+Dimensions: B pictures, C channels, H height, W width, Z latent channels, h w latent sides, O output
+channels.
+"""
+
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from triptych.nn.convolution import PixelAttention, ResBlock, Upsample
+from triptych.nn.norm import GroupNorm
+from triptych.nn.tiles import continued, tiled
+
+EPS = 1e-6  # of every norm here, ten times less than elsewhere
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Size of an autoencoder; the defaults are Stable Diffusion 1.x and 2.x."""
+
+    channels: int = 3
+    latent_channels: int = 4
+    widths: tuple[int, ...] = (128, 256, 512, 512)
+    """Channels per level; each level after the first halves the side."""
+    blocks: int = 2
+    """Residual blocks per level of the encoder; the decoder has one more."""
+    groups: int = 32
+    """Groups of channels that are normalised together."""
+    attention: bool = True
+    """Attention over all pixels between the blocks of the smallest grid."""
+    quant_conv: bool = True
+    """A 1 x 1 convolution behind the encoder and one before the decoder."""
+    scale: float = 0.18215
+    """Latents are multiplied by it on the way out: 1 / their standard deviation (section D.1)."""
+    shift: float = 0.0
+    """Subtracted before that."""
+    channel_means: tuple[float, ...] = ()
+    """Subtracted channel by channel, where they are measured so; empty for zeros."""
+    channel_stds: tuple[float, ...] = ()
+    """Divided by channel by channel; empty for ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "latent_channels", "blocks", "groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths must be positive numbers, at least one, not {self.widths}")
+        for width in self.widths:
+            if width % self.groups:
+                raise ValueError(
+                    f"widths must be multiples of groups, {self.groups}, so that they can be "
+                    f"normalised: {width} is not"
+                )
+        if not self.scale > 0:
+            raise ValueError(f"scale must be positive, not {self.scale}")
+        for name in ("channel_means", "channel_stds"):
+            if len(getattr(self, name)) not in (0, self.latent_channels):
+                raise ValueError(
+                    f"{name} must be empty or one number for each of {self.latent_channels} latent "
+                    f"channels, not {len(getattr(self, name))} numbers"
+                )
+        if self.channel_stds and not min(self.channel_stds) > 0:
+            raise ValueError(f"channel_stds must be positive, not {self.channel_stds}")
+
+    @property
+    def factor(self) -> int:
+        """How many pixels of a side become one: 8 for four levels."""
+        return 1 << (len(self.widths) - 1)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(Z, h, w) of a picture of any size; sides that are no multiple of `factor` round up."""
+        return self.latent_channels, -(-height // self.factor), -(-width // self.factor)
+
+
+class Gaussian(NamedTuple):
+    """What the encoder says: every latent number with an uncertainty, before scaling."""
+
+    mean: Float[Tensor, "B Z h w"]
+    logvar: Float[Tensor, "B Z h w"]  # within [-30, 20]
+
+    def mode(self) -> Float[Tensor, "B Z h w"]:
+        return self.mean
+
+    def sample(self, noise: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B Z h w"]:
+        """One draw, made of standard normal noise."""
+        return self.mean + (0.5 * self.logvar).exp() * noise
+
+    def kl(self) -> Float[Tensor, " B"]:
+        """Nats from here to a standard normal, per picture (arXiv:1312.6114, appendix B)."""
+        nats = 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar)
+        return nats.flatten(1).sum(1)
+
+
+class Halve(nn.Module):
+    """Half the side. The filter lies on the pixels themselves, with zeros right and below only."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H2 W2"]:
+        half: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return half
+
+
+class Level(nn.Module):
+    """Residual blocks, then half or twice the side where another level follows."""
+
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        groups: int,
+        *,
+        downsample: bool = False,
+        upsample: bool = False,
+    ):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ResBlock(inner, outer, groups=groups, eps=EPS) for inner, outer in pairwise(widths)
+        )
+        self.downsample = Halve(widths[-1]) if downsample else None
+        self.upsample = Upsample(widths[-1]) if upsample else None
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O H2 W2"]:
+        for block in self.blocks:
+            x = block(x)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        if self.upsample is not None:
+            x = self.upsample(x, (2 * x.shape[2], 2 * x.shape[3]))
+        return x
+
+
+class Middle(nn.Module):
+    """Two residual blocks at the smallest grid, every pixel looking at every other between them."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        width, groups = config.widths[-1], config.groups
+        self.first = ResBlock(width, width, groups=groups, eps=EPS)
+        self.attention = (
+            PixelAttention(width, heads=1, groups=groups, eps=EPS) if config.attention else None
+        )
+        self.second = ResBlock(width, width, groups=groups, eps=EPS)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        x = self.first(x)
+        if self.attention is not None:
+            x = self.attention(x)
+        result: Tensor = self.second(x)
+        return result
+
+
+class Encoder(nn.Module):
+    """Pictures to the means and log variances of latents, stacked as channels."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        widths, last = config.widths, len(config.widths) - 1
+        self.conv_in = nn.Conv2d(config.channels, widths[0], 3, padding=1)
+        inner = (widths[0], *widths)
+        self.down = nn.ModuleList(
+            Level((inner[level], *[width] * config.blocks), config.groups, downsample=level < last)
+            for level, width in enumerate(widths)
+        )
+        self.middle = Middle(config)
+        self.norm_out = GroupNorm(config.groups, widths[-1], EPS)
+        moments = 2 * config.latent_channels
+        self.conv_out = nn.Conv2d(widths[-1], moments, 3, padding=1)
+        self.quant_conv = nn.Conv2d(moments, moments, 1) if config.quant_conv else None
+
+    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O h w"]:
+        x = self.conv_in(image)
+        for level in self.down:
+            x = level(x)
+        x = self.conv_out(F.silu(self.norm_out(self.middle(x))))
+        moments: Tensor = x if self.quant_conv is None else self.quant_conv(x)
+        return moments
+
+
+class Decoder(nn.Module):
+    """Latents, not scaled, to pictures."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        widths, latent = config.widths[::-1], config.latent_channels
+        last = len(widths) - 1
+        self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.quant_conv else None
+        self.conv_in = nn.Conv2d(latent, widths[0], 3, padding=1)
+        self.middle = Middle(config)
+        inner = (widths[0], *widths)
+        self.up = nn.ModuleList(
+            Level(
+                (inner[level], *[width] * (config.blocks + 1)),
+                config.groups,
+                upsample=level < last,
+            )
+            for level, width in enumerate(widths)
+        )
+        self.norm_out = GroupNorm(config.groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], config.channels, 3, padding=1)
+
+    def forward(self, z: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B C H W"]:
+        x = z if self.post_quant_conv is None else self.post_quant_conv(z)
+        x = self.middle(self.conv_in(x))
+        for level in self.up:
+            x = level(x)
+        image: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        return image
+
+
+class Autoencoder(nn.Module):
+    """Pictures in [-1, 1] to scaled latents and back.
+
+    A picture of any size: it is continued to the right and below, by its last column and row, up to
+    multiples of `config.factor`; `decode` cuts that off when it is told the size.
+
+    `tile` is a side in pixels: larger pictures are worked on in overlapping tiles of that size, in
+    the memory of one, which changes them slightly, since norms and attention then see a tile only.
+
+    In half precision, pictures that come out as infinity or not a number are done again in
+    float32, with a warning: the published SDXL autoencoder overflows float16.
+    """
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def posterior(self, image: Float[Tensor, "B C H W"], tile: int | None = None) -> Gaussian:
+        """What latents a picture has, before scaling, each with its uncertainty.
+
+        Raises:
+            ValueError: another number of channels, or a tile that is too small.
+        """
+        if image.shape[1] != self.config.channels:
+            raise ValueError(
+                f"this autoencoder reads pictures of {self.config.channels} channels, "
+                f"not {image.shape[1]}"
+            )
+        factor = self.config.factor
+        image = continued(image, factor)
+        side = self._side(tile, image)
+        moments = tiled(
+            lambda part: finite(self.encoder, part),
+            image,
+            side=side,
+            overlap=_overlap(side, factor),
+            shrink=factor,
+        )
+        mean, logvar = moments.to(image.dtype).chunk(2, dim=1)
+        return Gaussian(mean, logvar.clamp(-30, 20))
+
+    def encode(
+        self,
+        image: Float[Tensor, "B C H W"],
+        noise: Float[Tensor, "B Z h w"] | None = None,
+        *,
+        tile: int | None = None,
+    ) -> Float[Tensor, "B Z h w"]:
+        """Scaled latents of a picture: the likeliest, or with standard normal noise a draw."""
+        posterior = self.posterior(image, tile)
+        return self.scaled(posterior.mode() if noise is None else posterior.sample(noise))
+
+    def decode(
+        self,
+        latents: Float[Tensor, "B Z h w"],
+        size: tuple[int, int] | None = None,
+        *,
+        tile: int | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """The picture of scaled latents, about in [-1, 1]; `size` is its height and width.
+
+        Raises:
+            ValueError: latents that are none of a picture of that size, or not finite.
+        """
+        shape = tuple(latents.shape[1:])
+        factor = self.config.factor
+        height, width = size or (factor * shape[1], factor * shape[2])
+        expected = self.config.latent_shape(height, width)
+        if shape != expected:
+            raise ValueError(
+                f"a picture of {height} x {width} has latents of {expected}, not {shape}"
+            )
+        side = self._side(tile, latents, factor) // factor
+        image = tiled(
+            lambda part: finite(self.decoder, part),
+            self.unscaled(latents),
+            side=side,
+            overlap=_overlap(side, 1),
+            grow=factor,
+        )
+        return image[:, :, :height, :width].to(latents.dtype)
+
+    def reconstruct(
+        self, image: Float[Tensor, "B C H W"], noise: Float[Tensor, "B Z h w"] | None = None
+    ) -> Float[Tensor, "B C H W"]:
+        """There and back, at the picture's own size."""
+        height, width = image.shape[2:]
+        return self.decode(self.encode(image, noise), (height, width))
+
+    def scaled(self, z: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B Z h w"]:
+        """What diffusion works on: about unit variance."""
+        means, stds = self._channels(z)
+        return (z - self.config.shift - means) / stds * self.config.scale
+
+    def unscaled(self, latents: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B Z h w"]:
+        """What the decoder reads: the inverse of `scaled`."""
+        means, stds = self._channels(latents)
+        return latents / self.config.scale * stds + means + self.config.shift
+
+    def _channels(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        count = self.config.latent_channels
+        means = self.config.channel_means or (0.0,) * count
+        stds = self.config.channel_stds or (1.0,) * count
+        return like.new_tensor(means)[:, None, None], like.new_tensor(stds)[:, None, None]
+
+    def _side(self, tile: int | None, x: Tensor, factor: int = 1) -> int:
+        """The side of tiles in pixels: that of the whole where nothing is asked for."""
+        if tile is None:
+            return factor * max(x.shape[2:])
+        step = self.config.factor
+        if tile < 4 * step or tile % step:
+            raise ValueError(f"tile must be a multiple of {step}, at least {4 * step}, not {tile}")
+        return tile
+
+
+def _overlap(side: int, step: int) -> int:
+    """A quarter of a tile, in multiples of `step`."""
+    return side // 4 // step * step
+
+
+def finite(network: nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O H2 W2"]:
+    """The network in the precision of its weights; what overflows there again in float32.
+
+    Pictures that came out well stay as they are, so that company changes nothing.
+
+    Raises:
+        ValueError: it was not finite to begin with.
+    """
+    kind = next(network.parameters()).dtype
+    result: Tensor = network(x.to(kind))
+    if torch.finfo(kind).bits >= 32:
+        return result
+    bad = ~result.isfinite().flatten(1).all(1)
+    if not bool(bad.any()):
+        return result
+    if not bool(x.isfinite().all()):
+        raise ValueError(
+            "the autoencoder was given numbers that are not finite: the network before it "
+            "overflowed. Run that in bfloat16 or float32"
+        )
+    warnings.warn(
+        f"{int(bad.sum())} of {len(bad)} pictures overflowed {kind} in the autoencoder and are "
+        "done again in float32; bfloat16 would not overflow",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    wide = {name: weight.float() for name, weight in network.named_parameters()}
+    result = result.float()
+    result[bad] = functional_call(network, wide, (x[bad].float(),))
+    return result

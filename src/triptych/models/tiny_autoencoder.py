@@ -1,0 +1,224 @@
+"""Tiny autoencoders of published latents: the TAESD family of Ollin Boer Bohan.
+
+Some convolutions that were trained to answer as a large autoencoder does, in a hundredth of its
+time: for previews while a picture is made, and as a real latent space to train in.
+
+Dimensions: B pictures, C channels, H height, W width, Z latent channels, h w latent sides.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triptych.nn.norm import GroupNorm
+from triptych.nn.tiles import continued, tiled
+
+RANGE = 3.0
+"""Latents are bent into -3 to 3 before they are decoded; in 8 bits they are kept in that range."""
+
+
+@dataclass(frozen=True)
+class TinyAutoencoderConfig:
+    """Size of a tiny autoencoder; the defaults are those of Stable Diffusion 1.x, 2.x and XL.
+
+    Stable Diffusion 3 and FLUX.1 have 16 latent channels; FLUX.2 has 32, and `global_norm`.
+    """
+
+    channels: int = 3
+    latent_channels: int = 4
+    width: int = 64
+    """Channels of every layer between."""
+    blocks: tuple[int, ...] = (1, 3, 3, 3)
+    """Blocks per level from the finest; each level after the first halves the side."""
+    global_norm: bool = False
+    """Blocks of the smallest grid also see the picture as a whole, through a group norm."""
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "latent_channels", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.blocks or min(self.blocks) < 0:
+            raise ValueError(f"blocks must be counts, at least one, not {self.blocks}")
+
+    @property
+    def factor(self) -> int:
+        """How many pixels of a side become one."""
+        return 1 << (len(self.blocks) - 1)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(Z, h, w) of a picture of any size; sides that are no multiple of `factor` round up."""
+        return self.latent_channels, -(-height // self.factor), -(-width // self.factor)
+
+
+class GlobalNorm(nn.Module):
+    """Many channels at each place, normalised over the whole picture: what it is like all over."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.up = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.norm = GroupNorm(4, 4 * width)
+        self.down = nn.Conv2d(4 * width, width, 1, bias=False)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        result: Tensor = self.down(F.relu(self.norm(self.up(x))))
+        return result
+
+
+class Block(nn.Module):
+    """Three convolutions beside a shortcut."""
+
+    def __init__(self, width: int, *, global_norm: bool):
+        super().__init__()
+        self.overall = GlobalNorm(width) if global_norm else None
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv3 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        if self.overall is not None:
+            x = x + self.overall(x)
+        h = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
+        return F.relu(h + x)
+
+
+def _blocks(config: TinyAutoencoderConfig, level: int) -> nn.ModuleList:
+    smallest = config.global_norm and level == len(config.blocks) - 1
+    return nn.ModuleList(
+        Block(config.width, global_norm=smallest) for _ in range(config.blocks[level])
+    )
+
+
+class TinyEncoder(nn.Module):
+    """Pictures in [0, 1] to latents."""
+
+    def __init__(self, config: TinyAutoencoderConfig):
+        super().__init__()
+        width, levels = config.width, range(len(config.blocks))
+        self.conv_in = nn.Conv2d(config.channels, width, 3, padding=1)
+        self.downsample = nn.ModuleList(
+            nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False) for _ in levels[1:]
+        )
+        self.levels = nn.ModuleList(_blocks(config, level) for level in levels)
+        self.conv_out = nn.Conv2d(width, config.latent_channels, 3, padding=1)
+
+    def forward(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B Z h w"]:
+        x = self.conv_in(image)
+        for level, blocks in enumerate(self.levels):
+            if level > 0:
+                x = self.downsample[level - 1](x)
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x)
+        latents: Tensor = self.conv_out(x)
+        return latents
+
+
+class TinyDecoder(nn.Module):
+    """Latents to pictures in [0, 1], about."""
+
+    def __init__(self, config: TinyAutoencoderConfig):
+        super().__init__()
+        width, levels = config.width, range(len(config.blocks))
+        self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
+        self.levels = nn.ModuleList(_blocks(config, level) for level in reversed(levels))
+        self.upsample = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in levels[1:]
+        )
+        self.conv_out = nn.Conv2d(width, config.channels, 3, padding=1)
+
+    def forward(self, latents: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B C H W"]:
+        x = F.relu(self.conv_in(torch.tanh(latents / RANGE) * RANGE))
+        for level, blocks in enumerate(self.levels):
+            if level > 0:
+                x = self.upsample[level - 1](F.interpolate(x, scale_factor=2.0))
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x)
+        image: Tensor = self.conv_out(x)
+        return image
+
+
+class TinyAutoencoder(nn.Module):
+    """Pictures in [-1, 1] to latents and back, with the latents of a large autoencoder.
+
+    They are scaled as that one's `encode` gives them, so either decodes what the other encoded;
+    there is no uncertainty, and no factor on the way out. (FLUX.2's are those before 2 x 2 of them
+    become channels, normalised.) Inside, pictures are in [0, 1].
+
+    Any size is handled as `Autoencoder` does: continued to the right and below, cut by `decode`.
+    """
+
+    def __init__(self, config: TinyAutoencoderConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = TinyEncoder(config)
+        self.decoder = TinyDecoder(config)
+
+    def encode(
+        self, image: Float[Tensor, "B C H W"], *, tile: int | None = None
+    ) -> Float[Tensor, "B Z h w"]:
+        """Scaled latents of a picture; larger ones than `tile` pixels in overlapping tiles.
+
+        Raises:
+            ValueError: another number of channels.
+        """
+        if image.shape[1] != self.config.channels:
+            raise ValueError(
+                f"this autoencoder reads pictures of {self.config.channels} channels, "
+                f"not {image.shape[1]}"
+            )
+        factor = self.config.factor
+        image = continued(image, factor)
+        kind = self.encoder.conv_in.weight.dtype
+        side = -(-(tile or max(image.shape[2:])) // factor)
+        latents = tiled(
+            lambda part: self.encoder(((part + 1) / 2).to(kind)),
+            image,
+            side=side * factor,
+            overlap=side // 4 * factor,
+            shrink=factor,
+        )
+        return latents.to(image.dtype)
+
+    def decode(
+        self,
+        latents: Float[Tensor, "B Z h w"],
+        size: tuple[int, int] | None = None,
+        *,
+        tile: int | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """The picture of scaled latents, about in [-1, 1]; `size` is its height and width.
+
+        Raises:
+            ValueError: latents that are none of a picture of that size.
+        """
+        shape = tuple(latents.shape[1:])
+        factor = self.config.factor
+        height, width = size or (factor * shape[1], factor * shape[2])
+        expected = self.config.latent_shape(height, width)
+        if shape != expected:
+            raise ValueError(
+                f"a picture of {height} x {width} has latents of {expected}, not {shape}"
+            )
+        kind = self.decoder.conv_in.weight.dtype
+        side = -(-tile // factor) if tile else max(shape[1:])
+        image = tiled(
+            lambda part: self.decoder(part.to(kind)),
+            latents,
+            side=side,
+            overlap=side // 4,
+            grow=factor,
+        )
+        return image[:, :, :height, :width].to(latents.dtype) * 2 - 1
+
+
+def to_bytes(latents: Float[Tensor, "B Z h w"]) -> Tensor:
+    """Latents as uint8, -3 to 3 in 255 steps: small enough to keep or send, hardly a difference."""
+    share = (latents.float() / (2 * RANGE) + 0.5).clamp(0, 1)
+    return (share * 255).round().to(torch.uint8)
+
+
+def from_bytes(stored: Tensor) -> Float[Tensor, "B Z h w"]:
+    """The latents of such bytes, in float32."""
+    return (stored.float() / 255 - 0.5) * (2 * RANGE)

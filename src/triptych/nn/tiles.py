@@ -1,0 +1,87 @@
+"""A network over pictures of any size: overlapping tiles of large ones, blended without seams.
+
+Dimensions: B batch, C channels, O output channels, H height, W width, N tiles along one side, L
+pixels along it.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def continued(image: Float[Tensor, "B C H W"], step: int) -> Float[Tensor, "B C H2 W2"]:
+    """Sides up to multiples of `step`: the last column repeats to the right, the last row below."""
+    height, width = image.shape[2:]
+    if height % step or width % step:
+        return F.pad(image, (0, -width % step, 0, -height % step), mode="replicate")
+    return image
+
+
+def tiled(
+    network: Callable[[Tensor], Tensor],
+    x: Float[Tensor, "B C H W"],
+    *,
+    side: int,
+    overlap: int,
+    shrink: int = 1,
+    grow: int = 1,
+) -> Float[Tensor, "B O H2 W2"]:
+    """What `network` makes of tiles of at most `side` pixels, in the memory that one tile takes.
+
+    Each pixel of the result is a weighted mean of the tiles that cover it; a tile's weight rises
+    linearly from nothing at its border to the whole over `overlap` pixels, except at the borders
+    of the picture. A picture that fits into one tile goes through the network as it is.
+
+    The network makes one pixel of `shrink`, or `grow` of one, along each side; `x`, `side` and
+    `overlap` are multiples of `shrink`, and `overlap` is less than `side`.
+    """
+    tops, lefts = (starts(length, side, overlap, shrink) for length in x.shape[2:])
+    if len(tops) == len(lefts) == 1:
+        return network(x)
+
+    def scaled(pixels: int) -> int:
+        return pixels * grow // shrink
+
+    size = [scaled(length) for length in x.shape[2:]]
+    rows, columns = (
+        shares([scaled(start) for start in places], scaled(side), scaled(overlap), length)
+        for places, length in zip((tops, lefts), size, strict=True)
+    )  # (N, L)
+    whole = None
+    for top, row in zip(tops, rows.to(x.device), strict=True):
+        for left, column in zip(lefts, columns.to(x.device), strict=True):
+            tile = network(x[:, :, top : top + side, left : left + side])
+            if whole is None:
+                kind = torch.promote_types(tile.dtype, torch.float32)  # sums of many small shares
+                whole = tile.new_zeros(*tile.shape[:2], *size, dtype=kind)
+            down = slice(scaled(top), scaled(top) + tile.shape[2])
+            across = slice(scaled(left), scaled(left) + tile.shape[3])
+            whole[:, :, down, across] += tile * (row[down, None] * column[across])
+    assert whole is not None
+    return whole.to(tile.dtype)
+
+
+def starts(length: int, side: int, overlap: int, step: int = 1) -> list[int]:
+    """Where tiles begin, in multiples of `step`: as few as overlap enough, evenly spread."""
+    if length <= side:
+        return [0]
+    count = -(-(length - overlap) // (side - overlap))
+    spare = (length - side) // step
+    return [spare * tile // (count - 1) * step for tile in range(count)]
+
+
+def shares(places: list[int], side: int, overlap: int, length: int) -> Float[Tensor, "N L"]:
+    """How much each tile counts at each pixel; they sum to 1."""
+    weights = torch.zeros(len(places), length)
+    for weight, start in zip(weights, places, strict=True):
+        ramp = torch.arange(0.5, min(side, length)).div(max(overlap, 1)).clamp(max=1)
+        inside = torch.ones_like(ramp)
+        if start > 0:
+            inside = inside.minimum(ramp)
+        if start + side < length:
+            inside = inside.minimum(ramp.flip(0))
+        weight[start : start + len(inside)] = inside
+    return weights / weights.sum(0)
