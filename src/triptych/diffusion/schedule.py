@@ -106,7 +106,8 @@ class Discrete:
     @cached_property
     def signal(self) -> Tensor:
         """alpha^2 of every training time, float64."""
-        return (1 - torch.tensor(self.betas, dtype=torch.float64)).cumprod(0)
+        # numbers also where a model is built without any, on the meta device
+        return (1 - torch.tensor(self.betas, dtype=torch.float64, device="cpu")).cumprod(0)
 
     @cached_property
     def ratios(self) -> list[float]:

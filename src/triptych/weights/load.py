@@ -11,11 +11,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from triptych import config, runtime
+from triptych.models.autoencoder import Autoencoder, AutoencoderConfig
 from triptych.models.classifier import Classifier, ClassifierConfig
 from triptych.models.clip import Clip, ClipConfig
 from triptych.models.cvae import Cvae, CvaeConfig
 from triptych.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from triptych.models.siglip import Siglip, SiglipConfig
+from triptych.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
 from triptych.models.wgan import Generator, WganConfig
 from triptych.models.word_space import WordSpace, WordSpaceConfig
 from triptych.text.tokenizer import Tokenizer, TokenizerConfig, open_tokenizer
@@ -34,6 +36,8 @@ MODELS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "clip": (ClipConfig, Clip),
     "siglip": (SiglipConfig, Siglip),
     "word-space": (WordSpaceConfig, WordSpace),
+    "autoencoder": (AutoencoderConfig, Autoencoder),
+    "stable-diffusion": (StableDiffusionConfig, StableDiffusion),
 }
 TWO_TOWERS = ("clip", "siglip")
 """Models that bring pictures and texts into one space."""
@@ -63,6 +67,8 @@ class Card:
     """How many quadrants of a picture to complete are visible; 0 for other conditions."""
     tokenizer: TokenizerConfig | None = None
     """What stands around the vocabulary in tokenizer.json."""
+    tokenizers: tuple[TokenizerConfig, ...] = ()
+    """Of a text-to-image model: the same for each of its text towers."""
     transform: ImageTransform | None = None
     """What is done to a picture before the model looks at it."""
     triptych: str = ""
@@ -78,6 +84,8 @@ class Loaded:
     model: nn.Module
     tokenizer: Tokenizer | None = None
     transform: ImageTransform | PatchTransform | None = None
+    tokenizers: tuple[Tokenizer, ...] = ()
+    """Of a text-to-image model: one for each of its text towers."""
 
     def embed_text(self, texts: Sequence[str], batch: int = 64) -> Float[Tensor, "N E"]:
         """Texts in the shared space: unit length, float32, on the CPU.
@@ -221,7 +229,8 @@ def _load_run(folder: Path, name: str, device: torch.device | str) -> Loaded:
     tokenizer = None
     if card.tokenizer is not None:
         tokenizer = open_tokenizer(folder / "tokenizer.json", card.tokenizer)
-    return Loaded(folder.resolve().name, card, settings, model, tokenizer, card.transform)
+    towers = tuple(open_tokenizer(folder / "tokenizer.json", each) for each in card.tokenizers)
+    return Loaded(folder.resolve().name, card, settings, model, tokenizer, card.transform, towers)
 
 
 def _read_card(path: Path) -> dict[str, Any]:
