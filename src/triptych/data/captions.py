@@ -1,8 +1,10 @@
 """What a source says in words: its captions, or sentences made of its class names."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 
 from triptych.data.scene_descriptions import caption
 from triptych.data.scenes import SceneSource
@@ -30,6 +32,27 @@ def captions_of(source: Source, most: int) -> list[tuple[str, ...]]:
         read = source.read(chosen[start : start + 256].tolist())["caption"]
         found += [(text,) if isinstance(text, str) else tuple(text) for text in read]
     return found
+
+
+def reader(source: Source, templates: Sequence[str]) -> Callable[[dict[str, Any]], list[str]]:
+    """The texts of a batch: its captions, or its class names in sentences drawn at random.
+
+    Raises:
+        ValueError: the source says nothing.
+    """
+    if source.captioned:
+        return lambda batch: list(batch["caption"])
+    if not source.classes:
+        raise ValueError(
+            f"{source.name!r} has neither captions nor classes: put a .txt of the same name beside "
+            "each picture, or sort the pictures into a folder for each class"
+        )
+
+    def read(batch: dict[str, Any]) -> list[str]:
+        draws = torch.randint(len(templates), (len(batch["label"]),)).tolist()
+        return sentences(source.classes, batch["label"].tolist(), templates, draws)
+
+    return read
 
 
 def sentences(

@@ -9,7 +9,7 @@ Dimensions: B pictures, C channels, H height, W width, Z latent channels, h w la
 of a text, D width of the context, V numbers of the pooled vector, N sizes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,8 +26,10 @@ from triptych.diffusion.denoiser import (
     parameterisation,
 )
 from triptych.diffusion.guidance import rescaled
+from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.objective import matching, offset_noise, training_levels
-from triptych.diffusion.samplers import Denoiser, Level
+from triptych.diffusion.samplers import Denoiser, Level, Step
+from triptych.diffusion.sampling import sample as walk
 from triptych.diffusion.schedule import Discrete, Flow, Levels, Schedule, betas, zero_terminal
 from triptych.diffusion.spacing import Kind
 from triptych.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -127,6 +129,11 @@ class StableDiffusionConfig:
         """How many pixels of a side become one place of the U-Net."""
         kind = self.autoencoder or self.tiny
         return self.patch if kind is None else kind.factor
+
+    @property
+    def sizes(self) -> int:
+        """How many sizes the U-Net is told: 6 in SDXL, 5 in its refiner, mostly none."""
+        return self.unet.sizes(self.text[-1].dim or 0) if self.unet.added else 0
 
     @property
     def channels(self) -> int:
@@ -271,6 +278,32 @@ def objective(
         at,
         min_snr=min_snr,
     )
+
+
+def sample(
+    model: StableDiffusion,
+    cond: Conditioning,
+    uncond: Conditioning,
+    noise: PictureNoise,
+    *,
+    height: int = 0,
+    width: int = 0,
+    sampler: str = "",
+    steps: int = 0,
+    spacing: Kind | None = None,
+    guidance: float | None = None,
+) -> Iterator[Step]:
+    """Latents of these prompts, step by step; `decode` the last step's x.
+
+    What is not given is the configuration's. Put the model into evaluation mode first.
+    """
+    config = model.config.sampling
+    walked, scale = sampling_walk(model, sampler, steps, spacing)
+    shape = model.config.latent_shape(height or config.height, width or config.width)
+    x = (scale * noise.start(shape)).to(cond["context"].device)
+    chosen = config.guidance if guidance is None else guidance
+    denoise = model.denoiser(cond, uncond, chosen, config.rescale)
+    return walk(sampler or config.sampler, denoise, x, walked, noise)
 
 
 def sampling_walk(

@@ -71,7 +71,8 @@ def fit(
         if recipe.beside:
             recipe.beside(run)
         whole = recipe.finished(shown) if recipe.finished else shown
-        checkpoint.export(run, whole, recipe.card)
+        card = recipe.card(whole) if callable(recipe.card) else recipe.card
+        checkpoint.export(run, whole, card)
         path = checkpoint.save(run, step, _tensors(recipe, ema), remembered, training.keep)
         if isinstance(data, Batches) and data.skipped:
             write_skipped(run / "skipped.jsonl", data.skipped)

@@ -55,9 +55,9 @@ class Recipe:
     updates: Sequence[Update]
     batches: Callable[[int], Iterator[Batch]]
     """Endless batches from a position on; batch k is a function of (seed, rank, k)."""
-    card: dict[str, Any]
+    card: dict[str, Any] | Callable[[nn.Module], dict[str, Any]]
     """What config.json will say: the model's name and configuration, and what its conditions are
-    called.
+    called. A function of what is exported where training measures some of it.
     """
     chance: str = ""
     """What the loss is before anything is learned, for the reader of the first lines."""

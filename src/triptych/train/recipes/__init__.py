@@ -8,4 +8,6 @@ RECIPES = {
     "clip": "triptych.train.recipes.contrastive",
     "siglip": "triptych.train.recipes.contrastive",
     "word-space": "triptych.train.recipes.word_space",
+    "autoencoder": "triptych.train.recipes.autoencoder",
+    "text-to-image": "triptych.train.recipes.text_to_image",
 }

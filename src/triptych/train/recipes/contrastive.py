@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from triptych import runtime
 from triptych.config import to_json
 from triptych.data.batches import batches
-from triptych.data.captions import captions_of, sentences
+from triptych.data.captions import captions_of, reader
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
 from triptych.models import clip, siglip
@@ -52,7 +51,7 @@ def build(request: TrainClip | TrainSiglip) -> Recipe:
     model = model.to(on)
     initial = copy.deepcopy(model).requires_grad_(False) if towers.interpolate < 1 else None
     _choose_what_moves(model, towers)
-    read = reader(source, tokenizer, templates)
+    read = reader(source, templates)
     changes = _changes(towers)
     objective = clip.objective if isinstance(model, Clip) else siglip.objective
 
@@ -104,25 +103,6 @@ def build(request: TrainClip | TrainSiglip) -> Recipe:
         finished=finished if towers.lora or initial is not None else None,
         beside=tokenizer.save,
     )
-
-
-def reader(
-    source: Source, tokenizer: Tokenizer, templates: tuple[str, ...]
-) -> Callable[[Batch], list[str]]:
-    """The texts of a batch: its captions, or its class names in sentences drawn at random."""
-    if source.captioned:
-        return lambda batch: list(batch["caption"])
-    if not source.classes:
-        raise ValueError(
-            f"{source.name!r} has neither captions nor classes: put a .txt of the same name beside "
-            "each picture, or sort the pictures into a folder for each class"
-        )
-
-    def read(batch: Batch) -> list[str]:
-        draws = torch.randint(len(templates), (len(batch["label"]),)).tolist()
-        return sentences(source.classes, batch["label"].tolist(), templates, draws)
-
-    return read
 
 
 def interpolated(before: nn.Module, after: nn.Module, share: float) -> nn.Module:

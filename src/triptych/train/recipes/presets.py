@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from triptych.train.recipes.requests import (
     Towers,
+    TrainAutoencoder,
     TrainClassifier,
     TrainClip,
     TrainCvae,
@@ -14,6 +15,7 @@ from triptych.train.recipes.requests import (
     TrainPixelDiffusion,
     TrainRequest,
     TrainSiglip,
+    TrainTextToImage,
     TrainWgan,
     TrainWordSpace,
 )
@@ -250,6 +252,62 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
         "ViT-B-16": TrainSiglip(
             _published(16, 768, 12, 12, 768, 12, 12, 224, dim=768).training,
             replace(_published(16, 768, 12, 12, 768, 12, 12, 224, dim=768).towers, length=64),
+        ),
+    },
+    "autoencoder": {
+        "tiny": TrainAutoencoder(
+            Training(
+                data="scenes",
+                size=32,
+                batch_size=64,
+                steps=4000,
+                schedule="cosine",
+                warmup=100,
+                ema_halflife=200,
+                evaluate_every=1000,
+                sample_every=1000,
+                precision="auto",
+            ),
+        ),
+        "f8": TrainAutoencoder(
+            Training(
+                size=256,
+                batch_size=16,
+                accumulate=1,
+                steps=200_000,
+                schedule="constant",
+                warmup=1000,
+                ema_halflife=2000,
+                evaluate_every=5000,
+                sample_every=5000,
+                precision="auto",
+            ),
+            widths=(128, 256, 512, 512),
+            blocks=2,
+            groups=32,
+            attention=True,
+            kl=1e-6,
+            adversarial=0.5,
+            adversarial_from=50_000,
+            discriminator_widths=(64, 128, 256),
+            learning_rate=7e-5,
+            discriminator_learning_rate=7e-5,
+        ),
+    },
+    "text-to-image": {
+        "tiny": TrainTextToImage(
+            Training(
+                data="scenes-one",
+                size=32,
+                batch_size=64,
+                steps=10_000,
+                schedule="cosine",
+                warmup=200,
+                ema_halflife=200,
+                evaluate_every=1000,
+                sample_every=1000,
+                precision="auto",
+            ),
         ),
     },
     "classifier": {

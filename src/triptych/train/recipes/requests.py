@@ -336,6 +336,131 @@ class TrainWordSpace:
             raise ValueError(f"fine_tune is a share of the steps, 0 to 1, not {self.fine_tune}")
 
 
+@dataclass(frozen=True)
+class TrainAutoencoder:
+    """KL autoencoder: pictures as small grids of numbers, in which diffusion then works (Rombach
+    2022).
+    """
+
+    training: Training = field(
+        default_factory=lambda: Training(
+            data="scenes", size=32, schedule="cosine", warmup=100, ema_halflife=200
+        )
+    )
+    latent_channels: int = 4
+    widths: tuple[int, ...] = (32, 64, 96)
+    """Channels per level; each level after the first halves the side."""
+    blocks: int = 1
+    groups: int = 16
+    attention: bool = False
+    """Attention over all pixels between the blocks of the smallest grid."""
+    likelihood: Literal["l1", "gaussian"] = "l1"
+    """Absolute differences, or a normal distribution whose deviation is learned."""
+    kl: float = 1e-3
+    """Weight of the nats of the latents, against the sum over the values of a picture."""
+    perceptual: str = ""
+    """A trained classifier or CLIP whose features pictures are compared in, too."""
+    perceptual_weight: float = 1.0
+    adversarial: float = 0.0
+    """Weight of a patch discriminator's opinion, 0 for none; there 0.5."""
+    adversarial_from: int = 0
+    """The step from which it counts: when reconstructions are worth judging."""
+    discriminator_widths: tuple[int, ...] = (32, 64)
+    learning_rate: float = 1e-3
+    discriminator_learning_rate: float = 5e-4
+    max_norm: float = 1e4
+    """Gradients are scaled down to this norm; the objective is a sum over a picture's values."""
+
+    def __post_init__(self) -> None:
+        for name in ("kl", "perceptual_weight", "adversarial", "adversarial_from"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrainTextToImage:
+    """Pictures from text by diffusion in latents (Rombach 2022): from nothing, or going on from a
+    trained or published model, all of it or by low-rank updates.
+    """
+
+    training: Training = field(
+        default_factory=lambda: Training(
+            data="scenes-one",
+            size=32,
+            schedule="cosine",
+            warmup=200,
+            ema_halflife=200,
+            precision="auto",
+        )
+    )
+    init: str = ""
+    """A text-to-image model to go on from; the sizes below are then its own."""
+    autoencoder: str = ""
+    """What makes latents, and stays as it is: a run folder, a published autoencoder, large or tiny.
+    Empty works on pixels.
+    """
+    patch: int = 2
+    """Without an autoencoder: squares of so many pixels a side are one place of the U-Net."""
+    clip: str = ""
+    """A trained CLIP whose text tower reads, and stays as it is. Empty trains a tower with the
+    rest.
+    """
+    text_width: int = 128
+    text_layers: int = 3
+    text_heads: int = 4
+    length: int = 32
+    """The longest text in tokens; what is over is cut and counted."""
+    vocabulary: int = 2048
+    """Tokens of a vocabulary learned from the captions of the data."""
+    templates: str = "photo"
+    """Sentences that class names become where the data has no captions: photo, simple, imagenet."""
+    drop: float = 0.1
+    """How often the text is left out, so that sampling can be guided; 0 forbids guidance."""
+    widths: tuple[int, ...] = (64, 128, 192)
+    """Channels of the U-Net's levels; each level after the first halves the side."""
+    blocks: int = 1
+    transformers: tuple[int, ...] = (0, 1, 1)
+    """Transformer blocks behind every residual block of a level, which read the text."""
+    head_width: int = 32
+    groups: int = 16
+    noise_schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "flow"] = "flow"
+    zero_terminal_snr: bool = False
+    """Stretch a table of betas so that it ends in pure noise."""
+    shift: float = 1.0
+    """Of a flow's time, towards noise; above 1 for large pictures."""
+    predicts: Literal["noise", "velocity", "sample", "flow"] = "flow"
+    min_snr: float = 0.0
+    """Above 0, clean levels count less: gamma of arXiv:2303.09556, there 5."""
+    offset: float = 0.0
+    """Offset noise, so that very dark and bright pictures are learned too; there 0.1."""
+    first: str = ""
+    """Data for the first `first_steps` steps, easier than the rest: a curriculum."""
+    first_steps: int = 0
+    lora: int = 0
+    """Rank of low-rank updates of the U-Net's attention that are learned in place of all weights; 0
+    learns all.
+    """
+    sampler: str = "dpmpp_2m"
+    """What `generate` uses unless told otherwise; so with steps, guidance and spacing."""
+    sampling_steps: int = 20
+    guidance: float = 3.0
+    spacing: str = "trailing"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    beta2: float = 0.99
+    max_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"drop is a share, 0 to below 1, not {self.drop}")
+        if self.lora < 0 or (self.lora and not self.init):
+            raise ValueError("lora is a rank, for a model to go on from: give init")
+        if bool(self.first) != bool(self.first_steps):
+            raise ValueError("first and first_steps go together: easier data, and for how long")
+        if self.init and (self.autoencoder or self.clip):
+            raise ValueError("a model to go on from has its own autoencoder and text towers")
+
+
 TrainRequest = (
     TrainCvae
     | TrainWgan
@@ -344,6 +469,8 @@ TrainRequest = (
     | TrainClip
     | TrainSiglip
     | TrainWordSpace
+    | TrainAutoencoder
+    | TrainTextToImage
 )
 
 REQUESTS: dict[str, type[TrainRequest]] = {
@@ -354,4 +481,6 @@ REQUESTS: dict[str, type[TrainRequest]] = {
     "clip": TrainClip,
     "siglip": TrainSiglip,
     "word-space": TrainWordSpace,
+    "autoencoder": TrainAutoencoder,
+    "text-to-image": TrainTextToImage,
 }

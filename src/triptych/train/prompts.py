@@ -1,0 +1,119 @@
+"""What a text-to-image model draws for held-out prompts, and whether it is what they say.
+
+Dimensions: N prompts.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import nn
+
+from triptych.data.batches import take
+from triptych.data.captions import sentences
+from triptych.data.scene_judge import report, satisfies
+from triptych.data.scene_reader import read
+from triptych.data.scenes import SceneSource
+from triptych.data.source import Source
+from triptych.diffusion.denoiser import Conditioning
+from triptych.diffusion.noise import PictureNoise
+from triptych.models.stable_diffusion import StableDiffusion, sample
+from triptych.text.tokenizer import Tokenizer
+from triptych.vision.grids import contact_sheet
+from triptych.vision.images import to_pictures
+
+SHOWN = 15  # prompts of a run's sheet
+JUDGED = 200  # prompts that the exact judge looks at during training
+CHUNK = 50
+
+Tokenizers = Sequence[Tokenizer]
+
+
+def tell(model: StableDiffusion, tokenizers: Tokenizers, texts: Sequence[str]) -> Conditioning:
+    """What the U-Net is told of plain texts: their states, and the pooled vector if it has one.
+
+    A text that is longer than the window loses its end.
+    """
+    on = next(model.parameters()).device
+    tokens = [tokenizer.encode(list(texts)).tokens.to(on) for tokenizer in tokenizers]
+    context, vector = model.encode_text(tokens)
+    cond = {"context": context}
+    if vector is not None:
+        cond["vector"] = vector
+    if count := model.config.sizes:
+        height, width = model.config.sampling.height, model.config.sampling.width
+        sizes = torch.tensor([height, width, 0, 0, height, width][:count], device=on)
+        cond["sizes"] = sizes.expand(len(texts), -1)
+    return cond
+
+
+def prompts_of(test: Source, count: int, templates: Sequence[str]) -> list[str]:
+    """Captions of the first held-out pictures, or sentences of their class names."""
+    batch = take(test, range(min(count, test.length or count)))
+    if "caption" in batch:
+        return list(batch["caption"])
+    labels = batch["label"].tolist()
+    return sentences(test.classes, labels, templates, range(len(labels)))
+
+
+def drawn(
+    model: StableDiffusion,
+    tokenizers: Tokenizers,
+    prompts: Sequence[str],
+    *,
+    guidance: float | None = None,
+    first_seed: int = 0,
+) -> UInt8[np.ndarray, "N _H _W _C"]:
+    """One picture a prompt, as the model's configuration samples; picture i has seed i."""
+    size = model.config.sampling.height, model.config.sampling.width
+    found = []
+    for start in range(0, len(prompts), CHUNK):
+        texts = prompts[start : start + CHUNK]
+        seeds = [first_seed + start + i for i in range(len(texts))]
+        with torch.inference_mode():
+            cond = tell(model, tokenizers, texts)
+            uncond = tell(model, tokenizers, [""] * len(texts))
+            *_, last = sample(model, cond, uncond, PictureNoise(seeds), guidance=guidance)
+            found.append(to_pictures(model.autoencoder.decode(last.x, size).float().cpu()))
+    return np.concatenate(found)
+
+
+def prompt_sheet(
+    test: Source, tokenizers: Tokenizers, templates: Sequence[str]
+) -> Callable[[nn.Module], np.ndarray]:
+    """A function of the model: its pictures of the first held-out prompts, each above its own."""
+    prompts = prompts_of(test, SHOWN, templates)
+
+    def draw(module: nn.Module) -> np.ndarray:
+        assert isinstance(module, StableDiffusion)
+        return contact_sheet(list(drawn(module, tokenizers, prompts)), prompts)
+
+    return draw
+
+
+def judged(
+    model: StableDiffusion,
+    tokenizers: Tokenizers,
+    prompts: Sequence[str],
+    *,
+    guidance: float | None = None,
+) -> dict[str, float]:
+    """The share of pictures of the built-in world that are what their prompt says, as a whole and
+    attribute by attribute, by the exact judge.
+    """
+    pictures = drawn(model, tokenizers, prompts, guidance=guidance)
+    verdicts = [
+        satisfies(read(picture), prompt) for picture, prompt in zip(pictures, prompts, strict=True)
+    ]
+    return {name: share.value for name, share in report(verdicts).items() if share.of}
+
+
+def held_out_judge(
+    test: Source, tokenizers: Tokenizers
+) -> Callable[[StableDiffusion], dict[str, float]] | None:
+    """`judged` on the first prompts of the built-in world; None for other sources."""
+    if not isinstance(test, SceneSource):
+        return None
+    prompts = prompts_of(test, JUDGED, ())
+    return lambda model: judged(model, tokenizers, prompts)

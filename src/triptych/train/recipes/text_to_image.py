@@ -1,0 +1,280 @@
+"""Recipe: pictures from text, by diffusion in latents or on pixels."""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from itertools import chain, islice
+
+import torch
+from torch import Tensor, nn
+
+from triptych import runtime
+from triptych.config import to_json
+from triptych.data.batches import Batches, batches, take
+from triptych.data.captions import captions_of, reader
+from triptych.data.source import Source
+from triptych.data.sources import open_source, open_train_and_test
+from triptych.models.autoencoder import Autoencoder
+from triptych.models.clip import Clip, TextConfig, TextEncoderConfig
+from triptych.models.latent_unet import LatentUNetConfig
+from triptych.models.stable_diffusion import (
+    SamplingConfig,
+    ScheduleConfig,
+    StableDiffusion,
+    StableDiffusionConfig,
+    objective,
+)
+from triptych.models.tiny_autoencoder import TinyAutoencoder
+from triptych.nn import lora
+from triptych.nn.loss import Loss
+from triptych.requests import sampler_named
+from triptych.text.templates import TEMPLATES
+from triptych.text.tokenizer import Tokenizer, train_tokenizer
+from triptych.train.optimizer import adam
+from triptych.train.prompts import held_out_judge, prompt_sheet, tell
+from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipes.requests import TrainTextToImage
+from triptych.weights.load import Card, Loaded, load
+
+LEARNED_FROM = 20_000  # pictures whose captions make the vocabulary
+HELD_OUT = 256  # test pictures that the loss is measured on during training
+CHUNK = 64
+
+
+def build(request: TrainTextToImage) -> Recipe:
+    """A text-to-image model with its data, from nothing or from a model that is there."""
+    training = request.training
+    on = runtime.device(training.device)
+    source, test = open_train_and_test(training.data, size=training.size or None)
+    templates = _templates(request.templates)
+    torch.manual_seed(runtime.key(training.seed, "weights"))
+    model, tokenizers = _start(request, source, templates)
+    model = model.to(on)
+    _choose_what_moves(model, request)
+    read = reader(source, templates)
+    moves = any(p.requires_grad for p in model.text.parameters())
+
+    def minimise(batch: Batch, step: int) -> Loss:
+        texts = read(batch)
+        left_out = torch.rand(len(texts)) < request.drop
+        said = ["" if gone else text for text, gone in zip(texts, left_out.tolist(), strict=True)]
+        with torch.set_grad_enabled(moves and torch.is_grad_enabled()):
+            cond = tell(model, tokenizers, said)
+        latents = encoded(model, batch["image"].to(on))
+        return objective(
+            model, latents, cond, min_snr=request.min_snr or None, offset=request.offset
+        )
+
+    judge = held_out_judge(test, tokenizers)
+    held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
+
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, StableDiffusion)
+        row = {"test_mse": held_out_loss(module, tokenizers, held_out["image"], read(held_out))}
+        return row | (judge(module) if judge else {})
+
+    optimizer = adam(
+        model,
+        request.learning_rate,
+        betas=(0.9, request.beta2),
+        weight_decay=request.weight_decay,
+    )
+    return Recipe(
+        model=model,
+        exported=model,
+        updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
+        batches=lambda start: _batches(request, source, start),
+        card=to_json(
+            Card(
+                "stable-diffusion",
+                to_json(model.config),
+                tokenizers=tuple(tokenizer.config for tokenizer in tokenizers),
+                triptych=version("triptych"),
+            )
+        ),
+        chance="before learning: mse about 1 to 2 of the network's own prediction",
+        sample=prompt_sheet(test, tokenizers, templates),
+        evaluate=evaluate,
+        finished=lora.merge if request.lora else None,
+        beside=tokenizers[0].save,
+    )
+
+
+def _batches(request: TrainTextToImage, source: Source, start: int) -> Iterator[Batch]:
+    """Easier data first, if any; the numbers of batches count through."""
+    training = request.training
+
+    def of(chosen: Source, begin: int) -> Batches:
+        return batches(
+            chosen,
+            training.batch_size,
+            seed=training.seed,
+            start=begin,
+            workers=training.workers,
+        )
+
+    easy = request.first_steps * training.accumulate - start
+    if easy <= 0:
+        return of(source, start)
+    easier = open_source(request.first, size=training.size or None)
+    return chain(islice(of(easier, start), easy), of(source, start + easy))
+
+
+def encoded(model: StableDiffusion, image: Tensor) -> Tensor:
+    """Scaled latents; of an autoencoder that says how sure it is, a draw."""
+    with torch.no_grad():
+        if not isinstance(model.autoencoder, Autoencoder):
+            return model.autoencoder.encode(image)
+        posterior = model.autoencoder.posterior(image)
+        return model.autoencoder.scaled(posterior.sample(torch.randn_like(posterior.mean)))
+
+
+@torch.inference_mode()
+def held_out_loss(
+    model: StableDiffusion, tokenizers: tuple[Tokenizer, ...], image: Tensor, texts: list[str]
+) -> float:
+    """The loss on held-out pictures at an even comb of levels, always the same and same noise."""
+    on = next(model.parameters()).device
+    count = len(image)
+    order = torch.randperm(count, generator=runtime.generator(0))
+    at = model.schedule.drawn(((order + 0.5) / count).to(on))
+    total = 0.0
+    for start in range(0, count, CHUNK):
+        rows = slice(start, start + CHUNK)
+        latents = model.autoencoder.encode(image[rows].to(on))
+        noise = runtime.noise(tuple(latents.shape[1:]), range(start, start + len(latents)))
+        cond = tell(model, tokenizers, texts[rows])
+        levels = type(at)(*(column[rows] for column in at))
+        total += float(objective(model, latents, cond, noise=noise.to(on), at=levels).total)
+    return total / count
+
+
+def _templates(name: str) -> tuple[str, ...]:
+    if name not in TEMPLATES:
+        raise ValueError(f"templates are {', '.join(TEMPLATES)}, not {name!r}")
+    return TEMPLATES[name]
+
+
+def _start(
+    request: TrainTextToImage, source: Source, templates: tuple[str, ...]
+) -> tuple[StableDiffusion, tuple[Tokenizer, ...]]:
+    """The model as training finds it, with what reads for it."""
+    height, width, channels = source.shape
+    if request.init:
+        found = load(request.init, dtype="float32")
+        if not isinstance(found.model, StableDiffusion):
+            raise ValueError(f"{request.init} is a {found.card.model}, not a text-to-image model")
+        if found.config.channels != channels:
+            raise ValueError(
+                f"{request.init} draws {found.config.channels} channels, the data has {channels}"
+            )
+        return found.model.requires_grad_(True), found.tokenizers
+    eye = _frozen_text(request.clip) if request.clip else None
+    if eye is None:
+        tokenizer = train_tokenizer(_texts(source, templates), request.vocabulary, request.length)
+        assert tokenizer.config.end is not None
+        tower = TextEncoderConfig(
+            TextConfig(
+                tokenizer.vocabulary,
+                request.length,
+                request.text_width,
+                request.text_layers,
+                request.text_heads,
+                4 * request.text_width,
+                end=tokenizer.config.end,
+            ),
+            dim=request.text_width,
+        )
+    else:
+        assert eye.tokenizer is not None
+        tokenizer, tower = eye.tokenizer, TextEncoderConfig(eye.config.text, dim=eye.config.dim)
+    maker = _autoencoder(request.autoencoder, channels) if request.autoencoder else None
+    model = StableDiffusion(_config(request, (height, width, channels), tower, maker))
+    if eye is not None:
+        model.text[0].load_state_dict(eye.model.get_submodule("text").state_dict())
+        model.text.requires_grad_(False)
+    if maker is not None:
+        model.autoencoder.load_state_dict(maker.model.state_dict())
+        model.autoencoder.requires_grad_(False)
+    return model, (tokenizer,)
+
+
+def _texts(source: Source, templates: tuple[str, ...]) -> list[str]:
+    if source.captioned:
+        return [text for said in captions_of(source, LEARNED_FROM) for text in said]
+    return [text.replace("{}", name) for name in source.classes for text in templates]
+
+
+def _frozen_text(name: str) -> Loaded:
+    found = load(name, dtype="float32")
+    if not isinstance(found.model, Clip) or found.config.text is None:
+        raise ValueError(f"{name} is a {found.card.model} without a transformer that reads text")
+    if found.tokenizer is None:
+        raise ValueError(f"{name} has no vocabulary beside it")
+    return found
+
+
+def _autoencoder(name: str, channels: int) -> Loaded:
+    found = load(name, dtype="float32")
+    if not isinstance(found.model, Autoencoder | TinyAutoencoder):
+        raise ValueError(f"{name} is a {found.card.model}, not an autoencoder")
+    if found.config.channels != channels:
+        raise ValueError(f"{name} reads {found.config.channels} channels, the data has {channels}")
+    return found
+
+
+def _config(
+    request: TrainTextToImage,
+    shape: tuple[int, int, int],
+    tower: TextEncoderConfig,
+    maker: Loaded | None,
+) -> StableDiffusionConfig:
+    height, width, channels = shape
+    kind = maker.config if maker else None
+    latent = kind.latent_channels if kind else channels * request.patch**2
+    assert tower.dim is not None
+    sampler, spacing = sampler_named(request.sampler)
+    return StableDiffusionConfig(
+        LatentUNetConfig(
+            latent,
+            latent,
+            request.widths,
+            request.blocks,
+            request.transformers,
+            1,
+            tuple(max(1, w // request.head_width) for w in request.widths),
+            context=tower.text.width,
+            added=tower.dim,
+            groups=request.groups,
+        ),
+        (tower,),
+        ScheduleConfig(
+            request.noise_schedule,
+            zero_terminal_snr=request.zero_terminal_snr,
+            shift=request.shift,
+            predicts=request.predicts,
+        ),
+        SamplingConfig(
+            sampler,
+            request.sampling_steps,
+            spacing or request.spacing,  # type: ignore[arg-type]
+            0,
+            "clean",
+            request.guidance if request.drop else 1.0,
+            height=height,
+            width=width,
+        ),
+        kind if maker and isinstance(maker.model, Autoencoder) else None,
+        kind if maker and isinstance(maker.model, TinyAutoencoder) else None,
+        0 if maker else request.patch,
+        request.drop,
+    )
+
+
+def _choose_what_moves(model: StableDiffusion, request: TrainTextToImage) -> None:
+    """Latents stay what they are; low-rank updates leave everything else as it is."""
+    model.autoencoder.requires_grad_(False)
+    if request.init:  # published towers were trained on far more than one's own captions
+        model.text.requires_grad_(False)
+    if request.lora:
+        model.unet.requires_grad_(False)
+        lora.add(model.unet, request.lora, names=("q_proj", "k_proj", "v_proj", "out_proj"))
