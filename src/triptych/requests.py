@@ -166,7 +166,7 @@ class TextToImage:
     rescale: float = 0.0
     """The share of contrast that guidance added which is taken back."""
     seed: int | None = None
-    """Picture i uses seed + i. None draws one, and says which."""
+    """Picture i uses seed + i, unless pictures are varied. None draws one, and says which."""
     n: int = 1
     """How many pictures."""
     image: str = ""
@@ -182,13 +182,17 @@ class TextToImage:
     that the model was trained with.
     """
     variation_seed: int | None = None
-    """Noise to mix in, which varies a picture without losing it. None draws one."""
+    """Noise to mix in, which varies a picture without losing it: picture i has the seed itself and
+    variation_seed + i. None draws one.
+    """
     variation_strength: float = 0.0
     """How much of that noise, 0 to 1."""
     tiling: bool = False
     """Pictures whose edges meet when they are laid side by side."""
     noise_source: Literal["cpu", "philox"] = "cpu"
     """`philox` draws the numbers that a CUDA device would."""
+    conventions: Literal["diffusers", "automatic1111"] = "diffusers"
+    """Whose reading of a sampler's start, steps and end, and of what a prompt leaves open."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the networks compute in; auto is bfloat16 where the device is fast at it."""
     deterministic: bool = False
