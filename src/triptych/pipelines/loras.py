@@ -32,7 +32,7 @@ def merged(
         ValueError: a file that is not there or no LoRA, or one for another family of models.
     """
     wanted = [lora_named(file) for file in files]
-    wanted += [(str(_marked(mark)), weight) for mark, weight in map(lora_named, marks)]
+    wanted += [(str(installed_lora(mark)), weight) for mark, weight in map(lora_named, marks)]
     parts: dict[str, nn.Module] = {"unet": model.unet}
     for number, tower in enumerate(model.text):
         parts["text_encoder" if number == 0 else f"text_encoder_{number + 1}"] = tower
@@ -61,14 +61,20 @@ def _read(file: str, targets: Sequence[Target], name: str) -> Lora:
         raise ValueError(f"{error}; the model is {name}") from error
 
 
-def _marked(name: str) -> Path:
-    """The file of a name in a prompt, which a stranger may have written: a plain name."""
+def installed_lora(name: str) -> Path:
+    """The file in `FOLDERS` of a name in a prompt, which a stranger may have written: a plain name,
+    with its ending or without.
+
+    Raises:
+        ValueError: there is none; offers the nearest.
+    """
     there = {
         file.name.removesuffix(file.suffix): file
         for folder in reversed(FOLDERS)
         for ending in ENDINGS
         for file in sorted(folder.glob(f"*{ending}"))
     }
+    there |= {file.name: file for file in there.values()}
     if name not in there:
         looked = " and ".join(str(folder.resolve().name) or "." for folder in FOLDERS)
         raise ValueError(
