@@ -49,6 +49,15 @@ SPACINGS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 puts behind
     "beta_sigma": (),
 }
 
+AUTOMATIC1111: dict[str, str] = {
+    **dict.fromkeys(("euler", "euler_ancestral", "heun", "lms", "lcm"), "linspace"),
+    **dict.fromkeys(("dpm2", "dpm2_ancestral", "dpmpp_2m", "dpmpp_sde"), "karras"),
+    "dpmpp_2s_ancestral": "karras",
+    **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"), "exponential"),
+    **dict.fromkeys(("ddim", "plms", "unipc"), "leading"),
+}
+"""The samplers of AUTOMATIC1111, each with the spacing that its schedule type Automatic is."""
+
 MAX_PROMPT = 32_000
 """Characters of a prompt."""
 
@@ -191,12 +200,12 @@ class TextToImage:
     """Pictures whose edges meet when they are laid side by side."""
     noise_source: Literal["cpu", "philox"] = "cpu"
     """`philox` draws the numbers that a CUDA device would."""
-    conventions: Literal["diffusers", "automatic1111"] = "diffusers"
-    """Whose reading of a sampler's start, steps and end, and of what a prompt leaves open."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the networks compute in; auto is bfloat16 where the device is fast at it."""
     deterministic: bool = False
     """Pictures one at a time, so that each is the same to the bit whatever its company."""
+    conventions: Literal["diffusers", "automatic1111"] = "diffusers"
+    """Whose reading of a sampler's start, steps and end, and of what a prompt leaves open."""
 
     def __post_init__(self) -> None:
         _check_drawing(self)

@@ -1,19 +1,13 @@
 """`triptych generate PROMPT` as someone uses it, and what nonsense gets."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tests.pipelines.tiny_stable_diffusion import saved
 
 from triptych.cli.main import run
-from triptych.vision.images import open_picture, read_parameters, read_request, save_picture
+from triptych.vision.images import read_parameters, read_request
 
 
 @pytest.fixture(scope="module")

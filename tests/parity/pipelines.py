@@ -1,5 +1,6 @@
 """Tiny pipelines of diffusers and our models with the same random weights."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import diffusers
@@ -57,10 +58,9 @@ SCHEDULERS = {  # our sampler: the reference's scheduler, and what Stable Diffus
 class Vocabulary:
     """Our tokenizer as their pipelines call one; that both read alike is proven elsewhere."""
 
-    added_tokens_encoder: dict[str, int] = {}
-
     def __init__(self, tokenizer: Tokenizer):
         self.own, self.model_max_length = tokenizer, tokenizer.config.length
+        self.added_tokens_encoder: dict[str, int] = {}
 
     def __call__(self, texts, **_):
         texts = [texts] if isinstance(texts, str) else texts
@@ -103,8 +103,6 @@ def pair(form: str = "sd", channels: int = 4, empty_is_zeros: bool = True):
         for t in towers
     )
     if xl:
-        from dataclasses import replace
-
         texts = tuple(replace(text, skip=1, norm=False) for text in texts)
     config = StableDiffusionConfig(
         latent_unet.from_diffusers(dict(unet.config)),

@@ -70,7 +70,9 @@ def test_clip_skip():
     """
     parts, loaded = made("sd")
     tower = parts.towers[0]  # which transformers 5 has built without the layer that is asked for
-    object.__setattr__(tower, "text_model", SimpleNamespace(final_layer_norm=tower.final_layer_norm))
+    object.__setattr__(
+        tower, "text_model", SimpleNamespace(final_layer_norm=tower.final_layer_norm)
+    )
     alone = {"height": 64, "width": 64, "guidance_scale": 1.0}
     expected = theirs(pipeline(parts, "", "ddim"), clip_skip=1, **alone)
     assert psnr(theirs(pipeline(parts, "", "ddim"), **alone), expected) < ENOUGH

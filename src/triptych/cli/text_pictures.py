@@ -81,13 +81,11 @@ def _flag(flags: list[str], name: str) -> str | None:
 
 def drawn(parsed: Arguments) -> int:
     """Draw and write; every picture is in its file as soon as it is done."""
-    from triptych import runtime
     from triptych.pipelines.preview import preview_of
-    from triptych.pipelines.text_to_image import drawing_model, run
-    from triptych.weights.load import load
+    from triptych.pipelines.text_to_image import drawing_model, ready, run
 
     request = parsed.request
-    loaded = load(request.model, runtime.device())
+    loaded = ready(request)
     model = drawing_model(loaded)
     projected: list[Any] = []  # made when it is first looked at
 

@@ -6,7 +6,7 @@ settings give the same picture.
 """
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 from triptych.diffusion.samplers import Level
 from triptych.diffusion.schedule import Discrete, Schedule
@@ -20,6 +20,7 @@ from triptych.diffusion.spacing import (
     start_scale,
     times_of,
 )
+from triptych.requests import AUTOMATIC1111
 
 SOLVERS = (
     "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "unipc", "deis",
@@ -64,14 +65,6 @@ def diffusers_walk(
 
 AUTOMATIC1111_TIMES = ("ddim", "plms", "unipc")
 """Samplers of AUTOMATIC1111 that walk whole times; the others are k-diffusion's and walk sigmas."""
-AUTOMATIC1111_SPACINGS: dict[str, Kind] = {
-    **dict.fromkeys(("euler", "euler_ancestral", "lms", "heun", "lcm"), "linspace"),
-    **dict.fromkeys(("dpm2", "dpm2_ancestral", "dpmpp_2m", "dpmpp_sde"), "karras"),
-    "dpmpp_2s_ancestral": "karras",
-    **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"), "exponential"),
-    **dict.fromkeys(AUTOMATIC1111_TIMES, "leading"),
-}
-"""What its schedule type "Automatic" is for each of its samplers."""
 
 
 def automatic1111_spacing(sampler: str) -> Kind:
@@ -80,12 +73,12 @@ def automatic1111_spacing(sampler: str) -> Kind:
     Raises:
         ValueError: it has no such sampler.
     """
-    if sampler not in AUTOMATIC1111_SPACINGS:
+    if sampler not in AUTOMATIC1111:
         raise ValueError(
-            f"AUTOMATIC1111 has no sampler {sampler}; it has {', '.join(AUTOMATIC1111_SPACINGS)}. "
-            "Its conventions mean nothing to another"
+            f"AUTOMATIC1111 has no sampler {sampler}; it has {', '.join(AUTOMATIC1111)}. Its "
+            "conventions mean nothing to another"
         )
-    return AUTOMATIC1111_SPACINGS[sampler]
+    return cast(Kind, AUTOMATIC1111[sampler])
 
 
 def automatic1111_walk(
@@ -130,9 +123,7 @@ def _strides(schedule: Discrete, steps: int) -> list[Level]:
     return [*walked, schedule.at(0.0)]
 
 
-def _sigmas(
-    schedule: Discrete, sampler: str, steps: int, kind: Kind, xl: bool
-) -> list[Level]:
+def _sigmas(schedule: Discrete, sampler: str, steps: int, kind: Kind, xl: bool) -> list[Level]:
     end = Level(1.0, 0.0, 0.0)
     whole = sampler not in ("dpm2", "dpm2_ancestral")  # they leave the least sigma out
     points = steps if whole else steps + 1

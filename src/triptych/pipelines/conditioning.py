@@ -129,5 +129,7 @@ def _sizes(size: tuple[int, int], count: int, score: float) -> Float[Tensor, "1 
     """
     known = [*size, 0, 0, *size] if count == 6 else [*size, 0, 0, score]
     if len(known) != count:
-        raise ValueError(f"this model is told {count} sizes; 6 (SDXL) and 5 (its refiner) are known")
+        raise ValueError(
+            f"this model is told {count} sizes; 6 (SDXL) and 5 (its refiner) are known"
+        )
     return torch.tensor([known], dtype=torch.float32)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from triptych.diffusion.editing import noised
 from triptych.diffusion.noise import PictureNoise, Stream
@@ -26,7 +27,9 @@ from triptych.nn.tiles import continued
 from triptych.vision.images import open_picture
 
 TILE = 1024
-"""Pixels of a side: larger pictures are encoded and decoded in tiles of it, in the memory of one."""
+"""Pixels of a side. Pictures of more than TILE x TILE pixels are encoded and decoded in tiles of
+it, in the memory of one.
+"""
 
 
 class Original(NamedTuple):
@@ -47,9 +50,7 @@ class Start(NamedTuple):
     beside: Float[Tensor, "B _ h w"] | None = None  # further channels of the U-Net's input
 
 
-def open_original(
-    image: str, mask: str, size: tuple[int, int] | None, channels: int
-) -> Original:
+def open_original(image: str, mask: str, size: tuple[int, int] | None, channels: int) -> Original:
     """The picture in the height and width wanted, and where its mask is white.
 
     A picture of another size is scaled to cover the one wanted and cut around its middle; with a
@@ -64,8 +65,8 @@ def open_original(
         if size is None or size == (height, width):
             return Original(picture, None, ())
         said = (
-            f"the picture of {width}x{height} is scaled to cover {size[1]}x{size[0]} and cut around "
-            "its middle"
+            f"the picture of {width}x{height} is scaled to cover {size[1]}x{size[0]} and cut "
+            "around its middle"
         )
         return Original(_covering(picture, size), None, (said,))
     if size not in (None, (height, width)):
@@ -128,9 +129,9 @@ def start_of(
         return Start(scale * fresh, fresh)
     image = _tensor(original.picture).to(on)
     if original.paint is None:
-        known = encoded(model, image, noise, on)
+        latents = encoded(model, image, noise, on)
         fresh = start_noise(noise, shape, vary).to(on)
-        return Start(noised(known, fresh, level), fresh)
+        return Start(noised(latents, fresh, level), fresh)
     pixels = torch.from_numpy(original.paint)[None, None].to(on)  # (1, 1, H, W)
     factor = model.config.factor
     paint = continued(pixels.float(), factor)[:, :, ::factor, ::factor] > 0.5  # as diffusers reads
@@ -162,13 +163,13 @@ def start_noise(
 
 
 def spherical(
-    start: Float[Tensor, "B *S"], end: Float[Tensor, "B *S"], share: float
-) -> Float[Tensor, "B *S"]:
+    start: Float[Tensor, "B Z h w"], end: Float[Tensor, "B Z h w"], share: float
+) -> Float[Tensor, "B Z h w"]:
     """Part of the way along the great circle, picture by picture: what lies between two draws of
     noise is noise of the same strength (Shoemake 1985, equation 1).
     """
     flat = [x.flatten(1).double() for x in (start, end)]
-    cosine = torch.nn.functional.cosine_similarity(*flat).clamp(-1, 1)
+    cosine = F.cosine_similarity(flat[0], flat[1]).clamp(-1, 1)
     angle = cosine.acos()[:, None]
     along = torch.stack([((1 - share) * angle).sin(), (share * angle).sin()]) / angle.sin()
     straight = along.new_tensor([1 - share, share])[:, None, None].expand_as(along)

@@ -4,7 +4,7 @@ Dimensions: B pictures, Z latent channels, h w latent sides, N pictures in all, 
 C channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import cast
@@ -65,10 +65,9 @@ def run(request: TextToImage, loaded: Loaded | None = None) -> Iterator[Drawing]
         ValueError: another kind of model, or something that it cannot do; a file that is no
             picture or LoRA for it.
     """
-    owned = loaded is None
-    loaded = loaded or load(request.model, runtime.device())
+    loaded = loaded or ready(request)
     model = drawing_model(loaded)
-    dtype = _precision(request, model, owned)
+    dtype = _precision(request, model)
     original = _original(request, model)
     request = filled(request, model, original)
     _check_tiling(request, model)
@@ -97,6 +96,21 @@ def run(request: TextToImage, loaded: Loaded | None = None) -> Iterator[Drawing]
             yield Drawing(request, done, rows.stop / request.n, None, said)
 
 
+def ready(request: TextToImage) -> Loaded:
+    """The model that a request names, with its weights in the precision that it computes in: they
+    need not be brought into it at every step then.
+
+    Raises:
+        ValueError: there is no such model, or it draws no prompts.
+    """
+    loaded = load(request.model, runtime.device())
+    model = drawing_model(loaded)
+    on = next(model.parameters()).device
+    half = runtime.precision(request.precision, on) == "bfloat16"
+    model.to(torch.bfloat16 if half else torch.float32)
+    return loaded
+
+
 def drawing_model(loaded: Loaded) -> StableDiffusion:
     """The model, if it draws from prompts and has what that takes.
 
@@ -106,7 +120,7 @@ def drawing_model(loaded: Loaded) -> StableDiffusion:
     model = loaded.model
     if not isinstance(model, StableDiffusion):
         raise ValueError(
-            f"{loaded.name} is a {loaded.card.model}; pictures of a prompt come from a {MODEL} model"
+            f"{loaded.name} is a {loaded.card.model}; pictures of a prompt come from {MODEL}"
         )
     if len(loaded.tokenizers) != len(model.text):
         raise ValueError(
@@ -117,8 +131,8 @@ def drawing_model(loaded: Loaded) -> StableDiffusion:
     if reads not in (latents, 2 * latents + 1):
         kind = {7: "the x4 upscaler", 8: "InstructPix2Pix"}.get(reads, "another kind")
         raise ValueError(
-            f"{loaded.name} is {kind}: its U-Net reads {reads} channels, not {latents} (latents) or "
-            f"{2 * latents + 1} (inpainting), and pictures of a prompt alone do not come from it"
+            f"{loaded.name} is {kind}: its U-Net reads {reads} channels, not {latents} (latents) "
+            f"or {2 * latents + 1} (inpainting), and no pictures of a prompt alone come from it"
         )
     return model
 
@@ -236,17 +250,14 @@ def _computing(model: StableDiffusion, dtype: torch.dtype, tiling: bool = False)
         yield
 
 
-def _precision(request: TextToImage, model: StableDiffusion, owned: bool) -> torch.dtype:
-    """What the networks compute in; weights that are no one else's are brought into it once."""
+def _precision(request: TextToImage, model: StableDiffusion) -> torch.dtype:
     weight = next(model.unet.parameters())
     chosen = runtime.precision(request.precision, weight.device)
     dtype = torch.bfloat16 if chosen == "bfloat16" else torch.float32
-    if owned:
-        model.to(dtype)
-    elif dtype == torch.float32 and weight.dtype != dtype:
+    if weight.dtype not in (torch.float32, dtype):
         raise ValueError(
-            f"the model that was handed in has weights in {weight.dtype}: ask for bfloat16, or load "
-            "it in float32"
+            f"the model that was handed in has weights in {weight.dtype}, which do not compute in "
+            f"{chosen}: hand in float32, or what `ready` gives"
         )
     return dtype
 
