@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import triptych
 from tests.parity.pipelines import psnr
-from tests.pipelines.tiny_stable_diffusion import UNET, config, loaded, saved
+from tests.pipelines.tiny_stable_diffusion import UNET, config, loaded, saved, tokenizer
 from triptych.diffusion.noise import PictureNoise, philox_normal
 from triptych.models.stable_diffusion import StableDiffusion
 from triptych.nn.circular import circular
@@ -311,6 +311,36 @@ def test_unclosed_brackets_and_clip_skip_as_automatic1111_reads_them(tiny) -> No
 
     assert torch.equal(context("a (cat", True), context("a (cat)", True))
     assert not torch.equal(context("a (cat", False), context("a (cat)", False))
+    skipped = drawn(tiny, clip_skip=2, conventions="automatic1111")  # no tower of OpenAI's
+    assert any("clip_skip changes nothing" in line for line in skipped.said)
+    plain = config()
+    text = replace(plain.text[0].text, activation="quick_gelu")
+    openai = loaded(replace(plain, text=(replace(plain.text[0], text=text),)))
+    asked_for = drawn(openai, clip_skip=2, conventions="automatic1111")
+    assert not asked_for.said
+    assert psnr(asked_for.pictures, pictures(openai, conventions="automatic1111")) < 60
+
+
+def test_the_negative_prompt_of_no_guidance_is_not_read(tiny) -> None:
+    long = "a red dog, " * 12
+    assert (pictures(tiny, guidance=1, negative=long) == pictures(tiny, guidance=1)).all()
+
+
+def test_each_tower_keeps_its_own_mean_of_weighted_states() -> None:
+    """Two towers, the second with other states: what one says is what it says alone."""
+    plain = config()
+    two = (plain.text[0], plain.text[0])
+    model = loaded(replace(plain, text=two, unet=replace(UNET, context=32))).model
+    words = (tokenizer(),) * 2
+    asked_for = ("a (red:1.6) cat", "", (64, 64))
+    told = conditioning.told(model, words, *asked_for, automatic1111=True)
+    parts = told.cond["context"].split(16, dim=-1)
+    alone = loaded(plain).model
+    for part, tower in zip(parts, model.text, strict=True):
+        alone.text[0].load_state_dict(tower.state_dict())
+        single = conditioning.told(alone, words[:1], *asked_for, automatic1111=True)
+        assert torch.allclose(part, single.cond["context"], rtol=1e-4)
+    assert not torch.allclose(*parts)
 
 
 # LoRAs

@@ -48,8 +48,8 @@ def model(settings: StableDiffusionConfig | None = None) -> StableDiffusion:
     for name, parameter in made.named_parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, 0.0, 0.15)
-        elif "norm" in name and name.endswith("weight"):
-            torch.nn.init.ones_(parameter)
+        elif "norm" in name:
+            torch.nn.init.normal_(parameter, 1.0 if name.endswith("weight") else 0.2, 0.1)
     return made.eval().requires_grad_(False)
 
 

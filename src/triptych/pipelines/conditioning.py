@@ -48,7 +48,7 @@ def told(
 
     `size` is the picture's height and width. With `automatic1111` prompts are read as that program
     reads them: an unclosed bracket weighs what follows, states keep their mean, and clip skip
-    means something to a single tower of the last layer only.
+    means something to a single tower of OpenAI's CLIP that is read at its last block.
 
     Raises:
         ValueError: a prompt that is too long, or a clip skip of more blocks than there are.
@@ -60,8 +60,7 @@ def told(
         for windows in read
     ]
     skip, said = _skip(model, clip_skip, automatic1111)
-    keeps_mean = automatic1111 or not model.config.unet.added
-    cond, uncond = (_states(model, windows, skip, keeps_mean) for windows in read)
+    cond, uncond = (_states(model, windows, skip, automatic1111) for windows in read)
     if not negative.strip() and model.config.sampling.zeros_for_empty:
         uncond = {name: torch.zeros_like(tensor) for name, tensor in uncond.items()}
     if model.config.sizes:
@@ -90,7 +89,9 @@ def _skip(
     if not clip_skip:
         return None, ()
     towers = model.config.text
-    if automatic1111 and (len(towers) > 1 or towers[0].skip):
+    first = towers[0]
+    openai = first.text.activation == "quick_gelu"  # open_clip's towers have another one
+    if automatic1111 and (len(towers) > 1 or first.skip or not openai):
         return None, ("clip_skip changes nothing here, as in AUTOMATIC1111 for such a model",)
     fewest = min(tower.text.layers for tower in towers)
     if clip_skip > fewest:
@@ -111,6 +112,7 @@ def _states(
     on = next(model.parameters()).device
     states, vector = model.encode_text([one.tokens.to(on) for one in windows], skip=skip)
     widths = [tower.text.width for tower in model.config.text]
+    # plainly unless asked: where states have a mean near 0, keeping it scales them by chance
     weigh = emphasise if keeps_mean else emphasise_plainly
     parts = [  # each tower by itself: its states have a mean of their own
         weigh(part, one.weights.to(on))

@@ -74,8 +74,9 @@ def run(request: TextToImage, loaded: Loaded | None = None) -> Iterator[Drawing]
     prompt, marks = loras_in(request.prompt)
     with merged(model, request.loras, marks, loaded.name) as changes:
         with _computing(model, dtype):
+            away = request.negative if request.guidance != 1 else ""  # which is then not asked
             text = told(
-                model, loaded.tokenizers, prompt, request.negative, _size(request),
+                model, loaded.tokenizers, prompt, away, _size(request),
                 clip_skip=request.clip_skip, automatic1111=_a1111(request),
             )  # fmt: skip
         said = (*(original.said if original else ()), *changes, *text.said)
