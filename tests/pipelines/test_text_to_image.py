@@ -475,3 +475,47 @@ def test_precision_is_what_was_asked_for(tiny) -> None:
 def test_a_refiner_is_told_how_well_liked_the_picture_is() -> None:
     sizes = [conditioning._sizes((96, 64), count, 6.0).tolist() for count in (6, 5)]
     assert sizes == [[[96, 64, 0, 0, 96, 64]], [[96, 64, 0, 0, 6.0]]]
+
+
+# Learned words, and models that are told more
+
+
+def embedding(folder: Path, name: str, vectors: torch.Tensor) -> None:
+    (folder / "embeddings").mkdir(exist_ok=True)
+    save_file({"emb_params": vectors}, folder / "embeddings" / f"{name}.safetensors")
+
+
+def test_a_learned_word_is_its_vectors(tiny, tmp_path, monkeypatch) -> None:
+    """A file that holds the vectors of "red" and "cat" says the same as "red cat"."""
+    monkeypatch.chdir(tmp_path)
+    plain, plain_words = pictures(tiny, prompt="a red cat"), tiny.tokenizers[0]
+    table = tiny.model.text[0].token.weight
+    embedding(tmp_path, "my-style", table[plain_words.pieces("red cat")].clone())
+    last = drawn(tiny, prompt="a My-Style")
+    assert (last.pictures == plain).all()
+    assert "my-style.safetensors: 'my-style' is 2 vectors" in last.said
+    assert tiny.model.text[0].token.weight.shape == table.shape
+    heavier = pictures(tiny, prompt="a (my-style:1.5)")
+    assert (heavier == pictures(tiny, prompt="a (red cat:1.5)")).all()
+    unnamed = drawn(tiny, prompt="a my-styles")  # another word
+    assert not unnamed.said
+    long = drawn(tiny, prompt="my-style, " * 12)  # windows begin with it, and are said
+    assert any("windows" in line for line in long.said)
+    embedding(tmp_path, "other", torch.zeros(1, 768))
+    with pytest.raises(ValueError, match=r"other\.safetensors.*Stable Diffusion 1\.x"):
+        pictures(tiny, prompt="a cat like other")
+    assert (pictures(tiny, prompt="a red cat") == plain).all()
+
+
+def test_the_pooled_vector_is_the_first_windows_and_empty_is_zeros() -> None:
+    plain = config()
+    text = replace(plain.text[0], dim=12)
+    unet = replace(UNET, added=12 + 6 * 8, size_waves=8)
+    sampling = replace(plain.sampling, zeros_for_empty=True)
+    model = loaded(replace(plain, text=(text,), unet=unet, sampling=sampling))
+    told = conditioning.told(model.model, model.tokenizers, "a cat BREAK a dog", "", (96, 64))
+    first = conditioning.told(model.model, model.tokenizers, "a cat", "", (96, 64))
+    assert torch.allclose(told.cond["vector"], first.cond["vector"])
+    assert not told.uncond["vector"].any() and not told.uncond["context"].any()
+    assert told.uncond["sizes"].tolist() == [[96, 64, 0, 0, 96, 64]]
+    assert pictures(model, prompt="a cat", negative="", n=2).shape == (2, 64, 64, 3)

@@ -24,6 +24,7 @@ from triptych.diffusion.spacing import Kind
 from triptych.models.stable_diffusion import StableDiffusion, sampling_walk
 from triptych.nn.circular import circular
 from triptych.pipelines.conditioning import Told, repeated, told
+from triptych.pipelines.learned_words import learned_words
 from triptych.pipelines.loras import merged
 from triptych.pipelines.starting_picture import Original, Start, open_original, start_of, tile_of
 from triptych.requests import TextToImage, sampler_named, size_named
@@ -72,14 +73,17 @@ def run(request: TextToImage, loaded: Loaded | None = None) -> Iterator[Drawing]
     request = filled(request, model, original)
     _check_tiling(request, model)
     prompt, marks = loras_in(request.prompt)
+    away = request.negative if request.guidance != 1 else ""  # which is then not asked
     with merged(model, request.loras, marks, loaded.name) as changes:
-        with _computing(model, dtype):
-            away = request.negative if request.guidance != 1 else ""  # which is then not asked
+        with (
+            _computing(model, dtype),
+            learned_words(model, loaded.tokenizers, (prompt, away)) as (tokenizers, words),
+        ):
             text = told(
-                model, loaded.tokenizers, prompt, away, _size(request),
+                model, tokenizers, prompt, away, _size(request),
                 clip_skip=request.clip_skip, automatic1111=_a1111(request),
             )  # fmt: skip
-        said = (*(original.said if original else ()), *changes, *text.said)
+        said = (*(original.said if original else ()), *changes, *words, *text.said)
         height, width = _size(request)
         done = np.empty((0, height, width, model.config.channels), np.uint8)
         chunk = 1 if request.deterministic else max(1, min(AT_ONCE // (height * width), MOST))
