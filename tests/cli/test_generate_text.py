@@ -60,7 +60,9 @@ def plain(model: str, *words) -> tuple[str, ...]:
 
 def test_a_prompt_becomes_pictures_that_carry_their_request(tiny, capsys) -> None:
     assert generate(*plain(tiny, "--n", 2, "--json")) == 0
-    told = json.loads(capsys.readouterr().out)
+    out = capsys.readouterr()
+    assert "2 pictures in pictures, seeds 5 to 6" in out.err
+    told = json.loads(out.out)
     files = sorted(path.name for path in Path("pictures").iterdir())
     assert files == ["0000-5.png", "0001-6.png"]
     assert [one["seed"] for one in told["pictures"]] == [5, 6]

@@ -115,8 +115,9 @@ def drawn(parsed: Arguments) -> int:
         raise
     finally:
         work.close()  # type: ignore[attr-defined]
-    seeds = f"{files[0]['seed']} to {files[-1]['seed']}" if len(files) > 1 else files[0]["seed"]
-    say(f"{len(files)} pictures in {parsed.out}, seeds {seeds}")
+    seeds = sorted({one["seed"] for one in files})
+    span = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+    say(f"{len(files)} {'picture' if len(files) == 1 else 'pictures'} in {parsed.out}, {span}")
     if parsed.json:
         print(json.dumps({"request": recorded(request, loaded.name), "pictures": files}))
     return 0
