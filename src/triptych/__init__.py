@@ -28,6 +28,7 @@ PIPELINES = {  # a request of triptych.requests: the module whose `run` carries 
     "Detect": "triptych.pipelines.detect",
     "Embed": "triptych.pipelines.embed",
     "Search": "triptych.pipelines.search",
+    "TextToImage": "triptych.pipelines.text_to_image",
 }
 
 

@@ -49,6 +49,15 @@ SPACINGS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 puts behind
     "beta_sigma": (),
 }
 
+AUTOMATIC1111: dict[str, str] = {
+    **dict.fromkeys(("euler", "euler_ancestral", "heun", "lms", "lcm"), "linspace"),
+    **dict.fromkeys(("dpm2", "dpm2_ancestral", "dpmpp_2m", "dpmpp_sde"), "karras"),
+    "dpmpp_2s_ancestral": "karras",
+    **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"), "exponential"),
+    **dict.fromkeys(("ddim", "plms", "unipc"), "leading"),
+}
+"""The samplers of AUTOMATIC1111, each with the spacing that its schedule type Automatic is."""
+
 MAX_PROMPT = 32_000
 """Characters of a prompt."""
 
@@ -166,7 +175,7 @@ class TextToImage:
     rescale: float = 0.0
     """The share of contrast that guidance added which is taken back."""
     seed: int | None = None
-    """Picture i uses seed + i. None draws one, and says which."""
+    """Picture i uses seed + i, unless pictures are varied. None draws one, and says which."""
     n: int = 1
     """How many pictures."""
     image: str = ""
@@ -182,7 +191,9 @@ class TextToImage:
     that the model was trained with.
     """
     variation_seed: int | None = None
-    """Noise to mix in, which varies a picture without losing it. None draws one."""
+    """Noise to mix in, which varies a picture without losing it: picture i has the seed itself and
+    variation_seed + i. None draws one.
+    """
     variation_strength: float = 0.0
     """How much of that noise, 0 to 1."""
     tiling: bool = False
@@ -193,6 +204,8 @@ class TextToImage:
     """What the networks compute in; auto is bfloat16 where the device is fast at it."""
     deterministic: bool = False
     """Pictures one at a time, so that each is the same to the bit whatever its company."""
+    conventions: Literal["diffusers", "automatic1111"] = "diffusers"
+    """Whose reading of a sampler's start, steps and end, and of what a prompt leaves open."""
 
     def __post_init__(self) -> None:
         _check_drawing(self)

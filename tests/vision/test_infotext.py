@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from triptych.requests import SAMPLERS, TextToImage
+from triptych.requests import AUTOMATIC1111, SAMPLERS, TextToImage
 from triptych.vision.images import read_parameters, read_request, save_picture
 from triptych.vision.infotext import (
-    AUTOMATIC,
     Infotext,
     infotext_of,
     loras_in,
@@ -52,6 +51,7 @@ def test_the_lectures_line():
     assert found.request == TextToImage(
         "", model="SD XL", size="712x1024", steps=20, sampler="euler_ancestral",
         spacing="linspace", guidance=7.0, seed=1117431804, noise_source="philox",
+        conventions="automatic1111",
     )  # fmt: skip
     assert write_infotext(info) == LECTURE
 
@@ -71,6 +71,7 @@ def test_a_line_with_everything():
         "masterpiece, (a castle:1.2), at night,\ntwo moons", "blurry, lowres\ntext", "here",
         "512x768", 30, "dpmpp_2m", "karras", 6.5, seed=42, loras=("add_detail:0.8",),
         clip_skip=2, variation_seed=7, variation_strength=0.25, tiling=True, noise_source="cpu",
+        conventions="automatic1111",
     )  # fmt: skip
     ignored = ["Denoising strength", "ENSD", "Hires upscale", "Hires steps", "Hires upscaler"]
     assert [text.split(":")[0] for text in found.said] == ignored
@@ -96,7 +97,7 @@ def test_a_line_of_civitai():
         ("Sampler: DPM++ 3M SDE Exponential", ("dpmpp_3m_sde", "exponential")),
         ("Sampler: Euler, Schedule type: SGM Uniform", ("euler", "sgm_uniform")),
         ("Sampler: DDIM", ("ddim", "leading")),
-        ("Sampler: LCM", ("lcm", "")),
+        ("Sampler: LCM", ("lcm", "linspace")),
         ("Steps: 1", ("", "")),
     ],
 )
@@ -105,7 +106,7 @@ def test_samplers_and_schedules(line, expected):
     assert (found.request.sampler, found.request.spacing) == expected
     uncertain = line == "Sampler: DPM++ 2M"
     assert any("before version 1.9" in text for text in found.said) == uncertain
-    assert set(AUTOMATIC) <= set(SAMPLERS)
+    assert set(AUTOMATIC1111) <= set(SAMPLERS)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_a_text_without_settings():
 def test_seeds_below_zero_draw_one():
     line = "Steps: 1, Seed: -1, Variation seed: 5, Size: 64x64"
     assert replay(parse_infotext(line)).request == TextToImage(
-        "", size="64x64", steps=1, noise_source="philox"
+        "", size="64x64", steps=1, noise_source="philox", conventions="automatic1111"
     )
 
 
@@ -209,6 +210,7 @@ requests = st.builds(
     loras=st.sampled_from([(), ("style:0.8",), ("a:1", "b:-0.5")]),
     clip_skip=st.sampled_from([0, 2, 3]),
     noise_source=st.sampled_from(["cpu", "philox"]),
+    conventions=st.sampled_from(["automatic1111", "diffusers"]),
     tiling=st.booleans(),
     variation_strength=st.sampled_from([0.0, 0.25]),
 )
@@ -234,7 +236,8 @@ def test_the_order_and_what_is_left_out():
         "a cat <lora:style:0.8>\nNegative prompt: blur\n"
         "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 5, "
         "Size: 512x640, Model hash: 6ce0161689, Model: v1-5, Variation seed: 3, "
-        "Variation seed strength: 0.5, Denoising strength: 0.5, RNG: CPU, Version: v"
+        "Variation seed strength: 0.5, Denoising strength: 0.5, RNG: CPU, Conventions: diffusers, "
+        "Version: v"
     )
 
 

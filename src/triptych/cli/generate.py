@@ -1,157 +1,82 @@
-"""`triptych generate`: write pictures, and the request inside them."""
+"""`triptych generate`: pictures of a prompt, or of classes, whichever the model draws."""
 
 import json
-import math
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NoReturn
 
-import tyro
+from triptych.cli import class_pictures, text_pictures
+from triptych.cli.words import gathered, parted
+from triptych.requests import ClassToImage, TextToImage
 
-from triptych.cli.main import say
-from triptych.config import to_json
-from triptych.requests import ClassToImage
-
-if TYPE_CHECKING:
-    from triptych.pipelines.class_to_image import Pictures
-    from triptych.weights.load import Loaded
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Write pictures from a trained conditional VAE, GAN or diffusion model."""
-
-    request: ClassToImage = field(default_factory=ClassToImage)
-    out: Path = Path("pictures")
-    """Folder for the pictures: 0000-SEED.png and so on, and grid.png with all of them, labelled."""
-    json: bool = False
-    """One JSON object on stdout: the files, their seeds, and what they show."""
-    rerank: str = ""
-    """A text: the pictures are numbered by how well they fit it, the best first."""
-    judge: str = ""
-    """The CLIP or SigLIP that reads it."""
+LISTS = ("--attributes", "--vector", "--loras")
+SWITCHES = (
+    "--json", "--deterministic", "--no-deterministic", "--tiling", "--no-tiling", "--no-json",
+    "--help",
+)  # fmt: skip
+TEXT = "stable-diffusion"
 
 
 def main(arguments: list[str]) -> int:
-    parsed = tyro.cli(
-        Arguments,
-        args=arguments,
-        prog="triptych generate",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    if bool(parsed.rerank) != bool(parsed.judge):
-        raise ValueError("--rerank and --judge go together: a text, and the model that reads it")
-    import numpy as np
-
-    from triptych.pipelines import class_to_image
-    from triptych.vision.grids import labelled_grid
-    from triptych.vision.images import save_picture
-
-    judge = _judge(parsed.judge)  # before the work, not after
-    result = _shown(class_to_image.run(parsed.request))
-    seed = result.request.seed
-    assert seed is not None
-    names = {f: Path(getattr(parsed.request, f)).name for f in ("model", "image", "clip")}
-    recorded = to_json(result.request) | names  # not the paths
-    result, seeds, scores = _ranked(result, parsed.rerank, judge)
-    parsed.out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for i, (picture, name) in enumerate(zip(result.pictures, result.names, strict=True)):
-        path = parsed.out / f"{i:04d}-{seeds[i]}.png"
-        one = recorded | {"seed": seeds[i], "n": 1}
-        if result.by_class:
-            one["label"] = name  # also where every class was taken in turn
-        fits: dict[str, object] = {}
-        if judge is not None:
-            fits = {"fits": parsed.rerank, "judge": judge.name, "cosine": scores[i]}
-        save_picture(path, picture, {"request": one, "shows": name, **fits})
-        files.append({"file": str(path), "seed": seeds[i], "shows": name, **fits})
-
-    columns = min(len(files), 10)
-    rows = math.ceil(len(files) / columns)
-    say(f"{len(files)} pictures in {parsed.out}, seeds {seed} to {seed + len(files) - 1}")
-    blank = np.full_like(result.pictures[:1], 255)
-    padded = np.concatenate([result.pictures, *[blank] * (rows * columns - len(files))])
-    heads = result.names[:columns] if _same_columns(result.names, columns) else ()
-    grid = labelled_grid(
-        padded.reshape(rows, columns, *blank.shape[1:]),
-        _cosines(scores, columns) if scores else _seeds(seed, len(files), columns),
-        heads,
-        "" if heads else ", ".join(dict.fromkeys(filter(None, result.names))),
-    )
-    save_picture(parsed.out / "grid.png", grid, {"request": recorded})
-    if parsed.json:
-        print(
-            json.dumps(
-                {"request": recorded, "pictures": files, "grid": str(parsed.out / "grid.png")}
-            )
+    rest, taken = gathered(arguments, LISTS)
+    words, flags = parted(rest, SWITCHES)
+    given = dict(flag.partition("=")[::2] for flag in flags)
+    replays = "--from-parameters" in given
+    kind = model_kind(given.get("--model", ""))
+    of_text = kind == TEXT or (not kind and bool(words or replays))
+    if "-h" in flags or "--help" in flags:
+        if of_text or not kind:
+            text_pictures.explain()
+        else:
+            class_pictures.main(["--help"])
+        return 0
+    if not of_text and (words or replays):
+        raise ValueError(
+            f"{given['--model']} is a {kind}: it draws no prompts, so say what it is to draw with "
+            "flags (`--help --model` of it shows which)"
         )
-    return 0
+    _refuse_strangers(flags + [flag for flag, _ in taken], of_text, given.get("--model", ""), kind)
+    for flag in LISTS:
+        if values := [value for name, value in taken if name == flag]:
+            flags += [flag, *values]
+    if not of_text:
+        return class_pictures.main(flags)
+    if len(words) > 1:
+        raise ValueError(
+            f"one prompt, in quotes, not {len(words)}: {' '.join(words)[:60]!r} is one text"
+        )
+    if not words and not replays:
+        raise ValueError('there is no prompt: triptych generate "a red cat" --model ...')
+    return text_pictures.main(words[0] if words else None, flags)
 
 
-def _judge(name: str) -> "Loaded | None":
-    if not name:
-        return None
-    from triptych import runtime
-    from triptych.weights.load import load
-
-    return load(name, runtime.device())
-
-
-def _ranked(
-    result: "Pictures", prompt: str, judge: "Loaded | None"
-) -> "tuple[Pictures, list[int], tuple[float, ...]]":
-    """The pictures in the order of their cosine with the prompt, their seeds, and the cosines."""
-    assert result.request.seed is not None
-    seeds = [result.request.seed + i for i in range(len(result.pictures))]
-    if judge is None:
-        return result, seeds, ()
-    from triptych.pipelines.rerank import rerank
-
-    order, scores = rerank(list(result.pictures), prompt, judge)
-    names = tuple(result.names[i] for i in order)
-    ranked = replace(result, pictures=result.pictures[list(order)], names=names)
-    return ranked, [seeds[i] for i in order], tuple(scores[i] for i in order)
+def model_kind(name: str) -> str:
+    """What a model's configuration says that it is; empty where that takes more than a look."""
+    folder = Path(name or ".")
+    if not name or not folder.exists():
+        return ""
+    if folder.is_file() or (folder / "model_index.json").exists():
+        return TEXT
+    try:
+        card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    kind = card.get("model") if isinstance(card, dict) else None
+    return kind if isinstance(kind, str) else ""
 
 
-def _cosines(scores: tuple[float, ...], columns: int) -> list[str]:
-    """What the rows of a ranked grid are called."""
-    rows = [scores[start : start + columns] for start in range(0, len(scores), columns)]
-    return [f"cosines {row[0]:.3f} to {row[-1]:.3f}" for row in rows]
+def _refuse_strangers(flags: list[str], of_text: bool, model: str, kind: str) -> None:
+    """A flag that only the other kind of model can use is told from one that is misspelt."""
+    text = {field.name for field in fields(TextToImage)} | text_pictures.FLAGS
+    classes = {field.name for field in fields(ClassToImage)} | class_pictures.FLAGS
+    own, other = (text, classes) if of_text else (classes, text)
+    for flag in flags:
+        name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
+        if name in other - own:
+            _refuse(flag, of_text, model, kind)
 
 
-def _shown(work: "Iterator[Pictures]") -> "Pictures":
-    """Runs to the result, under a live bar on a terminal."""
-    if not sys.stderr.isatty():
-        *_, result = work
-        return result
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.percentage:3.0f} %"),
-        BarColumn(24),
-        TextColumn("{task.fields[drawn]} pictures"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=1.0, drawn=0)
-        for result in work:
-            bar.update(task, completed=result.done, drawn=len(result.pictures))
-    return result
-
-
-def _same_columns(names: tuple[str, ...], columns: int) -> bool:
-    """Whether every row of the grid shows the same things in the same order, more than one of
-    them.
-    """
-    head = names[:columns]
-    return len(set(head)) > 1 and all(name == head[i % columns] for i, name in enumerate(names))
-
-
-def _seeds(seed: int, count: int, columns: int) -> list[str]:
-    """What the rows of the grid are called: the seeds of their pictures."""
-    starts = range(seed, seed + count, columns)
-    return [f"seeds {a} to {min(a + columns, seed + count) - 1}" for a in starts]
+def _refuse(flag: str, of_text: bool, model: str, kind: str) -> NoReturn:
+    draws = "prompts" if of_text else "classes"
+    what = f"{model or 'the model'} is a {kind}" if kind else f"this is about pictures of {draws}"
+    raise ValueError(f"{flag.partition('=')[0]} cannot be used: {what}")

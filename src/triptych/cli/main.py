@@ -8,7 +8,8 @@ from typing import NoReturn
 
 COMMANDS = {
     "train": "train a model from a source of pictures",
-    "generate": "write pictures from a trained model",
+    "generate": "write pictures of a prompt, or of classes, from a trained model",
+    "grid": "sweep one, two or three settings of a prompt into one labelled picture",
     "classify": "say which of your labels fit a picture",
     "detect": "find what labels name in a picture: boxes and heat maps",
     "evaluate": "judge a trained model and write numbers, tables and plots",

@@ -1,15 +1,26 @@
-"""Where a sampler of diffusers starts, what it walks and where it ends.
+"""Where a sampler of diffusers or AUTOMATIC1111 starts, what it walks and where it ends.
 
 A sampler's name is the algorithm alone; the rest is the scheduler configuration of the model, but
 each family of schedulers reads it in its own way. These are their readings, so that the same
 settings give the same picture.
 """
 
-from typing import Literal
+import math
+from typing import Literal, cast
 
 from triptych.diffusion.samplers import Level
 from triptych.diffusion.schedule import Discrete, Schedule
-from triptych.diffusion.spacing import Kind, Spacing, levels, start_scale
+from triptych.diffusion.spacing import (
+    AYS_SD,
+    AYS_SDXL,
+    Kind,
+    Spacing,
+    aligned,
+    levels,
+    start_scale,
+    times_of,
+)
+from triptych.requests import AUTOMATIC1111
 
 SOLVERS = (
     "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "unipc", "deis",
@@ -50,3 +61,85 @@ def diffusers_walk(
         return levels(schedule, steps, spacing), 1.0
     walked = levels(schedule, steps, Spacing(kind, offset))
     return walked, start_scale(walked, "one" if kind == "leading" else "sigma")
+
+
+AUTOMATIC1111_TIMES = ("ddim", "plms", "unipc")
+"""Samplers of AUTOMATIC1111 that walk whole times; the others are k-diffusion's and walk sigmas."""
+
+
+def automatic1111_spacing(sampler: str) -> Kind:
+    """How AUTOMATIC1111 spreads the steps of a sampler where nothing else is asked for.
+
+    Raises:
+        ValueError: it has no such sampler.
+    """
+    if sampler not in AUTOMATIC1111:
+        raise ValueError(
+            f"AUTOMATIC1111 has no sampler {sampler}; it has {', '.join(AUTOMATIC1111)}. Its "
+            "conventions mean nothing to another"
+        )
+    return cast(Kind, AUTOMATIC1111[sampler])
+
+
+def automatic1111_walk(
+    schedule: Schedule, sampler: str, steps: int, kind: Kind, *, xl: bool = False
+) -> tuple[list[Level], float]:
+    """As `diffusers_walk`, by AUTOMATIC1111's conventions.
+
+    Samplers of k-diffusion walk sigmas that include the least one of the model and end at 0, from
+    noise times the first; between whole times sigmas are interpolated in their logarithm. DDIM,
+    PLMS and UniPC walk whole times in strides of T // steps from 1, as many as there are below T,
+    from noise as it is, and end at the least noise of the table. `xl` chooses the table of Align
+    Your Steps.
+
+    Raises:
+        ValueError: a schedule that is no table of betas, a sampler or spacing that the program
+            lacks, or too many steps.
+    """
+    own = automatic1111_spacing(sampler)
+    if not isinstance(schedule, Discrete) or math.isinf(schedule.ratios[-1]):
+        raise ValueError(
+            "AUTOMATIC1111's conventions are for models whose schedule is a table of betas that "
+            "ends short of pure noise: use those of diffusers"
+        )
+    if sampler in AUTOMATIC1111_TIMES:
+        if kind != own:
+            raise ValueError(f"in AUTOMATIC1111 {sampler} has one spacing, {own}, not {kind}")
+        return _strides(schedule, steps), 1.0
+    if kind in ("leading", "trailing", "lcm"):
+        raise ValueError(f"AUTOMATIC1111 has no schedule type {kind} for {sampler}")
+    walked = _sigmas(schedule, sampler, steps, kind, xl)
+    return walked, start_scale(walked, "sigma")
+
+
+def _strides(schedule: Discrete, steps: int) -> list[Level]:
+    count = len(schedule.betas)
+    if steps > count:
+        raise ValueError(f"{steps} steps of a schedule of {count} training times")
+    times = [min(time + 1, count - 1) for time in range(0, count, count // steps)]
+    walked = [schedule.at(float(time)) for time in reversed(times)]
+    if len({level.ratio for level in walked}) < len(walked):
+        raise ValueError(f"{steps} steps repeat a level of {count} training times: take fewer")
+    return [*walked, schedule.at(0.0)]
+
+
+def _sigmas(schedule: Discrete, sampler: str, steps: int, kind: Kind, xl: bool) -> list[Level]:
+    end = Level(1.0, 0.0, 0.0)
+    whole = sampler not in ("dpm2", "dpm2_ancestral")  # they leave the least sigma out
+    points = steps if whole else steps + 1
+    if kind in ("align_your_steps", "align_your_steps_sdxl"):
+        table = AYS_SDXL if xl or kind == "align_your_steps_sdxl" else AYS_SD
+        ratios = aligned(table, points - 1)
+        return [*[schedule.of_ratio(ratio) for ratio in ratios][:steps], end]
+    if kind in ("linspace", "sgm_uniform"):
+        times = times_of(schedule, points, Spacing(kind))[:steps]
+        return [*[schedule.of_ratio(_between(schedule, time)) for time in times], end]
+    over = "beta_sigma" if kind == "beta" else kind
+    return levels(schedule, steps, Spacing(over, include_cleanest=whole))
+
+
+def _between(schedule: Discrete, time: float) -> float:
+    """sigma / alpha of a time between two, in the logarithm, as k-diffusion reads its table."""
+    low = min(int(time), len(schedule.ratios) - 2)
+    start, end = (math.log(ratio) for ratio in schedule.ratios[low : low + 2])
+    return math.exp(start + (time - low) * (end - start))

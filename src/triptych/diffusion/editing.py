@@ -44,16 +44,19 @@ def inpainting(
     known: Float[Tensor, "B C H W"],
     paint: Bool[Tensor, "#B 1 H W"],
     noise: Float[Tensor, "B C H W"],
+    first: Level | None = None,
 ) -> Denoiser:
     """A denoiser that draws where `paint` is True and knows the picture elsewhere.
 
     The network sees the known part with `noise` at its level, and its answer there is replaced by
     the truth; so a sampler that ends at sigma 0 ends on the known part exactly. What is painted
-    equals replacing the known part of x after every step, as diffusers does.
+    equals replacing the known part of x after every step, as diffusers does. At the level `first`
+    x is taken as it is: diffusers begins with pure noise everywhere, where nothing of a step before
+    could be replaced.
     """
 
     def denoise_unknown(x: Tensor, level: Level) -> Tensor:
-        seen = x.where(paint, noised(known, noise, level))
+        seen = x if level == first else x.where(paint, noised(known, noise, level))
         return denoise(seen, level).where(paint, known)
 
     return denoise_unknown

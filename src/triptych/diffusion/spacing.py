@@ -79,7 +79,7 @@ def _walk(schedule: Schedule, steps: int, spacing: Spacing) -> list[Level]:
     open_ended = spacing.include_cleanest or spacing.kind in OPEN
     points = steps if open_ended else steps + 1
     if spacing.kind not in RATIOS:
-        times = _times(schedule, points, spacing)[:steps]
+        times = times_of(schedule, points, spacing)[:steps]
         return [schedule.at(float(round(t)) if spacing.whole_times else t) for t in times]
     start = schedule.at(schedule.noisiest)
     finite = start if start.alpha else schedule.at(schedule.noisiest - 1)
@@ -92,7 +92,12 @@ def _walk(schedule: Schedule, steps: int, spacing: Spacing) -> list[Level]:
     return walked
 
 
-def _times(schedule: Schedule, points: int, spacing: Spacing) -> list[float]:
+def times_of(schedule: Schedule, points: int, spacing: Spacing) -> list[float]:
+    """The times of a spacing over times, the noisiest first, as many as there are points.
+
+    Raises:
+        ValueError: the schedule has no such spacing, or not so many times.
+    """
     first, last = schedule.cleanest, schedule.noisiest
     if isinstance(schedule, Edm):
         raise ValueError(
@@ -185,13 +190,12 @@ AYS_SDXL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.11
 """Align Your Steps (arXiv:2404.14507): s of ten steps and their end, for SD 1.x and for SDXL."""
 
 
-def _aligned(table: Sequence[float], points: int, spacing: Spacing) -> list[float]:
-    """The table, for another number of steps read between its entries in the logarithm.
-
-    Its last entry is the end of the last step, which `Spacing.end` replaces.
+def aligned(table: Sequence[float], steps: int) -> list[float]:
+    """The table, for another number of steps read between its entries in the logarithm; its last
+    entry is the end of the last step.
     """
     found = []
-    for place in _linspace(0.0, len(table) - 1.0, points + 1)[:points]:
+    for place in _linspace(0.0, len(table) - 1.0, steps + 1):
         low = min(int(place), len(table) - 2)
         before, after = math.log(table[low]), math.log(table[low + 1])
         found.append(math.exp(before + (place - low) * (after - before)))
@@ -203,8 +207,9 @@ RATIOS = {
     "exponential": _exponential,
     "polyexponential": _polyexponential,
     "beta_sigma": _beta_sigma,
-    "align_your_steps": lambda high, low, points, spacing: _aligned(AYS_SD, points, spacing),
-    "align_your_steps_sdxl": lambda high, low, points, spacing: _aligned(AYS_SDXL, points, spacing),
+    # the last entry ends the last step, which `Spacing.end` does here
+    "align_your_steps": lambda high, low, points, spacing: aligned(AYS_SD, points)[:points],
+    "align_your_steps_sdxl": lambda high, low, points, spacing: aligned(AYS_SDXL, points)[:points],
 }
 
 

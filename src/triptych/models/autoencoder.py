@@ -112,7 +112,9 @@ class Halve(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H2 W2"]:
-        half: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        around = self.conv.padding_mode  # `nn/circular.py` may have set it
+        mode = "constant" if around == "zeros" else around
+        half: Tensor = self.conv(F.pad(x, (0, 1, 0, 1), mode=mode))
         return half
 
 

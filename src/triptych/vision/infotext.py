@@ -17,22 +17,24 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from triptych.requests import SAMPLERS, SPACINGS, TextToImage, lora_named, sampler_named
+from triptych.requests import (
+    AUTOMATIC1111,
+    SAMPLERS,
+    SPACINGS,
+    TextToImage,
+    lora_named,
+    sampler_named,
+)
 
 MAX_TEXT = 64 * 1024  # characters
 NEGATIVE = "Negative prompt:"
+OURS = "Conventions"
+"""A key of our own: whose reading of a sampler the picture was drawn with."""
 QUOTED = re.compile(r'"(?:\\.|[^\\"])++"')
 SPACE = re.compile(r"\s*")
 KEY_CHARACTER = re.compile(r"[\w \-/]")
 LORA = re.compile(r"<lora:([^<>:]+)(?::([^<>:]*))?>")
 
-AUTOMATIC = {  # the spacing that AUTOMATIC1111 has for a sampler where none is asked for
-    **dict.fromkeys(("dpmpp_2m", "dpmpp_sde", "dpmpp_2s_ancestral"), "karras"),
-    **dict.fromkeys(("dpm2", "dpm2_ancestral"), "karras"),
-    **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"), "exponential"),
-    **dict.fromkeys(("euler", "euler_ancestral", "heun", "lms"), "linspace"),
-    **dict.fromkeys(("ddim", "plms", "unipc"), "leading"),
-}
 NO_SETTINGS = {  # keys that tell something and change nothing
     *("Model hash", "VAE hash", "VAE", "Version", "User", "Lora hashes", "TI hashes", "Hashes"),
     *("Created Date", "Civitai resources", "Civitai metadata", "Model", "Init image hash"),
@@ -184,9 +186,10 @@ def replay(info: Infotext, model: str = "") -> Replay:
         "sampler": sampler,
         "spacing": spacing,
         "noise_source": _noise(info, said),
+        "conventions": _conventions(info),
         "size": info.get("Size").replace(" ", "").lower(),
     }
-    followed = {"Sampler", "Schedule type", "RNG", "Size"} | NO_SETTINGS
+    followed = {"Sampler", "Schedule type", "RNG", "Size", OURS} | NO_SETTINGS
     for key, (field, read) in SETTINGS.items():
         followed.add(key)
         if (value := info.get(key)) and (number := _read(key, value, read)) is not None:
@@ -230,13 +233,13 @@ def _sampler(info: Infotext, said: list[str]) -> tuple[str, str]:
     sampler, spacing = sampler_named(written)
     if schedule.lower() in ("automatic", ""):
         if not spacing and "Schedule type" not in dict(info.pairs):
-            spacing = AUTOMATIC.get(sampler, "")
+            spacing = AUTOMATIC1111.get(sampler, "")
             if spacing in ("karras", "exponential"):
                 said.append(
                     f"no Schedule type: read as Automatic, which is {spacing} for {written}; "
                     "before version 1.9 it was Uniform: linspace"
                 )
-        return sampler, spacing or AUTOMATIC.get(sampler, "")
+        return sampler, spacing or AUTOMATIC1111.get(sampler, "")
     known = {alias.lower(): n for n, aliases in SPACINGS.items() for alias in (n, *aliases)}
     known["uniform"] = "linspace"
     if schedule.lower() not in known:
@@ -255,6 +258,14 @@ def _noise(info: Infotext, said: list[str]) -> str:
     if source not in ("GPU", "NV"):
         said.append(f"RNG: {source[:60]} is unknown; noise is drawn as a CUDA device draws it")
     return "philox"
+
+
+def _conventions(info: Infotext) -> str:
+    """AUTOMATIC1111's, unless we wrote the text and say otherwise."""
+    named = info.get(OURS, "automatic1111")
+    if named not in ("automatic1111", "diffusers"):
+        raise ValueError(f"{OURS} are automatic1111 or diffusers, not {named[:60]!r}")
+    return named
 
 
 def infotext_of(
@@ -276,7 +287,7 @@ def infotext_of(
     sampler, behind = sampler_named(request.sampler) if request.sampler else ("", "")
     spacing = request.spacing or behind
     label = "Uniform" if spacing == "linspace" else next(iter(SPACINGS.get(spacing, ())), spacing)
-    if label == spacing and AUTOMATIC.get(sampler) == spacing:  # it has no name for DDIM's own
+    if label == spacing and AUTOMATIC1111.get(sampler) == spacing:  # it has no name for DDIM's own
         label = "Automatic" if spacing else ""
     varied = request.variation_strength > 0
     settings: dict[str, Any] = {
@@ -295,6 +306,7 @@ def infotext_of(
         "RNG": "CPU" if request.noise_source == "cpu" else None,
         "Tiling": True if request.tiling else None,
         "CFG rescale": request.rescale or None,
+        OURS: request.conventions if request.conventions != "automatic1111" else None,
         "Version": version or None,
     }
     pairs = tuple((key, str(value)) for key, value in settings.items() if value is not None)

@@ -1,0 +1,161 @@
+"""`triptych generate PROMPT`: write pictures of a prompt, and the request inside them."""
+
+import json
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from triptych.cli.from_parameters import replayed
+from triptych.cli.live import watched
+from triptych.cli.main import say
+from triptych.config import to_json
+from triptych.requests import TextToImage, lora_named, size_named
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from triptych.pipelines.text_to_image import Drawing
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Write pictures of a prompt: alone, from a picture, or within one."""
+
+    request: TextToImage
+    out: Path = Path("pictures")
+    """Folder for the pictures: 0000-SEED.png and so on."""
+    format: Literal["png", "jpeg", "webp"] = "png"
+    """Of the files; PNG and WebP keep every pixel."""
+    preview: str = ""
+    """A .png, .jpg or .webp file that shows the picture while it is made, rewritten every half
+    second.
+    """
+    from_parameters: str = ""
+    """Draw again what a picture shows that carries its request, ours or AUTOMATIC1111's, or what
+    such a text says; flags beside it change it.
+    """
+    json: bool = False
+    """One JSON object on stdout: the request and the files with their seeds."""
+
+
+FLAGS = {f.name for f in fields(Arguments)} - {"request"}
+CONFIG = (tyro.conf.OmitArgPrefixes,)
+
+
+def explain() -> None:
+    """The help of this command."""
+    try:
+        tyro.cli(
+            Arguments,
+            args=["--help"],
+            prog="triptych generate",
+            config=(*CONFIG, tyro.conf.PositionalRequiredArgs),
+        )
+    except SystemExit:
+        print("A model of classes has flags of its own: triptych generate --help --model RUN")
+
+
+def main(prompt: str | None, flags: list[str]) -> int:
+    source = _flag(flags, "--from-parameters")
+    if source is not None:
+        start, known = replayed(source, _flag(flags, "--model") or "")
+        say(*(f"triptych: {line}" for line in known))
+        default = Arguments(start)
+        words = flags if prompt is None else [f"--prompt={prompt}", *flags]
+        parsed = tyro.cli(
+            Arguments, args=words, prog="triptych generate", config=CONFIG, default=default
+        )
+    else:
+        parsed = tyro.cli(
+            Arguments, args=[f"--prompt={prompt}", *flags], prog="triptych generate", config=CONFIG
+        )
+    return drawn(parsed)
+
+
+def _flag(flags: list[str], name: str) -> str | None:
+    return next((f.partition("=")[2] for f in flags if f.startswith(f"{name}=")), None)
+
+
+def drawn(parsed: Arguments) -> int:
+    """Draw and write; every picture is in its file as soon as it is done."""
+    from triptych.pipelines.preview import preview_of
+    from triptych.pipelines.text_to_image import drawing_model, ready, run
+
+    request = parsed.request
+    loaded = ready(request)
+    model = drawing_model(loaded)
+    projected: list[Any] = []  # made when it is first looked at
+
+    def look(item: "Drawing") -> "np.ndarray | None":
+        if item.guess is None:
+            return None
+        if not projected:
+            projected.append(preview_of(model))
+        picture: np.ndarray = projected[0](item.guess[:1])[0]
+        return picture
+
+    parsed.out.mkdir(parents=True, exist_ok=True)
+    preview = Path(parsed.preview) if parsed.preview else None
+    files: list[dict[str, Any]] = []
+    told = False
+    work = run(request, loaded)
+    try:
+        for item in watched(work, look, preview):
+            if not told and item.said:
+                say(*(f"triptych: {line}" for line in item.said))
+            told = True
+            request = item.request
+            for number in range(len(files), len(item.pictures)):
+                files.append(_saved(item, number, parsed, loaded.name))
+    except KeyboardInterrupt:
+        say(f"triptych: {len(files)} of {parsed.request.n} pictures are in {parsed.out}")
+        raise
+    finally:
+        work.close()  # type: ignore[attr-defined]
+    seeds = sorted({one["seed"] for one in files})
+    span = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+    say(f"{len(files)} {'picture' if len(files) == 1 else 'pictures'} in {parsed.out}, {span}")
+    if parsed.json:
+        print(json.dumps({"request": recorded(request, loaded.name), "pictures": files}))
+    return 0
+
+
+def _saved(item: "Drawing", number: int, parsed: Arguments, model: str) -> dict[str, Any]:
+    """One picture in its file, with the request that draws it alone."""
+    from triptych.vision.images import save_picture
+
+    seed, varied = item.seeds(number)
+    ending = {"png": "png", "jpeg": "jpg", "webp": "webp"}[parsed.format]
+    name = f"{number:04d}-{seed}" + ("" if varied is None else f"-{varied}")
+    path = parsed.out / f"{name}.{ending}"
+    one = replace(item.request, seed=seed, variation_seed=varied, n=1)
+    save_picture(
+        path, item.pictures[number], {"request": recorded(one, model)}, parameters_of(one, model)
+    )
+    found = {"file": str(path), "seed": seed}
+    return found if varied is None else found | {"variation_seed": varied}
+
+
+def recorded(request: TextToImage, model: str) -> dict[str, Any]:
+    """The request as a picture carries it: names in place of paths."""
+    loras = [f"{PurePath(name).name}:{weight:g}" for name, weight in map(lora_named, request.loras)]
+    names = {field: PurePath(getattr(request, field)).name for field in ("image", "mask")}
+    return to_json(request) | names | {"model": model, "loras": loras}
+
+
+def parameters_of(request: TextToImage, model: str) -> str:
+    """AUTOMATIC1111's text of one picture."""
+    from triptych.vision.infotext import infotext_of, write_infotext
+
+    size = size_named(request.size)
+    assert size is not None and request.seed is not None
+    info = infotext_of(
+        replace(request, model=model),
+        seed=request.seed,
+        size=size,
+        version=f"triptych {version('triptych')}",
+    )
+    return write_infotext(info)

@@ -1,0 +1,109 @@
+"""AUTOMATIC1111's walks against its documented rules, written out in numpy; diffusers' are compared
+with its own pictures (tests/parity).
+"""
+
+import numpy as np
+import pytest
+
+from triptych.diffusion.conventions import (
+    automatic1111_spacing,
+    automatic1111_walk,
+    diffusers_walk,
+)
+from triptych.diffusion.schedule import Discrete, Edm, Flow, betas, zero_terminal
+from triptych.requests import AUTOMATIC1111, SAMPLERS
+
+TABLE = betas("scaled_linear", 0.00085, 0.012)
+SCHEDULE = Discrete(tuple(TABLE))
+SIGNAL = np.cumprod(1 - np.array(TABLE))
+SIGMAS = np.sqrt((1 - SIGNAL) / SIGNAL)  # of every training time
+
+
+def sigma_at(times):
+    """k-diffusion reads its table in the logarithm."""
+    return np.exp(np.interp(times, np.arange(1000), np.log(SIGMAS)))
+
+
+def ratios(sampler, steps, kind, **more):
+    walked, scale = automatic1111_walk(SCHEDULE, sampler, steps, kind, **more)
+    assert len(walked) == steps + 1 and scale == pytest.approx(walked[0].sigma)
+    assert (walked[-1].alpha, walked[-1].sigma) == (1, 0)
+    return [level.ratio for level in walked[:-1]], [level.time for level in walked[:-1]]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20, 150])
+def test_uniform_walks_even_times_to_the_cleanest(steps) -> None:
+    found, times = ratios("euler_ancestral", steps, "linspace")
+    expected = np.linspace(999, 0, steps)
+    assert times == pytest.approx(expected, abs=1e-6)
+    assert found == pytest.approx(sigma_at(expected), rel=1e-9)
+
+
+def test_the_other_schedule_types() -> None:
+    high, low, ramp = SIGMAS[-1], SIGMAS[0], np.linspace(0, 1, 20)
+    karras = (high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+    assert ratios("dpmpp_2m", 20, "karras")[0] == pytest.approx(karras)
+    exponential = np.exp(np.linspace(np.log(high), np.log(low), 20))
+    assert ratios("dpmpp_2m_sde", 20, "exponential")[0] == pytest.approx(exponential)
+    assert ratios("euler", 20, "polyexponential")[0] == pytest.approx(exponential)
+    even = sigma_at(np.linspace(999, 0, 21)[:-1])
+    assert ratios("euler", 20, "sgm_uniform")[0] == pytest.approx(even)
+    stats = pytest.importorskip("scipy.stats")
+    beta = low + (high - low) * stats.beta.ppf(1 - ramp, 0.6, 0.6)
+    assert ratios("euler", 20, "beta")[0] == pytest.approx(beta, rel=1e-4)
+
+
+@pytest.mark.parametrize(("xl", "second"), [(False, 6.475), (True, 6.315)])
+def test_align_your_steps_has_its_table_and_then_nothing(xl, second) -> None:
+    found, _ = ratios("euler", 11, "align_your_steps", xl=xl)
+    assert found[:2] == pytest.approx([14.615, second]) and found[-1] == pytest.approx(0.029)
+    ten, _ = ratios("euler", 10, "align_your_steps", xl=xl)
+    places = np.interp(np.linspace(0, 1, 10), np.linspace(0, 1, 11), np.log(found))
+    assert ten == pytest.approx(np.exp(places))
+
+
+def test_dpm2_leaves_the_least_sigma_out() -> None:
+    high, low = SIGMAS[-1] ** (1 / 7), SIGMAS[0] ** (1 / 7)
+    longer = (high + np.linspace(0, 1, 11) * (low - high)) ** 7
+    for sampler in ("dpm2", "dpm2_ancestral"):
+        assert ratios(sampler, 10, "karras")[0] == pytest.approx(longer[:-1])
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "plms", "unipc"])
+@pytest.mark.parametrize(("steps", "levels"), [(20, 20), (50, 50), (30, 31), (7, 8)])
+def test_strides_of_whole_times_end_at_the_least_noise(sampler, steps, levels) -> None:
+    """1000 // 30 is 33, of which 31 begin below 1000: one step more than asked for, as there."""
+    walked, scale = automatic1111_walk(SCHEDULE, sampler, steps, "leading")
+    times = sorted((min(t + 1, 999) for t in range(0, 1000, 1000 // steps)), reverse=True)
+    assert [level.time for level in walked[:-1]] == times and len(times) == levels
+    assert walked[-1].ratio == pytest.approx(SIGMAS[0]) and scale == 1
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_ddim_is_stable_diffusions_own(steps) -> None:
+    ours = automatic1111_walk(SCHEDULE, "ddim", steps, "leading")
+    theirs = diffusers_walk(SCHEDULE, "ddim", steps, "leading", offset=1, end="least")
+    assert ours == theirs
+
+
+def test_every_sampler_has_its_own_spacing() -> None:
+    assert set(SAMPLERS) - set(AUTOMATIC1111) == {"ddpm", "deis"}
+    for sampler in AUTOMATIC1111:
+        walked, _ = automatic1111_walk(SCHEDULE, sampler, 10, automatic1111_spacing(sampler))
+        noise = [level.ratio for level in walked]
+        assert noise == sorted(noise, reverse=True) and len(set(noise)) == len(noise)
+
+
+def test_what_the_program_lacks() -> None:
+    for sampler, kind, words in (
+        ("deis", "karras", "has no sampler deis"),
+        ("ddim", "karras", "one spacing, leading"),
+        ("euler", "trailing", "no schedule type trailing"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            automatic1111_walk(SCHEDULE, sampler, 10, kind)
+    with pytest.raises(ValueError, match="training times"):
+        automatic1111_walk(SCHEDULE, "ddim", 1000, "leading")
+    for schedule in (Flow(), Edm(), Discrete(tuple(zero_terminal(TABLE)))):
+        with pytest.raises(ValueError, match="use those of diffusers"):
+            automatic1111_walk(schedule, "euler", 10, "karras")
