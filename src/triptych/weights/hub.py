@@ -73,6 +73,11 @@ def fetch(
     return folders.pop()
 
 
+def cached(repo: str, file: str, revision: str = "main") -> Path | None:
+    """A file of a repository that was downloaded before; the network is not asked."""
+    return _cached(repo, file, revision)
+
+
 def fetch_model(repo: str, revision: str = "main", sha256: Mapping[str, str] = NO_FILES) -> Path:
     """The folder of a model whose files are not known beforehand: one form of its weights, its
     configuration, tokenizer and preprocessor.
