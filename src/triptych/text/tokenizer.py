@@ -366,8 +366,8 @@ def _token(backend: tokenizers.Tokenizer, *names: str) -> int | None:
 def _named_pad(source: Path) -> str | None:
     """The padding token that a transformers folder names.
 
-    Where its two files differ, transformers believes special_tokens_map.json of older folders, which
-    have no `added_tokens_decoder` (that of SD 2.x pads with `!`), tokenizer_config.json of others.
+    Where its two files differ, transformers believes special_tokens_map.json of older folders,
+    which have no `added_tokens_decoder` (SD 2.x pads with `!`), tokenizer_config.json of others.
     """
     folder = source if source.is_dir() else source.parent
     found: list[dict[str, Any]] = []

@@ -292,7 +292,7 @@ def _cast_safetensors(
                 )
             raw = torch.empty(end - begin, dtype=torch.uint8)
             file.seek(start + begin)
-            if file.readinto(memoryview(raw.numpy())) != end - begin:
+            if file.readinto(raw.numpy().data) != end - begin:
                 raise ValueError("was cut short while it was read. Fetch it again")
             tensors[name] = _as(raw.view(kind).reshape(shape), dtype)
     return tensors
