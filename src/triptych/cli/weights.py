@@ -22,7 +22,8 @@ Looks at files of weights and changes their form. Nothing in a file is executed.
   list                     the published checkpoints that are known
   inspect PATH             the tensors of a file or folder, and what it is
   doctor PATH ...          what is wrong with files or folders, and what to do
-  convert SOURCE DEST      another form: safetensors, transformers, open_clip, triptych
+  convert SOURCE DEST      another form: safetensors, transformers, open_clip, diffusers,
+                           single-file, triptych
 
 `triptych weights COMMAND --help` lists the options."""
 
@@ -66,11 +67,20 @@ class Convert:
     source: Path
     """A file of weights, or the folder of a model."""
     dest: Path
-    """The new folder; for safetensors, the new file."""
-    to: Literal["safetensors", "transformers", "open_clip", "triptych"] = "safetensors"
-    """safetensors keeps every name and works for any file; the others are folders that a program
-    loads.
+    """The new folder; for safetensors and single-file, the new file."""
+    to: Literal[
+        "safetensors", "transformers", "open_clip", "diffusers", "single-file", "triptych"
+    ] = "safetensors"
+    """safetensors keeps every name and works for any file; the others are what a program loads:
+    CLIP and SigLIP as folders of transformers and open_clip, Stable Diffusion as a folder of
+    diffusers or a single file, all of them as a run folder of triptych.
     """
+    predicts: Literal["noise", "velocity"] | None = None
+    """What the network of a Stable Diffusion predicts, where its file does not say."""
+    weights: Literal["raw", "ema"] = "raw"
+    """Of a single file with averaged weights beside the last ones (model_ema.*): which to read."""
+    variant: str = ""
+    """Which form of the weights of a diffusers folder to read, such as fp16."""
     overwrite: bool = False
     """Replace what is there."""
 
@@ -210,10 +220,17 @@ def convert(request: Convert) -> int:
     if request.to == "safetensors":
         return _to_safetensors(request)
     from triptych.weights.export import convert_checkpoint
+    from triptych.weights.stable_diffusion import Reading
 
-    _require_free(request.dest, request.overwrite)
-    convert_checkpoint(str(request.source), request.dest, request.to)
-    say(_plain(f"{request.dest}: a {request.to} folder made of {request.source}"))
+    dest = request.dest
+    if request.to == "single-file" and dest.is_dir():
+        dest = dest / "model.safetensors"
+    _require_free(dest, request.overwrite)
+    reading = Reading(request.predicts, request.weights, request.variant)
+    for line in convert_checkpoint(str(request.source), dest, request.to, reading):
+        say(_plain(line))
+    form = "a single file" if request.to == "single-file" else f"a {request.to} folder"
+    say(_plain(f"{dest}: {form} made of {request.source}"))
     return 0
 
 

@@ -194,7 +194,7 @@ def completed(built: StableDiffusionConfig, own: Json) -> StableDiffusionConfig:
 
 
 def beyond(wanted: StableDiffusionConfig, read: StableDiffusionConfig) -> dict[str, Any]:
-    """What `triptych.json` must say so that a folder that reads as one becomes the other.
+    """What `triptych.json` must say so that files that read as one configuration become the other.
 
     Raises:
         ValueError: they differ in more than what a request leaves open; names where.
@@ -208,7 +208,7 @@ def beyond(wanted: StableDiffusionConfig, read: StableDiffusionConfig) -> dict[s
     whole, found = config.to_json(wanted), config.to_json(completed(read, own))
     if lost := [name for name in whole if whole[name] != found[name]]:
         raise ValueError(
-            f"a diffusers folder cannot say this model's {' and '.join(lost)}: "
+            f"the other program's files cannot say this model's {' and '.join(lost)}: "
             f"{whole[lost[0]]} would be read as {found[lost[0]]}"
         )
     return own

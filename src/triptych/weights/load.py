@@ -248,9 +248,9 @@ def _is_run(path: Path) -> bool:
 
 def _cast(loaded: Loaded, dtype: str) -> Loaded:
     """Two towers in the precision asked for."""
-    if loaded.card.model not in TWO_TOWERS:
-        return loaded
     chosen = _precision(dtype, next(loaded.model.parameters()).device)
+    if loaded.card.model not in TWO_TOWERS or chosen is None:
+        return loaded
     for tower in ("image", "text"):  # not the temperature: a scale of 100 would become 98.9
         loaded.model.get_submodule(tower).to(chosen)
     return loaded

@@ -6,6 +6,7 @@ What names and shapes cannot tell - whether a 2.x network predicts noise or velo
 guessed.
 """
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ Names = Literal["ldm", "transformers", "openclip"]
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 EMA = "model_ema."
+NOTE = "triptych"
+"""The note in the header of a file that was written here."""
 TRANSFORMER_L = "cond_stage_model.transformer."
 OPENCLIP = "cond_stage_model.model."
 XL_L, XL_G = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
@@ -111,6 +114,8 @@ class SingleFile:
     weights: Weights
     said: tuple[str, ...]
     """What someone should know, such as averaged weights that are there and not read."""
+    own: Mapping[str, Any]
+    """What a file that was written here says beyond what others know."""
 
     @property
     def inpaints(self) -> bool:
@@ -133,20 +138,21 @@ def describe_single_file(
     """
     header = read_header(path)
     try:
-        return _describe(header, path, predicts, weights)
+        return described(header, path, predicts, weights)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _describe(
-    header: Header, path: Path, predicts: Predicts | None, weights: Weights
+def described(
+    header: Header, path: Path, predicts: Predicts | None = None, weights: Weights = "raw"
 ) -> SingleFile:
+    """`describe_single_file` of a header that was read; errors do not name the file."""
     shapes = header.shapes
     family, unet = recognised(shapes)
     if weights == "ema" and not any(name.startswith(EMA) for name in shapes):
         raise ValueError("has no averaged weights (model_ema.*): leave out --weights ema")
     known = _predicted(header, family, path, predicts)
-    found = _parts(shapes, family, unet | _size(family, known))
+    found = parts_of(family, shapes, unet | _size(family, known))
     said = []
     if weights == "raw" and f"{EMA}num_updates" in shapes:
         said.append("the file also has averaged weights: --weights ema reads them")
@@ -163,6 +169,7 @@ def _describe(
         configs.SCHEDULER_LOW_RESOLUTION if "upscaler" in family else None,
         weights,
         tuple(said),
+        _own(header.notes),
     )
 
 
@@ -203,6 +210,16 @@ def recognised(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, dict[str,
         what = other.get(channels, f"takes {channels} channels, which no published model does")
         raise ValueError(f"is a {family} that {what}; it does not load here")
     return family, config | {"in_channels": channels}
+
+
+def _own(notes: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        found = json.loads(notes.get(NOTE, "{}"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"has a note {NOTE!r} in its header that is no JSON object")
+    return found
 
 
 def _what_else(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -249,10 +266,10 @@ def _size(family: Family, predicts: Predicts) -> dict[str, Any]:
     return {"sample_size": 96} if larger else {}  # the 768-pixel model
 
 
-def _parts(
-    shapes: Mapping[str, tuple[int, ...]], family: Family, unet: dict[str, Any]
+def parts_of(
+    family: Family, shapes: Mapping[str, tuple[int, ...]], unet: dict[str, Any]
 ) -> dict[str, Part]:
-    """All parts that the family has."""
+    """All parts that a family has, where shapes of the whole file tell which form of them."""
     towers = {
         "Stable Diffusion 1.x": {"text_encoder": Part(TRANSFORMER_L, "transformers", CLIP_L)},
         "Stable Diffusion XL": {

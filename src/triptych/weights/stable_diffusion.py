@@ -16,7 +16,7 @@ from triptych.models.clip import TextEncoderConfig
 from triptych.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
 from triptych.text.tokenizer import Tokenizer
 from triptych.weights import autoencoder, latent_unet, ldm_unet, tiny_autoencoder
-from triptych.weights.diffusers_folder import NETWORKS, assembled, described
+from triptych.weights.diffusers_folder import NETWORKS, assembled, completed, described
 from triptych.weights.files import read_cast, read_header
 from triptych.weights.keymap import Rule, convert, fill
 from triptych.weights.single_file import (
@@ -149,7 +149,8 @@ def file_config(found: SingleFile) -> tuple[StableDiffusionConfig, tuple[str, ..
     )
     unet, vae = found.parts["unet"].config, found.parts["vae"].config
     assert isinstance(unet, Mapping) and isinstance(vae, Mapping)
-    return assembled(index_of(found), unet, vae, towers, found.scheduler)
+    config, said = assembled(index_of(found), unet, vae, towers, found.scheduler)
+    return completed(config, found.own), said
 
 
 def index_of(found: SingleFile) -> dict[str, Any]:
