@@ -74,6 +74,8 @@ def vae(**changes):
 def sd(folder, scheduler="PNDMScheduler", pad=None, kind="StableDiffusionPipeline", **network):
     """Stable Diffusion 1.x or 2.x, by what its U-Net is."""
     more = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {"clip_sample": False}
+    if "use_linear_projection" in network:
+        more |= {"prediction_type": "v_prediction", "set_alpha_to_one": False}
     with_checker = {"safety_checker": None, "feature_extractor": None}
     if kind == "StableDiffusionUpscalePipeline":
         with_checker = {
@@ -81,6 +83,7 @@ def sd(folder, scheduler="PNDMScheduler", pad=None, kind="StableDiffusionPipelin
                 beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear"
             ),
         }
+        more |= {"beta_start": 0.0001, "beta_end": 0.02}
     else:
         with_checker["requires_safety_checker"] = False
     return getattr(diffusers, kind)(

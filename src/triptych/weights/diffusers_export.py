@@ -24,6 +24,8 @@ from triptych.weights.single_file_configs import SCHEDULER_LOW_RESOLUTION
 
 Json = dict[str, Any]
 
+VERSION = "0.30.0"
+"""The version of diffusers whose form a folder has; its pipeline for inpainting asks for one."""
 UNREAD = "left out, because it is never read: the text tower's"
 
 
@@ -149,7 +151,10 @@ def pipeline_index(config: StableDiffusionConfig) -> Json:
         raise ValueError(f"diffusers' XL tells its U-Net 5 or 6 sizes, not {config.sizes}")
     refines = large and config.sizes == 5
     kind = "Img2Img" if refines and not kind else kind
-    index: Json = {"_class_name": f"StableDiffusion{'XL' * large}{kind}Pipeline"}
+    index: Json = {
+        "_class_name": f"StableDiffusion{'XL' * large}{kind}Pipeline",
+        "_diffusers_version": VERSION,
+    }
     names = towers_of(config)
     for name, tower in zip(names, config.text, strict=True):
         projected = "" if tower.dim is None else "WithProjection"

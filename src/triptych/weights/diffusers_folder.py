@@ -205,13 +205,22 @@ def beyond(wanted: StableDiffusionConfig, read: StableDiffusionConfig) -> dict[s
         own["sampling"] = differs
     if wanted.dropped != read.dropped:
         own["dropped"] = wanted.dropped
-    whole, found = config.to_json(wanted), config.to_json(completed(read, own))
-    if lost := [name for name in whole if whole[name] != found[name]]:
-        raise ValueError(
-            f"the other program's files cannot say this model's {' and '.join(lost)}: "
-            f"{whole[lost[0]]} would be read as {found[lost[0]]}"
-        )
+    if lost := _differences(config.to_json(wanted), config.to_json(completed(read, own))):
+        raise ValueError(f"the other program's files cannot say {'; '.join(lost[:3])}")
     return own
+
+
+def _differences(wanted: Any, read: Any, where: str = "") -> list[str]:
+    """Where two configurations in JSON differ, in words."""
+    if isinstance(wanted, Mapping) and isinstance(read, Mapping):
+        deeper = f"{where}." if where else ""
+        names = {**wanted, **read}
+        return [
+            line
+            for name in names
+            for line in _differences(wanted.get(name), read.get(name), f"{deeper}{name}")
+        ]
+    return [] if wanted == read else [f"{where} {wanted}, which would be read as {read}"]
 
 
 def _check_pipeline(index: Json) -> None:

@@ -284,9 +284,10 @@ def parts_of(
 
 def _open_clip_h(shapes: Mapping[str, tuple[int, ...]]) -> TextEncoderConfig:
     """Some programs leave out the block and the projection that are not read."""
-    whole = f"{OPENCLIP}transformer.resblocks.23.ln_1.weight" in shapes
+    last = OPENCLIP_H.text.layers - 1
+    whole = f"{OPENCLIP}transformer.resblocks.{last}.ln_1.weight" in shapes
     projected = f"{OPENCLIP}text_projection" in shapes
-    text = OPENCLIP_H.text if whole else replace(OPENCLIP_H.text, layers=23)
+    text = OPENCLIP_H.text if whole else replace(OPENCLIP_H.text, layers=last)
     return TextEncoderConfig(
         text, OPENCLIP_H.dim if projected else None, OPENCLIP_H.skip if whole else 0
     )
