@@ -138,12 +138,16 @@ def list_weights(request: ListWeights) -> int:
 
 def inspect(request: Inspect) -> int:
     """Print the tensors of a file, or of every file of weights of a folder."""
+    from dataclasses import asdict
+
     from triptych.weights.containers import WORDS, container
     from triptych.weights.families import family
     from triptych.weights.files import read_weights
     from triptych.weights.layouts import layout
+    from triptych.weights.whole import summary
 
     found = layout(request.path)
+    whole = summary(found)
     files = []
     for path in found.weights:
         tensors = read_weights(path)
@@ -164,6 +168,7 @@ def inspect(request: Inspect) -> int:
         "config": str(found.config) if found.config else None,
         "tokenizer": [str(p) for p in found.tokenizer],
         "preprocessor": str(found.preprocessor) if found.preprocessor else None,
+        "whole": asdict(whole) if whole else None,
         "files": files,
     }
     if request.json:
@@ -192,6 +197,13 @@ def _show(facts: dict[str, Any]) -> None:
             ),
             f"family: {file['family'] or 'not one that is recognised by its names'}",
         )
+    if whole := facts["whole"]:
+        predicts = f", predicts {whole['predicts']}" if whole["predicts"] else ""
+        say(_plain(f"whole: {whole['family']}{predicts}, made of {', '.join(whole['parts'])}"))
+        if whole["missing"]:
+            say(_plain(f"missing: {', '.join(whole['missing'])}"))
+        for note in whole["notes"]:
+            say(_plain(note))
 
 
 def doctor(request: Doctor) -> int:
