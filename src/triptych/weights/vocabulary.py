@@ -50,10 +50,14 @@ def file_tokenizers(
         ValueError: there is none; says which file to put where.
     """
     source = _vocabulary(file)
-    return tuple(
-        _fitting(source, clip_tokenizer(source, tower.text.length, pad=pad), tower)
-        for tower, pad in zip(towers, pads, strict=True)
-    )
+    try:
+        return tuple(
+            _fitting(source, clip_tokenizer(source, tower.text.length, pad=pad), tower)
+            for tower, pad in zip(towers, pads, strict=True)
+        )
+    except ValueError as error:
+        about = "" if str(error).startswith(f"{source}") else f"{source}: "
+        raise ValueError(f"{about}{error}") from error
 
 
 def _vocabulary(file: Path) -> Path:
