@@ -16,9 +16,12 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import load_file
 
 from tests.parity.tiny_pipelines import CAPTIONS, FORMS, LENGTH, texts
+from triptych.cli.main import run
 from triptych.models.clip import TextEncoderConfig
 from triptych.weights import single_file, single_file_configs, single_file_export, text_encoders
+from triptych.weights.doctor import examine
 from triptych.weights.export import convert_checkpoint
+from triptych.weights.files import write_safetensors
 from triptych.weights.load import load
 from triptych.weights.stable_diffusion import Reading
 
@@ -251,3 +254,129 @@ def test_single_files_are_read_by_diffusers_converters(form, tmp_path, monkeypat
     assert all(torch.equal(again[name], state[name]) for name in state)
     convert_checkpoint(str(path), tmp_path / "folder", "diffusers")
     agree(DiffusionPipeline.from_pretrained(tmp_path / "folder"), after, PLAIN)
+
+
+@pytest.fixture
+def single(tmp_path, monkeypatch):
+    """A single file of a tiny 1.x with its vocabulary beside it, and the folder that it is of."""
+    folder = save(FORMS["1.x"](tmp_path), tmp_path / "saved")
+    publish(monkeypatch, "1.x", folder)
+    path = tmp_path / "single" / "model.safetensors"
+    convert_checkpoint(str(folder), path, "single-file")
+    return path, load(str(folder), dtype="float32")
+
+
+def written(path, change, notes=None):
+    """The same file with other tensors, as another program leaves it."""
+    state = change(load_file(path))
+    path.unlink()
+    write_safetensors(path, state, notes)
+    return str(path)
+
+
+def test_a_ckpt_of_training_with_averaged_weights(single):
+    path, before = single
+    state = load_file(path)
+    averaged = {
+        "model_ema." + name.removeprefix("model.").replace(".", ""): tensor + 1
+        for name, tensor in state.items()
+        if name.startswith("model.diffusion_model.")
+    }
+    more = {
+        "betas": torch.zeros(1000), "model_ema.num_updates": torch.tensor(3),
+        "model_ema.decay": torch.tensor(0.9999), "first_stage_model.loss.logvar": torch.zeros(()),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(16)[None],
+    }  # fmt: skip
+    ckpt = path.with_name("model.ckpt")
+    torch.save({"state_dict": state | averaged | more, "global_step": 3}, ckpt)
+    for dtype in ("float32", "stored"):
+        raw = load(str(ckpt), dtype=dtype)
+        assert raw.said == ("the file also has averaged weights: --weights ema reads them",)
+        same(before.model, raw.model)
+        ema = load(str(ckpt), dtype=dtype, reading=Reading(weights="ema"))
+        assert ema.said == ()
+        for name, tensor in before.model.state_dict().items():
+            expected = tensor + 1 if name.startswith("unet.") else tensor
+            assert torch.equal(ema.model.state_dict()[name], expected), name
+
+
+BROKEN = {
+    "has no vae: get the whole file": lambda s: {
+        n: x for n, x in s.items() if not n.startswith("first_stage_model.")
+    },
+    "has no text_encoder: get": lambda s: {
+        n: x for n, x in s.items() if not n.startswith("cond_stage_model.")
+    },
+    "hypernetwork.0.weight belong to no part": lambda s: s
+    | {"hypernetwork.0.weight": torch.zeros(1)},
+    "model.diffusion_model.*there is no norm_out.weight": lambda s: {
+        n: x for n, x in s.items() if n != "model.diffusion_model.out.0.weight"
+    },
+    "is Stable Diffusion 3": lambda s: s | {"joint_blocks.0.x": torch.zeros(1)},
+    "is a ControlNet": lambda s: s | {"control_model.time_embed.0.weight": torch.zeros(1)},
+    "cond_stage_model.transformer.*no rule claims": lambda s: s
+    | {"cond_stage_model.transformer.text_model.what": torch.zeros(1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", BROKEN)
+def test_a_broken_single_file_says_what_is_wrong(words, single):
+    path, _ = single
+    with pytest.raises(ValueError, match=words) as caught:
+        load(written(path, BROKEN[words]))
+    assert str(path) in str(caught.value)
+
+
+def test_other_faults_of_single_files(single):
+    path, before = single
+    with pytest.raises(ValueError, match="has no variants"):
+        load(str(path), reading=Reading(variant="fp16"))
+    with pytest.raises(ValueError, match="no averaged weights"):
+        load(str(path), reading=Reading(weights="ema"))
+    told = load(str(path), reading=Reading(predicts="velocity"))
+    assert told.config.schedule.predicts == "velocity"
+    with pytest.raises(ValueError, match="note 'triptych' in its header that is no JSON object"):
+        load(written(path, dict, {"triptych": "{"}))
+    same(before.model, load(written(path, dict), dtype="float32").model)  # no notes at all
+    (path.parent / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"put the tokenizer\.json of openai/clip-vit-large"):
+        load(str(path))
+    data = path.read_bytes()
+    path.write_bytes(data[:-7])
+    with pytest.raises(ValueError, match="cut short"):
+        load(str(path))
+
+
+def test_what_2x_predicts_is_told_once_and_kept(tmp_path, monkeypatch):
+    folder = save(FORMS["2.x"](tmp_path), tmp_path / "saved")
+    publish(monkeypatch, "2.x", folder)
+    path = tmp_path / "single" / "model.safetensors"
+    convert_checkpoint(str(folder), path, "single-file")
+    assert load(str(path)).config.schedule.predicts == "velocity"  # its notes say so
+    written(path, dict)
+    with pytest.raises(ValueError, match=r"--predicts noise .* or --predicts velocity"):
+        load(str(path))
+    told = Reading(predicts="velocity")
+    convert_checkpoint(str(path), tmp_path / "out", "diffusers", told)
+    assert load(str(tmp_path / "out")).config.schedule.predicts == "velocity"
+    assert "do not say what the network predicts" in str(list(examine(path))[1].what)
+
+
+def test_the_doctor_and_inspect_know_a_single_file(single, capsys):
+    path, _ = single
+    assert run(["weights", "doctor", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "(Stable Diffusion 1.x, predicts noise: unet, vae, text_encoder)" in said
+    assert run(["weights", "inspect", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["whole"]
+    assert facts["parts"] == ["unet", "vae", "text_encoder"] and facts["missing"] == []
+    written(path, BROKEN["has no vae: get the whole file"])
+    assert run(["weights", "doctor", str(path)]) == 3
+    assert "has no vae: fetch it" in capsys.readouterr().out
+    assert run(["weights", "inspect", str(path)]) == 0
+    shown = capsys.readouterr().err
+    assert "whole: Stable Diffusion 1.x, predicts noise, made of unet, text_encoder" in shown
+    assert "missing: vae" in shown
+    dest = path.parent / "ours"
+    assert run(["weights", "convert", str(path), str(dest), "--to", "diffusers"]) == 3
+    assert "has no vae" in capsys.readouterr().err and not dest.exists()
