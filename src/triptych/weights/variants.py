@@ -4,6 +4,7 @@ A variant is a word in the names: `diffusion_pytorch_model.fp16.safetensors`. No
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 NAME = re.compile(
@@ -19,16 +20,22 @@ def variants(folder: Path) -> dict[str, Path]:
 
     Of each: safetensors before pickles, and a file before the index of its shards.
     """
-    found: dict[str, tuple[tuple[bool, bool], Path]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        match = NAME.fullmatch(path.name)
-        if match is None or not path.is_file() or SHARD.search(match["variant"] or ""):
+    names = [p.name for p in folder.iterdir() if p.is_file()] if folder.is_dir() else []
+    return {variant: folder / name for variant, name in named(names).items()}
+
+
+def named(names: Iterable[str]) -> dict[str, str]:
+    """`variants` of the names of a folder's files."""
+    found: dict[str, tuple[tuple[bool, bool], str]] = {}
+    for name in sorted(names):
+        match = NAME.fullmatch(name)
+        if match is None or SHARD.search(match["variant"] or ""):
             continue
         variant = match["late"] or match["variant"] or ""
         rank = match["ending"] == "bin", match["index"] is not None
         if variant not in found or rank < found[variant][0]:
-            found[variant] = rank, path
-    return {variant: path for variant, (_, path) in sorted(found.items())}
+            found[variant] = rank, name
+    return {variant: name for variant, (_, name) in sorted(found.items())}
 
 
 def chosen(folder: Path, variant: str = "") -> tuple[Path, str]:
