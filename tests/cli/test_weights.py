@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from triptych.cli.main import run
 from triptych.weights.catalog import CATALOG
+from triptych.weights.stable_diffusion import Reading
 
 STATE = {"visual.proj": torch.arange(6.0).reshape(2, 3), "logit_scale": torch.tensor(2.5).half()}
 
@@ -62,14 +63,21 @@ def test_convert_to_safetensors(saved: Path, tmp_path: Path, capsys) -> None:
     assert "should end in .safetensors" in capsys.readouterr().err
 
 
-def test_convert_hands_other_forms_on(saved: Path, tmp_path: Path, monkeypatch) -> None:
+def test_convert_hands_other_forms_on(saved: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     asked = []
     module = types.ModuleType("triptych.weights.export")
-    module.convert_checkpoint = lambda *given: asked.append(given)
+    module.convert_checkpoint = lambda *given: asked.append(given) or ("a thing to know",)
     monkeypatch.setitem(sys.modules, "triptych.weights.export", module)
     dest = tmp_path / "folder"
     assert run(["weights", "convert", str(saved), str(dest), "--to", "open_clip"]) == 0
-    assert asked == [(str(saved), dest, "open_clip")]
+    flags = ["--predicts", "velocity", "--weights", "ema", "--variant", "fp16"]
+    given = [str(saved), str(tmp_path / "other"), "--to", "diffusers", *flags]
+    assert run(["weights", "convert", *given]) == 0
+    assert asked == [
+        (str(saved), dest, "open_clip", Reading()),
+        (str(saved), tmp_path / "other", "diffusers", Reading("velocity", "ema", "fp16")),
+    ]
+    assert "a thing to know" in capsys.readouterr().err
 
 
 def test_doctor_says_sound_or_what_to_do(saved: Path, tmp_path: Path, capsys) -> None:

@@ -252,3 +252,60 @@ def test_names_that_lead_elsewhere_are_refused(repo: str, file: str, revision: s
 )  # fmt: skip
 def test_one_form_of_weights_is_wanted(listing, expected) -> None:
     assert wanted(listing) == expected
+
+
+def test_of_a_diffusers_repository_one_form_of_the_parts_that_draw() -> None:
+    listing = [
+        "model_index.json", "v1-5-pruned.ckpt", "README.md", "scheduler/scheduler_config.json",
+        "safety_checker/model.safetensors", "feature_extractor/preprocessor_config.json",
+        "tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/special_tokens_map.json",
+        "unet/config.json", "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+        "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/config.json", "text_encoder/model.safetensors",
+        "text_encoder/flax_model.msgpack",
+    ]  # fmt: skip
+    assert wanted(listing) == [
+        "model_index.json", "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/config.json", "text_encoder/model.safetensors",
+        "tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/special_tokens_map.json",
+        "scheduler/scheduler_config.json",
+    ]  # fmt: skip
+
+
+def test_a_whole_pipeline_in_the_cache_needs_no_network(tmp_path: Path) -> None:
+    repo = tmp_path / "hub" / "models--owner--sd"
+    snapshot = repo / "snapshots" / COMMIT
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(COMMIT)
+    index = {"unet": ["diffusers", "U"], "tokenizer": ["t", "T"], "safety_checker": [None, None]}
+    files = {
+        "model_index.json": json.dumps(index).encode(),
+        "unet/config.json": b"{}",
+        "unet/diffusion_pytorch_model.safetensors.index.json": json.dumps(
+            {"weight_map": {"w": "diffusion_pytorch_model-00001-of-00001.safetensors"}}
+        ).encode(),
+        "unet/diffusion_pytorch_model-00001-of-00001.safetensors": WEIGHTS,
+        "tokenizer/tokenizer.json": b"{}",
+    }
+    for name, data in files.items():
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).write_bytes(data)
+    code = (
+        NO_NETWORK
+        + """
+from triptych.weights.hub import fetch_model
+try: print(fetch_model('owner/sd'))
+except (ValueError, AssertionError) as error: print('asked')
+"""
+    )
+    assert run(code, tmp_path, 9) == str(snapshot)
+    for name in list(files)[2:]:
+        (snapshot / name).rename(tmp_path / "aside")
+        assert run(code, tmp_path, 9) == "asked", name
+        (tmp_path / "aside").rename(snapshot / name)

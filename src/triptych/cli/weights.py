@@ -22,7 +22,8 @@ Looks at files of weights and changes their form. Nothing in a file is executed.
   list                     the published checkpoints that are known
   inspect PATH             the tensors of a file or folder, and what it is
   doctor PATH ...          what is wrong with files or folders, and what to do
-  convert SOURCE DEST      another form: safetensors, transformers, open_clip, triptych
+  convert SOURCE DEST      another form: safetensors, transformers, open_clip, diffusers,
+                           single-file, triptych
 
 `triptych weights COMMAND --help` lists the options."""
 
@@ -66,11 +67,20 @@ class Convert:
     source: Path
     """A file of weights, or the folder of a model."""
     dest: Path
-    """The new folder; for safetensors, the new file."""
-    to: Literal["safetensors", "transformers", "open_clip", "triptych"] = "safetensors"
-    """safetensors keeps every name and works for any file; the others are folders that a program
-    loads.
+    """The new folder; for safetensors and single-file, the new file."""
+    to: Literal[
+        "safetensors", "transformers", "open_clip", "diffusers", "single-file", "triptych"
+    ] = "safetensors"
+    """safetensors keeps every name and works for any file; the others are what a program loads:
+    CLIP and SigLIP as folders of transformers and open_clip, Stable Diffusion as a folder of
+    diffusers or a single file, all of them as a run folder of triptych.
     """
+    predicts: Literal["noise", "velocity"] | None = None
+    """What the network of a Stable Diffusion predicts, where its file does not say."""
+    weights: Literal["raw", "ema"] = "raw"
+    """Of a single file with averaged weights beside the last ones (model_ema.*): which to read."""
+    variant: str = ""
+    """Which form of the weights of a diffusers folder to read, such as fp16."""
     overwrite: bool = False
     """Replace what is there."""
 
@@ -128,12 +138,16 @@ def list_weights(request: ListWeights) -> int:
 
 def inspect(request: Inspect) -> int:
     """Print the tensors of a file, or of every file of weights of a folder."""
+    from dataclasses import asdict
+
     from triptych.weights.containers import WORDS, container
     from triptych.weights.families import family
     from triptych.weights.files import read_weights
     from triptych.weights.layouts import layout
+    from triptych.weights.whole import summary
 
     found = layout(request.path)
+    whole = summary(found)
     files = []
     for path in found.weights:
         tensors = read_weights(path)
@@ -154,6 +168,7 @@ def inspect(request: Inspect) -> int:
         "config": str(found.config) if found.config else None,
         "tokenizer": [str(p) for p in found.tokenizer],
         "preprocessor": str(found.preprocessor) if found.preprocessor else None,
+        "whole": asdict(whole) if whole else None,
         "files": files,
     }
     if request.json:
@@ -182,6 +197,13 @@ def _show(facts: dict[str, Any]) -> None:
             ),
             f"family: {file['family'] or 'not one that is recognised by its names'}",
         )
+    if whole := facts["whole"]:
+        predicts = f", predicts {whole['predicts']}" if whole["predicts"] else ""
+        say(_plain(f"whole: {whole['family']}{predicts}, made of {', '.join(whole['parts'])}"))
+        if whole["missing"]:
+            say(_plain(f"missing: {', '.join(whole['missing'])}"))
+        for note in whole["notes"]:
+            say(_plain(note))
 
 
 def doctor(request: Doctor) -> int:
@@ -210,10 +232,17 @@ def convert(request: Convert) -> int:
     if request.to == "safetensors":
         return _to_safetensors(request)
     from triptych.weights.export import convert_checkpoint
+    from triptych.weights.stable_diffusion import Reading
 
-    _require_free(request.dest, request.overwrite)
-    convert_checkpoint(str(request.source), request.dest, request.to)
-    say(_plain(f"{request.dest}: a {request.to} folder made of {request.source}"))
+    dest = request.dest
+    if request.to == "single-file" and dest.is_dir():
+        dest = dest / "model.safetensors"
+    _require_free(dest, request.overwrite)
+    reading = Reading(request.predicts, request.weights, request.variant)
+    for line in convert_checkpoint(str(request.source), dest, request.to, reading):
+        say(_plain(line))
+    form = "a single file" if request.to == "single-file" else f"a {request.to} folder"
+    say(_plain(f"{dest}: {form} made of {request.source}"))
     return 0
 
 

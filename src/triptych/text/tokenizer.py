@@ -54,6 +54,10 @@ class TokenizerConfig:
     """Lower case, letter by letter, where the vocabulary does not do it itself: SigLIP 2."""
     canonical: bool = False
     """Lower case, no punctuation, single spaces: SigLIP 1."""
+    written_pad: bool = False
+    """The padding token, written out in a text, is that token: so transformers reads `!` where a
+    folder pads with it (SD 2.x, XL's second tower); open_clip reads an exclamation mark.
+    """
 
     def __post_init__(self) -> None:
         around = (self.start is not None) + (self.end is not None)
@@ -94,6 +98,8 @@ class Tokenizer:
             steps = [normalizers.Lowercase()]
             steps += [backend.normalizer] if backend.normalizer is not None else []
             backend.normalizer = normalizers.Sequence(steps)
+        if config.written_pad:
+            backend.add_special_tokens([AddedToken(backend.id_to_token(config.pad), special=True)])
         self._backend = backend
         self._suffix: str = getattr(backend.model, "end_of_word_suffix", None) or ""
         self._words: dict[str, list[int]] = {}  # in small letters, with the tokens of each
@@ -148,6 +154,17 @@ class Tokenizer:
     def name(self, token: int) -> str:
         """A token as the vocabulary spells it."""
         return self._backend.id_to_token(token) or ""
+
+    def pairs(self) -> tuple[dict[str, int], list[str]] | None:
+        """The numbers of all tokens and the merges of CLIP's byte pairs; None for another kind.
+
+        What `vocab.json` and `merges.txt` of a transformers folder hold.
+        """
+        model = json.loads(self._backend.to_str())["model"]
+        if model.get("type") != "BPE" or self._suffix != SUFFIX:
+            return None
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        return dict(self._backend.get_vocab(with_added_tokens=True)), merges
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, which transformers reads too; the file appears whole or not."""
@@ -222,10 +239,11 @@ def clip_tokenizer(source: Path, length: int = 77, *, pad: int | None = None) ->
     end = _token(backend, END, "<end_of_text>", "</s>")
     if start is None or end is None:
         raise ValueError(f"{source} is not a CLIP tokenizer: it has no {START} and {END}")
+    named = _named_pad(source) if pad is None else None
     if pad is None:
-        name = _named_pad(source)
-        pad = 0 if name is None else (backend.token_to_id(name) or 0)
-    return Tokenizer(backend, TokenizerConfig(length, pad, start, end))
+        pad = 0 if named is None else (backend.token_to_id(named) or 0)
+    written = named is not None and pad not in (start, end)
+    return Tokenizer(backend, TokenizerConfig(length, pad, start, end, written_pad=written))
 
 
 def siglip_tokenizer(source: Path, length: int = 64, canonical: bool = True) -> Tokenizer:
@@ -366,16 +384,24 @@ def _token(backend: tokenizers.Tokenizer, *names: str) -> int | None:
 
 
 def _named_pad(source: Path) -> str | None:
-    """The padding token that a transformers folder names."""
+    """The padding token that a transformers folder names.
+
+    Where its two files differ, transformers believes special_tokens_map.json of older folders,
+    which have no `added_tokens_decoder` (SD 2.x pads with `!`), tokenizer_config.json of others.
+    """
     folder = source if source.is_dir() else source.parent
+    found: list[dict[str, Any]] = []
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
-        if path.is_file():
-            data: Any = json.loads(_read(path))
-            pad = data.get("pad_token") if isinstance(data, dict) else None
-            pad = pad.get("content") if isinstance(pad, dict) else pad
-            if isinstance(pad, str):
-                return pad
+        data: Any = json.loads(_read(path)) if path.is_file() else {}
+        found.append(data if isinstance(data, dict) else {})
+    if "added_tokens_decoder" not in found[0]:
+        found.reverse()
+    for data in found:
+        pad = data.get("pad_token")
+        pad = pad.get("content") if isinstance(pad, dict) else pad
+        if isinstance(pad, str):
+            return pad
     return None
 
 

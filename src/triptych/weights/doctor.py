@@ -12,6 +12,7 @@ from triptych.weights.files import read_weights
 from triptych.weights.hub import digest_of
 from triptych.weights.layouts import Layout, layout
 from triptych.weights.shards import missing_shards
+from triptych.weights.whole import summary
 
 TORCH = ("torch", "torchscript", "torch-legacy")
 SUFFIXES = {
@@ -41,6 +42,7 @@ def examine(path: Path, digests: bool = False) -> Iterator[Finding]:
         return
     if not path.is_dir():
         yield from _file(path, "", digests)
+        yield from _whole(Layout("file", path, (path,)))
         return
     try:
         found = layout(path)
@@ -57,6 +59,7 @@ def examine(path: Path, digests: bool = False) -> Iterator[Finding]:
         declared = found.declared if found.form == "transformers" else ""
         yield from _file(weights, declared, digests)
     yield from _missing(found)
+    yield from _whole(found)
 
 
 def _file(path: Path, declared: str, digests: bool) -> Iterator[Finding]:
@@ -85,6 +88,20 @@ def _file(path: Path, declared: str, digests: bool) -> Iterator[Finding]:
     except ValueError as error:
         fault = str(error).removeprefix(f"{path}: ")
     yield Finding(path, what, fault or (_digest_fault(path) if digests else ""))
+
+
+def _whole(found: Layout) -> Iterator[Finding]:
+    """A Stable Diffusion as a whole, and parts without which it is of no use."""
+    read = summary(found)
+    if read is None:
+        return
+    broken = [note for note in read.notes if note.startswith("does not load")]
+    yield Finding(
+        found.path, f"{read}{''.join(f'; {note}' for note in read.notes)}", "".join(broken)
+    )
+    for name in read.missing:
+        where = found.path / name if found.path.is_dir() else found.path
+        yield Finding(where, name, f"has no {name}: fetch it from where the rest is")
 
 
 def _digest_fault(path: Path) -> str:

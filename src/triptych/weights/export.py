@@ -5,6 +5,8 @@ A folder appears whole or not at all: it is written beside its place and renamed
 
 import os
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,43 +17,87 @@ from torch import Tensor
 from triptych.config import to_json, write_json
 from triptych.models.clip import ClipConfig
 from triptych.models.siglip import SiglipConfig
+from triptych.models.stable_diffusion import StableDiffusion
 from triptych.text.tokenizer import Tokenizer
 from triptych.vision.transforms import ImageTransform, PatchTransform
 from triptych.weights import clip, clip_configs, siglip
+from triptych.weights.diffusers_export import write_diffusers
 from triptych.weights.files import write_safetensors
 from triptych.weights.keymap import export
 from triptych.weights.load import Card, Loaded, load
+from triptych.weights.single_file_export import write_single_file
+from triptych.weights.stable_diffusion import AS_STORED, Reading
+from triptych.weights.vocabulary import NAMES
 
-Target = Literal["transformers", "open_clip", "triptych"]
+Target = Literal["transformers", "open_clip", "diffusers", "single-file", "triptych"]
 PILLOW = {"bilinear": 2, "bicubic": 3}  # the filters' numbers, which transformers stores
 
 
-def convert_checkpoint(source: str, dest: Path, to: Target) -> None:
-    """Write a CLIP or SigLIP, trained here or published, in another layout.
+def convert_checkpoint(
+    source: str, dest: Path, to: Target, reading: Reading = AS_STORED
+) -> tuple[str, ...]:
+    """Write a CLIP, a SigLIP or a Stable Diffusion, trained here or published, in another layout.
+
+    Stable Diffusion keeps the type of its weights; the others become float32. Returns what someone
+    should know of the conversion.
 
     Raises:
         ValueError: the source does not load, or the other library has no such architecture.
         OSError: the disk is full or the folder cannot be written; what was there before stays.
     """
-    loaded = load(source, dtype="float32")
-    if loaded.card.model not in ("clip", "siglip"):
-        raise ValueError(f"{source} is a {loaded.card.model}: only CLIP and SigLIP convert")
+    loaded = load(source, dtype="stored", reading=reading)
+    kind = loaded.card.model
+    known = WRITERS.get(kind, {})
+    if to == "single-file" and kind == "stable-diffusion":
+        return (*loaded.said, *_single_file(loaded, dest))
+    if to not in known:
+        forms = f"converts to {', '.join(known)}" if known else "does not convert"
+        raise ValueError(f"{source} is a {kind}, which {forms}: not to {to}")
     aside = dest.with_name(f".{dest.name}.tmp-{os.getpid()}")
     old = dest.with_name(f".{dest.name}.old-{os.getpid()}")
     try:
         aside.mkdir(parents=True)
-        WRITERS[to](loaded, aside)
-        if loaded.tokenizer is not None:
-            loaded.tokenizer.save(aside)
+        said = known[to](loaded, aside)
         if dest.exists():  # the caller has asked
             dest.rename(old)
         aside.replace(dest)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+    return (*loaded.said, *said)
 
 
-def _triptych(loaded: Loaded, folder: Path) -> None:
+def _single_file(loaded: Loaded, path: Path) -> tuple[str, ...]:
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} should end in .safetensors: a single file is one")
+    said = write_single_file(_whole(loaded), path)
+    if not any((path.parent / name).exists() for name in NAMES):
+        loaded.tokenizers[0].save(path.parent)
+        said = (*said, "tokenizer.json beside it is its vocabulary, which such files do not hold")
+    return said
+
+
+def _diffusers(loaded: Loaded, folder: Path) -> tuple[str, ...]:
+    return write_diffusers(_whole(loaded), loaded.tokenizers, folder)
+
+
+def _text_to_image(loaded: Loaded, folder: Path) -> tuple[str, ...]:
+    """A run folder of a text-to-image model."""
+    first = loaded.tokenizers[0]
+    if any(other.pairs() != first.pairs() for other in loaded.tokenizers):
+        raise ValueError("its text towers have different vocabularies; a run folder has one")
+    write_json(folder / "config.json", to_json(replace(loaded.card, triptych=version("triptych"))))
+    write_safetensors(folder / "model.safetensors", loaded.model.state_dict())
+    first.save(folder)
+    return ()
+
+
+def _whole(loaded: Loaded) -> StableDiffusion:
+    assert isinstance(loaded.model, StableDiffusion)
+    return loaded.model
+
+
+def _triptych(loaded: Loaded, folder: Path) -> tuple[str, ...]:
     if isinstance(loaded.transform, PatchTransform):
         raise ValueError("a model that reads pictures of native shape has no run folder yet")
     tokens = loaded.tokenizer.config if loaded.tokenizer else None
@@ -65,9 +111,10 @@ def _triptych(loaded: Loaded, folder: Path) -> None:
     )
     write_json(folder / "config.json", to_json(card))
     write_safetensors(folder / "model.safetensors", _state(loaded))
+    return _with_vocabulary(loaded, folder)
 
 
-def _transformers(loaded: Loaded, folder: Path) -> None:
+def _transformers(loaded: Loaded, folder: Path) -> tuple[str, ...]:
     settings = loaded.config
     if isinstance(settings, ClipConfig):
         stored, rules = clip_configs.to_transformers(settings), clip.TRANSFORMERS
@@ -80,9 +127,10 @@ def _transformers(loaded: Loaded, folder: Path) -> None:
     write_json(folder / "preprocessor_config.json", _processor(loaded))
     if loaded.tokenizer is not None:
         write_json(folder / "tokenizer_config.json", tokenizer_config(loaded.tokenizer, settings))
+    return _with_vocabulary(loaded, folder)
 
 
-def _open_clip(loaded: Loaded, folder: Path) -> None:
+def _open_clip(loaded: Loaded, folder: Path) -> tuple[str, ...]:
     settings, transform = loaded.config, loaded.transform
     if isinstance(settings, ClipConfig):
         model = clip_configs.to_open_clip(settings)
@@ -104,9 +152,26 @@ def _open_clip(loaded: Loaded, folder: Path) -> None:
     write_safetensors(folder / "open_clip_model.safetensors", tensors, {"format": "pt"})
     if loaded.tokenizer is not None:
         write_json(folder / "tokenizer_config.json", tokenizer_config(loaded.tokenizer, settings))
+    return _with_vocabulary(loaded, folder)
 
 
-WRITERS = {"transformers": _transformers, "open_clip": _open_clip, "triptych": _triptych}
+def _with_vocabulary(loaded: Loaded, folder: Path) -> tuple[str, ...]:
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save(folder)
+    return ()
+
+
+Writer = Callable[[Loaded, Path], tuple[str, ...]]
+TOWERS: dict[str, Writer] = {
+    "transformers": _transformers,
+    "open_clip": _open_clip,
+    "triptych": _triptych,
+}
+WRITERS: dict[str, dict[str, Writer]] = {
+    "clip": TOWERS,
+    "siglip": TOWERS,
+    "stable-diffusion": {"diffusers": _diffusers, "triptych": _text_to_image},
+}
 
 
 def _is_clips(tokenizer: Tokenizer) -> bool:

@@ -6,8 +6,9 @@ use.
 """
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,12 @@ from triptych.weights.npz import read_npz
 from triptych.weights.shards import missing_shards, shards
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
+TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""Types that `read_cast` reads by itself; a file with others is mapped."""
 
 
 class Header(NamedTuple):
@@ -68,6 +75,35 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be opened: {error.strerror or error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_cast(
+    path: Path, dtype: torch.dtype | None, names: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """Tensors of any file of weights, numbers with a fraction in `dtype`; None keeps their own and
+    maps them as `read_weights` does.
+
+    A map that was read counts as memory beside what it became. Tensors of safetensors are therefore
+    read one by one, and loading takes the memory of the result and of one tensor more. `names`
+    are those to read, all of which the file must have; None reads all.
+
+    Raises:
+        ValueError: as `read_weights`.
+    """
+    if dtype is not None:
+        try:
+            kind = container(path)
+            if kind in ("safetensors", "shards"):
+                return _cast_parts(path, kind, dtype, names)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be opened: {error.strerror or error}") from error
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"{path}: has a broken header. Fetch it again") from error
+        except ValueError as error:
+            about = "" if str(error).startswith(f"{path}") else f"{path}: "
+            raise ValueError(f"{about}{error}{_similar(path)}") from error
+    found = read_weights(path)
+    return {name: _as(found[name], dtype) for name in (found if names is None else names)}
 
 
 def read_header(path: Path) -> Header:
@@ -216,6 +252,54 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             raise ValueError(f"its shard {file} lacks {absent[0][:200]}: it is of another model")
         tensors |= {name: found[name] for name in names}
     return tensors
+
+
+def _cast_parts(
+    path: Path, kind: Container, dtype: torch.dtype, names: Collection[str] | None
+) -> dict[str, Tensor]:
+    """The tensors of one file, or of all shards of an index."""
+    if kind == "safetensors":
+        return _cast_safetensors(path, dtype, names)
+    _read_shards(path)  # maps them: whether all are there and hold what the index says
+    tensors: dict[str, Tensor] = {}
+    for file, there in shards(path).items():
+        wanted = there if names is None else [name for name in there if name in names]
+        tensors |= read_cast(path.parent / file, dtype, wanted)
+    return tensors
+
+
+def _cast_safetensors(
+    path: Path, dtype: torch.dtype, names: Collection[str] | None
+) -> dict[str, Tensor]:
+    header = _safetensors_header(path)
+    header.pop("__metadata__", None)
+    wanted = list(header) if names is None else list(names)
+    if any(header[name]["dtype"] not in TYPES for name in wanted):
+        found = _read_safetensors(path)
+        return {name: _as(found[name], dtype) for name in wanted}
+    tensors: dict[str, Tensor] = {}
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        for name in sorted(wanted, key=lambda name: header[name]["data_offsets"][0]):
+            begin, end = header[name]["data_offsets"]
+            shape, kind = header[name]["shape"], TYPES[header[name]["dtype"]]
+            if begin < 0 or min(shape, default=0) < 0:
+                raise ValueError("has a broken header. Fetch it again")
+            if end - begin != math.prod(shape) * kind.itemsize:
+                raise ValueError(
+                    f"says that {name[:200]} of shape {shape} has {end - begin} bytes. Fetch it "
+                    "again"
+                )
+            raw = torch.empty(end - begin, dtype=torch.uint8)
+            file.seek(start + begin)
+            if file.readinto(raw.numpy().data) != end - begin:
+                raise ValueError("was cut short while it was read. Fetch it again")
+            tensors[name] = _as(raw.view(kind).reshape(shape), dtype)
+    return tensors
+
+
+def _as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
 
 
 def _similar(path: Path) -> str:

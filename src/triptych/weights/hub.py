@@ -11,12 +11,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from triptych.config import read_json
 from triptych.weights.layouts import OPEN_CLIP, PREPROCESSORS, TOKENIZERS, TRANSFORMERS
 from triptych.weights.shards import shards
+from triptych.weights.variants import named
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 FOLDERS = {"runs", "models", "checkpoints", "weights", "data", "pictures", "out", "output", "tmp"}
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".json", ".th", ".onnx")
+PARTS = (
+    *("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    *("scheduler", "low_res_scheduler"),
+)
+"""Of a folder of diffusers: not its safety checker, nor what prepares pictures for it."""
+CONFIGURATIONS = ("config.json", "scheduler_config.json")
 NO_FILES: Mapping[str, str] = {}
 
 
@@ -73,6 +81,11 @@ def fetch(
     return folders.pop()
 
 
+def cached(repo: str, file: str, revision: str = "main") -> Path | None:
+    """A file of a repository that was downloaded before; the network is not asked."""
+    return _cached(repo, file, revision)
+
+
 def fetch_model(repo: str, revision: str = "main", sha256: Mapping[str, str] = NO_FILES) -> Path:
     """The folder of a model whose files are not known beforehand: one form of its weights, its
     configuration, tokenizer and preprocessor.
@@ -93,8 +106,8 @@ def fetch_model(repo: str, revision: str = "main", sha256: Mapping[str, str] = N
     files = wanted(listing)
     if not files:
         raise ValueError(
-            f"{repo} on the hub holds no weights of a known layout (Transformers or open_clip). "
-            "Download its file of weights and give that"
+            f"{repo} on the hub holds no weights of a known layout (Transformers, open_clip or "
+            "diffusers). Download its file of weights and give that"
         )
     folder = fetch(repo, files, revision, sha256)
     shards = [
@@ -106,6 +119,8 @@ def fetch_model(repo: str, revision: str = "main", sha256: Mapping[str, str] = N
 def wanted(listing: Sequence[str]) -> list[str]:
     """Of a repository's files, those that a model needs: one form of weights, never all of them."""
     there = set(listing)
+    if "model_index.json" in there:
+        return _diffusers(there)
     open_clip = "open_clip_config.json" in there
     forms = (*OPEN_CLIP[:4], *TRANSFORMERS) if open_clip else TRANSFORMERS
     if "config.json" in there and "model.safetensors" in there:
@@ -117,6 +132,19 @@ def wanted(listing: Sequence[str]) -> list[str]:
     return [*(name for name in beside if name in there), weights]
 
 
+def _diffusers(there: set[str]) -> list[str]:
+    """The parts of a folder of diffusers that draw pictures, each in its plain form, or in the
+    first of its variants.
+    """
+    files = ["model_index.json"]
+    for part in PARTS:
+        inside = {name.removeprefix(f"{part}/") for name in there if name.startswith(f"{part}/")}
+        weights = list(named(inside).values())[:1]
+        beside = [name for name in (*CONFIGURATIONS, *TOKENIZERS) if name in inside]
+        files += [f"{part}/{name}" for name in (*beside, *weights)]
+    return files
+
+
 def digest_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -125,24 +153,39 @@ def digest_of(path: Path) -> str:
 
 def _shards(folder: Path, index: str) -> list[str]:
     try:
-        return sorted(shards(folder / index))
+        return [
+            str(PurePosixPath(index).with_name(name)) for name in sorted(shards(folder / index))
+        ]
     except ValueError as error:
         raise ValueError(f"{folder / index} {error}") from error
 
 
 def _whole_snapshot(repo: str, revision: str) -> Path | None:
     """A cached model with nothing missing."""
-    for config in ("config.json", "open_clip_config.json"):
+    for config in ("model_index.json", "config.json", "open_clip_config.json"):
         path = _cached(repo, config, revision)
         if path is None:
             continue
-        listing = [p.name for p in path.parent.iterdir() if p.is_file()]
+        listing = [p.relative_to(path.parent).as_posix() for p in path.parent.rglob("*")]
         files = wanted(listing)
         indexes = [file for file in files if file.endswith(".index.json")]
         shards = [name for index in indexes for name in _shards(path.parent, index)]
-        if files and set(shards) <= set(listing):
+        whole = path.name != "model_index.json" or _has_parts(path, files)
+        if files and whole and set(shards) <= set(listing):
             return path.parent
     return None
+
+
+def _has_parts(index: Path, files: Sequence[str]) -> bool:
+    """Whether every part that a folder of diffusers names is there, networks with weights."""
+    said = read_json(index)
+    for part, kind in said.items() if isinstance(said, dict) else ():
+        if part not in PARTS or not isinstance(kind, list) or None in kind:
+            continue
+        own = [PurePosixPath(file).name for file in files if file.startswith(f"{part}/")]
+        if not own or (part in PARTS[:4] and not named(own)):
+            return False
+    return True
 
 
 def _require_hub(repo: str, files: Sequence[str], revision: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from triptych.config import nearest, read_json
+from triptych.weights.variants import chosen, variants
 
 Form = Literal["triptych", "transformers", "open_clip", "diffusers", "openai", "big_vision", "file"]
 
@@ -24,12 +25,6 @@ OPEN_CLIP = (
     "open_clip_model.bin",
     "model.safetensors",
     "pytorch_model.bin",
-)
-DIFFUSERS = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.bin",
-    *TRANSFORMERS,
 )
 TOKENIZERS = (
     *("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model"),
@@ -75,6 +70,13 @@ def layout(path: Path) -> Layout:
         return _folder("triptych", path, ("model.safetensors",), "config.json", card["model"])
     if open_clip and not (card and _first(path, OPEN_CLIP[:4]) is None):
         return _folder("open_clip", path, OPEN_CLIP, "open_clip_config.json", "")
+    if "_class_name" in card:  # one network of diffusers
+        weights = tuple(list(variants(path).values())[:1])
+        if not weights:
+            chosen(path)  # which says what is missing
+        return Layout(
+            "diffusers", path, weights, path / "config.json", declared=f"{card['_class_name']}"
+        )
     if card:
         declared = card.get("model_type")
         if not isinstance(declared, str):
@@ -121,7 +123,9 @@ def _folder(form: Form, path: Path, names: tuple[str, ...], config: str, declare
 def _diffusers(path: Path) -> Layout:
     index = _read(path / "model_index.json")
     parts = [name for name, kind in index.items() if _is_part(kind) and (path / name).is_dir()]
-    weights = tuple(w for name in parts if (w := _first(path / name, DIFFUSERS)))
+    found = [variants(path / name) for name in parts]
+    # of several forms the plain one, which comes first
+    weights = tuple(next(iter(files.values())) for files in found if files)
     if not weights:
         raise ValueError(f"{path} is a diffusers folder without weights in its parts")
     tokens = path / "tokenizer"

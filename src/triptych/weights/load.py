@@ -18,15 +18,19 @@ from triptych.models.cvae import Cvae, CvaeConfig
 from triptych.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from triptych.models.siglip import Siglip, SiglipConfig
 from triptych.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
+from triptych.models.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.models.wgan import Generator, WganConfig
 from triptych.models.word_space import WordSpace, WordSpaceConfig
 from triptych.text.tokenizer import Tokenizer, TokenizerConfig, open_tokenizer
 from triptych.vision.transforms import ImageTransform, PatchTransform
-from triptych.weights.files import read_safetensors
+from triptych.weights.files import read_cast, read_header, read_safetensors
 from triptych.weights.hub import fetch_model, is_hub_id
+from triptych.weights.layouts import layout
+from triptych.weights.lone_autoencoders import is_autoencoder, load_autoencoder
 from triptych.weights.open_clip_names import repository
 from triptych.weights.published import load_published
 from triptych.weights.skeleton import skeleton
+from triptych.weights.stable_diffusion import AS_STORED, Reading, load_stable_diffusion
 
 MODELS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "cvae": (CvaeConfig, Cvae),
@@ -37,11 +41,13 @@ MODELS: dict[str, tuple[type[Any], Callable[[Any], nn.Module]]] = {
     "siglip": (SiglipConfig, Siglip),
     "word-space": (WordSpaceConfig, WordSpace),
     "autoencoder": (AutoencoderConfig, Autoencoder),
+    "tiny-autoencoder": (TinyAutoencoderConfig, TinyAutoencoder),
     "stable-diffusion": (StableDiffusionConfig, StableDiffusion),
 }
 TWO_TOWERS = ("clip", "siglip")
 """Models that bring pictures and texts into one space."""
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 CHANNELS_LAST = ("pixel-diffusion",)
 """Networks that answer faster with channels last: a U-Net on a CPU with AVX2 takes 0.76 of the
@@ -86,6 +92,8 @@ class Loaded:
     transform: ImageTransform | PatchTransform | None = None
     tokenizers: tuple[Tokenizer, ...] = ()
     """Of a text-to-image model: one for each of its text towers."""
+    said: tuple[str, ...] = ()
+    """What someone should know of a published checkpoint, such as what was left out."""
 
     def embed_text(self, texts: Sequence[str], batch: int = 64) -> Float[Tensor, "N E"]:
         """Texts in the shared space: unit length, float32, on the CPU.
@@ -152,11 +160,18 @@ def _dim(settings: Any) -> int:
     return settings.dim if isinstance(settings, ClipConfig) else settings.image.width
 
 
-def load(name: str, device: torch.device | str = "cpu", dtype: str = "auto") -> Loaded:
+def load(
+    name: str,
+    device: torch.device | str = "cpu",
+    dtype: str = "auto",
+    reading: Reading = AS_STORED,
+) -> Loaded:
     """Load a run folder, finished or still training (then as of its last checkpoint), or a
     published checkpoint: a folder, a file, or OWNER/NAME on the hub.
 
-    `dtype` is float32, bfloat16 or auto: for CLIP and SigLIP what this device computes fastest.
+    `dtype` is float32, bfloat16, float16, `stored` (as the file has it), or auto: for CLIP, SigLIP
+    and Stable Diffusion what this device computes fastest, else float32. `reading` is what a Stable
+    Diffusion checkpoint leaves open.
 
     Raises:
         ValueError: there is no such model, or its files are damaged or do not fit together.
@@ -170,13 +185,54 @@ def load(name: str, device: torch.device | str = "cpu", dtype: str = "auto") -> 
             f"no model {name!r}: give a run folder, such as runs/demo, the folder or file of a "
             "published checkpoint, or its OWNER/NAME on the hub"
         )
+    _precision(dtype, torch.device(device))
     if _is_run(path):
-        return _cast(_load_run(path, name, device), dtype)
-    found = load_published(path)
-    card = Card(found.kind, config.to_json(found.config))
-    model = found.model.to(device).requires_grad_(False).eval()
+        return _cast(_load_run(path, name, device, dtype), dtype)
     label = name if repo or is_hub_id(name) else path.resolve().name
-    return _cast(Loaded(label, card, found.config, model, found.tokenizer, found.transform), dtype)
+    return _load_others(path, label, torch.device(device), dtype, reading)
+
+
+def _load_others(path: Path, label: str, on: torch.device, dtype: str, reading: Reading) -> Loaded:
+    """What other programs have written."""
+    found = layout(path)
+    alone = found.form == "diffusers" and "Pipeline" not in found.declared
+    if alone or (found.form == "file" and is_autoencoder(read_header(path).shapes)):
+        kind, settings, model = load_autoencoder(path, _precision(dtype, on, "float32"))
+        card = Card(kind, config.to_json(settings))
+        return Loaded(label, card, settings, _ready(model, on))
+    if found.form in ("diffusers", "file"):
+        whole = load_stable_diffusion(found.path, _precision(dtype, on), reading)
+        card = Card(
+            "stable-diffusion",
+            config.to_json(whole.config),
+            tokenizers=tuple(tokenizer.config for tokenizer in whole.tokenizers),
+        )
+        return Loaded(
+            label,
+            card,
+            whole.config,
+            _ready(whole.model, on),
+            tokenizers=whole.tokenizers,
+            said=whole.said,
+        )
+    clip = load_published(path)
+    card = Card(clip.kind, config.to_json(clip.config))
+    model = _ready(clip.model, on)
+    return _cast(Loaded(label, card, clip.config, model, clip.tokenizer, clip.transform), dtype)
+
+
+def _ready(model: nn.Module, on: torch.device) -> nn.Module:
+    return model.to(on).requires_grad_(False).eval()
+
+
+def _precision(dtype: str, on: torch.device, auto: str = "auto") -> torch.dtype | None:
+    """The type of weights that was asked for; None leaves them as they are stored."""
+    if dtype == "stored":
+        return None
+    chosen = DTYPES.get(runtime.precision(auto if dtype == "auto" else dtype, on))
+    if chosen is None:
+        raise ValueError(f"dtype is {', '.join(DTYPES)}, stored or auto, not {dtype!r}")
+    return chosen
 
 
 def _is_run(path: Path) -> bool:
@@ -187,25 +243,20 @@ def _is_run(path: Path) -> bool:
     if not (path / "config.json").exists():
         return not (path / "refs").exists()  # a folder of the hub's cache
     card = config.read_json(path / "config.json")
-    return not isinstance(card, dict) or "model_type" not in card
+    return not isinstance(card, dict) or not card.keys() & {"model_type", "_class_name"}
 
 
 def _cast(loaded: Loaded, dtype: str) -> Loaded:
-    """In the precision asked for; only two towers have one of their own."""
-    if loaded.card.model not in TWO_TOWERS:
+    """Two towers in the precision asked for."""
+    chosen = _precision(dtype, next(loaded.model.parameters()).device)
+    if loaded.card.model not in TWO_TOWERS or chosen is None:
         return loaded
-    on = next(loaded.model.parameters()).device
-    chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
-        runtime.precision(dtype, on)
-    )
-    if chosen is None:
-        raise ValueError(f"dtype is float32, bfloat16 or auto, not {dtype!r}")
     for tower in ("image", "text"):  # not the temperature: a scale of 100 would become 98.9
         loaded.model.get_submodule(tower).to(chosen)
     return loaded
 
 
-def _load_run(folder: Path, name: str, device: torch.device | str) -> Loaded:
+def _load_run(folder: Path, name: str, device: torch.device | str, dtype: str) -> Loaded:
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).exists():
             raise ValueError(f"{name} has no {file} yet: train until its first checkpoint")
@@ -216,14 +267,18 @@ def _load_run(folder: Path, name: str, device: torch.device | str) -> Loaded:
     kind, build = MODELS[card.model]
     settings = config.from_json(kind, card.config, f"{name}/config.json")
     model = skeleton(lambda: build(settings))
-    state = read_safetensors(folder / "model.safetensors")
-    try:
+    weights = folder / "model.safetensors"
+    if card.model == "stable-diffusion":  # large: never two copies
+        state = read_cast(weights, _precision(dtype, torch.device(device)))
+    else:
         # Clones: a memory map is aligned otherwise, and a file replaced under it would change the
         # model.
-        model.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
+        state = {k: v.clone() for k, v in read_safetensors(weights).items()}
+    try:
+        model.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise ValueError(f"{name}: the weights do not fit config.json: {error}") from error
-    model = model.to(device).requires_grad_(False).eval()
+    model = _ready(model, torch.device(device))
     if card.model in CHANNELS_LAST:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     tokenizer = None

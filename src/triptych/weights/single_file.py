@@ -6,8 +6,9 @@ What names and shapes cannot tell - whether a 2.x network predicts noise or velo
 guessed.
 """
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,25 +28,31 @@ Names = Literal["ldm", "transformers", "openclip"]
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 EMA = "model_ema."
+NOTE = "triptych"
+"""The note in the header of a file that was written here."""
 TRANSFORMER_L = "cond_stage_model.transformer."
 OPENCLIP = "cond_stage_model.model."
 XL_L, XL_G = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 REFINER_G = "conditioner.embedders.0.model."
 
-STRANGERS = {  # a name that only they have, with or without the U-Net's prefix
-    "joint_blocks.0.context_block.adaLN_modulation.1.bias": "Stable Diffusion 3",
-    "double_blocks.0.img_attn.norm.key_norm.scale": "FLUX",
-    "double_blocks.0.img_attn.qkv.weight": "FLUX",
+STRANGERS = {  # a part of a name that only they have, with or without the U-Net's prefix
+    "joint_blocks.0.": "Stable Diffusion 3",
+    "double_stream_modulation": "FLUX.2",
+    "double_blocks.0.img_attn.": "FLUX",
     "double_layers.0.attn.w2q.weight": "AuraFlow",
-    "clip_txt_mapper.weight": "Stable Cascade",
+    "clip_txt_mapper.": "Stable Cascade",
+    "clip_txt_pooled_mapper.": "Stable Cascade",
+    "effnet_mapper.": "Stable Cascade",
     "down_blocks.1.0.channelwise.0.weight": "Stable Cascade",
     "cap_embedder.0.weight": "Lumina 2",
     "head.modulation": "Wan",
     "patchify_proj.weight": "LTX-Video",
-    "txt_in.individual_token_refiner.blocks.0.adaLN_modulation.1.bias": "HunyuanVideo",
+    "txt_in.individual_token_refiner.": "HunyuanVideo",
     "blocks.0.cross_attn.q_linear.weight": "PixArt or Sana",
-    "input_blocks.1.0.time_stack.in_layers.0.weight": "Stable Video Diffusion",
+    ".time_stack.": "Stable Video Diffusion",
+    ".time_mixer.": "Stable Video Diffusion",
     "control_model.time_embed.0.weight": "a ControlNet",
+    "input_hint_block.": "a ControlNet",
     "edm_mean": "Playground 2.5, which was trained in EDM's form",
     "model.embed_tokens.weight": "a language model",
 }
@@ -107,6 +114,8 @@ class SingleFile:
     weights: Weights
     said: tuple[str, ...]
     """What someone should know, such as averaged weights that are there and not read."""
+    own: Mapping[str, Any]
+    """What a file that was written here says beyond what others know."""
 
     @property
     def inpaints(self) -> bool:
@@ -129,20 +138,21 @@ def describe_single_file(
     """
     header = read_header(path)
     try:
-        return _describe(header, path, predicts, weights)
+        return described(header, path, predicts, weights)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _describe(
-    header: Header, path: Path, predicts: Predicts | None, weights: Weights
+def described(
+    header: Header, path: Path, predicts: Predicts | None = None, weights: Weights = "raw"
 ) -> SingleFile:
+    """`describe_single_file` of a header that was read; errors do not name the file."""
     shapes = header.shapes
-    family, unet = _network(shapes)
+    family, unet = recognised(shapes)
     if weights == "ema" and not any(name.startswith(EMA) for name in shapes):
         raise ValueError("has no averaged weights (model_ema.*): leave out --weights ema")
     known = _predicted(header, family, path, predicts)
-    found = _parts(shapes, family, unet | _size(family, known))
+    found = parts_of(family, shapes, unet | _size(family, known))
     said = []
     if weights == "raw" and f"{EMA}num_updates" in shapes:
         said.append("the file also has averaged weights: --weights ema reads them")
@@ -159,17 +169,22 @@ def _describe(
         configs.SCHEDULER_LOW_RESOLUTION if "upscaler" in family else None,
         weights,
         tuple(said),
+        _own(header.notes),
     )
 
 
-def _network(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, dict[str, Any]]:
-    """The family, and its U-Net's configuration with the input channels of this file.
+def recognised(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, dict[str, Any]]:
+    """The family of a file's tensors, and a diffusers configuration of its U-Net with the input
+    channels of this file.
 
     By the width of the U-Net, the width of the text that it attends to, and what it is told
-    besides; sizes that no published model has are refused.
+    besides.
+
+    Raises:
+        ValueError: another family, by its name, or a size that no published model has.
     """
     for own, what in STRANGERS.items():
-        if own in shapes or UNET + own in shapes:
+        if any(own in name for name in shapes):
             raise ValueError(f"is {what}; here Stable Diffusion 1.x, 2.x and XL load")
     first = shapes.get(f"{UNET}input_blocks.0.0.weight", ())
     if len(first) != 4:
@@ -179,16 +194,10 @@ def _network(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, dict[str, A
     context = shapes[name][-1] if (name := next(attends, None)) else 0
     added = shapes.get(f"{UNET}label_emb.0.0.weight", (0, 0))[-1]
     classes = shapes.get(f"{UNET}label_emb.weight", (0,))[0]
-    families: dict[tuple[int, ...], tuple[Family, dict[str, Any]]] = {
-        (320, 768, 0, 0): ("Stable Diffusion 1.x", configs.SD_1),
-        (320, 1024, 0, 0): ("Stable Diffusion 2.x", configs.SD_2),
-        (320, 2048, 2816, 0): ("Stable Diffusion XL", configs.SD_XL),
-        (384, 1280, 2560, 0): ("Stable Diffusion XL refiner", configs.SD_XL_REFINER),
-        (256, 1024, 0, 1000): ("Stable Diffusion x4 upscaler", configs.UPSCALER),
-    }
     if (width, context) == (320, 1024) and added:
         raise ValueError("is Stable Diffusion 2.1 unCLIP, which reads picture embeddings")
-    found = families.get((width, context, added, classes))
+    marks = configs.Marks(width, context, added, classes)
+    found = next((f for f in configs.UNETS.items() if configs.marks(f[1]) == marks), None)
     if found is None:
         raise ValueError(
             f"is a latent diffusion model of a size that is not among those published: a U-Net of "
@@ -201,6 +210,16 @@ def _network(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, dict[str, A
         what = other.get(channels, f"takes {channels} channels, which no published model does")
         raise ValueError(f"is a {family} that {what}; it does not load here")
     return family, config | {"in_channels": channels}
+
+
+def _own(notes: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        found = json.loads(notes.get(NOTE, "{}"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"has a note {NOTE!r} in its header that is no JSON object")
+    return found
 
 
 def _what_else(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -247,32 +266,28 @@ def _size(family: Family, predicts: Predicts) -> dict[str, Any]:
     return {"sample_size": 96} if larger else {}  # the 768-pixel model
 
 
-def _parts(
-    shapes: Mapping[str, tuple[int, ...]], family: Family, unet: dict[str, Any]
+def parts_of(
+    family: Family, shapes: Mapping[str, tuple[int, ...]], unet: dict[str, Any]
 ) -> dict[str, Part]:
-    """All parts that the family has."""
-    vae = configs.VAE
-    towers: dict[str, Part]
-    if family == "Stable Diffusion 1.x":
-        towers = {"text_encoder": Part(TRANSFORMER_L, "transformers", CLIP_L)}
-    elif "XL" in family:
-        vae = configs.VAE_XL
-        big = Part(XL_G, "openclip", OPENCLIP_BIGG)
-        xl_l = TextEncoderConfig(CLIP_L.text, skip=1, norm=False)
-        towers = {"text_encoder": Part(XL_L, "transformers", xl_l), "text_encoder_2": big}
-        if "refiner" in family:
-            towers = {"text_encoder": Part(REFINER_G, "openclip", OPENCLIP_BIGG)}
-    else:
-        vae = configs.VAE_UPSCALER if "upscaler" in family else configs.VAE
-        towers = {"text_encoder": Part(OPENCLIP, "openclip", _open_clip_h(shapes))}
-    return {"unet": Part(UNET, "ldm", unet), "vae": Part(VAE, "ldm", vae), **towers}
+    """All parts that a family has, where shapes of the whole file tell which form of them."""
+    towers = {
+        "Stable Diffusion 1.x": {"text_encoder": Part(TRANSFORMER_L, "transformers", CLIP_L)},
+        "Stable Diffusion XL": {
+            "text_encoder": Part(XL_L, "transformers", replace(CLIP_L, skip=1, norm=False)),
+            "text_encoder_2": Part(XL_G, "openclip", OPENCLIP_BIGG),
+        },
+        "Stable Diffusion XL refiner": {"text_encoder": Part(REFINER_G, "openclip", OPENCLIP_BIGG)},
+    }.get(family) or {"text_encoder": Part(OPENCLIP, "openclip", _open_clip_h(shapes))}
+    vae = Part(VAE, "ldm", configs.AUTOENCODERS[family])
+    return {"unet": Part(UNET, "ldm", unet), "vae": vae, **towers}
 
 
 def _open_clip_h(shapes: Mapping[str, tuple[int, ...]]) -> TextEncoderConfig:
     """Some programs leave out the block and the projection that are not read."""
-    whole = f"{OPENCLIP}transformer.resblocks.23.ln_1.weight" in shapes
+    last = OPENCLIP_H.text.layers - 1
+    whole = f"{OPENCLIP}transformer.resblocks.{last}.ln_1.weight" in shapes
     projected = f"{OPENCLIP}text_projection" in shapes
-    text = OPENCLIP_H.text if whole else replace(OPENCLIP_H.text, layers=23)
+    text = OPENCLIP_H.text if whole else replace(OPENCLIP_H.text, layers=last)
     return TextEncoderConfig(
         text, OPENCLIP_H.dim if projected else None, OPENCLIP_H.skip if whole else 0
     )
@@ -281,8 +296,7 @@ def _open_clip_h(shapes: Mapping[str, tuple[int, ...]]) -> TextEncoderConfig:
 def _scheduler(
     family: Family, predicts: Predicts, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Any]:
-    scheduler = configs.SCHEDULER_XL if "XL" in family else configs.SCHEDULER
-    scheduler = configs.SCHEDULER_UPSCALER if "upscaler" in family else scheduler
+    scheduler = configs.SCHEDULERS[family]
     kind = {"noise": "epsilon", "velocity": "v_prediction"}[predicts]
     zero = {"rescale_betas_zero_snr": True} if "ztsnr" in shapes else {}
     return scheduler | {"prediction_type": kind} | zero
@@ -302,21 +316,33 @@ def split_single_file(
     Raises:
         ValueError: an averaged weight is missing, or a tensor belongs to no part.
     """
-    parts: dict[str, dict[str, Tensor]] = {name: {} for name in found.parts}
+    names = split_names(state, found)
+    return {p: {own: state[name] for own, name in found_.items()} for p, found_ in names.items()}
+
+
+def split_names(
+    names: Collection[str] | Mapping[str, Any], found: SingleFile
+) -> dict[str, dict[str, str]]:
+    """By part, what a tensor is called in it, and what in the file.
+
+    Raises:
+        ValueError: as `split_single_file`.
+    """
+    parts: dict[str, dict[str, str]] = {name: {} for name in found.parts}
     strange = []
-    for name, tensor in state.items():
+    for name in names:
         if LEFT_OUT.fullmatch(name):
             continue
         part = next((p for p in parts if name.startswith(found.parts[p].prefix)), None)
         if part is None:
             strange.append(name)
             continue
+        own, stored = name.removeprefix(found.parts[part].prefix), name
         if found.weights == "ema" and part == "unet":
-            averaged = EMA + name.removeprefix("model.").replace(".", "")
-            if averaged not in state:
+            stored = EMA + name.removeprefix("model.").replace(".", "")
+            if stored not in names:
                 raise ValueError(f"there is no averaged {name}: read the raw weights")
-            tensor = state[averaged]
-        parts[part][name.removeprefix(found.parts[part].prefix)] = tensor
+        parts[part][own] = stored
     if strange:
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
         raise ValueError(

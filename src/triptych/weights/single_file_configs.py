@@ -4,7 +4,8 @@ Values are those of the published diffusers folders (`unet`, `vae` and `schedule
 so one reader serves folders and single files; text towers are in `text_encoders.py`.
 """
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 Family = Literal[
     "Stable Diffusion 1.x",
@@ -128,3 +129,44 @@ SCHEDULER_LOW_RESOLUTION: dict[str, Any] = {
     "prediction_type": "epsilon",
     "variance_type": "fixed_small",
 }
+
+UNETS: dict[Family, dict[str, Any]] = {
+    "Stable Diffusion 1.x": SD_1,
+    "Stable Diffusion 2.x": SD_2,
+    "Stable Diffusion XL": SD_XL,
+    "Stable Diffusion XL refiner": SD_XL_REFINER,
+    "Stable Diffusion x4 upscaler": UPSCALER,
+}
+AUTOENCODERS: dict[Family, dict[str, Any]] = {
+    "Stable Diffusion 1.x": VAE,
+    "Stable Diffusion 2.x": VAE,
+    "Stable Diffusion XL": VAE_XL,
+    "Stable Diffusion XL refiner": VAE_XL,
+    "Stable Diffusion x4 upscaler": VAE_UPSCALER,
+}
+SCHEDULERS: dict[Family, dict[str, Any]] = {
+    "Stable Diffusion 1.x": SCHEDULER,
+    "Stable Diffusion 2.x": SCHEDULER,
+    "Stable Diffusion XL": SCHEDULER_XL,
+    "Stable Diffusion XL refiner": SCHEDULER_XL,
+    "Stable Diffusion x4 upscaler": SCHEDULER_UPSCALER,
+}
+
+
+class Marks(NamedTuple):
+    """What tells the published U-Nets apart."""
+
+    width: int
+    context: int
+    added: int
+    labels: int
+
+
+def marks(unet: Mapping[str, Any]) -> Marks:
+    """Those of a U-Net's configuration."""
+    return Marks(
+        unet["block_out_channels"][0],
+        unet["cross_attention_dim"],
+        unet.get("projection_class_embeddings_input_dim") or 0,
+        unet.get("num_class_embeds") or 0,
+    )
