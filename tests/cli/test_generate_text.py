@@ -194,6 +194,8 @@ def test_ctrl_c_stops_within_a_step_and_saves_nothing_half(tiny, tmp_path, numbe
     process = subprocess.Popen(
         [sys.executable, "-m", "triptych", *words, *more],
         cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
+        # A shell's background job, such as this test may be part of, ignores Ctrl-C; so would ours.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (tmp_path / "look.png").exists() and time.monotonic() < deadline:

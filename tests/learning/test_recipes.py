@@ -12,9 +12,11 @@ from tests.train.test_loop import same
 from triptych import runtime
 from triptych.diffusion.noise import PictureNoise
 from triptych.models import cvae, pixel_diffusion, wgan
+from triptych.models.autoencoder import Autoencoder
 from triptych.train.loop import fit
 from triptych.train.recipes.requests import (
     Towers,
+    TrainAutoencoder,
     TrainClassifier,
     TrainClip,
     TrainCvae,
@@ -22,9 +24,11 @@ from triptych.train.recipes.requests import (
     TrainPixelDiffusion,
     TrainRequest,
     TrainSiglip,
+    TrainTextToImage,
     TrainWgan,
     TrainWordSpace,
 )
+from triptych.train.prompts import drawn
 from triptych.train.run import build
 from triptych.weights.load import load
 
@@ -59,6 +63,11 @@ TINY = Towers(
     vocabulary=520,
 )  # fmt: skip
 
+SMALL = {
+    "patch": 2, "text_width": 16, "text_layers": 1, "text_heads": 2, "length": 16, "vocabulary": 520,
+    "widths": (16, 16), "transformers": (0, 1), "head_width": 8, "groups": 4,
+}  # fmt: skip
+
 REQUESTS: list[TrainRequest] = [
     TrainCvae(widths=(16, 32), latent=4),
     TrainCvae(widths=(16,), latent=4, network="mlp", condition="none", likelihood="gaussian"),
@@ -89,6 +98,16 @@ REQUESTS: list[TrainRequest] = [
     TrainSiglip(towers=dataclasses.replace(TINY, flip=True, templates="simple")),
     TrainWordSpace(widths=(8, 16), hidden=12, unseen="3,5", shift=1),
     TrainWordSpace(widths=(8, 16), method="devise", unseen="3", fine_tune=0.5),
+    TrainAutoencoder(widths=(8, 16), groups=4, kl=1e-2),
+    TrainAutoencoder(
+        widths=(8, 8), groups=4, attention=True, likelihood="gaussian", adversarial=0.5,
+        adversarial_from=2, discriminator_widths=(8,),
+    ),
+    TrainTextToImage(**SMALL),
+    TrainTextToImage(
+        **SMALL, predicts="sample", measured="flow", offset=0.1, templates="simple", drop=0.5
+    ),
+    TrainTextToImage(**SMALL, noise_schedule="scaled_linear", predicts="noise", min_snr=5.0),
 ]  # fmt: skip
 
 
@@ -151,6 +170,57 @@ def test_pixel_diffusion_learns_eight_pictures_by_heart(eight: Path, tmp_path: P
     distances = torch.cdist(last.x.flatten(1), batch["image"].flatten(1))
     assert distances.argmin(1).tolist() == list(range(8))
     assert (last.x - batch["image"]).abs().mean() < 0.1
+
+
+@pytest.fixture(scope="module")
+def latents_of_eight(eight: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An autoencoder that knows the eight pictures by heart."""
+    path = tmp_path_factory.mktemp("autoencoder") / "run"
+    training = settings(eight, 300, ema_halflife=10, log_every=50)
+    request = TrainAutoencoder(training, widths=(16, 32), groups=4, learning_rate=3e-3, kl=1e-3)
+    for _ in fit(build(request), training, path):
+        pass
+    return path
+
+
+def test_autoencoder_learns_eight_pictures_by_heart(eight: Path, latents_of_eight: Path) -> None:
+    """Half the side, and out of training its latents have a deviation of 1."""
+    autoencoder = load(str(latents_of_eight)).model
+    assert isinstance(autoencoder, Autoencoder)
+    image = next(build(TrainAutoencoder(settings(eight, 1))).batches(0))["image"]
+    with torch.inference_mode():
+        latents = autoencoder.encode(image)
+        assert latents.shape == (8, 4, 4, 4)
+        assert latents.std().item() == pytest.approx(1, abs=0.05)
+        assert (autoencoder.decode(latents) - image).abs().mean() < 0.06
+
+
+@pytest.mark.parametrize("where", ["pixels", "latents"])
+def test_text_to_image_learns_eight_pictures_by_heart(
+    eight: Path, latents_of_eight: Path, tmp_path: Path, where: str
+) -> None:
+    """A sentence with the name of a class draws the picture of that class, whatever the noise."""
+    training = settings(eight, 500, ema_halflife=20, log_every=100)
+    request = TrainTextToImage(
+        training,
+        **SMALL | {"widths": (32, 32), "patch": 1, "transformers": (1, 1)},
+        autoencoder=str(latents_of_eight) if where == "latents" else "",
+        predicts="sample",
+        measured="flow",
+        templates="simple",
+        learning_rate=3e-3,
+    )
+    recipe = build(request)
+    for _ in fit(recipe, training, tmp_path):
+        pass
+    loaded = load(str(tmp_path))
+    batch = next(recipe.batches(0))
+    prompts = [f"a photo of a {label}" for label in batch["label"].tolist()]
+    pictures = drawn(loaded.model, loaded.tokenizers, prompts, guidance=1.0)
+    found = torch.from_numpy(pictures[..., 0]).float() / 127.5 - 1
+    distances = torch.cdist(found.flatten(1), batch["image"].flatten(1))
+    assert distances.argmin(1).tolist() == list(range(8))
+    assert (found - batch["image"][:, 0]).abs().mean() < 0.15
 
 
 def test_classifier_learns_eight_pictures_by_heart(eight: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from triptych.diffusion.samplers import Denoiser, Level
 from triptych.diffusion.schedule import Discrete, Levels, Schedule
 from triptych.nn.loss import Loss
 
+LEAST_SIGMA = 0.05
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(x as the network takes it, time (B,)) to its prediction."""
 
@@ -47,17 +48,27 @@ def matching(
     levels: Levels,
     *,
     min_snr: float | None = None,
+    measured: Parameterisation | None = None,
 ) -> Loss:
     """Squared distance between the network's prediction and its target, averaged over the picture.
 
     `min_snr` is the gamma of arXiv:2303.09556: the loss of x0 weighs min(SNR, gamma), whatever is
-    predicted. Terms: `mse`, without weights.
+    predicted. `measured` is another quantity than the one predicted, whose error is squared in its
+    place: a network that predicts x0 may learn from the loss of the flow. Terms: `mse`, of that
+    quantity.
+
+    Raises:
+        ValueError: both are given; each is a weight of its own.
     """
+    if min_snr is not None and measured is not None:
+        raise ValueError("min_snr and measured are two weights of the same errors: give one")
     alpha, sigma = _broad(levels, x0)
     x = alpha * x0 + sigma * noise
     output = predict(x * kind.scale(alpha, sigma), levels.time).to(x0.dtype)
     target = kind.target(x0, noise, alpha, sigma)
     errors = (output - target).square().flatten(1).mean(1)  # (B,)
+    if measured is not None:
+        errors = errors * measured_weight(levels, kind, measured)
     total = (errors if min_snr is None else errors * snr_weight(levels, kind, min_snr)).sum()
     return Loss(total, len(x0), {"mse": errors.detach().mean()})
 
@@ -72,6 +83,21 @@ def snr_weight(levels: Levels, kind: Parameterisation, gamma: float) -> Float[Te
     snr = (levels.alpha / levels.sigma).square()
     weight: Tensor = snr.clamp(max=gamma) / (slope**2 + torch.finfo(levels.alpha.dtype).tiny)
     return weight
+
+
+def measured_weight(
+    levels: Levels, kind: Parameterisation, measured: Parameterisation
+) -> Float[Tensor, " B"]:
+    """What turns squared errors of the network's prediction into those of another quantity.
+
+    Both are linear in x0: it is the square of the ratio of their slopes. Near the picture the ratio
+    of a flow to x0 has no bound; there the least noise counts as `LEAST_SIGMA`
+    (arXiv:2511.13720).
+    """
+    sigma = levels.sigma.clamp(min=LEAST_SIGMA)
+    slopes = [k.output(0.0, 1.0, levels.alpha, sigma) for k in (measured, kind)]
+    ratio: Tensor = (slopes[0] / slopes[1]) ** 2
+    return ratio * torch.ones_like(levels.alpha)
 
 
 def offset_noise(noise: Float[Tensor, "B C H W"], amount: float) -> Float[Tensor, "B C H W"]:

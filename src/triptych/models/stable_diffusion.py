@@ -259,6 +259,7 @@ def objective(
     cond: Conditioning,
     *,
     min_snr: float | None = None,
+    measured: Predicts | None = None,
     offset: float = 0.0,
     noise: Float[Tensor, "B Z h w"] | None = None,
     at: Levels | None = None,
@@ -266,7 +267,8 @@ def objective(
     """What training minimises: the matching loss of scaled latents at random levels.
 
     Where text is to be dropped for guidance, `cond` already holds the states of an empty text.
-    Noise and levels are drawn unless they are given. Term: `mse`, of the U-Net's own prediction.
+    Noise and levels are drawn unless they are given. `min_snr` and `measured` weigh levels, as in
+    `matching`. Term: `mse`, of the quantity that is measured, else of the U-Net's own prediction.
     """
     at = at or training_levels(model.schedule, len(latents), latents.device)
     noise = offset_noise(torch.randn_like(latents), offset) if noise is None else noise
@@ -277,6 +279,7 @@ def objective(
         noise,
         at,
         min_snr=min_snr,
+        measured=parameterisation(measured, model.schedule) if measured else None,
     )
 
 

@@ -429,6 +429,10 @@ class TrainTextToImage:
     shift: float = 1.0
     """Of a flow's time, towards noise; above 1 for large pictures."""
     predicts: Literal["noise", "velocity", "sample", "flow"] = "flow"
+    measured: Literal["", "noise", "velocity", "sample", "flow"] = ""
+    """Whose error the loss squares; empty for what is predicted. A narrow network that predicts the
+    `sample` learns well from the error of the `flow`: it need not carry noise (arXiv:2511.13720).
+    """
     min_snr: float = 0.0
     """Above 0, clean levels count less: gamma of arXiv:2303.09556, there 5."""
     offset: float = 0.0

@@ -61,7 +61,12 @@ def build(request: TrainTextToImage) -> Recipe:
             cond = tell(model, tokenizers, said)
         latents = encoded(model, batch["image"].to(on))
         return objective(
-            model, latents, cond, min_snr=request.min_snr or None, offset=request.offset
+            model,
+            latents,
+            cond,
+            min_snr=request.min_snr or None,
+            measured=request.measured or None,
+            offset=request.offset,
         )
 
     judge = held_out_judge(test, tokenizers)
