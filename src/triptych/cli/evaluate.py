@@ -19,6 +19,7 @@ from triptych.train.recipes.requests import (
     TrainCvae,
     TrainRequest,
     TrainSiglip,
+    TrainTextToImage,
 )
 
 if TYPE_CHECKING:
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
     from triptych.weights.load import Loaded
 
 Result = TypeVar("Result")
+GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)  # of a text-to-image model's curve
 
 
 @dataclass(frozen=True)
 class EvaluateRun:
-    """Judge a trained conditional VAE, GAN or diffusion model: numbers, tables and plots in
-    RUN/evaluation.
+    """Judge a trained conditional VAE, GAN, diffusion or text-to-image model, a CLIP or SigLIP:
+    numbers, tables and plots in RUN/evaluation.
     """
 
     run: tyro.conf.Positional[Path]
@@ -53,9 +55,15 @@ class EvaluateRun:
     """Test pictures that the likelihood is estimated on."""
     guidance: float | None = None
     """Diffusion: the guidance that samples are drawn with; None takes the model's."""
+    prompts: int = 500
+    """Text-to-image: captions of held-out pictures that are drawn."""
+    clip: str = ""
+    """Text-to-image: a CLIP or SigLIP whose eyes compare drawn with real pictures and with texts.
+    """
     curves: bool = False
     """Diffusion: also draw quality against guidance, and against network calls for every sampler.
-    Takes long: 78 settings, `curve_samples` and a half pictures each.
+    Takes long: 78 settings, `curve_samples` and a half pictures each. Text-to-image: quality
+    against guidance, all prompts at each of six.
     """
     curve_samples: int = 200
     """Pictures that each point of the curves is judged on."""
@@ -71,6 +79,7 @@ class EvaluateRun:
             "likelihood_samples",
             "likelihood_pictures",
             "curve_samples",
+            "prompts",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -105,6 +114,12 @@ def main(arguments: list[str]) -> int:
     if loaded.card.model == "classifier":
         say("a classifier's test accuracy is in the last row of its metrics.jsonl")
         return 0
+    if isinstance(trained, TrainTextToImage):
+        found["pictures"] = _pictures(request, loaded, train, test, folder, command)
+        say(f"report: {folder}")
+        if request.json:
+            print(json.dumps(found))
+        return 0
     if isinstance(trained, TrainClip | TrainSiglip):
         found["towers"] = _towers(loaded, test, trained.towers.templates, folder, command)
         say(f"report: {folder}")
@@ -121,6 +136,52 @@ def main(arguments: list[str]) -> int:
     if request.json:
         print(json.dumps(found))
     return 0
+
+
+def _pictures(
+    request: EvaluateRun,
+    loaded: "Loaded",
+    train: "Source",
+    test: "Source",
+    folder: Path,
+    command: str,
+) -> list[dict[str, Any]]:
+    from triptych.evaluation.text_to_image import evaluate_text_to_image, write_text_to_image
+    from triptych.models.stable_diffusion import StableDiffusion
+    from triptych.train.prompts import drawn
+    from triptych.weights.load import load
+
+    model, tokenizers = loaded.model, loaded.tokenizers
+    assert isinstance(model, StableDiffusion)
+    own = model.config.sampling.guidance if request.guidance is None else request.guidance
+    reports = _told(
+        evaluate_text_to_image(
+            lambda texts, guidance, seed: drawn(
+                model, tokenizers, texts, guidance=guidance, first_seed=seed
+            ),
+            train,
+            test,
+            count=request.prompts,
+            guidance=GUIDANCE if request.curves else (own,),
+            clip=load(request.clip) if request.clip else None,
+            seed=request.seed,
+        )
+    )
+    for path in write_text_to_image(reports, folder, command=command):
+        say(f"  {path}")
+    for report in reports:
+        parts = [f"guidance {report.guidance:g}"]
+        if report.judged:
+            parts += [f"{name} {s.value:.1%}" for name, s in report.judged["all"].items()]
+        if report.likeness is not None:
+            alike = report.likeness
+            kid, floor = 1000 * alike.kernel.value, 1000 * alike.floor.value
+            parts += [
+                f"KID x 1000 {kid:.3g}, real {floor:.3g}",
+                f"CLIP score {alike.alignment.score:.3f}, real {alike.real.score:.3f}",
+            ]
+        say(", ".join(parts))
+    return [to_json(report) for report in reports]
 
 
 def _towers(

@@ -12,12 +12,11 @@ from torch import nn
 
 from triptych.data.batches import take
 from triptych.data.captions import sentences
-from triptych.data.scene_judge import report, satisfies
-from triptych.data.scene_reader import read
 from triptych.data.scenes import SceneSource
 from triptych.data.source import Source
 from triptych.diffusion.denoiser import Conditioning
 from triptych.diffusion.noise import PictureNoise
+from triptych.evaluation.text_to_image import judged as by_judge
 from triptych.models.stable_diffusion import StableDiffusion, sample
 from triptych.text.tokenizer import Tokenizer
 from triptych.vision.grids import contact_sheet
@@ -103,10 +102,7 @@ def judged(
     attribute by attribute, by the exact judge.
     """
     pictures = drawn(model, tokenizers, prompts, guidance=guidance)
-    verdicts = [
-        satisfies(read(picture), prompt) for picture, prompt in zip(pictures, prompts, strict=True)
-    ]
-    return {name: share.value for name, share in report(verdicts).items() if share.of}
+    return {name: share.value for name, share in by_judge(pictures, prompts)["all"].items()}
 
 
 def held_out_judge(

@@ -13,6 +13,7 @@ from triptych.data.batches import Batches, batches, take
 from triptych.data.captions import captions_of, reader
 from triptych.data.source import Source
 from triptych.data.sources import open_source, open_train_and_test
+from triptych.diffusion.denoiser import Predicts
 from triptych.models.autoencoder import Autoencoder
 from triptych.models.clip import Clip, TextConfig, TextEncoderConfig
 from triptych.models.latent_unet import LatentUNetConfig
@@ -74,7 +75,10 @@ def build(request: TrainTextToImage) -> Recipe:
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, StableDiffusion)
-        row = {"test_mse": held_out_loss(module, tokenizers, held_out["image"], read(held_out))}
+        image, texts = held_out["image"], read(held_out)
+        row = {
+            "test_mse": held_out_loss(module, tokenizers, image, texts, request.measured or None)
+        }
         return row | (judge(module) if judge else {})
 
     optimizer = adam(
@@ -135,7 +139,11 @@ def encoded(model: StableDiffusion, image: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def held_out_loss(
-    model: StableDiffusion, tokenizers: tuple[Tokenizer, ...], image: Tensor, texts: list[str]
+    model: StableDiffusion,
+    tokenizers: tuple[Tokenizer, ...],
+    image: Tensor,
+    texts: list[str],
+    measured: Predicts | None = None,
 ) -> float:
     """The loss on held-out pictures at an even comb of levels, always the same and same noise."""
     on = next(model.parameters()).device
@@ -149,7 +157,8 @@ def held_out_loss(
         noise = runtime.noise(tuple(latents.shape[1:]), range(start, start + len(latents)))
         cond = tell(model, tokenizers, texts[rows])
         levels = type(at)(*(column[rows] for column in at))
-        total += float(objective(model, latents, cond, noise=noise.to(on), at=levels).total)
+        loss = objective(model, latents, cond, measured=measured, noise=noise.to(on), at=levels)
+        total += float(loss.total)
     return total / count
 
 
