@@ -54,11 +54,11 @@ def test_digits_are_learned_from_a_frozen_model(
     """
     out = tmp_path / "report"
     words = ["probe", str(model), "digits", "--shots", "2", "--seeds", "0", "1", "--out", str(out)]
-    assert run([*words, "--dtype", "float32", "--json"]) == 0
+    assert run([*words, "--limit", "500", "--dtype", "float32", "--json"]) == 0
     printed, err = capsys.readouterr()
     found = json.loads(printed)
     top = found["linear_probe"]["top1"]
-    assert (found["train"], found["test"]) == (1500, 297) == (1500, top["count"])
+    assert (found["train"], found["test"]) == (500, 297) == (500, top["count"])
     assert top["chance"] < 0.2 < 0.45 < top["low"] < top["value"] < top["high"]
     assert top["value"] == pytest.approx(np.trace(found["linear_probe"]["confusion"]) / 297)
     best = max(found["validation"], key=lambda tried: tried["accuracy"])
@@ -73,7 +73,9 @@ def test_digits_are_learned_from_a_frozen_model(
     assert (out / "confusion.png").exists() and (out / "reliability.png").exists()
     head = load_file(out / "probe.safetensors")
     loaded = load(str(model), dtype="float32")
-    train, test = (list(frozen.look(loaded, part))[-1] for part in frozen.train_and_test("digits"))
+    train, test = (
+        list(frozen.look(loaded, part))[-1] for part in frozen.train_and_test("digits", limit=500)
+    )
     seen = (test.features @ head["weight"].T + head["bias"]).argmax(1)
     assert float((seen == test.labels).double().mean()) == pytest.approx(top["value"])
     strength = 1 / (found["penalty"] * len(train.labels))

@@ -138,7 +138,7 @@ def test_one_process_that_fails_ends_all(tmp_path: Path, how: str) -> None:
     assert "Traceback" not in told
 
 
-def test_ctrl_c_on_one_process_stops_all_after_one_step_and_continues(tmp_path: Path) -> None:
+def test_ctrl_c_on_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
     arguments = split("train cvae --run run --batch-size 8 --log-every 1 --widths 8 8 16 --steps")
     processes = started(["-m", "triptych", *arguments, "100000", "--json"], tmp_path)
     out = processes[0].stdout

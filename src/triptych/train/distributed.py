@@ -29,9 +29,9 @@ from triptych import runtime
 from triptych.train.recipes.requests import Training
 
 BUCKET = 1 << 24  # numbers that travel together: 64 MiB in float32
-PATIENCE = timedelta(days=1)
-"""The others wait while the first process draws, judges and saves; a lost process ends the wait by
-its broken connection, not by the clock.
+PATIENCE = timedelta(hours=2)
+"""The others wait while the first process draws, judges and saves. A process that ends takes its
+connections with it; the clock is for machines that vanish from the network.
 """
 GONE = (
     "another process of this training has ended; its own message, or the launcher's, says why. "
@@ -181,8 +181,8 @@ def joined(training: Training) -> Generator[World, None, None]:
                 backend, timeout=PATIENCE, rank=world.rank, world_size=world.size
             )
         yield world
-        if made:
-            dist.barrier()
+        if made:  # after a failure it ends with the process: others may be gone, and not answer
+            world.gathered(None)
             dist.destroy_process_group()
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(sign in str(error) for sign in LOST):
