@@ -144,7 +144,7 @@ def fail(folder: Path, rank: int, how: str) -> int:
         return read(batches)
 
     Batches.__next__ = reads  # type: ignore[method-assign]
-    options = ["--steps", "500", "--batch-size", "8", "--widths", "8", "8", "16"]
+    options = ["--steps", "500", "--batch-size", "12", "--widths", "8", "8", "16"]
     return command(["train", "cvae", "--run", str(folder / "run"), *options])
 
 

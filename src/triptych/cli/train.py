@@ -91,7 +91,9 @@ def train(request: TrainRequest, options: RunOptions) -> int:
         with joined(request.training) as world:
             try:
                 return _train(request, options, world)
-            except FloatingPointError:  # in all of them alike
+            except (
+                FloatingPointError
+            ):  # in all of them alike: the others wait for the first's words
                 if world.first:
                     raise
                 return 4

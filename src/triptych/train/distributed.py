@@ -168,13 +168,9 @@ def joined(training: Training) -> Generator[World, None, None]:
     if world.size == 1:
         yield ALONE
         return
-    try:
-        _check_batch(training.batch_size, world.size)
-        backend = _backend(training.device)
-    except ValueError as error:  # all of a machine would say the same
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            raise
-        raise Elsewhere("") from error
+    # Each says for itself what is wrong so far: the launcher ends all where one ends first.
+    _check_batch(training.batch_size, world.size)
+    backend = _backend(training.device)
     try:
         if made:
             dist.init_process_group(

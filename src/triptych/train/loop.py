@@ -50,7 +50,8 @@ def fit(
     Raises:
         FloatingPointError: five steps in a row gave no finite update; the last checkpoint stands.
         ValueError: the data is unusable, or the checkpoint does not fit the recipe.
-        Elsewhere: another process failed, or the processes do not hold the same weights.
+        Elsewhere: another process failed and says why.
+        RuntimeError: the processes do not hold the same weights.
     """
     on = next(recipe.model.parameters()).device
     ema = Ema(recipe.exported, training.ema_halflife) if training.ema_halflife else None
