@@ -89,6 +89,16 @@ def test_the_penalty_is_chosen_on_a_part_of_each_class():
         chosen_probe(features[[0, 10, 15]], labels[[0, 10, 15]], 3)
 
 
+def test_what_chooses_the_penalty_was_not_fitted():
+    """Labels that mean nothing, in more dimensions than pictures: a fit knows its own by heart."""
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(100, 200, generator=draw, dtype=torch.float64)
+    labels = torch.arange(100) % 2
+    probe, tried = chosen_probe(features, labels, 2, penalties=(1e-3,))
+    assert torch.equal(probe.logits(features).argmax(1), labels)
+    assert tried[1e-3] < 0.85  # of 20 coins
+
+
 def test_few_shots_are_judged_on_other_pictures_where_they_are_given(digits):
     features, labels = digits
     test = features[1500:], labels[1500:]
