@@ -1,12 +1,23 @@
 """The linear probe is scikit-learn's logistic regression; few shots are what they say."""
 
+import json
+import re
+
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 from torch.nn import functional as F
 
-from triptych.evaluation.probe import few_shot, fit_probe, linear_probe, nearest_mean
+from triptych.evaluation.probe import (
+    chosen_probe,
+    few_shot,
+    fit_probe,
+    linear_probe,
+    nearest_mean,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +51,66 @@ def test_the_penalty_is_chosen_and_chance_is_beside_it(digits):
     assert set(found.validation) == set(penalties) and found.penalty < 1
     assert found.validation[found.penalty] == max(found.validation.values())
     assert found.accuracy.value > 0.88 and found.accuracy.chance < 0.12
+
+
+def test_real_clip_features_and_the_choice_of_another_library(real_data):
+    """Which of 1,000 photos show a dog, by what OpenAI's ViT-B/32 saw of them: the whole path,
+    penalties and all, against a stratified search by another library.
+    """
+    folder = real_data / "clip_embeddings"
+    image = torch.from_numpy(np.load(folder / "flickr8k_train1000_vitb32_image.npy")).float()
+    told = json.loads((folder / "flickr8k_train1000_rows.json").read_text())
+    dogs = [bool(re.search(r"\bdogs?\b", row["caption"], re.IGNORECASE)) for row in told]
+    labels = torch.tensor(dogs).long()
+    train, test = slice(0, 700), slice(700, None)
+    penalties = (1e-1, 1e-3, 1e-5)
+    probe, tried = chosen_probe(image[train], labels[train], 2, penalties=penalties)
+    # two classes have one vector there, ours two of half its length
+    peers = [LogisticRegression(C=2 / (p * 700), max_iter=5000, tol=1e-8) for p in penalties]
+    shares = [cross_val_score(peer, image[train], labels[train], cv=5).mean() for peer in peers]
+    assert [tried[p] for p in penalties] == pytest.approx(shares, abs=0.06)
+    assert shares[penalties.index(probe.penalty)] > max(shares) - 0.02 > shares[0] + 0.1
+    peer = peers[penalties.index(probe.penalty)].fit(image[train], labels[train])
+    right = probe.logits(image[test]).argmax(1) == labels[test]
+    assert float(right.double().mean()) == pytest.approx(
+        peer.score(image[test], labels[test]), abs=1 / 300
+    )
+    assert right.double().mean() > 0.9 > 0.8 > 1 - labels[test].double().mean()
+
+
+def test_the_penalty_is_chosen_on_a_part_of_each_class():
+    """Features that say their class in one number; one of a rare class always stays to learn."""
+    labels = torch.tensor([0] * 10 + [1] * 5 + [2])
+    features = F.one_hot(labels, 3).double()
+    probe, tried = chosen_probe(features, labels, 3, penalties=(1e-4,), validation=0.4)
+    assert tried == {1e-4: 1.0}
+    assert torch.equal(probe.logits(features).argmax(1), labels)
+    with pytest.raises(ValueError, match="leave no part to choose"):
+        chosen_probe(features[[0, 10, 15]], labels[[0, 10, 15]], 3)
+
+
+def test_what_chooses_the_penalty_was_not_fitted():
+    """Labels that mean nothing, in more dimensions than pictures: a fit knows its own by heart."""
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(100, 200, generator=draw, dtype=torch.float64)
+    labels = torch.arange(100) % 2
+    probe, tried = chosen_probe(features, labels, 2, penalties=(1e-3,))
+    assert torch.equal(probe.logits(features).argmax(1), labels)
+    assert tried[1e-3] < 0.85  # of 20 coins
+
+
+def test_few_shots_are_judged_on_other_pictures_where_they_are_given(digits):
+    features, labels = digits
+    test = features[1500:], labels[1500:]
+    few = features[:300], labels[:300]
+    found = few_shot(*few, 10, 4, seeds=(0,), test=test)
+    order = few_shot(features, labels, 10, 4, seeds=(0,))
+    assert found.draws != order.draws and 0.5 < found.mean < 1
+    assert found.mean * 297 == pytest.approx(round(found.mean * 297))
+    smallest = int(few[1].bincount().min())
+    assert few_shot(*few, 10, smallest, seeds=(0,), test=test).shots == smallest
+    with pytest.raises(ValueError, match="too many"):
+        few_shot(*few, 10, smallest + 1, seeds=(0,), test=test)
 
 
 def test_the_nearest_mean_by_hand():

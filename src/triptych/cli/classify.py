@@ -170,7 +170,7 @@ def _evaluate(parsed: Arguments, result: "Classified") -> dict[str, Any]:
 
     assert result.truth is not None
     found = zero_shot(result.logits(), result.truth, result.labels, result.reads)
-    _say_accuracy(found)
+    say_accuracy(found)
     few = _few_shot(parsed, result, result.truth)
     parsed.out.mkdir(parents=True, exist_ok=True)
     report = _about(result) | {
@@ -190,7 +190,8 @@ def _evaluate(parsed: Arguments, result: "Classified") -> dict[str, Any]:
     return report
 
 
-def _say_accuracy(found: "ZeroShot") -> None:
+def say_accuracy(found: "ZeroShot") -> None:
+    """Top-1, top-5, the poorest classes and calibration, for people."""
     for name, share in (("top-1", found.top1), ("top-5", found.top5)):
         if share is not None:
             say(

@@ -11,6 +11,7 @@ COMMANDS = {
     "generate": "write pictures of a prompt, or of classes, from a trained model",
     "grid": "sweep one, two or three settings of a prompt into one labelled picture",
     "classify": "say which of your labels fit a picture",
+    "probe": "learn classes from pictures, on top of what a frozen model sees",
     "detect": "find what labels name in a picture: boxes and heat maps",
     "evaluate": "judge a trained model and write numbers, tables and plots",
     "embed": "write texts and pictures as vectors of one space",

@@ -18,6 +18,7 @@ from triptych.train.recipes.presets import PRESETS
 from triptych.train.recipes.requests import REQUESTS, TrainRequest
 
 if TYPE_CHECKING:
+    from triptych.train.distributed import World
     from triptych.train.loop import Report
 
 Request = TypeVar("Request")
@@ -83,46 +84,78 @@ def main(arguments: list[str]) -> int:
 
 
 def train(request: TrainRequest, options: RunOptions) -> int:
-    """Run the loop and show it; returns the exit code."""
+    """Run the loop and show it; returns the exit code. Of several processes the first speaks."""
+    from triptych.train.distributed import Elsewhere, joined
+
+    try:
+        with joined(request.training) as world:
+            try:
+                return _train(request, options, world)
+            except (
+                FloatingPointError
+            ):  # in all of them alike: the others wait for the first's words
+                if world.first:
+                    raise
+                return 4
+    except Elsewhere as error:
+        say(*filter(None, [f"triptych: {error}" if str(error) else ""]))
+        return 1
+
+
+def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
     from triptych.train import checkpoint
     from triptych.train import run as runs
-    from triptych.train.journal import locked
     from triptych.train.loop import fit
 
     training = request.training
     recipe_name = runs.name(request)
     run = options.run or Path("runs") / f"{recipe_name}-{Path(training.data).stem or 'data'}"
-    with locked(run):
-        start = runs.adopt(run, request)
-        for fault in checkpoint.newest(run)[1]:
+    tell = say if world.first else _silent
+    with runs.held(run, world):
+        start = world.by_first(lambda: runs.adopt(run, request))
+        for fault in checkpoint.newest(run)[1] if world.first else ():
             say(f"passed over a damaged checkpoint: {fault}")
         if start >= training.steps:
-            say(f"{run} is finished: {start} steps. Raise --steps to train on")
+            tell(f"{run} is finished: {start} steps. Raise --steps to train on")
             return 0
-        recipe = runs.build(request)
+        recipe = world.together(lambda: runs.build(request, world))
         count = sum(p.numel() for p in recipe.model.parameters())
         what = f"{recipe_name} on {training.data}, {count:,} parameters"
-        say(f"{what}: steps {start + 1:,} to {training.steps:,} in {run}")
-        say(*filter(None, [recipe.chance]))
-        steps = fit(recipe, training, run)
+        where = f"{run}, by {world.size} processes" if world.size > 1 else str(run)
+        tell(f"{what}: steps {start + 1:,} to {training.steps:,} in {where}")
+        tell(*filter(None, [recipe.chance]))
+        steps = fit(recipe, training, run, world)
         with Interrupt() as interrupt:
-            for step, row in _shown(steps, training.steps, start):
+            for step, row in _shown(steps, training.steps, start, world.first):
                 if row and options.json:
                     print(json.dumps(row), flush=True)
                 if row and recipe.warn and (warning := recipe.warn(row)):
                     say(f"warning: {warning}")
-                if interrupt.signal and step < training.steps:
+                # A signal may reach one process alone, and a step later: all stop after one step.
+                signal = world.highest(interrupt.signal)
+                if signal and step < training.steps:
                     steps.close()
-                    say(f"stopped after step {step}; saved. The same command continues")
-                    return interrupt.exit_code
-    _closing_words(run, recipe_name)
+                    tell(f"stopped after step {step}; saved. The same command continues")
+                    return 128 + signal
+    if world.first:
+        _closing_words(run, recipe_name)
     return 0
 
 
+def _silent(*lines: str) -> None:
+    """In place of `say`, where another process speaks."""
+
+
 def _shown(
-    steps: "Iterator[Report]", total: int, start: int
+    steps: "Iterator[Report]", total: int, start: int, speaks: bool
 ) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Passes the reports on, under a live bar on a terminal or as plain lines elsewhere."""
+    """Passes the reports on, under a live bar on a terminal or as plain lines elsewhere; where
+    another process speaks, their numbers alone.
+    """
+    if not speaks:
+        for report in steps:
+            yield report.step, None
+        return
     if not sys.stderr.isatty():
         for report in steps:
             if report.row:

@@ -50,29 +50,29 @@ class Plan:
 
     def positions(self, number: int) -> Int64[np.ndarray, " B"]:
         if self.pool == 1:
-            return self._own(number)
+            first = (number * self.ranks + self.rank) * self.batch_size
+            return np.arange(first, first + self.batch_size, dtype=np.int64)
         pool, within = divmod(number, self.pool)
         if pool not in self.latest:
             self.latest.clear()
             self.latest[pool] = self._together(pool)
         return self.latest[pool][within * self.batch_size : (within + 1) * self.batch_size]
 
-    def _own(self, number: int) -> Int64[np.ndarray, " B"]:
-        first = (number * self.ranks + self.rank) * self.batch_size
-        return np.arange(first, first + self.batch_size, dtype=np.int64)
-
     def _together(self, pool: int) -> Int64[np.ndarray, " P"]:
-        """A pool's positions, those of like texts in one batch, its batches in a random order."""
-        numbers = range(pool * self.pool, (pool + 1) * self.pool)
-        positions = np.concatenate([self._own(number) for number in numbers])
-        if pool % PLAIN == PLAIN - 1:
-            return positions
-        texts = texts_at(self.source, self._indices(positions).tolist(), self.draws(positions))
-        drawn = key(self.seed, "alike", self.rank, pool)
-        ordered = positions[alike_order(texts, drawn)].reshape(self.pool, self.batch_size)
-        shuffled = np.argsort(mix(np.arange(self.pool, dtype=np.uint64), drawn))
-        chosen: Int64[np.ndarray, " P"] = ordered[shuffled].reshape(-1)
-        return chosen
+        """A pool's positions, those of like texts in one batch, its batches in a random order.
+
+        Batches are those of all ranks together; of each this rank keeps its share.
+        """
+        whole = self.batch_size * self.ranks
+        positions = np.arange(pool * self.pool * whole, (pool + 1) * self.pool * whole)
+        if pool % PLAIN != PLAIN - 1:
+            texts = texts_at(self.source, self._indices(positions).tolist(), self.draws(positions))
+            drawn = key(self.seed, "alike", 0, pool)
+            positions = positions[alike_order(texts, drawn)].reshape(self.pool, whole)
+            positions = positions[np.argsort(mix(np.arange(self.pool, dtype=np.uint64), drawn))]
+        shares = positions.reshape(self.pool, self.ranks, self.batch_size)
+        own: Int64[np.ndarray, " P"] = shares[:, self.rank].reshape(-1)
+        return own
 
     def draws(self, positions: Int64[np.ndarray, " B"]) -> list[int]:
         """Which of several captions each position takes."""

@@ -149,24 +149,47 @@ def linear_probe(
     Raises:
         ValueError: features and labels do not fit together, or too few to set a part aside.
     """
-    features, labels = train
-    _check(features, labels, classes)
     _check(*test, classes)
-    aside = round(validation * len(labels))
-    if not 0 < aside < len(labels):
-        raise ValueError(f"{validation:.0%} of {len(labels)} pictures leave no validation part")
-    order = torch.randperm(len(labels), generator=generator(key(seed, "validation")))
-    fitting, choosing = order[aside:], order[:aside]
+    probe, tried = chosen_probe(
+        *train, classes, penalties=penalties, validation=validation, seed=seed
+    )
+    logits = probe.logits(test[0])
+    likelihood = float(F.cross_entropy(logits, test[1]))
+    return ProbeReport(accuracy(logits.argmax(1), test[1]), likelihood, probe.penalty, tried)
+
+
+def chosen_probe(
+    features: Float[Tensor, "N D"],
+    labels: Int64[Tensor, " N"],
+    classes: int,
+    *,
+    penalties: Sequence[float] = PENALTIES,
+    validation: float = 0.2,
+    seed: int = 0,
+) -> tuple[Probe, dict[float, float]]:
+    """A probe fitted to all of these pictures, its penalty chosen on a part of each class that the
+    fits it was chosen among had not seen; and the accuracy of each penalty there.
+
+    Raises:
+        ValueError: features and labels do not fit together, or too few to set a part aside.
+    """
+    _check(features, labels, classes)
+    counts = labels.bincount(minlength=classes)
+    most = (counts - 1).clamp(min=0)  # one of each class stays to learn from
+    aside = (validation * counts).round().long().minimum(most)
+    if not 0 < validation < 1 or int(aside.sum()) == 0:
+        raise ValueError(
+            f"{validation:.0%} of {int(counts.max())} pictures of a class or fewer leave no part "
+            "to choose the penalty on"
+        )
+    choosing = _ranks_in_class(labels, classes, key(seed, "validation")) < aside[labels]
     penalty, tried = choose_penalty(
-        (features[fitting], labels[fitting]),
+        (features[~choosing], labels[~choosing]),
         (features[choosing], labels[choosing]),
         classes,
         penalties,
     )
-    probe = fit_probe(features, labels, classes, penalty)
-    logits = probe.logits(test[0])
-    likelihood = float(F.cross_entropy(logits, test[1]))
-    return ProbeReport(accuracy(logits.argmax(1), test[1]), likelihood, penalty, tried)
+    return fit_probe(features, labels, classes, penalty), tried
 
 
 def nearest_mean(
@@ -197,8 +220,9 @@ def few_shot(
     scale: float = 1.0,
     penalties: Sequence[float] = PENALTIES,
     seeds: Sequence[int] = range(5),
+    test: tuple[Float[Tensor, "n D"], Int64[Tensor, " n"]] | None = None,
 ) -> FewShot:
-    """Draw `shots` pictures of each class, learn from them, judge on all the others.
+    """Draw `shots` pictures of each class, learn from them, judge on all the others, or on `test`.
 
     `nearest mean` is prototypes. `probe` is logistic regression from zero, `probe from text` one
     that is pulled towards the zero-shot classifier, `scale * text`. Their penalty is chosen on up
@@ -212,27 +236,31 @@ def few_shot(
         raise ValueError("a probe from text needs the text vectors of the classes")
     counts = labels.bincount(minlength=classes)
     aside = 0 if head == "nearest mean" else min(shots, VALIDATION_SHOTS)
-    if shots < 1 or int(counts.min()) <= shots + aside:
+    if test is not None:
+        _check(*test, classes)
+    if shots < 1 or int(counts.min()) < shots + aside + (test is None):
         raise ValueError(
-            f"{shots} shots and {aside} pictures to choose by leave none to judge on: the "
-            f"smallest class has {int(counts.min())}"
+            f"{shots} shots and {aside} pictures to choose by "
+            + ("leave none to judge on" if test is None else "are too many")
+            + f": the smallest class has {int(counts.min())}"
         )
     start = scale * text if head == "probe from text" and text is not None else None
     found, chance = [], 0.0
     for seed in seeds:
         ranks = _ranks_in_class(labels, classes, seed)
-        learn, choose, judge = ranks < shots, ranks < shots + aside, ranks >= shots + aside
+        learn, choose, others = ranks < shots, ranks < shots + aside, ranks >= shots + aside
         choose &= ~learn
+        judge, truth = (features[others], labels[others]) if test is None else test
         if head == "nearest mean":
             means = nearest_mean(features[learn], labels[learn], classes)
-            logits = F.normalize(features[judge], dim=1) @ means.T
+            logits = F.normalize(judge, dim=1) @ means.T
         else:
             shown = features[learn], labels[learn]
             chosen, _ = choose_penalty(
                 shown, (features[choose], labels[choose]), classes, penalties, start
             )
-            logits = fit_probe(*shown, classes, chosen, start=start).logits(features[judge])
-        judged = accuracy(logits.argmax(1), labels[judge])
+            logits = fit_probe(*shown, classes, chosen, start=start).logits(judge)
+        judged = accuracy(logits.argmax(1), truth)
         found.append(judged.value)
         chance = judged.chance
     values = torch.tensor(found, dtype=torch.double)

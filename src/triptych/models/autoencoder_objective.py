@@ -8,7 +8,7 @@ Dimensions: B pictures, C channels, H height, W width, Z latent channels, h w la
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,8 @@ from triptych.nn.loss import Loss
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Two batches of pictures to one perceptual distance per picture, (B,)."""
+AddUp = Callable[[Sequence[Tensor]], None]
+"""Replaces tensors by their sums over the processes that share a batch."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,11 @@ def generator_objective(
     *,
     perceptual: Distance | None = None,
     discriminator: PatchDiscriminator | None = None,
+    add_up: AddUp = lambda tensors: None,
 ) -> Loss:
     """What the autoencoder minimises. Without a discriminator nothing adversarial is counted: give
-    none for the first steps, until reconstructions are worth judging.
+    none for the first steps, until reconstructions are worth judging. `add_up` adds the gradients
+    that are weighed over the processes which a batch is spread over.
 
     Terms: `absolute` (mean difference of a value), `kl` (nats a picture), `perceptual`, `g_loss`
     (minus the mean score), `adaptive_weight`, and `sigma`, the learned deviation.
@@ -109,7 +113,8 @@ def generator_objective(
         # its weights are constants here: gradients that nobody uses are not computed
         frozen = {name: weight.detach() for name, weight in discriminator.named_parameters()}
         opinion = hinge_generator(functional_call(discriminator, frozen, (decoded,)))
-        balance = adaptive_weight(error, opinion.sum(), autoencoder.decoder.conv_out.weight)
+        last = autoencoder.decoder.conv_out.weight
+        balance = adaptive_weight(error, opinion.sum(), last, add_up)
         total = total + weights.adversarial * balance * opinion.sum()
         terms |= {"g_loss": opinion.detach().mean(), "adaptive_weight": balance}
     if model.logvar is not None:
@@ -118,16 +123,21 @@ def generator_objective(
 
 
 def adaptive_weight(
-    reconstruction: Float[Tensor, ""], adversarial: Float[Tensor, ""], last: Tensor
+    reconstruction: Float[Tensor, ""],
+    adversarial: Float[Tensor, ""],
+    last: Tensor,
+    add_up: AddUp = lambda tensors: None,
 ) -> Float[Tensor, ""]:
     """How much stronger the reconstruction pulls at the last layer (arXiv:2012.09841, eq. 7).
 
     At most 10,000; a constant, through which no gradient flows.
     """
-    pull, push = (
-        torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+    gradients = [
+        torch.autograd.grad(loss, last, retain_graph=True)[0]
         for loss in (reconstruction, adversarial)
-    )
+    ]
+    add_up(gradients)
+    pull, push = (gradient.norm() for gradient in gradients)
     weight: Tensor = (pull / (push + 1e-6)).clamp(max=1e4).detach()
     return weight
 

@@ -5,6 +5,7 @@ E width of the shared space.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +21,9 @@ from triptych.nn.loss import Loss
 from triptych.nn.patches import check_stem, kept_patches, patch_embedding, whole_patches
 from triptych.nn.position import resize_grid
 from triptych.nn.transformer import Activation, Transformer
+
+Match = Callable[..., Tensor]
+"""(image, text, logit_scale, groups=) to the loss: `softmax_loss` and its like."""
 
 MAX_SCALE = math.log(100)
 """The temperature is clipped so that no logit is scaled by more than 100 (section 2.5)."""
@@ -365,12 +369,14 @@ def objective(
     groups: Int64[Tensor, " B"] | None = None,
     keep: float = 1.0,
     cache: int = 0,
+    match: Match = softmax_loss,
 ) -> Loss:
     """The symmetric cross-entropy of a batch of pairs (figure 3 of the paper).
 
     `keep` is the share of patches that are looked at. `cache` above 0 keeps the activations of so
     many pairs at a time in memory and computes the others again (arXiv:2101.06983). Pairs of one
-    group say the same and are positives of one another. Chance is ln(B).
+    group say the same and are positives of one another. Chance is ln(B). `match` is the loss of the
+    embeddings: `softmax_loss_of_ranks` where the batch is spread over processes.
     """
 
     def embed_image(chosen: Tensor) -> Tensor:
@@ -382,6 +388,6 @@ def objective(
     else:
         image, text = embed_image(pixels), model.embed_text(tokens)
     scale = model.logit_scale.clamp(max=MAX_SCALE)
-    loss = softmax_loss(image, text, scale, groups=groups)
+    loss = match(image, text, scale, groups=groups)
     count = len(pixels)
     return Loss(loss * count, count, {"scale": scale.detach().exp()})

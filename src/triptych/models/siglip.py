@@ -6,6 +6,7 @@ E width of the shared space.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +20,9 @@ from triptych.nn.loss import Loss
 from triptych.nn.patches import check_stem, kept_patches, patch_embedding, whole_patches
 from triptych.nn.position import resize_grid
 from triptych.nn.transformer import Activation, AttentionPool, Transformer
+
+Match = Callable[..., Tensor]
+"""(image, text, logit_scale, logit_bias, groups=) to the loss: `sigmoid_loss` and its like."""
 
 
 @dataclass(frozen=True)
@@ -279,12 +283,14 @@ def objective(
     groups: Int64[Tensor, " B"] | None = None,
     keep: float = 1.0,
     cache: int = 0,
+    match: Match = sigmoid_loss,
 ) -> Loss:
     """Every image-text pair of a batch is its own yes/no question (equation 1).
 
     `keep` is the share of patches that are looked at. `cache` above 0 keeps the activations of so
     many pairs at a time in memory and computes the others again (arXiv:2101.06983). Pairs of one
-    group say the same and are positives of one another.
+    group say the same and are positives of one another. `match` is the loss of the embeddings:
+    `sigmoid_loss_of_ranks` where the batch is spread over processes.
     """
 
     def embed_image(chosen: Tensor) -> Tensor:
@@ -295,7 +301,7 @@ def objective(
         text = cached_embeddings(model.embed_text, tokens, cache)
     else:
         image, text = embed_image(pixels), model.embed_text(tokens)
-    loss = sigmoid_loss(image, text, model.logit_scale, model.logit_bias, groups=groups)
+    loss = match(image, text, model.logit_scale, model.logit_bias, groups=groups)
     count = len(pixels)
     terms = {"scale": model.logit_scale.detach().exp(), "bias": model.logit_bias.detach()}
     return Loss(loss * count, count, terms)

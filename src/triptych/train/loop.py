@@ -8,7 +8,7 @@ tensors and a step count, and a resumed run repeats an uninterrupted one exactly
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from triptych import runtime
 from triptych.data.batches import Batches, write_skipped
 from triptych.runtime import key
 from triptych.train import checkpoint
+from triptych.train.distributed import ALONE, World
 from triptych.train.ema import Ema
 from triptych.train.journal import Journal
 from triptych.train.optimizer import rate_factor
@@ -39,29 +40,37 @@ class Report(NamedTuple):
 
 
 def fit(
-    recipe: Recipe, training: Training, run: Path, *, rank: int = 0
+    recipe: Recipe, training: Training, run: Path, world: World = ALONE
 ) -> Generator[Report, None, None]:
     """Train in a run folder, from its newest good checkpoint if it has one.
+
+    Of several processes (`train/distributed.py`) the first draws, judges and writes. All must stop
+    after the same step.
 
     Raises:
         FloatingPointError: five steps in a row gave no finite update; the last checkpoint stands.
         ValueError: the data is unusable, or the checkpoint does not fit the recipe.
+        Elsewhere: another process failed and says why.
+        RuntimeError: the processes do not hold the same weights.
     """
-    (run / "samples").mkdir(parents=True, exist_ok=True)
     on = next(recipe.model.parameters()).device
     ema = Ema(recipe.exported, training.ema_halflife) if training.ema_halflife else None
     for update in recipe.updates:
         for group in update.optimizer.param_groups:
             group["base_lr"] = group["lr"]
-    state = _resume(run, recipe, ema)
+    state = world.together(lambda: _resume(run, recipe, ema))
     start, window = state["step"], Window(state["window"])
-    journal = Journal(run / "metrics.jsonl", state["offset"])
+    world.require_same(recipe.model.parameters(), start)
+    journal = _journal(run, state["offset"]) if world.first else None
     data = recipe.batches(start * training.accumulate * sum(u.batches for u in recipe.updates))
     shown = ema.module if ema else recipe.exported
     precision = runtime.precision(training.precision, on)
     began = time.monotonic() - state["seconds"]
+    unread: dict[str, str] = {}  # by all processes
 
-    def save(step: int) -> Path:
+    def save(step: int) -> Path | None:
+        if journal is None:
+            return None
         # "failed" belongs here: patience with a run that diverges must outlive a resume.
         remembered = {
             "step": step, "offset": journal.sync(), "seconds": time.monotonic() - began,
@@ -74,8 +83,8 @@ def fit(
         card = recipe.card(whole) if callable(recipe.card) else recipe.card
         checkpoint.export(run, whole, card)
         path = checkpoint.save(run, step, _tensors(recipe, ema), remembered, training.keep)
-        if isinstance(data, Batches) and data.skipped:
-            write_skipped(run / "skipped.jsonl", data.skipped)
+        if skipped := unread | _unread(data):
+            write_skipped(run / "skipped.jsonl", skipped)
         return path
 
     step, saved = start, True
@@ -83,7 +92,7 @@ def fit(
     recipe.model.train()
     try:
         for step in range(start + 1, training.steps + 1):
-            _seed(key(training.seed, rank, step), on)
+            _seed(key(training.seed, world.rank, step), on)
             factor = rate_factor(training, step - 1)
             terms: dict[str, float] = {}
             finite = True
@@ -95,7 +104,7 @@ def fit(
                     if update.data == "each" or (update.data == "once" and repeat == 0):
                         seen = [_to(next(data), on) for _ in range(training.accumulate)]
                     kept = [buffer.clone() for buffer in buffers]
-                    terms |= (measured := descend(update, seen, step, precision))
+                    terms |= (measured := descend(update, seen, step, precision, world))
                     if measured["finite"] == 0.0:  # nor may a running mean learn from it
                         finite = False
                         for buffer, before in zip(buffers, kept, strict=True):
@@ -120,30 +129,36 @@ def fit(
             if step % training.log_every == 0 or last:
                 row = {"step": step, **window.means(), "rate": factor, "skipped": state["skipped"]}
                 window = Window([])
-            if recipe.evaluate and (last or _due(step, training.evaluate_every)):
+            if journal and recipe.evaluate and (last or _due(step, training.evaluate_every)):
                 row = (row or {"step": step}) | recipe.evaluate(shown.eval())
                 recipe.model.train()
-            if row:
+            if journal and row:
                 journal.write(row | {"seconds": round(time.monotonic() - began, 3)})
-            if recipe.sample and (last or _due(step, training.sample_every)):
+            if journal and recipe.sample and (last or _due(step, training.sample_every)):
                 grid = recipe.sample(shown.eval())
                 save_picture(run / "samples" / f"step-{step:06d}.png", grid, {"step": step})
                 recipe.model.train()
-            path = save(step) if last or step % training.save_every == 0 else None
-            saved = path is not None
+            path = None
+            if last or step % training.save_every == 0:
+                world.require_same(recipe.model.parameters(), step)
+                for theirs in world.gathered(_unread(data)):
+                    unread |= theirs
+                path, saved = save(step), True
             yield Report(step, terms, row, path)
     except GeneratorExit:  # the caller stops: a finished step is never lost
         if not saved:
             save(step)
         raise
     finally:
-        journal.close()
+        if journal:
+            journal.close()
 
 
 def descend(
-    update: Update, batches: Sequence[Batch], step: int, precision: str
+    update: Update, batches: Sequence[Batch], step: int, precision: str, world: World = ALONE
 ) -> dict[str, float]:
-    """One optimizer step over the exact mean of several batches; skipped where it is not finite.
+    """One optimizer step over the exact mean of several batches, and of all processes' batches;
+    skipped where it is not finite.
 
     Returns the mean terms, `loss`, the gradient's norm before clipping, and `finite`: 1 or 0.
     """
@@ -162,8 +177,12 @@ def descend(
         sums = row if sums is None else sums + row
         count = count + loss.count
     assert sums is not None
+    if world.size > 1:
+        whole = torch.cat([sums, torch.as_tensor(count).to(sums)[None]])
+        world.add_up_gradients(moving, whole)
+        sums, count = whole[:-1], whole[-1]
     gradients = [p.grad for p in moving if p.grad is not None]
-    torch._foreach_div_(gradients, count)  # the mean over items, not over micro-batches
+    torch._foreach_div_(gradients, count)  # the mean over items, not micro-batches or ranks
     norm = nn.utils.get_total_norm(gradients)
     total, *values, size = torch.cat([sums / count, norm[None]]).tolist()  # the step's one wait
     finite = all(abs(value) < float("inf") for value in (total, size))
@@ -196,6 +215,15 @@ class Window:
 
     def means(self) -> dict[str, float]:
         return {name: total / self.count for name, total in self.sums.items()}
+
+
+def _journal(run: Path, offset: int) -> Journal:
+    (run / "samples").mkdir(parents=True, exist_ok=True)
+    return Journal(run / "metrics.jsonl", offset)
+
+
+def _unread(data: Iterator[Batch]) -> dict[str, str]:
+    return data.skipped if isinstance(data, Batches) else {}
 
 
 def _resume(run: Path, recipe: Recipe, ema: Ema | None) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import importlib
 from collections.abc import Generator
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from triptych import config
 from triptych.train import checkpoint
+from triptych.train.distributed import ALONE, World, joined, normalise_whole_batches
 from triptych.train.journal import locked
 from triptych.train.loop import Report, fit
 from triptych.train.recipe import Recipe
@@ -18,20 +20,34 @@ from triptych.train.recipes.requests import MAY_CHANGE, REQUESTS, TrainRequest
 def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
     """Train in a folder, continuing what is there; one report a step.
 
+    In several processes where a launcher started them: each of them calls, and takes as many
+    reports.
+
     Raises:
         RuntimeError: another process is training in the folder.
         ValueError: the folder belongs to another request, or the data cannot be used.
         FloatingPointError: training diverged; the last checkpoint is intact.
+        Elsewhere: another process failed.
     """
-    with locked(run):
-        adopt(run, request)
-        yield from fit(build(request), request.training, run)
+    with joined(request.training) as world, held(run, world):
+        world.by_first(lambda: adopt(run, request))
+        recipe = world.together(lambda: build(request, world))
+        yield from fit(recipe, request.training, run, world)
 
 
-def build(request: TrainRequest) -> Recipe:
-    """The system that a request describes, with its data, ready for `fit`."""
+def held(run: Path, world: World) -> AbstractContextManager[None]:
+    """The lock of a run folder, in the hands of the first process."""
+    return locked(run) if world.first else nullcontext()
+
+
+def build(request: TrainRequest, world: World = ALONE) -> Recipe:
+    """The system that a request describes, with its data, ready for `fit`; of several processes
+    each builds the same, with its own share of the data.
+    """
     module = importlib.import_module(RECIPES[name(request)])
-    recipe: Recipe = module.build(request)
+    recipe: Recipe = module.build(request, world)
+    if world.size > 1:
+        normalise_whole_batches(recipe.model)
     return recipe
 
 

@@ -34,6 +34,7 @@ from triptych.models.perceptual import (
     clip_maps,
 )
 from triptych.nn.loss import Loss
+from triptych.train.distributed import ALONE, World
 from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.train.recipes.requests import TrainAutoencoder
@@ -56,7 +57,7 @@ class Pair(nn.Module):
         self.discriminator = discriminator
 
 
-def build(request: TrainAutoencoder) -> Recipe:
+def build(request: TrainAutoencoder, world: World = ALONE) -> Recipe:
     """An autoencoder with its data."""
     training = request.training
     on = runtime.device(training.device)
@@ -94,11 +95,13 @@ def build(request: TrainAutoencoder) -> Recipe:
     return Recipe(
         model=model,
         exported=autoencoder,
-        updates=_updates(request, model, _distance(request.perceptual, source.shape[2], on)),
+        updates=_updates(request, model, _distance(request.perceptual, source.shape[2], on), world),
         batches=lambda start: batches(
             source,
-            training.batch_size,
+            training.batch_size // world.size,
             seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
             start=start,
             workers=training.workers,
         ),
@@ -111,7 +114,7 @@ def build(request: TrainAutoencoder) -> Recipe:
 
 
 def _updates(
-    request: TrainAutoencoder, model: Pair, perceptual: Distance | None
+    request: TrainAutoencoder, model: Pair, perceptual: Distance | None, world: World
 ) -> Sequence[Update]:
     """The autoencoder, and then its judge on the same pictures."""
     weights = LossWeights(request.kl, request.perceptual_weight, request.adversarial)
@@ -131,6 +134,7 @@ def _updates(
             weights,
             perceptual=perceptual,
             discriminator=judge,
+            add_up=world.add_up,
         )
 
     rate, betas = request.learning_rate, (0.9, 0.99)

@@ -12,6 +12,7 @@ from triptych.data.sources import open_train_and_test
 from triptych.models.classifier import Classifier, ClassifierConfig, objective
 from triptych.nn.loss import Loss
 from triptych.train.conditioning import card, conditioning
+from triptych.train.distributed import ALONE, World
 from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.train.recipes.requests import TrainClassifier
@@ -20,7 +21,7 @@ HELD_OUT = 10_000  # test pictures at most
 CHUNK = 500
 
 
-def build(request: TrainClassifier) -> Recipe:
+def build(request: TrainClassifier, world: World = ALONE) -> Recipe:
     """A classifier with its data."""
     training = request.training
     on = runtime.device(training.device)
@@ -53,8 +54,10 @@ def build(request: TrainClassifier) -> Recipe:
         updates=[Update("", model, optimizer, minimise)],
         batches=lambda start: batches(
             source,
-            training.batch_size,
+            training.batch_size // world.size,
             seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
             start=start,
             workers=training.workers,
         ),

@@ -18,7 +18,8 @@ from triptych.data.sources import open_train_and_test
 from triptych.models import clip, siglip
 from triptych.models.clip import CbowConfig, Clip, ClipConfig, TextConfig, VitConfig
 from triptych.models.clip_resnet import ResNetConfig
-from triptych.models.contrastive import duplicate_groups
+from triptych.models.contrastive import duplicate_groups, sigmoid_loss, softmax_loss
+from triptych.models.contrastive_ranks import sigmoid_loss_of_ranks, softmax_loss_of_ranks
 from triptych.models.siglip import (
     Siglip,
     SiglipConfig,
@@ -30,6 +31,7 @@ from triptych.nn import lora
 from triptych.nn.loss import Loss
 from triptych.text.templates import TEMPLATES
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
+from triptych.train.distributed import ALONE, World
 from triptych.train.matching import held_out_matches
 from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
@@ -41,7 +43,7 @@ from triptych.weights.load import Card, load
 LEARNED_FROM = 20_000  # pictures whose captions make the vocabulary
 
 
-def build(request: TrainClip | TrainSiglip) -> Recipe:
+def build(request: TrainClip | TrainSiglip, world: World = ALONE) -> Recipe:
     """Two towers with their data, from nothing or from a model that is there."""
     training, towers = request.training, request.towers
     on = runtime.device(training.device)
@@ -54,10 +56,13 @@ def build(request: TrainClip | TrainSiglip) -> Recipe:
     read = reader(source, templates)
     changes = _changes(towers)
     objective = clip.objective if isinstance(model, Clip) else siglip.objective
+    match = _match(model, world)
 
     def minimise(batch: Batch, step: int) -> Loss:
         texts = read(batch)
-        groups, repeated = duplicate_groups(texts)
+        groups, _ = duplicate_groups(texts)
+        everyone = torch.cat(world.gathered(groups))
+        repeated = len(everyone) - len(everyone.unique())
         image = augment(_rgb(batch["image"]), changes, torch.default_generator)
         if towers.lock == "image":
             model.image.eval()  # nor may its running means learn
@@ -69,10 +74,11 @@ def build(request: TrainClip | TrainSiglip) -> Recipe:
             groups=groups.to(on) if towers.duplicates and repeated else None,
             keep=1 - towers.patch_dropout,
             cache=towers.cache,
+            match=match,
         )
         cut = sum(map(bool, encoded.cut)) / len(texts)
-        told = {"repeated": repeated / len(texts), "cut": cut}
-        terms = loss.terms | {name: torch.tensor(value) for name, value in told.items()}
+        told = {"repeated": repeated / len(everyone), "cut": cut}
+        terms = loss.terms | {name: loss.total.new_tensor(value) for name, value in told.items()}
         return Loss(loss.total, loss.count, terms)
 
     def finished(module: nn.Module) -> nn.Module:
@@ -91,8 +97,10 @@ def build(request: TrainClip | TrainSiglip) -> Recipe:
         updates=[Update("", model, optimizer, minimise, max_norm=towers.max_norm)],
         batches=lambda start: batches(
             source,
-            training.batch_size,
+            training.batch_size // world.size,
             seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
             start=start,
             workers=training.workers,
             alike=towers.alike,
@@ -103,6 +111,13 @@ def build(request: TrainClip | TrainSiglip) -> Recipe:
         finished=finished if towers.lora or initial is not None else None,
         beside=tokenizer.save,
     )
+
+
+def _match(model: Clip | Siglip, world: World) -> clip.Match:
+    """The loss that compares all pairs, wherever they are."""
+    if world.size > 1:
+        return softmax_loss_of_ranks if isinstance(model, Clip) else sigmoid_loss_of_ranks
+    return softmax_loss if isinstance(model, Clip) else sigmoid_loss
 
 
 def interpolated(before: nn.Module, after: nn.Module, share: float) -> nn.Module:

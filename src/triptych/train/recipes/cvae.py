@@ -14,6 +14,7 @@ from triptych.data.sources import open_train_and_test
 from triptych.models.cvae import Cvae, CvaeConfig, objective, sample
 from triptych.nn.loss import Loss
 from triptych.train.conditioning import card, condition_grid, conditioning
+from triptych.train.distributed import ALONE, World
 from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.train.recipes.requests import TrainCvae
@@ -21,7 +22,7 @@ from triptych.train.recipes.requests import TrainCvae
 HELD_OUT = 512  # test pictures that the evidence is measured on during training
 
 
-def build(request: TrainCvae) -> Recipe:
+def build(request: TrainCvae, world: World = ALONE) -> Recipe:
     """A conditional VAE with its data."""
     training = request.training
     on = runtime.device(training.device)
@@ -74,8 +75,10 @@ def build(request: TrainCvae) -> Recipe:
         updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
         batches=lambda start: batches(
             source,
-            training.batch_size,
+            training.batch_size // world.size,
             seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
             start=start,
             workers=training.workers,
         ),

@@ -23,6 +23,7 @@ from triptych.models.pixel_diffusion import (
 from triptych.nn.loss import Loss
 from triptych.requests import sampler_named
 from triptych.train.conditioning import Conditioning, card, condition_grid, conditioning
+from triptych.train.distributed import ALONE, World
 from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.train.recipes.requests import TrainPixelDiffusion
@@ -31,7 +32,7 @@ HELD_OUT = 512  # test pictures that the loss is measured on during training
 CHUNK = 128
 
 
-def build(request: TrainPixelDiffusion) -> Recipe:
+def build(request: TrainPixelDiffusion, world: World = ALONE) -> Recipe:
     """A pixel diffusion model with its data."""
     training = request.training
     on = runtime.device(training.device)
@@ -73,8 +74,10 @@ def build(request: TrainPixelDiffusion) -> Recipe:
         updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
         batches=lambda start: batches(
             source,
-            training.batch_size,
+            training.batch_size // world.size,
             seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
             start=start,
             workers=training.workers,
         ),

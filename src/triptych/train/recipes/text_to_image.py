@@ -30,6 +30,7 @@ from triptych.nn.loss import Loss
 from triptych.requests import sampler_named
 from triptych.text.templates import TEMPLATES
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
+from triptych.train.distributed import ALONE, World
 from triptych.train.optimizer import adam
 from triptych.train.prompts import held_out_judge, prompt_sheet, tell
 from triptych.train.recipe import Batch, Recipe, Update
@@ -41,7 +42,7 @@ HELD_OUT = 256  # test pictures that the loss is measured on during training
 CHUNK = 64
 
 
-def build(request: TrainTextToImage) -> Recipe:
+def build(request: TrainTextToImage, world: World = ALONE) -> Recipe:
     """A text-to-image model with its data, from nothing or from a model that is there."""
     training = request.training
     on = runtime.device(training.device)
@@ -91,7 +92,7 @@ def build(request: TrainTextToImage) -> Recipe:
         model=model,
         exported=model,
         updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
-        batches=lambda start: _batches(request, source, start),
+        batches=lambda start: _batches(request, source, start, world),
         card=to_json(
             Card(
                 "stable-diffusion",
@@ -108,15 +109,19 @@ def build(request: TrainTextToImage) -> Recipe:
     )
 
 
-def _batches(request: TrainTextToImage, source: Source, start: int) -> Iterator[Batch]:
+def _batches(
+    request: TrainTextToImage, source: Source, start: int, world: World
+) -> Iterator[Batch]:
     """Easier data first, if any; the numbers of batches count through."""
     training = request.training
 
     def of(chosen: Source, begin: int) -> Batches:
         return batches(
             chosen,
-            training.batch_size,
+            training.batch_size // world.size,
             seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
             start=begin,
             workers=training.workers,
         )

@@ -27,6 +27,7 @@ from triptych.models.wgan import (
 )
 from triptych.nn.loss import Loss
 from triptych.train.conditioning import Conditioning, card, condition_grid, conditioning
+from triptych.train.distributed import ALONE, World
 from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.train.recipes.requests import TrainWgan
@@ -34,7 +35,7 @@ from triptych.train.recipes.requests import TrainWgan
 HELD_OUT = 500  # test pictures that the diagnostics look at
 
 
-def build(request: TrainWgan) -> Recipe:
+def build(request: TrainWgan, world: World = ALONE) -> Recipe:
     """A conditional WGAN-GP with its data."""
     training = request.training
     on = runtime.device(training.device)
@@ -71,8 +72,10 @@ def build(request: TrainWgan) -> Recipe:
         updates=_updates(request, model, given),
         batches=lambda start: batches(
             source,
-            training.batch_size,
+            training.batch_size // world.size,
             seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
             start=start,
             workers=training.workers,
         ),

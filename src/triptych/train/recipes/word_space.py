@@ -19,6 +19,7 @@ from triptych.models.classifier import ClassifierConfig
 from triptych.models.word_space import WordSpace, WordSpaceConfig, objective
 from triptych.nn.loss import Loss
 from triptych.train.conditioning import card, conditioning
+from triptych.train.distributed import ALONE, World
 from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.train.recipes.requests import TrainWordSpace
@@ -30,7 +31,7 @@ LEAST = 10  # pictures of each class that detectors are fitted on, if training c
 KEPT = 0.9  # share of pictures of seen classes that the reported threshold lets stay seen
 
 
-def build(request: TrainWordSpace) -> Recipe:
+def build(request: TrainWordSpace, world: World = ALONE) -> Recipe:
     """The network and its map, trained on the seen classes alone."""
     training = request.training
     on = runtime.device(training.device)
@@ -83,8 +84,10 @@ def build(request: TrainWordSpace) -> Recipe:
         updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
         batches=lambda start: batches(
             learned,
-            training.batch_size,
+            training.batch_size // world.size,
             seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
             start=start,
             workers=training.workers,
         ),

@@ -1,0 +1,158 @@
+"""One process of a training in several: `python -m tests.train.ranks WHAT FOLDER`."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from triptych.cli.main import run as command
+from triptych.data.batches import Batches
+from triptych.runtime import key
+from triptych.train import loop
+from triptych.train import run as runs
+from triptych.train.recipes.requests import (
+    Towers,
+    TrainAutoencoder,
+    TrainClassifier,
+    TrainClip,
+    TrainCvae,
+    Training,
+    TrainRequest,
+    TrainSiglip,
+    TrainWgan,
+)
+
+TOWERS = Towers(
+    width=16, layers=1, heads=2, text_width=16, text_layers=1, text_heads=2, vocabulary=520,
+    alike=2, crop=0.6, flip=True, patch_dropout=0.25,
+)  # fmt: skip
+
+
+def training(data: str, size: int = 16, **changed: Any) -> Training:
+    """Three steps of small batches, every row in the journal."""
+    given: dict[str, Any] = {
+        "steps": 3, "batch_size": 12, "log_every": 1, "sample_every": 0, "ema_halflife": 2.0
+    }  # fmt: skip
+    return Training(data, size, **given | changed)
+
+
+def requests(captioned: Path) -> dict[str, TrainRequest]:
+    """Every kind of objective; `captioned` holds pictures of which some share a caption."""
+    pictures, whole = str(captioned), replace(TOWERS, patch_dropout=0.0)
+    return {
+        "clip": TrainClip(training(pictures, accumulate=2), TOWERS, dim=8),
+        "clip-resnet": TrainClip(training(pictures, 32), whole, "resnet", resnet_width=8, dim=8),
+        "siglip": TrainSiglip(training(pictures), replace(whole, cache=3)),
+        "cvae": TrainCvae(training("digits", 0), latent=4, widths=(8, 8, 16)),
+        "wgan": TrainWgan(
+            training("digits", 0), latent=4, generator_widths=(16, 8), critic_widths=(8, 16),
+            critic_steps=2, generator="norms",
+        ),
+        "classifier": TrainClassifier(training("digits", 0), widths=(8, 8, 8)),
+        "autoencoder": TrainAutoencoder(
+            training(pictures, batch_size=4), widths=(8, 8), groups=4, adversarial=0.5,
+            discriminator_widths=(8, 8),
+        ),
+    }  # fmt: skip
+
+
+@contextmanager
+def draws_of_one_process(rank: int, size: int) -> Iterator[None]:
+    """Random numbers as one process draws them for the whole batch, of which each keeps its rows.
+
+    In descents alone: evaluation and samples are drawn by one process anyway.
+    """
+    descend, real = loop.descend, {name: getattr(torch, name) for name in ("rand", "randn")}
+
+    def rows(draw: Callable[..., torch.Tensor], *shape: Any, **options: Any) -> torch.Tensor:
+        sides = shape if shape and isinstance(shape[0], int) else tuple(shape[0])
+        if not sides:
+            return draw((), **options)
+        whole = draw((sides[0] * size, *sides[1:]), **options)
+        return whole[rank * sides[0] : (rank + 1) * sides[0]]
+
+    def descend_with_draws(*arguments: Any) -> dict[str, float]:
+        torch.rand = lambda *a, **k: rows(real["rand"], *a, **k)
+        torch.randn = lambda *a, **k: rows(real["randn"], *a, **k)
+        like, torch.randn_like = torch.randn_like, lambda x: torch.randn(x.shape, dtype=x.dtype)
+        try:
+            return descend(*arguments)
+        finally:
+            torch.rand, torch.randn, torch.randn_like = real["rand"], real["randn"], like
+
+    loop.descend, loop.key = descend_with_draws, lambda seed, rank, step: key(seed, 0, step)
+    try:
+        yield
+    finally:
+        loop.descend, loop.key = descend, key
+
+
+def equal(folder: Path, rank: int, size: int) -> None:
+    """Every system with the draws of one process; then one with draws of its own, resumed."""
+    written: list[str] = []
+
+    def seen(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and str(arguments[1]).strip("rb") not in ("", "None")
+        if (writes or event in ("os.mkdir", "os.rename")) and str(folder) in str(arguments[0]):
+            written.append(str(arguments[0]))
+
+    sys.addaudithook(seen)
+    dist.init_process_group("gloo")
+    with draws_of_one_process(rank, size):
+        for name, request in requests(folder / "pictures").items():
+            for _ in runs.train(request, folder / "ranks" / name):
+                pass
+    longer = TrainCvae(training("digits", 0, steps=6, save_every=4), latent=4, widths=(8, 8, 16))
+    for _ in runs.train(longer, folder / "whole"):
+        pass
+    drawn = torch.default_generator.initial_seed()
+    if rank == 0:
+        kept = shutil.ignore_patterns("step-000006", "model.safetensors")
+        shutil.copytree(folder / "whole", folder / "resumed", ignore=kept)
+        shutil.copy(folder / "whole/step-000004/model.safetensors", folder / "resumed/step-000004")
+    dist.barrier()
+    for _ in runs.train(longer, folder / "resumed"):
+        pass
+    everyone: list[Any] = [None] * size
+    dist.all_gather_object(everyone, {"seed": drawn, "written": written})
+    if rank == 0:
+        (folder / "told.json").write_text(json.dumps(everyone))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def fail(folder: Path, rank: int, how: str) -> int:
+    """The command, whose last process meets its end while it reads batch 3."""
+    read, count = Batches.__next__, 0
+
+    def reads(batches: Batches) -> dict[str, Any]:
+        nonlocal count
+        count += 1
+        if count == 3 and rank == 1:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("picture 17 is a film")
+        return read(batches)
+
+    Batches.__next__ = reads  # type: ignore[method-assign]
+    options = ["--steps", "500", "--batch-size", "12", "--widths", "8", "8", "16"]
+    return command(["train", "cvae", "--run", str(folder / "run"), *options])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    what, place = sys.argv[1], Path(sys.argv[2])
+    if what == "equal":
+        equal(place, rank, size)
+    else:
+        sys.exit(fail(place, rank, what))

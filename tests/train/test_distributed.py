@@ -1,0 +1,183 @@
+"""Two processes train what one process trains, the first alone writes, and all end together."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import split
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.train.ranks import requests
+from triptych.train import checkpoint
+from triptych.train import run as runs
+from triptych.train.distributed import ALONE, joined
+from triptych.train.journal import rows
+from triptych.train.recipes.requests import Training
+
+ROOT = Path(__file__).parents[2]
+COLOURS = ("red", "green", "blue")
+SYSTEMS = ("clip", "clip-resnet", "siglip", "cvae", "wgan", "classifier", "autoencoder")
+
+
+def environment(**further: str) -> dict[str, str]:
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | further
+
+
+def started(arguments: Sequence[str], folder: Path, size: int = 2) -> list[subprocess.Popen[str]]:
+    """Processes as a launcher starts them, without its watching over them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    of_launcher = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [sys.executable, *arguments], cwd=folder, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **of_launcher),
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+def ended(processes: list[subprocess.Popen[str]], within: float) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each; none may outlive the time."""
+    deadline = time.monotonic() + within
+    try:
+        found = [p.communicate(timeout=max(0.1, deadline - time.monotonic())) for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *said) for p, said in zip(processes, found, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left of every system, and forty captioned pictures that they read."""
+    folder = tmp_path_factory.mktemp("ranks")
+    draw = np.random.default_rng(0)
+    (folder / "pictures").mkdir()
+    for i in range(40):
+        path = folder / "pictures" / f"{i:02d}.png"
+        Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+        path.with_suffix(".txt").write_text(f"a {COLOURS[i % 3]} thing {i % 20}")
+    results = ended(started(["-m", "tests.train.ranks", "equal", str(folder)], folder), 120)
+    assert [code for code, *_ in results] == [0, 0], "\n".join(told for _, _, told in results)
+    return folder
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_two_processes_train_what_one_process_trains(folder: Path, name: str) -> None:
+    """Losses, norms, first moments (which are sums of gradients), running means: with one process's
+    draws the rest is rounding. Duplicate captions and batches of like texts cross the ranks.
+    """
+    for _ in runs.train(requests(folder / "pictures")[name], folder / "one" / name):
+        pass
+    alone, spread = folder / "one" / name, folder / "ranks" / name
+    for expected, row in zip(
+        rows(alone / "metrics.jsonl"), rows(spread / "metrics.jsonl"), strict=True
+    ):
+        for term in expected.keys() - {"seconds", "gradient_norm_std"}:
+            if not isinstance(expected[term], list):
+                assert row[term] == pytest.approx(expected[term], rel=2e-4, abs=1e-5), term
+    ours, theirs = (checkpoint.load(run / "step-000003") for run in (spread, alone))
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    for file, tensors in theirs.tensors.items():
+        moments = file.startswith("optimizer")
+        chosen = [k for k in tensors if ("exp_avg" in k) == moments and "_sq" not in k]
+        scale = max(float(tensors[k].abs().max()) for k in chosen)
+        for k in chosen:
+            if name == "classifier" and k.endswith(("bias", "running_mean")):
+                continue  # a norm takes a bias away: its gradient is rounding, its step a whole one
+            off = float((ours.tensors[file][k].double() - tensors[k].double()).abs().max())
+            assert off <= 1e-4 * max(scale if moments else 1.0, 1e-6), (file, k, off)
+
+
+def test_only_the_first_process_writes_and_each_draws_its_own(folder: Path) -> None:
+    first, second = json.loads((folder / "told.json").read_text())
+    assert len(first["written"]) > 50
+    assert second["written"] == []
+    assert first["seed"] != second["seed"]
+
+
+def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(folder: Path) -> None:
+    """With draws of each process's own, which therefore are reproducible."""
+
+    def digests(run: Path) -> dict[str, str]:
+        chosen = [*run.glob("step-000006/*.safetensors"), run / "model.safetensors"]
+        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in chosen}
+
+    assert len(digests(folder / "whole")) == 3 + 1 - 1
+    assert digests(folder / "resumed") == digests(folder / "whole")
+    journals = [rows(folder / run / "metrics.jsonl") for run in ("resumed", "whole")]
+    timeless = [[{**row, "seconds": 0} for row in journal] for journal in journals]
+    assert timeless[0] == timeless[1]
+    assert [row["step"] for row in journals[0]] == list(range(1, 7))
+
+
+@pytest.mark.parametrize("how", ["raises", "killed"])
+def test_one_process_that_fails_ends_all(tmp_path: Path, how: str) -> None:
+    """Without a launcher that would end them; the reason is said once, without a traceback."""
+    processes = started(["-m", "tests.train.ranks", how, str(tmp_path)], ROOT)
+    (first, _, told), (second, _, said) = ended(processes, 60)
+    assert first == 1
+    assert "another process of this training has ended" in told
+    assert second == (3 if how == "raises" else -signal.SIGKILL)
+    assert said == ("triptych: picture 17 is a film\n" if how == "raises" else "")
+    assert "Traceback" not in told
+
+
+def test_ctrl_c_on_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    arguments = split("train cvae --run run --batch-size 8 --log-every 1 --widths 8 8 16 --steps")
+    processes = started(["-m", "triptych", *arguments, "100000", "--json"], tmp_path)
+    out = processes[0].stdout
+    assert out is not None
+    assert json.loads(out.readline())["step"] == 1
+    processes[1].send_signal(signal.SIGINT)
+    (first, _, told), (second, printed, said) = ended(processes, 60)
+    assert (first, second) == (130, 130)
+    assert (printed, said) == ("", "")
+    step = checkpoint.steps(tmp_path / "run")[-1].name
+    assert f"stopped after step {int(step.split('-')[1])}; saved" in told
+
+
+def test_torchrun_starts_it(tmp_path: Path) -> None:
+    arguments = split("-m -- triptych train siglip --run run --steps 2 --batch-size 4 --width 16")
+    small = split("--layers 1 --heads 2 --text-width 16 --text-layers 1 --text-heads 2 --json")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, *arguments, *small], cwd=tmp_path, env=environment(),
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["step"] for line in done.stdout.splitlines()] == [2]
+    assert done.stderr.count("by 2 processes") == 1
+    assert load_file(tmp_path / "run" / "model.safetensors")
+
+
+def test_what_cannot_be_spread_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything waits for anything."""
+    with joined(Training()) as world:
+        assert world == ALONE
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set"):
+        joined(Training()).__enter__()
+    for name in ("LOCAL_RANK", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    with pytest.raises(
+        ValueError,
+        match="batch of 128 does not divide into 3 processes: take --batch-size 126 or 129",
+    ):
+        joined(Training(batch_size=128)).__enter__()
+    assert not torch.distributed.is_initialized()
