@@ -19,8 +19,10 @@ from triptych.train.recipes.requests import REQUESTS, TrainRequest
 
 if TYPE_CHECKING:
     from triptych.train.loop import Report
+    from triptych.train.recipe import Progress
 
 Request = TypeVar("Request")
+PAUSE = 5.0  # seconds between lines about work before the first step
 FLAT = (tyro.conf.OmitArgPrefixes,)
 
 HELP = """usage: triptych train [RECIPE] [--run DIR] [--preset NAME] [--resume] [--json] [OPTIONS]
@@ -104,6 +106,8 @@ def train(request: TrainRequest, options: RunOptions) -> int:
         what = f"{recipe_name} on {training.data}, {count:,} parameters"
         say(f"{what}: steps {start + 1:,} to {training.steps:,} in {run}")
         say(*filter(None, [recipe.chance]))
+        if recipe.prepare:
+            _wait(recipe.prepare())
         steps = fit(recipe, training, run)
         with Interrupt() as interrupt:
             for step, row in _shown(steps, training.steps, start):
@@ -157,6 +161,19 @@ def _shown(
                 bar.update(task, completed=report.step, terms=shown, speed=speed)
                 drawn = now
             yield report.step, report.row
+
+
+def _wait(work: "Iterator[Progress]") -> None:
+    """Says how far work before the first step is, now and then; stopped, it goes on next time."""
+    last, shown = time.monotonic(), ("", 0)
+    for what, done, total in work:
+        now = time.monotonic()
+        if not total:
+            say(what)
+        elif (done == total and shown[0] == what) or now - last > PAUSE:
+            say(f"{what}: {done:,} of {total:,}")
+            last = now
+        shown = what, done
 
 
 def _line(row: dict[str, Any], total: int) -> str:

@@ -73,6 +73,8 @@ def fit(
         whole = recipe.finished(shown) if recipe.finished else shown
         card = recipe.card(whole) if callable(recipe.card) else recipe.card
         checkpoint.export(run, whole, card)
+        if recipe.further:
+            recipe.further(run, shown)
         path = checkpoint.save(run, step, _tensors(recipe, ema), remembered, training.keep)
         if isinstance(data, Batches) and data.skipped:
             write_skipped(run / "skipped.jsonl", data.skipped)

@@ -25,7 +25,10 @@ def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
     """
     with locked(run):
         adopt(run, request)
-        yield from fit(build(request), request.training, run)
+        recipe = build(request)
+        for _ in recipe.prepare() if recipe.prepare else ():
+            pass
+        yield from fit(recipe, request.training, run)
 
 
 def build(request: TrainRequest) -> Recipe:
