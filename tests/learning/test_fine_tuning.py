@@ -98,7 +98,7 @@ def test_all_of_the_unet_moves_and_nothing_else(published, pictures, tmp_path, f
 def test_low_rank_updates_leave_all_weights_as_they_are(
     published, pictures, tmp_path, form, cached
 ) -> None:
-    """The export is base and update together; the update is read alone, too, by us and diffusers."""
+    """The export is base and update together, and the update is read alone, too."""
     start, run = published(form), tmp_path / "run"
     base, before = weights(start)
     cache = str(tmp_path / "cache") if cached else ""
@@ -211,6 +211,11 @@ def test_sdxl_is_told_how_its_pictures_were_cut(published, pictures, tmp_path, m
 def test_what_cannot_be_trained_is_refused_with_the_reason(published, pictures, form, why):
     with pytest.raises(ValueError, match=why):
         build(request(published(form), pictures))
+
+
+def test_what_the_model_has_of_its_own_is_refused_not_passed_over() -> None:
+    with pytest.raises(ValueError, match=r"^widths, predicts: a model to go on from has its own"):
+        TrainTextToImage(init="x", widths=(8, 8), predicts="noise")
 
 
 def test_averaged_updates_are_what_is_exported(published, pictures, tmp_path) -> None:

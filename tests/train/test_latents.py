@@ -1,9 +1,11 @@
 """The cache of latents and text states: the same training as without, and never a stale file."""
 
+import fcntl
 import gc
 import json
 import os
 import shutil
+import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,8 @@ import torch
 from PIL import Image
 
 from tests.pipelines.tiny_stable_diffusion import config, model, saved, tokenizer
+from tests.train.coder import saved_autoencoder
+from tests.train.test_loop import same
 from triptych import runtime
 from triptych.data.batches import batches
 from triptych.data.beginning import beginning
@@ -23,13 +27,14 @@ from triptych.models.autoencoder import AutoencoderConfig
 from triptych.models.stable_diffusion import StableDiffusion
 from triptych.models.tiny_autoencoder import TinyAutoencoderConfig
 from triptych.train import latents as module
-from triptych.train.frozen import around
+from triptych.train.frozen import around, encoded, latents_of
 from triptych.train.latents import LatentCache
 from triptych.train.loop import fit
 from triptych.train.prompts import tell
 from triptych.train.recipes.requests import Training, TrainTextToImage
 from triptych.train.run import build
 
+CPU = torch.device("cpu")
 CODER = AutoencoderConfig(widths=(8, 8), blocks=1, groups=4, scale=0.5, shift=0.2)
 
 
@@ -83,6 +88,36 @@ def test_latents_and_states_are_those_of_the_model(folder, small, tmp_path) -> N
         for name, value in tell(small, [tokenizer()], said).items():
             torch.testing.assert_close(cache.tell(said)[name], value)
     assert (batch["deviation"] > 0).all()
+    for visit in (lambda: encoded(small, plain["image"]), lambda: latents_of(small, batch, CPU)):
+        torch.manual_seed(7)
+        noise = torch.randn_like(batch["mean"])
+        torch.manual_seed(7)
+        with torch.inference_mode():
+            torch.testing.assert_close(visit(), small.autoencoder.encode(plain["image"], noise))
+
+
+def test_worker_processes_read_the_same(folder, small, tmp_path) -> None:
+    found = cache_of(folder, small, tmp_path).pictures()
+    alone, workers = (batches(found, 4, seed=2, workers=many) for many in (0, 2))
+    for _ in range(4):
+        left, right = next(alone), next(workers)
+        assert left["caption"] == right["caption"]
+        assert torch.equal(left["mean"], right["mean"])
+
+
+def test_a_second_process_waits_for_the_first(folder, small, tmp_path) -> None:
+    """The lock is the file's, so that another handle of this process is as good as another's."""
+    cache = cache_of(folder, small, tmp_path)
+    cache.folder.mkdir(parents=True)
+    reports = []
+    with (cache.folder / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        work = threading.Thread(target=lambda: reports.extend(cache.fill()), daemon=True)
+        work.start()
+        work.join(0.3)
+        assert work.is_alive() and not reports
+    work.join(20)
+    assert "waited for another process" in reports[0].what and reports[-1].what == "texts"
 
 
 @pytest.mark.parametrize("form", ["squares", "buckets", "tiny autoencoder", "classes", "joint"])
@@ -102,8 +137,6 @@ def test_training_from_the_cache_has_the_same_losses(form: str, tmp_path: Path) 
     )  # fmt: skip
     if form == "joint":
         coder = tmp_path / "autoencoder"
-        from tests.train.coder import saved_autoencoder
-
         saved_autoencoder(coder, CODER)
         request = TrainTextToImage(
             training, autoencoder=str(coder), text_width=16, text_layers=1, text_heads=2,
@@ -119,8 +152,6 @@ def test_training_from_the_cache_has_the_same_losses(form: str, tmp_path: Path) 
 
 
 def test_a_resumed_run_from_the_cache_is_exact(folder, tmp_path) -> None:
-    from tests.train.test_loop import same
-
     training = Training(
         data=str(folder), size=32, steps=6, batch_size=3, device="cpu", save_every=3, log_every=2,
         sample_every=0, ema_halflife=3,
@@ -143,6 +174,7 @@ def test_a_resumed_run_from_the_cache_is_exact(folder, tmp_path) -> None:
 def test_killed_at_any_moment_it_goes_on_and_ends_alike(folder, small, tmp_path, monkeypatch):
     """Stopped after every single report; a torn file of another life is written again."""
     monkeypatch.setattr(module, "SHARD", 3)
+    monkeypatch.setattr(module, "TEXTS", 2)
     monkeypatch.setattr(module, "MOST", 2)
     whole = cache_of(folder, small, tmp_path / "whole")
     reports = list(whole.fill())
@@ -200,7 +232,7 @@ def test_everything_it_depends_on_makes_another_cache(folder, small, tmp_path) -
     os.utime(picture, (1, 1))
     second = another()
     said = [progress.what for progress in second.fill() if not progress.total]
-    assert len(said) == 1 and "holds 1 caches of other pictures" in said[0]
+    assert len(said) == 1 and "of other pictures, networks or settings (1 folders" in said[0]
 
 
 def test_a_cache_that_is_not_what_its_name_says_is_refused(folder, small, tmp_path) -> None:
@@ -229,7 +261,7 @@ def test_broken_pictures_are_named_and_replaced_as_without_a_cache(folder, small
     for number in (4, 5):
         path = folder / "train" / f"{number:02d}.png"
         path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match="3 of 11 pictures .* cannot be used"):
+    with pytest.raises(ValueError, match=r"3 of 11 pictures .* cannot be used"):
         list(cache_of(folder, small, tmp_path).fill())
 
 
@@ -251,7 +283,7 @@ def test_half_precision_takes_half_the_disk(folder, small, tmp_path) -> None:
 
 def test_what_has_no_end_or_no_autoencoder_is_refused(small, tmp_path) -> None:
     endless = open_source("scenes-one", size=32)
-    with pytest.raises(ValueError, match="has no end.*--pictures"):
+    with pytest.raises(ValueError, match=r"has no end.*--pictures"):
         cache_of(tmp_path, small, tmp_path, source=endless)
     some = cache_of(tmp_path, small, tmp_path, source=beginning(endless, 5)).pictures()
     assert some.length == 5 and len(some.read([3, 1])["caption"]) == 2
@@ -294,7 +326,7 @@ def test_the_recipe_holds_nothing_but_the_unet(folder, tmp_path) -> None:
     own = {id(p) for p in recipe.model.parameters()}
     alive = [
         x for x in gc.get_objects()
-        if isinstance(x, torch.nn.Parameter) and not x.is_meta and id(x) not in own
+        if type(x) is torch.nn.Parameter and not x.is_meta and id(x) not in own
         and tuple(x.shape) in sizes
     ]  # fmt: skip
     assert not alive

@@ -150,6 +150,8 @@ class LatentCache:
         with _locked(self.folder) as waited:
             if waited:
                 yield Progress("waited for another process that fills the cache", 0, 0)
+            for left in self.folder.glob(".*.tmp-*"):  # by a kill
+                left.unlink()
             self._describe()
             if others := self._others():
                 yield Progress(others, 0, 0)
@@ -179,8 +181,8 @@ class LatentCache:
         if not beside:
             return ""
         return (
-            f"{self.folder.parent} also holds {len(beside)} caches of other pictures, networks or "
-            f"settings ({size / 1e9:.1f} GB), which are not used here"
+            f"{self.folder.parent} also holds what is cached of other pictures, networks or settings "
+            f"({len(beside)} folders, {size / 1e9:.1f} GB), which is not used here"
         )
 
     def _fill_pictures(self, model: StableDiffusion) -> Iterator[Progress]:

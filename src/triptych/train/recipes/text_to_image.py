@@ -45,13 +45,16 @@ from triptych.train.frozen import (
 )
 from triptych.train.latents import LatentCache
 from triptych.train.optimizer import adam
-from triptych.train.prompts import held_out_judge, prompt_sheet, tell
+from triptych.train.prompts import SHOWN, held_out_judge, prompt_sheet, tell
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.train.recipes.requests import TrainTextToImage
 from triptych.weights.load import Card, Loaded, load
 
 LEARNED_FROM = 20_000  # pictures whose captions make the vocabulary
 HELD_OUT = 256  # test pictures that the loss is measured on during training
+FEWEST, PIXELS = 8, 1 << 22  # of large ones only as many as have so many pixels, but at least 8
+SHOWN_LARGE = 4  # prompts of a sheet of large pictures
+LARGE = 256 * 256  # pixels from which on pictures are large
 CHUNK = 64
 
 
@@ -93,7 +96,9 @@ def build(request: TrainTextToImage) -> Recipe:
         )
 
     judge = held_out_judge(test, tokenizers)
-    held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
+    pixels = test.shape[0] * test.shape[1]
+    count = min(HELD_OUT, max(FEWEST, PIXELS // pixels))
+    held_out = take(test, range(min(count, test.length or count)))
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         module = whole(module) if whole else module
@@ -104,7 +109,9 @@ def build(request: TrainTextToImage) -> Recipe:
         }
         return row | (judge(module) if judge else {})
 
-    sheet = prompt_sheet(test, tokenizers, templates)
+    drawing = config.sampling.height * config.sampling.width
+    shown = SHOWN if drawing <= LARGE else SHOWN_LARGE
+    sheet = prompt_sheet(test, tokenizers, templates, shown)
     optimizer = adam(
         trained,
         request.learning_rate,
