@@ -181,8 +181,8 @@ class LatentCache:
         if not beside:
             return ""
         return (
-            f"{self.folder.parent} also holds what is cached of other pictures, networks or settings "
-            f"({len(beside)} folders, {size / 1e9:.1f} GB), which is not used here"
+            f"{self.folder.parent} also holds what is cached of other pictures, networks or "
+            f"settings ({len(beside)} folders, {size / 1e9:.1f} GB), which is not used here"
         )
 
     def _fill_pictures(self, model: StableDiffusion) -> Iterator[Progress]:
