@@ -10,7 +10,6 @@ Dimensions: N pictures, B pictures of a batch, S shapes, H height, W width, C ch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -152,14 +151,6 @@ def bucketed(table: Table, among: Sequence[tuple[int, int]]) -> Bucketed:
     """Every picture of a source in the nearest of these shapes; nothing is decoded."""
     sizes = table.index.sizes[table.rows].astype(np.int64)
     return Bucketed(table, tuple(among), nearest(sizes, among))
-
-
-class InBuckets(Protocol):
-    """A source that is read a bucket at a time."""
-
-    @property
-    def buckets(self) -> Int64[np.ndarray, " N"]:
-        """The bucket of every picture."""
 
 
 @dataclass(frozen=True, eq=False)
