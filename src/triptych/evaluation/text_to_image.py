@@ -155,7 +155,9 @@ def evaluate_text_to_image(
             shares["held-out pairs"] = judged(draw(unseen, scale, seed), unseen)["all"]
         alike = likeness(pictures, real, others, prompts, clip) if clip else None
         reports.append(
-            TextToImageReport(f"{test.name} {test.split}", len(prompts), scale, seed, shares, alike)
+            TextToImageReport(
+                f"{test.name} {test.split}", len(prompts), scale, seed, shares, alike
+            )
         )
     return reports
 

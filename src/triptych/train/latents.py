@@ -111,7 +111,7 @@ class LatentCache:
 
     def _description(self, model: StableDiffusion, precision: str) -> dict[str, Any]:
         kind = model.config.autoencoder or model.config.tiny
-        described = {
+        described: dict[str, Any] = {
             "form": [FORM, SHARD],
             "source": self.source.name,
             "pictures": self.source.length,
