@@ -5,7 +5,7 @@ step.
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -20,8 +20,10 @@ from triptych.train.recipes.requests import REQUESTS, TrainRequest
 if TYPE_CHECKING:
     from triptych.train.distributed import World
     from triptych.train.loop import Report
+    from triptych.train.recipe import Progress
 
 Request = TypeVar("Request")
+PAUSE = 5.0  # seconds between lines about work before the first step
 FLAT = (tyro.conf.OmitArgPrefixes,)
 
 HELP = """usage: triptych train [RECIPE] [--run DIR] [--preset NAME] [--resume] [--json] [OPTIONS]
@@ -124,6 +126,9 @@ def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
         where = f"{run}, by {world.size} processes" if world.size > 1 else str(run)
         tell(f"{what}: steps {start + 1:,} to {training.steps:,} in {where}")
         tell(*filter(None, [recipe.chance]))
+        if recipe.prepare:
+            prepare = recipe.prepare
+            world.together(lambda: _wait(prepare(), tell))
         steps = fit(recipe, training, run, world)
         with Interrupt() as interrupt:
             for step, row in _shown(steps, training.steps, start, world.first):
@@ -190,6 +195,19 @@ def _shown(
                 bar.update(task, completed=report.step, terms=shown, speed=speed)
                 drawn = now
             yield report.step, report.row
+
+
+def _wait(work: "Iterator[Progress]", tell: Callable[..., None]) -> None:
+    """Says how far work before the first step is, now and then; stopped, it goes on next time."""
+    last, shown = time.monotonic(), ("", 0)
+    for what, done, total in work:
+        now = time.monotonic()
+        if not total:
+            tell(what)
+        elif (done == total and shown[0] == what) or now - last > PAUSE:
+            tell(f"{what}: {done:,} of {total:,}")
+            last = now
+        shown = what, done
 
 
 def _line(row: dict[str, Any], total: int) -> str:

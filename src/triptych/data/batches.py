@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,14 +24,14 @@ from triptych.data.alike import PLAIN
 from triptych.data.alike import alike as alike_order
 from triptych.data.captions import texts_at
 from triptych.data.index import refuse_if_many
-from triptych.data.permutation import mix, permute
+from triptych.data.permutation import mix, walk
 from triptych.data.source import Columns, Source
-from triptych.data.table import Table
 from triptych.runtime import key
 
 Batch = dict[str, Any]
 """`image` float32 (B, C, H, W) in [-1, 1] and, where the source has them: `label` int64 (B,),
-`attributes` float32 (B, A), `vector` float32 (B, V), `caption` list of B strings."""
+`attributes` float32 (B, A), `vector` float32 (B, V), `sizes` int64 (B, 6), `caption` list of B
+strings. Of a cache of latents `mean` and `deviation` float32 (B, Z, h, w) in place of `image`."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,7 @@ class Plan:
         length = self.source.length
         if length is None:
             return positions
-        indices = np.empty_like(positions)
-        for epoch in range(int(positions.min()) // length, int(positions.max()) // length + 1):
-            here = positions // length == epoch
-            indices[here] = permute(positions[here] % length, length, self.seed, int(epoch))
-        return indices
+        return walk(positions, length, self.seed)
 
     def __getitem__(self, number: int) -> Columns | str:
         """An error is returned as text: raised in a worker, it would arrive with a traceback."""
@@ -99,17 +95,26 @@ class Plan:
         except ValueError as error:
             return str(error)
         if "caption" in columns:
-            columns["caption"] = _chosen(columns["caption"], self.draws(self.positions(number)))
+            columns["caption"] = chosen(columns["caption"], self.draws(self.positions(number)))
         return columns
+
+
+class Numbered(Protocol):
+    """A plan: batches by their number. An error is returned as text."""
+
+    @property
+    def source(self) -> Source:
+        """What the batches are of."""
+
+    def __getitem__(self, number: int) -> Columns | str:
+        """One batch."""
 
 
 class Batches:
     """An iterator of batches that remembers which pictures could not be read."""
 
-    def __init__(self, plan: Plan, start: int, workers: int):
-        self.skipped: dict[str, str] = {}  # name: reason
-        if isinstance(plan.source, Table):
-            self.skipped |= plan.source.index.skipped
+    def __init__(self, plan: Numbered, start: int, workers: int):
+        self.skipped: dict[str, str] = left_out(plan.source)  # name: reason
         self._plan = plan
         self._refused = len(self.skipped)  # before any was read
         numbers = itertools.count(start)
@@ -178,16 +183,17 @@ def take(source: Source, indices: Sequence[int]) -> Batch:
     """The pictures at these indices as one batch; of several captions the first."""
     columns = source.read(indices)
     if "caption" in columns:
-        columns["caption"] = _chosen(columns["caption"], [0] * len(indices))
+        columns["caption"] = chosen(columns["caption"], [0] * len(indices))
     return to_batch(columns)
 
 
 def to_batch(columns: Columns) -> Batch:
     """Columns of a source as tensors."""
-    batch: Batch = {"image": to_images(columns["image"])}
-    if "label" in columns:
-        batch["label"] = torch.from_numpy(np.asarray(columns["label"], np.int64))
-    for name in ("attributes", "vector"):
+    batch: Batch = {"image": to_images(columns["image"])} if "image" in columns else {}
+    for name in ("label", "sizes"):
+        if name in columns:
+            batch[name] = torch.from_numpy(np.asarray(columns[name], np.int64))
+    for name in ("attributes", "vector", "mean", "deviation"):
         if name in columns:
             batch[name] = torch.from_numpy(np.asarray(columns[name], np.float32))
     if "caption" in columns:
@@ -209,7 +215,13 @@ def write_skipped(path: Path, skipped: dict[str, str]) -> None:
     partial.replace(path)
 
 
-def _chosen(captions: Sequence[str | Sequence[str]], draws: Sequence[int]) -> list[str]:
+def left_out(source: Source) -> dict[str, str]:
+    """Pictures that a source left out when it was opened, and why; only stored ones can be bad."""
+    return dict(getattr(source, "skipped", {}))
+
+
+def chosen(captions: Sequence[str | Sequence[str]], draws: Sequence[int]) -> list[str]:
+    """One caption a picture: of several the one that the draw says."""
     return [
         caption if isinstance(caption, str) else caption[draw % len(caption)]
         for caption, draw in zip(captions, draws, strict=True)

@@ -53,3 +53,14 @@ def permute(positions: Int64[np.ndarray, " n"], length: int, *keys: int) -> Int6
         items[outside] = encrypt(items[outside])
         outside = items >= length
     return items.astype(np.int64)
+
+
+def walk(positions: Int64[np.ndarray, " n"], length: int, *keys: int) -> Int64[np.ndarray, " n"]:
+    """The items at these positions of an endless sequence: epoch after epoch `range(length)`, each
+    in an order of its own.
+    """
+    items = np.empty_like(positions)
+    for epoch in range(int(positions.min()) // length, int(positions.max()) // length + 1):
+        here = positions // length == epoch
+        items[here] = permute(positions[here] % length, length, *keys, int(epoch))
+    return items

@@ -19,6 +19,10 @@ vector      float32 (B, V), one number per name in `vector`
 caption     list of B strings, or of B tuples of strings where pictures have several
 boxes       list of B float32 arrays (N, 4), xyxy relative to width and height
 box_labels  list of B lists of N strings
+sizes       int64 (B, 6), where pictures were cut: height and width before, the first row and column
+            of what was kept once it was resized, height and width after (arXiv:2307.01952)
+mean        float32 (B, Z, h, w), scaled latents, in place of `image` where they are cached
+deviation   float32 (B, Z, h, w), how uncertain each is, of an autoencoder that says so
 skipped     list of (name, reason): pictures that could not be read and were replaced by the next
 """
 

@@ -118,6 +118,10 @@ class Table:
     def captioned(self) -> bool:
         return self.index.said.captions is not None
 
+    @property
+    def skipped(self) -> dict[str, str]:
+        return self.index.skipped
+
     def read(self, indices: Sequence[int]) -> Columns:
         """A picture that cannot be read is replaced by the next one that can, with all its columns.
 
@@ -125,7 +129,7 @@ class Table:
         """
         kept, asked = self.pictures.kept, np.asarray(indices, np.int64)
         if kept is not None and self.pictures.filled[asked].all():  # the rule after the first epoch
-            return self._columns(kept[asked], asked, {})
+            return self.columns(kept[asked], asked, {})
         images = np.empty((len(indices), *self.shape), np.uint8)
         used, skipped = [], {}
         for place, wanted in enumerate(indices):
@@ -141,7 +145,7 @@ class Table:
                     f"no picture of {self.name!r} can be read: {next(iter(skipped.items()))}"
                 )
             used.append(index)
-        return self._columns(images, np.asarray(used, np.int64), skipped)
+        return self.columns(images, np.asarray(used, np.int64), skipped)
 
     @property
     def labels(self) -> Int64[np.ndarray, " N"]:
@@ -159,12 +163,13 @@ class Table:
         pictures = Pictures(self.pictures.stored, rows, self.shape, self.pictures.square)
         return Table(self.index, self.split, rows, pictures)
 
-    def _columns(
+    def columns(
         self,
         images: UInt8[np.ndarray, "B H W C"],
         indices: Int64[np.ndarray, " B"],
         skipped: dict[str, str],
     ) -> Columns:
+        """Pictures with what is said of them: those at these indices."""
         columns: Columns = {"image": images, "skipped": list(skipped.items())}
         rows, said = self.rows[indices], self.index.said
         if said.labels is not None:

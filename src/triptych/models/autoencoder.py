@@ -320,6 +320,11 @@ class Autoencoder(nn.Module):
         means, stds = self._channels(z)
         return (z - self.config.shift - means) / stds * self.config.scale
 
+    def scaled_deviation(self, posterior: Gaussian) -> Float[Tensor, "B Z h w"]:
+        """How far the scaled latents of a picture spread around `scaled(posterior.mean)`."""
+        stds = self._channels(posterior.mean)[1]
+        return (0.5 * posterior.logvar).exp() / stds * self.config.scale
+
     def unscaled(self, latents: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B Z h w"]:
         """What the decoder reads: the inverse of `scaled`."""
         means, stds = self._channels(latents)

@@ -82,6 +82,8 @@ def fit(
         whole = recipe.finished(shown) if recipe.finished else shown
         card = recipe.card(whole) if callable(recipe.card) else recipe.card
         checkpoint.export(run, whole, card)
+        if recipe.further:
+            recipe.further(run, shown)
         path = checkpoint.save(run, step, _tensors(recipe, ema), remembered, training.keep)
         if skipped := unread | _unread(data):
             write_skipped(run / "skipped.jsonl", skipped)

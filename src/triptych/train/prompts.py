@@ -24,7 +24,7 @@ from triptych.vision.images import to_pictures
 
 SHOWN = 15  # prompts of a run's sheet
 JUDGED = 200  # prompts that the exact judge looks at during training
-CHUNK = 50
+CHUNK, PIXELS = 50, 1 << 22  # pictures, and pixels, that are drawn at once
 
 Tokenizers = Sequence[Tokenizer]
 
@@ -67,8 +67,9 @@ def drawn(
     """One picture a prompt, as the model's configuration samples; picture i has seed i."""
     size = model.config.sampling.height, model.config.sampling.width
     found = []
-    for start in range(0, len(prompts), CHUNK):
-        texts = prompts[start : start + CHUNK]
+    together = max(1, min(CHUNK, PIXELS // (size[0] * size[1])))
+    for start in range(0, len(prompts), together):
+        texts = prompts[start : start + together]
         seeds = [first_seed + start + i for i in range(len(texts))]
         with torch.inference_mode():
             cond = tell(model, tokenizers, texts)
@@ -79,10 +80,10 @@ def drawn(
 
 
 def prompt_sheet(
-    test: Source, tokenizers: Tokenizers, templates: Sequence[str]
+    test: Source, tokenizers: Tokenizers, templates: Sequence[str], count: int = SHOWN
 ) -> Callable[[nn.Module], np.ndarray]:
     """A function of the model: its pictures of the first held-out prompts, each above its own."""
-    prompts = prompts_of(test, SHOWN, templates)
+    prompts = prompts_of(test, count, templates)
 
     def draw(module: nn.Module) -> np.ndarray:
         assert isinstance(module, StableDiffusion)

@@ -42,6 +42,14 @@ class Update(NamedTuple):
         return {"each": self.repeat, "once": 1, "kept": 0}[self.data]
 
 
+class Progress(NamedTuple):
+    """How far long work is."""
+
+    what: str
+    done: int
+    total: int
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A system ready to be trained."""
@@ -65,11 +73,17 @@ class Recipe:
     """A labelled grid, uint8 (H, W, 3), drawn by the (averaged) exported module."""
     evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
     """Numbers on held-out data, by the (averaged) exported module."""
+    prepare: Callable[[], Iterator[Progress]] | None = None
+    """Long work before the first step, stopped and continued at any moment: filling a cache. What
+    needs it does it itself where nobody has waited for this.
+    """
     finished: Callable[[nn.Module], nn.Module] | None = None
     """What is exported of the (averaged) module, where it is not the module itself: low-rank
     updates merged, weights interpolated.
     """
     beside: Callable[[Path], None] | None = None
     """Writes into the run folder what belongs beside the exported weights: a tokenizer."""
+    further: Callable[[Path, nn.Module], None] | None = None
+    """Writes further forms of the (averaged) module into the run folder: low-rank updates alone."""
     warn: Callable[[dict[str, Any]], str] | None = None
     """What a person should know of a row of the journal; empty when nothing."""

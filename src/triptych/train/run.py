@@ -1,6 +1,7 @@
 """A run folder and the request it belongs to: started, continued, or refused."""
 
 import importlib
+from collections import deque
 from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
@@ -32,6 +33,9 @@ def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
     with joined(request.training) as world, held(run, world):
         world.by_first(lambda: adopt(run, request))
         recipe = world.together(lambda: build(request, world))
+        if recipe.prepare:
+            prepare = recipe.prepare
+            world.together(lambda: deque(prepare(), maxlen=0))
         yield from fit(recipe, request.training, run, world)
 
 

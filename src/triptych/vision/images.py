@@ -216,15 +216,25 @@ def resize_crop(
     picture: UInt8[np.ndarray, "H W C"], size: int
 ) -> UInt8[np.ndarray, "{size} {size} C"]:
     """The centre square of a picture, resampled with antialiasing to `size` pixels a side."""
+    return resize_cover(picture, size, size)
+
+
+def resize_cover(
+    picture: UInt8[np.ndarray, "H W C"], high: int, wide: int
+) -> UInt8[np.ndarray, "{high} {wide} C"]:
+    """A picture resampled with antialiasing until it just covers `high` x `wide` pixels; what is
+    over is cut off evenly on both sides.
+    """
     height, width, channels = picture.shape
-    if (height, width) == (size, size):
+    if (height, width) == (high, wide):
         return picture
-    side = min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
+    tall = height * wide > width * high  # and so cut above and below
+    kept_h, kept_w = (width * high / wide, width) if tall else (height, height * wide / high)
+    left, top = (width - kept_w) / 2, (height - kept_h) / 2
     image = Image.fromarray(picture[:, :, 0] if channels == 1 else picture)
-    box = (left, top, left + side, top + side)
-    resized = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
-    return resized.reshape(size, size, channels)
+    box = (left, top, left + kept_w, top + kept_h)
+    resized = np.asarray(image.resize((wide, high), Image.Resampling.BICUBIC, box=box))
+    return resized.reshape(high, wide, channels)
 
 
 def to_pictures(images: Float[Tensor, "B C H W"]) -> UInt8[np.ndarray, "B H W C"]:

@@ -19,11 +19,12 @@ from triptych.config import read_json
 from triptych.models.latent_unet import LatentUNet
 from triptych.weights.clip import TRANSFORMERS_TEXT
 from triptych.weights.containers import container
-from triptych.weights.files import read_weights
+from triptych.weights.files import read_weights, write_safetensors
 from triptych.weights.keymap import Rule, counterparts, rename, under
 from triptych.weights.latent_unet import diffusers_rules
 from triptych.weights.ldm_unet import ldm_rules
-from triptych.weights.lora_updates import Update, fits
+from triptych.weights.lora_updates import Update, fits, of_module
+from triptych.weights.skeleton import skeleton
 
 KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder",
          "lora_te2_": "text_encoder_2"}  # fmt: skip
@@ -225,6 +226,16 @@ def export_lora(updates: Mapping[str, Update], target: Target) -> dict[str, Tens
         if whole.mid is not None:
             tensors[f"{name}.lora_mid.weight"] = whole.mid
     return tensors
+
+
+def write_lora(unet: LatentUNet, path: Path) -> None:
+    """The updates that `nn.lora.add` gave a U-Net and training filled, alone, in kohya's form.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; what was there before stays.
+    """
+    target = unet_target(skeleton(lambda: LatentUNet(unet.config)))
+    write_safetensors(path, export_lora(of_module(unet), target), {"format": "pt"})
 
 
 def _joined(updates: Mapping[str, Update], target: Target, ours: Sequence[str]) -> Update:

@@ -309,6 +309,18 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
                 precision="auto",
             ),
         ),
+        "fine-tune": TrainTextToImage(
+            Training(
+                data="scenes-one",
+                size=512,
+                batch_size=4,
+                steps=2000,
+                warmup=100,
+                sample_every=500,
+                precision="auto",
+            ),
+            learning_rate=1e-5,
+        ),
     },
     "classifier": {
         "digits": TrainClassifier(

@@ -4,7 +4,7 @@ A recipe's dataclass is the Python argument, the command-line flags, and the rec
 Rates are per optimizer step; half-lives, warm-ups and intervals are in steps of the loop.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 
@@ -440,6 +440,18 @@ class TrainTextToImage:
     first: str = ""
     """Data for the first `first_steps` steps, easier than the rest: a curriculum."""
     first_steps: int = 0
+    pictures: int = 0
+    """Only the first so many pictures of the data; 0 uses all."""
+    buckets: bool = False
+    """Pictures near their own shape, in a few shapes of about `size` x `size` pixels, instead of
+    squares out of their middle.
+    """
+    cache: str = ""
+    """A folder in which latents, and the states of texts where their towers are frozen, are kept:
+    computed once, and by later runs on the same data and networks never again.
+    """
+    cache_precision: Literal["float32", "float16"] = "float32"
+    """How exactly they are kept; float16 takes half the disk."""
     lora: int = 0
     """Rank of low-rank updates of the U-Net's attention that are learned in place of all weights; 0
     learns all.
@@ -463,6 +475,33 @@ class TrainTextToImage:
             raise ValueError("first and first_steps go together: easier data, and for how long")
         if self.init and (self.autoencoder or self.clip):
             raise ValueError("a model to go on from has its own autoencoder and text towers")
+        if self.init and (own := [n for n in OF_THE_MODEL if getattr(self, n) != _default(n)]):
+            raise ValueError(
+                f"{', '.join(own)}: a model to go on from has its own, which training keeps: leave "
+                "it out"
+            )
+        if self.cache and not (self.init or self.autoencoder):
+            raise ValueError(
+                "a cache keeps latents: give an autoencoder or a model to go on from, or no cache"
+            )
+        if self.first and (self.cache or self.buckets):
+            raise ValueError("cache and buckets are for one source of data: leave out first")
+        if self.buckets and not self.training.size:
+            raise ValueError("with buckets, size says how many pixels a picture has: size x size")
+        if self.pictures < 0:
+            raise ValueError(f"pictures is a number of pictures, at least 0, not {self.pictures}")
+
+
+OF_THE_MODEL = (
+    "patch", "text_width", "text_layers", "text_heads", "length", "vocabulary", "widths", "blocks",
+    "transformers", "head_width", "groups", "noise_schedule", "zero_terminal_snr", "shift",
+    "predicts", "sampler", "sampling_steps", "guidance", "spacing",
+)  # fmt: skip
+"""Fields of `TrainTextToImage` that a model to go on from has its own values of."""
+
+
+def _default(name: str) -> object:
+    return next(field.default for field in fields(TrainTextToImage) if field.name == name)
 
 
 TrainRequest = (

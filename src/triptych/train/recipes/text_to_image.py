@@ -1,8 +1,10 @@
 """Recipe: pictures from text, by diffusion in latents or on pixels."""
 
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from itertools import chain, islice
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,10 @@ from torch import Tensor, nn
 from triptych import runtime
 from triptych.config import to_json
 from triptych.data.batches import Batches, batches, take
-from triptych.data.captions import captions_of, reader
+from triptych.data.beginning import beginning
+from triptych.data.buckets import Bucketed, bucket_batches
+from triptych.data.captions import captions_of, reader, spoken
+from triptych.data.latents import Latents
 from triptych.data.source import Source
 from triptych.data.sources import open_source, open_train_and_test
 from triptych.diffusion.denoiser import Predicts
@@ -31,14 +36,26 @@ from triptych.requests import sampler_named
 from triptych.text.templates import TEMPLATES
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
 from triptych.train.distributed import ALONE, World
+from triptych.train.frozen import (
+    around,
+    cut,
+    latents_of,
+    lora_file,
+    refuse_untrainable,
+    told_sizes,
+)
+from triptych.train.latents import LatentCache
 from triptych.train.optimizer import adam
-from triptych.train.prompts import held_out_judge, prompt_sheet, tell
+from triptych.train.prompts import SHOWN, held_out_judge, prompt_sheet, tell
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.train.recipes.requests import TrainTextToImage
 from triptych.weights.load import Card, Loaded, load
 
 LEARNED_FROM = 20_000  # pictures whose captions make the vocabulary
 HELD_OUT = 256  # test pictures that the loss is measured on during training
+FEWEST, PIXELS = 8, 1 << 22  # of large ones only as many as have so many pixels, but at least 8
+SHOWN_LARGE = 4  # prompts of a sheet of large pictures
+LARGE = 256 * 256  # pixels from which on pictures are large
 CHUNK = 64
 
 
@@ -49,22 +66,30 @@ def build(request: TrainTextToImage, world: World = ALONE) -> Recipe:
     source, test = open_train_and_test(training.data, size=training.size or None)
     templates = _templates(request.templates)
     torch.manual_seed(runtime.key(training.seed, "weights"))
+    if request.pictures:
+        source = beginning(source, request.pictures)
     model, tokenizers = _start(request, source, templates)
-    model = model.to(on)
     _choose_what_moves(model, request)
-    read = reader(source, templates)
+    source = cut(source, model.config, request.training.size if request.buckets else 0)
     moves = any(p.requires_grad for p in model.text.parameters())
+    cache = _cache(request, source, model, tokenizers, texts=not moves) if request.cache else None
+    config, read = model.config, reader(source, templates)
+    # What is frozen is neither averaged nor saved at every checkpoint; with a cache it is not even
+    # in memory, so nothing below may hold on to `model` itself.
+    alone = not moves and bool(request.cache or request.init)
+    learner, whole = around(model, cache if alone else None, on) if alone else (model.to(on), None)
+    trained: nn.Module = learner.unet if alone else learner
+    told = cache.tell if cache and alone else partial(tell, learner, tokenizers)
 
     def minimise(batch: Batch, step: int) -> Loss:
         texts = read(batch)
         left_out = torch.rand(len(texts)) < request.drop
         said = ["" if gone else text for text, gone in zip(texts, left_out.tolist(), strict=True)]
         with torch.set_grad_enabled(moves and torch.is_grad_enabled()):
-            cond = tell(model, tokenizers, said)
-        latents = encoded(model, batch["image"].to(on))
+            cond = told(said) | told_sizes(config, batch, source.shape, on)
         return objective(
-            model,
-            latents,
+            learner,
+            latents_of(learner, batch, on),
             cond,
             min_snr=request.min_snr or None,
             measured=request.measured or None,
@@ -72,9 +97,12 @@ def build(request: TrainTextToImage, world: World = ALONE) -> Recipe:
         )
 
     judge = held_out_judge(test, tokenizers)
-    held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
+    pixels = test.shape[0] * test.shape[1]
+    count = min(HELD_OUT, max(FEWEST, PIXELS // pixels))
+    held_out = take(test, range(min(count, test.length or count)))
 
     def evaluate(module: nn.Module) -> dict[str, float]:
+        module = whole(module) if whole else module
         assert isinstance(module, StableDiffusion)
         image, texts = held_out["image"], read(held_out)
         row = {
@@ -82,30 +110,68 @@ def build(request: TrainTextToImage, world: World = ALONE) -> Recipe:
         }
         return row | (judge(module) if judge else {})
 
+    drawing = config.sampling.height * config.sampling.width
+    shown = SHOWN if drawing <= LARGE else SHOWN_LARGE
+    sheet = prompt_sheet(test, tokenizers, templates, shown)
     optimizer = adam(
-        model,
+        trained,
         request.learning_rate,
         betas=(0.9, request.beta2),
         weight_decay=request.weight_decay,
     )
     return Recipe(
-        model=model,
-        exported=model,
-        updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
-        batches=lambda start: _batches(request, source, start, world),
+        model=trained,
+        exported=trained,
+        updates=[Update("", trained, optimizer, minimise, max_norm=request.max_norm)],
+        batches=lambda start: _batches(
+            request, cache.pictures() if cache else source, start, world
+        ),
         card=to_json(
             Card(
                 "stable-diffusion",
-                to_json(model.config),
+                to_json(config),
                 tokenizers=tuple(tokenizer.config for tokenizer in tokenizers),
                 triptych=version("triptych"),
             )
         ),
-        chance="before learning: mse about 1 to 2 of the network's own prediction",
-        sample=prompt_sheet(test, tokenizers, templates),
+        chance=_before(request, config),
+        sample=(lambda module: sheet(whole(module))) if whole else sheet,
         evaluate=evaluate,
-        finished=lora.merge if request.lora else None,
+        prepare=cache.fill if cache else None,
+        finished=(lambda module: whole(lora.merge(module))) if whole else None,
         beside=tokenizers[0].save,
+        further=lora_file if request.lora else None,
+    )
+
+
+def _cache(
+    request: TrainTextToImage,
+    source: Source,
+    model: StableDiffusion,
+    tokenizers: tuple[Tokenizer, ...],
+    *,
+    texts: bool,
+) -> LatentCache:
+    templates = () if source.captioned else _templates(request.templates)
+    return LatentCache(
+        Path(request.cache),
+        source,
+        model,
+        tokenizers,
+        sentences=[t.replace("{}", spoken(name)) for name in source.classes for t in templates],
+        texts=texts,
+        precision=request.cache_precision,
+        on=runtime.device(request.training.device),
+    )
+
+
+def _before(request: TrainTextToImage, config: StableDiffusionConfig) -> str:
+    if not request.init:
+        return "before learning: mse about 1 to 2 of the network's own prediction"
+    schedule = config.schedule
+    return (
+        f"going on from {request.init}, which predicts the {schedule.predicts} on a "
+        f"{schedule.kind} schedule, and so it stays"
     )
 
 
@@ -116,6 +182,18 @@ def _batches(
     training = request.training
 
     def of(chosen: Source, begin: int) -> Batches:
+        if request.buckets:
+            assert isinstance(chosen, Bucketed | Latents)
+            return bucket_batches(
+                chosen,
+                chosen.buckets,
+                training.batch_size // world.size,
+                seed=training.seed,
+                rank=world.rank,
+                ranks=world.size,
+                start=begin,
+                workers=training.workers,
+            )
         return batches(
             chosen,
             training.batch_size // world.size,
@@ -131,15 +209,6 @@ def _batches(
         return of(source, start)
     easier = open_source(request.first, size=training.size or None)
     return chain(islice(of(easier, start), easy), of(source, start + easy))
-
-
-def encoded(model: StableDiffusion, image: Tensor) -> Tensor:
-    """Scaled latents; of an autoencoder that says how sure it is, a draw."""
-    with torch.no_grad():
-        if not isinstance(model.autoencoder, Autoencoder):
-            return model.autoencoder.encode(image)
-        posterior = model.autoencoder.posterior(image)
-        return model.autoencoder.scaled(posterior.sample(torch.randn_like(posterior.mean)))
 
 
 @torch.inference_mode()
@@ -186,6 +255,7 @@ def _start(
             raise ValueError(
                 f"{request.init} draws {found.config.channels} channels, the data has {channels}"
             )
+        refuse_untrainable(request.init, found.model.config)
         return found.model.requires_grad_(True), found.tokenizers
     eye = _frozen_text(request.clip) if request.clip else None
     if eye is None:

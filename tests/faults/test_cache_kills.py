@@ -1,0 +1,79 @@
+"""A process that fills a cache, killed at random moments, and continued until it is done, leaves
+the files of one left alone.
+
+torch takes seconds to load, so one driver loads it, and forks a process for every life.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def drive(folder: Path, kills: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    from tests.pipelines.tiny_stable_diffusion import config, model
+    from tests.train.test_latents import CODER, cache_of, write
+    from triptych.train import latents
+
+    latents.SHARD = latents.TEXTS = latents.MOST = 2
+    pictures = write(folder / "pictures", 41)
+    made = model(config(autoencoder=CODER))
+
+    def life(root: Path) -> int:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                for _ in cache_of(pictures, made, root).fill():
+                    pass
+                code = 0
+            finally:
+                os._exit(code)
+        return child
+
+    began = time.monotonic()
+    assert os.waitpid(life(folder / "whole"), 0)[1] == 0
+    whole = time.monotonic() - began
+    draw, killed = random.Random(kills), 0
+    while True:
+        child = life(folder / "killed")
+        if killed < kills:
+            time.sleep(draw.uniform(0, whole / 3))
+            os.kill(child, signal.SIGKILL)
+            killed += os.waitpid(child, 0)[1] != 0
+        else:
+            assert os.waitpid(child, 0)[1] == 0
+            break
+    found = [
+        {
+            p.relative_to(folder / root): p.read_bytes()
+            for p in (folder / root).rglob("*")
+            if ".safetensors" in p.name
+        }
+        for root in ("whole", "killed")
+    ]
+    assert len(found[0]) > 30
+    assert found[0] == found[1]  # and nothing is left of what was being written
+
+
+@pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])
+def test_killed_and_continued_it_is_the_cache_of_one_life(tmp_path: Path, kills: int) -> None:
+    code = (
+        "from pathlib import Path; from tests.faults.test_cache_kills import drive; "
+        f"drive(Path({str(tmp_path)!r}), {kills})"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
