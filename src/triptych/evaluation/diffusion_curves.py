@@ -243,7 +243,11 @@ def _draw_guidance(curves: Curves, path: Path) -> Path:
 
 
 def _draw_samplers(curves: Curves, path: Path) -> Path:
-    """KID and accuracy against network calls, a line a sampler."""
+    """FID and accuracy against network calls, a line a sampler.
+
+    All points have the same number of pictures, so that their FIDs compare; KID of so few says
+    little.
+    """
     import matplotlib
 
     figure, (left, right) = _figure(11.0, 4.6, 1, 2)
@@ -253,12 +257,11 @@ def _draw_samplers(curves: Curves, path: Path) -> Path:
         points = sorted((p for p in curves.samplers if p.sampler == name), key=lambda p: p.calls)
         style = {"color": colors(number), "label": name, "ms": 4}
         calls = [p.calls for p in points]
-        left.plot(calls, [1000 * p.kernel.value for p in points], "o-", **style)
+        left.plot(calls, [p.frechet.value for p in points], "o-", **style)
         right.plot(calls, [p.accuracy.value for p in points], "o-", **style)
-    left.axhline(1000 * curves.floor.value, ls=":", color="grey")
     right.axhline(curves.judge.value, ls=":", color="grey")
-    left.set_yscale("symlog", linthresh=1.0)
-    left.set_title("KID x 1000")
+    left.set_yscale("log")
+    left.set_title("FID in features of the judge")
     right.set_title("conditional accuracy")
     for axes in (left, right):
         axes.set_xscale("log")
