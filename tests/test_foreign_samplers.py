@@ -36,7 +36,7 @@ def diffusers_classes() -> list[str]:
 @pytest.mark.parametrize("name", AUTOMATIC1111 + diffusers_classes())
 def test_every_name_is_an_algorithm_or_has_a_reason(name) -> None:
     if name in FOREIGN:
-        with pytest.raises(ValueError, match="^the sampler") as error:
+        with pytest.raises(ValueError, match=r"^the sampler") as error:
             sampler_named(name)
         said = str(error.value)
         assert name in said and "Did you mean" not in said
