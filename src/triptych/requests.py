@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from triptych.foreign_samplers import FOREIGN
+
 SAMPLERS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 and diffusers call it
     "ddim": ("DDIM", "DDIMScheduler", "DDIMParallelScheduler"),
     "ddpm": ("DDPM", "DDPMScheduler", "DDPMParallelScheduler"),
@@ -18,7 +20,7 @@ SAMPLERS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 and diffuse
         "Euler", "EulerDiscreteScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler",
     ),
     "euler_ancestral": ("Euler a", "EulerAncestralDiscreteScheduler"),
-    "heun": ("Heun", "HeunDiscreteScheduler"),
+    "heun": ("Heun", "HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
     "dpm2": ("DPM2", "KDPM2DiscreteScheduler"),
     "dpm2_ancestral": ("DPM2 a", "KDPM2AncestralDiscreteScheduler"),
     "lms": ("LMS", "LMSDiscreteScheduler"),
@@ -31,7 +33,7 @@ SAMPLERS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 and diffuse
     "dpmpp_3m_sde": ("DPM++ 3M SDE",),
     "unipc": ("UniPC", "UniPCMultistepScheduler"),
     "deis": ("DEIS", "DEISMultistepScheduler"),
-    "lcm": ("LCM", "LCMScheduler"),
+    "lcm": ("LCM", "LCMScheduler", "FlowMatchLCMScheduler"),
 }  # fmt: skip
 
 SPACINGS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 puts behind a sampler's name
@@ -69,7 +71,8 @@ def sampler_named(text: str) -> tuple[str, str]:
     ("dpmpp_2m", "karras").
 
     Raises:
-        ValueError: nothing is called so; names the nearest.
+        ValueError: nothing is called so; names the nearest, or says what a sampler of another
+            program is and what to use instead.
     """
     samplers = {alias.lower(): n for n, known in SAMPLERS.items() for alias in (n, *known)}
     spacings = {alias.lower(): n for n, known in SPACINGS.items() for alias in known}
@@ -82,6 +85,9 @@ def sampler_named(text: str) -> tuple[str, str]:
             and (rest := wanted.removesuffix(f" {suffix}")) in samplers
         ):
             return samplers[rest], spacing
+    for name, why in FOREIGN.items():
+        if wanted in (name.lower(), name.lower().removesuffix("scheduler")):
+            raise ValueError(f"the sampler {name} {why}")
     close = difflib.get_close_matches(wanted, samplers, n=1, cutoff=0.4)
     near = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"no sampler {text!r}.{near} There are: {', '.join(SAMPLERS)}")

@@ -134,7 +134,11 @@ def test_what_diffusers_has_not_is_refused(schedule, words):
     [
         ({"_class_name": None}, "has no _class_name"),
         ({"_class_name": "EDMEulerScheduler"}, "EDM's form"),
-        ({"_class_name": "IPNDMScheduler"}, "no sampler 'IPNDMScheduler'"),
+        ({"_class_name": "UnCLIPScheduler"}, "belongs to unCLIP"),
+        (
+            {"_class_name": "FlowMatchHeunDiscreteScheduler"},
+            "only FlowMatchEulerDiscreteScheduler is read",
+        ),
         ({"_class_name": "DDIMScheduler"}, "clip_sample is true"),
         ({"beta_schedule": "laplace"}, "beta_schedule is 'laplace'; known are linear"),
         ({"prediction_type": "flow_prediction"}, "prediction_type is 'flow_prediction'"),

@@ -135,6 +135,11 @@ def from_diffusers(stored: Mapping[str, Any]) -> Scheduler:
             "which is not Stable Diffusion's"
         )
     _check(stored)
+    if name.startswith("FlowMatch") and name != FLOW:
+        raise ValueError(
+            f"the scheduler {name} is of a flow model, of whose schedulers only {FLOW} is read; "
+            "the sampler can be asked for by name"
+        )
     if name == FLOW:
         sampling = SamplingConfig(sampler="euler", spacing="linspace", offset=0, end="clean")
         shift = float(stored.get("shift", 1.0))
