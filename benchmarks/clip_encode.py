@@ -15,17 +15,13 @@ from collections.abc import Callable
 
 import measure
 import torch
+import transformers
 
-for operator in ("nms", "qnms"):  # torchvision's are missing on CPU builds of torch
-    torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
-
-import transformers  # noqa: E402
-
-from triptych import runtime  # noqa: E402
-from triptych.models.clip import Clip  # noqa: E402
-from triptych.models.siglip import Siglip  # noqa: E402
-from triptych.weights import clip, clip_configs, siglip  # noqa: E402
-from triptych.weights.keymap import convert, fill  # noqa: E402
+from triptych import runtime
+from triptych.models.clip import Clip
+from triptych.models.siglip import Siglip
+from triptych.weights import clip, clip_configs, siglip
+from triptych.weights.keymap import convert, fill
 
 VISION = {
     "B/32": {"patch_size": 32},

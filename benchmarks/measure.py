@@ -11,6 +11,12 @@ from typing import Any
 
 import torch
 
+# The peers import torchvision where it is installed, and its compiled operators are missing on CPU
+# builds of torch: declared, it imports, and nothing here calls them.
+for operator in ("nms", "qnms"):
+    if not hasattr(torch.ops.torchvision, operator):
+        torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
+
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on; `load` says whether anything else was running."""

@@ -37,15 +37,10 @@ def photo(number: int) -> bytes:
 
 
 def peer(model: str) -> Any:
-    """Their processor; torchvision's compiled operators need not load for what it does."""
+    """Their processor."""
     logging.disable(logging.WARNING)
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
     import transformers
 
-    peer.library = library  # type: ignore[attr-defined] - it unregisters when it goes
     names = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
     return getattr(transformers, names[model])()
 

@@ -14,16 +14,12 @@ import time
 from collections.abc import Callable
 
 import measure
+import open_clip
 import torch
+import transformers
 
-for operator in ("nms", "qnms"):  # torchvision's are missing on CPU builds of torch
-    torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
-
-import open_clip  # noqa: E402
-import transformers  # noqa: E402
-
-from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig, objective  # noqa: E402
-from triptych.train.optimizer import adam  # noqa: E402
+from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig, objective
+from triptych.train.optimizer import adam
 
 Step = Callable[[], float]
 END, BATCH = 8191, 128
