@@ -43,13 +43,13 @@ def masks():
     }
 
 
-@pytest.mark.parametrize("few", [0, 256])
+@pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("mask", masks())
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("settings", [{}, {"scale": 0.5}, {"softcap": 2.0}])
-def test_attend_is_the_formula(few, mask, kv_heads, settings, monkeypatch):
+def test_attend_is_the_formula(plain, mask, kv_heads, settings, monkeypatch):
     """By the fused kernel and by plain products, values and gradients."""
-    monkeypatch.setattr(attention, "FEW", few)
+    monkeypatch.setattr(attention, "_slow_backward", lambda q, k: plain)
     inputs = tensors(kv_heads=kv_heads)
     output = attend(*inputs, masks()[mask], **settings)
     expected = formula(*tensors(kv_heads=kv_heads, gradient=False), masks()[mask], **settings)
@@ -64,7 +64,10 @@ def test_attend_is_the_formula(few, mask, kv_heads, settings, monkeypatch):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_few_tokens_take_the_plain_path_only_for_training_on_a_cpu(monkeypatch):
+@pytest.mark.parametrize(("capability", "fewest"), [("AVX2", 1), ("AVX512", 14)])
+def test_few_tokens_take_the_plain_path_only_for_training_on_a_cpu(capability, fewest, monkeypatch):
+    """At seven keys, with as many queries as make the fused kernel slow on such a CPU."""
+    monkeypatch.setattr(attention.torch.backends.cpu, "get_cpu_capability", lambda: capability)
     calls = []
     fused = attention.F.scaled_dot_product_attention
 
@@ -73,13 +76,15 @@ def test_few_tokens_take_the_plain_path_only_for_training_on_a_cpu(monkeypatch):
         return fused(*arguments, **settings)
 
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", counted)
-    attend(*tensors())
+    attend(*tensors(queries=fewest))
     assert not calls
-    attend(*tensors(gradient=False))
+    attend(*tensors(queries=fewest, gradient=False))
     with torch.no_grad():
-        attend(*tensors())
+        attend(*tensors(queries=fewest))
     attend(*tensors(queries=attention.FEW + 1))
     assert len(calls) == 3
+    attend(*tensors(queries=fewest - 1)) if fewest > 1 else None
+    assert len(calls) == 3 + (fewest > 1)
 
 
 def test_half_precision_sums_in_float32():

@@ -67,7 +67,14 @@ def test_half_the_side_is_rounded_up(side):
 
 @pytest.mark.parametrize(
     ("given", "size"),
-    [((4, 5), (8, 10)), ((4, 5), (7, 10)), ((4, 5), (8, 9)), ((2, 3), (3, 5)), ((1, 1), (1, 1))],
+    [
+        ((4, 5), (8, 10)),
+        ((4, 5), (7, 10)),
+        ((4, 5), (8, 9)),
+        ((2, 3), (3, 5)),
+        ((1, 1), (1, 1)),
+        ((1, 1), (2, 2)),
+    ],
 )
 def test_doubling_repeats_pixels_and_convolves(given, size):
     """Whatever way it takes: values, and the gradients of input, filter and bias."""
