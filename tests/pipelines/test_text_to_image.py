@@ -519,3 +519,14 @@ def test_the_pooled_vector_is_the_first_windows_and_empty_is_zeros() -> None:
     assert not told.uncond["vector"].any() and not told.uncond["context"].any()
     assert told.uncond["sizes"].tolist() == [[96, 64, 0, 0, 96, 64]]
     assert pictures(model, prompt="a cat", negative="", n=2).shape == (2, 64, 64, 3)
+
+
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="no exact products of bytes here")
+def test_eight_bits_draw_nearly_the_same_picture_and_leave_the_model_alone(tiny):
+    plain = pictures(tiny)
+    whole = pictures(tiny, quantize="int8")
+    assert not np.array_equal(whole, plain)
+    assert psnr(whole, plain) > 30
+    alone = {"quantize": "int8", "deterministic": True}
+    assert np.array_equal(pictures(tiny, n=2, **alone)[1:], pictures(tiny, seed=4, **alone))
+    assert np.array_equal(pictures(tiny), plain)

@@ -23,6 +23,7 @@ from triptych.diffusion.sampling import sample as walk
 from triptych.diffusion.spacing import Kind
 from triptych.models.stable_diffusion import StableDiffusion, sampling_walk
 from triptych.nn.circular import circular
+from triptych.nn.int8 import int8
 from triptych.pipelines.conditioning import Told, repeated, told
 from triptych.pipelines.learned_words import learned_words
 from triptych.pipelines.loras import merged
@@ -74,7 +75,10 @@ def run(request: TextToImage, loaded: Loaded | None = None) -> Iterator[Drawing]
     _check_tiling(request, model)
     prompt, marks = loras_in(request.prompt)
     away = request.negative if request.guidance != 1 else ""  # which is then not asked
-    with merged(model, request.loras, marks, loaded.name) as changes:
+    with (
+        merged(model, request.loras, marks, loaded.name) as changes,
+        int8(model.unet, request.quantize == "int8"),
+    ):
         with (
             _computing(model, dtype),
             learned_words(model, loaded.tokenizers, (prompt, away)) as (tokenizers, words),

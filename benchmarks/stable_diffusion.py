@@ -1,0 +1,291 @@
+"""Stable Diffusion of its published size, ours against diffusers, the same random weights in both.
+
+    step      one call of the U-Net of 1.x, 512 x 512 with guidance (batch 2)
+    xl        the same of XL at 712 x 1024
+    decode    latents of 512 x 512 to pixels
+    int8      our step in eight bits against our step in float32
+    picture   a whole picture of 512 x 512 from a prompt, few steps
+    start     ours alone, from the start of a process to the end of a first step
+
+`--precision default` takes what each gives its user without being asked: diffusers float32, ours
+what `runtime.precision` chooses here. Interleaved pairs; a last line of each measurement compares
+the results themselves. `picture` and `start` write a model of 2 GiB into `--folder` once.
+
+    python benchmarks/stable_diffusion.py step [--precision float32|bfloat16|default] [--pairs 20]
+"""
+
+import argparse
+import logging
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measure
+import torch
+from torch import Tensor, nn
+
+from triptych import runtime
+from triptych.models.autoencoder import Autoencoder, AutoencoderConfig
+from triptych.models.latent_unet import LatentUNet
+from triptych.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
+from triptych.nn.int8 import int8
+from triptych.requests import TextToImage
+from triptych.weights import autoencoder, latent_unet
+from triptych.weights.diffusers_export import write_diffusers
+from triptych.weights.keymap import convert, fill
+
+XL = {
+    "block_out_channels": (320, 640, 1280), "attention_head_dim": (5, 10, 20),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10), "cross_attention_dim": 2048,
+    "use_linear_projection": True, "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Timed = Callable[[], float]
+
+
+def precisions(chosen: str) -> tuple[torch.dtype, torch.dtype]:
+    """Ours and the peer's."""
+    if chosen == "default":
+        return DTYPES[runtime.precision("auto", torch.device("cpu"))], torch.float32
+    return DTYPES[chosen], DTYPES[chosen]
+
+
+def timed(call: Callable[[], Tensor]) -> tuple[Timed, Callable[[], Tensor]]:
+    """The call with a clock, and what it gave last."""
+    kept: list[Tensor] = []
+
+    @torch.inference_mode()
+    def run() -> float:
+        began = time.perf_counter()
+        kept[:] = [call()]
+        return time.perf_counter() - began
+
+    return run, lambda: kept[0]
+
+
+def compared(what: str, mine: Callable[[], Tensor], theirs: Callable[[], Tensor],
+             options: argparse.Namespace, **facts: Any) -> None:  # fmt: skip
+    """Both in turns: medians, the ratio with its interval, and how far apart the results are."""
+    (ours, our_result), (peer, peer_result) = timed(mine), timed(theirs)
+    ours(), peer()
+    error = our_result().float() - peer_result().float()
+    ratio_db = 10 * torch.log10(peer_result().float().square().mean() / error.square().mean())
+    a, b = measure.pairs(ours, peer, options.pairs)
+    ratios = [their / our for our, their in zip(a, b, strict=True)]
+    low, high = measure.interval(ratios)
+    measure.emit(
+        what=what, pairs=options.pairs, ours_s=statistics.median(a), peer_s=statistics.median(b),
+        ratio=statistics.median(ratios), low=low, high=high, signal_to_noise_db=float(ratio_db),
+        peak_gib=high_water(), **facts,
+    )  # fmt: skip
+
+
+def high_water() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def peer_unet(form: dict[str, Any]) -> nn.Module:
+    logging.disable(logging.WARNING)
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    settings = {"sample_size": 64, "cross_attention_dim": 768} | form
+    network: nn.Module = UNet2DConditionModel(**settings).eval().requires_grad_(False)
+    return network
+
+
+def our_unet(peer: Any) -> LatentUNet:
+    config = latent_unet.from_diffusers(dict(peer.config))
+    with torch.device("meta"):
+        network = LatentUNet(config)
+    fill(network, convert(peer.state_dict(), latent_unet.diffusers_rules(config)))
+    return network.eval().requires_grad_(False)
+
+
+def step(options: argparse.Namespace, form: dict[str, Any], sides: tuple[int, int]) -> None:
+    peer = peer_unet(form)
+    ours = our_unet(peer)
+    mine, theirs = precisions(options.precision)
+    ours, peer = ours.to(mine), peer.to(theirs)
+    torch.manual_seed(1)
+    x, context = torch.randn(2, 4, *sides), torch.randn(2, 77, ours.config.context)
+    at = torch.full((2,), 500.0)
+    told: dict[str, Tensor] = {}
+    added: dict[str, Any] = {}
+    if ours.config.added:
+        sizes = torch.tensor([[1024, 712, 0, 0, 1024, 712]] * 2)
+        told = {"vector": torch.randn(2, 1280), "sizes": sizes}
+        words = {"text_embeds": told["vector"].to(theirs), "time_ids": told["sizes"].to(theirs)}
+        added = {"added_cond_kwargs": words}
+
+    def our_call() -> Tensor:
+        given = {name: t.to(mine) if t.is_floating_point() else t for name, t in told.items()}
+        result: Tensor = ours(x.to(mine), at, context.to(mine), **given)
+        return result
+
+    def peer_call() -> Tensor:
+        result: Tensor = peer(x.to(theirs), at, context.to(theirs), return_dict=False, **added)[0]
+        return result
+
+    facts = {"precision": options.precision, "ours_dtype": str(mine), "latents": [*sides]}
+    compared("a step of the U-Net", our_call, peer_call, options, **facts)
+
+
+def eight_bits(options: argparse.Namespace) -> None:
+    """The same network inside and outside: entered once, weights are quantised once."""
+    plain = our_unet(peer_unet({}))
+    with torch.device("meta"):
+        other = LatentUNet(plain.config)
+    other.load_state_dict(plain.state_dict(), assign=True)
+    other.eval()
+    torch.manual_seed(1)
+    x, context, at = torch.randn(2, 4, 64, 64), torch.randn(2, 77, 768), torch.full((2,), 500.0)
+    began = time.perf_counter()
+    with int8(other):
+        took = time.perf_counter() - began
+        compared(
+            "a step in eight bits against float32, both ours", lambda: other(x, at, context),
+            lambda: plain(x, at, context), options, quantising_s=took,
+        )  # fmt: skip
+
+
+def decode(options: argparse.Namespace) -> None:
+    logging.disable(logging.WARNING)
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    peer = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4,
+        sample_size=512,
+    ).eval().requires_grad_(False)  # fmt: skip
+    ours = Autoencoder(AutoencoderConfig())
+    fill(ours, convert(peer.state_dict(), autoencoder.diffusers_rules(peer.state_dict())))
+    ours.eval().requires_grad_(False)
+    mine, theirs = precisions(options.precision)
+    ours, peer = ours.to(mine), peer.to(theirs)
+    latents = torch.randn(1, 4, 64, 64)
+    scale = ours.config.scale
+    compared(
+        "decoding 512 x 512", lambda: ours.decode(latents.to(mine)),
+        lambda: peer.decode((latents / scale).to(theirs), return_dict=False)[0], options,
+        precision=options.precision, ours_dtype=str(mine),
+    )  # fmt: skip
+
+
+def folder_of(options: argparse.Namespace) -> Path:
+    """A folder of 1.x's size in bfloat16, written once, with random weights."""
+    folder = Path(options.folder)
+    if not (folder / "model_index.json").is_file():
+        from triptych.text.tokenizer import clip_tokenizer
+
+        torch.manual_seed(0)
+        tokenizer = clip_tokenizer(Path(options.vocabulary))
+        model = StableDiffusion(StableDiffusionConfig()).to(torch.bfloat16)
+        nn.init.normal_(model.unet.conv_out.weight, 0, 0.02)
+        write_diffusers(model, (tokenizer,), folder)
+    return folder
+
+
+def picture(options: argparse.Namespace) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    from triptych.pipelines.text_to_image import ready, run
+
+    folder = folder_of(options)
+    request = TextToImage(
+        "a lighthouse at dusk, oil on canvas", model=str(folder), size="512x512", seed=1,
+        steps=options.steps, sampler="euler", quantize=options.quantize, guidance=7.5,
+        precision="auto" if options.precision == "default" else options.precision,
+    )  # fmt: skip
+    loaded = ready(request)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder, torch_dtype=precisions(options.precision)[1], safety_checker=None
+    )
+    from diffusers import EulerDiscreteScheduler
+
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def ours() -> Tensor:
+        *_, last = run(request, loaded)
+        return torch.from_numpy(last.pictures.astype("float32"))
+
+    def peer() -> Tensor:
+        drawn = pipeline(
+            request.prompt, num_inference_steps=options.steps, guidance_scale=7.5, height=512,
+            width=512, generator=[torch.Generator().manual_seed(1)], output_type="np",
+        ).images  # fmt: skip
+        return torch.from_numpy(drawn * 255)
+
+    facts = {"precision": options.precision, "steps": options.steps, "quantize": options.quantize}
+    compared("a picture of 512 x 512", ours, peer, options, **facts)
+
+
+def start(options: argparse.Namespace) -> None:
+    """Process start to the end of a first step, less a warm step; the peak while loading."""
+    folder = folder_of(options)
+    program = f"""
+import time, resource
+import torch
+imported = time.perf_counter()
+torch.set_num_threads({options.threads})
+from triptych.pipelines.text_to_image import ready
+from triptych.requests import TextToImage
+model = ready(TextToImage("a", model={str(folder)!r}, precision={options.precision!r})).model
+loaded, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+dtype = next(model.unet.parameters()).dtype
+x, context = torch.randn(1, 4, 8, 8, dtype=dtype), torch.randn(1, 77, 768, dtype=dtype)
+with torch.inference_mode():
+    model.unet(x, torch.ones(1), context); first = time.perf_counter()
+    model.unet(x, torch.ones(1), context); warm = time.perf_counter() - first
+print(imported, loaded, first - warm, peak / 2**20, warm)
+"""
+    for _ in range(options.pairs):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
+        imported, loaded, first, peak, warm = map(float, done.stdout.split())
+        measure.emit(
+            what="start of a model of 1.x's size", precision=options.precision,
+            import_torch_s=imported - began, loaded_s=loaded - began,
+            first_step_less_a_warm_one_s=first - began,
+            beyond_import_torch_s=first - imported, warm_s=warm, peak_gib=peak,
+        )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    choices = ["step", "xl", "decode", "int8", "picture", "start"]
+    parser.add_argument("what", choices=choices)
+    parser.add_argument("--precision", default="float32", choices=[*DTYPES, "default"])
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--quantize", default="", choices=["", "int8"])
+    parser.add_argument("--folder", default="runs/random-sd15")
+    parser.add_argument("--vocabulary", default="", help="a folder with CLIP's vocabulary")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    measure.emit(machine=measure.machine())
+    if options.what == "step":
+        step(options, {}, (64, 64))
+    elif options.what == "xl":
+        step(options, XL, (128, 89))
+    else:
+        {"decode": decode, "int8": eight_bits, "picture": picture, "start": start}[options.what](
+            options
+        )
+
+
+if __name__ == "__main__":
+    main()
