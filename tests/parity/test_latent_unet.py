@@ -44,6 +44,7 @@ FORMS = {
         "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 3,
         "up_block_types": ["CrossAttnUpBlock2D"] * 3 + ["UpBlock2D"],
     },
+    "scale and shift": {"resnet_time_scale_shift": "scale_shift"},
     "one level": {
         "block_out_channels": [16], "layers_per_block": 1,
         "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"],

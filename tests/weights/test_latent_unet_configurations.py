@@ -140,7 +140,10 @@ def test_other_families_are_refused_by_name(folder, part, message):
     ("changes", "message"),
     [
         ({"class_embed_type": "projection"}, "class_embed_type is 'projection'"),
-        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
+        (
+            {"resnet_time_scale_shift": "ada_group"},
+            "resnet_time_scale_shift 'ada_group' is unknown",
+        ),
         ({"norm_eps": 1e-6}, "norm_eps is 1e-06"),
         ({"never_heard_of": 1}, "never_heard_of is 1: a field of an architecture unknown here"),
         ({"layers_per_block": [1, 2]}, "layers_per_block differs"),

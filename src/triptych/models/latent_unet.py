@@ -54,6 +54,10 @@ class LatentUNetConfig:
     """Labels that are told apart, such as noise levels of the upscaler's picture; 0 for none."""
     groups: int = 32
     """Groups of channels that are normalised together."""
+    conditioning: Literal["add", "scale_shift"] = "add"
+    """Time, vector and sizes are added to the channels, as in all published forms, or scale and
+    shift the normalised ones.
+    """
     projections: Literal["convolution", "linear"] = "convolution"
     """What a published file holds on the way into and out of transformers (SD 1.x the first, later
     ones the second): the same numbers in another shape, so only conversion looks at it.
@@ -106,6 +110,17 @@ class LatentUNetConfig:
         return sizes
 
 
+def residual(config: LatentUNetConfig, channels: int, out: int) -> ResBlock:
+    """A residual block as every level has them."""
+    return ResBlock(
+        channels,
+        out,
+        features=config.time_width,
+        conditioning=config.conditioning,
+        groups=config.groups,
+    )
+
+
 class Block(nn.Module):
     """A residual block and, where the level has it, a transformer."""
 
@@ -113,7 +128,7 @@ class Block(nn.Module):
         self, config: LatentUNetConfig, channels: int, out: int, *, level: int, transformers: int
     ):
         super().__init__()
-        self.residual = ResBlock(channels, out, features=config.time_width, groups=config.groups)
+        self.residual = residual(config, channels, out)
         self.transformer = None
         if transformers:
             self.transformer = SpatialTransformer(
@@ -140,12 +155,12 @@ class Middle(nn.Module):
 
     def __init__(self, config: LatentUNetConfig):
         super().__init__()
-        width, features, groups = config.widths[-1], config.time_width, config.groups
-        self.first = ResBlock(width, width, features=features, groups=groups)
+        width = config.widths[-1]
+        self.first = residual(config, width, width)
         self.transformer = SpatialTransformer(
-            width, config.heads[-1], config.middle, config.context, groups=groups
+            width, config.heads[-1], config.middle, config.context, groups=config.groups
         )
-        self.second = ResBlock(width, width, features=features, groups=groups)
+        self.second = residual(config, width, width)
 
     def forward(
         self,

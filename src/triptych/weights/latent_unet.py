@@ -1,7 +1,7 @@
 """Diffusers' `UNet2DConditionModel`: its names and its configuration as ours, and back."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from triptych.models.latent_unet import LatentUNetConfig
 from triptych.weights.keymap import Rule, rename, split, under
@@ -100,7 +100,6 @@ PLAIN: dict[str, tuple[Any, ...]] = {  # what a field may say without changing t
     "num_attention_heads": (None,),
     "resnet_out_scale_factor": (1, 1.0),
     "resnet_skip_time_act": (False,),
-    "resnet_time_scale_shift": ("default",),
     "reverse_transformer_layers_per_block": (None,),
     "time_cond_proj_dim": (None,),
     "time_embedding_act_fn": (None,),
@@ -113,7 +112,11 @@ READ = {
     *("down_block_types", "up_block_types", "transformer_layers_per_block", "attention_head_dim"),
     *("cross_attention_dim", "only_cross_attention", "use_linear_projection", "num_class_embeds"),
     *("projection_class_embeddings_input_dim", "addition_time_embed_dim"),
+    "resnet_time_scale_shift",
 }
+CONDITIONING: dict[str, Literal["add", "scale_shift"]] = {
+    "default": "add", "scale_shift": "scale_shift"
+}  # fmt: skip
 SILENT = {"sample_size", "upcast_attention", "addition_embed_type_num_heads"}
 """The size it was trained at, a precaution of float16 attention that our kernels take always, and
 a number of other kinds of embedding.
@@ -141,6 +144,9 @@ def from_diffusers(config: Mapping[str, Any]) -> LatentUNetConfig:
     only = _per_level(config.get("only_cross_attention", False), levels)
     linear = config.get("use_linear_projection", False)
     added = config.get("projection_class_embeddings_input_dim") or 0
+    told = config.get("resnet_time_scale_shift", "default")
+    if told not in CONDITIONING:
+        raise ValueError(f"resnet_time_scale_shift {told!r} is unknown: default or scale_shift")
     if bool(added) != (config.get("addition_embed_type") == "text_time"):
         raise ValueError("addition_embed_type and projection_class_embeddings_input_dim disagree")
     return LatentUNetConfig(
@@ -160,6 +166,7 @@ def from_diffusers(config: Mapping[str, Any]) -> LatentUNetConfig:
         size_waves=config.get("addition_time_embed_dim") or 256,
         labels=config.get("num_class_embeds") or 0,
         groups=config.get("norm_num_groups", 32),
+        conditioning=CONDITIONING[told],
         projections="linear" if linear else "convolution",
     )
 
@@ -194,6 +201,7 @@ def to_diffusers(config: LatentUNetConfig) -> dict[str, Any]:
         "num_class_embeds": config.labels or None,
         "only_cross_attention": [level in config.only_context for level in levels],
         "out_channels": config.out_channels,
+        "resnet_time_scale_shift": {v: k for k, v in CONDITIONING.items()}[config.conditioning],
         "transformer_layers_per_block": [
             *(depth or 1 for depth in config.transformers[:-1]), config.middle
         ],

@@ -423,6 +423,10 @@ class TrainTextToImage:
     """Transformer blocks behind every residual block of a level, which read the text."""
     head_width: int = 32
     groups: int = 16
+    conditioning: Literal["add", "scale_shift"] = "add"
+    """How time and the text as a whole reach a block: added, as in Stable Diffusion, or as scale
+    and shift of its normalisation.
+    """
     noise_schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "flow"] = "flow"
     zero_terminal_snr: bool = False
     """Stretch a table of betas so that it ends in pure noise."""
@@ -494,8 +498,8 @@ class TrainTextToImage:
 
 OF_THE_MODEL = (
     "patch", "text_width", "text_layers", "text_heads", "length", "vocabulary", "widths", "blocks",
-    "transformers", "head_width", "groups", "noise_schedule", "zero_terminal_snr", "shift",
-    "predicts", "sampler", "sampling_steps", "guidance", "spacing",
+    "transformers", "head_width", "groups", "conditioning", "noise_schedule", "zero_terminal_snr",
+    "shift", "predicts", "sampler", "sampling_steps", "guidance", "spacing",
 )  # fmt: skip
 """Fields of `TrainTextToImage` that a model to go on from has its own values of."""
 

@@ -334,6 +334,7 @@ def _config(
             context=tower.text.width,
             added=tower.dim,
             groups=request.groups,
+            conditioning=request.conditioning,
         ),
         (tower,),
         ScheduleConfig(
