@@ -210,6 +210,8 @@ class TextToImage:
     """What the networks compute in; auto is bfloat16 where the device is fast at it."""
     quantize: Literal["", "int8"] = ""
     """`int8`: the U-Net's large layers in eight bits, faster on a CPU, nearly the same picture."""
+    backend: Literal["torch", "openvino"] = "torch"
+    """What computes the U-Net; openvino, an extra, converts it once and is faster on many CPUs."""
     deterministic: bool = False
     """Pictures one at a time, so that each is the same to the bit whatever its company."""
     conventions: Literal["diffusers", "automatic1111"] = "diffusers"
@@ -223,6 +225,8 @@ class TextToImage:
                     f"{name} has {length:,} characters; at most {MAX_PROMPT:,} are read: shorten it"
                 )
         size_named(self.size)
+        if self.quantize and self.backend == "openvino":
+            raise ValueError("quantize is for the backend torch: leave out one of the two")
         if not self.image and (self.mask or self.strength is not None):
             raise ValueError("mask and strength are about a picture to start from: give an image")
         if self.strength is not None and not 0 < self.strength <= 1:

@@ -3,6 +3,7 @@ picture's noise.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,13 @@ from torch import Tensor
 def key(*parts: int | str) -> int:
     """A 63-bit seed that is the same on every machine and shares nothing with its neighbours'."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1
+
+
+def cache_folder(name: str) -> Path:
+    """Where the user keeps what can be made again, such as indexes; it need not exist."""
+    chosen = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored, says the XDG
+    root = Path(chosen) if os.path.isabs(chosen) else Path.home() / ".cache"
+    return root / "triptych" / name
 
 
 def device(choice: str = "auto") -> torch.device:

@@ -189,10 +189,10 @@ def _work(cells: Sequence[TextToImage], pictures: "list[np.ndarray]") -> "Iterat
     """Draws cell by cell; a model stays loaded while the next cell has the same."""
     from triptych.pipelines.text_to_image import ready, run
 
-    there, loaded = ("", ""), None
+    there, loaded = ("", "", ""), None
     for number, cell in enumerate(cells):
-        if loaded is None or (cell.model, cell.precision) != there:
-            there, loaded = (cell.model, cell.precision), ready(cell)
+        if loaded is None or (cell.model, cell.precision, cell.backend) != there:
+            there, loaded = (cell.model, cell.precision, cell.backend), ready(cell)
         for item in run(cell, loaded):
             yield replace(item, done=(number + item.done) / len(cells))
         pictures.append(item.pictures[0])

@@ -27,7 +27,7 @@ def attend(
     A boolean mask is True where attention is allowed; a float mask is added to the scores (T5's
     relative bias). `softcap` bounds the scores smoothly (Gemma 2), which no fused kernel offers.
     """
-    grouped = q.shape[1] != k.shape[1]
+    grouped = bool(q.shape[1] != k.shape[1])  # a tensor where the network is traced
     learns = torch.is_grad_enabled() and q.requires_grad
     if softcap is None and not (learns and q.device.type == "cpu" and _slow_backward(q, k)):
         return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=grouped)

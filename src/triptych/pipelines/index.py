@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from triptych import runtime
 from triptych.config import to_json
 from triptych.data.files import is_picture, walk
 from triptych.vision.images import open_picture
@@ -123,12 +124,10 @@ def index_place(folder: Path, model: str, chosen: str = "") -> Path:
                 "new or empty"
             )
         return place
-    cache = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored, says the XDG
-    root = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
     real = folder.resolve()
     key = hashlib.sha256(f"{real}\0{model}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
     label = re.sub(r"[^\w-]+", "-", real.name)[:40] or "root"
-    return root / "triptych" / "index" / f"{label}-{key}"
+    return runtime.cache_folder("index") / f"{label}-{key}"
 
 
 def opened(path: Path | str, loaded: Loaded) -> UInt8[np.ndarray, "H W 3"]:

@@ -122,7 +122,7 @@ def start_of(
     `scale` is what noise is multiplied with at the first level of a way that starts there; `whole`
     is whether that is so (a strength of 1), and `vary` are streams to mix in and their share.
     """
-    on = next(model.unet.parameters()).device
+    on = next(model.parameters()).device
     shape = model.config.latent_shape(*size)
     if original is None:
         fresh = start_noise(noise, shape, vary).to(on)

@@ -27,11 +27,13 @@ from triptych.nn.int8 import int8
 from triptych.pipelines.conditioning import Told, repeated, told
 from triptych.pipelines.learned_words import learned_words
 from triptych.pipelines.loras import merged
+from triptych.pipelines.openvino_unet import conversion_said, in_openvino, unet_conversion
 from triptych.pipelines.starting_picture import Original, Start, open_original, start_of, tile_of
 from triptych.requests import TextToImage, sampler_named, size_named
 from triptych.text.weighting import loras_in
 from triptych.vision.images import to_pictures
 from triptych.weights.load import Loaded, load
+from triptych.weights.openvino import require_openvino
 
 MODEL = "stable-diffusion"
 AT_ONCE = 1024 * 1024  # pixels of all pictures that go through the networks together
@@ -58,10 +60,11 @@ class Drawing:
 
 
 def run(request: TextToImage, loaded: Loaded | None = None) -> Iterator[Drawing]:
-    """Draw the pictures; an item after every step of the sampler.
+    """Draw the pictures; an item after every step of the sampler, and one before the first where
+    the U-Net must be converted for OpenVINO, which takes a while.
 
     LoRAs are in the model's weights from the first item to the last, and out of them again when
-    the iterator ends or is closed.
+    the iterator ends or is closed; so is OpenVINO's U-Net in its place.
 
     Raises:
         ValueError: another kind of model, or something that it cannot do; a file that is no
@@ -88,21 +91,44 @@ def run(request: TextToImage, loaded: Loaded | None = None) -> Iterator[Drawing]
                 clip_skip=request.clip_skip, automatic1111=_a1111(request),
             )  # fmt: skip
         said = (*(original.said if original else ()), *changes, *words, *text.said)
-        height, width = _size(request)
-        done = np.empty((0, height, width, model.config.channels), np.uint8)
-        chunk = 1 if request.deterministic else max(1, min(AT_ONCE // (height * width), MOST))
-        for first in range(0, request.n, chunk):
-            rows = range(first, min(first + chunk, request.n))
-            drawn = None
-            for share, drawn in _drawn(request, model, text, original, rows, dtype):
-                whole = (first + share * len(rows)) / request.n
-                yield Drawing(request, done, min(whole, 0.999), drawn.x0, said)
-            assert drawn is not None
-            pictures = _decoded(request, model, drawn.x, dtype)
-            if original is not None and original.paint is not None:
-                pictures = np.where(original.paint[:, :, None], pictures, original.picture)
-            done = np.concatenate([done, pictures])
-            yield Drawing(request, done, rows.stop / request.n, None, said)
+        conversion = None
+        if request.backend == "openvino":
+            conversion = unet_conversion(model, request.tiling)
+            if not conversion.there:
+                said += conversion_said(conversion, model, lora=bool(changes))
+                yield Drawing(request, _none_yet(request, model), 0.0, None, said)
+        with in_openvino(model, conversion, dtype, request.tiling):
+            yield from _pictures(request, model, text, original, dtype, said)
+
+
+def _none_yet(request: TextToImage, model: StableDiffusion) -> UInt8[np.ndarray, "0 H W C"]:
+    return np.empty((0, *_size(request), model.config.channels), np.uint8)
+
+
+def _pictures(
+    request: TextToImage,
+    model: StableDiffusion,
+    text: Told,
+    original: Original | None,
+    dtype: torch.dtype,
+    said: tuple[str, ...],
+) -> Iterator[Drawing]:
+    """All pictures of a filled request, as many at once as fit."""
+    height, width = _size(request)
+    done = _none_yet(request, model)
+    chunk = 1 if request.deterministic else max(1, min(AT_ONCE // (height * width), MOST))
+    for first in range(0, request.n, chunk):
+        rows = range(first, min(first + chunk, request.n))
+        drawn = None
+        for share, drawn in _drawn(request, model, text, original, rows, dtype):
+            whole = (first + share * len(rows)) / request.n
+            yield Drawing(request, done, min(whole, 0.999), drawn.x0, said)
+        assert drawn is not None
+        pictures = _decoded(request, model, drawn.x, dtype)
+        if original is not None and original.paint is not None:
+            pictures = np.where(original.paint[:, :, None], pictures, original.picture)
+        done = np.concatenate([done, pictures])
+        yield Drawing(request, done, rows.stop / request.n, None, said)
 
 
 def ready(request: TextToImage) -> Loaded:
@@ -110,9 +136,12 @@ def ready(request: TextToImage) -> Loaded:
     need not be brought into it at every step then.
 
     Raises:
-        ValueError: there is no such model, or it draws no prompts.
+        ValueError: there is no such model, or it draws no prompts; OpenVINO is not installed.
     """
-    loaded = load(request.model, runtime.device())
+    by_openvino = request.backend == "openvino"
+    if by_openvino:
+        require_openvino()  # before anything takes its time
+    loaded = load(request.model, runtime.device("cpu" if by_openvino else "auto"))
     model = drawing_model(loaded)
     on = next(model.parameters()).device
     half = runtime.precision(request.precision, on) == "bfloat16"
@@ -261,6 +290,11 @@ def _computing(model: StableDiffusion, dtype: torch.dtype, tiling: bool = False)
 
 def _precision(request: TextToImage, model: StableDiffusion) -> torch.dtype:
     weight = next(model.unet.parameters())
+    if request.backend == "openvino" and weight.device.type != "cpu":
+        raise ValueError(
+            f"OpenVINO computes on the CPU here, and the model that was handed in is on "
+            f"{weight.device}: hand in what `ready` gives, or take the backend torch"
+        )
     chosen = runtime.precision(request.precision, weight.device)
     dtype = torch.bfloat16 if chosen == "bfloat16" else torch.float32
     if weight.dtype not in (torch.float32, dtype):

@@ -44,6 +44,7 @@ from triptych.models.stable_diffusion import Patches, StableDiffusion
 from triptych.models.tiny_autoencoder import TinyAutoencoder
 from triptych.text.tokenizer import Tokenizer
 from triptych.train.recipe import Progress
+from triptych.weights.digest import weights_digest
 from triptych.weights.files import read_safetensors, write_safetensors
 from triptych.weights.skeleton import skeleton
 
@@ -116,12 +117,12 @@ class LatentCache:
             "source": self.source.name,
             "pictures": self.source.length,
             "fingerprint": fingerprint(self.source),
-            "autoencoder": [to_json(kind), digest_of(model.autoencoder)],
+            "autoencoder": [to_json(kind), weights_digest(model.autoencoder)],
             "precision": precision,
         }
         if self.texts:
             towers = [to_json(tower) for tower in model.config.text]
-            described["text"] = [towers, digest_of(model.text), *map(_vocabulary, self.tokenizers)]
+            described["text"] = [towers, weights_digest(model.text), *map(_vocabulary, self.tokenizers)]
         return described
 
     @cached_property
@@ -341,16 +342,6 @@ class LatentCache:
 
     def _path(self, what: str, number: int) -> Path:
         return self.folder / f"{what}-{number:06d}.safetensors"
-
-
-def digest_of(module: nn.Module) -> str:
-    """A name for all weights of a module, to the last bit."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        whole = tensor.detach().to("cpu").contiguous().flatten()
-        found.update(whole.view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def _vocabulary(tokenizer: Tokenizer) -> list[Any]:

@@ -1,0 +1,230 @@
+"""Networks converted for OpenVINO: once, then kept on disk and compiled from there.
+
+A conversion is a folder of the user's cache, named by a digest of everything that it depends on:
+other weights, even one LoRA, are another conversion. It appears whole or not at all, so a process
+may be killed at any moment.
+
+    network.xml      what is computed
+    network.bin      the weights, mapped where they are read
+    conversion.json  what the digest is of, and the sizes of the files
+
+Precision is no part of it: weights stay as they are, and whoever compiles says what to compute in.
+"""
+
+import fcntl
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from triptych import runtime
+from triptych.config import read_json, to_json, write_json
+from triptych.nn import attention
+from triptych.weights.digest import weights_digest
+
+FORM = 1  # of the folder
+MANIFEST = "conversion.json"
+GRAPH, WEIGHTS = "network.xml", "network.bin"
+
+
+class Input(NamedTuple):
+    """One tensor that a network is called with."""
+
+    example: Tensor
+    shape: tuple[int, ...]
+    """-1 where any number goes."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Where the conversion of a network lies, or will lie."""
+
+    folder: Path
+    described: dict[str, Any]
+
+    @property
+    def there(self) -> bool:
+        """Whether it is on disk, whole."""
+        try:
+            written = read_json(self.folder / MANIFEST)
+            sizes = {name: (self.folder / name).stat().st_size for name in (GRAPH, WEIGHTS)}
+        except (OSError, ValueError):
+            return False
+        return bool(written == {"of": self.described, "bytes": sizes})
+
+    def others(self) -> tuple[int, int]:
+        """How many conversions lie beside it, and their bytes."""
+        beside = [p for p in self.folder.parent.glob("*/") if p != self.folder]
+        return len(beside), sum(file.stat().st_size for p in beside for file in p.glob("*"))
+
+
+def require_openvino() -> Any:
+    """The openvino module.
+
+    Raises:
+        ValueError: it is not installed, with the command that installs it.
+    """
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise ValueError(
+            'OpenVINO is not installed: `pip install "triptych[openvino]"`, or --backend torch'
+        ) from error
+
+
+def conversion_of(network: nn.Module, config: Any, name: str, **how: Any) -> Conversion:
+    """The conversion of a network with the weights that it has now; all of them are read.
+
+    `config` is the network's own, and `how` says in what else conversions differ.
+
+    Raises:
+        ValueError: OpenVINO is not installed.
+    """
+    described = {
+        "form": FORM,
+        "network": [type(network).__name__, to_json(config), how],
+        "weights": weights_digest(network),
+        "code": _code_digest(network),
+        "openvino": require_openvino().__version__,
+        "torch": torch.__version__,
+    }
+    described = json.loads(json.dumps(described))  # as it is read again
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return Conversion(runtime.cache_folder("openvino") / f"{name}-{digest[:16]}", described)
+
+
+def convert(network: nn.Module, inputs: Sequence[Input], conversion: Conversion) -> None:
+    """Write the conversion of a network, unless it is there already.
+
+    The network is traced with the examples. Where it chooses its way by their sizes, conversions
+    go that way for all sizes, so the examples must take the one that always works.
+
+    Raises:
+        ValueError: OpenVINO is not installed.
+        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    root, name = conversion.folder.parent, conversion.folder.name
+    root.mkdir(parents=True, exist_ok=True)
+    with _alone(root):
+        if conversion.there:  # by whoever was waited for
+            return
+        for left in root.glob(".*.tmp-*"):  # by a kill
+            shutil.rmtree(left)
+        aside = root / f".{name}.tmp-{os.getpid()}"
+        try:
+            aside.mkdir()
+            _write(network, inputs, aside)
+            sizes = {file: (aside / file).stat().st_size for file in (GRAPH, WEIGHTS)}
+            write_json(aside / MANIFEST, {"of": conversion.described, "bytes": sizes})
+            if conversion.folder.exists():  # and not whole
+                shutil.rmtree(conversion.folder)
+            aside.rename(conversion.folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(network: nn.Module, inputs: Sequence[Input], folder: Path) -> None:
+    openvino = require_openvino()
+    needed = sum(tensor.nbytes for tensor in network.state_dict().values())
+    if (free := shutil.disk_usage(folder).free) < 1.02 * needed:
+        raise OSError(
+            f"{folder.parent} has {free / 1e9:.1f} GB left, and a conversion for OpenVINO takes "
+            f"{needed / 1e9:.1f} GB there: make room, or set XDG_CACHE_HOME to a larger disk"
+        )
+    model = traced(network, inputs)
+    openvino.save_model(model, folder / GRAPH, compress_to_fp16=False)
+    openvino.Core().read_model(folder / GRAPH)  # a short file is noticed here, not by the writer
+    for file in (GRAPH, WEIGHTS):
+        descriptor = os.open(folder / file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def traced(network: nn.Module, inputs: Sequence[Input]) -> Any:
+    """OpenVINO's model of a network, its weights shared with the network's.
+
+    Through the front end itself: `openvino.convert_model` reports every conversion to Intel's
+    server of statistics without being asked to.
+    """
+    frontend = importlib.import_module("openvino.frontend")
+    decoder = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
+    openvino = require_openvino()
+    examples = tuple(one.example for one in inputs)
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of choices by size, which the caller has seen to
+        graph = torch.jit.trace(network, examples, check_trace=False)
+        read = decoder.TorchScriptPythonDecoder(graph)
+    reader = frontend.FrontEndManager().load_by_framework("pytorch")
+    model = reader.convert(reader.load(read))
+    for place, one in zip(model.inputs, inputs, strict=True):
+        place.get_node().set_partial_shape(openvino.PartialShape(list(one.shape)))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+class Compiled:
+    """A conversion ready to compute on the CPU, with as many threads as torch has."""
+
+    def __init__(self, folder: Path, half: bool, threads: int):
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        compiled = require_openvino().Core().compile_model(folder / GRAPH, "CPU", settings)
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The output for inputs on the CPU of the types that were traced; they are not copied."""
+        given = [tensor.detach().contiguous().numpy() for tensor in inputs]
+        found = self._request.infer(given, share_inputs=True, share_outputs=True)[0]
+        return torch.from_numpy(found.copy())  # the next call writes over its memory
+
+
+_kept: dict[tuple[Path, bool, int], Compiled] = {}
+
+
+def compiled(folder: Path, half: bool, threads: int) -> Compiled:
+    """A conversion, compiled to compute in bfloat16 or float32.
+
+    The last one stays in memory: the next request mostly is for the same network.
+    """
+    key = folder, half, threads
+    if key not in _kept:
+        _kept.clear()  # first, since two large networks may not fit
+        _kept[key] = Compiled(*key)
+    return _kept[key]
+
+
+def _code_digest(network: nn.Module) -> str:
+    """A name for the code that says what is computed: the network's own, and all blocks."""
+    files = {Path(inspect.getfile(type(part))) for part in network.modules()}
+    files |= set(Path(attention.__file__).parent.glob("*.py"))
+    found = hashlib.sha256()
+    for content in sorted(file.read_bytes() for file in files):
+        found.update(hashlib.sha256(content).digest())
+    return found.hexdigest()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder for writing, after whoever holds it; the kernel drops the lock with the
+    process.
+    """
+    with (folder / "lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
