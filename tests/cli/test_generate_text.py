@@ -1,5 +1,6 @@
 """`triptych generate PROMPT` as someone uses it, and what nonsense gets."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -331,3 +332,16 @@ def test_sweeps_that_do_not_do(tiny, capsys) -> None:
     ):
         assert grid(*plain(tiny, *words)) == 3, words
         assert hint in said(capsys), words
+
+
+def test_openvino_is_said_recorded_and_refused_by_name(tiny, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path("cache").resolve()))
+    if importlib.util.find_spec("openvino") is not None:
+        assert generate(*plain(tiny, "--backend", "openvino")) == 0
+        assert "is converted for OpenVINO, once" in said(capsys)
+        assert read_request(FIRST)["request"]["backend"] == "openvino"
+        assert generate(*plain(tiny, "--backend", "openvino", "--out", "again")) == 0
+        assert "converted" not in said(capsys)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert generate(*plain(tiny, "--backend", "openvino")) == 3
+    assert 'OpenVINO is not installed: `pip install "triptych[openvino]"`' in said(capsys)
