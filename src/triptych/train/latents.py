@@ -122,7 +122,11 @@ class LatentCache:
         }
         if self.texts:
             towers = [to_json(tower) for tower in model.config.text]
-            described["text"] = [towers, weights_digest(model.text), *map(_vocabulary, self.tokenizers)]
+            described["text"] = [
+                towers,
+                weights_digest(model.text),
+                *map(_vocabulary, self.tokenizers),
+            ]
         return described
 
     @cached_property
