@@ -14,8 +14,6 @@ FOREIGN: dict[str, str] = {
     "DPM fast": "is not built here: use dpmpp_2m",
     "DPM adaptive": "is not built here: use dpmpp_2m with more steps",
     "Restart": "is not built here: use heun, which it consists of, or dpm2_ancestral",
-    "DPMSolverSinglestepScheduler": "is not built here: use dpm2 or dpmpp_2m",
-    "IPNDMScheduler": "is not built here: use plms",
     "TCDScheduler": "is not built here: use lcm",
     "SASolverScheduler": "is not built here: use dpmpp_2m_sde",
     # AUTOMATIC1111

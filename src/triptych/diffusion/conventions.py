@@ -23,7 +23,8 @@ from triptych.diffusion.spacing import (
 from triptych.requests import AUTOMATIC1111
 
 SOLVERS = (
-    "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "unipc", "deis",
+    "dpmpp_2s", "dpmpp_3s", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde",
+    "unipc", "deis",
 )  # fmt: skip
 """They never ask at the cleanest level, and tell the network whole times."""
 TABULAR = ("ddim", "ddpm", "plms", "lcm")

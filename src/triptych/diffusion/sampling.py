@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
-from triptych.diffusion import samplers, stochastic
+from triptych.diffusion import samplers, singlestep, stochastic
 from triptych.diffusion.noise import BrownianNoise, PictureNoise
 from triptych.diffusion.samplers import Denoiser, Level, Step
 
@@ -15,6 +15,9 @@ DETERMINISTIC: dict[str, Callable[[Denoiser, Tensor, Sequence[Level]], Iterator[
     "dpm2": samplers.dpm2,
     "lms": samplers.lms,
     "plms": samplers.plms,
+    "ipndm": samplers.ipndm,
+    "dpmpp_2s": singlestep.dpmpp_2s,
+    "dpmpp_3s": singlestep.dpmpp_3s,
     "dpmpp_2m": samplers.dpmpp_2m,
     "unipc": samplers.unipc,
     "deis": samplers.deis,

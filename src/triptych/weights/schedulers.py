@@ -25,6 +25,12 @@ BETAS = {
     "sigmoid": "sigmoid",
 }
 FLOW = "FlowMatchEulerDiscreteScheduler"
+SINGLESTEP = "DPMSolverSinglestepScheduler"
+"""Goes evenly over times whatever it is told, and ends with a step of first order whatever it is
+told: diffusers turns lower_order_final on where the end is the clean picture.
+"""
+OWN_TABLE = "IPNDMScheduler"
+"""Its noise is a table of its own (Dance Diffusion's), not betas."""
 TABULAR = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
 """What spreads its steps in strides where it is not told otherwise; the others: evenly."""
 LATE = (
@@ -40,7 +46,7 @@ TERMINAL = (
 KARRAS = (
     "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler", "DEISMultistepScheduler",
+    "UniPCMultistepScheduler", "DEISMultistepScheduler", SINGLESTEP,
 )  # fmt: skip
 """What can spread its steps over sigma."""
 CLIPPED = ("DDIMScheduler", "DDPMScheduler")
@@ -114,6 +120,10 @@ SOLVERS: dict[str, dict[Solver, str]] = {  # the first one is the class's defaul
         Solver("sde-dpmsolver++", "heun", 2): "dpmpp_2m_sde_heun",
         Solver("sde-dpmsolver++", "midpoint", 3): "dpmpp_3m_sde",
     },
+    SINGLESTEP: {
+        Solver("dpmsolver++", "midpoint", 2): "dpmpp_2s",
+        Solver("dpmsolver++", "midpoint", 3): "dpmpp_3s",
+    },
     "UniPCMultistepScheduler": {Solver("", "bh2", 2): "unipc"},
     "DEISMultistepScheduler": {Solver("deis", "logrho", 2): "deis"},
 }
@@ -135,6 +145,11 @@ def from_diffusers(stored: Mapping[str, Any]) -> Scheduler:
             "which is not Stable Diffusion's"
         )
     _check(stored)
+    if name == OWN_TABLE:
+        raise ValueError(
+            f"the scheduler {name} is of a network trained on a table of noise of its own (Dance "
+            "Diffusion's), not on betas; the sampler can be asked for by name, ipndm"
+        )
     if name.startswith("FlowMatch") and name != FLOW:
         raise ValueError(
             f"the scheduler {name} is of a flow model, of whose schedulers only {FLOW} is read; "
@@ -232,6 +247,7 @@ def _scheduler(schedule: ScheduleConfig, sampling: SamplingConfig) -> tuple[str,
     if not name:
         of = (n for n in SAMPLERS.get(sampling.sampler, ()) if n.endswith("Scheduler"))
         name = next(of, "DDIMScheduler")
+        name = "DDIMScheduler" if name == OWN_TABLE else name
     if schedule.zero_terminal_snr and name not in TERMINAL:
         name, own = "DDIMScheduler", {}
     if schedule.kind == "sigmoid":
@@ -246,6 +262,8 @@ def _check(stored: Mapping[str, Any]) -> None:
             continue
         if field not in PLAIN:
             raise ValueError(f"the scheduler's {field} is {value!r}: a field that is unknown here")
+        if field == "lower_order_final" and stored.get("_class_name") == SINGLESTEP:
+            continue
         if value not in PLAIN[field]:
             known = " or ".join(map(repr, PLAIN[field]))
             raise ValueError(f"the scheduler's {field} is {value!r}; known here is {known}")
@@ -283,6 +301,8 @@ def _spacing(stored: Mapping[str, Any], name: str) -> Kind:
         return SIGMAS[flags[0]]
     if name == "LCMScheduler":
         return "lcm"  # it has its own, whatever is said
+    if name == SINGLESTEP:
+        return "linspace"
     spacing = stored.get("timestep_spacing", "leading" if name in TABULAR else "linspace")
     if spacing not in SPACED:
         raise ValueError(
