@@ -13,8 +13,6 @@ FOREIGN: dict[str, str] = {
     # not built
     "DPM fast": "is not built here: use dpmpp_2m",
     "DPM adaptive": "is not built here: use dpmpp_2m with more steps",
-    "Restart": "is not built here: use heun, which it consists of, or dpm2_ancestral",
-    "TCDScheduler": "is not built here: use lcm",
     "SASolverScheduler": "is not built here: use dpmpp_2m_sde",
     # AUTOMATIC1111
     "DDIM CFG++": (

@@ -21,6 +21,7 @@ SAMPLERS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 and diffuse
     ),
     "euler_ancestral": ("Euler a", "EulerAncestralDiscreteScheduler"),
     "heun": ("Heun", "HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+    "restart": ("Restart",),
     "dpm2": ("DPM2", "KDPM2DiscreteScheduler"),
     "dpm2_ancestral": ("DPM2 a", "KDPM2AncestralDiscreteScheduler"),
     "lms": ("LMS", "LMSDiscreteScheduler"),
@@ -37,6 +38,7 @@ SAMPLERS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 and diffuse
     "unipc": ("UniPC", "UniPCMultistepScheduler"),
     "deis": ("DEIS", "DEISMultistepScheduler"),
     "lcm": ("LCM", "LCMScheduler", "FlowMatchLCMScheduler"),
+    "tcd": ("TCD", "TCDScheduler"),
 }  # fmt: skip
 
 SPACINGS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 puts behind a sampler's name
@@ -57,7 +59,7 @@ SPACINGS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 puts behind
 AUTOMATIC1111: dict[str, str] = {
     **dict.fromkeys(("euler", "euler_ancestral", "heun", "lms", "lcm"), "linspace"),
     **dict.fromkeys(("dpm2", "dpm2_ancestral", "dpmpp_2m", "dpmpp_sde"), "karras"),
-    "dpmpp_2s_ancestral": "karras",
+    **dict.fromkeys(("dpmpp_2s_ancestral", "restart"), "karras"),
     **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"), "exponential"),
     **dict.fromkeys(("ddim", "plms", "unipc"), "leading"),
 }

@@ -87,7 +87,9 @@ def test_ddim_is_stable_diffusions_own(steps) -> None:
 
 
 def test_every_sampler_has_its_own_spacing() -> None:
-    assert set(SAMPLERS) - set(AUTOMATIC1111) == {"ddpm", "deis", "ipndm", "dpmpp_2s", "dpmpp_3s"}
+    assert set(SAMPLERS) - set(AUTOMATIC1111) == {
+        *("ddpm", "deis", "ipndm", "dpmpp_2s", "dpmpp_3s", "tcd"),
+    }
     for sampler in AUTOMATIC1111:
         walked, _ = automatic1111_walk(SCHEDULE, sampler, 10, automatic1111_spacing(sampler))
         noise = [level.ratio for level in walked]
@@ -98,6 +100,7 @@ def test_what_the_program_lacks() -> None:
     for sampler, kind, words in (
         ("deis", "karras", "has no sampler deis"),
         ("ddim", "karras", "one spacing, leading"),
+        ("restart", "exponential", "one spacing, karras"),
         ("euler", "trailing", "no schedule type trailing"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -33,6 +33,7 @@ from triptych.diffusion.denoiser import consistency, denoiser
 from triptych.diffusion.samplers import Level
 from triptych.diffusion.schedule import Discrete, Edm, Flow, betas, zero_terminal
 from triptych.diffusion.spacing import Spacing, levels
+from triptych.diffusion.walks import downward_steps, walk
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the reference's own
 
@@ -67,6 +68,7 @@ def reference(name: str, monkeypatch: pytest.MonkeyPatch, precise: bool, **setti
         "FlowMatchEulerDiscreteScheduler": "flow_match_euler_discrete",
         "FlowMatchHeunDiscreteScheduler": "flow_match_heun_discrete",
         "DPMSolverSinglestepScheduler": "dpmsolver_singlestep", "IPNDMScheduler": "ipndm",
+        "TCDScheduler": "tcd",
     }[name]  # fmt: skip
     if name == "DPMSolverSDEScheduler":  # its Brownian motion is replaced below
         monkeypatch.setitem(sys.modules, "torchsde", types.ModuleType("torchsde"))
@@ -387,6 +389,32 @@ def test_lcm_equals_the_reference(monkeypatch) -> None:
         ours = stochastic.lcm(denoise, start(torch.float64), walked, lambda a, b, q=queue: next(q))
         for step, state in zip(ours, reached, strict=True):
             assert (step.x - state).abs().max() < 1e-6 * state.abs().max()
+
+
+@pytest.mark.parametrize("predicts", PREDICTS)
+@pytest.mark.parametrize("gamma", [None, 0.0, 0.8, 1.0])
+def test_tcd_equals_the_reference(gamma, predicts, monkeypatch) -> None:
+    scheduler = reference("TCDScheduler", monkeypatch, True, prediction_type=predicts, **BETAS)
+    schedule = Discrete(tuple(betas("scaled_linear", 0.00085, 0.012)))
+    _make_precise(scheduler, schedule)
+    if gamma is not None:
+        step = scheduler.step
+        scheduler.step = lambda *arguments, **more: step(*arguments, eta=gamma, **more)
+    for steps in (1, 4, 8, 50):
+        noises = draws(torch.float64, steps)
+        reached = theirs(scheduler, steps, noises, start(torch.float64), False)
+        walked = walk(schedule, "tcd", steps, Spacing("lcm", whole_times=True), eta=gamma)
+        queue = iter(noises)
+        denoise = denoiser(network, schedule, PREDICTS[predicts])
+        *ours, last = stochastic.tcd(
+            denoise, start(torch.float64), walked, lambda a, b, q=queue: next(q)
+        )
+        # theirs goes on and back up in one step: where ours next goes down
+        downwards = downward_steps(walked)[1:]
+        mine = [*(ours[i - 1].x for i in downwards), last.x]
+        assert len(mine) == len(reached) == steps
+        for a, b in zip(mine, reached, strict=True):
+            assert (a - b).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("steps", [1, 3, 20, 50])

@@ -19,7 +19,7 @@ CLASSES = [
     "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
     "LMSDiscreteScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler", "DEISMultistepScheduler", "LCMScheduler",
-    "DPMSolverSinglestepScheduler",
+    "DPMSolverSinglestepScheduler", "TCDScheduler",
 ]  # fmt: skip
 DATA = Path(os.environ.get("TRIPTYCH_DATA", "nowhere")) / "configs" / "diffusers"
 REQUIRED = {"clip_sample": False, "skip_prk_steps": True}
@@ -63,7 +63,7 @@ def test_out_and_back(name, kind, spacing):
     karras = spacing == "karras"
     if karras and name not in schedulers.KARRAS:
         spacing = "linspace"
-    spacing = "lcm" if name == "LCMScheduler" else spacing
+    spacing = "lcm" if name in schedulers.DISTILLED else spacing
     spacing = "linspace" if name == schedulers.SINGLESTEP and not karras else spacing
     zero = name in schedulers.TERMINAL and kind == "scaled_linear"
     predicts = "velocity" if zero else "noise"

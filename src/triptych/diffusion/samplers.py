@@ -95,15 +95,22 @@ def euler(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Ste
 def heun(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:
     """Second order, two calls a step (arXiv:2206.00364, algorithm 1)."""
     for level, following in pairwise(levels):
-        x0 = denoise(x, level)
-        ahead = advance(x, x0, level, following)
-        if not plain(level, following):
-            slope = predicted_noise(x, x0, level)
-            x0 = denoise(ahead, following)
-            slope = (slope + predicted_noise(ahead, x0, following)) / 2
-            ahead = slide(x, slope, level, following)
-        x = ahead
+        x, x0 = by_trapezoid(denoise, x, level, following)
         yield Step(x, x0, following)
+
+
+def by_trapezoid(
+    denoise: Denoiser, x: Tensor, level: Level, following: Level
+) -> tuple[Tensor, Tensor]:
+    """A step with the mean slope of both ends where that is defined, and the last x0 seen."""
+    x0 = denoise(x, level)
+    ahead = advance(x, x0, level, following)
+    if plain(level, following):
+        return ahead, x0
+    slope = predicted_noise(x, x0, level)
+    x0 = denoise(ahead, following)
+    slope = (slope + predicted_noise(ahead, x0, following)) / 2
+    return slide(x, slope, level, following), x0
 
 
 def dpm2(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:

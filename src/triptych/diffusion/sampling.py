@@ -33,9 +33,25 @@ STOCHASTIC: dict[str, Callable[..., Iterator[Step]]] = {
     "dpmpp_2m_sde_heun": stochastic.dpmpp_2m_sde_heun,
     "dpmpp_3m_sde": stochastic.dpmpp_3m_sde,
     "lcm": stochastic.lcm,
+    "restart": stochastic.restart,
+    "tcd": stochastic.tcd,
 }
-CALLS = {"heun": 2, "dpm2": 2, "dpm2_ancestral": 2, "dpmpp_2s_ancestral": 2, "dpmpp_sde": 2}
+CALLS = {
+    "heun": 2,
+    "restart": 2,
+    "dpm2": 2,
+    "dpm2_ancestral": 2,
+    "dpmpp_2s_ancestral": 2,
+    "dpmpp_sde": 2,
+}
 """Calls of the denoiser in a step, where they are not one."""
+
+
+def shares(steps: Iterator[Step], levels: Sequence[Level]) -> Iterator[tuple[float, Step]]:
+    """The steps of a walk, each with the share of the way that is done; the last has 1."""
+    count = len(levels) - 1
+    for number, step in enumerate(steps, start=1):
+        yield number / count, step
 
 
 def sample(
@@ -64,10 +80,14 @@ def sample(
             raise ValueError(f"{name} adds no noise: it takes no eta")
         return DETERMINISTIC[name](denoise, x, levels)
     draws = noise.on(x)
-    if name == "lcm":
+    if name in ("lcm", "restart", "tcd"):
         if eta is not None:
-            raise ValueError("lcm adds all of the noise: it takes no eta")
-        return stochastic.lcm(denoise, x, levels, draws)
+            raise ValueError(
+                "tcd's eta (its gamma) says where its levels go: give it to their walk"
+                if name == "tcd"
+                else f"{name} adds noise of its own amount: it takes no eta"
+            )
+        return STOCHASTIC[name](denoise, x, levels, draws)
     given = {} if eta is None else {"eta": eta}
     if name == "dpmpp_sde":
         finite = next(level.ratio for level in levels if level.alpha)

@@ -18,6 +18,7 @@ from triptych.diffusion.samplers import (
     advance,
     between,
     by_midpoint,
+    by_trapezoid,
     plain,
     stride,
 )
@@ -219,3 +220,40 @@ def lcm(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> 
         if following.sigma:
             x = x + following.sigma * noise(level, following)
         yield Step(x, x0, following)
+
+
+def restart(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """`heun`, and fresh noise wherever the levels go up again (arXiv:2306.14878, algorithm 1).
+
+    The noise makes up for what the steps before did wrong. `walks.restarting` makes such levels;
+    of levels that only go down this is `heun`.
+    """
+    x0 = x
+    for level, following in pairwise(levels):
+        if following.ratio > level.ratio:
+            x = renoised(x, level, following, noise)
+        else:
+            x, x0 = by_trapezoid(denoise, x, level, following)
+        yield Step(x, x0, following)
+
+
+def tcd(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """Trajectory consistency: each step goes on too far, and noise leads back up
+    (arXiv:2402.19159, algorithm 2).
+
+    `walks.overshooting` makes such levels; of levels that only go down this is `euler`.
+    """
+    x0 = x
+    for level, following in pairwise(levels):
+        if following.ratio > level.ratio:
+            x = renoised(x, level, following, noise)
+        else:
+            x0 = denoise(x, level)
+            x = advance(x, x0, level, following)
+        yield Step(x, x0, following)
+
+
+def renoised(x: Tensor, level: Level, following: Level, noise: Noise) -> Tensor:
+    """A sample of a level as one of a noisier level: what the forward process does."""
+    kept = following.alpha / level.alpha
+    return kept * x + added_noise(following, level) * noise(level, following)

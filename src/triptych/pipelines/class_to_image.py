@@ -15,6 +15,8 @@ from torch import Tensor
 from triptych import config, runtime
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.samplers import Step
+from triptych.diffusion.sampling import shares
+from triptych.diffusion.spacing import Kind
 from triptych.models import cvae, pixel_diffusion, wgan
 from triptych.pipelines.clip_guidance import guided_by
 from triptych.requests import ClassToImage, sampler_named
@@ -111,25 +113,30 @@ def diffused(
     """
     on = next(loaded.model.parameters()).device
     bfloat16 = runtime.precision(request.precision, on) == "bfloat16"
-    sampler, spacing = sampler_named(request.sampler) if request.sampler else ("", "")
+    model: pixel_diffusion.PixelDiffusion = loaded.model  # type: ignore[assignment]
+    sampler, behind = sampler_named(request.sampler) if request.sampler else ("", "")
+    spacing: Kind | None = request.spacing or behind or None  # type: ignore[assignment]
     steps = pixel_diffusion.sample(
-        loaded.model,  # type: ignore[arg-type]
+        model,
         None if condition is None else condition.to(on),
         PictureNoise(seeds, request.noise_source),
         sampler=sampler,
         steps=request.steps,
-        spacing=request.spacing or spacing or None,  # type: ignore[arg-type]
+        spacing=spacing,
         guidance=request.guidance,
         rescale=request.rescale,
         eta=request.eta,
         steer=partial(guided_by, request, judge) if judge else None,
     )
-    count = request.steps or loaded.config.steps
-    for number in range(1, count + 1):
+    walked = pixel_diffusion.sampling_levels(model, request.steps, spacing, sampler, request.eta)
+    drawn = shares(steps, walked)
+    while True:
         # entered anew for each step: a mode that is left open over a yield would be the caller's
         with torch.inference_mode(), torch.autocast(on.type, torch.bfloat16, bfloat16):
-            step = next(steps)
-        yield number / count, step
+            step = next(drawn, None)
+        if step is None:
+            return
+        yield step
 
 
 def draw(loaded: Loaded, condition: Tensor | None, noise: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from triptych.diffusion.editing import inpainting, start_at
 from triptych.diffusion.noise import PictureNoise, Stream
 from triptych.diffusion.samplers import Level, Step
 from triptych.diffusion.sampling import sample as walk
+from triptych.diffusion.sampling import shares
 from triptych.diffusion.spacing import Kind
 from triptych.models.stable_diffusion import StableDiffusion, sampling_walk
 from triptych.nn.circular import circular
@@ -219,15 +220,17 @@ def _drawn(
     denoise = model.denoiser(cond, uncond, request.guidance, request.rescale)
     if start.known is not None and start.paint is not None:
         denoise = inpainting(denoise, start.known, start.paint, start.noise, walked[0])
-    steps = walk(request.sampler, denoise, start.x.float(), walked, noise)
-    count = len(walked) - 1
-    for number in range(1, count + 1):
+    steps = shares(walk(request.sampler, denoise, start.x.float(), walked, noise), walked)
+    while True:
         # entered anew for each step: a mode that is left open over a yield would be the caller's
         with _computing(model, dtype, request.tiling):
-            step = next(steps)
-        if number == count:
+            drawn = next(steps, None)
+        if drawn is None:
+            return
+        share, step = drawn
+        if share == 1:
             step = step._replace(x=_with_known(step.x, start))
-        yield number / count, step
+        yield share, step
 
 
 def _with_known(x: Tensor, start: Start) -> Tensor:

@@ -33,14 +33,16 @@ OWN_TABLE = "IPNDMScheduler"
 """Its noise is a table of its own (Dance Diffusion's), not betas."""
 TABULAR = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
 """What spreads its steps in strides where it is not told otherwise; the others: evenly."""
+DISTILLED = ("LCMScheduler", "TCDScheduler")
+"""What walks the times of a distillation, whatever it is told."""
 LATE = (
     "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
-    "LCMScheduler",
+    "LCMScheduler", "TCDScheduler",
 )  # fmt: skip
 """What has Stable Diffusion's betas where it is told none."""
 TERMINAL = (
     "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
-    "LCMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
+    "LCMScheduler", "TCDScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 """What can end in pure noise."""
 KARRAS = (
@@ -164,7 +166,7 @@ def from_diffusers(stored: Mapping[str, Any]) -> Scheduler:
         raise ValueError(
             "clip_sample is true: the scheduler would clip latents as if they were pictures"
         )
-    default = "scaled_linear" if name == "LCMScheduler" else "linear"
+    default = "scaled_linear" if name in DISTILLED else "linear"
     schedule = ScheduleConfig(
         kind=_of(BETAS, stored, "beta_schedule", default),  # type: ignore[arg-type]
         beta_start=stored.get("beta_start", 0.00085 if name in LATE else 0.0001),
@@ -299,7 +301,7 @@ def _spacing(stored: Mapping[str, Any], name: str) -> Kind:
         raise ValueError(f"the scheduler's {' and '.join(flags)} are both true")
     if flags and name in KARRAS:  # others are not asked for it, and ignore it
         return SIGMAS[flags[0]]
-    if name == "LCMScheduler":
+    if name in DISTILLED:
         return "lcm"  # it has its own, whatever is said
     if name == SINGLESTEP:
         return "linspace"
