@@ -11,8 +11,6 @@ _VIDEO = "which is not built here. Of pictures the nearest is"
 
 FOREIGN: dict[str, str] = {
     # not built
-    "DPM fast": "is not built here: use dpmpp_2m",
-    "DPM adaptive": "is not built here: use dpmpp_2m with more steps",
     "SASolverScheduler": "is not built here: use dpmpp_2m_sde",
     # AUTOMATIC1111
     "DDIM CFG++": (

@@ -22,6 +22,8 @@ SAMPLERS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 and diffuse
     "euler_ancestral": ("Euler a", "EulerAncestralDiscreteScheduler"),
     "heun": ("Heun", "HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
     "restart": ("Restart",),
+    "dpm_fast": ("DPM fast",),
+    "dpm_adaptive": ("DPM adaptive",),
     "dpm2": ("DPM2", "KDPM2DiscreteScheduler"),
     "dpm2_ancestral": ("DPM2 a", "KDPM2AncestralDiscreteScheduler"),
     "lms": ("LMS", "LMSDiscreteScheduler"),
@@ -61,6 +63,7 @@ AUTOMATIC1111: dict[str, str] = {
     **dict.fromkeys(("dpm2", "dpm2_ancestral", "dpmpp_2m", "dpmpp_sde"), "karras"),
     **dict.fromkeys(("dpmpp_2s_ancestral", "restart"), "karras"),
     **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"), "exponential"),
+    **dict.fromkeys(("dpm_fast", "dpm_adaptive"), "exponential"),
     **dict.fromkeys(("ddim", "plms", "unipc"), "leading"),
 }
 """The samplers of AUTOMATIC1111, each with the spacing that its schedule type Automatic is."""

@@ -92,6 +92,7 @@ def test_every_sampler_has_its_own_spacing() -> None:
     }
     for sampler in AUTOMATIC1111:
         walked, _ = automatic1111_walk(SCHEDULE, sampler, 10, automatic1111_spacing(sampler))
+        assert len(walked) == 11
         noise = [level.ratio for level in walked]
         assert noise == sorted(noise, reverse=True) and len(set(noise)) == len(noise)
 

@@ -176,6 +176,24 @@ def test_tcd_of_exact_trajectories_keeps_the_variance(schedule, gamma) -> None:
         assert float(step.x.std()) == pytest.approx(size(step.level), rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("steps", "orders"), [(1, [1]), (2, [2]), (3, [2, 1]), (7, [3, 3, 1]), (9, [3, 3, 2, 1])]
+)
+def test_dpm_fast_has_even_steps_whatever_their_order(steps, orders) -> None:
+    """In log s, from the most noise to the least, with the looks at equal parts of each."""
+    walked = walk(SD, "dpm_fast", steps, Spacing("exponential"))
+    edges = np.linspace(math.log(SD.ratios[-1]), math.log(SD.ratios[0]), len(orders) + 1)
+    expected = [edges[0]]
+    for order, (start, end) in zip(orders, pairwise(edges), strict=True):
+        expected += [start + (end - start) * part / order for part in range(1, order + 1)]
+    assert [math.log(level.ratio) for level in walked] == pytest.approx(expected)
+
+
+def test_dpm_fast_of_a_flow_begins_at_pure_noise() -> None:
+    walked = walk(Flow(), "dpm_fast", 9, Spacing("trailing"))
+    assert len(walked) == 10 and walked[0].alpha == 0 and not ups(walked)
+
+
 def test_a_share_of_a_walk_counts_and_begins_with_steps_towards_the_picture() -> None:
     walked = walk(SD, "restart", 20, KARRAS)
     turn = ups(walked)[0]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.diffusion.sampling import DETERMINISTIC, STOCHASTIC
+from triptych.diffusion.sampling import ALONE, DETERMINISTIC, STOCHASTIC
 from triptych.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
 from triptych.pipelines import class_to_image
 from triptych.pipelines.class_to_image import diffused
@@ -34,6 +34,8 @@ def loaded(**changes) -> Loaded:
 
 
 def final(model: Loaded, seeds: list[int], **fields) -> torch.Tensor:
+    if fields.get("sampler") in ALONE and len(seeds) > 1:  # as `run` does: see below
+        return torch.cat([final(model, [seed], **fields) for seed in seeds])
     labels = torch.tensor([seed % 4 for seed in seeds])
     *_, (share, last) = diffused(ClassToImage(**fields), model, labels, seeds)
     assert share == 1
@@ -78,6 +80,26 @@ def test_deterministic_pictures_are_equal_to_the_bit(name) -> None:
     three = pictures(3, 7)
     for i in range(3):
         assert np.array_equal(three[i], pictures(1, 7 + i)[0])
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_sampler_that_finds_its_own_steps_draws_one_at_a_time(name) -> None:
+    model, shares = loaded(), []
+
+    def pictures(n: int, seed: int, **fields) -> np.ndarray:
+        request = ClassToImage(label="fox", n=n, seed=seed, sampler=name, **fields)
+        for result in class_to_image.run(request, model):
+            shares.append(result.done)
+        return result.pictures
+
+    for more in ({}, {"eta": 1.0}):
+        shares.clear()
+        three = pictures(3, 7, **more)
+        assert shares == sorted(shares) and shares[-1] == 1 and len(shares) > 9
+        for i in range(3):
+            assert np.array_equal(three[i], pictures(1, 7 + i, **more)[0])
+    with pytest.raises(ValueError, match="draw one at a time"):
+        list(diffused(ClassToImage(sampler=name), model, torch.tensor([0, 1]), [1, 2]))
 
 
 def test_more_steps_refine_a_picture_of_dpmpp_sde() -> None:

@@ -67,7 +67,7 @@ def diffusers_walk(
 
 AUTOMATIC1111_TIMES = ("ddim", "plms", "unipc")
 """Samplers of AUTOMATIC1111 that walk whole times; the others are k-diffusion's and walk sigmas."""
-AUTOMATIC1111_ONE = (*AUTOMATIC1111_TIMES, "restart")
+AUTOMATIC1111_ONE = (*AUTOMATIC1111_TIMES, "restart", "dpm_fast", "dpm_adaptive")
 """Samplers of AUTOMATIC1111 whose spacing nobody chooses."""
 
 

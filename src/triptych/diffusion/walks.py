@@ -11,7 +11,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
-from triptych.diffusion.samplers import Level
+from triptych.diffusion.dpm_solver import fast_orders
+from triptych.diffusion.samplers import Level, between
 from triptych.diffusion.schedule import Discrete, Edm, Schedule
 from triptych.diffusion.spacing import Spacing, karras, levels
 
@@ -32,6 +33,10 @@ def walk(
     """
     if sampler == "restart":
         return restarting(schedule, steps, spacing, restart_of(steps))
+    if sampler == "dpm_fast":
+        return grouped(schedule, steps, spacing)
+    if sampler == "dpm_adaptive":  # only where it begins and ends matters
+        return levels(schedule, steps, to_least(spacing))
     if sampler == "tcd":
         return overshooting(schedule, steps, spacing, GAMMA if eta is None else eta)
     return levels(schedule, steps, spacing)
@@ -74,11 +79,8 @@ def restarting(
             f"restart goes back from about s = {restart.low:g} to {restart.high:g}, but these "
             f"levels turn at {low:.3g} and begin at {walked[0].ratio:.3g}: use heun"
         )
-    stretch = []
-    for ratio in karras(restart.high, low, restart.steps + 1)[:-1]:
-        level = schedule.of_ratio(ratio)
-        whole = spacing.whole_times and level.time is not None
-        stretch.append(level._replace(time=float(round(level.time or 0.0))) if whole else level)
+    ratios = karras(restart.high, low, restart.steps + 1)[:-1]
+    stretch = [_told(schedule, ratio, spacing) for ratio in ratios]
     again = [*stretch, walked[turn]] * restart.times
     return [*walked[: turn + 1], *again, *walked[turn + 1 :]]
 
@@ -94,7 +96,7 @@ def overshooting(schedule: Schedule, steps: int, spacing: Spacing, gamma: float)
     if isinstance(schedule, Edm):
         raise ValueError("an EDM schedule has no time of which tcd could take a share: use lcm")
     if isinstance(schedule, Discrete):
-        spacing = replace(spacing, include_cleanest=False, end="least")
+        spacing = to_least(spacing)
     walked = levels(schedule, steps, spacing)
     found = walked[:1]
     for level in walked[1:-1]:
@@ -102,6 +104,34 @@ def overshooting(schedule: Schedule, steps: int, spacing: Spacing, gamma: float)
         further = schedule.at(float(math.floor(time)) if spacing.whole_times else time)
         found += [further, level] if further.ratio < level.ratio else [level]
     return [*found, walked[-1]]
+
+
+def grouped(schedule: Schedule, steps: int, spacing: Spacing) -> list[Level]:
+    """The spacing spreads the steps of DPM-Solver-fast, as many as its orders; between their ends
+    lie the levels where it looks. With exponential spacing all are k-diffusion's.
+    """
+    begins = schedule.at(schedule.noisiest).alpha == 0
+    orders = [1, *fast_orders(steps - 1)] if begins else fast_orders(steps)
+    ends = levels(schedule, len(orders), to_least(spacing))
+    found = ends[:1]
+    for order, (level, following) in zip(orders, pairwise(ends), strict=True):
+        for part in range(1, order):
+            found.append(_told(schedule, between(level, following, part / order).ratio, spacing))
+        found.append(following)
+    return found
+
+
+def to_least(spacing: Spacing) -> Spacing:
+    """The same way, ended at the least noise that the model was trained on."""
+    return replace(spacing, include_cleanest=False, end="least")
+
+
+def _told(schedule: Schedule, ratio: float, spacing: Spacing) -> Level:
+    """The level of a ratio, with a whole time where the network is told such."""
+    level = schedule.of_ratio(ratio)
+    if not spacing.whole_times or level.time is None:
+        return level
+    return level._replace(time=float(round(level.time)))
 
 
 def upwards(level: Level, following: Level) -> bool:

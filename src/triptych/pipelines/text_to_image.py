@@ -19,8 +19,8 @@ from triptych.diffusion.conventions import automatic1111_spacing, automatic1111_
 from triptych.diffusion.editing import inpainting, start_at
 from triptych.diffusion.noise import PictureNoise, Stream
 from triptych.diffusion.samplers import Level, Step
+from triptych.diffusion.sampling import ALONE, shares
 from triptych.diffusion.sampling import sample as walk
-from triptych.diffusion.sampling import shares
 from triptych.diffusion.spacing import Kind
 from triptych.models.stable_diffusion import StableDiffusion, sampling_walk
 from triptych.nn.circular import circular
@@ -91,7 +91,8 @@ def run(request: TextToImage, loaded: Loaded | None = None) -> Iterator[Drawing]
         said = (*(original.said if original else ()), *changes, *words, *text.said)
         height, width = _size(request)
         done = np.empty((0, height, width, model.config.channels), np.uint8)
-        chunk = 1 if request.deterministic else max(1, min(AT_ONCE // (height * width), MOST))
+        alone = request.deterministic or request.sampler in ALONE
+        chunk = 1 if alone else max(1, min(AT_ONCE // (height * width), MOST))
         for first in range(0, request.n, chunk):
             rows = range(first, min(first + chunk, request.n))
             drawn = None
@@ -220,11 +221,12 @@ def _drawn(
     denoise = model.denoiser(cond, uncond, request.guidance, request.rescale)
     if start.known is not None and start.paint is not None:
         denoise = inpainting(denoise, start.known, start.paint, start.noise, walked[0])
-    steps = shares(walk(request.sampler, denoise, start.x.float(), walked, noise), walked)
+    steps = walk(request.sampler, denoise, start.x.float(), walked, noise)
+    steps_done = shares(request.sampler, steps, walked)
     while True:
         # entered anew for each step: a mode that is left open over a yield would be the caller's
         with _computing(model, dtype, request.tiling):
-            drawn = next(steps, None)
+            drawn = next(steps_done, None)
         if drawn is None:
             return
         share, step = drawn
