@@ -10,8 +10,6 @@ _TOKENS = "models that predict discrete picture tokens, which are not built here
 _VIDEO = "which is not built here. Of pictures the nearest is"
 
 FOREIGN: dict[str, str] = {
-    # not built
-    "SASolverScheduler": "is not built here: use dpmpp_2m_sde",
     # AUTOMATIC1111
     "DDIM CFG++": (
         "steps with two answers at once, the guided one and the one without the condition, where a "

@@ -37,6 +37,7 @@ SAMPLERS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 and diffuse
     "dpmpp_2m_sde": ("DPM++ 2M SDE",),
     "dpmpp_2m_sde_heun": ("DPM++ 2M SDE Heun",),
     "dpmpp_3m_sde": ("DPM++ 3M SDE",),
+    "sa_solver": ("SA-Solver", "SASolver", "SASolverScheduler"),
     "unipc": ("UniPC", "UniPCMultistepScheduler"),
     "deis": ("DEIS", "DEISMultistepScheduler"),
     "lcm": ("LCM", "LCMScheduler", "FlowMatchLCMScheduler"),

@@ -88,7 +88,7 @@ def test_ddim_is_stable_diffusions_own(steps) -> None:
 
 def test_every_sampler_has_its_own_spacing() -> None:
     assert set(SAMPLERS) - set(AUTOMATIC1111) == {
-        *("ddpm", "deis", "ipndm", "dpmpp_2s", "dpmpp_3s", "tcd"),
+        *("ddpm", "deis", "ipndm", "dpmpp_2s", "dpmpp_3s", "tcd", "sa_solver"),
     }
     for sampler in AUTOMATIC1111:
         walked, _ = automatic1111_walk(SCHEDULE, sampler, 10, automatic1111_spacing(sampler))

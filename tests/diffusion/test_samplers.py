@@ -73,7 +73,7 @@ def test_a_start_from_pure_noise_arrives(name) -> None:
 
 STOCHASTIC = [
     "ancestral", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde",
-    "dpmpp_2m_sde_heun", "dpmpp_3m_sde",
+    "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "sa_solver",
 ]  # fmt: skip
 
 
@@ -113,6 +113,24 @@ def test_moments_of_the_target_are_reproduced(name, eta, way) -> None:
     assert float(last.x.mean()) == pytest.approx(float(mean), abs=0.02)
     assert float(last.x.var()) == pytest.approx(float(variance), rel=0.03)
     assert float(((last.x - last.x.mean()) ** 3).mean()) == pytest.approx(float(third), abs=0.06)
+
+
+def test_sa_solver_adds_noise_only_where_it_is_stirred() -> None:
+    """One draw a step everywhere; outside the times it changes nothing."""
+    levels = [level._replace(time=1000.0 - 40 * i) for i, level in enumerate(even(24))]
+    ends = {}
+    for size in (0.0, 1.0):
+        drawn: list[float | None] = []
+
+        def noise(level: Level, following: Level, drawn=drawn, size=size) -> torch.Tensor:
+            drawn.append(level.time)
+            return torch.full_like(X, size)
+
+        steps = list(stochastic.sa_solver(mixture, X, levels, noise))
+        assert len(drawn) == 24
+        ends[size] = {step.level.time: step.x for step in steps}
+    changed = [time for time in ends[0.0] if not torch.equal(ends[0.0][time], ends[1.0][time])]
+    assert max(changed) == 760  # the step that begins at 800 is the first with noise
 
 
 def test_lcm_reproduces_a_gaussian_with_its_consistency_function() -> None:

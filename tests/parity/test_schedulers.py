@@ -14,6 +14,8 @@ and numpy whose float32 is float64. Known differences, each a choice here:
   noise with the last x. The original PLMS, and ours, combine noise; only epsilon is the same.
 - Heun of the reference for flows takes its slopes in t; ours, like k-diffusion's, in s.
 - UniPC of the reference moves a start at pure flow noise by 1e-6 to keep a logarithm finite.
+- SA-Solver and DEIS of the reference end spacings over sigma with a step of no length at the least
+  sigma. Ours ends at the least sigma with a step that has one.
 - IPNDM of the reference loses what the network says of the picture at pure noise, where it divides
   0 by 1e-8. Ours keeps it; the two agree where the network says nothing there.
 """
@@ -68,7 +70,7 @@ def reference(name: str, monkeypatch: pytest.MonkeyPatch, precise: bool, **setti
         "FlowMatchEulerDiscreteScheduler": "flow_match_euler_discrete",
         "FlowMatchHeunDiscreteScheduler": "flow_match_heun_discrete",
         "DPMSolverSinglestepScheduler": "dpmsolver_singlestep", "IPNDMScheduler": "ipndm",
-        "TCDScheduler": "tcd",
+        "TCDScheduler": "tcd", "SASolverScheduler": "sasolver",
     }[name]  # fmt: skip
     if name == "DPMSolverSDEScheduler":  # its Brownian motion is replaced below
         monkeypatch.setitem(sys.modules, "torchsde", types.ModuleType("torchsde"))
@@ -172,6 +174,9 @@ CASES: dict[str, tuple[Any, ...]] = {
     "unipc": (samplers.unipc, "UniPCMultistepScheduler", {}, SOLVER, False, every),
     "deis": (
         samplers.deis, "DEISMultistepScheduler", {}, {**SOLVER, "end": "least"}, False, every,
+    ),
+    "sa-solver": (
+        stochastic.sa_solver, "SASolverScheduler", {}, {**SOLVER, "end": "least"}, False, every,
     ),
     "dpm++ sde": (stochastic.dpmpp_sde, "DPMSolverSDEScheduler", {}, EULERISH, True, second),
 }  # fmt: skip

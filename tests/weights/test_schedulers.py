@@ -19,7 +19,7 @@ CLASSES = [
     "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
     "LMSDiscreteScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler", "DEISMultistepScheduler", "LCMScheduler",
-    "DPMSolverSinglestepScheduler", "TCDScheduler",
+    "DPMSolverSinglestepScheduler", "TCDScheduler", "SASolverScheduler",
 ]  # fmt: skip
 DATA = Path(os.environ.get("TRIPTYCH_DATA", "nowhere")) / "configs" / "diffusers"
 REQUIRED = {"clip_sample": False, "skip_prk_steps": True}
@@ -149,6 +149,11 @@ def test_what_diffusers_has_not_is_refused(schedule, words):
         ({"_class_name": None}, "has no _class_name"),
         ({"_class_name": "EDMEulerScheduler"}, "EDM's form"),
         ({"_class_name": "UnCLIPScheduler"}, "belongs to unCLIP"),
+        ({"_class_name": "SASolverScheduler", "predictor_order": 3}, "predictor_order is 3"),
+        (
+            {"_class_name": "SASolverScheduler", "algorithm_type": "noise_prediction"},
+            "algorithm_type is 'noise_prediction'",
+        ),
         ({"_class_name": "IPNDMScheduler"}, "table of noise of its own"),
         (
             {"_class_name": "FlowMatchHeunDiscreteScheduler"},

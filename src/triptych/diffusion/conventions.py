@@ -25,7 +25,7 @@ from triptych.requests import AUTOMATIC1111
 
 SOLVERS = (
     "dpmpp_2s", "dpmpp_3s", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde",
-    "unipc", "deis",
+    "unipc", "deis", "sa_solver",
 )  # fmt: skip
 """They never ask at the cleanest level, and tell the network whole times."""
 TABULAR = ("ddim", "ddpm", "plms", "lcm", "tcd")
@@ -58,7 +58,7 @@ def diffusers_walk(
         spacing = Spacing(kind, offset, True, end="least" if least else "clean")
         return walk(schedule, sampler, steps, spacing), 1.0
     if sampler in SOLVERS:
-        last: Literal["clean", "least"] = "least" if sampler == "deis" else "clean"
+        last: Literal["clean", "least"] = "least" if sampler in ("deis", "sa_solver") else "clean"
         spacing = Spacing(kind, offset, True, include_cleanest=False, end=last)
         return levels(schedule, steps, spacing), 1.0
     walked = walk(schedule, sampler, steps, Spacing(kind, offset))

@@ -37,6 +37,7 @@ STOCHASTIC: dict[str, Callable[..., Iterator[Step]]] = {
     "dpmpp_2m_sde": stochastic.dpmpp_2m_sde,
     "dpmpp_2m_sde_heun": stochastic.dpmpp_2m_sde_heun,
     "dpmpp_3m_sde": stochastic.dpmpp_3m_sde,
+    "sa_solver": stochastic.sa_solver,
     "lcm": stochastic.lcm,
     "restart": stochastic.restart,
     "tcd": stochastic.tcd,

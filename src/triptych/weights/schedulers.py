@@ -49,6 +49,7 @@ KARRAS = (
     "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler", "DEISMultistepScheduler", SINGLESTEP,
+    "SASolverScheduler",
 )  # fmt: skip
 """What can spread its steps over sigma."""
 CLIPPED = ("DDIMScheduler", "DDPMScheduler")
@@ -83,6 +84,9 @@ PLAIN: dict[str, tuple[Any, ...]] = {  # what a field may say without changing w
     "predict_x0": (True,),
     "disable_corrector": ([],),
     "solver_p": (None,),
+    "predictor_order": (2,),
+    "corrector_order": (2,),
+    "tau_func": (None,),
     "sigma_min": (None,),
     "sigma_max": (None,),
     "original_inference_steps": (50,),
@@ -278,6 +282,11 @@ def _check(stored: Mapping[str, Any]) -> None:
 
 def _sampler(stored: Mapping[str, Any], name: str) -> str:
     variants = SOLVERS.get(name)
+    if name == "SASolverScheduler" and stored.get("algorithm_type") == "noise_prediction":
+        raise ValueError(
+            f"the scheduler's algorithm_type is 'noise_prediction'; known of {name} is "
+            "'data_prediction'"
+        )
     if variants is None:
         return sampler_named(name)[0]
     default = next(iter(variants))
