@@ -39,6 +39,15 @@ def test_uniform_walks_even_times_to_the_cleanest(steps) -> None:
     assert found == pytest.approx(sigma_at(expected), rel=1e-9)
 
 
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2s", "unipc", "euler"])
+def test_diffusers_spreads_karras_to_the_least_sigma_and_then_nothing(sampler) -> None:
+    """use_karras_sigmas of diffusers, whose solvers leave the cleanest level out of times only."""
+    high, low = SIGMAS[-1] ** (1 / 7), SIGMAS[0] ** (1 / 7)
+    walked, _ = diffusers_walk(SCHEDULE, sampler, 5, "karras")
+    expected = [*(high + np.linspace(0, 1, 5) * (low - high)) ** 7, 0.0]
+    assert [level.ratio for level in walked] == pytest.approx(expected)
+
+
 def test_the_other_schedule_types() -> None:
     high, low, ramp = SIGMAS[-1], SIGMAS[0], np.linspace(0, 1, 20)
     karras = (high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7

@@ -13,6 +13,7 @@ from triptych.diffusion.schedule import Discrete, Schedule
 from triptych.diffusion.spacing import (
     AYS_SD,
     AYS_SDXL,
+    RATIOS,
     Kind,
     Spacing,
     aligned,
@@ -27,7 +28,9 @@ SOLVERS = (
     "dpmpp_2s", "dpmpp_3s", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde",
     "unipc", "deis", "sa_solver",
 )  # fmt: skip
-"""They never ask at the cleanest level, and tell the network whole times."""
+"""They tell the network whole times, and never ask at the cleanest of them."""
+ENDED_AT_LEAST = ("deis", "sa_solver")
+"""Solvers that end at the least noise of the table."""
 TABULAR = ("ddim", "ddpm", "plms", "lcm", "tcd")
 """They walk the table of betas itself, to its first entry or to the clean picture."""
 
@@ -58,8 +61,10 @@ def diffusers_walk(
         spacing = Spacing(kind, offset, True, end="least" if least else "clean")
         return walk(schedule, sampler, steps, spacing), 1.0
     if sampler in SOLVERS:
-        last: Literal["clean", "least"] = "least" if sampler in ("deis", "sa_solver") else "clean"
-        spacing = Spacing(kind, offset, True, include_cleanest=False, end=last)
+        last: Literal["clean", "least"] = "least" if sampler in ENDED_AT_LEAST else "clean"
+        # spread over sigma, the cleanest level is one of theirs and the picture follows it
+        cleanest = kind in RATIOS and last == "clean"
+        spacing = Spacing(kind, offset, True, include_cleanest=cleanest, end=last)
         return levels(schedule, steps, spacing), 1.0
     walked = walk(schedule, sampler, steps, Spacing(kind, offset))
     return walked, start_scale(walked, "one" if kind == "leading" else "sigma")
