@@ -12,8 +12,8 @@ _VIDEO = "which is not built here. Of pictures the nearest is"
 FOREIGN: dict[str, str] = {
     # AUTOMATIC1111
     "DDIM CFG++": (
-        "steps with two answers at once, the guided one and the one without the condition, where a "
-        "sampler here knows only one: use ddim"
+        "is DDIM with another guidance, which a sampler's name does not choose here: use ddim. In "
+        "Python triptych.diffusion.guidance.plus_plus is that guidance"
     ),
     # diffusers: other directions, and other ends
     "DDIMInverseScheduler": (
