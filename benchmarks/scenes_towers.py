@@ -3,8 +3,8 @@
     python benchmarks/scenes_towers.py batches --pairs 60000 --out runs/batches
     python benchmarks/scenes_towers.py towers --pairs 60000 --out runs/towers
 
-`batches`: both losses with the same two towers at batch sizes 16, 64, 256 and 1,024, every point
-from the same number of pairs seen. `towers`: ViT and ResNet, transformer and bag of words. A point
+`batches`: both losses with the same two towers (texts as bags of words, which learn soonest) at
+batch sizes 16, 64, 256 and 1,024, every point from the same number of pairs seen. `towers`: ViT and ResNet, transformer and bag of words. A point
 is a run of the recipe, judged as `scenes_clip.py` judges; one that is there already is kept, so
 an interrupted series goes on.
 """
@@ -29,13 +29,14 @@ def points(what: str) -> dict[str, TrainClip | TrainSiglip]:
     """Every run of a series by its name."""
     clip, siglip = PRESETS["clip"]["tiny"], PRESETS["siglip"]["tiny"]
     assert isinstance(clip, TrainClip) and isinstance(siglip, TrainSiglip)
+    words = replace(clip.towers, text="words")
     if what == "batches":
+        both = ("clip", replace(clip, towers=words)), ("siglip", replace(siglip, towers=words))
         return {
             f"{name} {size}": replace(made, training=replace(made.training, batch_size=size))
             for size in BATCHES
-            for name, made in (("clip", clip), ("siglip", siglip))
+            for name, made in both
         }
-    words = replace(clip.towers, text="words")
     return {
         "ViT, transformer": clip,
         "ViT, words": replace(clip, towers=words),

@@ -10,18 +10,10 @@ _TOKENS = "models that predict discrete picture tokens, which are not built here
 _VIDEO = "which is not built here. Of pictures the nearest is"
 
 FOREIGN: dict[str, str] = {
-    # not built
-    "DPM fast": "is not built here: use dpmpp_2m",
-    "DPM adaptive": "is not built here: use dpmpp_2m with more steps",
-    "Restart": "is not built here: use heun, which it consists of, or dpm2_ancestral",
-    "DPMSolverSinglestepScheduler": "is not built here: use dpm2 or dpmpp_2m",
-    "IPNDMScheduler": "is not built here: use plms",
-    "TCDScheduler": "is not built here: use lcm",
-    "SASolverScheduler": "is not built here: use dpmpp_2m_sde",
     # AUTOMATIC1111
     "DDIM CFG++": (
-        "steps with two answers at once, the guided one and the one without the condition, where a "
-        "sampler here knows only one: use ddim"
+        "is DDIM with another guidance, which a sampler's name does not choose here: use ddim. In "
+        "Python triptych.diffusion.guidance.plus_plus is that guidance"
     ),
     # diffusers: other directions, and other ends
     "DDIMInverseScheduler": (

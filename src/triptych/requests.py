@@ -21,19 +21,27 @@ SAMPLERS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 and diffuse
     ),
     "euler_ancestral": ("Euler a", "EulerAncestralDiscreteScheduler"),
     "heun": ("Heun", "HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+    "restart": ("Restart",),
+    "dpm_fast": ("DPM fast",),
+    "dpm_adaptive": ("DPM adaptive",),
     "dpm2": ("DPM2", "KDPM2DiscreteScheduler"),
     "dpm2_ancestral": ("DPM2 a", "KDPM2AncestralDiscreteScheduler"),
     "lms": ("LMS", "LMSDiscreteScheduler"),
     "plms": ("PLMS", "PNDM", "PNDMScheduler"),
+    "ipndm": ("IPNDM", "IPNDMScheduler"),
+    "dpmpp_2s": ("DPM++ 2S", "DPMSolverSinglestepScheduler"),
+    "dpmpp_3s": ("DPM++ 3S",),
     "dpmpp_2s_ancestral": ("DPM++ 2S a",),
     "dpmpp_2m": ("DPM++ 2M", "DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"),
     "dpmpp_sde": ("DPM++ SDE", "DPMSolverSDEScheduler"),
     "dpmpp_2m_sde": ("DPM++ 2M SDE",),
     "dpmpp_2m_sde_heun": ("DPM++ 2M SDE Heun",),
     "dpmpp_3m_sde": ("DPM++ 3M SDE",),
+    "sa_solver": ("SA-Solver", "SASolver", "SASolverScheduler"),
     "unipc": ("UniPC", "UniPCMultistepScheduler"),
     "deis": ("DEIS", "DEISMultistepScheduler"),
     "lcm": ("LCM", "LCMScheduler", "FlowMatchLCMScheduler"),
+    "tcd": ("TCD", "TCDScheduler"),
 }  # fmt: skip
 
 SPACINGS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 puts behind a sampler's name
@@ -54,8 +62,9 @@ SPACINGS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 puts behind
 AUTOMATIC1111: dict[str, str] = {
     **dict.fromkeys(("euler", "euler_ancestral", "heun", "lms", "lcm"), "linspace"),
     **dict.fromkeys(("dpm2", "dpm2_ancestral", "dpmpp_2m", "dpmpp_sde"), "karras"),
-    "dpmpp_2s_ancestral": "karras",
+    **dict.fromkeys(("dpmpp_2s_ancestral", "restart"), "karras"),
     **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"), "exponential"),
+    **dict.fromkeys(("dpm_fast", "dpm_adaptive"), "exponential"),
     **dict.fromkeys(("ddim", "plms", "unipc"), "leading"),
 }
 """The samplers of AUTOMATIC1111, each with the spacing that its schedule type Automatic is."""
@@ -224,6 +233,8 @@ class TextToImage:
                 raise ValueError(
                     f"{name} has {length:,} characters; at most {MAX_PROMPT:,} are read: shorten it"
                 )
+        if self.quantize and self.backend != "torch":
+            raise ValueError("quantize is for the backend torch: leave one of them out")
         size_named(self.size)
         if self.quantize and self.backend == "openvino":
             raise ValueError("quantize is for the backend torch: leave out one of the two")

@@ -39,6 +39,15 @@ def test_uniform_walks_even_times_to_the_cleanest(steps) -> None:
     assert found == pytest.approx(sigma_at(expected), rel=1e-9)
 
 
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2s", "unipc", "euler"])
+def test_diffusers_spreads_karras_to_the_least_sigma_and_then_nothing(sampler) -> None:
+    """use_karras_sigmas of diffusers, whose solvers leave the cleanest level out of times only."""
+    high, low = SIGMAS[-1] ** (1 / 7), SIGMAS[0] ** (1 / 7)
+    walked, _ = diffusers_walk(SCHEDULE, sampler, 5, "karras")
+    expected = [*(high + np.linspace(0, 1, 5) * (low - high)) ** 7, 0.0]
+    assert [level.ratio for level in walked] == pytest.approx(expected)
+
+
 def test_the_other_schedule_types() -> None:
     high, low, ramp = SIGMAS[-1], SIGMAS[0], np.linspace(0, 1, 20)
     karras = (high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7
@@ -87,9 +96,12 @@ def test_ddim_is_stable_diffusions_own(steps) -> None:
 
 
 def test_every_sampler_has_its_own_spacing() -> None:
-    assert set(SAMPLERS) - set(AUTOMATIC1111) == {"ddpm", "deis"}
+    assert set(SAMPLERS) - set(AUTOMATIC1111) == {
+        *("ddpm", "deis", "ipndm", "dpmpp_2s", "dpmpp_3s", "tcd", "sa_solver"),
+    }
     for sampler in AUTOMATIC1111:
         walked, _ = automatic1111_walk(SCHEDULE, sampler, 10, automatic1111_spacing(sampler))
+        assert len(walked) == 11
         noise = [level.ratio for level in walked]
         assert noise == sorted(noise, reverse=True) and len(set(noise)) == len(noise)
 
@@ -98,6 +110,7 @@ def test_what_the_program_lacks() -> None:
     for sampler, kind, words in (
         ("deis", "karras", "has no sampler deis"),
         ("ddim", "karras", "one spacing, leading"),
+        ("restart", "exponential", "one spacing, karras"),
         ("euler", "trailing", "no schedule type trailing"),
     ):
         with pytest.raises(ValueError, match=words):

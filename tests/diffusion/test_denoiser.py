@@ -19,6 +19,7 @@ from triptych.diffusion.guidance import (
     autoguidance,
     classifier_free,
     clipped,
+    plus_plus,
     rescaled,
     thresholded,
 )
@@ -131,6 +132,24 @@ def test_guidance_has_its_analytic_answer() -> None:
         assert torch.allclose(guided(rand(), level), exact)
     *_, last = euler(guided, rand(), even(60, 80.0, 0.01))
     assert float(last.x.mean()) == pytest.approx(4.0, abs=0.3)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.6, 1.0])
+def test_cfg_plus_plus_is_the_published_step(scale) -> None:
+    """Noise of the unconditional answer, x0 of the guided one: written out beside DDIM."""
+    cond, uncond = {"mean": torch.full((2,), 1.0)}, {"mean": torch.full((2,), -0.5)}
+    levels = [Level(0.0, 1.0), *even(12), Level(1.0, 0.0)]  # pure noise to the clean picture
+    guided = plus_plus(two_means, cond, uncond, scale, levels)
+    x = rand().double()
+    for (level, following), step in zip(
+        pairwise(levels), euler(guided, rand().double(), levels), strict=True
+    ):
+        away, towards = (two_means(x, level, told) for told in (uncond, cond))
+        noise = (x - level.alpha * away) / level.sigma
+        x = following.alpha * (away + scale * (towards - away)) + following.sigma * noise
+        assert (step.x - x).abs().max() < 1e-6
+    with pytest.raises(ValueError, match="over the levels that it was given"):
+        guided(x, Level(0.6, 0.8))
 
 
 def test_guidance_of_one_costs_one_pass_and_an_interval_saves_passes() -> None:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from triptych.nn import lora
 from triptych.nn.bag_of_words import BagOfWords
-from triptych.nn.patches import kept_patches, patch_embedding
+from triptych.nn.patches import check_stem, kept_patches, patch_embedding
 from triptych.nn.position import resize_grid
 from triptych.nn.transformer import ACTIVATIONS, AttentionPool, Block, Transformer
 
@@ -93,6 +93,21 @@ def test_a_stem_makes_as_many_patches_as_one_filter():
     x = torch.randn(2, 3, 32, 32)
     stem = patch_embedding(24, 8, (8, 12, 16), bias=True)
     assert stem(x).shape == patch_embedding(24, 8, (), bias=False)(x).shape == (2, 24, 4, 4)
+
+
+def test_channels_of_a_stem_are_normalised_in_groups():
+    """What one group sees louder changes nothing where groups have their own scale."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    for group, same in ((4, True), (0, False)):
+        stem = patch_embedding(24, 8, (8, 12, 16), bias=True, stem_group=group).double()
+        before = stem(x)
+        with torch.no_grad():
+            stem[0].weight[:4] *= 100
+            stem[0].bias[:4] *= 100
+        assert torch.allclose(stem(x), before, atol=1e-3) == same
+    with pytest.raises(ValueError, match="must divide each of"):
+        check_stem(32, 8, (8, 12, 16), 3)
 
 
 def test_a_bag_of_words_is_the_mean_of_its_words():

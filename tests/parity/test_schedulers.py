@@ -14,6 +14,10 @@ and numpy whose float32 is float64. Known differences, each a choice here:
   noise with the last x. The original PLMS, and ours, combine noise; only epsilon is the same.
 - Heun of the reference for flows takes its slopes in t; ours, like k-diffusion's, in s.
 - UniPC of the reference moves a start at pure flow noise by 1e-6 to keep a logarithm finite.
+- SA-Solver and DEIS of the reference end spacings over sigma with a step of no length at the least
+  sigma. Ours ends at the least sigma with a step that has one.
+- IPNDM of the reference loses what the network says of the picture at pure noise, where it divides
+  0 by 1e-8. Ours keeps it; the two agree where the network says nothing there.
 """
 
 import importlib
@@ -26,10 +30,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from triptych.diffusion import samplers, stochastic
+from triptych.diffusion import samplers, singlestep, stochastic
 from triptych.diffusion.denoiser import consistency, denoiser
+from triptych.diffusion.samplers import Level
 from triptych.diffusion.schedule import Discrete, Edm, Flow, betas, zero_terminal
 from triptych.diffusion.spacing import Spacing, levels
+from triptych.diffusion.walks import downward_steps, walk
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the reference's own
 
@@ -63,6 +69,8 @@ def reference(name: str, monkeypatch: pytest.MonkeyPatch, precise: bool, **setti
         "EDMDPMSolverMultistepScheduler": "edm_dpmsolver_multistep",
         "FlowMatchEulerDiscreteScheduler": "flow_match_euler_discrete",
         "FlowMatchHeunDiscreteScheduler": "flow_match_heun_discrete",
+        "DPMSolverSinglestepScheduler": "dpmsolver_singlestep", "IPNDMScheduler": "ipndm",
+        "TCDScheduler": "tcd", "SASolverScheduler": "sasolver",
     }[name]  # fmt: skip
     if name == "DPMSolverSDEScheduler":  # its Brownian motion is replaced below
         monkeypatch.setitem(sys.modules, "torchsde", types.ModuleType("torchsde"))
@@ -158,15 +166,24 @@ CASES: dict[str, tuple[Any, ...]] = {
         stochastic.dpmpp_2m_sde_heun, "DPMSolverMultistepScheduler",
         {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}, SOLVER, False, every,
     ),
+    "dpm++ 2s": (singlestep.dpmpp_2s, "DPMSolverSinglestepScheduler", {}, SOLVER, False, every),
+    "dpm++ 3s": (
+        singlestep.dpmpp_3s, "DPMSolverSinglestepScheduler", {"solver_order": 3}, SOLVER, False,
+        every,
+    ),
     "unipc": (samplers.unipc, "UniPCMultistepScheduler", {}, SOLVER, False, every),
     "deis": (
         samplers.deis, "DEISMultistepScheduler", {}, {**SOLVER, "end": "least"}, False, every,
+    ),
+    "sa-solver": (
+        stochastic.sa_solver, "SASolverScheduler", {}, {**SOLVER, "end": "least"}, False, every,
     ),
     "dpm++ sde": (stochastic.dpmpp_sde, "DPMSolverSDEScheduler", {}, EULERISH, True, second),
 }  # fmt: skip
 LACKING = {(name, "sample") for name in ("euler a", "dpm2", "dpm2 a", "dpm++ sde")} | {
     ("pndm", "v_prediction"), ("pndm", "sample"), ("lms", "sample"),
 }  # fmt: skip
+ONE_SPACING = {"dpm++ 2s", "dpm++ 3s"}  # linspace, whatever they are told
 EVENLY = {"ddim", "ddim eta", "pndm"}  # their steps are only consistent where steps divide T
 
 
@@ -193,8 +210,8 @@ def compare(
     precise = dtype == torch.float64
     offset = 1 if spacing == "leading" else 0
     settings = settings | BETAS | {"prediction_type": predicts} | more
-    settings["timestep_spacing"] = spacing
-    settings["steps_offset"] = offset
+    if name not in ONE_SPACING:
+        settings |= {"timestep_spacing": spacing, "steps_offset": offset}
     if name == "dpm++ sde":
         settings["noise_sampler_seed"] = 0
     scheduler = reference(theirs_name, monkeypatch, precise, **settings)
@@ -218,7 +235,8 @@ def compare(
         if more.get(f"use_{flag}_sigmas"):
             mine |= {"kind": kind, "include_cleanest": True}
             mine["whole_times"] = kind == "karras" and name in (
-                "dpm2", "dpm2 a", "dpm++ 2m", "unipc", "dpm++ 2m sde", "dpm++ sde",
+                "dpm2", "dpm2 a", "dpm++ 2m", "unipc", "dpm++ 2m sde", "dpm++ sde", "dpm++ 2s",
+                "dpm++ 3s",
             )  # fmt: skip
     x = start(dtype)
     reached = chosen(theirs(scheduler, steps, noises, x, scaled))
@@ -260,7 +278,9 @@ COMBINATIONS = [
     for name in CASES
     for spacing in ("leading", "trailing", "linspace")
     for predicts in PREDICTS
-    if (name, predicts) not in LACKING and not (name in EVENLY and spacing == "linspace")
+    if (name, predicts) not in LACKING
+    and not (name in EVENLY and spacing == "linspace")
+    and not (name in ONE_SPACING and spacing != "linspace")
 ]
 
 
@@ -273,13 +293,16 @@ def test_steps_equal_the_reference(name, steps, spacing, predicts, monkeypatch) 
 @pytest.mark.parametrize("name", CASES)
 def test_steps_equal_the_reference_as_it_ships(name, monkeypatch) -> None:
     """In float32, with the reference's own tables."""
-    assert compare(name, 20, "epsilon", "leading", torch.float32, monkeypatch) < 1e-4
+    spacing = "linspace" if name in ONE_SPACING else "leading"
+    assert compare(name, 20, "epsilon", spacing, torch.float32, monkeypatch) < 1e-4
 
 
 SPACED_OVER_SIGMA = [
     (name, kind) for name in ("euler", "heun", "dpm2", "dpm2 a", "lms")
     for kind in ("karras", "exponential", "beta")
-] + [(name, "karras") for name in ("dpm++ 2m", "dpm++ 2m sde", "unipc")]  # fmt: skip
+] + [
+    (name, "karras") for name in ("dpm++ 2m", "dpm++ 2m sde", "dpm++ 2s", "dpm++ 3s", "unipc")
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("steps", [5, 20])
@@ -371,6 +394,57 @@ def test_lcm_equals_the_reference(monkeypatch) -> None:
         ours = stochastic.lcm(denoise, start(torch.float64), walked, lambda a, b, q=queue: next(q))
         for step, state in zip(ours, reached, strict=True):
             assert (step.x - state).abs().max() < 1e-6 * state.abs().max()
+
+
+@pytest.mark.parametrize("predicts", PREDICTS)
+@pytest.mark.parametrize("gamma", [None, 0.0, 0.8, 1.0])
+def test_tcd_equals_the_reference(gamma, predicts, monkeypatch) -> None:
+    scheduler = reference("TCDScheduler", monkeypatch, True, prediction_type=predicts, **BETAS)
+    schedule = Discrete(tuple(betas("scaled_linear", 0.00085, 0.012)))
+    _make_precise(scheduler, schedule)
+    if gamma is not None:
+        step = scheduler.step
+        scheduler.step = lambda *arguments, **more: step(*arguments, eta=gamma, **more)
+    for steps in (1, 4, 8, 50):
+        noises = draws(torch.float64, steps)
+        reached = theirs(scheduler, steps, noises, start(torch.float64), False)
+        walked = walk(schedule, "tcd", steps, Spacing("lcm", whole_times=True), eta=gamma)
+        queue = iter(noises)
+        denoise = denoiser(network, schedule, PREDICTS[predicts])
+        *ours, last = stochastic.tcd(
+            denoise, start(torch.float64), walked, lambda a, b, q=queue: next(q)
+        )
+        # theirs goes on and back up in one step: where ours next goes down
+        downwards = downward_steps(walked)[1:]
+        mine = [*(ours[i - 1].x for i in downwards), last.x]
+        assert len(mine) == len(reached) == steps
+        for a, b in zip(mine, reached, strict=True):
+            assert (a - b).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("steps", [1, 3, 20, 50])
+def test_ipndm_equals_the_reference_on_its_own_table(steps, monkeypatch) -> None:
+    """Its sigma is sin(pi t / 2)^2 and its network predicts velocity (Dance Diffusion)."""
+    scheduler = reference("IPNDMScheduler", monkeypatch, True)
+    scheduler.set_timesteps(steps)
+    table = zip(scheduler.alphas.tolist(), scheduler.betas.tolist(), strict=True)
+    times = [*scheduler.timesteps.tolist(), 0.0]
+    walked = [Level(*level, time) for level, time in zip(table, times, strict=True)]
+    assert walked[0].alpha == 0 and walked[-1].sigma == 0
+
+    def velocity(x: Tensor, time: Tensor) -> Tensor:
+        return (1 - float(time[0]) ** 2) * network(x, 300 * time)
+
+    def denoise(x: Tensor, level: Level) -> Tensor:
+        time = torch.full((len(x),), float(level.time or 0.0), dtype=x.dtype)
+        return level.alpha * x - level.sigma * velocity(x, time)
+
+    x = start(torch.float64)
+    state = x
+    for t, step in zip(scheduler.timesteps, samplers.ipndm(denoise, x, walked), strict=True):
+        output = velocity(state, torch.full((len(x),), float(t), dtype=x.dtype))
+        state = scheduler.step(output, t, state, return_dict=False)[0]
+        assert (step.x - state).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["SD", "SDXL"])

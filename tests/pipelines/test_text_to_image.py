@@ -83,7 +83,8 @@ def lora_file(model: StableDiffusion, folder: Path, *, name: str = "style", widt
 
 
 @pytest.mark.parametrize(
-    ("sampler", "least"), [("euler", 60), ("dpmpp_2m", 60), ("euler_ancestral", 45)]
+    ("sampler", "least"),
+    [("euler", 60), ("dpmpp_2m", 60), ("dpm_adaptive", 60), ("euler_ancestral", 45), ("tcd", 45)],
 )
 def test_a_picture_does_not_depend_on_its_company(tiny, monkeypatch, sampler, least) -> None:
     monkeypatch.setattr(text_to_image, "AT_ONCE", 3 * 64 * 64)  # chunks of three

@@ -19,6 +19,7 @@ CLASSES = [
     "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
     "LMSDiscreteScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler", "DEISMultistepScheduler", "LCMScheduler",
+    "DPMSolverSinglestepScheduler", "TCDScheduler", "SASolverScheduler",
 ]  # fmt: skip
 DATA = Path(os.environ.get("TRIPTYCH_DATA", "nowhere")) / "configs" / "diffusers"
 REQUIRED = {"clip_sample": False, "skip_prk_steps": True}
@@ -62,7 +63,8 @@ def test_out_and_back(name, kind, spacing):
     karras = spacing == "karras"
     if karras and name not in schedulers.KARRAS:
         spacing = "linspace"
-    spacing = "lcm" if name == "LCMScheduler" else spacing
+    spacing = "lcm" if name in schedulers.DISTILLED else spacing
+    spacing = "linspace" if name == schedulers.SINGLESTEP and not karras else spacing
     zero = name in schedulers.TERMINAL and kind == "scaled_linear"
     predicts = "velocity" if zero else "noise"
     schedule = ScheduleConfig(kind, 0.0009, 0.011, 900, zero, 1.0, predicts)
@@ -100,12 +102,24 @@ def test_variants_of_the_multistep_solver(sampler, fields):
     assert from_diffusers(stored).sampling.sampler == sampler
 
 
+@pytest.mark.parametrize(("sampler", "order"), [("dpmpp_2s", 2), ("dpmpp_3s", 3)])
+def test_variants_of_the_singlestep_solver(sampler, order):
+    stored = to_diffusers(ScheduleConfig(), SamplingConfig(sampler))
+    assert (stored["_class_name"], stored["solver_order"]) == (schedulers.SINGLESTEP, order)
+    theirs = diffusers.DPMSolverSinglestepScheduler.from_config(stored)
+    theirs.set_timesteps(6)
+    assert theirs.order_list == ([1, 2, 1, 2, 1, 1] if order == 2 else [1, 2, 3, 1, 2, 1])
+    assert theirs.config.lower_order_final  # whatever it was told
+    assert from_diffusers(stored | {"lower_order_final": False}).sampling.sampler == sampler
+
+
 @pytest.mark.parametrize(
     ("schedule", "sampling", "name"),
     [
         (ScheduleConfig("sigmoid"), SamplingConfig("plms"), "DDPMScheduler"),
         (ScheduleConfig(zero_terminal_snr=True), SamplingConfig("plms"), "DDIMScheduler"),
         (ScheduleConfig(), SamplingConfig("dpmpp_2s_ancestral"), "DDIMScheduler"),
+        (ScheduleConfig(), SamplingConfig("ipndm"), "DDIMScheduler"),
         (ScheduleConfig("flow", shift=3.0, predicts="flow"), SamplingConfig("heun"), FLOW),
     ],
 )
@@ -135,6 +149,12 @@ def test_what_diffusers_has_not_is_refused(schedule, words):
         ({"_class_name": None}, "has no _class_name"),
         ({"_class_name": "EDMEulerScheduler"}, "EDM's form"),
         ({"_class_name": "UnCLIPScheduler"}, "belongs to unCLIP"),
+        ({"_class_name": "SASolverScheduler", "predictor_order": 3}, "predictor_order is 3"),
+        (
+            {"_class_name": "SASolverScheduler", "algorithm_type": "noise_prediction"},
+            "algorithm_type is 'noise_prediction'",
+        ),
+        ({"_class_name": "IPNDMScheduler"}, "table of noise of its own"),
         (
             {"_class_name": "FlowMatchHeunDiscreteScheduler"},
             "only FlowMatchEulerDiscreteScheduler is read",

@@ -13,6 +13,7 @@ from triptych.diffusion.schedule import Discrete, Schedule
 from triptych.diffusion.spacing import (
     AYS_SD,
     AYS_SDXL,
+    RATIOS,
     Kind,
     Spacing,
     aligned,
@@ -20,13 +21,17 @@ from triptych.diffusion.spacing import (
     start_scale,
     times_of,
 )
+from triptych.diffusion.walks import walk
 from triptych.requests import AUTOMATIC1111
 
 SOLVERS = (
-    "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "unipc", "deis",
+    "dpmpp_2s", "dpmpp_3s", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde",
+    "unipc", "deis", "sa_solver",
 )  # fmt: skip
-"""They never ask at the cleanest level, and tell the network whole times."""
-TABULAR = ("ddim", "ddpm", "plms", "lcm")
+"""They tell the network whole times, and never ask at the cleanest of them."""
+ENDED_AT_LEAST = ("deis", "sa_solver")
+"""Solvers that end at the least noise of the table."""
+TABULAR = ("ddim", "ddpm", "plms", "lcm", "tcd")
 """They walk the table of betas itself, to its first entry or to the clean picture."""
 
 
@@ -48,23 +53,27 @@ def diffusers_walk(
         ValueError: the schedule has no such spacing, or not so many steps.
     """
     if not isinstance(schedule, Discrete):
-        walked = levels(schedule, steps, Spacing(kind))
+        walked = walk(schedule, sampler, steps, Spacing(kind))
         return walked, start_scale(walked, "sigma")
     if sampler in TABULAR:
         # where the walk reaches time 0 by itself, its first entry is no further step
         least = end == "least" and (kind == "leading" and offset > 0)
         spacing = Spacing(kind, offset, True, end="least" if least else "clean")
-        return levels(schedule, steps, spacing), 1.0
+        return walk(schedule, sampler, steps, spacing), 1.0
     if sampler in SOLVERS:
-        last: Literal["clean", "least"] = "least" if sampler == "deis" else "clean"
-        spacing = Spacing(kind, offset, True, include_cleanest=False, end=last)
+        last: Literal["clean", "least"] = "least" if sampler in ENDED_AT_LEAST else "clean"
+        # spread over sigma, the cleanest level is one of theirs and the picture follows it
+        cleanest = kind in RATIOS and last == "clean"
+        spacing = Spacing(kind, offset, True, include_cleanest=cleanest, end=last)
         return levels(schedule, steps, spacing), 1.0
-    walked = levels(schedule, steps, Spacing(kind, offset))
+    walked = walk(schedule, sampler, steps, Spacing(kind, offset))
     return walked, start_scale(walked, "one" if kind == "leading" else "sigma")
 
 
 AUTOMATIC1111_TIMES = ("ddim", "plms", "unipc")
 """Samplers of AUTOMATIC1111 that walk whole times; the others are k-diffusion's and walk sigmas."""
+AUTOMATIC1111_ONE = (*AUTOMATIC1111_TIMES, "restart", "dpm_fast", "dpm_adaptive")
+"""Samplers of AUTOMATIC1111 whose spacing nobody chooses."""
 
 
 def automatic1111_spacing(sampler: str) -> Kind:
@@ -102,9 +111,9 @@ def automatic1111_walk(
             "AUTOMATIC1111's conventions are for models whose schedule is a table of betas that "
             "ends short of pure noise: use those of diffusers"
         )
+    if sampler in AUTOMATIC1111_ONE and kind != own:
+        raise ValueError(f"in AUTOMATIC1111 {sampler} has one spacing, {own}, not {kind}")
     if sampler in AUTOMATIC1111_TIMES:
-        if kind != own:
-            raise ValueError(f"in AUTOMATIC1111 {sampler} has one spacing, {own}, not {kind}")
         return _strides(schedule, steps), 1.0
     if kind in ("leading", "trailing", "lcm"):
         raise ValueError(f"AUTOMATIC1111 has no schedule type {kind} for {sampler}")
@@ -134,8 +143,8 @@ def _sigmas(schedule: Discrete, sampler: str, steps: int, kind: Kind, xl: bool) 
     if kind in ("linspace", "sgm_uniform"):
         times = times_of(schedule, points, Spacing(kind))[:steps]
         return [*[schedule.of_ratio(_between(schedule, time)) for time in times], end]
-    over = "beta_sigma" if kind == "beta" else kind
-    return levels(schedule, steps, Spacing(over, include_cleanest=whole))
+    over: Kind = "beta_sigma" if kind == "beta" else kind
+    return walk(schedule, sampler, steps, Spacing(over, include_cleanest=whole))
 
 
 def _between(schedule: Discrete, time: float) -> float:

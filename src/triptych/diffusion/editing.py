@@ -12,24 +12,26 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from triptych.diffusion.samplers import Denoiser, Level
+from triptych.diffusion.walks import downward_steps
 
 
 def start_at(levels: Sequence[Level], strength: float) -> list[Level]:
     """The levels of the last `strength` of the way: 1 forgets the picture, towards 0 it stays.
 
-    int(steps * strength) steps are left, as in diffusers.
+    int(steps * strength) steps towards the picture are left, as in diffusers.
 
     Raises:
         ValueError: strength is not in (0, 1], or so small that no step is left.
     """
-    steps = len(levels) - 1
+    begins = downward_steps(levels)
+    steps = len(begins)
     left = int(steps * strength)
     if not 0 < strength <= 1 or left < 1:
         least = 1 / steps
         raise ValueError(
             f"strength {strength} leaves no step of {steps}: give {least:.3g} to 1, or more steps"
         )
-    return list(levels[steps - left :])
+    return list(levels[begins[steps - left] :])
 
 
 def noised(

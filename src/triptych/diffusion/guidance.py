@@ -4,7 +4,8 @@ Dimensions: B pictures.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -61,6 +62,35 @@ def rescaled(
             return x0
 
         return _guided(denoise, cond, uncond, scale, interval, combine)(x, level)
+
+    return guided
+
+
+def plus_plus(
+    denoise: ConditionalDenoiser,
+    cond: Conditioning,
+    uncond: Conditioning,
+    scale: float,
+    levels: Sequence[Level],
+) -> Denoiser:
+    """CFG++ (arXiv:2406.08070, algorithm 2): guided, but on the way that the model knows.
+
+    DDIM there goes to the guided picture with the unconditional noise:
+    x' = alpha' (u + w (c - u)) + sigma' (x - alpha u) / sigma for the answers c with the condition
+    and u without. That is DDIM's own step guided by w / (1 - s' / s), so it is `classifier_free`
+    whose scale follows the levels; the sampler must be `euler` over the same ones. `scale` is w, 0
+    to 1; the denoiser's answer lies beyond the guided picture until the last step.
+
+    Raises:
+        ValueError: when asked at a level that is not one of these.
+    """
+    ahead = dict(pairwise(levels))
+
+    def guided(x: Tensor, level: Level) -> Tensor:
+        if level not in ahead:
+            raise ValueError("CFG++ is a guidance of DDIM over the levels that it was given")
+        steps_scale = scale / (1 - ahead[level].ratio / level.ratio)
+        return classifier_free(denoise, cond, uncond, steps_scale)(x, level)
 
     return guided
 

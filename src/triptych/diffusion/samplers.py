@@ -95,15 +95,22 @@ def euler(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Ste
 def heun(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:
     """Second order, two calls a step (arXiv:2206.00364, algorithm 1)."""
     for level, following in pairwise(levels):
-        x0 = denoise(x, level)
-        ahead = advance(x, x0, level, following)
-        if not plain(level, following):
-            slope = predicted_noise(x, x0, level)
-            x0 = denoise(ahead, following)
-            slope = (slope + predicted_noise(ahead, x0, following)) / 2
-            ahead = slide(x, slope, level, following)
-        x = ahead
+        x, x0 = by_trapezoid(denoise, x, level, following)
         yield Step(x, x0, following)
+
+
+def by_trapezoid(
+    denoise: Denoiser, x: Tensor, level: Level, following: Level
+) -> tuple[Tensor, Tensor]:
+    """A step with the mean slope of both ends where that is defined, and the last x0 seen."""
+    x0 = denoise(x, level)
+    ahead = advance(x, x0, level, following)
+    if plain(level, following):
+        return ahead, x0
+    slope = predicted_noise(x, x0, level)
+    x0 = denoise(ahead, following)
+    slope = (slope + predicted_noise(ahead, x0, following)) / 2
+    return slide(x, slope, level, following), x0
 
 
 def dpm2(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:
@@ -190,10 +197,32 @@ def plms(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step
                 ahead = advance(x, x0, level, following)
                 noise = (noise + predicted_noise(ahead, denoise(ahead, following), following)) / 2
             elif len(noises) > 1:
-                weighted = zip(ADAMS[len(noises) - 1], noises, strict=True)
-                noise = torch.stack([weight * past for weight, past in weighted]).sum(0)
+                noise = adams(noises)
             x = slide(x, noise, level, following)
         yield Step(x, x0, following)
+
+
+def ipndm(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:
+    """`plms` that begins with lower orders instead of a second call (arXiv:2202.09778, F-PNDM as
+    diffusers' IPNDM has it): n steps take n calls.
+
+    At pure noise the noise is x itself, so that level counts too.
+    """
+    noises: list[Tensor] = []
+    for level, following in pairwise(levels):
+        x0 = denoise(x, level)
+        noises = [predicted_noise(x, x0, level), *noises][:4]
+        if level.alpha == 0:
+            x = advance(x, x0, level, following)
+        else:
+            x = slide(x, adams(noises), level, following)
+        yield Step(x, x0, following)
+
+
+def adams(noises: Sequence[Tensor]) -> Tensor:
+    """Adams-Bashforth over steps that count as equal: the noise of a step from the last ones."""
+    weighted = zip(ADAMS[len(noises) - 1], noises, strict=True)
+    return torch.stack([weight * past for weight, past in weighted]).sum(0)
 
 
 def dpmpp_2m(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:

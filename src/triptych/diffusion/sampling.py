@@ -1,20 +1,26 @@
 """Every sampler by its name, and one walk from noise to a picture."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
-from triptych.diffusion import samplers, stochastic
+from triptych.diffusion import dpm_solver, samplers, singlestep, stochastic
 from triptych.diffusion.noise import BrownianNoise, PictureNoise
 from triptych.diffusion.samplers import Denoiser, Level, Step
 
-DETERMINISTIC: dict[str, Callable[[Denoiser, Tensor, Sequence[Level]], Iterator[Step]]] = {
+DETERMINISTIC: dict[str, Callable[..., Iterator[Step]]] = {
     "ddim": samplers.euler,
     "euler": samplers.euler,
     "heun": samplers.heun,
     "dpm2": samplers.dpm2,
     "lms": samplers.lms,
     "plms": samplers.plms,
+    "ipndm": samplers.ipndm,
+    "dpmpp_2s": singlestep.dpmpp_2s,
+    "dpmpp_3s": singlestep.dpmpp_3s,
+    "dpm_fast": dpm_solver.dpm_fast,
+    "dpm_adaptive": dpm_solver.dpm_adaptive,
     "dpmpp_2m": samplers.dpmpp_2m,
     "unipc": samplers.unipc,
     "deis": samplers.deis,
@@ -23,16 +29,61 @@ STOCHASTIC: dict[str, Callable[..., Iterator[Step]]] = {
     "ddim": stochastic.ancestral,  # with eta above 0
     "ddpm": stochastic.ancestral,
     "euler_ancestral": stochastic.ancestral,
+    "dpm_fast": dpm_solver.dpm_fast,  # with eta above 0, and so
+    "dpm_adaptive": dpm_solver.dpm_adaptive,
     "dpm2_ancestral": stochastic.dpm2_ancestral,
     "dpmpp_2s_ancestral": stochastic.dpmpp_2s_ancestral,
     "dpmpp_sde": stochastic.dpmpp_sde,
     "dpmpp_2m_sde": stochastic.dpmpp_2m_sde,
     "dpmpp_2m_sde_heun": stochastic.dpmpp_2m_sde_heun,
     "dpmpp_3m_sde": stochastic.dpmpp_3m_sde,
+    "sa_solver": stochastic.sa_solver,
     "lcm": stochastic.lcm,
+    "restart": stochastic.restart,
+    "tcd": stochastic.tcd,
 }
-CALLS = {"heun": 2, "dpm2": 2, "dpm2_ancestral": 2, "dpmpp_2s_ancestral": 2, "dpmpp_sde": 2}
+CALLS = {
+    "heun": 2,
+    "restart": 2,
+    "dpm2": 2,
+    "dpm2_ancestral": 2,
+    "dpmpp_2s_ancestral": 2,
+    "dpmpp_sde": 2,
+}
 """Calls of the denoiser in a step, where they are not one."""
+
+
+ALONE = ("dpm_adaptive",)
+"""Samplers that find their steps by the picture: one at a time, or company would change it."""
+
+
+def check_draws_batches(name: str) -> None:
+    """That a run may have this sampler for its own: its grids and scores are drawn in batches.
+
+    Raises:
+        ValueError: it draws one picture at a time.
+    """
+    if name in ALONE:
+        raise ValueError(
+            f"--sampler {name} draws one picture at a time, and a run's grids are drawn together: "
+            "train with another, such as dpmpp_2m; `generate` takes this one too"
+        )
+
+
+def shares(
+    name: str, steps: Iterator[Step], levels: Sequence[Level]
+) -> Iterator[tuple[float, Step]]:
+    """The steps of a walk, each with the share of the way that is done; the last has 1."""
+    count = len(levels) - 1
+    ends = [math.log(level.ratio) for level in levels if level.alpha and level.sigma]
+    for number, step in enumerate(steps, start=1):
+        if name not in ALONE:
+            yield number / count, step
+        elif step.level == levels[-1]:
+            yield 1.0, step
+        else:  # nobody knows how many are to come
+            done = ends[0] - math.log(step.level.ratio)
+            yield min(done / max(ends[0] - ends[-1], 1e-9), 0.999), step
 
 
 def sample(
@@ -61,10 +112,14 @@ def sample(
             raise ValueError(f"{name} adds no noise: it takes no eta")
         return DETERMINISTIC[name](denoise, x, levels)
     draws = noise.on(x)
-    if name == "lcm":
+    if name in ("lcm", "restart", "tcd"):
         if eta is not None:
-            raise ValueError("lcm adds all of the noise: it takes no eta")
-        return stochastic.lcm(denoise, x, levels, draws)
+            raise ValueError(
+                "tcd's eta (its gamma) says where its levels go: give it to their walk"
+                if name == "tcd"
+                else f"{name} adds noise of its own amount: it takes no eta"
+            )
+        return STOCHASTIC[name](denoise, x, levels, draws)
     given = {} if eta is None else {"eta": eta}
     if name == "dpmpp_sde":
         finite = next(level.ratio for level in levels if level.alpha)

@@ -145,9 +145,8 @@ def _linspace(start: float, end: float, points: int) -> list[float]:
     return [start + (end - start) * i / (points - 1) for i in range(points)]
 
 
-def _karras(high: float, low: float, points: int, spacing: Spacing) -> list[float]:
-    """arXiv:2206.00364, equation 5."""
-    rho = spacing.rho or 7.0
+def karras(high: float, low: float, points: int, rho: float = 7.0) -> list[float]:
+    """s from high to low, even in its rho-th root (arXiv:2206.00364, equation 5)."""
     ends = high ** (1 / rho), low ** (1 / rho)
     return [root**rho for root in _linspace(*ends, points)]
 
@@ -203,7 +202,7 @@ def aligned(table: Sequence[float], steps: int) -> list[float]:
 
 
 RATIOS = {
-    "karras": _karras,
+    "karras": lambda high, low, points, spacing: karras(high, low, points, spacing.rho or 7.0),
     "exponential": _exponential,
     "polyexponential": _polyexponential,
     "beta_sigma": _beta_sigma,

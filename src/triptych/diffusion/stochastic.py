@@ -18,6 +18,7 @@ from triptych.diffusion.samplers import (
     advance,
     between,
     by_midpoint,
+    by_trapezoid,
     plain,
     stride,
 )
@@ -211,6 +212,44 @@ def multistep_sde(
         yield Step(x, x0, following)
 
 
+def sa_solver(
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[Level],
+    noise: Noise,
+    eta: float = 1.0,
+    stirred: tuple[float, float] = (200.0, 800.0),
+) -> Iterator[Step]:
+    """SA-Solver: stochastic Adams steps, a predictor and a corrector of second order, one call a
+    step (arXiv:2309.05019, algorithm 1).
+
+    tau^2 of the paper is eta where the network is told a time within `stirred`, and 0 elsewhere
+    (diffusers' tau_func; at times that a sampler found itself, always eta). The corrector goes from
+    the same point by the same noise once the end is seen. Both take x0's slope with the weight
+    h^2 / 2 of short steps, as the authors do.
+    """
+    past: tuple[Tensor, Level] | None = None  # x0 of the step before, at a finite level
+    origin, fresh, drift = x, x, 0.0  # where that step began, its noise and its tau^2
+    for number, (level, following) in enumerate(pairwise(levels)):
+        x0 = denoise(x, level)
+        slope = None
+        if past is not None:
+            h = stride(past[1], level)
+            slope = (x0 - past[0]) / h
+            x = drifted(origin, *past, level, drift, lambda *_, same=fresh: same)
+            x = x + level.alpha * (1 + drift) * h**2 / 2 * slope
+        told = level.time is None or stirred[0] <= level.time <= stirred[1]
+        origin, drift = x, eta if told else 0.0
+        if eta:
+            fresh = noise(level, following)
+        h = stride(level, following)
+        x = drifted(x, x0, level, following, drift, lambda *_, same=fresh: same)
+        if slope is not None and number < len(levels) - 2:  # the last step is of first order
+            x = x + following.alpha * (1 + drift) * h**2 / 2 * slope
+        past = (x0, level) if level.alpha else None
+        yield Step(x, x0, following)
+
+
 def lcm(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
     """A consistency model: all the way to x0, then fresh noise (arXiv:2303.01469, algorithm 1)."""
     for level, following in pairwise(levels):
@@ -219,3 +258,40 @@ def lcm(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> 
         if following.sigma:
             x = x + following.sigma * noise(level, following)
         yield Step(x, x0, following)
+
+
+def restart(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """`heun`, and fresh noise wherever the levels go up again (arXiv:2306.14878, algorithm 1).
+
+    The noise makes up for what the steps before did wrong. `walks.restarting` makes such levels;
+    of levels that only go down this is `heun`.
+    """
+    x0 = x
+    for level, following in pairwise(levels):
+        if following.ratio > level.ratio:
+            x = renoised(x, level, following, noise)
+        else:
+            x, x0 = by_trapezoid(denoise, x, level, following)
+        yield Step(x, x0, following)
+
+
+def tcd(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
+    """Trajectory consistency: each step goes on too far, and noise leads back up
+    (arXiv:2402.19159, algorithm 2).
+
+    `walks.overshooting` makes such levels; of levels that only go down this is `euler`.
+    """
+    x0 = x
+    for level, following in pairwise(levels):
+        if following.ratio > level.ratio:
+            x = renoised(x, level, following, noise)
+        else:
+            x0 = denoise(x, level)
+            x = advance(x, x0, level, following)
+        yield Step(x, x0, following)
+
+
+def renoised(x: Tensor, level: Level, following: Level, noise: Noise) -> Tensor:
+    """A sample of a level as one of a noisier level: what the forward process does."""
+    kept = following.alpha / level.alpha
+    return kept * x + added_noise(following, level) * noise(level, following)

@@ -51,11 +51,13 @@ class VitConfig:
     """Channels of 3 x 3 convolutions, each halving the side, in place of one large patch filter:
     small transformers learn faster on them (arXiv:2106.14881). 2 ** len(stem) is the patch.
     """
+    stem_group: int = 0
+    """How many of a stem's channels are normalised together; 0 for all of them."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
-        check_stem(self.size, self.patch, self.stem)
+        check_stem(self.size, self.patch, self.stem, self.stem_group)
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,9 @@ class VisionTransformer(nn.Module):
         self.config = config
         width, places = config.width, (config.size // config.patch) ** 2
         scale = width**-0.5
-        self.patch = patch_embedding(width, config.patch, config.stem, bias=False)
+        self.patch = patch_embedding(
+            width, config.patch, config.stem, bias=False, stem_group=config.stem_group
+        )
         # the published mean-pooled towers keep a class token too, and do not read it
         self.class_token = nn.Parameter(scale * torch.randn(width))
         self.position = nn.Parameter(scale * torch.randn(places + 1, width))

@@ -26,9 +26,10 @@ from triptych.diffusion.guidance import clipped, rescaled
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.objective import matching, offset_noise, training_levels
 from triptych.diffusion.samplers import Denoiser, Level, Step
-from triptych.diffusion.sampling import sample as walk
+from triptych.diffusion.sampling import sample as draw
 from triptych.diffusion.schedule import Discrete, Edm, Flow, Levels, Schedule, betas, zero_terminal
-from triptych.diffusion.spacing import Kind, Spacing, levels
+from triptych.diffusion.spacing import Kind, Spacing
+from triptych.diffusion.walks import walk
 from triptych.models.unet import UNet, UNetConfig
 from triptych.nn.loss import Loss
 
@@ -241,19 +242,25 @@ def sample(
     What is not given is the configuration's. Put the model into evaluation mode first.
     """
     config = model.config
-    walked = sampling_levels(model, steps, spacing)
+    sampler = sampler or config.sampler
+    walked = sampling_levels(model, steps, spacing, sampler, eta)
     start = noise.start((config.channels, config.height, config.width))
     x = (walked[0].sigma * start).to(next(model.parameters()).device)
     denoise = model.denoiser(
         condition, len(x), config.guidance if guidance is None else guidance, rescale, steer
     )
-    return walk(sampler or config.sampler, denoise, x, walked, noise, eta=eta)
+    return draw(sampler, denoise, x, walked, noise, eta=None if sampler == "tcd" else eta)
 
 
 def sampling_levels(
-    model: PixelDiffusion, steps: int = 0, spacing: Kind | None = None
+    model: PixelDiffusion,
+    steps: int = 0,
+    spacing: Kind | None = None,
+    sampler: str = "",
+    eta: float | None = None,
 ) -> list[Level]:
     """The levels that `sample` walks."""
     config = model.config
     chosen = Spacing(spacing or config.spacing, whole_times=config.schedule not in ("edm", "flow"))
-    return levels(model.schedule, steps or config.steps, chosen)
+    sampler, steps = sampler or config.sampler, steps or config.steps
+    return walk(model.schedule, sampler, steps, chosen, eta=eta)

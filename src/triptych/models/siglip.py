@@ -43,9 +43,11 @@ class SiglipImageConfig:
     """
     stem: tuple[int, ...] = ()
     """Channels of 3 x 3 convolutions, each halving the side, in place of one large filter."""
+    stem_group: int = 0
+    """How many of a stem's channels are normalised together; 0 for all of them."""
 
     def __post_init__(self) -> None:
-        check_stem(self.size, self.patch, self.stem)
+        check_stem(self.size, self.patch, self.stem, self.stem_group)
         if self.stem and self.naflex:
             raise ValueError("patches that come as rows have no convolutional stem")
         if self.width % self.heads:
@@ -122,7 +124,9 @@ class SiglipImage(nn.Module):
         if config.naflex:  # each patch arrives as a row: rows, columns, channels
             self.patch: nn.Module = nn.Linear(3 * patch * patch, width)
         else:
-            self.patch = patch_embedding(width, patch, config.stem, bias=True)
+            self.patch = patch_embedding(
+                width, patch, config.stem, bias=True, stem_group=config.stem_group
+            )
         places = (config.size // patch) ** 2
         self.position = nn.Parameter(torch.randn(places, width) * width**-0.5)
         self.transformer = Transformer(

@@ -15,6 +15,8 @@ from torch import Tensor
 from triptych import config, runtime
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.samplers import Step
+from triptych.diffusion.sampling import ALONE, shares
+from triptych.diffusion.spacing import Kind
 from triptych.models import cvae, pixel_diffusion, wgan
 from triptych.pipelines.clip_guidance import guided_by
 from triptych.requests import ClassToImage, sampler_named
@@ -64,7 +66,7 @@ def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Picture
     config = loaded.card.config
     by_class = config.get("condition") == "label"
     done = np.empty((0, config["height"], config["width"], config["channels"]), np.uint8)
-    chunk = 1 if request.deterministic else CHUNK
+    chunk = 1 if request.deterministic or _sampler(request, loaded) in ALONE else CHUNK
     for start in range(0, request.n, chunk):
         rows = range(start, min(start + chunk, request.n))
         seeds = [request.seed + i for i in rows]
@@ -81,6 +83,13 @@ def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Picture
             images = draw(loaded, condition, noise)
         done = np.concatenate([done, to_pictures(images.float().cpu())])
         yield Pictures(request, done, names[: rows.stop], by_class, rows.stop / request.n)
+
+
+def _sampler(request: ClassToImage, loaded: Loaded) -> str:
+    """Our name of the sampler, where the model has one."""
+    if request.sampler:
+        return sampler_named(request.sampler)[0]
+    return getattr(loaded.config, "sampler", "")
 
 
 def _check(request: ClassToImage, loaded: Loaded) -> None:
@@ -111,25 +120,30 @@ def diffused(
     """
     on = next(loaded.model.parameters()).device
     bfloat16 = runtime.precision(request.precision, on) == "bfloat16"
-    sampler, spacing = sampler_named(request.sampler) if request.sampler else ("", "")
+    model: pixel_diffusion.PixelDiffusion = loaded.model  # type: ignore[assignment]
+    sampler, behind = sampler_named(request.sampler) if request.sampler else ("", "")
+    spacing: Kind | None = request.spacing or behind or None  # type: ignore[assignment]
     steps = pixel_diffusion.sample(
-        loaded.model,  # type: ignore[arg-type]
+        model,
         None if condition is None else condition.to(on),
         PictureNoise(seeds, request.noise_source),
         sampler=sampler,
         steps=request.steps,
-        spacing=request.spacing or spacing or None,  # type: ignore[arg-type]
+        spacing=spacing,
         guidance=request.guidance,
         rescale=request.rescale,
         eta=request.eta,
         steer=partial(guided_by, request, judge) if judge else None,
     )
-    count = request.steps or loaded.config.steps
-    for number in range(1, count + 1):
+    walked = pixel_diffusion.sampling_levels(model, request.steps, spacing, sampler, request.eta)
+    drawn = shares(sampler or model.config.sampler, steps, walked)
+    while True:
         # entered anew for each step: a mode that is left open over a yield would be the caller's
         with torch.inference_mode(), torch.autocast(on.type, torch.bfloat16, bfloat16):
-            step = next(steps)
-        yield number / count, step
+            step = next(drawn, None)
+        if step is None:
+            return
+        yield step
 
 
 def draw(loaded: Loaded, condition: Tensor | None, noise: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from triptych.diffusion.conventions import automatic1111_spacing, automatic1111_
 from triptych.diffusion.editing import inpainting, start_at
 from triptych.diffusion.noise import PictureNoise, Stream
 from triptych.diffusion.samplers import Level, Step
+from triptych.diffusion.sampling import ALONE, shares
 from triptych.diffusion.sampling import sample as walk
 from triptych.diffusion.spacing import Kind
 from triptych.models.stable_diffusion import StableDiffusion, sampling_walk
@@ -116,7 +117,8 @@ def _pictures(
     """All pictures of a filled request, as many at once as fit."""
     height, width = _size(request)
     done = _none_yet(request, model)
-    chunk = 1 if request.deterministic else max(1, min(AT_ONCE // (height * width), MOST))
+    alone = request.deterministic or request.sampler in ALONE
+    chunk = 1 if alone else max(1, min(AT_ONCE // (height * width), MOST))
     for first in range(0, request.n, chunk):
         rows = range(first, min(first + chunk, request.n))
         drawn = None
@@ -249,14 +251,17 @@ def _drawn(
     if start.known is not None and start.paint is not None:
         denoise = inpainting(denoise, start.known, start.paint, start.noise, walked[0])
     steps = walk(request.sampler, denoise, start.x.float(), walked, noise)
-    count = len(walked) - 1
-    for number in range(1, count + 1):
+    steps_done = shares(request.sampler, steps, walked)
+    while True:
         # entered anew for each step: a mode that is left open over a yield would be the caller's
         with _computing(model, dtype, request.tiling):
-            step = next(steps)
-        if number == count:
+            drawn = next(steps_done, None)
+        if drawn is None:
+            return
+        share, step = drawn
+        if share == 1:
             step = step._replace(x=_with_known(step.x, start))
-        yield number / count, step
+        yield share, step
 
 
 def _with_known(x: Tensor, start: Start) -> Tensor:

@@ -25,22 +25,31 @@ BETAS = {
     "sigmoid": "sigmoid",
 }
 FLOW = "FlowMatchEulerDiscreteScheduler"
+SINGLESTEP = "DPMSolverSinglestepScheduler"
+"""Goes evenly over times whatever it is told, and ends with a step of first order whatever it is
+told: diffusers turns lower_order_final on where the end is the clean picture.
+"""
+OWN_TABLE = "IPNDMScheduler"
+"""Its noise is a table of its own (Dance Diffusion's), not betas."""
 TABULAR = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
 """What spreads its steps in strides where it is not told otherwise; the others: evenly."""
+DISTILLED = ("LCMScheduler", "TCDScheduler")
+"""What walks the times of a distillation, whatever it is told."""
 LATE = (
     "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
-    "LCMScheduler",
+    "LCMScheduler", "TCDScheduler",
 )  # fmt: skip
 """What has Stable Diffusion's betas where it is told none."""
 TERMINAL = (
     "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
-    "LCMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
+    "LCMScheduler", "TCDScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 """What can end in pure noise."""
 KARRAS = (
     "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler", "DEISMultistepScheduler",
+    "UniPCMultistepScheduler", "DEISMultistepScheduler", SINGLESTEP,
+    "SASolverScheduler",
 )  # fmt: skip
 """What can spread its steps over sigma."""
 CLIPPED = ("DDIMScheduler", "DDPMScheduler")
@@ -75,6 +84,9 @@ PLAIN: dict[str, tuple[Any, ...]] = {  # what a field may say without changing w
     "predict_x0": (True,),
     "disable_corrector": ([],),
     "solver_p": (None,),
+    "predictor_order": (2,),
+    "corrector_order": (2,),
+    "tau_func": (None,),
     "sigma_min": (None,),
     "sigma_max": (None,),
     "original_inference_steps": (50,),
@@ -114,6 +126,10 @@ SOLVERS: dict[str, dict[Solver, str]] = {  # the first one is the class's defaul
         Solver("sde-dpmsolver++", "heun", 2): "dpmpp_2m_sde_heun",
         Solver("sde-dpmsolver++", "midpoint", 3): "dpmpp_3m_sde",
     },
+    SINGLESTEP: {
+        Solver("dpmsolver++", "midpoint", 2): "dpmpp_2s",
+        Solver("dpmsolver++", "midpoint", 3): "dpmpp_3s",
+    },
     "UniPCMultistepScheduler": {Solver("", "bh2", 2): "unipc"},
     "DEISMultistepScheduler": {Solver("deis", "logrho", 2): "deis"},
 }
@@ -135,6 +151,11 @@ def from_diffusers(stored: Mapping[str, Any]) -> Scheduler:
             "which is not Stable Diffusion's"
         )
     _check(stored)
+    if name == OWN_TABLE:
+        raise ValueError(
+            f"the scheduler {name} is of a network trained on a table of noise of its own (Dance "
+            "Diffusion's), not on betas; the sampler can be asked for by name, ipndm"
+        )
     if name.startswith("FlowMatch") and name != FLOW:
         raise ValueError(
             f"the scheduler {name} is of a flow model, of whose schedulers only {FLOW} is read; "
@@ -149,7 +170,7 @@ def from_diffusers(stored: Mapping[str, Any]) -> Scheduler:
         raise ValueError(
             "clip_sample is true: the scheduler would clip latents as if they were pictures"
         )
-    default = "scaled_linear" if name == "LCMScheduler" else "linear"
+    default = "scaled_linear" if name in DISTILLED else "linear"
     schedule = ScheduleConfig(
         kind=_of(BETAS, stored, "beta_schedule", default),  # type: ignore[arg-type]
         beta_start=stored.get("beta_start", 0.00085 if name in LATE else 0.0001),
@@ -232,6 +253,7 @@ def _scheduler(schedule: ScheduleConfig, sampling: SamplingConfig) -> tuple[str,
     if not name:
         of = (n for n in SAMPLERS.get(sampling.sampler, ()) if n.endswith("Scheduler"))
         name = next(of, "DDIMScheduler")
+        name = "DDIMScheduler" if name == OWN_TABLE else name
     if schedule.zero_terminal_snr and name not in TERMINAL:
         name, own = "DDIMScheduler", {}
     if schedule.kind == "sigmoid":
@@ -246,6 +268,8 @@ def _check(stored: Mapping[str, Any]) -> None:
             continue
         if field not in PLAIN:
             raise ValueError(f"the scheduler's {field} is {value!r}: a field that is unknown here")
+        if field == "lower_order_final" and stored.get("_class_name") == SINGLESTEP:
+            continue
         if value not in PLAIN[field]:
             known = " or ".join(map(repr, PLAIN[field]))
             raise ValueError(f"the scheduler's {field} is {value!r}; known here is {known}")
@@ -258,6 +282,11 @@ def _check(stored: Mapping[str, Any]) -> None:
 
 def _sampler(stored: Mapping[str, Any], name: str) -> str:
     variants = SOLVERS.get(name)
+    if name == "SASolverScheduler" and stored.get("algorithm_type") == "noise_prediction":
+        raise ValueError(
+            f"the scheduler's algorithm_type is 'noise_prediction'; known of {name} is "
+            "'data_prediction'"
+        )
     if variants is None:
         return sampler_named(name)[0]
     default = next(iter(variants))
@@ -281,8 +310,10 @@ def _spacing(stored: Mapping[str, Any], name: str) -> Kind:
         raise ValueError(f"the scheduler's {' and '.join(flags)} are both true")
     if flags and name in KARRAS:  # others are not asked for it, and ignore it
         return SIGMAS[flags[0]]
-    if name == "LCMScheduler":
+    if name in DISTILLED:
         return "lcm"  # it has its own, whatever is said
+    if name == SINGLESTEP:
+        return "linspace"
     spacing = stored.get("timestep_spacing", "leading" if name in TABULAR else "linspace")
     if spacing not in SPACED:
         raise ValueError(

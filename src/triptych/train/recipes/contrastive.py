@@ -218,6 +218,7 @@ def _config(
             towers.heads,
             4 * towers.width,
             stem=towers.stem,
+            stem_group=towers.stem_group if towers.stem else 0,
         )
         plain = towers.text == "transformer"
         return SiglipConfig(picture, text if plain else None, None if plain else bag)
@@ -232,6 +233,7 @@ def _config(
             4 * towers.width,
             pool=request.pool,
             stem=towers.stem,
+            stem_group=towers.stem_group if towers.stem else 0,
         ),
         text=TextConfig(
             words,

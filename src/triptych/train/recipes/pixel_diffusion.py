@@ -12,6 +12,7 @@ from triptych.data.batches import batches, take
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
 from triptych.diffusion.noise import PictureNoise
+from triptych.diffusion.sampling import check_draws_batches
 from triptych.diffusion.sampling import sample as walk
 from triptych.diffusion.schedule import Levels
 from triptych.models.pixel_diffusion import (
@@ -93,6 +94,7 @@ def _config(
 ) -> PixelDiffusionConfig:
     height, width, channels = source.shape
     sampler, spacing = sampler_named(request.sampler)
+    check_draws_batches(sampler)
     return PixelDiffusionConfig(
         height,
         width,

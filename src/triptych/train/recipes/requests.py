@@ -203,6 +203,10 @@ class Towers:
     """Channels of 3 x 3 convolutions, each halving the side, in place of one large patch filter;
     2 to the power of their number is the patch. Small models learn faster with them.
     """
+    stem_group: int = 8
+    """How many of a stem's channels are normalised together, 0 for all: few bring out what has
+    little contrast.
+    """
     width: int = 192
     layers: int = 6
     heads: int = 3

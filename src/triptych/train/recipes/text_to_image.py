@@ -19,6 +19,7 @@ from triptych.data.latents import Latents
 from triptych.data.source import Source
 from triptych.data.sources import open_source, open_train_and_test
 from triptych.diffusion.denoiser import Predicts
+from triptych.diffusion.sampling import check_draws_batches
 from triptych.models.autoencoder import Autoencoder
 from triptych.models.clip import Clip, TextConfig, TextEncoderConfig
 from triptych.models.latent_unet import LatentUNetConfig
@@ -322,6 +323,7 @@ def _config(
     latent = kind.latent_channels if kind else channels * request.patch**2
     assert tower.dim is not None
     sampler, spacing = sampler_named(request.sampler)
+    check_draws_batches(sampler)
     return StableDiffusionConfig(
         LatentUNetConfig(
             latent,
