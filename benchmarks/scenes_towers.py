@@ -4,9 +4,9 @@
     python benchmarks/scenes_towers.py towers --pairs 60000 --out runs/towers
 
 `batches`: both losses with the same two towers (texts as bags of words, which learn soonest) at
-batch sizes 16, 64, 256 and 1,024, every point from the same number of pairs seen. `towers`: ViT and ResNet, transformer and bag of words. A point
-is a run of the recipe, judged as `scenes_clip.py` judges; one that is there already is kept, so
-an interrupted series goes on.
+batch sizes 16, 64, 256 and 1,024, every point from the same number of pairs seen. `towers`: ViT and
+ResNet, transformer and bag of words. A point is a run of the recipe, judged as `scenes_clip.py`
+judges; one that is there already is kept, so an interrupted series goes on.
 """
 
 import argparse

@@ -4,6 +4,7 @@
     xl        the same of XL at 712 x 1024
     decode    latents of 512 x 512 to pixels
     int8      our step in eight bits against our step in float32
+    openvino  a step by `--backend openvino` against OpenVINO driven by hand on the peer's network
     picture   a whole picture of 512 x 512 from a prompt, few steps
     start     ours alone, from the start of a process to the end of a first step
 
@@ -157,6 +158,50 @@ def eight_bits(options: argparse.Namespace) -> None:
         )  # fmt: skip
 
 
+def by_openvino(options: argparse.Namespace) -> None:
+    """Both networks are converted, compiled and called; by hand with the size of the pictures
+    known to the compiler, as OpenVINO's own notebooks do.
+    """
+    from triptych.pipelines.openvino_unet import OpenVinoUNet, Positional, unet_inputs
+    from triptych.weights.openvino import Compiled, Input, conversion_of, convert, traced
+
+    peer = peer_unet({})
+    unet = our_unet(peer)
+    torch.manual_seed(1)
+    x, at, context = torch.randn(2, 4, 64, 64), torch.full((2,), 500.0), torch.randn(2, 77, 768)
+    half = precisions(options.precision)[0] == torch.bfloat16
+    conversion = conversion_of(unet, unet.config, "unet", tiling=False)
+    began = time.perf_counter()
+    convert(Positional(unet), unet_inputs(StableDiffusionConfig()), conversion)
+    converted = time.perf_counter() - began
+    began = time.perf_counter()
+    compiled = Compiled(conversion.folder, half, options.threads)
+    ours = OpenVinoUNet(unet.config, compiled)
+    facts = {"converting_s": converted, "compiling_s": time.perf_counter() - began}
+
+    class ByHand(nn.Module):
+        def forward(self, x: Tensor, at: Tensor, context: Tensor) -> Tensor:
+            result: Tensor = peer(x, at, context, return_dict=False)[0]
+            return result
+
+    import openvino
+
+    inputs = [Input(one, tuple(one.shape)) for one in (x, at, context)]
+    hint = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+            "INFERENCE_NUM_THREADS": options.threads, "PERFORMANCE_HINT": "LATENCY"}  # fmt: skip
+    by_hand = openvino.Core().compile_model(traced(ByHand(), inputs), "CPU", hint)
+    compared(
+        "a step by OpenVINO, against OpenVINO by hand on the peer's network",
+        lambda: ours(x, at, context),
+        lambda: torch.from_numpy(by_hand([t.numpy() for t in (x, at, context)])[0]), options,
+        precision=options.precision, **facts,
+    )  # fmt: skip
+    compared(
+        "our step by OpenVINO against our step by torch", lambda: ours(x, at, context),
+        lambda: unet(x, at, context), options, precision="ours by torch float32",
+    )  # fmt: skip
+
+
 def decode(options: argparse.Namespace) -> None:
     logging.disable(logging.WARNING)
     from diffusers import AutoencoderKL
@@ -265,7 +310,7 @@ print(imported, loaded, first - warm, peak / 2**20, warm)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    choices = ["step", "xl", "decode", "int8", "picture", "start"]
+    choices = ["step", "xl", "decode", "int8", "openvino", "picture", "start"]
     parser.add_argument("what", choices=choices)
     parser.add_argument("--precision", default="float32", choices=[*DTYPES, "default"])
     parser.add_argument("--pairs", type=int, default=20)
@@ -282,9 +327,8 @@ def main() -> None:
     elif options.what == "xl":
         step(options, XL, (128, 89))
     else:
-        {"decode": decode, "int8": eight_bits, "picture": picture, "start": start}[options.what](
-            options
-        )
+        others = {"decode": decode, "int8": eight_bits, "openvino": by_openvino}
+        (others | {"picture": picture, "start": start})[options.what](options)
 
 
 if __name__ == "__main__":

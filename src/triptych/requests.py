@@ -233,8 +233,6 @@ class TextToImage:
                 raise ValueError(
                     f"{name} has {length:,} characters; at most {MAX_PROMPT:,} are read: shorten it"
                 )
-        if self.quantize and self.backend != "torch":
-            raise ValueError("quantize is for the backend torch: leave one of them out")
         size_named(self.size)
         if self.quantize and self.backend == "openvino":
             raise ValueError("quantize is for the backend torch: leave out one of the two")

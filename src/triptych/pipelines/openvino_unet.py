@@ -12,7 +12,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from triptych.models.latent_unet import LatentUNet, LatentUNetConfig
-from triptych.models.stable_diffusion import StableDiffusion
+from triptych.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
 from triptych.nn.circular import circular
 from triptych.weights.openvino import (
     Compiled,
@@ -103,7 +103,7 @@ def in_openvino(
         return
     if not conversion.there:
         with circular(model.unet, tiling):
-            convert(Positional(model.unet), _inputs(model), conversion)
+            convert(Positional(model.unet), unet_inputs(model.config), conversion)
     half = dtype == torch.bfloat16
     network = compiled(conversion.folder, half, torch.get_num_threads())
     unet = model.unet
@@ -114,13 +114,13 @@ def in_openvino(
         model.unet = unet
 
 
-def _inputs(model: StableDiffusion) -> list[Input]:
+def unet_inputs(whole: StableDiffusionConfig) -> list[Input]:
     """What a U-Net is called with, of any size.
 
     The examples' sides are odd on every level: an even one would be doubled by a filter that knows
     nothing else. They are small, so that nothing which is for large pictures only is followed.
     """
-    config = model.config.unet
+    config = whole.unet
     side = 2 ** len(config.widths)
     shapes = [
         ((2, config.in_channels, side + 1, 2 * side + 1), (-1, config.in_channels, -1, -1)),
@@ -128,6 +128,6 @@ def _inputs(model: StableDiffusion) -> list[Input]:
         ((2, 7, config.context), (-1, -1, config.context)),
     ]
     if config.added:
-        vector, sizes = model.config.text[-1].dim or 0, model.config.sizes
+        vector, sizes = whole.text[-1].dim or 0, whole.sizes
         shapes += [((2, vector), (-1, vector)), ((2, sizes), (-1, sizes))]
     return [Input(torch.full(example, 0.5), shape) for example, shape in shapes]
