@@ -12,7 +12,7 @@ from triptych.requests import MAX_PROMPT, TextToImage, lora_named, size_named
 def test_a_full_request_survives_json():
     request = TextToImage(
         "a cat", "blur", "x", "713x990", 20, "Euler a", "karras", 7.5, 0.7, 1, 2, "in.png", 0.6,
-        "mask.png", ("a:0.8",), 2, 5, 0.3, True, "philox", "bfloat16", True,
+        "mask.png", ("a:0.8",), 2, 5, 0.3, True, "philox", "bfloat16", "int8", "torch", True,
     )  # fmt: skip
     assert from_json(TextToImage, to_json(request)) == request
 
@@ -22,10 +22,10 @@ def test_a_full_request_survives_json():
     [
         ({"sampler": "Eulr a"}, "Did you mean 'euler a'"),
         ({"spacing": "karas"}, "no spacing 'karas'; there are: karras"),
-        ({"size": "712"}, "size is WIDTHxHEIGHT, each 64 to 4096 pixels, such as 712x1024"),
-        ({"size": "63x64"}, "64 to 4096"),
-        ({"size": "64x4097"}, "64 to 4096"),
-        ({"size": "9" * 5000 + "x64"}, "64 to 4096"),
+        ({"size": "712"}, "size is WIDTHxHEIGHT, each 16 to 4096 pixels, such as 712x1024"),
+        ({"size": "15x64"}, "16 to 4096"),
+        ({"size": "64x4097"}, "16 to 4096"),
+        ({"size": "9" * 5000 + "x64"}, "16 to 4096"),
         ({"steps": 1001}, "steps must be 1 to 1000"),
         ({"guidance": float("nan")}, "guidance must be 0 to 100"),
         ({"rescale": 1.1}, "rescale is a share"),

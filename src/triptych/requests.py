@@ -174,7 +174,7 @@ class TextToImage:
     model: str = "runs/text-to-image"
     """A run folder, a checkpoint folder or file, or OWNER/NAME on the hub."""
     size: str = ""
-    """WIDTHxHEIGHT in pixels, any of 64 to 4096. Empty: what the model was trained at, or the size
+    """WIDTHxHEIGHT in pixels, any of 16 to 4096. Empty: what the model was trained at, or the size
     of the picture that is started from.
     """
     steps: int = 0
@@ -255,14 +255,14 @@ def size_named(text: str) -> tuple[int, int] | None:
     """Width and height of a WIDTHxHEIGHT in pixels; None where there is none.
 
     Raises:
-        ValueError: another form, or a side that is not 64 to 4096.
+        ValueError: another form, or a side that is not 16 to 4096.
     """
     if not text:
         return None
     match = re.fullmatch(r"([0-9]{1,9})x([0-9]{1,9})", text)
-    if match is None or not all(64 <= int(side) <= 4096 for side in match.groups()):
+    if match is None or not all(16 <= int(side) <= 4096 for side in match.groups()):
         raise ValueError(
-            f"size is WIDTHxHEIGHT, each 64 to 4096 pixels, such as 712x1024, not {text!r}"
+            f"size is WIDTHxHEIGHT, each 16 to 4096 pixels, such as 712x1024, not {text!r}"
         )
     return int(match[1]), int(match[2])
 

@@ -219,8 +219,8 @@ def nonsense(tmp_path: Path) -> dict[str, tuple[tuple[object, ...], int, str]]:
     flux |= {"lora_unet_double_blocks_0_x.lora_up.weight": torch.zeros(8, 2)}
     save_file(flux, tmp_path / "flux.safetensors")
     return {
-        "too small": (("--size", "32x64"), 2, "64 to 4096"),
-        "too large": (("--size", "5000x64"), 2, "64 to 4096"),
+        "too small": (("--size", "12x64"), 2, "16 to 4096"),
+        "too large": (("--size", "5000x64"), 2, "16 to 4096"),
         "no size": (("--size", "big"), 2, "WIDTHxHEIGHT"),
         "sampler": (("--sampler", "eulr a"), 2, "Did you mean 'euler a'"),
         "spacing": (("--spacing", "kerras"), 2, "no spacing"),

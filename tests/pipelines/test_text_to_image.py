@@ -440,7 +440,7 @@ def test_pictures_and_masks_that_do_not_do(tiny, tmp_path) -> None:
         ({"image": file, "mask": str(black)}, "black.png is black"),
         ({"image": file, "mask": str(tmp_path / "thin.png")}, "too thin"),
         ({"image": file, "mask": mask, "size": "72x64"}, "size is the picture's, 64x64"),
-        ({"image": photo(tmp_path, 32, 64)}, "64 to 4096"),
+        ({"image": photo(tmp_path, 12, 64)}, "16 to 4096"),
         ({"image": file, "strength": 0.1}, "leaves no step of 3"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -531,3 +531,8 @@ def test_eight_bits_draw_nearly_the_same_picture_and_leave_the_model_alone(tiny)
     alone = {"quantize": "int8", "deterministic": True}
     assert np.array_equal(pictures(tiny, n=2, **alone)[1:], pictures(tiny, seed=4, **alone))
     assert np.array_equal(pictures(tiny), plain)
+
+
+def test_small_models_draw_small_pictures(tiny):
+    """The built-in world is learned at 32 pixels."""
+    assert pictures(tiny, size="32x16").shape == (1, 16, 32, 3)

@@ -115,7 +115,7 @@ def test_samplers_and_schedules(line, expected):
         ("Sampler: Eulr a", "no sampler 'Eulr a'. Did you mean 'euler a'"),
         ("Sampler: Euler, Schedule type: Turbo", "no schedule 'Turbo' here; there are: Automatic"),
         ("Steps: many", "Steps is 'many', which is no number"),
-        ("Size: 8x8", "each 64 to 4096 pixels"),
+        ("Size: 8x8", "each 16 to 4096 pixels"),
         ("CFG scale: nan", "guidance must be 0 to 100"),
     ],
 )
