@@ -100,6 +100,8 @@ def test_two_processes_train_what_one_process_trains(folder: Path, name: str) ->
         for k in chosen:
             if name == "classifier" and k.endswith(("bias", "running_mean")):
                 continue  # a norm takes a bias away: its gradient is rounding, its step a whole one
+            if k.endswith("k_proj.bias") and not moments:
+                continue  # so does a softmax: it moves all scores of a query alike
             off = float((ours.tensors[file][k].double() - tensors[k].double()).abs().max())
             assert off <= 1e-4 * max(scale if moments else 1.0, 1e-6), (file, k, off)
 
