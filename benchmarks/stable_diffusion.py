@@ -163,7 +163,7 @@ def by_openvino(options: argparse.Namespace) -> None:
     known to the compiler, as OpenVINO's own notebooks do.
     """
     from triptych.pipelines.openvino_unet import OpenVinoUNet, Positional, unet_inputs
-    from triptych.weights.openvino import Compiled, Input, conversion_of, convert, traced
+    from triptych.weights.openvino import Input, conversion_of, convert, traced
 
     peer = peer_unet({})
     unet = our_unet(peer)
@@ -174,10 +174,8 @@ def by_openvino(options: argparse.Namespace) -> None:
     began = time.perf_counter()
     convert(Positional(unet), unet_inputs(StableDiffusionConfig()), conversion)
     converted = time.perf_counter() - began
-    began = time.perf_counter()
-    compiled = Compiled(conversion.folder, half, options.threads)
-    ours = OpenVinoUNet(unet.config, compiled)
-    facts = {"converting_s": converted, "compiling_s": time.perf_counter() - began}
+    ours = OpenVinoUNet(unet.config, conversion.folder, half)
+    facts = {"converting_s": converted}
 
     class ByHand(nn.Module):
         def forward(self, x: Tensor, at: Tensor, context: Tensor) -> Tensor:

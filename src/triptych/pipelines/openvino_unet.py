@@ -6,6 +6,7 @@ width of the context, V pooled vector, N sizes.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Num
@@ -15,7 +16,6 @@ from triptych.models.latent_unet import LatentUNet, LatentUNetConfig
 from triptych.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
 from triptych.nn.circular import circular
 from triptych.weights.openvino import (
-    Compiled,
     Conversion,
     Input,
     compiled,
@@ -41,11 +41,13 @@ class Positional(nn.Module):
 
 
 class OpenVinoUNet(nn.Module):
-    """A compiled U-Net in the place of the one that it was converted from."""
+    """A converted U-Net in the place of the one that it was converted from; compiled for every
+    size of pictures and batches as it comes, in two seconds for Stable Diffusion 1.x.
+    """
 
-    def __init__(self, config: LatentUNetConfig, network: Compiled):
+    def __init__(self, config: LatentUNetConfig, folder: Path, half: bool):
         super().__init__()
-        self.config, self.network = config, network
+        self.config, self.folder, self.in_bfloat16 = config, folder, half
 
     def forward(
         self,
@@ -58,7 +60,9 @@ class OpenVinoUNet(nn.Module):
         label: None = None,
     ) -> Float[Tensor, "B O h w"]:
         given = [x, time, context, *(one for one in (vector, sizes) if one is not None)]
-        return self.network(*(one.float() for one in given)).to(x.dtype)
+        shapes = tuple(tuple(one.shape) for one in given)
+        network = compiled(self.folder, self.in_bfloat16, torch.get_num_threads(), shapes)
+        return network(*(one.float() for one in given)).to(x.dtype)
 
 
 def unet_conversion(model: StableDiffusion, tiling: bool) -> Conversion:
@@ -105,9 +109,9 @@ def in_openvino(
         with circular(model.unet, tiling):
             convert(Positional(model.unet), unet_inputs(model.config), conversion)
     half = dtype == torch.bfloat16
-    network = compiled(conversion.folder, half, torch.get_num_threads())
     unet = model.unet
-    model.unet = OpenVinoUNet(model.config.unet, network)  # type: ignore[assignment]
+    replaced = OpenVinoUNet(model.config.unet, conversion.folder, half)
+    model.unet = replaced  # type: ignore[assignment]
     try:
         yield
     finally:
