@@ -3,8 +3,9 @@
     python benchmarks/detection.py --model runs/clip-scenes
 
 Every label that occurs in training is asked for in every picture, so nearly all are absent.
-Windows, scales and the share of a peak are chosen on pictures of the training split (`--tune 0`
-takes the request's own), figures are of the test split. Times are medians of interleaved turns.
+Windows, scales, reach and the share of a peak are chosen on pictures of the training split
+(`--tune 0` takes the request's own), figures are of the test split. Times are medians of
+interleaved turns.
 
 JSON lines on stdout: what was chosen, each way, the ratio of times; then a Markdown table.
 """
@@ -45,9 +46,11 @@ BACKGROUND = (*(f"{colour} background" for colour in GROUND_COLOURS), "object", 
 FAINT = 0.02  # average precision reads the ranking down to here
 EXTENTS = (0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 WINDOWS: tuple[tuple[int, ...], ...] = ((4,), (5,), (6,), (8,), (4, 6), (5, 8), (6, 8))
-DENSE: tuple[tuple[tuple[float, ...], int], ...] = (
-    ((1.0,), 1), ((2.0,), 1), ((2.0,), 3), ((3.0,), 3), ((4.0,), 3), ((4.0,), 5), ((2.0, 3.0), 3),
+DENSE: tuple[tuple[tuple[float, ...], int, int], ...] = (
+    ((4.0,), 3, -1), ((2.0, 3.0), 3, -1), ((2.0,), 1, 0), ((3.0,), 1, 0), ((4.0,), 1, 0),
+    ((4.0,), 3, 0), ((2.0,), 1, 1), ((3.0,), 1, 1), ((4.0,), 1, 1), ((2.0,), 1, 2),
 )  # fmt: skip
+"""Scales, pool, reach."""
 
 World = tuple[list[np.ndarray], list[Annotated]]
 
@@ -98,7 +101,7 @@ def tuned(
                 best, chosen = ap50, replace(asked, extent=extent)
     emit(
         chosen=chosen.method, windows=chosen.windows, scales=chosen.scales, pool=chosen.pool,
-        extent=chosen.extent, ap50_of_tuning=best, pictures=len(pictures),
+        reach=chosen.reach, extent=chosen.extent, ap50_of_tuning=best, pictures=len(pictures),
     )  # fmt: skip
     return chosen
 
@@ -171,7 +174,7 @@ def main() -> None:
         training = world(given.data, "train", given.size, given.tune, given.labels)
         faint = replace(base, threshold=FAINT)
         windows = [{"windows": w} for w in WINDOWS]
-        passes = [{"scales": s, "pool": p} for s, p in DENSE]
+        passes = [{"scales": s, "pool": p, "reach": r} for s, p, r in DENSE]
         sliding = tuned(replace(faint, method="window-batched"), loaded, training, windows)
         base = tuned(faint, loaded, training, passes)
     ways = [

@@ -492,6 +492,10 @@ class Detect:
     """
     pool: int = 3
     """dense: patches are averaged in squares of this side before they are compared; odd."""
+    reach: int = -1
+    """dense: a patch attends to patches at most so many rows and columns away, 0 to itself alone,
+    -1 to the whole picture. Small models trained on pictures of one thing need 0 or 1.
+    """
 
     def __post_init__(self) -> None:
         if not self.labels or not all(label.strip() for label in self.labels):
@@ -504,7 +508,7 @@ class Detect:
         for name, least in (("threshold", 0), ("extent", 0), ("nms", 0)):
             if not least <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
-        for name, least in (("limit", 1), ("stride", 1), ("patch", 0)):
+        for name, least in (("limit", 1), ("stride", 1), ("patch", 0), ("reach", -1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.pool < 1 or self.pool % 2 == 0:

@@ -139,6 +139,32 @@ def test_patches_of_any_size(name):
         model.patches(torch.randn(1, 3, 4, 64))
 
 
+LOOKING_ONCE = VitConfig(32, 8, 16, 1, 2, 32, pool="mean")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("model", "looks"),
+    [(made(), 1), (made(vit=LOOKING_ONCE), 1), (made_siglip(), 2)],
+    ids=["class", "mean", "siglip"],
+)
+def test_a_patch_hears_of_what_its_reach_covers(model, looks):
+    """Once in every block that looks around: a class-pooled tower's last one does not."""
+    plain, marked = torch.zeros(2, 1, 3, 40, 56)
+    marked[:, :, 16:24, 8:16] = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(model.patches(marked, 7), model.patches(marked), atol=1e-6, rtol=0)
+    row, column = torch.meshgrid(torch.arange(5), torch.arange(7), indexing="ij")
+    apart = torch.maximum((row - 2).abs(), (column - 1).abs())
+    for reach in (0, 1):
+        off = model.patches(marked, reach) - model.patches(plain, reach)
+        assert torch.equal(off[0].abs().amax(-1) > 1e-7, apart <= looks * reach)
+
+
+def test_a_resnet_has_no_reach():
+    with pytest.raises(ValueError, match="it has no reach"):
+        MODELS["resnet"]().patches(torch.randn(1, 3, 64, 64), 1)
+
+
 @pytest.mark.parametrize("name", ["vit", "siglip"])
 def test_patch_dropout_looks_at_fewer_patches(name):
     model = MODELS[name]()

@@ -1,5 +1,7 @@
 """CLIP and SigLIP against transformers and open_clip, with the same random weights."""
 
+from dataclasses import replace
+
 import open_clip
 import pytest
 import torch
@@ -142,6 +144,34 @@ def test_a_text_of_ordinary_length_costs_no_more():
     ours.text.transformer.blocks[0].register_forward_hook(lambda m, i, o: seen.append(i[0].shape))
     ours.embed_text(padded)
     assert seen[0][1] == 12
+
+
+@torch.no_grad()
+def test_a_tower_read_as_the_mean_of_its_tokens():
+    """Of the last states in transformers, up to each end token; padding plays no part.
+
+    No other library's CLIP has it, so nothing of theirs is exported in its place.
+    """
+    settings = CLIPConfig(vision_config=VISION, text_config=TEXT)
+    peer = randomised(CLIPModel(settings))
+    config = clip_configs.from_transformers(settings.to_dict())
+    config = replace(config, text=replace(config.text, pool="mean"))
+    ours = same(Clip(config), clip.TRANSFORMERS, peer.state_dict())
+    raw = []
+    peer.text_model.final_layer_norm.register_forward_pre_hook(
+        lambda _, given: raw.append(given[0])
+    )
+    states = peer.text_model(texts()).last_hidden_state
+    means = [row[: end + 1].mean(0) for row, end in zip(raw[0], (15, 5, 9), strict=True)]
+    theirs = peer.text_projection(peer.text_model.final_layer_norm(torch.stack(means)))
+    torch.testing.assert_close(ours.text(texts()), theirs, atol=1e-5, rtol=1e-5)
+    read, vector = ours.text.states_and_vector(texts())
+    torch.testing.assert_close(vector, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(read, states, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="read at its end token"):
+        clip_configs.to_transformers(config)
+    with pytest.raises(ValueError, match="open_clip reads a text at one token"):
+        clip_configs.to_open_clip(config)
 
 
 @torch.no_grad()

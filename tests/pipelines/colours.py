@@ -58,7 +58,7 @@ class Colours(nn.Module):
         self.looks += 1
         return lifted(pixels.mean((2, 3)))
 
-    def patches(self, pixels: Tensor) -> Tensor:
+    def patches(self, pixels: Tensor, reach: int | None = None) -> Tensor:
         self.looks += 1
         return lifted(F.avg_pool2d(pixels, self.patch).permute(0, 2, 3, 1))
 

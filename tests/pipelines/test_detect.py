@@ -254,6 +254,7 @@ def test_only_two_towers_detect() -> None:
         (("a",), {"scales": (0.0,)}, "above 0"),
         (("a",), {"templates": ()}, "templates"),
         (("a",), {"pool": 2}, "odd side"),
+        (("a",), {"reach": -2}, "reach must be at least -1"),
     ],
 )
 def test_a_request_says_what_is_wrong_with_it(labels, fields, says) -> None:

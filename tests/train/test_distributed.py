@@ -148,8 +148,7 @@ def test_ctrl_c_on_one_process_stops_all_after_the_same_step(tmp_path: Path) -> 
     assert json.loads(out.readline())["step"] == 1
     processes[1].send_signal(signal.SIGINT)
     (first, _, told), (second, printed, said) = ended(processes, 60)
-    assert (first, second) == (130, 130)
-    assert (printed, said) == ("", "")
+    assert (first, second, printed, said) == (130, 130, "", ""), told
     step = checkpoint.steps(tmp_path / "run")[-1].name
     assert f"stopped after step {int(step.split('-')[1])}; saved" in told
 

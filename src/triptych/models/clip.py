@@ -19,7 +19,7 @@ from triptych.models.contrastive import cached_embeddings, softmax_loss
 from triptych.nn.bag_of_words import BagOfWords
 from triptych.nn.loss import Loss
 from triptych.nn.patches import check_stem, kept_patches, patch_embedding, whole_patches
-from triptych.nn.position import resize_grid
+from triptych.nn.position import near, resize_grid
 from triptych.nn.transformer import Activation, Transformer
 
 Match = Callable[..., Tensor]
@@ -62,7 +62,7 @@ class VitConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A text transformer that is read at its end token."""
+    """A text transformer, read at its end token or as the mean of its tokens."""
 
     vocabulary: int = 49408
     length: int = 77
@@ -73,8 +73,10 @@ class TextConfig:
     activation: Activation = "gelu"
     eps: float = 1e-5
     causal: bool = True
-    pool: Literal["end", "last"] = "end"
-    """Read at the end token, or at the last position whatever stands there."""
+    pool: Literal["end", "last", "mean"] = "end"
+    """Read at the end token, at the last position whatever stands there, or as the mean of all
+    tokens up to the end: a bag of words that attention refines, which small towers learn sooner.
+    """
     end: int = 49407
     """The end token's number."""
 
@@ -193,17 +195,28 @@ class VisionTransformer(nn.Module):
             return self._project(self.post_norm(x[:, 1:].mean(1)))
         return self._project(self.post_norm(x[:, 1:]).mean(1))
 
-    def patches(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w E"]:
+    def patches(
+        self, pixels: Float[Tensor, "B C H W"], reach: int | None = None
+    ) -> Float[Tensor, "B h w E"]:
         """What each patch says in the shared space.
 
         A mean-pooled tower was trained to have its patches there. In one that reads a class token
         only the values of the last attention are (arXiv:2112.01071), so there each patch attends
         to itself alone.
+
+        Patches of a small picture all speak of the whole of it. With a `reach` they attend to the
+        class token and to patches at most so many rows and columns away, in every block (softly
+        and in the last one alone: arXiv:2404.08181): what they say is then of where they are.
         """
         x = self.pre_norm(self.tokens(pixels))
-        x = self.transformer(x) if self.config.pool == "mean" else self.transformer.alone(x)
         height, width = (side // self.config.patch for side in pixels.shape[2:])
-        return self._project(self.post_norm(x[:, 1:])).reshape(len(x), height, width, -1)
+        mask = None
+        if reach is not None:
+            seen = near((height, width), reach).to(x.device)
+            mask = F.pad(seen, (1, 0, 1, 0), value=True)[None, None]
+        blocks = self.transformer if self.config.pool == "mean" else self.transformer.alone
+        x = self.post_norm(blocks(x, mask)[:, 1:])
+        return self._project(x).reshape(len(x), height, width, -1)
 
     def _project(self, x: Tensor) -> Tensor:
         projected: Tensor = self.projection(x)
@@ -211,7 +224,7 @@ class VisionTransformer(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Tokens, a transformer over them, and the vector at the end token.
+    """Tokens, a transformer over them, and one vector for the whole text.
 
     A `dim` of None leaves the projection out, as Stable Diffusion's towers do.
     """
@@ -240,11 +253,15 @@ class TextTransformer(nn.Module):
     def forward(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
         """Nothing after the longest text is computed: a causal tower does not look there."""
         at = self._ends(tokens)
-        if self.config.pool == "end" and self.config.causal:
+        if self.config.pool != "last" and self.config.causal:
             tokens = tokens[:, : int(at.max()) + 1]
-        x = self.token(tokens) + self.position[: tokens.shape[1]]
-        x = self.transformer.at(x, at, self._mask(tokens))
-        projected: Tensor = self.projection(self.post_norm(x))
+        if self.config.pool == "mean":
+            x, mask = self._embedded(tokens)
+            vector = self._mean(self.transformer(x, mask), at)
+        else:
+            x = self.token(tokens) + self.position[: tokens.shape[1]]
+            vector = self.post_norm(self.transformer.at(x, at, self._mask(tokens)))
+        projected: Tensor = self.projection(vector)
         return projected
 
     def states(
@@ -270,10 +287,11 @@ class TextTransformer(nn.Module):
         norm: bool = True,
         projected: bool = True,
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B E"]]:
-        """`states`, and the vector at the end token of the last block, whichever block is read.
+        """`states`, and the vector of the whole text from the last block, whichever block is read.
 
-        The vector has passed the final norm and, where `projected`, the projection: what XL's
-        second tower adds to the time. Not projected it is transformers' `pooler_output`.
+        The vector is that at the end token, or the tokens' mean (`pool`). It has passed the final
+        norm and, where `projected`, the projection: what XL's second tower adds to the time. Not
+        projected it is, at the end token, transformers' `pooler_output`.
         """
         self._check_skip(skip)
         at = self._ends(tokens)
@@ -283,10 +301,20 @@ class TextTransformer(nn.Module):
             x = block(x, mask)
             if number == self.config.layers - skip:
                 read = x
-        vector: Tensor = self.post_norm(x[torch.arange(len(x), device=x.device), at])
+        if self.config.pool == "mean":
+            vector = self._mean(x, at)
+        else:
+            vector = self.post_norm(x[torch.arange(len(x), device=x.device), at])
         if projected:
             vector = self.projection(vector)
         return self.post_norm(read) if norm else read, vector
+
+    def _mean(self, x: Float[Tensor, "B T D"], ends: Int64[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        """Of the states up to each text's end, normalised afterwards: as loud as one state."""
+        spoken = torch.arange(x.shape[1], device=x.device) <= ends[:, None]
+        weight = (spoken / spoken.sum(1, keepdim=True)).to(x.dtype)
+        mean: Tensor = self.post_norm(torch.einsum("bt,btd->bd", weight, x))
+        return mean
 
     def _check_skip(self, skip: int) -> None:
         if not 0 <= skip < self.config.layers:
@@ -308,7 +336,7 @@ class TextTransformer(nn.Module):
             )
 
     def _ends(self, tokens: Tensor) -> Int64[Tensor, " B"]:
-        """Where each text is read."""
+        """Where each text ends, or is read."""
         self._check_length(tokens)
         if self.config.pool == "last":
             return tokens.new_full((len(tokens),), tokens.shape[1] - 1)
@@ -354,9 +382,21 @@ class Clip(nn.Module):
         """Token numbers, each text with its end token, to unit length in float32."""
         return F.normalize(self.text(tokens).float(), dim=-1)
 
-    def patches(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w E"]:
-        """Every patch in the shared space, unit length; any size that patches tile."""
-        return F.normalize(self.image.patches(pixels).float(), dim=-1)  # type: ignore[operator]
+    def patches(
+        self, pixels: Float[Tensor, "B C H W"], reach: int | None = None
+    ) -> Float[Tensor, "B h w E"]:
+        """Every patch in the shared space, unit length; any size that patches tile.
+
+        Raises:
+            ValueError: a reach of a tower without attention.
+        """
+        if isinstance(self.image, VisionTransformer):
+            patches = self.image.patches(pixels, reach)
+        elif reach is None:
+            patches = self.image.patches(pixels)  # type: ignore[operator]
+        else:
+            raise ValueError("a ResNet's places see what its filters cover: it has no reach")
+        return F.normalize(patches.float(), dim=-1)
 
     def logits(
         self, image: Float[Tensor, "N E"], text: Float[Tensor, "M E"]

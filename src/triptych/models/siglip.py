@@ -18,7 +18,7 @@ from triptych.models.contrastive import cached_embeddings, sigmoid_loss
 from triptych.nn.bag_of_words import BagOfWords
 from triptych.nn.loss import Loss
 from triptych.nn.patches import check_stem, kept_patches, patch_embedding, whole_patches
-from triptych.nn.position import resize_grid
+from triptych.nn.position import near, resize_grid
 from triptych.nn.transformer import Activation, AttentionPool, Transformer
 
 Match = Callable[..., Tensor]
@@ -183,10 +183,18 @@ class SiglipImage(nn.Module):
         pooled: Tensor = self.pool(self.post_norm(x), seen)
         return pooled
 
-    def patches(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w D"]:
-        """What each patch says in the shared space: each pooled as if it were the only one."""
-        x = self.pool.alone(self.post_norm(self.transformer(self.tokens(pixels))))
+    def patches(
+        self, pixels: Float[Tensor, "B C H W"], reach: int | None = None
+    ) -> Float[Tensor, "B h w D"]:
+        """What each patch says in the shared space: each pooled as if it were the only one.
+
+        With a `reach` it attends no further than so many rows and columns, as in CLIP's.
+        """
         height, width = (side // self.config.patch for side in pixels.shape[2:])
+        mask = None
+        if reach is not None:
+            mask = near((height, width), reach).to(pixels.device)[None, None]
+        x = self.pool.alone(self.post_norm(self.transformer(self.tokens(pixels), mask)))
         return x.reshape(len(x), height, width, -1)
 
 
@@ -268,9 +276,11 @@ class Siglip(nn.Module):
         """Token numbers, padded to full length, to unit length in float32."""
         return F.normalize(self.text(tokens).float(), dim=-1)
 
-    def patches(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w E"]:
+    def patches(
+        self, pixels: Float[Tensor, "B C H W"], reach: int | None = None
+    ) -> Float[Tensor, "B h w E"]:
         """Every patch in the shared space, unit length; any size that patches tile."""
-        return F.normalize(self.image.patches(pixels).float(), dim=-1)
+        return F.normalize(self.image.patches(pixels, reach).float(), dim=-1)
 
     def logits(
         self, image: Float[Tensor, "N E"], text: Float[Tensor, "M E"]

@@ -6,7 +6,7 @@ Dimensions: B batch, D width, P places of a grid.
 import math
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,3 +48,12 @@ def resize_grid(
     grid = position.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(grid, size=size, mode=mode, antialias=antialias)
     return resized.flatten(2)[0].T.to(position.dtype)
+
+
+def near(grid: tuple[int, int], reach: int) -> Bool[Tensor, "P P"]:
+    """Which places of a grid see which: those at most `reach` rows and columns away, and itself."""
+    row, column = (
+        axis.flatten() for axis in torch.meshgrid(*map(torch.arange, grid), indexing="ij")
+    )
+    apart = torch.maximum((row[:, None] - row).abs(), (column[:, None] - column).abs())
+    return apart <= reach

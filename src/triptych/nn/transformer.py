@@ -138,11 +138,13 @@ class Transformer(nn.Module):
             x = block(x, mask)
         return x
 
-    def alone(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def alone(
+        self, x: Float[Tensor, "B T D"], mask: Tensor | None = None
+    ) -> Float[Tensor, "B T D"]:
         """As `forward`, but in the last block every position attends to itself alone."""
         *before, last = (cast(Block, block) for block in self.blocks)
         for block in before:
-            x = block(x)
+            x = block(x, mask)
         result: Tensor = last.alone(x)
         return result
 

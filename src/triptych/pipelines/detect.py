@@ -174,11 +174,12 @@ def _dense(
     weight = next(loaded.model.get_submodule("image").parameters())
     fine = cells(height, width)
     heat = torch.zeros(len(request.labels), *fine)
+    reach = None if request.reach < 0 else request.reach
     for number, size in enumerate(sizes):
         yield number / len(sizes)
         pixels = dense.pixels(picture, size, loaded.transform)
         with torch.inference_mode():
-            vectors = loaded.model.patches(pixels.to(weight))[0].cpu()  # type: ignore[operator]
+            vectors = loaded.model.patches(pixels.to(weight), reach)[0].cpu()  # type: ignore[operator]
         vectors = dense.pooled(vectors, request.pool)
         table = scores(request, loaded, vectors.flatten(0, 1), queries)
         table = table.T.reshape(-1, *vectors.shape[:2])  # (L, h, w)

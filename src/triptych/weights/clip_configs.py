@@ -195,6 +195,8 @@ def to_open_clip(config: ClipConfig) -> dict[str, Any]:
     text = config.text
     if text is None or (config.vit is not None and config.vit.stem):
         raise ValueError("open_clip has no bag of words and no convolutional stem")
+    if text.pool == "mean":
+        raise ValueError("open_clip reads a text at one token; this tower reads the mean of all")
     if text.pool == "end" and text.end != text.vocabulary - 1:
         raise ValueError("open_clip's CLIP reads the highest token; this one has another end token")
     towers: list[VitConfig | TextConfig] = [text] + ([config.vit] if config.vit else [])

@@ -242,6 +242,7 @@ def _config(
             towers.text_layers,
             towers.text_heads,
             hidden,
+            pool=towers.text_pool,
             end=tokens.end,
         ),
     )

@@ -215,6 +215,10 @@ class Towers:
     text_width: int = 192
     text_layers: int = 4
     text_heads: int = 3
+    text_pool: Literal["end", "mean"] = "end"
+    """What a transformer says of a text: the state at its end token, as published, or the mean of
+    its tokens, which small ones learn sooner (and which other libraries' CLIP has not).
+    """
     length: int = 32
     """The longest text in tokens; what is over is cut and counted."""
     vocabulary: int = 2048
@@ -412,6 +416,10 @@ class TrainTextToImage:
     text_width: int = 128
     text_layers: int = 3
     text_heads: int = 4
+    text_pool: Literal["end", "mean"] = "end"
+    """What the tower says of a text as a whole: the state at its end token, as published, or the
+    mean of its tokens, which small ones learn sooner (and which other libraries' CLIP has not).
+    """
     length: int = 32
     """The longest text in tokens; what is over is cut and counted."""
     vocabulary: int = 2048
@@ -501,9 +509,9 @@ class TrainTextToImage:
 
 
 OF_THE_MODEL = (
-    "patch", "text_width", "text_layers", "text_heads", "length", "vocabulary", "widths", "blocks",
-    "transformers", "head_width", "groups", "conditioning", "noise_schedule", "zero_terminal_snr",
-    "shift", "predicts", "sampler", "sampling_steps", "guidance", "spacing",
+    "patch", "text_width", "text_layers", "text_heads", "text_pool", "length", "vocabulary",
+    "widths", "blocks", "transformers", "head_width", "groups", "conditioning", "noise_schedule",
+    "zero_terminal_snr", "shift", "predicts", "sampler", "sampling_steps", "guidance", "spacing",
 )  # fmt: skip
 """Fields of `TrainTextToImage` that a model to go on from has its own values of."""
 

@@ -270,6 +270,7 @@ def _start(
                 request.text_layers,
                 request.text_heads,
                 4 * request.text_width,
+                pool=request.text_pool,
                 end=tokenizer.config.end,
             ),
             dim=request.text_width,
