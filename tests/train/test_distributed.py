@@ -153,6 +153,25 @@ def test_ctrl_c_on_one_process_stops_all_after_the_same_step(tmp_path: Path) -> 
     assert f"stopped after step {int(step.split('-')[1])}; saved" in told
 
 
+AT_THE_END = """
+import os, sys
+from triptych.cli.main import run
+code = run(sys.argv[1:])
+threads = [open(f"/proc/self/task/{t}/comm").read() for t in os.listdir("/proc/self/task")]
+sys.exit(code or any("gloo" in name for name in threads))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed on Linux")
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    """One that does may abort the process where Python ends, after the work is done."""
+    (tmp_path / "at_the_end.py").write_text(AT_THE_END)
+    arguments = split("train cvae --run run --batch-size 8 --widths 8 8 16 --steps 2")
+    results = ended(started(["at_the_end.py", *arguments], tmp_path), 60)
+    assert [(code, said) for code, _, said in results][1] == (0, "")
+    assert results[0][0] == 0, results[0][2]
+
+
 def test_torchrun_starts_it(tmp_path: Path) -> None:
     arguments = split("-m -- triptych train siglip --run run --steps 2 --batch-size 4 --width 16")
     small = split("--layers 1 --heads 2 --text-width 16 --text-layers 1 --text-heads 2 --json")

@@ -75,7 +75,7 @@ class TextConfig:
     causal: bool = True
     pool: Literal["end", "last", "mean"] = "end"
     """Read at the end token, at the last position whatever stands there, or as the mean of all
-    tokens up to the end: a bag of words that attention refines, which small towers learn sooner.
+    tokens up to the end, which without layers is a bag of words. Small towers learn it sooner.
     """
     end: int = 49407
     """The end token's number."""
@@ -83,6 +83,8 @@ class TextConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        if self.layers < 1 and self.pool != "mean":
+            raise ValueError("without layers one token knows nothing of the others: pool the mean")
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class TextEncoderConfig:
     """Whether the final norm follows whichever layer is read, as everywhere but in XL."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.skip < self.text.layers:
+        if not 0 <= self.skip <= max(0, self.text.layers - 1):
             raise ValueError(f"skip must leave one of {self.text.layers} blocks, not {self.skip}")
 
 
@@ -246,7 +248,8 @@ class TextTransformer(nn.Module):
         self.projection: nn.Module = nn.Identity()
         if dim is not None:
             self.projection = nn.Linear(config.width, dim, bias=False)
-        nn.init.normal_(self.token.weight, std=0.02)
+        # A mean of published tokens would be drowned by what random blocks add to it.
+        nn.init.normal_(self.token.weight, std=0.1 if config.pool == "mean" else 0.02)
         if isinstance(self.projection, nn.Linear):
             nn.init.normal_(self.projection.weight, std=config.width**-0.5)
 
@@ -317,7 +320,7 @@ class TextTransformer(nn.Module):
         return mean
 
     def _check_skip(self, skip: int) -> None:
-        if not 0 <= skip < self.config.layers:
+        if not 0 <= skip <= max(0, self.config.layers - 1):
             raise ValueError(
                 f"this tower has {self.config.layers} blocks; 0 to {self.config.layers - 1} of the "
                 f"last can be skipped, not {skip}"

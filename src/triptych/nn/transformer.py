@@ -123,7 +123,7 @@ class Transformer(nn.Module):
         ]
         self.blocks = nn.ModuleList(blocks)
         # CLIP's published scheme: a residual stream that does not grow with depth
-        deep = dim**-0.5 * (2 * layers) ** -0.5
+        deep = dim**-0.5 * (2 * max(1, layers)) ** -0.5
         for block in blocks:
             for projection in (block.attn.q_proj, block.attn.k_proj, block.attn.v_proj):
                 nn.init.normal_(projection.weight, std=dim**-0.5)

@@ -11,6 +11,7 @@ A process that fails ends its connections, and with them the exchange that the o
 Dimensions: B items, C channels.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -171,6 +172,10 @@ def joined(training: Training) -> Generator[World, None, None]:
     # Each says for itself what is wrong so far: the launcher ends all where one ends first.
     _check_batch(training.batch_size, world.size)
     backend = _backend(training.device)
+    # The first step of an optimizer imports this, and it keeps any group that it finds: the group's
+    # threads then outlive it, and now and then abort the process where Python ends
+    # (pytorch/pytorch#179291). Imported first it finds none.
+    importlib.import_module("torch._dynamo")
     try:
         if made:
             dist.init_process_group(

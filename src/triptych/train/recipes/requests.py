@@ -217,7 +217,8 @@ class Towers:
     text_heads: int = 3
     text_pool: Literal["end", "mean"] = "end"
     """What a transformer says of a text: the state at its end token, as published, or the mean of
-    its tokens, which small ones learn sooner (and which other libraries' CLIP has not).
+    its tokens, which small ones learn sooner (and which other libraries' CLIP has not). With no
+    layers it is a bag of words, and has to be the mean.
     """
     length: int = 32
     """The longest text in tokens; what is over is cut and counted."""
@@ -419,6 +420,7 @@ class TrainTextToImage:
     text_pool: Literal["end", "mean"] = "end"
     """What the tower says of a text as a whole: the state at its end token, as published, or the
     mean of its tokens, which small ones learn sooner (and which other libraries' CLIP has not).
+    With no layers it is a bag of words, and has to be the mean.
     """
     length: int = 32
     """The longest text in tokens; what is over is cut and counted."""
