@@ -13,6 +13,7 @@ from triptych import runtime
 from triptych.diffusion.noise import PictureNoise
 from triptych.models import cvae, pixel_diffusion, wgan
 from triptych.models.autoencoder import Autoencoder
+from triptych.models.clip import TextConfig
 from triptych.train.loop import fit
 from triptych.train.prompts import drawn
 from triptych.train.recipes.requests import (
@@ -96,6 +97,7 @@ REQUESTS: list[TrainRequest] = [
         ),
         pool="mean",
     ),
+    TrainClip(towers=dataclasses.replace(TINY, text_pool="mean", text_layers=0), dim=8),
     TrainSiglip(towers=dataclasses.replace(TINY, flip=True, templates="simple")),
     TrainWordSpace(widths=(8, 16), hidden=12, unseen="3,5", shift=1),
     TrainWordSpace(widths=(8, 16), method="devise", unseen="3", fine_tune=0.5),
@@ -109,6 +111,7 @@ REQUESTS: list[TrainRequest] = [
         **SMALL, predicts="sample", measured="flow", offset=0.1, templates="simple", drop=0.5
     ),
     TrainTextToImage(**SMALL, noise_schedule="scaled_linear", predicts="noise", min_snr=5.0),
+    TrainTextToImage(**SMALL | {"text_layers": 0}, text_pool="mean", conditioning="scale_shift"),
 ]  # fmt: skip
 
 
@@ -196,7 +199,7 @@ def test_autoencoder_learns_eight_pictures_by_heart(eight: Path, latents_of_eigh
         assert (autoencoder.decode(latents) - image).abs().mean() < 0.06
 
 
-@pytest.mark.parametrize("where", ["pixels", "latents"])
+@pytest.mark.parametrize("where", ["pixels", "latents", "bag of words"])
 def test_text_to_image_learns_eight_pictures_by_heart(
     eight: Path, latents_of_eight: Path, tmp_path: Path, where: str
 ) -> None:
@@ -212,6 +215,8 @@ def test_text_to_image_learns_eight_pictures_by_heart(
         drop=0.0,
         learning_rate=3e-3,
     )
+    if where == "bag of words":
+        request = dataclasses.replace(request, text_layers=0, text_pool="mean")
     recipe = build(request)
     for _ in fit(recipe, training, tmp_path):
         pass
@@ -223,6 +228,14 @@ def test_text_to_image_learns_eight_pictures_by_heart(
     distances = torch.cdist(found.flatten(1), batch["image"].flatten(1))
     assert distances.argmin(1).tolist() == list(range(8))
     assert (found - batch["image"][:, 0]).abs().mean() < 0.15
+
+
+def test_towers_that_could_not_read_are_refused() -> None:
+    with pytest.raises(ValueError, match="pool the mean"):
+        TextConfig(layers=0)
+    for changes in ({"text_pool": "mean"}, {"text_layers": 0}):
+        with pytest.raises(ValueError, match="text_pool is CLIP's"):
+            TrainSiglip(towers=dataclasses.replace(TINY, **changes))
 
 
 def test_classifier_learns_eight_pictures_by_heart(eight: Path, tmp_path: Path) -> None:

@@ -149,6 +149,18 @@ def test_threads_and_company_change_nothing(monkeypatch):
     assert CLIP([]).shape == (0, 3, 224, 224)
 
 
+@pytest.mark.parametrize("transform", [CLIP, PatchTransform(patch=16, patches=64)])
+def test_threads_go_on_in_inference_mode(monkeypatch, transform):
+    """Where embedding asks for it: a tensor made there may not be written to outside."""
+    pictures = [noise(30, 40), noise(50, 20), noise(64, 64)]
+    plain = transform(pictures)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    with torch.inference_mode():
+        found = transform(pictures)
+    for a, b in zip(plain, found, strict=True):  # pictures, or the three parts of patches
+        assert torch.equal(a, b)
+
+
 def test_files_are_the_pictures_they_hold(tmp_path):
     pictures = [noise(300, 400), noise(50, 20)]
     for number, picture in enumerate(pictures):

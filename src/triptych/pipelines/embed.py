@@ -1,6 +1,8 @@
 """Embed: texts and pictures as vectors of one space."""
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,12 +68,14 @@ def _texts(texts: tuple[str, ...], loaded: Loaded) -> tuple[Vector, ...]:
 
 
 def _pictures(names: tuple[str, ...], loaded: Loaded) -> tuple[Vector, ...]:
-    opened: list[np.ndarray | str] = []
-    for name in names:
+    def one(name: str) -> np.ndarray | str:
         try:
-            opened.append(open_picture(Path(name), channels=3))
+            return open_picture(Path(name), channels=3)
         except (ValueError, OSError) as error:
-            opened.append(getattr(error, "strerror", None) or str(error))
+            return getattr(error, "strerror", None) or str(error)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        opened = list(pool.map(one, names))
     vectors = iter(loaded.embed_image([p for p in opened if not isinstance(p, str)]))
     return tuple(
         Vector("image", name, error=picture)

@@ -265,8 +265,14 @@ def _in_threads(work: Callable[[int], None], count: int) -> None:
         for number in range(count):
             work(number)
         return
+    inference = torch.is_inference_mode_enabled()  # a thread does not have it of its own accord
+
+    def alike(number: int) -> None:
+        with torch.inference_mode(inference):
+            work(number)
+
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(count)))  # raises what a thread raised
+        list(pool.map(alike, range(count)))  # raises what a thread raised
 
 
 def _opened(file: Path | bytes) -> UInt8[np.ndarray, "H W 3"]:

@@ -316,6 +316,13 @@ class TrainSiglip:
     )
     towers: Towers = field(default_factory=Towers)
 
+    def __post_init__(self) -> None:
+        if self.towers.text_pool != "end" or self.towers.text_layers < 1:
+            raise ValueError(
+                "SigLIP's text transformer has layers and is read at its last position: text_pool "
+                "is CLIP's. A bag of words is text words"
+            )
+
 
 @dataclass(frozen=True)
 class TrainWordSpace:
