@@ -300,7 +300,7 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
                 data="scenes-one",
                 size=32,
                 batch_size=64,
-                steps=10_000,
+                steps=6800,
                 schedule="cosine",
                 warmup=200,
                 ema_halflife=200,
@@ -308,6 +308,14 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
                 sample_every=1000,
                 precision="auto",
             ),
+            widths=(64, 128, 128),
+            transformers=(0, 0, 1),
+            text_layers=0,
+            text_pool="mean",
+            conditioning="scale_shift",
+            predicts="sample",
+            measured="flow",
+            guidance=2.5,
         ),
         "fine-tune": TrainTextToImage(
             Training(
