@@ -163,7 +163,7 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
         "mnist": TrainPixelDiffusion(
             Training(
                 batch_size=64,
-                steps=3600,
+                steps=7200,
                 schedule="cosine",
                 warmup=200,
                 ema_halflife=200,
