@@ -177,6 +177,7 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
             time_width=192,
             patch=2,
             groups=12,
+            guidance=1.3,
         ),
         "cifar10": TrainPixelDiffusion(
             Training(
