@@ -59,7 +59,7 @@ class Colours(nn.Module):
         return lifted(pixels.mean((2, 3)))
 
     def patches(self, pixels: Tensor, reach: int | None = None) -> Tensor:
-        self.looks += 1
+        self.looks, self.reach = self.looks + 1, reach
         return lifted(F.avg_pool2d(pixels, self.patch).permute(0, 2, 3, 1))
 
     def embed_text(self, tokens: Tensor) -> Tensor:

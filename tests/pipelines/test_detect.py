@@ -114,6 +114,13 @@ def test_patches_are_pooled_over_their_neighbours() -> None:
     assert torch.equal(dense.pooled(vectors, 1), vectors)
 
 
+def test_the_tower_is_told_how_far_patches_reach() -> None:
+    loaded = colour_model(size=64, patch=4)
+    for asked, told in ((-1, None), (0, 0), (2, 2)):
+        last(request("red", reach=asked, **DENSE), loaded, canvas(64, 64))
+        assert loaded.model.reach == told
+
+
 def test_without_scales_the_longer_side_has_24_patches() -> None:
     assert [p.grid for p in dense.passes(480, 640, 224, 16)] == [(18, 24)]
     assert [p.grid for p in dense.passes(64, 64, 336, 14)] == [(24, 24)]
