@@ -42,18 +42,26 @@ def device(choice: str = "auto") -> torch.device:
 
 
 @cache
-def _fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32.
-
-    Without instructions it is emulated. AVX512-BF16 alone doubles the speed on AMD's Zen 4 (350
-    against 190 GFLOP/s on two cores) and halves it on Intel's cores without AMX (82 against 155 on
-    one, docs/results.md).
-    """
+def _said_of_processor() -> str:
     information = Path("/proc/cpuinfo")
-    if not information.exists():
-        return False
-    said = information.read_text()
-    return "amx_bf16" in said or ("avx512_bf16" in said and "AuthenticAMD" in said)
+    return information.read_text() if information.exists() else ""
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has quick products in bfloat16 and no tiles of them (AMD since Zen 4).
+
+    AVX512-BF16 alone doubles the speed on AMD's cores and halves it on Intel's without AMX (82
+    against 155 GFLOP/s on one, docs/results.md).
+    """
+    said = _said_of_processor()
+    return "avx512_bf16" in said and "amx_bf16" not in said and "AuthenticAMD" in said
+
+
+def _fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32; without instructions it is
+    emulated.
+    """
+    return multiplies_bfloat16() or "amx_bf16" in _said_of_processor()
 
 
 def precision(choice: str, on: torch.device) -> str:

@@ -1,6 +1,7 @@
 """Attention against the plain formula, in every form that it takes."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -85,6 +86,63 @@ def test_few_tokens_take_the_plain_path_only_for_training_on_a_cpu(capability, f
     assert len(calls) == 3
     attend(*tensors(queries=fewest - 1)) if fewest > 1 else None
     assert len(calls) == 3 + (fewest > 1)
+
+
+def halves(queries, keys, width=40, peaked=4.0):
+    torch.manual_seed(2)
+    q, k, v = (torch.randn(2, 3, n, width).bfloat16() for n in (queries, keys, keys))
+    return q * peaked, k, v
+
+
+def decibels(output, exact):
+    return 10 * math.log10(exact.square().mean() / (output.double() - exact).square().mean())
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(70, 100), (128, 64), (300, 77)])
+@pytest.mark.parametrize("tile", [1, 5_000, 10_000, 2 << 20])
+def test_products_in_tiles_round_small_scores_only(queries, keys, tile, monkeypatch):
+    """Whether a tile is part of a head, a head, or several of them."""
+    monkeypatch.setattr(attention.runtime, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(attention, "TILE", tile)
+    q, k, v = halves(queries, keys)
+    exact = attend(q.double(), k.double(), v.double())
+    output = attend(q, k, v)
+    assert output.dtype == torch.bfloat16
+    rounded = ((q @ k.transpose(-1, -2)) * 40**-0.5).softmax(-1) @ v  # scores as they come
+    assert decibels(rounded, exact) < 42 and decibels(output, exact) > 45
+    doubled = attend(q, k, v, scale=2 * 40**-0.5)
+    assert decibels(doubled, attend(2 * q.double(), k.double(), v.double())) > 45
+
+
+def test_tiles_are_for_bfloat16_on_a_cpu_that_multiplies_it(monkeypatch):
+    calls = []
+    tiles = attention._in_tiles
+    monkeypatch.setattr(attention, "_in_tiles", lambda *given: calls.append(given) or tiles(*given))
+    q, k, v = halves(64, 64)
+    for quick, expected in ((False, 0), (True, 1)):
+        monkeypatch.setattr(attention.runtime, "multiplies_bfloat16", lambda quick=quick: quick)
+        attend(q, k, v)
+        assert len(calls) == expected
+    attend(q.float(), k.float(), v.float())
+    attend(q, k, v, torch.ones(1, 1, 64, 64, dtype=torch.bool))  # masked
+    attend(q, k[:, :1], v[:, :1])  # grouped
+    attend(q, k, v, softcap=20.0)
+    attend(q.clone().requires_grad_(), k, v)
+    attend(q[:, :, :63], k, v)  # few
+    assert len(calls) == 1
+    monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
+    attend(q, k, v)
+    assert len(calls) == 1
+
+
+def test_few_halves_learn_by_plain_products(monkeypatch):
+    """Where bfloat16 has products and no tiles: the fused kernel's backward pass is slow there."""
+    few, many = halves(200, 150), halves(201, 150)
+    for quick in (False, True):
+        monkeypatch.setattr(attention.runtime, "multiplies_bfloat16", lambda quick=quick: quick)
+        monkeypatch.setattr(attention.torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+        assert attention._slow_backward(*few[:2]) == quick
+        assert not attention._slow_backward(*many[:2])
 
 
 def test_half_precision_sums_in_float32():
