@@ -59,18 +59,45 @@ def level(ratio: float) -> Level:
     return Level(1.0, ratio)
 
 
-def test_a_brownian_path_is_one_path() -> None:
-    """Increments add up, whatever the steps; a seed's path knows no other seed."""
-    like = torch.zeros(2, 3, 3, dtype=torch.float64)
-    fine, coarse = BrownianNoise([1, 2], like, 16.0), BrownianNoise([1, 2], like, 16.0)
-    ratios = [16.0, 9.0, 4.0, 2.5, 0.7, 0.0]
-    total = torch.zeros_like(like)
+def walked(seeds: list[int], like: torch.Tensor, ratios: list[float]) -> torch.Tensor:
+    """Where a path goes between the first and the last of these places, by increments."""
+    path, total = BrownianNoise(seeds, like, 16.0), torch.zeros_like(like)
     for a, b in pairwise(ratios):
-        total = total + fine(level(a), level(b)) * math.sqrt(a - b)
-    whole = coarse(level(16.0), level(0.0)) * 4.0
-    assert (total - whole).abs().max() < 1e-5
+        total = total + path(level(a), level(b)) * math.sqrt(a - b)
+    return total
+
+
+def test_a_brownian_path_is_one_path() -> None:
+    """Increments add up, exactly where the path itself was halved; a seed's path knows no other."""
+    like = torch.zeros(2, 3, 3, dtype=torch.float64)
+    whole = BrownianNoise([1, 2], like, 16.0)(level(16.0), level(0.0)) * 4.0
+    assert (walked([1, 2], like, [16.0, 9.0, 4.0, 2.5, 0.5, 0.0]) - whole).abs().max() < 1e-5
     alone = BrownianNoise([2], like[:1], 16.0)(level(9.0), level(4.0))
     assert torch.equal(alone[0], BrownianNoise([1, 2], like, 16.0)(level(9.0), level(4.0))[1])
+
+
+@pytest.mark.parametrize("steps", [2, 20, 200])
+def test_any_steps_go_along_the_same_brownian_path(steps: int) -> None:
+    """Between places where no halving ends, too, up to what a straight piece lacks."""
+    like = torch.zeros(1, 100, 100)
+    ratios = [15.1 * (0.07 / 15.1) ** (i / steps) for i in range(steps + 1)]
+    whole = BrownianNoise([5], like, 16.0)(level(ratios[0]), level(ratios[-1]))
+    total = walked([5], like, ratios) / math.sqrt(ratios[0] - ratios[-1])
+    assert (total * whole).mean() > 0.97  # two other paths: 0
+
+
+@pytest.mark.parametrize("steps", [5, 50, 500])
+def test_brownian_increments_have_variance_one_and_know_little_of_their_neighbours(
+    steps: int,
+) -> None:
+    like = torch.zeros(1, 100, 100)
+    path = BrownianNoise([7], like, 14.6)
+    ratios = [14.6 * (0.03 / 14.6) ** (i / steps) for i in range(steps + 1)]
+    drawn = torch.cat([path(level(a), level(b)) for a, b in pairwise(ratios)])
+    each = drawn.flatten(1)
+    assert each.var(dim=1).mean() == pytest.approx(1, abs=4 * math.sqrt(2 / each.numel()))
+    neighbours = (each[1:] * each[:-1]).mean()
+    assert abs(neighbours) < 1 / 64 + 4 / math.sqrt(each.numel())
 
 
 def test_brownian_increments_are_standard_and_independent() -> None:

@@ -10,7 +10,7 @@ Dimensions: B pictures.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,52 +65,68 @@ class PictureNoise:
         return self.start(self.like.shape[1:]).to(self.like)
 
 
+class Place(NamedTuple):
+    """A Brownian path at one place, read on the straight piece it lies on."""
+
+    value: Tensor
+    width: float  # of the piece
+    lacking: float  # of the path's variance there
+
+
 class BrownianNoise:
     """Increments of one Brownian path a picture, divided by their standard deviation.
 
     The path runs in s = sigma / alpha from 0 to that of the first finite level. Its values are
     found by halving (Levy's construction; arXiv:2001.01328, section 4), each from a generator of
     its own place, so the path of a seed is the same for any number of steps, and more steps refine
-    a picture instead of changing it. A way that starts at pure noise takes an ordinary draw.
+    a picture instead of changing it. Halving ends at pieces of a sixteenth of the way, where the
+    path is read as a straight line; what that lacks of its variance is known, so an increment has
+    variance 1 all the same, and is correlated with its neighbours by 1/64 at most. A way that
+    starts at pure noise takes an ordinary draw.
     """
 
     def __init__(self, seeds: Sequence[int], x: Tensor, most: float):
         self.seeds, self.like, self.most = seeds, x, most
-        self.kept: dict[tuple[int, int], Tensor] = {}
-        self.known: dict[float, Tensor] = {}  # the path where the last way began and ended
+        self.halved: dict[float, Tensor] = {}  # the path where it was halved on the way to a place
+        self.known: dict[float, Place] = {}  # where the last way began and ended
 
     def __call__(self, level: Level, following: Level) -> Tensor:
         if math.isinf(level.ratio):
             return self._normal(-1, 0).to(self.like)
         start, end = level.ratio / self.most, following.ratio / self.most
-        values = [self.known[p] if p in self.known else self._at(p) for p in (start, end)]
-        self.known = dict(zip((start, end), values, strict=True))
-        increment = values[0] - values[1]
-        return (increment / math.sqrt(start - end)).to(self.like)
+        finest = FINEST * (start - end)
+        here, there = self._at(start, finest), self._at(end, finest)
+        self.known = {start: here, end: there}
+        variance = start - end - here.lacking - there.lacking
+        return ((here.value - there.value) / math.sqrt(variance)).to(self.like)
 
-    def _at(self, place: float) -> Tensor:
-        """The path at a place in [0, 1], where it has variance `place`; float64."""
-        low, high = torch.zeros(()), self._kept(0, 0)
-        left, right, index = 0.0, 1.0, 0
-        used = {(0, 0)}
-        depth = 0
-        while place not in (left, right) and right - left > FINEST * place:
+    def _at(self, place: float, finest: float) -> Place:
+        """The path at a place in [0, 1], read on a straight piece no wider than `finest`."""
+        known = self.known.get(place)
+        if known is not None and known.width <= finest:
+            return known
+        left, right, depth, index = 0.0, 1.0, 0, 0
+        low = torch.zeros(())
+        high = self.halved[1.0] if 1.0 in self.halved else self._normal(0, 0)
+        passed = {1.0: high}
+        while place not in (left, right) and right - left > finest:
             depth += 1
             middle = (left + right) / 2
-            used.add((depth, index))
-            bridge = (low + high) / 2 + math.sqrt(right - left) / 2 * self._kept(depth, index)
+            value = self.halved.get(middle)
+            if value is None:
+                deviation = math.sqrt(right - left) / 2
+                value = (low + high).mul_(0.5).add_(self._normal(depth, index), alpha=deviation)
+            passed[middle] = value
             if place < middle:
-                right, high, index = middle, bridge, 2 * index
+                right, high, index = middle, value, 2 * index
             else:
-                left, low, index = middle, bridge, 2 * index + 1
-        self.kept = {key: value for key, value in self.kept.items() if key in used}
+                left, low, index = middle, value, 2 * index + 1
+        self.halved = passed
+        if place in (left, right):
+            return Place(low if place == left else high, 0.0, 0.0)
         share = (place - left) / (right - left)
-        return low + share * (high - low)
-
-    def _kept(self, depth: int, index: int) -> Tensor:
-        if (depth, index) not in self.kept:
-            self.kept[depth, index] = self._normal(depth, index)
-        return self.kept[depth, index]
+        lacking = (place - left) * (right - place) / (right - left)
+        return Place(torch.lerp(low, high, share), right - left, lacking)
 
     def _normal(self, depth: int, index: int) -> Tensor:
         shape = tuple(self.like.shape[1:])
@@ -118,7 +134,7 @@ class BrownianNoise:
             torch.randn(shape, generator=runtime.generator(runtime.key(seed, "path", depth, index)))
             for seed in self.seeds
         ]
-        return torch.stack(rows).double()
+        return torch.stack(rows)
 
 
 def philox_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
