@@ -61,7 +61,9 @@ def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Picture
     if request.seed is None:
         request = replace(request, seed=runtime.drawn_seed())
     assert request.seed is not None
-    judge = load(request.clip, runtime.device()) if request.clip else None
+    on = runtime.device()  # the judge computes as precisely as what it guides
+    precise = runtime.precision(request.precision, on)
+    judge = load(request.clip, on, precise) if request.clip else None
     conditions, names = chosen(request, loaded.card)
     config = loaded.card.config
     by_class = config.get("condition") == "label"

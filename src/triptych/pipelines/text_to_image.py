@@ -134,8 +134,8 @@ def _pictures(
 
 
 def ready(request: TextToImage) -> Loaded:
-    """The model that a request names, with its weights in the precision that it computes in: they
-    need not be brought into it at every step then.
+    """The model that a request names, its weights read in the precision that it computes in: there
+    is never a larger copy of them, and nothing to convert at a step.
 
     Raises:
         ValueError: there is no such model, or it draws no prompts; OpenVINO is not installed.
@@ -143,11 +143,9 @@ def ready(request: TextToImage) -> Loaded:
     by_openvino = request.backend == "openvino"
     if by_openvino:
         require_openvino()  # before anything takes its time
-    loaded = load(request.model, runtime.device("cpu" if by_openvino else "auto"))
-    model = drawing_model(loaded)
-    on = next(model.parameters()).device
-    half = runtime.precision(request.precision, on) == "bfloat16"
-    model.to(torch.bfloat16 if half else torch.float32)
+    on = runtime.device("cpu" if by_openvino else "auto")
+    loaded = load(request.model, on, runtime.precision(request.precision, on))
+    drawing_model(loaded)
     return loaded
 
 
