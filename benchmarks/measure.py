@@ -11,11 +11,24 @@ from typing import Any
 
 import torch
 
+from triptych import runtime
+
 # The peers import torchvision where it is installed, and its compiled operators are missing on CPU
 # builds of torch: declared, it imports, and nothing here calls them.
 for operator in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, operator):
         torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
+
+
+PRECISIONS = ("float32", "bfloat16", "default")
+
+
+def precisions(chosen: str) -> tuple[torch.dtype, torch.dtype]:
+    """Ours and the peer's; `default` is what each takes without being asked."""
+    if chosen == "default":
+        chosen = runtime.precision("auto", torch.device("cpu"))
+        return getattr(torch, chosen), torch.float32
+    return getattr(torch, chosen), getattr(torch, chosen)
 
 
 def machine() -> dict[str, Any]:

@@ -30,7 +30,6 @@ import measure
 import torch
 from torch import Tensor, nn
 
-from triptych import runtime
 from triptych.models.autoencoder import Autoencoder, AutoencoderConfig
 from triptych.models.latent_unet import LatentUNet
 from triptych.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
@@ -48,15 +47,7 @@ XL = {
     "use_linear_projection": True, "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
 }  # fmt: skip
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Timed = Callable[[], float]
-
-
-def precisions(chosen: str) -> tuple[torch.dtype, torch.dtype]:
-    """Ours and the peer's."""
-    if chosen == "default":
-        return DTYPES[runtime.precision("auto", torch.device("cpu"))], torch.float32
-    return DTYPES[chosen], DTYPES[chosen]
 
 
 def timed(call: Callable[[], Tensor]) -> tuple[Timed, Callable[[], Tensor]]:
@@ -114,7 +105,7 @@ def our_unet(peer: Any) -> LatentUNet:
 def step(options: argparse.Namespace, form: dict[str, Any], sides: tuple[int, int]) -> None:
     peer = peer_unet(form)
     ours = our_unet(peer)
-    mine, theirs = precisions(options.precision)
+    mine, theirs = measure.precisions(options.precision)
     ours, peer = ours.to(mine), peer.to(theirs)
     torch.manual_seed(1)
     x, context = torch.randn(2, 4, *sides), torch.randn(2, 77, ours.config.context)
@@ -169,7 +160,7 @@ def by_openvino(options: argparse.Namespace) -> None:
     unet = our_unet(peer)
     torch.manual_seed(1)
     x, at, context = torch.randn(2, 4, 64, 64), torch.full((2,), 500.0), torch.randn(2, 77, 768)
-    half = precisions(options.precision)[0] == torch.bfloat16
+    half = measure.precisions(options.precision)[0] == torch.bfloat16
     conversion = conversion_of(unet, unet.config, "unet", tiling=False)
     began = time.perf_counter()
     convert(Positional(unet), unet_inputs(StableDiffusionConfig()), conversion)
@@ -213,7 +204,7 @@ def decode(options: argparse.Namespace) -> None:
     ours = Autoencoder(AutoencoderConfig())
     fill(ours, convert(peer.state_dict(), autoencoder.diffusers_rules(peer.state_dict())))
     ours.eval().requires_grad_(False)
-    mine, theirs = precisions(options.precision)
+    mine, theirs = measure.precisions(options.precision)
     ours, peer = ours.to(mine), peer.to(theirs)
     latents = torch.randn(1, 4, 64, 64)
     scale = ours.config.scale
@@ -251,7 +242,7 @@ def picture(options: argparse.Namespace) -> None:
     )  # fmt: skip
     loaded = ready(request)
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, torch_dtype=precisions(options.precision)[1], safety_checker=None
+        folder, torch_dtype=measure.precisions(options.precision)[1], safety_checker=None
     )
     from diffusers import EulerDiscreteScheduler
 
@@ -276,6 +267,7 @@ def picture(options: argparse.Namespace) -> None:
 def start(options: argparse.Namespace) -> None:
     """Process start to the end of a first step, less a warm step; the peak while loading."""
     folder = folder_of(options)
+    precision = "auto" if options.precision == "default" else options.precision
     program = f"""
 import time, resource
 import torch
@@ -283,7 +275,7 @@ imported = time.perf_counter()
 torch.set_num_threads({options.threads})
 from triptych.pipelines.text_to_image import ready
 from triptych.requests import TextToImage
-model = ready(TextToImage("a", model={str(folder)!r}, precision={options.precision!r})).model
+model = ready(TextToImage("a", model={str(folder)!r}, precision={precision!r})).model
 loaded, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 dtype = next(model.unet.parameters()).dtype
 x, context = torch.randn(1, 4, 8, 8, dtype=dtype), torch.randn(1, 77, 768, dtype=dtype)
@@ -310,7 +302,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     choices = ["step", "xl", "decode", "int8", "openvino", "picture", "start"]
     parser.add_argument("what", choices=choices)
-    parser.add_argument("--precision", default="float32", choices=[*DTYPES, "default"])
+    parser.add_argument("--precision", default="float32", choices=measure.PRECISIONS)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)

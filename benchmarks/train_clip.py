@@ -5,7 +5,7 @@ peers' steps are written as their own examples write them, AdamW as it comes; ou
 of `models/clip.py` with the fused AdamW of the loop. `--texts full` fills all 32 positions;
 `ordinary` are captions of 8 to 14 tokens, which the peers pad and compute.
 
-    python benchmarks/train_clip.py [float32|bfloat16] [--pairs 20] [--threads 2]
+    python benchmarks/train_clip.py [float32|bfloat16|default] [--pairs 20] [--threads 2]
 """
 
 import argparse
@@ -35,11 +35,11 @@ def data(texts: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def stepping(
-    optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor], bfloat16: bool
+    optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor], dtype: torch.dtype
 ) -> Step:
     def step() -> float:
         began = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16):
             value = loss()
         value.backward()
         optimizer.step()
@@ -49,7 +49,7 @@ def stepping(
     return step
 
 
-def ours(pixels: torch.Tensor, tokens: torch.Tensor, bfloat16: bool) -> Step:
+def ours(pixels: torch.Tensor, tokens: torch.Tensor, dtype: torch.dtype) -> Step:
     model = Clip(
         ClipConfig(
             128,
@@ -62,10 +62,10 @@ def ours(pixels: torch.Tensor, tokens: torch.Tensor, bfloat16: bool) -> Step:
         found = objective(model, pixels, tokens)
         return found.total / found.count
 
-    return stepping(adam(model, 1e-4, weight_decay=1e-2), loss, bfloat16)
+    return stepping(adam(model, 1e-4, weight_decay=1e-2), loss, dtype)
 
 
-def of_transformers(pixels: torch.Tensor, tokens: torch.Tensor, bfloat16: bool) -> Step:
+def of_transformers(pixels: torch.Tensor, tokens: torch.Tensor, dtype: torch.dtype) -> Step:
     shared = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3}
     text = {"vocab_size": END + 1, "num_hidden_layers": 4, "max_position_embeddings": 32}
     text |= {"eos_token_id": END, "bos_token_id": END - 1}
@@ -79,21 +79,21 @@ def of_transformers(pixels: torch.Tensor, tokens: torch.Tensor, bfloat16: bool) 
     return stepping(
         optimizer,
         lambda: model(input_ids=tokens, pixel_values=pixels, return_loss=True).loss,
-        bfloat16,
+        dtype,
     )
 
 
-def of_open_clip(pixels: torch.Tensor, tokens: torch.Tensor, bfloat16: bool) -> Step:
+def of_open_clip(pixels: torch.Tensor, tokens: torch.Tensor, dtype: torch.dtype) -> Step:
     vision = {"image_size": 64, "layers": 6, "width": 192, "head_width": 64, "patch_size": 8}
     text = {"context_length": 32, "vocab_size": END + 1, "width": 192, "heads": 3, "layers": 4}
     model, loss = open_clip.model.CLIP(128, vision, text), open_clip.loss.ClipLoss()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
-    return stepping(optimizer, lambda: loss(*model(pixels, tokens)), bfloat16)
+    return stepping(optimizer, lambda: loss(*model(pixels, tokens)), dtype)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("precision", nargs="?", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("precision", nargs="?", default="float32", choices=measure.PRECISIONS)
     parser.add_argument("--texts", nargs="+", default=["full", "ordinary"])
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
@@ -101,11 +101,11 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     transformers.logging.set_verbosity_error()
     measure.emit(machine=measure.machine())
-    bfloat16 = given.precision == "bfloat16"
+    our_dtype, peer_dtype = measure.precisions(given.precision)
     for texts in given.texts:
         for name, make in (("transformers", of_transformers), ("open_clip", of_open_clip)):
             pixels, tokens = data(texts)
-            mine, theirs = ours(pixels, tokens, bfloat16), make(pixels, tokens, bfloat16)
+            mine, theirs = ours(pixels, tokens, our_dtype), make(pixels, tokens, peer_dtype)
             mine(), theirs()
             a, b = measure.pairs(mine, theirs, given.pairs)
             ratios = [their / our for our, their in zip(a, b, strict=True)]

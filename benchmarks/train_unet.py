@@ -5,7 +5,7 @@ AdamW. The peer's step is written as its own examples write it (DDPMScheduler, A
 ours is the objective of `models/pixel_diffusion.py` with the fused AdamW of the loop. Interleaved
 pairs; each side's peak memory in a process of its own.
 
-    python benchmarks/train_unet.py [float32|bfloat16] [--batch 64] [--pairs 20] [--threads 2]
+    python benchmarks/train_unet.py [float32|bfloat16|default] [--batch 64] [--pairs 20]
 """
 
 import argparse
@@ -46,7 +46,7 @@ def peer_model() -> torch.nn.Module:
     )  # fmt: skip
 
 
-def peer(batch: int, bfloat16: bool) -> Step:
+def peer(batch: int, dtype: torch.dtype) -> Step:
     from diffusers import DDPMScheduler
 
     model, scheduler = peer_model(), DDPMScheduler(1000)
@@ -57,7 +57,7 @@ def peer(batch: int, bfloat16: bool) -> Step:
         began = time.perf_counter()
         noise, time_ = torch.randn_like(x), torch.randint(0, 1000, (batch,))
         noisy = scheduler.add_noise(x, noise, time_)
-        with torch.autocast("cpu", torch.bfloat16, bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16):
             loss = F.mse_loss(model(noisy, time_, return_dict=False)[0].float(), noise)
         loss.backward()
         optimizer.step()
@@ -67,7 +67,7 @@ def peer(batch: int, bfloat16: bool) -> Step:
     return step
 
 
-def ours(batch: int, bfloat16: bool) -> Step:
+def ours(batch: int, dtype: torch.dtype) -> Step:
     model = UNet(UNetConfig(3, 3))
     fill(model, convert(peer_model().state_dict(), DIFFUSERS))
     schedule, kind = Discrete(tuple(betas("linear"))), PARAMETERISATIONS["noise"]
@@ -76,7 +76,7 @@ def ours(batch: int, bfloat16: bool) -> Step:
 
     def step() -> float:
         began = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16):
             levels = training_levels(schedule, batch)
             loss = matching(lambda x, time_: model(x, time_), kind, x, torch.randn_like(x), levels)
         (loss.total / loss.count).backward()
@@ -104,24 +104,24 @@ def high_water() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("precision", nargs="?", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("precision", nargs="?", default="float32", choices=measure.PRECISIONS)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--alone", choices=["ours", "peer"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    bfloat16 = options.precision == "bfloat16"
     sides = {"ours": ours, "peer": peer}
+    dtypes = dict(zip(sides, measure.precisions(options.precision), strict=True))
     if options.alone:
-        step = sides[options.alone](options.batch, bfloat16)
+        step = sides[options.alone](options.batch, dtypes[options.alone])
         for _ in range(3):
             step()
         measure.emit(peak_gib=high_water())
         return
     measure.emit(machine=measure.machine())
     memory = {side: peak(side, options) for side in sides}
-    mine, theirs = (make(options.batch, bfloat16) for make in sides.values())
+    mine, theirs = (make(options.batch, dtypes[side]) for side, make in sides.items())
     mine(), theirs()
     a, b = measure.pairs(mine, theirs, options.pairs)
     ratios = [their / our for our, their in zip(a, b, strict=True)]
