@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import measure
 import torch
@@ -48,6 +48,7 @@ XL = {
     "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
 }  # fmt: skip
 Timed = Callable[[], float]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def timed(call: Callable[[], Tensor]) -> tuple[Timed, Callable[[], Tensor]]:
@@ -102,11 +103,19 @@ def our_unet(peer: Any) -> LatentUNet:
     return network.eval().requires_grad_(False)
 
 
+def as_loaded(network: Network, dtype: torch.dtype) -> Network:
+    """In the order of numbers that `weights/load.py` gives it."""
+    network = network.to(dtype)
+    if dtype != torch.float32:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
 def step(options: argparse.Namespace, form: dict[str, Any], sides: tuple[int, int]) -> None:
     peer = peer_unet(form)
     ours = our_unet(peer)
     mine, theirs = measure.precisions(options.precision)
-    ours, peer = ours.to(mine), peer.to(theirs)
+    ours, peer = as_loaded(ours, mine), peer.to(theirs)
     torch.manual_seed(1)
     x, context = torch.randn(2, 4, *sides), torch.randn(2, 77, ours.config.context)
     at = torch.full((2,), 500.0)
@@ -137,15 +146,17 @@ def eight_bits(options: argparse.Namespace) -> None:
     with torch.device("meta"):
         other = LatentUNet(plain.config)
     other.load_state_dict(plain.state_dict(), assign=True)
-    other.eval()
+    dtype = measure.precisions(options.precision)[0]
+    other = as_loaded(other.eval(), dtype)
     torch.manual_seed(1)
     x, context, at = torch.randn(2, 4, 64, 64), torch.randn(2, 77, 768), torch.full((2,), 500.0)
     began = time.perf_counter()
     with int8(other):
         took = time.perf_counter() - began
         compared(
-            "a step in eight bits against float32, both ours", lambda: other(x, at, context),
-            lambda: plain(x, at, context), options, quantising_s=took,
+            "a step in eight bits against float32, both ours",
+            lambda: other(x.to(dtype), at, context.to(dtype)), lambda: plain(x, at, context),
+            options, quantising_s=took, rest=str(dtype),
         )  # fmt: skip
 
 
@@ -205,7 +216,7 @@ def decode(options: argparse.Namespace) -> None:
     fill(ours, convert(peer.state_dict(), autoencoder.diffusers_rules(peer.state_dict())))
     ours.eval().requires_grad_(False)
     mine, theirs = measure.precisions(options.precision)
-    ours, peer = ours.to(mine), peer.to(theirs)
+    ours, peer = as_loaded(ours, mine), peer.to(theirs)
     latents = torch.randn(1, 4, 64, 64)
     scale = ours.config.scale
     compared(

@@ -9,7 +9,8 @@ Dimensions: B pictures.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ Source = Literal["cpu", "philox"]
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
-FINEST = 2.0**-13  # of a place: where a Brownian path is halved no further, but read linearly
+FINEST = 1 / 16  # of a way: pieces so short of a Brownian path are halved no further
 
 
 class Stream:
@@ -87,7 +88,8 @@ class BrownianNoise:
 
     def __init__(self, seeds: Sequence[int], x: Tensor, most: float):
         self.seeds, self.like, self.most = seeds, x, most
-        self.halved: dict[float, Tensor] = {}  # the path where it was halved on the way to a place
+        # the path where it was halved on the way to the places of this way, and of the last one
+        self.halved: tuple[dict[float, Tensor], dict[float, Tensor]] = {}, {}
         self.known: dict[float, Place] = {}  # where the last way began and ended
 
     def __call__(self, level: Level, following: Level) -> Tensor:
@@ -95,6 +97,7 @@ class BrownianNoise:
             return self._normal(-1, 0).to(self.like)
         start, end = level.ratio / self.most, following.ratio / self.most
         finest = FINEST * (start - end)
+        self.halved = {}, self.halved[0]
         here, there = self._at(start, finest), self._at(end, finest)
         self.known = {start: here, end: there}
         variance = start - end - here.lacking - there.lacking
@@ -106,27 +109,33 @@ class BrownianNoise:
         if known is not None and known.width <= finest:
             return known
         left, right, depth, index = 0.0, 1.0, 0, 0
-        low = torch.zeros(())
-        high = self.halved[1.0] if 1.0 in self.halved else self._normal(0, 0)
-        passed = {1.0: high}
+        low, high = torch.zeros(()), self._halved(1.0, lambda: self._normal(0, 0))
         while place not in (left, right) and right - left > finest:
             depth += 1
             middle = (left + right) / 2
-            value = self.halved.get(middle)
-            if value is None:
-                deviation = math.sqrt(right - left) / 2
-                value = (low + high).mul_(0.5).add_(self._normal(depth, index), alpha=deviation)
-            passed[middle] = value
+            value = self._halved(
+                middle, partial(self._bridge, low, high, right - left, depth, index)
+            )
             if place < middle:
                 right, high, index = middle, value, 2 * index
             else:
                 left, low, index = middle, value, 2 * index + 1
-        self.halved = passed
         if place in (left, right):
             return Place(low if place == left else high, 0.0, 0.0)
         share = (place - left) / (right - left)
         lacking = (place - left) * (right - place) / (right - left)
         return Place(torch.lerp(low, high, share), right - left, lacking)
+
+    def _halved(self, place: float, found: Callable[[], Tensor]) -> Tensor:
+        newer, older = self.halved
+        if place not in newer:
+            newer[place] = older[place] if place in older else found()
+        return newer[place]
+
+    def _bridge(self, low: Tensor, high: Tensor, width: float, depth: int, index: int) -> Tensor:
+        """The middle between two values of the path that are `width` apart."""
+        normal = self._normal(depth, index)
+        return (low + high).mul_(0.5).add_(normal, alpha=math.sqrt(width) / 2)
 
     def _normal(self, depth: int, index: int) -> Tensor:
         shape = tuple(self.like.shape[1:])
