@@ -76,7 +76,8 @@ def test_a_prompt_becomes_pictures_that_carry_their_request(tiny, capsys) -> Non
     assert str(Path.cwd()) not in json.dumps(record) + line
     request = from_json(TextToImage, record)
     *_, again = text_to_image.run(request, loaded())
-    assert (again.pictures[0] == open_picture(Path("pictures/0001-6.png"))).all()
+    together = open_picture(Path("pictures/0001-6.png")).astype(int)
+    assert np.abs(again.pictures[0] - together).max() <= 1  # company only rounds otherwise
 
 
 @pytest.mark.parametrize(("name", "ending"), [("jpeg", "jpg"), ("webp", "webp")])

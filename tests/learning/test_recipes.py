@@ -220,7 +220,7 @@ def test_text_to_image_learns_eight_pictures_by_heart(
     recipe = build(request)
     for _ in fit(recipe, training, tmp_path):
         pass
-    loaded = load(str(tmp_path))
+    loaded = load(str(tmp_path), dtype="float32")
     batch = next(recipe.batches(0))
     prompts = [str(label) for label in batch["label"].tolist()]
     pictures = drawn(loaded.model, loaded.tokenizers, prompts, guidance=1.0)

