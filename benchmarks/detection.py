@@ -43,6 +43,8 @@ LABELS = {
 # what lies behind, and words for any thing: without these a label that is asked for alone wins
 # wherever there is a thing at all
 BACKGROUND = (*(f"{colour} background" for colour in GROUND_COLOURS), "object", "shape", "thing")
+PARTS = tuple(f"part of a {colour} thing" for colour in COLOURS)
+"""What a CLIP that was trained on parts of scenes (`scene_parts.py`) calls a cut object."""
 FAINT = 0.02  # average precision reads the ranking down to here
 EXTENTS = (0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 WINDOWS: tuple[tuple[int, ...], ...] = ((4,), (5,), (6,), (8,), (4, 6), (5, 8), (6, 8))
@@ -164,11 +166,13 @@ def main() -> None:
     parser.add_argument("--tune", type=int, default=40, help="training pictures to choose on")
     parser.add_argument("--threshold", type=float, default=Detect("", ("x",)).threshold)
     parser.add_argument("--template", default="a {}", help="what stands around a label")
+    parser.add_argument("--parts", action="store_true", help="cut objects have words of their own")
     given = parser.parse_args()
     loaded = load(given.model, "cpu", "float32")
     emit(**machine(), model=loaded.name, labels=given.labels, size=given.size)
+    behind = (*BACKGROUND, *PARTS) if given.parts else BACKGROUND
     base = Detect("", LABELS[given.labels], given.model, templates=(given.template,),
-                  background=BACKGROUND, threshold=given.threshold)  # fmt: skip
+                  background=behind, threshold=given.threshold)  # fmt: skip
     sliding = replace(base, method="window-batched")
     if given.tune:
         training = world(given.data, "train", given.size, given.tune, given.labels)

@@ -106,9 +106,7 @@ def our_unet(peer: Any) -> LatentUNet:
 def as_loaded(network: Network, dtype: torch.dtype) -> Network:
     """In the order of numbers that `weights/load.py` gives it."""
     network = network.to(dtype)
-    if dtype != torch.float32:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
+    return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 def step(options: argparse.Namespace, form: dict[str, Any], sides: tuple[int, int]) -> None:
@@ -147,7 +145,7 @@ def eight_bits(options: argparse.Namespace) -> None:
         other = LatentUNet(plain.config)
     other.load_state_dict(plain.state_dict(), assign=True)
     dtype = measure.precisions(options.precision)[0]
-    other = as_loaded(other.eval(), dtype)
+    plain, other = as_loaded(plain, torch.float32), as_loaded(other.eval(), dtype)
     torch.manual_seed(1)
     x, context, at = torch.randn(2, 4, 64, 64), torch.randn(2, 77, 768), torch.full((2,), 500.0)
     began = time.perf_counter()
