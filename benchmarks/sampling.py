@@ -83,12 +83,14 @@ def end_to_end(pairs: int, precision: str) -> None:
     peer = peer_model().eval()
     unet = UNet(UNetConfig(3, 3)).eval()
     fill(unet, convert(peer.state_dict(), DIFFUSERS))
+    half = measure.precisions(precision)[0] == torch.bfloat16
+    if not half:  # as loading does
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     table = Discrete(tuple(betas("linear")))
     spacing = Spacing("linspace", whole_times=True, include_cleanest=False)
     noise = PictureNoise(range(4))
     start = noise.start((3, 32, 32))
     reached: dict[str, torch.Tensor] = {}
-    half = measure.precisions(precision)[0] == torch.bfloat16
 
     def ours() -> float:
         began = time.perf_counter()

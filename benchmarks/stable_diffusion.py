@@ -7,6 +7,7 @@
     openvino  a step by `--backend openvino` against OpenVINO driven by hand on the peer's network
     picture   a whole picture of 512 x 512 from a prompt, few steps
     start     ours alone, from the start of a process to the end of a first step
+    lecture   ours alone, the lecture's example as a process: XL, 712 x 1024, Euler a, guidance 7
 
 `--precision default` takes what each gives its user without being asked: diffusers float32, ours
 what `runtime.precision` chooses here. Interleaved pairs; a last line of each measurement compares
@@ -16,6 +17,7 @@ the results themselves. `picture` and `start` write a model of 2 GiB into `--fol
 """
 
 import argparse
+import json
 import logging
 import resource
 import statistics
@@ -307,9 +309,48 @@ print(imported, loaded, first - warm, peak / 2**20, warm)
         )  # fmt: skip
 
 
+LECTURE = "Steps: {}, Sampler: Euler a, CFG scale: 7.0, Seed: 1117431804, Size: 712x1024"
+
+
+def lecture(options: argparse.Namespace) -> None:
+    """A model of XL's size, random weights, drawn by `triptych generate --from-parameters`."""
+    from triptych.text.tokenizer import clip_tokenizer
+    from triptych.weights.diffusers_folder import configuration
+    from triptych.weights.skeleton import skeleton
+
+    folder = Path(options.folder)
+    if not (folder / "model_index.json").is_file():
+        names = {"unet": "config", "vae": "config", "text_encoder": "config",
+                 "text_encoder_2": "config", "scheduler": "scheduler_config"}  # fmt: skip
+        told = Path(options.configurations)
+        index = json.loads((told / "model_index.json").read_text())
+        parts = {
+            name: json.loads((told / name / f"{file}.json").read_text())
+            for name, file in names.items()
+        }
+        config, _ = configuration(index, parts)
+        model = skeleton(lambda: StableDiffusion(config)).to(torch.bfloat16).to_empty(device="cpu")
+        torch.manual_seed(0)
+        for name, weight in model.named_parameters():
+            if weight.dim() == 1:
+                nn.init.constant_(weight, float("norm" in name and name.endswith("weight")))
+            else:
+                nn.init.normal_(weight, 0, 0.02)
+        tokenizer = clip_tokenizer(Path(options.vocabulary))
+        write_diffusers(model, (tokenizer, tokenizer), folder)
+        del model
+    line = "a lighthouse at dusk, oil on canvas\n" + LECTURE.format(options.steps)
+    command = [sys.executable, "-m", "triptych", "generate", "--from-parameters", line]
+    began = time.perf_counter()
+    subprocess.run([*command, "--model", str(folder), "--out", "runs/lecture"], check=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    measure.emit(what="the lecture's example, XL at 712 x 1024", steps=options.steps,
+                 seconds=time.perf_counter() - began, peak_gib=peak)  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    choices = ["step", "xl", "decode", "int8", "openvino", "picture", "start"]
+    choices = ["step", "xl", "decode", "int8", "openvino", "picture", "start", "lecture"]
     parser.add_argument("what", choices=choices)
     parser.add_argument("--precision", default="float32", choices=measure.PRECISIONS)
     parser.add_argument("--pairs", type=int, default=20)
@@ -317,6 +358,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--quantize", default="", choices=["", "int8"])
     parser.add_argument("--folder", default="runs/random-sd15")
+    parser.add_argument("--configurations", default="", help="XL's published folder, no weights")
     parser.add_argument("--vocabulary", default="", help="a folder with CLIP's vocabulary")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -327,7 +369,7 @@ def main() -> None:
         step(options, XL, (128, 89))
     else:
         others = {"decode": decode, "int8": eight_bits, "openvino": by_openvino}
-        (others | {"picture": picture, "start": start})[options.what](options)
+        (others | {"picture": picture, "start": start, "lecture": lecture})[options.what](options)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,16 @@ def test_products_in_tiles_round_small_scores_only(queries, keys, tile, monkeypa
     assert decibels(doubled, attend(2 * q.double(), k.double(), v.double())) > 45
 
 
+def test_a_score_far_above_all_that_were_looked_at(monkeypatch):
+    """Its weight overflows at first."""
+    monkeypatch.setattr(attention.runtime, "multiplies_bfloat16", lambda: True)
+    q, k, v = halves(100, 100)
+    k[:, :, 1] = 60 * q[:, :, 7]  # of every four keys the first is looked at
+    exact = attend(q.double(), k.double(), v.double())
+    assert (q[:, :, 7] * k[:, :, 1]).sum(-1).min() * 40**-0.5 > 500
+    assert decibels(attend(q, k, v), exact) > 45
+
+
 def test_tiles_are_for_bfloat16_on_a_cpu_that_multiplies_it(monkeypatch):
     calls = []
     tiles = attention._in_tiles

@@ -17,6 +17,8 @@ FEW_HALVES = 200
 """The same in bfloat16 on a CPU that has its products but no tiles of them."""
 TILE = 2 << 20
 """Scores that are in memory at once: 4 MB of bfloat16, which a large cache holds."""
+SAMPLED = 4
+"""Of so many keys one is looked at for the largest score of a row."""
 LEAST = 64 * 64
 """Scores of a head from which products of a few heads at a time are worth their calls."""
 
@@ -79,15 +81,18 @@ def _in_tiles(
     """Softmax attention by plain products, some heads or some queries at a time.
 
     A product of bfloat16 is rounded to bfloat16 where it is written, which would spoil large
-    scores. So the largest of each row is found first, and taken off by one more column inside the
-    product, before it is rounded: what weighs most is rounded least. Weights are summed as they
-    were rounded, by a column of ones beside the values.
+    scores. So about the largest of each row is found first, and taken off by one more column inside
+    the product, before it is rounded: what weighs most is rounded least. A fourth of the keys is
+    enough to find it; if a score is so far above them all that its weight is no number any more,
+    all are looked at. Weights are summed as they were rounded, by a column of ones beside the
+    values.
     """
     batch, heads, queries, width = q.shape
     q, k, v = (x.reshape(batch * heads, -1, width) for x in (q, k, v))
     one, zero = k.new_ones(()), k.new_zeros(())
     keys = torch.cat([k, one.expand(*k.shape[:2], 1)], 2).transpose(1, 2)  # (B H, C + 1, S)
     values = torch.cat([v, one.expand(*v.shape[:2], 1)], 2)  # (B H, S, C + 1)
+    sampled = k[:, ::SAMPLED].contiguous().transpose(1, 2)  # (B H, C, S / 4)
     output = torch.empty_like(q)
     rows = min(queries, max(1, TILE // k.shape[1]))
     few = max(1, TILE // (rows * k.shape[1]))
@@ -95,10 +100,13 @@ def _in_tiles(
         some, those = keys[n : n + few], values[n : n + few]
         for i in range(0, queries, rows):
             asked = q[n : n + few, i : i + rows]
-            largest = (asked @ some[:, :width]).amax(-1, keepdim=True)
-            below = torch.cat([asked, -largest], 2)
-            weights = torch.baddbmm(zero, below, some, beta=0, alpha=scale).exp_()
-            weighed = weights @ those
+            for looked_at in (sampled[n : n + few], some[:, :width]):
+                largest = (asked @ looked_at).amax(-1, keepdim=True)
+                below = torch.cat([asked, -largest], 2)
+                weights = torch.baddbmm(zero, below, some, beta=0, alpha=scale).exp_()
+                weighed = weights @ those
+                if weighed[..., width].isfinite().all():
+                    break
             output[n : n + few, i : i + rows] = weighed[..., :width] / weighed[..., width:]
     return output.view(batch, heads, queries, width)
 
