@@ -196,6 +196,25 @@ def test_a_caller_that_stops_leaves_the_model_as_it_was(tiny, tmp_path) -> None:
     assert torch.is_inference_mode_enabled() is False
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_model_is_read_in_the_precision_that_it_computes_in(
+    tmp_path, precision, monkeypatch
+) -> None:
+    """Never in a wider one first, and in the order that convolutions want."""
+    asked_for = []
+    read = text_to_image.load
+    monkeypatch.setattr(
+        text_to_image, "load", lambda *given: asked_for.append(given[2]) or read(*given)
+    )
+    model = text_to_image.ready(asked(model=str(saved(tmp_path)), precision=precision)).model
+    assert asked_for == [precision]
+    for network in (model.unet, model.autoencoder):
+        weights = list(network.parameters())
+        assert {weight.dtype for weight in weights} == {getattr(torch, precision)}
+        filters = [weight for weight in weights if weight.dim() == 4]
+        assert all(w.is_contiguous(memory_format=torch.channels_last) for w in filters)
+
+
 def test_through_the_package(tmp_path) -> None:
     folder = saved(tmp_path / "run")
     *_, last = triptych.run(asked(model=str(folder)))
