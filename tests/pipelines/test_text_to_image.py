@@ -219,7 +219,9 @@ def test_through_the_package(tmp_path) -> None:
     folder = saved(tmp_path / "run")
     *_, last = triptych.run(asked(model=str(folder)))
     assert last.pictures.shape == (1, 64, 64, 3)
-    assert (last.pictures == pictures(loaded())).all()
+    assert (last.pictures == pictures(triptych.load(str(folder), dtype="float32"))).all()
+    in_memory = pictures(loaded()).astype(int)  # whose convolutions compute in another order
+    assert np.abs(last.pictures - in_memory).max() <= 1
 
 
 # Sizes

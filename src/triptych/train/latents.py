@@ -57,11 +57,15 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 def moments(
     autoencoder: Autoencoder | TinyAutoencoder | Patches, image: Float[Tensor, "B C H W"]
 ) -> tuple[Float[Tensor, "B Z h w"], Float[Tensor, "B Z h w"] | None]:
-    """Scaled latents of pictures and, of an autoencoder that says so, how uncertain each is."""
+    """Scaled latents of pictures and, of an autoencoder that says so, how uncertain each is.
+
+    In the plain order of numbers, whatever the network's: noise like them is drawn in their order.
+    """
     if not isinstance(autoencoder, Autoencoder):
-        return autoencoder.encode(image), None
+        return autoencoder.encode(image).contiguous(), None
     posterior = autoencoder.posterior(image)
-    return autoencoder.scaled(posterior.mean), autoencoder.scaled_deviation(posterior)
+    mean, deviation = autoencoder.scaled(posterior.mean), autoencoder.scaled_deviation(posterior)
+    return mean.contiguous(), deviation.contiguous()
 
 
 def drawn_latents(
