@@ -19,6 +19,7 @@ from triptych.pipelines.preview import preview_of
 from triptych.pipelines.starting_picture import spherical, start_of
 from triptych.requests import TextToImage
 from triptych.vision.images import open_picture, save_picture, to_pictures
+from triptych.weights.load import load
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +220,7 @@ def test_through_the_package(tmp_path) -> None:
     folder = saved(tmp_path / "run")
     *_, last = triptych.run(asked(model=str(folder)))
     assert last.pictures.shape == (1, 64, 64, 3)
-    assert (last.pictures == pictures(triptych.load(str(folder), dtype="float32"))).all()
+    assert (last.pictures == pictures(load(str(folder), dtype="float32"))).all()
     in_memory = pictures(loaded()).astype(int)  # whose convolutions compute in another order
     assert np.abs(last.pictures - in_memory).max() <= 1
 
