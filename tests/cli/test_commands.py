@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from triptych import runtime
 from triptych.cli.main import main, run
 from triptych.vision.images import read_request, save_picture
+from triptych.weights.load import load
 
 SMALL = ["--steps", "20", "--log-every", "10", "--widths", "16", "--latent", "2"]
 
@@ -66,6 +69,18 @@ def test_generate_writes_pictures_that_carry_their_request(trained: Path, tmp_pa
     assert request is not None
     assert request["request"]["label"] == "7" and request["request"]["seed"] == 6
     assert str(tmp_path) not in json.dumps(request)
+
+
+def test_text_to_image_is_evaluated_where_bfloat16_is_fast(tmp_path: Path, monkeypatch) -> None:
+    """Figures are of float32, whatever would be read without being asked."""
+    monkeypatch.setattr(runtime, "multiplies_bfloat16", lambda: True)
+    folder = tmp_path / "drawn"
+    small = ["--widths", "16", "--transformers", "1", "--groups", "8", "--head-width", "16",
+             "--text-width", "16", "--steps", "2", "--batch-size", "2", "--precision", "float32",
+             "--sampling-steps", "2", "--sample-every", "0", "--evaluate-every", "0"]  # fmt: skip
+    assert run(["train", "text-to-image", "--preset", "tiny", *small, "--run", str(folder)]) == 0
+    assert load(str(folder)).model.unet.conv_in.weight.dtype == torch.bfloat16
+    assert run(["evaluate", str(folder), "--prompts", "2"]) == 0
 
 
 def test_a_seed_that_was_drawn_is_said(trained: Path, tmp_path: Path, capsys) -> None:

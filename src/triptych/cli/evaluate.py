@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
     trained = runs.stored(request.run)
     if trained is None:
         raise ValueError(f"{request.run} is no run folder: it has no run.json")
-    loaded = load(str(request.run), runtime.device())
+    loaded = load(str(request.run), runtime.device(), "float32")  # figures are to be compared
     train, test = open_train_and_test(trained.training.data, size=trained.training.size or None)
     folder = request.out or request.run / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def _pictures(
             test,
             count=request.prompts,
             guidance=GUIDANCE if request.curves else (own,),
-            clip=load(request.clip) if request.clip else None,
+            clip=load(request.clip, dtype="float32") if request.clip else None,
             seed=request.seed,
         )
     )
