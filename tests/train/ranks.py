@@ -1,5 +1,6 @@
 """One process of a training in several: `python -m tests.train.ranks WHAT FOLDER`."""
 
+import importlib
 import json
 import os
 import shutil
@@ -106,6 +107,7 @@ def equal(folder: Path, rank: int, size: int) -> None:
             written.append(str(arguments[0]))
 
     sys.addaudithook(seen)
+    importlib.import_module("torch._dynamo")  # before there is a group, as `joined` does and why
     dist.init_process_group("gloo")
     with draws_of_one_process(rank, size):
         for name, request in requests(folder / "pictures").items():
