@@ -7,7 +7,7 @@ picture is before a tower reads it.
 
     python benchmarks/scene_parts.py runs/parts --scenes 12000
     triptych train clip --preset tiny --text words --data runs/parts --run runs/clip-parts
-    python benchmarks/detection.py --model runs/clip-parts --labels pair
+    python benchmarks/detection.py --model runs/clip-parts --labels pair --parts
 """
 
 import argparse
