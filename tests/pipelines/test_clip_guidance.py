@@ -107,6 +107,19 @@ def test_a_guided_picture_is_the_same_in_any_company(tmp_path) -> None:
     assert np.abs(together.astype(int) - alone.astype(int)).max() <= 1
 
 
+def test_the_clip_that_guides_computes_as_precisely_as_what_it_guides(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "multiplies_bfloat16", lambda: True)  # so `auto` would not
+    read, found = class_to_image.load, []
+
+    def reads(*given):
+        found.append(read(*given))
+        return found[-1]
+
+    monkeypatch.setattr(class_to_image, "load", reads)
+    drawn(tmp_path, clip_scale=1.0)
+    assert [next(each.model.image.parameters()).dtype for each in found] == [torch.float32]
+
+
 def test_guidance_reaches_the_model_through_its_request(tmp_path) -> None:
     plain, guided = (drawn(tmp_path, clip_scale=scale) for scale in (0.0, 20.0))
     assert np.abs(plain.astype(int) - guided.astype(int)).mean() > 5
