@@ -104,7 +104,7 @@ REQUESTS: list[TrainRequest] = [
     TrainAutoencoder(widths=(8, 16), groups=4, kl=1e-2),
     TrainAutoencoder(
         widths=(8, 8), groups=4, attention=True, likelihood="gaussian", adversarial=0.5,
-        adversarial_from=2, discriminator_widths=(8,),
+        adversarial_from=2, discriminator_widths=(8,), optimizer="muon",
     ),
     TrainTextToImage(**SMALL),
     TrainTextToImage(
@@ -112,6 +112,7 @@ REQUESTS: list[TrainRequest] = [
     ),
     TrainTextToImage(**SMALL, noise_schedule="scaled_linear", predicts="noise", min_snr=5.0),
     TrainTextToImage(**SMALL | {"text_layers": 0}, text_pool="mean", conditioning="scale_shift"),
+    TrainTextToImage(**SMALL, optimizer="muon"),
 ]  # fmt: skip
 
 
@@ -199,7 +200,7 @@ def test_autoencoder_learns_eight_pictures_by_heart(eight: Path, latents_of_eigh
         assert (autoencoder.decode(latents) - image).abs().mean() < 0.06
 
 
-@pytest.mark.parametrize("where", ["pixels", "latents", "bag of words"])
+@pytest.mark.parametrize("where", ["pixels", "latents", "bag of words", "muon"])
 def test_text_to_image_learns_eight_pictures_by_heart(
     eight: Path, latents_of_eight: Path, tmp_path: Path, where: str
 ) -> None:
@@ -217,6 +218,8 @@ def test_text_to_image_learns_eight_pictures_by_heart(
     )
     if where == "bag of words":
         request = dataclasses.replace(request, text_layers=0, text_pool="mean")
+    if where == "muon":
+        request = dataclasses.replace(request, optimizer="muon", matrix_rate=0.02)
     recipe = build(request)
     for _ in fit(recipe, training, tmp_path):
         pass

@@ -1,0 +1,77 @@
+"""Muon against torch's own, which takes matrices alone, and against AdamW for the rest."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from triptych.train.optimizer import Muon, matrices_of, muon, orthogonal
+
+
+@pytest.mark.parametrize("shape", [(16, 144), (96, 32), (8, 8)])
+def test_a_matrix_becomes_nearly_orthogonal(shape: tuple[int, int]) -> None:
+    """Against the singular value decomposition: the same directions, lengths near one."""
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    values = torch.logspace(0, -1.5, min(shape))
+    found = left.T @ orthogonal(left @ torch.diag(values) @ right) @ right.T
+    lengths = found.diagonal()
+    assert ((lengths > 0.65) & (lengths < 1.25)).all()
+    torch.testing.assert_close(found, torch.diag(lengths), atol=1e-3, rtol=0)
+
+
+def test_nothing_is_turned_where_there_is_nothing() -> None:
+    assert torch.equal(orthogonal(torch.zeros(4, 9)), torch.zeros(4, 9))
+
+
+def gradients(step: int, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    torch.manual_seed(step)
+    return [torch.randn(shape) for shape in shapes]
+
+
+def test_steps_are_those_of_torch() -> None:
+    """Its matrices are turned in bfloat16, so only to two digits; AdamW is the same numbers."""
+    torch.manual_seed(0)
+    shapes = [(24, 60), (60, 24), (24,), (24, 24)]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    start = [p.detach().clone() for p in ours]
+    optimizer = Muon(ours[:2], ours[2:], 0.02, 0.001)
+    peers = [
+        torch.optim.Muon(theirs[:2], lr=0.02, weight_decay=0.0),
+        torch.optim.AdamW(theirs[2:], lr=0.001, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+    ]
+    for step in range(5):
+        for both in (ours, theirs):
+            for p, gradient in zip(both, gradients(step, shapes), strict=True):
+                p.grad = gradient
+        for each in (optimizer, *peers):
+            each.step()
+    for mine, peer, before in zip(ours[:2], theirs[:2], start[:2], strict=True):
+        assert (mine - peer).norm() < 0.03 * (peer - before).norm()
+    for mine, peer in zip(ours[2:], theirs[2:], strict=True):
+        assert torch.equal(mine, peer)
+
+
+def test_a_filter_is_the_matrix_of_its_outputs() -> None:
+    """Unlike torch's, which refuses filters: the same step as of the flattened matrix."""
+    torch.manual_seed(0)
+    filters, matrix = nn.Parameter(torch.zeros(8, 4, 3, 3)), nn.Parameter(torch.zeros(8, 36))
+    gradient = torch.randn(8, 36)
+    filters.grad, matrix.grad = gradient.view(8, 4, 3, 3).clone(), gradient.clone()
+    Muon([filters], [], 0.1, 0.1).step()
+    Muon([matrix], [], 0.1, 0.1).step()
+    assert torch.equal(filters.flatten(1), matrix)
+    with pytest.raises(ValueError, match="2D"):
+        torch.optim.Muon([filters])
+
+
+def test_every_parameter_moves_once() -> None:
+    inner = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 4))
+    whole = nn.ModuleDict({"first": nn.Conv2d(1, 2, 3), "inner": inner})
+    inner.add_module("feature_proj", nn.Linear(3, 3))
+    inner[2].weight.requires_grad_(False)
+    optimizer = muon(whole, matrices_of([inner]), 0.01, 0.001, betas=(0.9, 0.99))
+    matrices, others = (group["params"] for group in optimizer.param_groups)
+    assert [id(p) for p in matrices] == [id(inner[0].weight)]
+    moving = {id(p) for p in whole.parameters() if p.requires_grad}
+    assert {id(p) for p in others} == moving - {id(inner[0].weight)}
