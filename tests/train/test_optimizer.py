@@ -68,7 +68,6 @@ def test_a_filter_is_the_matrix_of_its_outputs() -> None:
 def test_every_parameter_moves_once() -> None:
     inner = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 4))
     whole = nn.ModuleDict({"first": nn.Conv2d(1, 2, 3), "inner": inner})
-    inner.add_module("feature_proj", nn.Linear(3, 3))
     inner[2].weight.requires_grad_(False)
     optimizer = muon(whole, matrices_of([inner]), 0.01, 0.001, betas=(0.9, 0.99))
     matrices, others = (group["params"] for group in optimizer.param_groups)

@@ -43,17 +43,9 @@ def rate_factor(training: Training, step: int) -> float:
 
 
 def matrices_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """Filters and matrices of these modules that `muon` turns.
-
-    Not those of `feature_proj`: they are wide, would take as long as all the rest, and what they
-    read is one row a picture.
-    """
-    return [
-        p
-        for module in modules
-        for name, p in module.named_parameters()
-        if p.requires_grad and p.ndim > 1 and "feature_proj" not in name
-    ]
+    """Filters and matrices of these modules that move: what `muon` turns."""
+    moving = (p for module in modules for p in module.parameters() if p.requires_grad)
+    return [p for p in moving if p.ndim > 1]
 
 
 def muon(

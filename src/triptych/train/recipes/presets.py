@@ -259,16 +259,21 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
         "tiny": TrainAutoencoder(
             Training(
                 data="scenes",
-                size=32,
-                batch_size=64,
-                steps=4000,
+                size=64,
+                batch_size=16,
+                steps=3500,
                 schedule="cosine",
                 warmup=100,
                 ema_halflife=200,
-                evaluate_every=1000,
+                evaluate_every=500,
                 sample_every=1000,
                 precision="auto",
             ),
+            latent_channels=12,
+            widths=(16, 48, 96),
+            likelihood="gaussian",
+            kl=1e-5,
+            optimizer="muon",
         ),
         "f8": TrainAutoencoder(
             Training(

@@ -493,8 +493,9 @@ class TrainTextToImage:
     guidance: float = 3.0
     spacing: str = "trailing"
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: filters and matrices between the U-Net's first and last layer take steps of equal
-    length in all directions, which learns more from every picture; the rest keeps to AdamW.
+    """muon: filters and matrices between the U-Net's first and last layer, and those that tell it
+    time and text, take steps of equal length in all directions, which learns more from every
+    picture; the rest keeps to AdamW.
     """
     matrix_rate: float = 0.01
     """Learning rate of those under muon; `learning_rate` is the others'."""

@@ -117,7 +117,8 @@ def build(request: TrainTextToImage, world: World = ALONE) -> Recipe:
     betas = (0.9, request.beta2)
     optimizer: torch.optim.Optimizer
     if request.optimizer == "muon":
-        inner = [learner.unet.down, learner.unet.middle, learner.unet.up]
+        unet = learner.unet
+        inner = [m for m in (unet.time, unet.added, unet.down, unet.middle, unet.up) if m]
         rates = (request.matrix_rate, request.learning_rate)
         optimizer = muon(trained, matrices_of(inner), *rates, betas=betas)
     else:
