@@ -154,7 +154,7 @@ def test_parsing_is_linear(name):
     """From 1 kB to 1 MB; below two milliseconds the clock says more about the machine."""
     prompts = [NASTY[name] * (1024 * 2**i // len(NASTY[name])) for i in range(11)]
     best = [math.inf] * len(prompts)
-    for _ in range(5):
+    for _ in range(15):
         best = [min(b, seconds(parse, p)) for b, p in zip(best, prompts, strict=True)]
         ratios = [after / max(before, 2e-3) for before, after in pairwise(best)]
         if max(ratios) <= 2.5:
