@@ -506,7 +506,9 @@ class TrainTextToImage:
 
     def __post_init__(self) -> None:
         if self.optimizer == "muon" and (self.lora or self.weight_decay):
-            raise ValueError("muon moves whole matrices and decays none: leave out lora and decay")
+            raise ValueError(
+                "muon moves whole matrices and decays none: leave out lora and weight_decay"
+            )
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop is a share, 0 to below 1, not {self.drop}")
         if self.lora < 0 or (self.lora and not self.init):
