@@ -1,10 +1,15 @@
 """Muon against torch's own, which takes matrices alone, and against AdamW for the rest."""
 
+import dataclasses
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from triptych.train.optimizer import Muon, matrices_of, muon, orthogonal
+from triptych.train.optimizer import Muon, named, orthogonal
+from triptych.train.recipes.requests import TrainAutoencoder, TrainTextToImage
+from triptych.train.run import build
 
 
 @pytest.mark.parametrize("shape", [(16, 144), (96, 32), (8, 8)])
@@ -65,12 +70,43 @@ def test_a_filter_is_the_matrix_of_its_outputs() -> None:
         torch.optim.Muon([filters])
 
 
-def test_every_parameter_moves_once() -> None:
+@pytest.mark.parametrize("request_", [TrainAutoencoder(), TrainTextToImage()])
+def test_a_request_turns_what_is_between_the_first_layer_and_the_last(request_) -> None:
+    """And every parameter that moves does so once."""
     inner = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 4))
     whole = nn.ModuleDict({"first": nn.Conv2d(1, 2, 3), "inner": inner})
     inner[2].weight.requires_grad_(False)
-    optimizer = muon(whole, matrices_of([inner]), 0.01, 0.001, betas=(0.9, 0.99))
-    matrices, others = (group["params"] for group in optimizer.param_groups)
-    assert [id(p) for p in matrices] == [id(inner[0].weight)]
+    plain = named(request_, whole, [inner], betas=(0.9, 0.99))
+    assert isinstance(plain, torch.optim.AdamW)
+    request_ = dataclasses.replace(request_, optimizer="muon")
+    optimizer = named(request_, whole, [inner], betas=(0.9, 0.99))
+    assert isinstance(optimizer, Muon)
+    matrices, others = optimizer.param_groups
+    assert (matrices["lr"], others["lr"]) == (request_.matrix_rate, request_.learning_rate)
+    assert [id(p) for p in matrices["params"]] == [id(inner[0].weight)]
     moving = {id(p) for p in whole.parameters() if p.requires_grad}
-    assert {id(p) for p in others} == moving - {id(inner[0].weight)}
+    assert {id(p) for p in others["params"]} == moving - {id(inner[0].weight)}
+    assert len(others["params"]) == len(moving) - 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "adapted"),
+    [
+        (TrainAutoencoder(), r"(encoder|decoder)\.(conv_in|conv_out|quant_conv|post_quant_conv)\."),
+        (TrainTextToImage(), r"text\.|unet\.(conv_in|conv_out)\."),
+    ],
+)
+def test_recipes_turn_all_but_the_ends(request_, adapted: str) -> None:
+    training = dataclasses.replace(request_.training, data="scenes-one", size=32, device="cpu")
+    update = build(dataclasses.replace(request_, training=training, optimizer="muon")).updates[0]
+    assert isinstance(update.optimizer, Muon)
+    turned = {id(p) for p in update.optimizer.param_groups[0]["params"]}
+    for name, p in update.module.named_parameters():
+        wanted = p.requires_grad and p.ndim > 1 and not re.search(adapted, name)
+        assert (id(p) in turned) == wanted, name
+
+
+def test_muon_refuses_what_it_would_ignore() -> None:
+    for more in ({"weight_decay": 0.1}, {"lora": 4, "init": "runs/other"}):
+        with pytest.raises(ValueError, match="leave out lora and weight_decay"):
+            TrainTextToImage(optimizer="muon", **more)

@@ -35,7 +35,7 @@ from triptych.models.perceptual import (
 )
 from triptych.nn.loss import Loss
 from triptych.train.distributed import ALONE, World
-from triptych.train.optimizer import adam, matrices_of, muon
+from triptych.train.optimizer import adam, named
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.train.recipes.requests import TrainAutoencoder
 from triptych.vision.grids import labelled_grid
@@ -139,18 +139,12 @@ def _updates(
 
     adversarial = model.discriminator is not None
     betas = (0.5, 0.9) if adversarial else (0.9, 0.99)
-    optimizer: torch.optim.Optimizer
-    if request.optimizer == "muon":
-        found = model.reconstruction.autoencoder
-        inner = [found.encoder.down, found.encoder.middle, found.decoder.middle, found.decoder.up]
-        rates = (request.matrix_rate, request.learning_rate)
-        optimizer = muon(model.reconstruction, matrices_of(inner), *rates, betas=betas)
-    else:
-        optimizer = adam(model.reconstruction, request.learning_rate, betas=betas)
+    found = model.reconstruction.autoencoder
+    inner = [found.encoder.down, found.encoder.middle, found.decoder.middle, found.decoder.up]
     generator = Update(
         "g" if adversarial else "",
         model.reconstruction,
-        optimizer,
+        named(request, model.reconstruction, inner, betas=betas),
         reconstruct,
         max_norm=request.max_norm,
     )

@@ -46,7 +46,7 @@ from triptych.train.frozen import (
     told_sizes,
 )
 from triptych.train.latents import LatentCache
-from triptych.train.optimizer import adam, matrices_of, muon
+from triptych.train.optimizer import named
 from triptych.train.prompts import SHOWN, held_out_judge, prompt_sheet, tell
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.train.recipes.requests import TrainTextToImage
@@ -114,16 +114,15 @@ def build(request: TrainTextToImage, world: World = ALONE) -> Recipe:
     drawing = config.sampling.height * config.sampling.width
     shown = SHOWN if drawing <= LARGE else SHOWN_LARGE
     sheet = prompt_sheet(test, tokenizers, templates, shown)
-    betas = (0.9, request.beta2)
-    optimizer: torch.optim.Optimizer
-    if request.optimizer == "muon":
-        unet = learner.unet
-        inner = [m for m in (unet.time, unet.added, unet.down, unet.middle, unet.up) if m]
-        rates = (request.matrix_rate, request.learning_rate)
-        optimizer = muon(trained, matrices_of(inner), *rates, betas=betas)
-    else:
-        decay = request.weight_decay
-        optimizer = adam(trained, request.learning_rate, betas=betas, weight_decay=decay)
+    unet = learner.unet
+    told_by = [] if unet.added is None else [unet.added]
+    optimizer = named(
+        request,
+        trained,
+        [unet.time, *told_by, unet.down, unet.middle, unet.up],
+        betas=(0.9, request.beta2),
+        weight_decay=request.weight_decay,
+    )
     return Recipe(
         model=trained,
         exported=trained,
