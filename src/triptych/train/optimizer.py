@@ -136,7 +136,7 @@ def orthogonal(matrix: Float[Tensor, "R C"]) -> Float[Tensor, "R C"]:
     what is below grows up to 485 times. Five steps of a quintic push
     them there. Every step multiplies with a polynomial of X X^T, and all of those commute: they are
     multiplied among themselves, in the small square, and with X once, which is less work for
-    filters, whose rows are nine times as long.
+    filters, whose rows are nine times as long, though not for square ones.
     """
     turned = len(matrix) > matrix.shape[1]
     x = matrix.T if turned else matrix
