@@ -57,7 +57,7 @@ def multiplies_bfloat16() -> bool:
     return "avx512_bf16" in said and "amx_bf16" not in said and "AuthenticAMD" in said
 
 
-def _fast_bfloat16() -> bool:
+def fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 faster than float32; without instructions it is
     emulated.
     """
@@ -70,7 +70,7 @@ def precision(choice: str, on: torch.device) -> str:
         return choice
     if on.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if on.type == "cpu" and _fast_bfloat16() else "float32"
+    return "bfloat16" if on.type == "cpu" and fast_bfloat16() else "float32"
 
 
 def noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:

@@ -146,10 +146,10 @@ def test_tiles_are_for_bfloat16_on_a_cpu_that_multiplies_it(monkeypatch):
 
 
 def test_few_halves_learn_by_plain_products(monkeypatch):
-    """Where bfloat16 has products and no tiles: the fused kernel's backward pass is slow there."""
+    """Where bfloat16 is multiplied: the fused kernel's backward pass is slow there."""
     few, many = halves(200, 150), halves(201, 150)
     for quick in (False, True):
-        monkeypatch.setattr(attention.runtime, "multiplies_bfloat16", lambda quick=quick: quick)
+        monkeypatch.setattr(attention.runtime, "fast_bfloat16", lambda quick=quick: quick)
         monkeypatch.setattr(attention.torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
         assert attention._slow_backward(*few[:2]) == quick
         assert not attention._slow_backward(*many[:2])

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import distributed as dist
 
-from triptych.cli.main import run as command
+from triptych.cli.main import main as command
 from triptych.data.batches import Batches
 from triptych.runtime import key
 from triptych.train import loop
@@ -132,8 +132,8 @@ def equal(folder: Path, rank: int, size: int) -> None:
     dist.destroy_process_group()
 
 
-def fail(folder: Path, rank: int, how: str) -> int:
-    """The command, whose last process meets its end while it reads batch 3."""
+def fail(folder: Path, rank: int, how: str) -> NoReturn:
+    """The console script, whose last process meets its end while it reads batch 3."""
     read, count = Batches.__next__, 0
 
     def reads(batches: Batches) -> dict[str, Any]:
@@ -147,7 +147,9 @@ def fail(folder: Path, rank: int, how: str) -> int:
 
     Batches.__next__ = reads  # type: ignore[method-assign]
     options = ["--steps", "500", "--batch-size", "12", "--widths", "8", "8", "16"]
-    return command(["train", "cvae", "--run", str(folder / "run"), *options])
+    sys.argv[1:] = ["train", "cvae", "--run", str(folder / "run"), *options]
+    command()
+    raise AssertionError("the console script ends the process")
 
 
 if __name__ == "__main__":
@@ -157,4 +159,4 @@ if __name__ == "__main__":
     if what == "equal":
         equal(place, rank, size)
     else:
-        sys.exit(fail(place, rank, what))
+        fail(place, rank, what)

@@ -94,6 +94,10 @@ def test_latents_and_states_are_those_of_the_model(folder, small, tmp_path) -> N
         torch.manual_seed(7)
         with torch.inference_mode():
             torch.testing.assert_close(visit(), small.autoencoder.encode(plain["image"], noise))
+    with torch.inference_mode():
+        likeliest = small.autoencoder.encode(plain["image"])
+    torch.testing.assert_close(encoded(small, plain["image"], likeliest=True), likeliest)
+    torch.testing.assert_close(latents_of(small, batch, CPU, likeliest=True), likeliest)
 
 
 def test_worker_processes_read_the_same(folder, small, tmp_path) -> None:

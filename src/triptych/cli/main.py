@@ -1,6 +1,7 @@
 """The command table. Only the chosen command's module is imported, so `--help` is quick."""
 
 import importlib
+import os
 import signal
 import sys
 from types import FrameType
@@ -128,7 +129,19 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         code = 0
+    if _left_a_group():
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
+
+
+def _left_a_group() -> bool:
+    """Whether training over processes failed. The others may be gone, so that the group cannot be
+    taken down; where Python ends, its threads would abort the process now and then
+    (pytorch/pytorch#179291).
+    """
+    distributed = sys.modules.get("torch.distributed")  # only training imports it
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 if __name__ == "__main__":

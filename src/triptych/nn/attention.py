@@ -14,7 +14,7 @@ from triptych import runtime
 FEW = 256
 """Up to as many queries and keys the fused kernel's backward pass can be slow on a CPU."""
 FEW_HALVES = 200
-"""The same in bfloat16 on a CPU that has its products but no tiles of them."""
+"""The same in bfloat16 on a CPU that multiplies it quickly."""
 TILE = 2 << 20
 """Scores that are in memory at once: 4 MB of bfloat16, which a large cache holds."""
 SAMPLED = 4
@@ -122,7 +122,7 @@ def _slow_backward(q: Tensor, k: Tensor) -> bool:
     (one core of a Zen 5).
     """
     queries, keys = q.shape[2], k.shape[2]
-    if q.dtype == torch.bfloat16 and runtime.multiplies_bfloat16():
+    if q.dtype == torch.bfloat16 and runtime.fast_bfloat16():
         return max(queries, keys) <= FEW_HALVES
     if max(queries, keys) > FEW:
         return False

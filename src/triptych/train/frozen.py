@@ -72,17 +72,22 @@ def told_sizes(
     return {"sizes": torch.tensor([[height, width, 0, 0, height, width]] * count, device=on)}
 
 
-def encoded(model: StableDiffusion, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B Z h w"]:
-    """Scaled latents; of an autoencoder that says how sure it is, a draw."""
+def encoded(
+    model: StableDiffusion, image: Float[Tensor, "B C H W"], *, likeliest: bool = False
+) -> Float[Tensor, "B Z h w"]:
+    """Scaled latents; of an autoencoder that says how sure it is, a draw or the likeliest."""
     with torch.no_grad():
-        return drawn_latents(*moments(model.autoencoder, image))
+        mean, deviation = moments(model.autoencoder, image)
+        return drawn_latents(mean, None if likeliest else deviation)
 
 
-def latents_of(model: StableDiffusion, batch: Batch, on: torch.device) -> Float[Tensor, "B Z h w"]:
+def latents_of(
+    model: StableDiffusion, batch: Batch, on: torch.device, *, likeliest: bool = False
+) -> Float[Tensor, "B Z h w"]:
     """Scaled latents of a batch, from its pictures or from the cache."""
     if "mean" not in batch:
-        return encoded(model, batch["image"].to(on))
-    deviation = batch.get("deviation")
+        return encoded(model, batch["image"].to(on), likeliest=likeliest)
+    deviation = None if likeliest else batch.get("deviation")
     return drawn_latents(batch["mean"].to(on), None if deviation is None else deviation.to(on))
 
 

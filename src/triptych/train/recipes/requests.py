@@ -421,6 +421,10 @@ class TrainTextToImage:
     """What makes latents, and stays as it is: a run folder, a published autoencoder, large or tiny.
     Empty works on pixels.
     """
+    latents: Literal["drawn", "likeliest"] = "drawn"
+    """Of an autoencoder that says how sure it is: draws, as published, or the likeliest latents,
+    which one that is unsure on purpose (a `kl` near 1) decodes better.
+    """
     patch: int = 2
     """Without an autoencoder: squares of so many pixels a side are one place of the U-Net."""
     clip: str = ""

@@ -90,7 +90,7 @@ def build(request: TrainTextToImage, world: World = ALONE) -> Recipe:
             cond = told(said) | told_sizes(config, batch, source.shape, on)
         return objective(
             learner,
-            latents_of(learner, batch, on),
+            latents_of(learner, batch, on, likeliest=request.latents == "likeliest"),
             cond,
             min_snr=request.min_snr or None,
             measured=request.measured or None,
