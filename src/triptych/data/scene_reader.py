@@ -11,6 +11,7 @@ Dimensions: S side of the picture, H and W a window, P pixels of a region.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -109,7 +110,16 @@ def read(picture: Any) -> Reading:
     Raises:
         ValueError: another shape, type or size.
     """
-    found, colour, texture, side = matches(picture)
+    return strict(*matches(picture))
+
+
+def strict(
+    found: Sequence[tuple[Thing, float] | None],
+    colour: GroundColour | None,
+    texture: Texture | None,
+    side: int,
+) -> Reading:
+    """The reading that follows from what `matches` gives: what is too far off is no object."""
     close = [match for match in found if match is not None and match[1] <= threshold(side)]
     things, distances = tuple(t for t, _ in close), tuple(d for _, d in close)
     return Reading(things, distances, len(found) - len(close), colour, texture)

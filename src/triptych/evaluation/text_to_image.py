@@ -18,8 +18,9 @@ from jaxtyping import UInt8
 from triptych.config import to_json, write_json
 from triptych.data.batches import take
 from triptych.data.scene_captions import parse
+from triptych.data.scene_drawing import Thing
 from triptych.data.scene_judge import Share, report, satisfies
-from triptych.data.scene_reader import read
+from triptych.data.scene_reader import matches, strict, threshold
 from triptych.data.scenes import SceneSource
 from triptych.data.source import Source
 from triptych.evaluation.alignment import Alignment, alignment
@@ -49,6 +50,23 @@ class Likeness:
 
 
 @dataclass(frozen=True)
+class Nearest:
+    """Of prompts of one object, what the judge finds before it is strict: how near pictures are,
+    and not only how many are near enough.
+    """
+
+    single: Share
+    """Pictures with one region apart from the ground; the rest counts those alone."""
+    shape: Share
+    """Where the prompt names it: whether the object that redraws the region best has it."""
+    colour: Share
+    distances: tuple[float, float, float] | None
+    """Quartiles of how far the regions are from their best object; None where there is none."""
+    limit: float
+    """Within which the judge takes a region for an object."""
+
+
+@dataclass(frozen=True)
 class TextToImageReport:
     """What pictures of one setting are worth."""
 
@@ -60,6 +78,8 @@ class TextToImageReport:
     """By the exact judge: for groups of prompts, the share that is right as a whole and in each
     attribute. Empty for other data.
     """
+    nearest: Nearest | None
+    """None for other data, and where no prompt is of one object."""
     likeness: Likeness | None
     """None without a CLIP to look through."""
 
@@ -95,16 +115,39 @@ def groups_of(prompts: Iterable[str]) -> dict[str, list[int]]:
     return groups
 
 
-def judged(pictures: Pictures, prompts: Sequence[str]) -> dict[str, dict[str, Share]]:
+def judged(
+    pictures: Pictures, prompts: Sequence[str]
+) -> tuple[dict[str, dict[str, Share]], Nearest | None]:
     """The share of pictures of the built-in world that are what their prompt says, as a whole and
-    attribute by attribute, for each group of prompts.
+    attribute by attribute, for each group of prompts; and how near those of one object are.
     """
-    verdicts = [satisfies(read(p), said) for p, said in zip(pictures, prompts, strict=True)]
+    seen = [matches(picture) for picture in pictures]
+    verdicts = [satisfies(strict(*s), said) for s, said in zip(seen, prompts, strict=True)]
     found = {}
     for name, rows in groups_of(prompts).items():
         shares = report(verdicts[row] for row in rows)
         found[name] = {what: share for what, share in shares.items() if share.of}
-    return found
+    return found, _nearest([found for found, *_ in seen], prompts, threshold(pictures.shape[1]))
+
+
+def _nearest(
+    seen: Sequence[Sequence[tuple[Thing, float] | None]], prompts: Sequence[str], limit: float
+) -> Nearest | None:
+    claims = [parse(prompt).things for prompt in prompts]
+    ones = [(claim[0], s) for claim, s in zip(claims, seen, strict=True) if len(claim) == 1]
+    if not ones:
+        return None
+    pairs = [(said, *s[0]) for said, s in ones if len(s) == 1 and s[0] is not None]
+    shapes = [said.shape == thing.shape for said, thing, _ in pairs if said.shape]
+    colours = [said.colour == thing.colour for said, thing, _ in pairs if said.colour]
+    quarters = np.quantile([d for *_, d in pairs], [0.25, 0.5, 0.75]).tolist() if pairs else None
+    return Nearest(
+        Share(len(pairs), len(ones)),
+        Share(sum(shapes), len(shapes)),
+        Share(sum(colours), len(colours)),
+        tuple(quarters) if quarters else None,
+        limit,
+    )
 
 
 def likeness(
@@ -150,12 +193,15 @@ def evaluate_text_to_image(
     for scale in guidance:
         yield f"{len(prompts) + len(unseen):,} pictures at guidance {scale:g}"
         pictures = draw(prompts, scale, seed)
-        shares = judged(pictures, prompts) if isinstance(test, SceneSource) else {}
+        world = isinstance(test, SceneSource)
+        shares, nearest = judged(pictures, prompts) if world else ({}, None)
         if unseen:
-            shares["held-out pairs"] = judged(draw(unseen, scale, seed), unseen)["all"]
+            shares["held-out pairs"] = judged(draw(unseen, scale, seed), unseen)[0]["all"]
         alike = likeness(pictures, real, others, prompts, clip) if clip else None
         reports.append(
-            TextToImageReport(f"{test.name} {test.split}", len(prompts), scale, seed, shares, alike)
+            TextToImageReport(
+                f"{test.name} {test.split}", len(prompts), scale, seed, shares, nearest, alike
+            )
         )
     return reports
 
@@ -195,6 +241,18 @@ def markdown(reports: Sequence[TextToImageReport], setting: Mapping[str, Any]) -
             cells = [_share(found.judged[group][name]) for name in names]
             lines.append(f"| {found.guidance:g} | " + " | ".join(cells) + " |")
         lines.append("")
+    if first.nearest is not None:
+        lines += [
+            "## The nearest object of one-object prompts\n",
+            "Of pictures with one region beside the ground, the object that redraws it best, and "
+            "how far off it is: quartiles of the mean error over the mean contrast. The judge "
+            f"takes regions within {first.nearest.limit:.3f}.\n",
+            "| guidance | one region | its colour | its shape | nearest quarter | half | three "
+            "quarters |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += [_near(found) for found in reports if found.nearest is not None]
+        lines.append("")
     if first.likeness is not None:
         lines += [
             "## Through the eyes of CLIP\n",
@@ -211,6 +269,17 @@ def markdown(reports: Sequence[TextToImageReport], setting: Mapping[str, Any]) -
 def _share(share: Share) -> str:
     low, high = share.interval
     return f"{share.value:.1%} ({low:.1%} to {high:.1%}) of {share.of}"
+
+
+def _near(found: TextToImageReport) -> str:
+    near = found.nearest
+    assert near is not None
+    shares = [
+        _share(share) if share.of else "-" for share in (near.single, near.colour, near.shape)
+    ]
+    distances = [f"{d:.3f}" for d in near.distances] if near.distances else ["-"] * 3
+    cells = [f"{found.guidance:g}", *shares, *distances]
+    return "| " + " | ".join(cells) + " |"
 
 
 def _alike(found: TextToImageReport) -> str:

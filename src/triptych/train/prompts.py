@@ -100,10 +100,15 @@ def judged(
     guidance: float | None = None,
 ) -> dict[str, float]:
     """The share of pictures of the built-in world that are what their prompt says, as a whole and
-    attribute by attribute, by the exact judge.
+    attribute by attribute, by the exact judge; and `nearest`, how far off those of one object are,
+    half of them at most.
     """
     pictures = drawn(model, tokenizers, prompts, guidance=guidance)
-    return {name: share.value for name, share in by_judge(pictures, prompts)["all"].items()}
+    shares, nearest = by_judge(pictures, prompts)
+    row = {name: share.value for name, share in shares["all"].items()}
+    if nearest is not None and nearest.distances:
+        row["nearest"] = nearest.distances[1]
+    return row
 
 
 def held_out_judge(

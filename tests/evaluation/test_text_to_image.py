@@ -1,0 +1,95 @@
+"""What is reported of pictures of the built-in world, where the truth is known."""
+
+import json
+
+import numpy as np
+import pytest
+
+from triptych.data.batches import take
+from triptych.data.scene_reader import matches, read, strict
+from triptych.data.scenes import SceneSource
+from triptych.evaluation.text_to_image import evaluate_text_to_image, judged, write_text_to_image
+from triptych.vision.images import to_pictures
+
+COUNT = 24
+TEST = SceneSource("scenes-one", "test", 64)
+
+
+@pytest.fixture(scope="module")
+def true():
+    batch = take(TEST, range(COUNT))
+    return to_pictures(batch["image"]), list(batch["caption"])
+
+
+def test_true_pictures_are_near_and_as_said(true):
+    pictures, prompts = true
+    shares, nearest = judged(pictures, prompts)
+    assert shares["all"]["whole"].value == 1
+    assert (nearest.single.right, nearest.single.of) == (COUNT, COUNT)
+    assert nearest.shape.value == nearest.colour.value == 1
+    named = [any(shape in p for shape in ("circle", "ring", "heart")) for p in prompts]
+    assert sum(named) <= nearest.shape.of <= COUNT and nearest.colour.of < COUNT
+    distances = [read(picture).distances[0] for picture in pictures]
+    expected = np.quantile(distances, [0.25, 0.5, 0.75])
+    np.testing.assert_allclose(nearest.distances, expected)
+    assert nearest.distances[2] < nearest.limit == 0.042
+
+
+def test_blurred_pictures_are_too_far_off_and_still_the_nearest(true):
+    """What the strict judge says nothing about: the right object, badly drawn."""
+    pictures, prompts = true
+    blurred = sum(np.roll(pictures.astype(float), i, 1 + i % 2) for i in range(-3, 4)) / 7
+    blurred = blurred.round().astype(np.uint8)
+    shares, nearest = judged(blurred, prompts)
+    assert shares["all"]["whole"].value < 0.2
+    assert nearest.single.value > 0.8 and nearest.colour.value > 0.9
+    assert nearest.distances[0] > judged(pictures, prompts)[1].distances[2]
+
+
+def test_other_prompts_are_other_objects(true):
+    pictures, prompts = true
+    _, nearest = judged(pictures, prompts[1:] + prompts[:1])
+    assert nearest.single.value == 1
+    assert nearest.shape.value < 0.5 and nearest.colour.value < 0.5
+
+
+def test_where_there_is_nothing_there_is_no_distance(true):
+    pictures, prompts = true
+    empty = np.full_like(pictures, 128)
+    _, nearest = judged(empty, prompts)
+    assert nearest.single.right == nearest.shape.of == nearest.colour.of == 0
+    assert nearest.distances is None
+    two = take(SceneSource("scenes-two", "test", 64), range(3))
+    assert judged(to_pictures(two["image"]), list(two["caption"]))[1] is None
+
+
+def test_the_reading_is_what_is_near_enough_of_what_was_found(true):
+    picture = true[0][0]
+    found, *rest = matches(picture)
+    (thing, distance), *_ = found
+    assert strict(found, *rest) == read(picture)
+    far = strict([(thing, 1.0), None, (thing, distance)], *rest)
+    assert (far.things, far.unread) == ((thing,), 2)
+
+
+def test_the_page_says_how_near(tmp_path):
+    def draw(prompts, guidance, seed):
+        held = prompts != take(TEST, range(100_000, 100_000 + COUNT))["caption"]
+        source = SceneSource("scenes-one", "held-out", 64) if held else TEST
+        return to_pictures(take(source, range(100_000, 100_000 + COUNT))["image"])
+
+    work = evaluate_text_to_image(draw, TEST, TEST, count=COUNT, guidance=(1.0,))
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            reports = done.value
+            break
+    numbers, page = write_text_to_image(reports, tmp_path, command="triptych evaluate")
+    near = reports[0].nearest
+    row = next(line for line in page.read_text().splitlines() if line.count("|") == 8)
+    assert "one region" in row
+    assert f"| {near.distances[1]:.3f} |" in page.read_text()
+    written = json.loads(numbers.read_text())["settings"][0]["nearest"]
+    assert written["distances"] == list(near.distances)
+    assert written["single"] == {"right": COUNT, "of": COUNT}
