@@ -21,6 +21,7 @@ from triptych.models.autoencoder_objective import (
 )
 from triptych.models.perceptual import PatchDiscriminator
 from triptych.models.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
+from triptych.train.recipes.requests import TrainAutoencoder
 from triptych.vision.images import open_picture
 
 SMALL = {"widths": (16, 32, 32), "blocks": 1, "groups": 8}
@@ -210,6 +211,16 @@ def test_with_a_gaussian_and_the_whole_kl_it_is_the_evidence_bound():
     error = (decoded - image).square().mean().item()
     expected = values(image) * (1 - error / math.exp(-1.3))
     assert model.logvar.grad.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_deviation_starts_where_it_is_told_to():
+    model = Reconstruction(autoencoder(), "gaussian", 0.05)
+    image, noise = pictures(), normal(2, 4, 8, 8)
+    loss = generator_objective(model, image, noise, LossWeights(0.0, 0.0, 0.0))
+    likelihood = Normal(model.autoencoder.reconstruct(image, noise), 0.05).log_prob(image).sum()
+    torch.testing.assert_close(loss.total, -likelihood, rtol=1e-5, atol=0.01)
+    with pytest.raises(ValueError, match="deviation must be above 0"):
+        TrainAutoencoder(likelihood="gaussian", deviation=0.0)
 
 
 def test_the_terms_of_l1():

@@ -49,19 +49,19 @@ class Reconstruction(nn.Module):
 
     "l1" counts absolute differences. "gaussian" is the likelihood of a normal distribution whose
     variance, one for all values, is learned; with `kl` 1 and nothing else the objective then is
-    minus the evidence lower bound, in nats. The deviation starts at that of a fair reconstruction,
-    0.05: from 1 down, in steps of a thousandth, it would take as long as the training, and `kl`
-    would weigh up to 400 times as much meanwhile.
+    minus the evidence lower bound, in nats. `deviation` is what it starts from.
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, likelihood: Literal["l1", "gaussian"] = "l1"
+        self,
+        autoencoder: Autoencoder,
+        likelihood: Literal["l1", "gaussian"] = "l1",
+        deviation: float = 1.0,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
-        self.logvar = (
-            nn.Parameter(torch.tensor(2 * math.log(0.05))) if likelihood == "gaussian" else None
-        )
+        start = torch.tensor(2 * math.log(deviation))
+        self.logvar = nn.Parameter(start) if likelihood == "gaussian" else None
 
     def error(
         self,

@@ -77,7 +77,9 @@ def build(request: TrainAutoencoder, world: World = ALONE) -> Recipe:
     if request.adversarial:
         widths = request.discriminator_widths
         discriminator = PatchDiscriminator(source.shape[2], widths, request.groups)
-    model = Pair(Reconstruction(autoencoder, request.likelihood), discriminator).to(on)
+    model = Pair(
+        Reconstruction(autoencoder, request.likelihood, request.deviation), discriminator
+    ).to(on)
     held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
 
     def evaluate(module: nn.Module) -> dict[str, float]:

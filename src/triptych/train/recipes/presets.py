@@ -272,6 +272,7 @@ PRESETS: dict[str, dict[str, TrainRequest]] = {
             latent_channels=12,
             widths=(16, 48, 96),
             likelihood="gaussian",
+            deviation=1.0,
             kl=1e-5,
             optimizer="muon",
         ),
