@@ -16,6 +16,7 @@ from triptych.models.autoencoder import Autoencoder
 from triptych.models.clip import TextConfig
 from triptych.train.loop import fit
 from triptych.train.prompts import drawn
+from triptych.train.recipes import text_to_image
 from triptych.train.recipes.requests import (
     Towers,
     TrainAutoencoder,
@@ -231,6 +232,24 @@ def test_text_to_image_learns_eight_pictures_by_heart(
     distances = torch.cdist(found.flatten(1), batch["image"].flatten(1))
     assert distances.argmin(1).tolist() == list(range(8))
     assert (found - batch["image"][:, 0]).abs().mean() < 0.15
+
+
+def test_the_likeliest_latents_are_learned_where_they_are_asked_for(
+    eight: Path, latents_of_eight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(text_to_image, "objective", lambda learner, z, *_, **__: seen.append(z))
+    small = SMALL | {"widths": (32,), "transformers": (1,), "autoencoder": str(latents_of_eight)}
+    for chosen in ("likeliest", "drawn"):
+        recipe = build(TrainTextToImage(settings(eight, 1), **small, latents=chosen))
+        batch = next(recipe.batches(0))
+        recipe.updates[0].objective(batch, 1)
+    autoencoder = load(str(latents_of_eight)).model
+    assert isinstance(autoencoder, Autoencoder)
+    with torch.inference_mode():
+        likeliest = autoencoder.encode(batch["image"])
+    torch.testing.assert_close(seen[0], likeliest)
+    assert (seen[1] - likeliest).abs().max() > 1e-3
 
 
 def test_towers_that_could_not_read_are_refused() -> None:
