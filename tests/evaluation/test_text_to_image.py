@@ -46,6 +46,16 @@ def test_blurred_pictures_are_too_far_off_and_still_the_nearest(true):
     assert nearest.distances[0] > judged(pictures, prompts)[1].distances[2]
 
 
+def test_pictures_of_two_regions_are_not_counted(true):
+    """Which of the two was meant is not for the reader to choose."""
+    pictures, prompts = true
+    two = to_pictures(take(SceneSource("scenes-two", "test", 64), range(4))["image"])
+    mixed = np.concatenate([two, pictures[4:]])
+    _, nearest = judged(mixed, prompts)
+    assert (nearest.single.right, nearest.single.of) == (COUNT - 4, COUNT)
+    assert nearest.shape.value == nearest.colour.value == 1
+
+
 def test_other_prompts_are_other_objects(true):
     pictures, prompts = true
     _, nearest = judged(pictures, prompts[1:] + prompts[:1])

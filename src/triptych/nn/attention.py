@@ -117,9 +117,10 @@ def _slow_backward(q: Tensor, k: Tensor) -> bool:
 
     With AVX2 it does for all short sequences; with AVX-512 only where many queries look at few
     keys, as pixels do at a text (forward and backward of 256 pixels at 24 tokens: 18 against 24 ms,
-    at each other: 203 against 77). In bfloat16 without tiles it does up to some 200 of either: 256
-    heads of 16 x 16 1.2 against 12 ms, of 64 x 64 11 against 32, 192 of 196 x 196 83 against 97
-    (one core of a Zen 5).
+    at each other: 203 against 77). In bfloat16 it does up to some 200 of either: 256 heads of 16 x
+    16 1.2 against 12 ms, of 64 x 64 11 against 32, 192 of 196 x 196 83 against 97 (one core of a
+    Zen 5); 2.2 against 25, 13 against 56, 64 of 196 x 196 18 against 39, and no longer at 256 (one
+    core of a Xeon with AMX).
     """
     queries, keys = q.shape[2], k.shape[2]
     if q.dtype == torch.bfloat16 and runtime.fast_bfloat16():
