@@ -1,5 +1,6 @@
 """One process of a training in several: `python -m tests.train.ranks WHAT FOLDER`."""
 
+import atexit
 import importlib
 import json
 import os
@@ -147,6 +148,7 @@ def fail(folder: Path, rank: int, how: str) -> NoReturn:
 
     Batches.__next__ = reads  # type: ignore[method-assign]
     options = ["--steps", "500", "--batch-size", "12", "--widths", "8", "8", "16"]
+    atexit.register((folder / f"torn-down-{rank}").touch)
     sys.argv[1:] = ["train", "cvae", "--run", str(folder / "run"), *options]
     command()
     raise AssertionError("the console script ends the process")
