@@ -15,6 +15,7 @@ import torch
 
 from triptych import runtime
 from triptych.cli.main import main, run
+from triptych.train import prompts
 from triptych.vision.images import read_request, save_picture
 from triptych.weights.load import load
 
@@ -71,8 +72,12 @@ def test_generate_writes_pictures_that_carry_their_request(trained: Path, tmp_pa
     assert str(tmp_path) not in json.dumps(request)
 
 
-def test_text_to_image_is_evaluated_where_bfloat16_is_fast(tmp_path: Path, monkeypatch) -> None:
-    """Figures are of float32, whatever would be read without being asked."""
+def test_text_to_image_is_evaluated_where_bfloat16_is_fast(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Figures are of float32, whatever would be read without being asked, and of the sampler that
+    was.
+    """
     monkeypatch.setattr(runtime, "multiplies_bfloat16", lambda: True)
     folder = tmp_path / "drawn"
     small = ["--widths", "16", "--transformers", "1", "--groups", "8", "--head-width", "16",
@@ -81,6 +86,18 @@ def test_text_to_image_is_evaluated_where_bfloat16_is_fast(tmp_path: Path, monke
     assert run(["train", "text-to-image", "--preset", "tiny", *small, "--run", str(folder)]) == 0
     assert load(str(folder)).model.unet.conv_in.weight.dtype == torch.bfloat16
     assert run(["evaluate", str(folder), "--prompts", "2"]) == 0
+
+    calls = []
+    draw = prompts.sample
+    monkeypatch.setattr(prompts, "sample", lambda *a, **k: calls.append(k) or draw(*a, **k))
+    words = ["evaluate", str(folder), "--prompts", "2", "--steps", "3"]
+    assert run([*words, "--sampler", "DPM++ 2M SDE Karras"]) == 0
+    assert {(k["sampler"], k["steps"], k["spacing"]) for k in calls} == {
+        ("dpmpp_2m_sde", 3, "karras")
+    }
+    for name, said in (("dpmpp_2n", "did you mean"), ("dpm_adaptive", "one picture at a time")):
+        assert run([*words, "--sampler", name]) == 3
+        assert said in capsys.readouterr().err.lower()
 
 
 def test_a_seed_that_was_drawn_is_said(trained: Path, tmp_path: Path, capsys) -> None:

@@ -12,6 +12,7 @@ import tyro
 
 from triptych.cli.main import Interrupt, say, stop
 from triptych.config import to_json, write_json
+from triptych.requests import sampler_named
 from triptych.train.recipes.presets import PRESETS
 from triptych.train.recipes.requests import (
     TrainClassifier,
@@ -57,6 +58,10 @@ class EvaluateRun:
     """Diffusion: the guidance that samples are drawn with; None takes the model's."""
     prompts: int = 500
     """Text-to-image: captions of held-out pictures that are drawn."""
+    sampler: str = ""
+    """Text-to-image: what draws them, by any name that `generate` takes; empty: the model's."""
+    steps: int = 0
+    """Text-to-image: of the sampler; 0 is what the model's configuration says."""
     clip: str = ""
     """Text-to-image: a CLIP or SigLIP whose eyes compare drawn with real pictures and with texts.
     """
@@ -83,6 +88,8 @@ class EvaluateRun:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.steps < 0:
+            raise ValueError(f"steps must be at least 0, not {self.steps}")
 
 
 def main(arguments: list[str]) -> int:
@@ -146,6 +153,7 @@ def _pictures(
     folder: Path,
     command: str,
 ) -> list[dict[str, Any]]:
+    from triptych.diffusion.sampling import check_draws_batches
     from triptych.evaluation.text_to_image import evaluate_text_to_image, write_text_to_image
     from triptych.models.stable_diffusion import StableDiffusion
     from triptych.train.prompts import drawn
@@ -154,10 +162,19 @@ def _pictures(
     model, tokenizers = loaded.model, loaded.tokenizers
     assert isinstance(model, StableDiffusion)
     own = model.config.sampling.guidance if request.guidance is None else request.guidance
+    sampler, spacing = sampler_named(request.sampler) if request.sampler else ("", "")
+    check_draws_batches(sampler)
     reports = _told(
         evaluate_text_to_image(
             lambda texts, guidance, seed: drawn(
-                model, tokenizers, texts, guidance=guidance, first_seed=seed
+                model,
+                tokenizers,
+                texts,
+                guidance=guidance,
+                sampler=sampler,
+                steps=request.steps,
+                spacing=spacing or None,  # type: ignore[arg-type]
+                first_seed=seed,
             ),
             train,
             test,

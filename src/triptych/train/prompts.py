@@ -16,6 +16,7 @@ from triptych.data.scenes import SceneSource
 from triptych.data.source import Source
 from triptych.diffusion.denoiser import Conditioning
 from triptych.diffusion.noise import PictureNoise
+from triptych.diffusion.spacing import Kind
 from triptych.evaluation.text_to_image import judged as by_judge
 from triptych.models.stable_diffusion import StableDiffusion, sample
 from triptych.text.tokenizer import Tokenizer
@@ -62,9 +63,12 @@ def drawn(
     prompts: Sequence[str],
     *,
     guidance: float | None = None,
+    sampler: str = "",
+    steps: int = 0,
+    spacing: Kind | None = None,
     first_seed: int = 0,
 ) -> UInt8[np.ndarray, "N _H _W _C"]:
-    """One picture a prompt, as the model's configuration samples; picture i has seed i."""
+    """One picture a prompt; picture i has seed i. What is not given is the configuration's."""
     size = model.config.sampling.height, model.config.sampling.width
     found = []
     together = max(1, min(CHUNK, PIXELS // (size[0] * size[1])))
@@ -74,7 +78,16 @@ def drawn(
         with torch.inference_mode():
             cond = tell(model, tokenizers, texts)
             uncond = tell(model, tokenizers, [""] * len(texts))
-            *_, last = sample(model, cond, uncond, PictureNoise(seeds), guidance=guidance)
+            *_, last = sample(
+                model,
+                cond,
+                uncond,
+                PictureNoise(seeds),
+                sampler=sampler,
+                steps=steps,
+                spacing=spacing,
+                guidance=guidance,
+            )
             found.append(to_pictures(model.autoencoder.decode(last.x, size).float().cpu()))
     return np.concatenate(found)
 
