@@ -90,6 +90,8 @@ class EvaluateRun:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.steps < 0:
             raise ValueError(f"steps must be at least 0, not {self.steps}")
+        if self.sampler:
+            sampler_named(self.sampler)
 
 
 def main(arguments: list[str]) -> int:
