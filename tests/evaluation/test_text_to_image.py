@@ -23,12 +23,17 @@ def true():
 
 def test_true_pictures_are_near_and_as_said(true):
     pictures, prompts = true
-    shares, nearest = judged(pictures, prompts)
+    shares, near = judged(pictures, prompts)
+    assert near.keys() == shares.keys() == {"all", "1 object"}
+    nearest = near["all"]
     assert shares["all"]["whole"].value == 1
-    assert (nearest.single.right, nearest.single.of) == (COUNT, COUNT)
-    assert nearest.shape.value == nearest.colour.value == 1
+    assert (nearest.counted.right, nearest.counted.of) == (COUNT, COUNT)
+    assert {name: s.value for name, s in nearest.shares.items()} == dict.fromkeys(
+        ("whole", "colour", "shape", "size", "pattern", "ground"), 1
+    )
     named = [any(shape in p for shape in ("circle", "ring", "heart")) for p in prompts]
-    assert sum(named) <= nearest.shape.of <= COUNT and nearest.colour.of < COUNT
+    assert sum(named) <= nearest.shares["shape"].of <= COUNT
+    assert nearest.shares["colour"].of < COUNT
     distances = [read(picture).distances[0] for picture in pictures]
     expected = np.quantile(distances, [0.25, 0.5, 0.75])
     np.testing.assert_allclose(nearest.distances, expected)
@@ -40,10 +45,11 @@ def test_blurred_pictures_are_too_far_off_and_still_the_nearest(true):
     pictures, prompts = true
     blurred = sum(np.roll(pictures.astype(float), i, 1 + i % 2) for i in range(-3, 4)) / 7
     blurred = blurred.round().astype(np.uint8)
-    shares, nearest = judged(blurred, prompts)
+    shares, near = judged(blurred, prompts)
+    nearest = near["all"]
     assert shares["all"]["whole"].value < 0.2
-    assert nearest.single.value > 0.8 and nearest.colour.value > 0.9
-    assert nearest.distances[0] > judged(pictures, prompts)[1].distances[2]
+    assert nearest.counted.value > 0.8 and nearest.shares["colour"].value > 0.9
+    assert nearest.distances[0] > judged(pictures, prompts)[1]["all"].distances[2]
 
 
 def test_pictures_of_two_regions_are_not_counted(true):
@@ -51,26 +57,40 @@ def test_pictures_of_two_regions_are_not_counted(true):
     pictures, prompts = true
     two = to_pictures(take(SceneSource("scenes-two", "test", 64), range(4))["image"])
     mixed = np.concatenate([two, pictures[4:]])
-    _, nearest = judged(mixed, prompts)
-    assert (nearest.single.right, nearest.single.of) == (COUNT - 4, COUNT)
-    assert nearest.shape.value == nearest.colour.value == 1
+    mixed[4, -3:] = 255, 0, 0  # too wide for an object
+    nearest = judged(mixed, prompts)[1]["all"]
+    assert (nearest.counted.right, nearest.counted.of) == (COUNT - 5, COUNT)
+    assert nearest.shares["shape"].value == nearest.shares["colour"].value == 1
+
+
+def test_two_objects_are_dealt_out_as_the_prompt_says_whichever_is_read_first() -> None:
+    two = take(SceneSource("scenes-two", "test", 64), range(40))
+    pictures, prompts = to_pictures(two["image"]), list(two["caption"])
+    shares, near = judged(pictures, prompts)
+    assert {"2 objects", "relation", "number of alike objects"} < near.keys()
+    assert near["all"].counted.right == near["all"].counted.of == 40
+    for group in near:
+        assert {s.value for s in near[group].shares.values()} == {1.0}
+        named = {name: share.of for name, share in shares[group].items() if name != "count"}
+        assert {name: share.of for name, share in near[group].shares.items()} == named
+    turned = pictures[:, ::-1, ::-1]
+    relation = judged(turned, prompts)[1]["relation"].shares
+    assert relation["relation"].value == relation["whole"].value == 0
 
 
 def test_other_prompts_are_other_objects(true):
     pictures, prompts = true
-    _, nearest = judged(pictures, prompts[1:] + prompts[:1])
-    assert nearest.single.value == 1
-    assert nearest.shape.value < 0.5 and nearest.colour.value < 0.5
+    nearest = judged(pictures, prompts[1:] + prompts[:1])[1]["all"]
+    assert nearest.counted.value == 1
+    assert nearest.shares["shape"].value < 0.5 and nearest.shares["colour"].value < 0.5
 
 
 def test_where_there_is_nothing_there_is_no_distance(true):
     pictures, prompts = true
     empty = np.full_like(pictures, 128)
-    _, nearest = judged(empty, prompts)
-    assert nearest.single.right == nearest.shape.of == nearest.colour.of == 0
+    nearest = judged(empty, prompts)[1]["all"]
+    assert nearest.counted.right == 0 and nearest.shares == {}
     assert nearest.distances is None
-    two = take(SceneSource("scenes-two", "test", 64), range(3))
-    assert judged(to_pictures(two["image"]), list(two["caption"]))[1] is None
 
 
 def test_the_reading_is_what_is_near_enough_of_what_was_found(true):
@@ -96,10 +116,11 @@ def test_the_page_says_how_near(tmp_path):
             reports = done.value
             break
     numbers, page = write_text_to_image(reports, tmp_path, command="triptych evaluate")
-    near = reports[0].nearest
-    row = next(line for line in page.read_text().splitlines() if line.count("|") == 8)
-    assert "one region" in row
-    assert f"| {near.distances[1]:.3f} |" in page.read_text()
-    written = json.loads(numbers.read_text())["settings"][0]["nearest"]
-    assert written["distances"] == list(near.distances)
-    assert written["single"] == {"right": COUNT, "of": COUNT}
+    assert reports[0].nearest.keys() == {"all", "1 object", "held-out pairs"}
+    heads = [line for line in page.read_text().splitlines() if "as many regions |" in line]
+    assert len(heads) == 3 and all("| nearest quarter | half |" in line for line in heads)
+    stored = json.loads(numbers.read_text())["settings"][0]["nearest"]
+    for group, near in reports[0].nearest.items():
+        assert f"| {near.distances[1]:.3f} |" in page.read_text()
+        assert stored[group]["distances"] == list(near.distances)
+        assert stored[group]["counted"] == {"right": COUNT, "of": COUNT}

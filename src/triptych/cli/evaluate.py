@@ -192,13 +192,14 @@ def _pictures(
         parts = [f"guidance {report.guidance:g}"]
         if report.judged:
             parts += [f"{name} {s.value:.1%}" for name, s in report.judged["all"].items()]
-        near = report.nearest
+        near = report.nearest.get("all")
         if near is not None and near.distances is not None:
             parts += [
-                f"nearest object's colour {near.colour.right} of {near.colour.of}, "
-                f"shape {near.shape.right} of {near.shape.of}, "
-                f"distance {near.distances[1]:.3f} (judge {near.limit:.3f})"
+                f"nearest object's {name} {share.right} of {share.of}"
+                for name, share in near.shares.items()
+                if name in ("colour", "shape")
             ]
+            parts += [f"distance {near.distances[1]:.3f} (judge {near.limit:.3f})"]
         if report.likeness is not None:
             alike = report.likeness
             kid, floor = 1000 * alike.kernel.value, 1000 * alike.floor.value

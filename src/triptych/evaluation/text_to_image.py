@@ -18,8 +18,8 @@ from jaxtyping import UInt8
 from triptych.config import to_json, write_json
 from triptych.data.batches import take
 from triptych.data.scene_captions import parse
-from triptych.data.scene_drawing import Thing
-from triptych.data.scene_judge import Share, report, satisfies
+from triptych.data.scene_drawing import GroundColour, Texture, Thing
+from triptych.data.scene_judge import Share, holds, report, satisfies
 from triptych.data.scene_reader import matches, strict, threshold
 from triptych.data.scenes import SceneSource
 from triptych.data.source import Source
@@ -30,6 +30,9 @@ from triptych.vision.images import to_pictures
 from triptych.weights.load import Loaded
 
 Pictures = UInt8[np.ndarray, "N H W C"]
+Shares = dict[str, Share]
+Seen = tuple[Sequence[tuple[Thing, float] | None], GroundColour | None, Texture | None, int]
+"""What `matches` says of a picture."""
 Draw = Callable[[Sequence[str], float, int], Pictures]
 """(prompts, guidance, first seed) to one picture a prompt."""
 FIRST = 100_000  # prompts of endless data are counted from here: no training run looks at these
@@ -51,17 +54,20 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Nearest:
-    """Of prompts of one object, what the judge finds before it is strict: how near pictures are,
-    and not only how many are near enough.
+    """What the judge finds before it is strict: how near pictures are, and not only how many are
+    near enough.
     """
 
-    single: Share
-    """Pictures with one region apart from the ground; the rest counts those alone."""
-    shape: Share
-    """Where the prompt names it: whether the object that redraws the region best has it."""
-    colour: Share
+    counted: Share
+    """Pictures with as many regions beside the ground as the prompt has objects; the rest counts
+    those alone.
+    """
+    shares: Shares
+    """What is right as a whole and in each attribute, were every region the object that redraws it
+    best, however far off.
+    """
     distances: tuple[float, float, float] | None
-    """Quartiles of how far the regions are from their best object; None where there is none."""
+    """Quartiles of how far the regions are from their best objects; None where there is none."""
     limit: float
     """Within which the judge takes a region for an object."""
 
@@ -74,12 +80,12 @@ class TextToImageReport:
     prompts: int
     guidance: float
     seed: int
-    judged: dict[str, dict[str, Share]]
+    judged: dict[str, Shares]
     """By the exact judge: for groups of prompts, the share that is right as a whole and in each
     attribute. Empty for other data.
     """
-    nearest: Nearest | None
-    """None for other data, and where no prompt is of one object."""
+    nearest: dict[str, Nearest]
+    """Of the same groups."""
     likeness: Likeness | None
     """None without a CLIP to look through."""
 
@@ -117,34 +123,39 @@ def groups_of(prompts: Iterable[str]) -> dict[str, list[int]]:
 
 def judged(
     pictures: Pictures, prompts: Sequence[str]
-) -> tuple[dict[str, dict[str, Share]], Nearest | None]:
+) -> tuple[dict[str, Shares], dict[str, Nearest]]:
     """The share of pictures of the built-in world that are what their prompt says, as a whole and
-    attribute by attribute, for each group of prompts; and how near those of one object are.
+    attribute by attribute, for each group of prompts; and how near they are.
     """
     seen = [matches(picture) for picture in pictures]
-    verdicts = [satisfies(strict(*s), said) for s, said in zip(seen, prompts, strict=True)]
-    found = {}
+    limit = threshold(pictures.shape[1])
+    shares, nearest = {}, {}
     for name, rows in groups_of(prompts).items():
-        shares = report(verdicts[row] for row in rows)
-        found[name] = {what: share for what, share in shares.items() if share.of}
-    return found, _nearest([found for found, *_ in seen], prompts, threshold(pictures.shape[1]))
+        pairs = [(seen[row], prompts[row]) for row in rows]
+        verdicts = (satisfies(strict(*found), said) for found, said in pairs)
+        shares[name] = _named(report(verdicts))
+        nearest[name] = _nearest(pairs, limit)
+    return shares, nearest
 
 
-def _nearest(
-    seen: Sequence[Sequence[tuple[Thing, float] | None]], prompts: Sequence[str], limit: float
-) -> Nearest | None:
-    claims = [parse(prompt).things for prompt in prompts]
-    ones = [(claim[0], s) for claim, s in zip(claims, seen, strict=True) if len(claim) == 1]
-    if not ones:
-        return None
-    pairs = [(said, *s[0]) for said, s in ones if len(s) == 1 and s[0] is not None]
-    shapes = [said.shape == thing.shape for said, thing, _ in pairs if said.shape]
-    colours = [said.colour == thing.colour for said, thing, _ in pairs if said.colour]
-    quarters = np.quantile([d for *_, d in pairs], [0.25, 0.5, 0.75]).tolist() if pairs else None
+def _named(shares: Mapping[str, Share]) -> Shares:
+    return {what: share for what, share in shares.items() if share.of}
+
+
+def _nearest(pairs: Sequence[tuple[Seen, str]], limit: float) -> Nearest:
+    verdicts, distances = [], []
+    for (found, ground, texture, _), said in pairs:
+        claim = parse(said)
+        near = [match for match in found if match is not None]
+        if len(near) == len(found) == len(claim.things):
+            verdicts.append(holds(claim, [thing for thing, _ in near], ground, texture))
+            distances += [distance for _, distance in near]
+    quarters = np.quantile(distances, [0.25, 0.5, 0.75]).tolist() if distances else None
+    shares = _named(report(verdicts))
+    shares.pop("count", None)  # all have it
     return Nearest(
-        Share(len(pairs), len(ones)),
-        Share(sum(shapes), len(shapes)),
-        Share(sum(colours), len(colours)),
+        Share(len(verdicts), len(pairs)),
+        shares,
         tuple(quarters) if quarters else None,
         limit,
     )
@@ -194,9 +205,10 @@ def evaluate_text_to_image(
         yield f"{len(prompts) + len(unseen):,} pictures at guidance {scale:g}"
         pictures = draw(prompts, scale, seed)
         world = isinstance(test, SceneSource)
-        shares, nearest = judged(pictures, prompts) if world else ({}, None)
+        shares, nearest = judged(pictures, prompts) if world else ({}, {})
         if unseen:
-            shares["held-out pairs"] = judged(draw(unseen, scale, seed), unseen)[0]["all"]
+            apart, near = judged(draw(unseen, scale, seed), unseen)
+            shares["held-out pairs"], nearest["held-out pairs"] = apart["all"], near["all"]
         alike = likeness(pictures, real, others, prompts, clip) if clip else None
         reports.append(
             TextToImageReport(
@@ -241,17 +253,20 @@ def markdown(reports: Sequence[TextToImageReport], setting: Mapping[str, Any]) -
             cells = [_share(found.judged[group][name]) for name in names]
             lines.append(f"| {found.guidance:g} | " + " | ".join(cells) + " |")
         lines.append("")
-    if first.nearest is not None:
+    if first.nearest:
         lines += [
-            "## The nearest object of one-object prompts\n",
-            "Of pictures with one region beside the ground, the object that redraws it best, and "
-            "how far off it is: quartiles of the mean error over the mean contrast. The judge "
-            f"takes regions within {first.nearest.limit:.3f}.\n",
-            "| guidance | one region | its colour | its shape | nearest quarter | half | three "
-            "quarters |",
-            "|---|---|---|---|---|---|---|",
+            "## By the nearest objects\n",
+            "What would be right were every region the object that redraws it best, of pictures "
+            "with as many regions as their prompt has objects; and how far off those objects are: "
+            "quartiles of the mean error over the mean contrast. The judge takes regions within "
+            f"{first.nearest['all'].limit:.3f}.\n",
         ]
-        lines += [_near(found) for found in reports if found.nearest is not None]
+    for group in first.nearest:
+        names = [name for name in first.judged[group] if name != "count"]
+        columns = ["guidance", "as many regions", *names, "nearest quarter", "half",
+                   "three quarters"]  # fmt: skip
+        lines += [f"### {group}\n", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+        lines += [_near(found.guidance, found.nearest[group], names) for found in reports]
         lines.append("")
     if first.likeness is not None:
         lines += [
@@ -271,15 +286,10 @@ def _share(share: Share) -> str:
     return f"{share.value:.1%} ({low:.1%} to {high:.1%}) of {share.of}"
 
 
-def _near(found: TextToImageReport) -> str:
-    near = found.nearest
-    assert near is not None
-    shares = [
-        _share(share) if share.of else "-" for share in (near.single, near.colour, near.shape)
-    ]
+def _near(guidance: float, near: Nearest, names: Sequence[str]) -> str:
+    shares = [_share(near.shares[name]) if name in near.shares else "-" for name in names]
     distances = [f"{d:.3f}" for d in near.distances] if near.distances else ["-"] * 3
-    cells = [f"{found.guidance:g}", *shares, *distances]
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join([f"{guidance:g}", _share(near.counted), *shares, *distances]) + " |"
 
 
 def _alike(found: TextToImageReport) -> str:

@@ -113,14 +113,14 @@ def judged(
     guidance: float | None = None,
 ) -> dict[str, float]:
     """The share of pictures of the built-in world that are what their prompt says, as a whole and
-    attribute by attribute, by the exact judge; and `nearest`, how far off those of one object are,
-    half of them at most.
+    attribute by attribute, by the exact judge; and `nearest`, how far off the objects are, half of
+    them at most.
     """
     pictures = drawn(model, tokenizers, prompts, guidance=guidance)
     shares, nearest = by_judge(pictures, prompts)
     row = {name: share.value for name, share in shares["all"].items()}
-    if nearest is not None and nearest.distances:
-        row["nearest"] = nearest.distances[1]
+    if nearest["all"].distances:
+        row["nearest"] = nearest["all"].distances[1]
     return row
 
 
