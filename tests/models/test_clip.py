@@ -7,7 +7,14 @@ import torch
 from torch.nn import functional as F
 
 from triptych.models import clip, siglip
-from triptych.models.clip import CbowConfig, Clip, ClipConfig, TextConfig, VitConfig
+from triptych.models.clip import (
+    CbowConfig,
+    Clip,
+    ClipConfig,
+    TextConfig,
+    TextTransformer,
+    VitConfig,
+)
 from triptych.models.clip_resnet import ResNetConfig
 from triptych.models.siglip import (
     Siglip,
@@ -117,6 +124,24 @@ def test_equal_captions_are_positives_of_one_another():
     target = torch.tensor([[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1.0]])
     both = [-(target * logits.log_softmax(axis)).sum() / 3 for axis in (0, 1)]
     torch.testing.assert_close(together, sum(both) / 2)
+
+
+def test_a_text_read_as_the_mean_begins_as_its_words_and_its_blocks_learn():
+    torch.manual_seed(0)
+    tower = TextTransformer(TextConfig(50, 12, 16, 2, 2, 32, end=49, pool="mean"), 12)
+    bag = TextTransformer(TextConfig(50, 12, 16, 0, 2, 32, end=49, pool="mean"), 12)
+    bag.load_state_dict(tower.state_dict(), strict=False)
+    tokens = torch.randint(1, 48, (6, 12))
+    tokens[:, 7] = 49
+    torch.testing.assert_close(tower(tokens), bag(tokens), atol=0, rtol=0)
+    before = {name: value.clone() for name, value in tower.state_dict().items()}
+    optimizer = torch.optim.SGD(tower.parameters(), 0.1)
+    for _ in range(2):  # the first moves what blocks add, the second all of them
+        optimizer.zero_grad()
+        tower(tokens)[:, 0].sum().backward()
+        optimizer.step()
+    still = [n for n, value in tower.named_parameters() if torch.equal(before[n], value)]
+    assert all(name.endswith("k_proj.bias") for name in still), still  # which moves no softmax
 
 
 def test_patches_of_a_mean_pooled_tower_add_up_to_the_picture():

@@ -243,12 +243,13 @@ class TextTransformer(nn.Module):
             config.hidden,
             activation=config.activation,
             eps=config.eps,
+            quiet=config.pool == "mean",
         )
         self.post_norm = nn.LayerNorm(config.width, config.eps)
         self.projection: nn.Module = nn.Identity()
         if dim is not None:
             self.projection = nn.Linear(config.width, dim, bias=False)
-        # A mean of published tokens would be drowned by what random blocks add to it.
+        # A mean of published tokens would be drowned by what the text as a whole adds to it.
         nn.init.normal_(self.token.weight, std=0.1 if config.pool == "mean" else 0.02)
         if isinstance(self.projection, nn.Linear):
             nn.init.normal_(self.projection.weight, std=config.width**-0.5)

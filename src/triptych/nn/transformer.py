@@ -115,7 +115,11 @@ class Transformer(nn.Module):
         activation: Activation = "gelu",
         eps: float = 1e-5,
         layer_scale: bool = False,
+        quiet: bool = False,
     ):
+        """`quiet` blocks add nothing at first (as in arXiv:2003.04887): the stack begins as what it
+        is given.
+        """
         super().__init__()
         blocks = [
             Block(dim, heads, hidden, activation=activation, eps=eps, layer_scale=layer_scale)
@@ -123,7 +127,7 @@ class Transformer(nn.Module):
         ]
         self.blocks = nn.ModuleList(blocks)
         # CLIP's published scheme: a residual stream that does not grow with depth
-        deep = dim**-0.5 * (2 * max(1, layers)) ** -0.5
+        deep = 0.0 if quiet else dim**-0.5 * (2 * max(1, layers)) ** -0.5
         for block in blocks:
             for projection in (block.attn.q_proj, block.attn.k_proj, block.attn.v_proj):
                 nn.init.normal_(projection.weight, std=dim**-0.5)
