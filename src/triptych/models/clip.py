@@ -249,7 +249,7 @@ class TextTransformer(nn.Module):
         self.projection: nn.Module = nn.Identity()
         if dim is not None:
             self.projection = nn.Linear(config.width, dim, bias=False)
-        # A mean of published tokens would be drowned by what the text as a whole adds to it.
+        # Words of a mean begin louder than published ones; what random blocks add would drown them.
         nn.init.normal_(self.token.weight, std=0.1 if config.pool == "mean" else 0.02)
         if isinstance(self.projection, nn.Linear):
             nn.init.normal_(self.projection.weight, std=config.width**-0.5)
