@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from triptych.data.batches import take
+from triptych.data.scene_captions import OPPOSITE, RELATION_WORDS
 from triptych.data.scene_reader import matches, read, strict
 from triptych.data.scenes import SceneSource
 from triptych.evaluation.text_to_image import evaluate_text_to_image, judged, write_text_to_image
@@ -64,18 +65,30 @@ def test_pictures_of_two_regions_are_not_counted(true):
 
 
 def test_two_objects_are_dealt_out_as_the_prompt_says_whichever_is_read_first() -> None:
-    two = take(SceneSource("scenes-two", "test", 64), range(40))
+    two = take(SceneSource("scenes-two", "test", 64), range(80))
     pictures, prompts = to_pictures(two["image"]), list(two["caption"])
     shares, near = judged(pictures, prompts)
     assert {"2 objects", "relation", "number of alike objects"} < near.keys()
-    assert near["all"].counted.right == near["all"].counted.of == 40
+    assert near["all"].counted.right == near["all"].counted.of == 80
     for group in near:
         assert {s.value for s in near[group].shares.values()} == {1.0}
         named = {name: share.of for name, share in shares[group].items() if name != "count"}
         assert {name: share.of for name, share in near[group].shares.items()} == named
-    turned = pictures[:, ::-1, ::-1]
-    relation = judged(turned, prompts)[1]["relation"].shares
-    assert relation["relation"].value == relation["whole"].value == 0
+    turned = [said for said in map(_turned, prompts) if said]
+    related = [i for i, said in enumerate(prompts) if _turned(said)]
+    shares = judged(pictures[related], turned)[1]["relation"].shares
+    assert shares["relation"].of == len(related) > 2
+    assert shares["colour"].value == shares["shape"].value == 1
+    assert shares["relation"].right == shares["whole"].right == 0
+
+
+def _turned(prompt: str) -> str:
+    """The same with the opposite relation; empty where there is none."""
+    for name, phrases in RELATION_WORDS.items():
+        for phrase in phrases:
+            if phrase in prompt:
+                return prompt.replace(phrase, RELATION_WORDS[OPPOSITE[name]][0])
+    return ""
 
 
 def test_other_prompts_are_other_objects(true):
