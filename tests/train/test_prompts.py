@@ -3,9 +3,15 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from tests.pipelines.tiny_stable_diffusion import config, model, tokenizer
+from triptych.data.batches import take
+from triptych.data.scene_reader import read
+from triptych.data.scenes import SceneSource
+from triptych.train import prompts
 from triptych.train.prompts import drawn
+from triptych.vision.images import to_pictures
 
 
 def test_a_sampler_that_is_given_draws_as_if_it_were_the_models_own() -> None:
@@ -19,3 +25,14 @@ def test_a_sampler_that_is_given_draws_as_if_it_were_the_models_own() -> None:
         model(own), [tokenizer()], texts, sampler="dpmpp_2m_sde", steps=3, spacing="karras"
     )
     assert not np.array_equal(given, spaced)
+
+
+def test_the_journal_says_how_far_half_of_the_objects_are_at_most(monkeypatch) -> None:
+    for source, objects in (("scenes-one", 1), ("scenes-two", 2)):
+        true = take(SceneSource(source, "test", 64), range(12))
+        pictures, said = to_pictures(true["image"]), list(true["caption"])
+        monkeypatch.setattr(prompts, "drawn", lambda *_, shown=pictures, **__: shown)
+        row = prompts.judged(model(config()), [tokenizer()], said)
+        distances = [d for picture in pictures for d in read(picture).distances]
+        assert len(distances) == 12 * objects
+        assert row["whole"] == 1 and row["nearest"] == pytest.approx(np.median(distances))
