@@ -18,9 +18,11 @@ import torch
 import transformers
 
 from triptych import runtime
-from triptych.models.clip import Clip
-from triptych.models.siglip import Siglip
-from triptych.weights import clip, clip_configs, siglip
+from triptych.systems.clip import configs as clip_configs
+from triptych.systems.clip import published as clip
+from triptych.systems.clip.model import Clip
+from triptych.systems.siglip import published as siglip
+from triptych.systems.siglip.model import Siglip
 from triptych.weights.keymap import convert, fill
 
 VISION = {

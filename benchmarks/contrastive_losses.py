@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from triptych.models.contrastive import sigmoid_loss, softmax_loss
+from triptych.nn.contrastive.losses import sigmoid_loss, softmax_loss
 
 WIDTH, THREADS = 768, 2
 

@@ -21,19 +21,20 @@ import numpy as np
 import torch
 from measure import emit, interval, machine
 
-from triptych.data.scene_drawing import COLOURS, GROUND_COLOURS, SEEN, SHAPES
-from triptych.data.scenes import SceneSource
-from triptych.evaluation.detection import (
+from triptych.data.scene_source import SceneSource
+from triptych.loading import load
+from triptych.requests import Detect
+from triptych.scenes.drawing import COLOURS, GROUND_COLOURS, SEEN, SHAPES
+from triptych.systems.detection import heatmaps
+from triptych.systems.detection.annotations import Annotated
+from triptych.systems.detection.pipeline import Detections, Queries, detect, embed_queries
+from triptych.systems.detection.report import (
     DetectionReport,
     average_precision,
     evaluate,
     false_positives,
 )
-from triptych.pipelines import heatmaps
-from triptych.pipelines.detect import Detections, Queries, detect, embed_queries
-from triptych.requests import Detect
-from triptych.vision.annotations import Annotated
-from triptych.weights.load import Loaded, load
+from triptych.weights.loaded import Loaded
 
 LABELS = {
     "pair": tuple(f"{colour} {shape}" for shape, colour in SEEN),

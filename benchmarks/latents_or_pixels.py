@@ -19,11 +19,11 @@ import torch
 
 from triptych import runtime
 from triptych.diffusion.noise import PictureNoise
-from triptych.models.stable_diffusion import StableDiffusion, sample
+from triptych.systems.stable_diffusion.model import StableDiffusion, sample
+from triptych.systems.stable_diffusion.recipe import build
 from triptych.train.loop import descend
 from triptych.train.recipes.presets import PRESETS
 from triptych.train.recipes.requests import TrainTextToImage
-from triptych.train.recipes.text_to_image import build
 
 PICTURES, STEPS = 16, 20
 Timed = Callable[[], float]

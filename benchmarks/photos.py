@@ -26,9 +26,9 @@ from clip_encode import peer
 from PIL import Image
 from preprocess import photo
 
-from triptych.pipelines.embed import run
+from triptych.loading import load
 from triptych.requests import Embed
-from triptych.weights.load import load
+from triptych.systems.two_towers.embed import run
 
 
 def written(folder: Path, what: str, vocabulary: Path) -> Path:

@@ -22,9 +22,9 @@ from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.sampling import DETERMINISTIC, STOCHASTIC, sample
 from triptych.diffusion.schedule import Discrete, betas
 from triptych.diffusion.spacing import Spacing, levels
-from triptych.models.unet import UNet, UNetConfig
+from triptych.systems.pixel_diffusion.published import DIFFUSERS
+from triptych.systems.pixel_diffusion.unet import UNet, UNetConfig
 from triptych.weights.keymap import convert, fill
-from triptych.weights.unet import DIFFUSERS
 
 SD = Discrete(tuple(betas("scaled_linear", 0.00085, 0.012)))
 STEPS = 50

@@ -18,7 +18,8 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from triptych.data.scenes import SceneSource, boxes
+from triptych.data.scene_source import SceneSource
+from triptych.scenes.world import boxes
 
 SIDE = 64
 SHOWN = 32

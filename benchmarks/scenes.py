@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from triptych.data.scene_captions import ASPECTS, Claim, altered, write
-from triptych.data.scene_descriptions import choices, fits, relation
-from triptych.data.scene_drawing import (
+from triptych.data.scene_source import SceneSource
+from triptych.scenes.captions import ASPECTS, Claim, altered, write
+from triptych.scenes.descriptions import choices, fits, relation
+from triptych.scenes.drawing import (
     COLOURS,
     GROUND_COLOURS,
     PATTERNS,
@@ -37,12 +38,11 @@ from triptych.data.scene_drawing import (
     Scene,
     Thing,
 )
-from triptych.data.scene_judge import Share, agreement, satisfies
-from triptych.data.scene_reader import DISTANCE, READER_VERSION, Reading, matches, read
-from triptych.data.scenes import (
+from triptych.scenes.judge import Share, agreement, satisfies
+from triptych.scenes.reader import DISTANCE, READER_VERSION, Reading, matches, read
+from triptych.scenes.world import (
     SPLITS,
     WORLD_VERSION,
-    SceneSource,
     Split,
     captions,
     claims,
@@ -50,7 +50,7 @@ from triptych.data.scenes import (
     scene,
     scenes,
 )
-from triptych.models.classifier import Classifier, ClassifierConfig, objective
+from triptych.systems.classifier.model import Classifier, ClassifierConfig, objective
 
 SEED, CALIBRATED = 5, 1000  # the proof is on other scenes than the calibration
 

@@ -16,12 +16,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from triptych.data.batches import to_images
-from triptych.data.scene_drawing import COLOURS, SHAPES
-from triptych.data.scene_judge import satisfies
-from triptych.data.scene_reader import Reading, read
-from triptych.data.scenes import SceneSource, captions
-from triptych.weights.load import Loaded, load
+from triptych.data.order.batches import to_images
+from triptych.data.scene_source import SceneSource
+from triptych.loading import load
+from triptych.scenes.drawing import COLOURS, SHAPES
+from triptych.scenes.judge import satisfies
+from triptych.scenes.reader import Reading, read
+from triptych.scenes.world import captions
+from triptych.weights.loaded import Loaded
 
 SHAPE_PROMPTS = ("a {}", "a picture of a {}", "there is a {}", "an image with a {}")
 COLOUR_PROMPTS = ("a {} object", "a {} thing", "there is a {} shape", "a picture of a {} object")

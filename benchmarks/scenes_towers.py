@@ -17,10 +17,10 @@ from pathlib import Path
 
 from scenes_clip import retrieval, zero_shot
 
+from triptych.loading import load
 from triptych.train.recipes.presets import PRESETS
 from triptych.train.recipes.requests import TrainClip, TrainSiglip
-from triptych.train.run import train
-from triptych.weights.load import load
+from triptych.training import train
 
 BATCHES = (16, 64, 256, 1024)
 

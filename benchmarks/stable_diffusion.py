@@ -32,13 +32,14 @@ import measure
 import torch
 from torch import Tensor, nn
 
-from triptych.models.autoencoder import Autoencoder, AutoencoderConfig
-from triptych.models.latent_unet import LatentUNet
-from triptych.models.stable_diffusion import StableDiffusion, StableDiffusionConfig
 from triptych.nn.int8 import int8
 from triptych.requests import TextToImage
-from triptych.weights import autoencoder, latent_unet
-from triptych.weights.diffusers_export import write_diffusers
+from triptych.systems.autoencoder import published as autoencoder
+from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
+from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
+from triptych.systems.stable_diffusion.published import unet as latent_unet
+from triptych.systems.stable_diffusion.published.folder.write import write_diffusers
+from triptych.systems.stable_diffusion.unet import LatentUNet
 from triptych.weights.keymap import convert, fill
 
 XL = {
@@ -164,7 +165,7 @@ def by_openvino(options: argparse.Namespace) -> None:
     """Both networks are converted, compiled and called; by hand with the size of the pictures
     known to the compiler, as OpenVINO's own notebooks do.
     """
-    from triptych.pipelines.openvino_unet import OpenVinoUNet, Positional, unet_inputs
+    from triptych.systems.stable_diffusion.openvino import OpenVinoUNet, Positional, unet_inputs
     from triptych.weights.openvino import Input, conversion_of, convert, traced
 
     peer = peer_unet({})
@@ -243,7 +244,7 @@ def folder_of(options: argparse.Namespace) -> Path:
 def picture(options: argparse.Namespace) -> None:
     from diffusers import StableDiffusionPipeline
 
-    from triptych.pipelines.text_to_image import ready, run
+    from triptych.systems.stable_diffusion.pipeline import ready, run
 
     folder = folder_of(options)
     request = TextToImage(
@@ -284,7 +285,7 @@ import time, resource
 import torch
 imported = time.perf_counter()
 torch.set_num_threads({options.threads})
-from triptych.pipelines.text_to_image import ready
+from triptych.systems.stable_diffusion.pipeline import ready
 from triptych.requests import TextToImage
 model = ready(TextToImage("a", model={str(folder)!r}, precision={precision!r})).model
 loaded, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -314,8 +315,8 @@ LECTURE = "Steps: {}, Sampler: Euler a, CFG scale: 7.0, Seed: 1117431804, Size: 
 
 def lecture(options: argparse.Namespace) -> None:
     """A model of XL's size, random weights, drawn by `triptych generate --from-parameters`."""
+    from triptych.systems.stable_diffusion.published.folder.read import configuration
     from triptych.text.tokenizer import clip_tokenizer
-    from triptych.weights.diffusers_folder import configuration
     from triptych.weights.skeleton import skeleton
 
     folder = Path(options.folder)

@@ -18,7 +18,7 @@ import open_clip
 import torch
 import transformers
 
-from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig, objective
+from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig, objective
 from triptych.train.optimizer import adam
 
 Step = Callable[[], float]

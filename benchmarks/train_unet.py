@@ -25,10 +25,10 @@ from torch.nn import functional as F
 from triptych.diffusion.denoiser import PARAMETERISATIONS
 from triptych.diffusion.objective import matching, training_levels
 from triptych.diffusion.schedule import Discrete, betas
-from triptych.models.unet import UNet, UNetConfig
+from triptych.systems.pixel_diffusion.published import DIFFUSERS
+from triptych.systems.pixel_diffusion.unet import UNet, UNetConfig
 from triptych.train.optimizer import adam
 from triptych.weights.keymap import convert, fill
-from triptych.weights.unet import DIFFUSERS
 
 Step = Callable[[], float]
 

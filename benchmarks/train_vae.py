@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.data.batches import take
+from triptych.data.order.batches import take
 from triptych.data.sources import open_source
-from triptych.models.cvae import Cvae, CvaeConfig, objective
+from triptych.systems.cvae.model import Cvae, CvaeConfig, objective
 from triptych.train.loop import fit
 from triptych.train.recipes.requests import TrainCvae, Training
-from triptych.train.run import build
+from triptych.training import build
 
 BATCH, LATENT, STEPS, PAIRS = 128, 20, 10, 20
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from triptych.train.loop import fit
 from triptych.train.recipes.requests import Training, TrainWgan
-from triptych.train.run import build
+from triptych.training import build
 
 BATCH, LATENT, CLASSES, SIDE, PICTURES, PAIRS = 64, 100, 10, 32, 2000, 20
 

@@ -30,12 +30,18 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.data.word_vectors import read_word_vectors
-from triptych.evaluation.unseen import Answers, answers, report, threshold_keeping, trade_off
-from triptych.models.classifier import Classifier, ClassifierConfig
-from triptych.models.classifier import objective as classify
-from triptych.models.contrastive import sigmoid_loss, softmax_loss
-from triptych.models.word_space import WordSpace, WordSpaceConfig, rank_loss, squared_error
+from triptych.nn.contrastive.losses import sigmoid_loss, softmax_loss
+from triptych.systems.classifier.model import Classifier, ClassifierConfig
+from triptych.systems.classifier.model import objective as classify
+from triptych.systems.word_space.model import WordSpace, WordSpaceConfig, rank_loss, squared_error
+from triptych.systems.word_space.report import (
+    Answers,
+    answers,
+    report,
+    threshold_keeping,
+    trade_off,
+)
+from triptych.systems.word_space.word_vectors import read_word_vectors
 
 NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from triptych.weights.load import Loaded
+    from triptych.weights.loaded import Loaded
 
 __all__ = ["load", "run"]
 
 PIPELINES = {  # a request of triptych.requests: the module whose `run` carries it out
-    "ClassToImage": "triptych.pipelines.class_to_image",
-    "Classify": "triptych.pipelines.classify",
-    "Detect": "triptych.pipelines.detect",
-    "Embed": "triptych.pipelines.embed",
-    "Search": "triptych.pipelines.search",
-    "TextToImage": "triptych.pipelines.text_to_image",
+    "ClassToImage": "triptych.systems.class_to_image.pipeline",
+    "Classify": "triptych.systems.classification.pipeline",
+    "Detect": "triptych.systems.detection.pipeline",
+    "Embed": "triptych.systems.two_towers.embed",
+    "Search": "triptych.systems.search.pipeline",
+    "TextToImage": "triptych.systems.stable_diffusion.pipeline",
 }
 
 
@@ -38,7 +38,7 @@ def load(name: str, device: str = "cpu") -> Loaded:
     Raises:
         ValueError: there is no such model, or its files are damaged or do not fit together.
     """
-    from triptych.weights.load import load as load_run
+    from triptych.loading import load as load_run
 
     return load_run(name, device)
 

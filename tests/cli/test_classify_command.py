@@ -11,12 +11,12 @@ from PIL import Image
 
 from triptych.cli.main import run
 from triptych.config import to_json
-from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig
+from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.text.tokenizer import train_tokenizer
 from triptych.train.checkpoint import export
 from triptych.vision.images import open_picture
 from triptych.vision.transforms import ImageTransform
-from triptych.weights.load import Card
+from triptych.weights.loaded import Card
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import torch
 
 from triptych import runtime
 from triptych.cli.main import main, run
-from triptych.train import prompts
+from triptych.loading import load
+from triptych.systems.stable_diffusion.training import held_out_prompts as prompts
 from triptych.vision.images import read_request, save_picture
-from triptych.weights.load import load
 
 SMALL = ["--steps", "20", "--log-every", "10", "--widths", "16", "--latent", "2"]
 

@@ -10,8 +10,8 @@ from tests.pipelines.colours import BACKGROUND, PAINT, colour_model
 
 import triptych
 from triptych.cli.main import run
-from triptych.pipelines import detect
 from triptych.requests import Detect
+from triptych.systems.detection import pipeline as detect
 from triptych.vision.images import open_picture, read_request, save_picture
 
 

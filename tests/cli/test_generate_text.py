@@ -21,8 +21,8 @@ from triptych.cli import grid as grid_command
 from triptych.cli.live import blocks
 from triptych.cli.main import run
 from triptych.config import from_json
-from triptych.pipelines import text_to_image
 from triptych.requests import TextToImage
+from triptych.systems.stable_diffusion import pipeline as text_to_image
 from triptych.vision.images import open_picture, read_parameters, read_request, save_picture
 
 FIRST = Path("pictures/0000-5.png")

@@ -12,12 +12,13 @@ from sklearn.linear_model import LogisticRegression
 
 from triptych.cli.main import run
 from triptych.config import to_json
-from triptych.evaluation import frozen
-from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig
+from triptych.loading import load
+from triptych.systems.classification import frozen
+from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.text.tokenizer import train_tokenizer
 from triptych.train.checkpoint import export
 from triptych.vision.transforms import ImageTransform
-from triptych.weights.load import Card, load
+from triptych.weights.loaded import Card
 
 
 @pytest.fixture(scope="module")

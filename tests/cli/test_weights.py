@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from triptych.cli.main import run
+from triptych.systems.stable_diffusion.published.load_published import Reading
 from triptych.weights.catalog import CATALOG
-from triptych.weights.stable_diffusion import Reading
 
 STATE = {"visual.proj": torch.arange(6.0).reshape(2, 3), "logit_scale": torch.tensor(2.5).half()}
 
@@ -65,9 +65,9 @@ def test_convert_to_safetensors(saved: Path, tmp_path: Path, capsys) -> None:
 
 def test_convert_hands_other_forms_on(saved: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     asked = []
-    module = types.ModuleType("triptych.weights.export")
+    module = types.ModuleType("triptych.export")
     module.convert_checkpoint = lambda *given: asked.append(given) or ("a thing to know",)
-    monkeypatch.setitem(sys.modules, "triptych.weights.export", module)
+    monkeypatch.setitem(sys.modules, "triptych.export", module)
     dest = tmp_path / "folder"
     assert run(["weights", "convert", str(saved), str(dest), "--to", "open_clip"]) == 0
     flags = ["--predicts", "velocity", "--weights", "ema", "--variant", "fp16"]

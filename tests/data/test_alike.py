@@ -5,12 +5,12 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from triptych.data.alike import alike
-from triptych.data.arrays import Part, array_index
-from triptych.data.batches import batches
 from triptych.data.captions import captions_of, sentences, texts_at
-from triptych.data.scenes import SceneSource
-from triptych.data.table import select
+from triptych.data.disk.arrays import Part, array_index
+from triptych.data.disk.table import select
+from triptych.data.order.alike import alike
+from triptych.data.order.batches import batches
+from triptych.data.scene_source import SceneSource
 
 COLOURS, SHAPES = ("red", "blue", "green", "black"), ("circle", "star", "ring")
 

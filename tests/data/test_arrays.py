@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.data.batches import take
-from triptych.data.index import Index
+from triptych.data.disk.index import Index
+from triptych.data.disk.table import of_classes
+from triptych.data.order.batches import take
 from triptych.data.sources import open_index, open_source
-from triptych.data.table import of_classes
 
 
 def noise(*shape, seed=0):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from triptych.data.batches import Plan, batches, take, to_images, write_skipped
+from triptych.data.order.batches import Plan, batches, take, to_images, write_skipped
 from triptych.data.sources import open_source
 
 

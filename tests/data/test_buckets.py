@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.data.batches import to_batch
-from triptych.data.buckets import (
+from triptych.data.order.batches import to_batch
+from triptych.data.order.buckets import (
     Bucketed,
     BucketPlan,
     bucket_batches,

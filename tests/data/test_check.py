@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from triptych.cli.data import main
-from triptych.data.check import look, survey
+from triptych.data.disk.check import look, survey
 from triptych.data.sources import open_index
 
 

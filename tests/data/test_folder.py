@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from triptych.data import sources
-from triptych.data.batches import take
+from triptych.data.disk.table import select
+from triptych.data.order.batches import take
 from triptych.data.sources import open_index, open_source, open_train_and_test
-from triptych.data.table import select
 
 
 def picture(path, value=0, size=(8, 8), mode="L"):
@@ -231,12 +231,12 @@ def test_pictures_are_decoded_once(tmp_path, monkeypatch):
         picture(tmp_path / f"{i}.png", i)
     source = open_source(str(tmp_path), size=4)
     once = source.read(range(source.length))["image"]
-    monkeypatch.setattr("triptych.data.folder.open_picture", None)  # a second call would fail
+    monkeypatch.setattr("triptych.data.disk.folder.open_picture", None)  # a second call would fail
     assert np.array_equal(source.read(range(source.length))["image"], once)
 
 
 def test_too_large_for_memory_is_decoded_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("triptych.data.table.MEMORY", 10)
+    monkeypatch.setattr("triptych.data.disk.table.MEMORY", 10)
     for i in range(5):
         picture(tmp_path / f"{i}.png", i)
     source = open_source(str(tmp_path))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triptych.data.permutation import mix, permute
+from triptych.data.order.permutation import mix, permute
 
 
 @settings(max_examples=60, deadline=None)

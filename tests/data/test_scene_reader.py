@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from triptych.data.scene_captions import ASPECTS, Claim, Described, altered, parse, write
-from triptych.data.scene_descriptions import choices
-from triptych.data.scene_drawing import COLOURS, PATTERNS, SHAPES, Ground, Scene, Thing
-from triptych.data.scene_judge import Share, agreement, holds, report, satisfies
-from triptych.data.scene_reader import Reading, read, threshold
-from triptych.data.scenes import captions, claims, draw, scenes
+from triptych.scenes.captions import ASPECTS, Claim, Described, altered, parse, write
+from triptych.scenes.descriptions import choices
+from triptych.scenes.drawing import COLOURS, PATTERNS, SHAPES, Ground, Scene, Thing
+from triptych.scenes.judge import Share, agreement, holds, report, satisfies
+from triptych.scenes.reader import Reading, read, threshold
+from triptych.scenes.world import captions, claims, draw, scenes
 
 NAMES = ("shape", "colour", "size", "pattern")
 

@@ -8,9 +8,11 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from triptych.data.scene_captions import ASPECTS, altered, parse, write
-from triptych.data.scene_descriptions import choices
-from triptych.data.scene_drawing import (
+from triptych.data.scene_source import SceneSource
+from triptych.data.source import Source
+from triptych.scenes.captions import ASPECTS, altered, parse, write
+from triptych.scenes.descriptions import choices
+from triptych.scenes.drawing import (
     COLOURS,
     GROUND_PAINT,
     PAINT,
@@ -22,11 +24,10 @@ from triptych.data.scene_drawing import (
     Scene,
     Thing,
 )
-from triptych.data.scenes import (
+from triptych.scenes.world import (
     DIFFICULTIES,
     HELD_OUT,
     SPLITS,
-    SceneSource,
     boxes,
     captions,
     claims,
@@ -37,7 +38,6 @@ from triptych.data.scenes import (
     scene,
     scenes,
 )
-from triptych.data.source import Source
 
 WORLD = {split: scenes(3, range(400), split) for split in SPLITS}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from triptych.data.word_vectors import read_word_vectors
+from triptych.systems.word_space.word_vectors import read_word_vectors
 
 WORDS = {"fire": [1.0, 0.0, -2.5], "truck": [3.0, 2.0, 0.5], "cat": [0.25, -1.0, 4.0]}
 LINES = "".join(f"{w} {' '.join(map(str, v))}\n" for w, v in WORDS.items())

@@ -5,11 +5,7 @@ with its own pictures (tests/parity).
 import numpy as np
 import pytest
 
-from triptych.diffusion.conventions import (
-    automatic1111_spacing,
-    automatic1111_walk,
-    diffusers_walk,
-)
+from triptych.diffusion.conventions import automatic1111_spacing, automatic1111_walk, diffusers_walk
 from triptych.diffusion.schedule import Discrete, Edm, Flow, betas, zero_terminal
 from triptych.requests import AUTOMATIC1111, SAMPLERS
 

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from tests.pipelines.tiny_clip import picture, tiny_clip
-from triptych.evaluation import alignment as module
-from triptych.evaluation.alignment import alignment, clip_score, evaluate
+from triptych.systems.two_towers import clip_score as module
+from triptych.systems.two_towers.clip_score import alignment, clip_score, evaluate
 
 
 def turned(*degrees: float) -> torch.Tensor:

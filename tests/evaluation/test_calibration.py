@@ -5,7 +5,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 
-from triptych.evaluation.calibration import (
+from triptych.systems.classification.calibration import (
     calibration,
     fitted_temperature,
     negative_log_likelihood,

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from tests.evaluation.toy import CLASSES, Bars, draw, trained_judge
-from triptych.evaluation.class_conditional import (
+from triptych.scores.fid import kernel_distance
+from triptych.systems.class_to_image.report import (
     PictureSet,
     evaluate_class_conditional,
     with_classes,
 )
-from triptych.evaluation.fid import kernel_distance
-from triptych.models.classifier import Classifier, ClassifierConfig
+from triptych.systems.classifier.model import Classifier, ClassifierConfig
 
 TRAIN, TEST = Bars("train", 600, 10_000), Bars("test", 300, 20_000)
 
@@ -60,7 +60,7 @@ def test_perfect_samples_are_not_told_from_real_ones(perfect):
 
 
 def test_the_generator_is_asked_for_every_class_with_seeds_that_do_not_overlap(judge, monkeypatch):
-    monkeypatch.setattr("triptych.evaluation.class_conditional.BATCH", 70)
+    monkeypatch.setattr("triptych.systems.class_to_image.report.BATCH", 70)
     calls = []
 
     def sample(labels, seed):

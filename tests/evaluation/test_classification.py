@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from triptych.evaluation.classification import accuracy, conditional_accuracy, wilson_interval
+from triptych.scores.accuracy import accuracy, conditional_accuracy, wilson_interval
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.evaluation.detection import average_precision, evaluate, false_positives
-from triptych.vision.annotations import Annotated
+from triptych.systems.detection.annotations import Annotated
+from triptych.systems.detection.report import average_precision, evaluate, false_positives
 from triptych.vision.boxes import iou
 
 LABELS = ("a", "b", "c")

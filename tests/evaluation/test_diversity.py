@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from triptych.evaluation.diversity import diversity, mean_pairwise_distance
+from triptych.scores.diversity import diversity, mean_pairwise_distance
 
 
 def test_mean_pairwise_distance_is_over_all_pairs():

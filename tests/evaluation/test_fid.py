@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from triptych.evaluation.fid import frechet_distance, frechet_estimate, kernel_distance
+from triptych.scores.fid import frechet_distance, frechet_estimate, kernel_distance
 
 
 def gaussian(mean, covariance, count=1000, seed=0):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from triptych.evaluation.leak import leak_probe
+from triptych.systems.cvae.leak import leak_probe
 
 
 def codes(count, seed, dim=6, classes=5):

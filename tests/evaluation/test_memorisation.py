@@ -4,8 +4,8 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from triptych.evaluation import memorisation as under_test
-from triptych.evaluation.memorisation import QUANTILES, memorisation, nearest_neighbours
+from triptych.scores import memorisation as under_test
+from triptych.scores.memorisation import QUANTILES, memorisation, nearest_neighbours
 
 
 def draw(count, seed, dim=20):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from triptych.evaluation.prdc import prdc
+from triptych.scores.prdc import prdc
 
 
 def by_loops(real, samples, k):
@@ -74,7 +74,7 @@ def test_more_rows_than_are_held_at_once_change_nothing(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     real, samples = torch.randn(2, 150, 3, generator=generator).double()
     whole = prdc(real, samples)
-    monkeypatch.setattr("triptych.evaluation.prdc.CHUNK", 7)
+    monkeypatch.setattr("triptych.scores.prdc.CHUNK", 7)
     assert prdc(real, samples) == whole
 
 

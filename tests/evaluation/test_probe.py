@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from torch.nn import functional as F
 
-from triptych.evaluation.probe import (
+from triptych.systems.classification.probe import (
     chosen_probe,
     few_shot,
     fit_probe,

@@ -9,9 +9,9 @@ from PIL import Image
 
 from tests.evaluation.test_class_conditional import finish
 from tests.evaluation.toy import Bars, draw, trained_judge
-from triptych.evaluation import plots
-from triptych.evaluation.class_conditional import evaluate_class_conditional
-from triptych.evaluation.report import write_report
+from triptych.systems.class_to_image import plots
+from triptych.systems.class_to_image.report import evaluate_class_conditional
+from triptych.systems.class_to_image.report_files import write_report
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from triptych.data.sources import open_index
-from triptych.evaluation.retrieval import recall
-from triptych.pipelines.classify import Classified
 from triptych.requests import Classify
+from triptych.systems.classification.pipeline import Classified
+from triptych.systems.two_towers.retrieval import recall
 
 
 def units(rows, seed, dim=16):

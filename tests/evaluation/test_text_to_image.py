@@ -5,11 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from triptych.data.batches import take
-from triptych.data.scene_captions import OPPOSITE, RELATION_WORDS
-from triptych.data.scene_reader import matches, read, strict
-from triptych.data.scenes import SceneSource
-from triptych.evaluation.text_to_image import evaluate_text_to_image, judged, write_text_to_image
+from triptych.data.order.batches import take
+from triptych.data.scene_source import SceneSource
+from triptych.scenes.captions import OPPOSITE, RELATION_WORDS
+from triptych.scenes.reader import matches, read, strict
+from triptych.systems.stable_diffusion.report import (
+    evaluate_text_to_image,
+    judged,
+    write_text_to_image,
+)
 from triptych.vision.images import to_pictures
 
 COUNT = 24

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from tests.pipelines.tiny_clip import tiny_clip
-from triptych.data.arrays import Part, array_index
+from triptych.data.disk.arrays import Part, array_index
+from triptych.data.disk.table import select
 from triptych.data.source import Columns
-from triptych.data.table import select
-from triptych.evaluation.two_towers import evaluate_two_towers
+from triptych.systems.two_towers.report import evaluate_two_towers
 
 
 def of_classes(side, count=30):

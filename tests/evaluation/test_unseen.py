@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from triptych.evaluation.unseen import (
+from triptych.systems.word_space.report import (
     Answers,
     answers,
     area,

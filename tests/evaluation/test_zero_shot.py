@@ -6,9 +6,9 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
-from triptych.evaluation.classification import wilson_interval
-from triptych.evaluation.zero_shot import zero_shot
-from triptych.evaluation.zero_shot_plots import draw_zero_shot
+from triptych.scores.accuracy import wilson_interval
+from triptych.systems.classification.plots import draw_zero_shot
+from triptych.systems.classification.report import zero_shot
 from triptych.vision.images import open_picture
 
 NAMES = [f"class {number}" for number in range(8)]

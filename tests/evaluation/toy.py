@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from triptych.models.classifier import Classifier, ClassifierConfig, objective
+from triptych.systems.classifier.model import Classifier, ClassifierConfig, objective
 
 CLASSES = ("left", "right", "both")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from triptych.data.batches import take
+from triptych.data.order.batches import take
 from triptych.data.sources import open_index, open_source
 
 SIDE = 16

@@ -23,7 +23,7 @@ def drive(folder: Path, kills: int) -> None:
     torch.set_num_threads(1)
     from tests.pipelines.tiny_stable_diffusion import config, model
     from tests.train.test_latents import CODER, cache_of, write
-    from triptych.train import latents
+    from triptych.systems.stable_diffusion.training import latent_cache as latents
 
     latents.SHARD = latents.TEXTS = latents.MOST = 2
     pictures = write(folder / "pictures", 41)

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from tests.train.toy import regression
+from triptych import training as runs
 from triptych.cli.main import explained
 from triptych.train import checkpoint
-from triptych.train import run as runs
 from triptych.train.journal import Journal, locked, rows
 from triptych.train.loop import fit
 from triptych.train.recipes.requests import TrainCvae, Training, TrainWgan

@@ -15,16 +15,16 @@ from safetensors.torch import load_file
 
 from tests.parity.tiny_pipelines import FORMS
 from triptych.diffusion.noise import PictureNoise
-from triptych.models.latent_unet import LatentUNet
-from triptych.models.stable_diffusion import StableDiffusion, sample
+from triptych.loading import load
+from triptych.systems.stable_diffusion.adapters.lora_files import read_lora, unet_target
+from triptych.systems.stable_diffusion.adapters.lora_updates import merge
+from triptych.systems.stable_diffusion.model import StableDiffusion, sample
+from triptych.systems.stable_diffusion.published.folder.write import write_diffusers
+from triptych.systems.stable_diffusion.training.held_out_prompts import tell
+from triptych.systems.stable_diffusion.unet import LatentUNet
 from triptych.train.loop import fit
-from triptych.train.prompts import tell
 from triptych.train.recipes.requests import Training, TrainTextToImage
-from triptych.train.run import build
-from triptych.weights.diffusers_export import write_diffusers
-from triptych.weights.load import load
-from triptych.weights.lora_files import read_lora, unet_target
-from triptych.weights.lora_updates import merge
+from triptych.training import build
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def apply_kohya(network: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> N
 
 def test_sdxl_is_told_how_its_pictures_were_cut(published, pictures, tmp_path, monkeypatch):
     """In buckets and squares, from the cache and without one: true sizes, corner, bucket."""
-    from triptych.train.recipes import text_to_image as recipe
+    from triptych.systems.stable_diffusion import recipe
 
     told = []
     monkeypatch.setattr(

@@ -11,12 +11,15 @@ from sklearn.datasets import load_digits
 from tests.train.test_loop import same
 from triptych import runtime
 from triptych.diffusion.noise import PictureNoise
-from triptych.models import cvae, pixel_diffusion, wgan
-from triptych.models.autoencoder import Autoencoder
-from triptych.models.clip import TextConfig
+from triptych.loading import load
+from triptych.systems.autoencoder.model import Autoencoder
+from triptych.systems.clip.model import TextConfig
+from triptych.systems.cvae import model as cvae
+from triptych.systems.pixel_diffusion import model as pixel_diffusion
+from triptych.systems.stable_diffusion import recipe as text_to_image
+from triptych.systems.stable_diffusion.training.held_out_prompts import drawn
+from triptych.systems.wgan import model as wgan
 from triptych.train.loop import fit
-from triptych.train.prompts import drawn
-from triptych.train.recipes import text_to_image
 from triptych.train.recipes.requests import (
     Towers,
     TrainAutoencoder,
@@ -31,8 +34,7 @@ from triptych.train.recipes.requests import (
     TrainWgan,
     TrainWordSpace,
 )
-from triptych.train.run import build
-from triptych.weights.load import load
+from triptych.training import build
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,16 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from triptych.models.autoencoder import Autoencoder, AutoencoderConfig, Gaussian
-from triptych.models.autoencoder_objective import (
+from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig, Gaussian
+from triptych.systems.autoencoder.objective import (
     LossWeights,
     Reconstruction,
     adaptive_weight,
     discriminator_objective,
     generator_objective,
 )
-from triptych.models.perceptual import PatchDiscriminator
-from triptych.models.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
+from triptych.systems.autoencoder.perceptual import PatchDiscriminator
+from triptych.systems.autoencoder.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.train.recipes.requests import TrainAutoencoder
 from triptych.vision.images import open_picture
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from triptych.models.classifier import Classifier, ClassifierConfig, objective, shifted
+from triptych.systems.classifier.model import Classifier, ClassifierConfig, objective, shifted
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 17), (28, 28), (32, 32), (64, 64)])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from triptych.models import clip, siglip
-from triptych.models.clip import (
+from triptych.systems.clip import model as clip
+from triptych.systems.clip.model import (
     CbowConfig,
     Clip,
     ClipConfig,
@@ -15,8 +15,9 @@ from triptych.models.clip import (
     TextTransformer,
     VitConfig,
 )
-from triptych.models.clip_resnet import ResNetConfig
-from triptych.models.siglip import (
+from triptych.systems.clip.resnet import ResNetConfig
+from triptych.systems.siglip import model as siglip
+from triptych.systems.siglip.model import (
     Siglip,
     SiglipConfig,
     SiglipImageConfig,

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from triptych.models import contrastive_tiles
-from triptych.models.contrastive import (
+from triptych.nn.contrastive import tiles as contrastive_tiles
+from triptych.nn.contrastive.losses import (
     cached_embeddings,
     duplicate_groups,
     sigmoid_loss,
@@ -254,7 +254,7 @@ def test_duplicates_are_found_in_texts_and_in_tokens():
 MEMORY = """
 import json, torch
 from torch.nn import functional as F
-from triptych.models.contrastive import cached_embeddings, sigmoid_loss, softmax_loss
+from triptych.nn.contrastive.losses import cached_embeddings, sigmoid_loss, softmax_loss
 torch.set_num_threads(1)
 
 def peak():  # not ru_maxrss, which begins at the peak of the process that started this one

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from triptych.models.contrastive import sigmoid_loss, softmax_loss
-from triptych.models.contrastive_ranks import sigmoid_loss_of_ranks, softmax_loss_of_ranks
+from triptych.nn.contrastive.losses import sigmoid_loss, softmax_loss
+from triptych.nn.contrastive.ranks import sigmoid_loss_of_ranks, softmax_loss_of_ranks
 
 PAIRS, WIDTH = 18, 5
 CASES = [

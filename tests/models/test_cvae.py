@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
 
-from triptych.models import cvae
-from triptych.models.cvae import Cvae, CvaeConfig, Gaussian
+from triptych.systems.cvae import model as cvae
+from triptych.systems.cvae.model import Cvae, CvaeConfig, Gaussian
 
 SIDE = 8
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from triptych.models.latent_unet import LatentUNet, LatentUNetConfig
 from triptych.nn.norm import GroupNorm
+from triptych.systems.stable_diffusion.unet import LatentUNet, LatentUNetConfig
 
 
 def config(**changes):

@@ -10,9 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchmetrics.functional.image.lpips import _LPIPS
 
-from triptych.models.classifier import Classifier, ClassifierConfig
-from triptych.models.clip import VisionTransformer, VitConfig
-from triptych.models.perceptual import (
+from triptych.nn.norm import GroupNorm
+from triptych.systems.autoencoder.perceptual import (
     PatchDiscriminator,
     PerceptualDistance,
     classifier_maps,
@@ -21,8 +20,9 @@ from triptych.models.perceptual import (
     hinge_generator,
     lpips_heads,
 )
-from triptych.nn.norm import GroupNorm
-from triptych.weights.files import read_weights
+from triptych.systems.classifier.model import Classifier, ClassifierConfig
+from triptych.systems.clip.model import VisionTransformer, VitConfig
+from triptych.weights.files.read import read_weights
 
 
 def pictures(seed=0, size=64, count=3):

@@ -7,7 +7,7 @@ import torch
 
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.schedule import Discrete, Edm, Flow
-from triptych.models.pixel_diffusion import (
+from triptych.systems.pixel_diffusion.model import (
     PixelDiffusion,
     PixelDiffusionConfig,
     objective,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from triptych.models.unet import PixelAttention, UNet, UNetConfig
+from triptych.systems.pixel_diffusion.unet import PixelAttention, UNet, UNetConfig
 
 
 def config(**changes):

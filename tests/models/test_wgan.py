@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-from triptych.models import wgan
-from triptych.models.wgan import COLLAPSED, Wgan, WganConfig, gradient_penalty
+from triptych.systems.wgan import model as wgan
+from triptych.systems.wgan.model import COLLAPSED, Wgan, WganConfig, gradient_penalty
 
 SHAPE = (6, 2, 4, 4)
 ELEMENTS = math.prod(SHAPE[1:])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from triptych.models.classifier import ClassifierConfig
-from triptych.models.word_space import (
+from triptych.systems.classifier.model import ClassifierConfig
+from triptych.systems.word_space.model import (
     QUANTILES,
     WordSpace,
     WordSpaceConfig,

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from triptych.models.latent_unet import LatentUNet, LatentUNetConfig
 from triptych.nn import int8 as module
 from triptych.nn.circular import circular
 from triptych.nn.int8 import Int8Conv2d, Int8Linear, input_bytes, int8, weight_bytes
+from triptych.systems.stable_diffusion.unet import LatentUNet, LatentUNetConfig
 
 needs_vnni = pytest.mark.skipif(
     not torch.cpu._is_vnni_supported(), reason="this CPU does not multiply bytes exactly"

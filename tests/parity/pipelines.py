@@ -11,15 +11,17 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from tests.parity.reference import randomised
-from triptych.models.stable_diffusion import (
+from triptych.systems.autoencoder import published as autoencoder
+from triptych.systems.stable_diffusion.model import (
     SamplingConfig,
     StableDiffusion,
     StableDiffusionConfig,
 )
+from triptych.systems.stable_diffusion.published import text_encoders
+from triptych.systems.stable_diffusion.published import unet as latent_unet
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
-from triptych.weights import autoencoder, latent_unet, text_encoders
 from triptych.weights.keymap import convert, fill
-from triptych.weights.load import Card, Loaded
+from triptych.weights.loaded import Card, Loaded
 
 LENGTH = 16
 UNET = {

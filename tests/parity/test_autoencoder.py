@@ -12,13 +12,13 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch.nn import functional as F
 
 from tests.parity.reference import randomised
-from triptych.models import tiny_autoencoder
-from triptych.models.autoencoder import Autoencoder
-from triptych.models.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
+from triptych.systems.autoencoder import published as names
+from triptych.systems.autoencoder import published_tiny as tiny_names
+from triptych.systems.autoencoder import tiny as tiny_autoencoder
+from triptych.systems.autoencoder.model import Autoencoder
+from triptych.systems.autoencoder.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.vision.images import open_picture
-from triptych.weights import autoencoder as names
-from triptych.weights import tiny_autoencoder as tiny_names
-from triptych.weights.files import read_weights
+from triptych.weights.files.read import read_weights
 from triptych.weights.keymap import convert, export, fill
 
 FORMS = {

@@ -14,16 +14,18 @@ from transformers.pipelines.zero_shot_image_classification import (
 
 from tests.parity.reference import randomised
 from triptych.config import to_json
-from triptych.models.clip import Clip
-from triptych.models.siglip import Siglip
-from triptych.pipelines.classify import run
 from triptych.requests import Classify
+from triptych.systems.classification.pipeline import run
+from triptych.systems.clip import configs as clip_configs
+from triptych.systems.clip import published as clip
+from triptych.systems.clip.model import Clip
+from triptych.systems.siglip import published as siglip
+from triptych.systems.siglip.model import Siglip
 from triptych.text.templates import prompts
 from triptych.text.tokenizer import train_tokenizer
 from triptych.vision.transforms import HALF, ImageTransform
-from triptych.weights import clip, clip_configs, siglip
 from triptych.weights.keymap import convert, fill
-from triptych.weights.load import Card, Loaded
+from triptych.weights.loaded import Card, Loaded
 
 LABELS = ("dog", "cat", "a red bus", "fox")
 VISION = {

@@ -16,11 +16,13 @@ from transformers import (
 from transformers import SiglipConfig as TransformersSiglipConfig
 
 from tests.parity.reference import randomised
-from triptych.models import clip as clip_model
-from triptych.models import siglip as siglip_model
-from triptych.models.clip import Clip
-from triptych.models.siglip import Siglip, as_rows
-from triptych.weights import clip, clip_configs, siglip
+from triptych.systems.clip import configs as clip_configs
+from triptych.systems.clip import model as clip_model
+from triptych.systems.clip import published as clip
+from triptych.systems.clip.model import Clip
+from triptych.systems.siglip import model as siglip_model
+from triptych.systems.siglip import published as siglip
+from triptych.systems.siglip.model import Siglip, as_rows
 from triptych.weights.keymap import convert, export, fill
 
 VISION = {

@@ -11,13 +11,14 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, SiglipMod
 
 from tests.parity.reference import randomised
 from triptych.config import to_json
-from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig
-from triptych.models.siglip import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
+from triptych.export import convert_checkpoint
+from triptych.loading import load
+from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
+from triptych.systems.siglip.model import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from triptych.text.tokenizer import train_tokenizer
 from triptych.vision.transforms import HALF, ImageTransform
-from triptych.weights.export import convert_checkpoint
-from triptych.weights.files import write_safetensors
-from triptych.weights.load import Card, load
+from triptych.weights.files.read import write_safetensors
+from triptych.weights.loaded import Card
 
 CAPTIONS = ["a red circle on a blue ground", "two green squares", "a small star", "circle"]
 LONG = " ".join(["stars and circles"] * 20)

@@ -6,10 +6,14 @@ from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
 from tests.parity.reference import randomised
-from triptych.models.latent_unet import LatentUNet
+from triptych.systems.stable_diffusion.published.unet import (
+    diffusers_rules,
+    from_diffusers,
+    ldm_rules,
+    to_diffusers,
+)
+from triptych.systems.stable_diffusion.unet import LatentUNet
 from triptych.weights.keymap import convert, export, fill
-from triptych.weights.latent_unet import diffusers_rules, from_diffusers, to_diffusers
-from triptych.weights.ldm_unet import ldm_rules
 
 SMALL = {
     "in_channels": 4, "out_channels": 4, "block_out_channels": [16, 32, 48, 48],

@@ -17,13 +17,16 @@ from safetensors.torch import load_file
 
 from tests.parity.tiny_pipelines import CAPTIONS, FORMS, LENGTH, texts
 from triptych.cli.main import run
-from triptych.models.clip import TextEncoderConfig
-from triptych.weights import single_file, single_file_configs, single_file_export, text_encoders
-from triptych.weights.doctor import examine
-from triptych.weights.export import convert_checkpoint
-from triptych.weights.files import write_safetensors
-from triptych.weights.load import load
-from triptych.weights.stable_diffusion import Reading
+from triptych.doctor import examine
+from triptych.export import convert_checkpoint
+from triptych.loading import load
+from triptych.systems.clip.model import TextEncoderConfig
+from triptych.systems.stable_diffusion.published import text_encoders
+from triptych.systems.stable_diffusion.published.load_published import Reading
+from triptych.systems.stable_diffusion.published.single_file import configs as single_file_configs
+from triptych.systems.stable_diffusion.published.single_file import read as single_file
+from triptych.systems.stable_diffusion.published.single_file import write as single_file_export
+from triptych.weights.files.read import write_safetensors
 
 PROMPTS = [*CAPTIONS, "", "stars " * 30]
 PLAIN = [text for text in PROMPTS if "!" not in text]  # which folders and single files pad with

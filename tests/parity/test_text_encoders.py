@@ -12,10 +12,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from tests.parity.reference import randomised
 from tests.weights.test_published_configurations import collapsed
-from triptych.models.clip import TextConfig, TextEncoderConfig, TextTransformer
-from triptych.weights import text_encoders
-from triptych.weights.keymap import convert, export, fill, under
-from triptych.weights.text_encoders import (
+from triptych.systems.clip.model import TextConfig, TextEncoderConfig, TextTransformer
+from triptych.systems.stable_diffusion.published import text_encoders
+from triptych.systems.stable_diffusion.published.text_encoders import (
     CLIP_L,
     OPENCLIP_BIGG,
     OPENCLIP_H,
@@ -24,6 +23,7 @@ from triptych.weights.text_encoders import (
     to_transformers,
     transformers_rules,
 )
+from triptych.weights.keymap import convert, export, fill, under
 
 SMALL = {
     "vocab_size": 100, "max_position_embeddings": 16, "hidden_size": 48, "num_hidden_layers": 4,

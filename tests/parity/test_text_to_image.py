@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from tests.parity.pipelines import SCHEDULERS, pair, photograph, pictures, pipeline, psnr
-from triptych.pipelines import text_to_image
 from triptych.requests import TextToImage
+from triptych.systems.stable_diffusion import pipeline as text_to_image
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the reference's own
 ENOUGH = 55.0  # dB

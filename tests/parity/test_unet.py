@@ -5,9 +5,9 @@ import torch
 from diffusers import UNet2DModel
 from torch.nn import functional as F
 
-from triptych.models.unet import UNet, UNetConfig
+from triptych.systems.pixel_diffusion.published import DIFFUSERS
+from triptych.systems.pixel_diffusion.unet import UNet, UNetConfig
 from triptych.weights.keymap import convert, export, fill
-from triptych.weights.unet import DIFFUSERS
 
 SMALL = {"widths": (16, 32, 32), "attention": (1,), "head_width": 8, "time_width": 64, "groups": 8}
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.data.scene_drawing import GROUND_PAINT, PAINT
-from triptych.models.clip import ClipConfig, TextConfig, VitConfig
+from triptych.scenes.drawing import GROUND_PAINT, PAINT
+from triptych.systems.clip.model import ClipConfig, TextConfig, VitConfig
 from triptych.text.tokenizer import Encoded
 from triptych.vision.transforms import HALF, ImageTransform
-from triptych.weights.load import Card, Loaded
+from triptych.weights.loaded import Card, Loaded
 
 PALETTE: dict[str, tuple[int, int, int]] = {
     **{name: paint for name, (paint, _) in PAINT.items()},

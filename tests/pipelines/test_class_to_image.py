@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.models.cvae import Cvae, CvaeConfig
-from triptych.models.wgan import Generator, WganConfig
-from triptych.pipelines import class_to_image
 from triptych.requests import ClassToImage
+from triptych.systems.class_to_image import pipeline as class_to_image
+from triptych.systems.cvae.model import Cvae, CvaeConfig
+from triptych.systems.wgan.model import Generator, WganConfig
 from triptych.vision.images import resize_crop, save_picture
-from triptych.weights.load import Card, Loaded
+from triptych.weights.loaded import Card, Loaded
 
 NAMES = ("cat", "dog", "7", "3")
 

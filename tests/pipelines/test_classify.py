@@ -11,15 +11,16 @@ from torch.nn import functional as F
 
 import triptych
 from triptych.config import to_json
-from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig
-from triptych.models.siglip import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
-from triptych.pipelines import classify
-from triptych.pipelines.classify import embed_labels, read, read_labels, resolve_templates, run
 from triptych.requests import Classify
+from triptych.systems.classification import pipeline as classify
+from triptych.systems.classification.pipeline import read, read_labels, resolve_templates, run
+from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
+from triptych.systems.siglip.model import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
+from triptych.systems.two_towers.labels import embed_labels
 from triptych.text.templates import TEMPLATES, prompts
 from triptych.text.tokenizer import train_tokenizer
 from triptych.vision.transforms import HALF, ImageTransform
-from triptych.weights.load import Card, Loaded
+from triptych.weights.loaded import Card, Loaded
 
 WORDS = ["a photo of a red bus", "a photo of a dog", "a drawing of the cat"]
 

@@ -11,9 +11,9 @@ from tests.pipelines.test_diffusion import loaded as diffusion
 from tests.pipelines.tiny_clip import saved, tiny_clip
 from triptych import runtime
 from triptych.diffusion.samplers import Level, dpmpp_2m, euler
-from triptych.pipelines import class_to_image
-from triptych.pipelines.clip_guidance import guided_by, prompt_score
 from triptych.requests import ClassToImage
+from triptych.systems.class_to_image import pipeline as class_to_image
+from triptych.systems.class_to_image.clip_guidance import guided_by, prompt_score
 from triptych.vision.images import to_pictures
 from triptych.vision.transforms import PatchTransform
 

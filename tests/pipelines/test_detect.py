@@ -8,17 +8,17 @@ import torch
 from torch.nn import functional as F
 
 from tests.pipelines.colours import BACKGROUND, PAINT, Words, colour_model
-from triptych.data.scenes import SceneSource
-from triptych.evaluation.detection import evaluate
-from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig
-from triptych.models.siglip import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
-from triptych.pipelines import dense
-from triptych.pipelines.detect import cells, detect, embed_queries, run, scores
+from triptych.data.scene_source import SceneSource
 from triptych.requests import Detect
-from triptych.vision.annotations import Annotated
+from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
+from triptych.systems.detection import dense
+from triptych.systems.detection.annotations import Annotated
+from triptych.systems.detection.pipeline import cells, detect, embed_queries, run, scores
+from triptych.systems.detection.report import evaluate
+from triptych.systems.siglip.model import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from triptych.vision.images import save_picture
 from triptych.vision.transforms import HALF, ImageTransform
-from triptych.weights.load import Card, Loaded
+from triptych.weights.loaded import Card, Loaded
 
 METHODS = ("dense", "window", "window-batched")
 DENSE = {"scales": (1.0,), "pool": 1, "extent": 0.5}

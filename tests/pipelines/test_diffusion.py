@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from triptych.diffusion.sampling import ALONE, DETERMINISTIC, STOCHASTIC
-from triptych.models.pixel_diffusion import PixelDiffusion, PixelDiffusionConfig
-from triptych.pipelines import class_to_image
-from triptych.pipelines.class_to_image import diffused
 from triptych.requests import SAMPLERS, SPACINGS, ClassToImage, sampler_named
-from triptych.weights.load import Card, Loaded
+from triptych.systems.class_to_image import pipeline as class_to_image
+from triptych.systems.class_to_image.pipeline import diffused
+from triptych.systems.pixel_diffusion.model import PixelDiffusion, PixelDiffusionConfig
+from triptych.weights.loaded import Card, Loaded
 
 EVERY = sorted({*DETERMINISTIC, *STOCHASTIC})
 STEPS = {"restart": 20}

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.pipelines.tiny_clip import pictures, tiny_clip
-from triptych.pipelines import embed
-from triptych.pipelines.embed import Vectors
 from triptych.requests import Embed
+from triptych.systems.two_towers import embed
+from triptych.systems.two_towers.embed import Vectors
 from triptych.vision.images import open_picture
 
 CLIP = tiny_clip()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from triptych.pipelines.heatmaps import between, component, found, peaks, regular, stretched
+from triptych.systems.detection.heatmaps import between, component, found, peaks, regular, stretched
 from triptych.vision.boxes import iou
 
 

@@ -10,11 +10,12 @@ import torch
 
 from tests.faults.interruption import Disk, deaths, dies
 from tests.pipelines.tiny_clip import picture, pictures, saved, tiny_clip
-from triptych.models.clip import Clip
-from triptych.pipelines import index
-from triptych.pipelines.index import Index, index_place, model_digest, update
+from triptych.loading import load
+from triptych.systems.clip.model import Clip
+from triptych.systems.search import index
+from triptych.systems.search.index import Index, index_place, model_digest, update
 from triptych.vision.images import open_picture, save_picture
-from triptych.weights.load import Loaded, load
+from triptych.weights.loaded import Loaded
 
 CLIP = tiny_clip()
 DIGEST = model_digest(CLIP)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from triptych.pipelines import nearest as module
-from triptych.pipelines.nearest import duplicates, nearest, nearest_by_faiss
+from triptych.systems.search import nearest as module
+from triptych.systems.search.nearest import duplicates, nearest, nearest_by_faiss
 
 
 def unit(count: int, dim: int, seed: int = 0) -> torch.Tensor:

@@ -15,9 +15,9 @@ import torch
 from tests.parity.pipelines import psnr
 from tests.pipelines.test_text_to_image import asked, drawn, half_mask, lora_file, photo, pictures
 from tests.pipelines.tiny_stable_diffusion import UNET, config, loaded, saved
-from triptych.models.latent_unet import LatentUNetConfig
-from triptych.pipelines import text_to_image
 from triptych.requests import TextToImage
+from triptych.systems.stable_diffusion import pipeline as text_to_image
+from triptych.systems.stable_diffusion.unet import LatentUNetConfig
 from triptych.weights import openvino as conversions
 
 needs_openvino = pytest.mark.skipif(

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tests.pipelines.tiny_clip import picture, tiny_clip
-from triptych.evaluation.alignment import clip_score
-from triptych.pipelines.rerank import rerank
+from triptych.systems.two_towers.clip_score import clip_score
+from triptych.systems.two_towers.embed import rerank
 
 CLIP = tiny_clip()
 

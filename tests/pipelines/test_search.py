@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 import triptych
 from tests.pipelines.tiny_clip import picture, pictures, tiny_clip
-from triptych.pipelines import search
-from triptych.pipelines.search import Found, Term, spelled, terms
 from triptych.requests import Search
+from triptych.systems.search import pipeline as search
+from triptych.systems.search.pipeline import Found, Term, spelled, terms
 from triptych.vision.images import open_picture, save_picture
 
 CLIP = tiny_clip()

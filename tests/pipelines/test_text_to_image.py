@@ -12,14 +12,16 @@ import triptych
 from tests.parity.pipelines import psnr
 from tests.pipelines.tiny_stable_diffusion import UNET, config, loaded, saved, tokenizer
 from triptych.diffusion.noise import PictureNoise, philox_normal
-from triptych.models.stable_diffusion import StableDiffusion
+from triptych.loading import load
 from triptych.nn.circular import circular
-from triptych.pipelines import conditioning, starting_picture, text_to_image
-from triptych.pipelines.preview import preview_of
-from triptych.pipelines.starting_picture import spherical, start_of
 from triptych.requests import TextToImage
+from triptych.systems.stable_diffusion import encode_prompts as conditioning
+from triptych.systems.stable_diffusion import pipeline as text_to_image
+from triptych.systems.stable_diffusion import starting_picture
+from triptych.systems.stable_diffusion.model import StableDiffusion
+from triptych.systems.stable_diffusion.preview import preview_of
+from triptych.systems.stable_diffusion.starting_picture import spherical, start_of
 from triptych.vision.images import open_picture, save_picture, to_pictures
-from triptych.weights.load import load
 
 
 @pytest.fixture(scope="module")

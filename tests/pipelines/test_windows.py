@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.pipelines.windows import averaged, batches, plan
+from triptych.systems.detection.windows import averaged, batches, plan
 
 
 def by_hand(rows, columns, grids, scores) -> torch.Tensor:

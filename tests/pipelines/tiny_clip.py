@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from triptych.config import to_json
-from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig
+from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.text.tokenizer import train_tokenizer
 from triptych.train.checkpoint import export
 from triptych.vision.images import save_picture
 from triptych.vision.transforms import ImageTransform
-from triptych.weights.load import Card, Loaded
+from triptych.weights.loaded import Card, Loaded
 
 CAPTIONS = ["a photo of a dog at night", "a red car by day", "two cats"] * 3
 

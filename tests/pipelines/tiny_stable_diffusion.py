@@ -6,17 +6,17 @@ from pathlib import Path
 import torch
 
 from triptych.config import to_json
-from triptych.models.autoencoder import AutoencoderConfig
-from triptych.models.clip import TextConfig, TextEncoderConfig
-from triptych.models.latent_unet import LatentUNetConfig
-from triptych.models.stable_diffusion import (
+from triptych.systems.autoencoder.model import AutoencoderConfig
+from triptych.systems.clip.model import TextConfig, TextEncoderConfig
+from triptych.systems.stable_diffusion.model import (
     SamplingConfig,
     StableDiffusion,
     StableDiffusionConfig,
 )
+from triptych.systems.stable_diffusion.unet import LatentUNetConfig
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
 from triptych.train.checkpoint import export
-from triptych.weights.load import Card, Loaded
+from triptych.weights.loaded import Card, Loaded
 
 LENGTH = 12
 CODER = AutoencoderConfig(widths=(8, 8, 8, 8), blocks=1, groups=4)

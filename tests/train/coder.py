@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from triptych.config import to_json
-from triptych.models.autoencoder import Autoencoder, AutoencoderConfig
+from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
 from triptych.train.checkpoint import export
-from triptych.weights.load import Card
+from triptych.weights.loaded import Card
 
 
 def saved_autoencoder(folder: Path, config: AutoencoderConfig) -> Path:

@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 import torch
 from torch import distributed as dist
 
+from triptych import training as runs
 from triptych.cli.main import main as command
-from triptych.data.batches import Batches
+from triptych.data.order.batches import Batches
 from triptych.runtime import key
 from triptych.train import loop
-from triptych.train import run as runs
 from triptych.train.recipes.requests import (
     Towers,
     TrainAutoencoder,

@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.train.ranks import requests
+from triptych import training as runs
 from triptych.train import checkpoint
-from triptych.train import run as runs
 from triptych.train.distributed import ALONE, joined
 from triptych.train.journal import rows
 from triptych.train.recipes.requests import Training

@@ -19,20 +19,20 @@ from tests.pipelines.tiny_stable_diffusion import config, model, saved, tokenize
 from tests.train.coder import saved_autoencoder
 from tests.train.test_loop import same
 from triptych import runtime
-from triptych.data.batches import batches
-from triptych.data.beginning import beginning
-from triptych.data.buckets import bucket_batches, bucketed, shapes
+from triptych.data.disk.table import beginning
+from triptych.data.order.batches import batches
+from triptych.data.order.buckets import bucket_batches, bucketed, shapes
 from triptych.data.sources import open_source
-from triptych.models.autoencoder import AutoencoderConfig
-from triptych.models.stable_diffusion import StableDiffusion
-from triptych.models.tiny_autoencoder import TinyAutoencoderConfig
-from triptych.train import latents as module
-from triptych.train.frozen import around, encoded, latents_of
-from triptych.train.latents import LatentCache
+from triptych.systems.autoencoder.model import AutoencoderConfig
+from triptych.systems.autoencoder.tiny import TinyAutoencoderConfig
+from triptych.systems.stable_diffusion.model import StableDiffusion
+from triptych.systems.stable_diffusion.training import latent_cache as module
+from triptych.systems.stable_diffusion.training.frozen import around, encoded, latents_of
+from triptych.systems.stable_diffusion.training.held_out_prompts import tell
+from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
 from triptych.train.loop import fit
-from triptych.train.prompts import tell
 from triptych.train.recipes.requests import Training, TrainTextToImage
-from triptych.train.run import build
+from triptych.training import build
 
 CPU = torch.device("cpu")
 CODER = AutoencoderConfig(widths=(8, 8), blocks=1, groups=4, scale=0.5, shift=0.2)

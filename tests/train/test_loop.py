@@ -14,10 +14,9 @@ from tests.train.toy import batch, endless, regression, two_players
 from triptych.nn.loss import Loss
 from triptych.runtime import key
 from triptych.train import checkpoint
-from triptych.train.ema import Ema
 from triptych.train.journal import rows
 from triptych.train.loop import fit
-from triptych.train.optimizer import rate_factor
+from triptych.train.optimizer import Ema, rate_factor
 from triptych.train.recipe import Recipe, Update
 from triptych.train.recipes.requests import Training
 

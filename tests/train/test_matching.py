@@ -6,9 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from tests.pipelines.tiny_clip import tiny_clip
-from triptych.data.arrays import Part, array_index
-from triptych.data.table import select
-from triptych.train.matching import class_vectors, held_out_matches, recalls
+from triptych.data.disk.arrays import Part, array_index
+from triptych.data.disk.table import select
+from triptych.systems.two_towers.matching import class_vectors, held_out_matches, recalls
 
 
 def test_recall_counts_equal_texts_as_one():

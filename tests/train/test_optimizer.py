@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from triptych.train.optimizer import Muon, named, orthogonal
 from triptych.train.recipes.requests import TrainAutoencoder, TrainTextToImage
-from triptych.train.run import build
+from triptych.training import build
 
 
 @pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tests.pipelines.tiny_stable_diffusion import config, model, tokenizer
-from triptych.data.batches import take
-from triptych.data.scene_reader import read
-from triptych.data.scenes import SceneSource
-from triptych.train import prompts
-from triptych.train.prompts import drawn
+from triptych.data.order.batches import take
+from triptych.data.scene_source import SceneSource
+from triptych.scenes.reader import read
+from triptych.systems.stable_diffusion.training import held_out_prompts as prompts
+from triptych.systems.stable_diffusion.training.held_out_prompts import drawn
 from triptych.vision.images import to_pictures
 
 

@@ -9,7 +9,15 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from triptych.vision.annotations import FORMATS, Annotated, coco, plain, voc, written, yolo
+from triptych.systems.detection.annotations import (
+    FORMATS,
+    Annotated,
+    coco,
+    plain,
+    voc,
+    written,
+    yolo,
+)
 from triptych.vision.boxes import relative, to_xyxy
 
 LABELS = ("blue star", "red circle", "a & <b>")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from triptych.data.batches import to_images
+from triptych.data.order.batches import to_images
 from triptych.vision.images import (
     open_picture,
     read_header,

@@ -16,8 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from triptych.requests import AUTOMATIC1111, SAMPLERS, TextToImage
-from triptych.vision.images import read_parameters, read_request, save_picture
-from triptych.vision.infotext import (
+from triptych.systems.stable_diffusion.parameters_text import (
     Infotext,
     infotext_of,
     loras_in,
@@ -26,6 +25,7 @@ from triptych.vision.infotext import (
     replay,
     write_infotext,
 )
+from triptych.vision.images import read_parameters, read_request, save_picture
 
 LECTURE = (
     "Steps: 20, Sampler: Euler a, CFG scale: 7.0, Seed: 1117431804, Size: 712x1024, Model: SD XL"

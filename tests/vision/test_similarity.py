@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import ImageDraw
 
-from triptych.vision.lettering import INK
-from triptych.vision.similarity import (
+from triptych.systems.classification.similarity import (
     CELL,
     FULL,
     cosine_reading,
@@ -13,6 +12,7 @@ from triptych.vision.similarity import (
     probability_reading,
     similarity_picture,
 )
+from triptych.vision.lettering import INK
 
 
 def noise(*shape):

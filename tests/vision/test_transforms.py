@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from triptych.config import from_json, to_json
-from triptych.data.batches import to_images
+from triptych.data.order.batches import to_images
 from triptych.vision.images import open_picture, save_picture
 from triptych.vision.transforms import HALF, ImageTransform, PatchTransform, patch_grid
 

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from triptych.weights.containers import container
-from triptych.weights.files import read_weights
-from triptych.weights.pickled import MAX_OPERATIONS, read_pickle
+from triptych.weights.files.pickle_reader import MAX_OPERATIONS, read_pickle
+from triptych.weights.files.read import read_weights
+from triptych.weights.files.sniff import container
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.torch.jit:DeprecationWarning", "ignore:Detected pickle"

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from triptych.models.autoencoder import Autoencoder, AutoencoderConfig
-from triptych.models.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
-from triptych.weights import tiny_autoencoder as tiny_names
-from triptych.weights.autoencoder import (
+from triptych.systems.autoencoder import published_tiny as tiny_names
+from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
+from triptych.systems.autoencoder.published import (
     diffusers_rules,
     from_diffusers,
     from_ldm,
     ldm_rules,
     to_diffusers,
 )
+from triptych.systems.autoencoder.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.weights.keymap import convert, export, fill
 from triptych.weights.skeleton import skeleton
 

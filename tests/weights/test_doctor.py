@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from triptych import doctor
 from triptych.config import to_json
-from triptych.models.cvae import Cvae, CvaeConfig
+from triptych.doctor import agrees, examine, family
+from triptych.systems.cvae.model import Cvae, CvaeConfig
 from triptych.train.checkpoint import export
-from triptych.weights import catalog, doctor
-from triptych.weights.doctor import examine
-from triptych.weights.families import agrees, family
+from triptych.weights import catalog
 from triptych.weights.layouts import layout
-from triptych.weights.load import Card
+from triptych.weights.loaded import Card
 
 CLIP = {
     "logit_scale": torch.zeros(()),

@@ -14,14 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from triptych.weights.containers import container
-from triptych.weights.files import (
-    diagnose,
-    read_safetensors,
-    read_weights,
-    write_safetensors,
-)
-from triptych.weights.shards import missing_shards
+from triptych.weights.files.read import diagnose, read_safetensors, read_weights, write_safetensors
+from triptych.weights.files.shards import missing_shards
+from triptych.weights.files.sniff import container
 
 
 def state() -> dict[str, torch.Tensor]:

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from triptych.models.latent_unet import LatentUNet, LatentUNetConfig
+from triptych.systems.stable_diffusion.published.single_file.configs import UNETS
+from triptych.systems.stable_diffusion.published.single_file.read import recognised
+from triptych.systems.stable_diffusion.published.unet import (
+    diffusers_rules,
+    from_diffusers,
+    ldm_rules,
+    to_diffusers,
+)
+from triptych.systems.stable_diffusion.unet import LatentUNet, LatentUNetConfig
 from triptych.weights.keymap import convert, export
-from triptych.weights.latent_unet import diffusers_rules, from_diffusers, to_diffusers
-from triptych.weights.ldm_unet import ldm_rules
-from triptych.weights.single_file import recognised
-from triptych.weights.single_file_configs import UNETS
 from triptych.weights.skeleton import skeleton
 
 DATA = Path(os.environ.get("TRIPTYCH_DATA", "nowhere")) / "configs"

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from triptych.config import to_json
-from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig
-from triptych.models.cvae import Cvae, CvaeConfig
+from triptych.loading import load
+from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
+from triptych.systems.cvae.model import Cvae, CvaeConfig
 from triptych.train.checkpoint import export
-from triptych.weights.files import diagnose
-from triptych.weights.load import Card, load
+from triptych.weights.files.read import diagnose
+from triptych.weights.loaded import Card
 
 CONFIG = CvaeConfig(8, 8, 1, "label", 3, 2, "mlp", (8,))
 
@@ -96,7 +97,7 @@ def test_names_of_open_clip_lead_to_their_repositories(monkeypatch: pytest.Monke
         asked.append(repo)
         raise ValueError("no network here")
 
-    monkeypatch.setattr("triptych.weights.load.fetch_model", refuse)
+    monkeypatch.setattr("triptych.loading.fetch_model", refuse)
     with pytest.raises(ValueError, match="no network"):
         load("ViT-B-32/laion2b_s34b_b79k")
     assert asked == ["laion/CLIP-ViT-B-32-laion2B-s34B-b79K"]

@@ -10,12 +10,16 @@ import torch
 from PIL import Image
 from tests.parity.reference import randomised
 
-from triptych.models.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
-from triptych.weights.autoencoder import ldm_rules
-from triptych.weights.files import read_weights
+from triptych.loading import load
+from triptych.systems.autoencoder.published import ldm_rules
+from triptych.systems.autoencoder.published_tiny import (
+    decoder_rules,
+    diffusers_rules,
+    encoder_rules,
+)
+from triptych.systems.autoencoder.tiny import TinyAutoencoder, TinyAutoencoderConfig
+from triptych.weights.files.read import read_weights
 from triptych.weights.keymap import export
-from triptych.weights.load import load
-from triptych.weights.tiny_autoencoder import decoder_rules, diffusers_rules, encoder_rules
 
 KL = {
     "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,

@@ -14,13 +14,10 @@ from tests.parity.reference import randomised
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from triptych.models.clip import TextConfig, TextTransformer
-from triptych.models.latent_unet import LatentUNet
 from triptych.nn import lora
-from triptych.weights.clip import TRANSFORMERS_TEXT
-from triptych.weights.keymap import convert, fill, rename, under
-from triptych.weights.latent_unet import diffusers_rules, from_diffusers
-from triptych.weights.lora_files import (
+from triptych.systems.clip.model import TextConfig, TextTransformer
+from triptych.systems.clip.published import TRANSFORMERS_TEXT
+from triptych.systems.stable_diffusion.adapters.lora_files import (
     Alpha,
     Lora,
     export_lora,
@@ -29,7 +26,15 @@ from triptych.weights.lora_files import (
     text_target,
     unet_target,
 )
-from triptych.weights.lora_updates import Update, merge, of_module, restore
+from triptych.systems.stable_diffusion.adapters.lora_updates import (
+    Update,
+    merge,
+    of_module,
+    restore,
+)
+from triptych.systems.stable_diffusion.published.unet import diffusers_rules, from_diffusers
+from triptych.systems.stable_diffusion.unet import LatentUNet
+from triptych.weights.keymap import convert, fill, rename, under
 
 SMALL = {
     "block_out_channels": [16, 32], "layers_per_block": 1, "attention_head_dim": 4,

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from triptych.models.clip import Clip, ClipConfig
-from triptych.models.siglip import Siglip, SiglipConfig
-from triptych.weights import clip, clip_configs, siglip
+from triptych.systems.clip import configs as clip_configs
+from triptych.systems.clip import published as clip
+from triptych.systems.clip.model import Clip, ClipConfig
+from triptych.systems.siglip import published as siglip
+from triptych.systems.siglip.model import Siglip, SiglipConfig
 from triptych.weights.keymap import convert, export, fill
 
 DATA = Path(os.environ.get("TRIPTYCH_DATA", "nowhere")) / "configs"

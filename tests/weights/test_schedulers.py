@@ -9,10 +9,14 @@ import diffusers
 import pytest
 import torch
 
-from triptych.models.stable_diffusion import SamplingConfig, ScheduleConfig
 from triptych.requests import SAMPLERS
-from triptych.weights import schedulers
-from triptych.weights.schedulers import FLOW, from_diffusers, to_diffusers
+from triptych.systems.stable_diffusion.model import SamplingConfig, ScheduleConfig
+from triptych.systems.stable_diffusion.published.folder import schedulers
+from triptych.systems.stable_diffusion.published.folder.schedulers import (
+    FLOW,
+    from_diffusers,
+    to_diffusers,
+)
 
 CLASSES = [
     "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",

@@ -10,12 +10,19 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 
-from triptych.models.clip import TextTransformer
-from triptych.weights import single_file, single_file_configs
-from triptych.weights.files import read_header, read_weights, write_safetensors
+from triptych.systems.clip.model import TextTransformer
+from triptych.systems.stable_diffusion.published.single_file import configs as single_file_configs
+from triptych.systems.stable_diffusion.published.single_file import read as single_file
+from triptych.systems.stable_diffusion.published.single_file.read import (
+    describe_single_file,
+    split_single_file,
+)
+from triptych.systems.stable_diffusion.published.text_encoders import (
+    OPENCLIP_RULES,
+    transformers_rules,
+)
+from triptych.weights.files.read import read_header, read_weights, write_safetensors
 from triptych.weights.keymap import convert, export
-from triptych.weights.single_file import describe_single_file, split_single_file
-from triptych.weights.text_encoders import OPENCLIP_RULES, transformers_rules
 
 DATA = Path(os.environ.get("TRIPTYCH_DATA", "nowhere")) / "configs" / "diffusers"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="TRIPTYCH_DATA is not set")
@@ -113,7 +120,7 @@ def test_a_ckpt_is_described_as_a_safetensors_is(tmp_path):
 
 def test_only_the_header_is_read(tmp_path, monkeypatch):
     path = saved(tmp_path, FILES["1.x"], {"a": "b"})
-    monkeypatch.setattr("triptych.weights.files.load_file", None)
+    monkeypatch.setattr("triptych.weights.files.read.load_file", None)
     assert describe_single_file(path).family == "Stable Diffusion 1.x"
     header = read_header(path)
     assert header.shapes == FILES["1.x"] and header.notes == {"a": "b"}

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from triptych.models.clip import Clip, ClipConfig, TextConfig, VitConfig
-from triptych.models.clip_resnet import ResNetConfig
-from triptych.models.siglip import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
-from triptych.models.unet import UNet, UNetConfig
+from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
+from triptych.systems.clip.resnet import ResNetConfig
+from triptych.systems.pixel_diffusion.unet import UNet, UNetConfig
+from triptych.systems.siglip.model import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from triptych.weights.skeleton import skeleton
 
 TEXT = TextConfig(1000, layers=1)
@@ -40,8 +40,8 @@ def test_names_shapes_and_types_are_those_of_the_real_model(name):
 def test_building_imports_neither_the_compiler_nor_sympy():
     code = """
 import sys
-from triptych.models.clip import Clip, ClipConfig
-from triptych.models.siglip import Siglip, SiglipConfig
+from triptych.systems.clip.model import Clip, ClipConfig
+from triptych.systems.siglip.model import Siglip, SiglipConfig
 from triptych.weights.skeleton import skeleton
 skeleton(lambda: Clip(ClipConfig())); skeleton(lambda: Siglip(SiglipConfig()))
 print(sorted({"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules)))

@@ -18,28 +18,29 @@ import torch
 from tests.weights.test_latent_unet_configurations import nested
 
 from triptych.config import to_json
-from triptych.models.autoencoder import AutoencoderConfig
-from triptych.models.clip import TextConfig, TextEncoderConfig
-from triptych.models.latent_unet import LatentUNetConfig
-from triptych.models.stable_diffusion import (
+from triptych.doctor import examine
+from triptych.export import convert_checkpoint
+from triptych.loading import load
+from triptych.systems.autoencoder.model import AutoencoderConfig
+from triptych.systems.autoencoder.published import diffusers_rules as vae_rules
+from triptych.systems.autoencoder.tiny import TinyAutoencoderConfig
+from triptych.systems.clip.model import TextConfig, TextEncoderConfig
+from triptych.systems.stable_diffusion.model import (
     SamplingConfig,
     ScheduleConfig,
     StableDiffusion,
     StableDiffusionConfig,
 )
-from triptych.models.tiny_autoencoder import TinyAutoencoderConfig
+from triptych.systems.stable_diffusion.published.folder.read import OTHERS, PIPELINES, described
+from triptych.systems.stable_diffusion.published.load_published import Reading
+from triptych.systems.stable_diffusion.published.text_encoders import transformers_rules
+from triptych.systems.stable_diffusion.published.unet import diffusers_rules
+from triptych.systems.stable_diffusion.unet import LatentUNetConfig
 from triptych.text.tokenizer import train_tokenizer
-from triptych.weights.autoencoder import diffusers_rules as vae_rules
-from triptych.weights.diffusers_folder import OTHERS, PIPELINES, described
-from triptych.weights.doctor import examine
-from triptych.weights.export import convert_checkpoint
-from triptych.weights.files import read_cast, read_weights, write_safetensors
+from triptych.weights.files.read import read_cast, read_weights, write_safetensors
 from triptych.weights.keymap import export
-from triptych.weights.latent_unet import diffusers_rules
-from triptych.weights.load import Card, load
+from triptych.weights.loaded import Card
 from triptych.weights.skeleton import skeleton
-from triptych.weights.stable_diffusion import Reading
-from triptych.weights.text_encoders import transformers_rules
 
 DATA = Path(os.environ.get("TRIPTYCH_DATA", "nowhere")) / "configs" / "diffusers"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="TRIPTYCH_DATA is not set")
@@ -120,11 +121,13 @@ def test_every_published_configuration_builds_as_a_whole(name, tmp_path):
 @needs_data
 def test_single_files_mean_what_the_published_folders_do(tmp_path):
     """The bundled configurations and the folders make the same whole, block for block read."""
-    from triptych.weights.files import Header
-    from triptych.weights.single_file import described as file_described
-    from triptych.weights.single_file_export import _tensors
-    from triptych.weights.single_file_export import published as family_of
-    from triptych.weights.stable_diffusion import file_config
+    from triptych.systems.stable_diffusion.published.load_published import file_config
+    from triptych.systems.stable_diffusion.published.single_file.read import (
+        described as file_described,
+    )
+    from triptych.systems.stable_diffusion.published.single_file.write import _tensors
+    from triptych.systems.stable_diffusion.published.single_file.write import published as family_of
+    from triptych.weights.files.read import Header
 
     for name in PUBLISHED:
         config = described(published(name, tmp_path / name)).config
@@ -394,7 +397,7 @@ def test_tensors_are_cast_as_they_are_read(tmp_path):
 
 MEASURE = """
 import resource, sys, torch
-from triptych.weights.load import load
+from triptych.loading import load
 load(sys.argv[1], dtype="float32")
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()

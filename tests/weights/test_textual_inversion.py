@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from triptych.weights.textual_inversion import parse_word, read_word
+from triptych.systems.stable_diffusion.adapters.textual_inversion import parse_word, read_word
 
 GENERATOR = torch.Generator().manual_seed(0)
 

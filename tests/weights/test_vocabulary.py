@@ -13,10 +13,13 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from triptych.models.clip import TextConfig, TextEncoderConfig
+from triptych.systems.clip.model import TextConfig, TextEncoderConfig
+from triptych.systems.stable_diffusion.published.text_encoders import CLIP_L, OPENCLIP_BIGG
+from triptych.systems.stable_diffusion.published.vocabulary import (
+    file_tokenizers,
+    folder_tokenizers,
+)
 from triptych.text.tokenizer import clip_tokenizer, train_tokenizer
-from triptych.weights.text_encoders import CLIP_L, OPENCLIP_BIGG
-from triptych.weights.vocabulary import file_tokenizers, folder_tokenizers
 
 END = "<|endoftext|>"
 TEXTS = ["a photo of a fox!", "!! wow", "", f"written {END} out", "very " * 90]

@@ -16,8 +16,8 @@ from triptych.config import to_json
 from triptych.requests import ClassToImage
 
 if TYPE_CHECKING:
-    from triptych.pipelines.class_to_image import Pictures
-    from triptych.weights.load import Loaded
+    from triptych.systems.class_to_image.pipeline import Pictures
+    from triptych.weights.loaded import Loaded
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError("--rerank and --judge go together: a text, and the model that reads it")
     import numpy as np
 
-    from triptych.pipelines import class_to_image
+    from triptych.systems.class_to_image import pipeline as class_to_image
     from triptych.vision.grids import labelled_grid
     from triptych.vision.images import save_picture
 
@@ -99,7 +99,7 @@ def _judge(name: str) -> "Loaded | None":
     if not name:
         return None
     from triptych import runtime
-    from triptych.weights.load import load
+    from triptych.loading import load
 
     return load(name, runtime.device())
 
@@ -112,7 +112,7 @@ def _ranked(
     seeds = [result.request.seed + i for i in range(len(result.pictures))]
     if judge is None:
         return result, seeds, ()
-    from triptych.pipelines.rerank import rerank
+    from triptych.systems.two_towers.embed import rerank
 
     order, scores = rerank(list(result.pictures), prompt, judge)
     names = tuple(result.names[i] for i in order)

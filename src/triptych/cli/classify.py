@@ -15,10 +15,10 @@ from triptych.requests import Classify
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from triptych.evaluation.probe import FewShot
-    from triptych.evaluation.zero_shot import ZeroShot
-    from triptych.pipelines.classify import Classified
-    from triptych.vision.similarity import Reading
+    from triptych.systems.classification.pipeline import Classified
+    from triptych.systems.classification.probe import FewShot
+    from triptych.systems.classification.report import ZeroShot
+    from triptych.systems.classification.similarity import Reading
 
 READINGS = ("softmax", "sigmoid")
 NAMED = 5  # of skipped pictures, cut prompts and poor classes, as many are written out
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"the matrix is a .png, not {parsed.matrix.name!r}")
     if parsed.shots and not parsed.request.evaluated:
         raise ValueError("--shots needs pictures whose classes are known: --labels auto")
-    from triptych.pipelines import classify
+    from triptych.systems.classification import pipeline as classify
 
     result = _shown(classify.run(parsed.request))
     _say_lost(result)
@@ -165,8 +165,8 @@ def _evaluate(parsed: Arguments, result: "Classified") -> dict[str, Any]:
     from importlib.util import find_spec
 
     from triptych.config import to_json, write_json
-    from triptych.evaluation.report import environment
-    from triptych.evaluation.zero_shot import zero_shot
+    from triptych.scores.environment import environment
+    from triptych.systems.classification.report import zero_shot
 
     assert result.truth is not None
     found = zero_shot(result.logits(), result.truth, result.labels, result.reads)
@@ -183,7 +183,7 @@ def _evaluate(parsed: Arguments, result: "Classified") -> dict[str, Any]:
     if find_spec("matplotlib") is None:
         say("no plots: they need matplotlib, pip install 'triptych[evaluation]'")
     else:
-        from triptych.evaluation.zero_shot_plots import draw_zero_shot
+        from triptych.systems.classification.plots import draw_zero_shot
 
         draw_zero_shot(found, parsed.out, few)
     say(f"report: {parsed.out}")
@@ -215,7 +215,7 @@ def say_accuracy(found: "ZeroShot") -> None:
 
 
 def _few_shot(parsed: Arguments, result: "Classified", truth: "Tensor") -> "list[FewShot]":
-    from triptych.evaluation.probe import few_shot
+    from triptych.systems.classification.probe import few_shot
 
     learned = []
     for head in ("nearest mean", "probe from text") if parsed.shots else ():
@@ -231,8 +231,8 @@ def _few_shot(parsed: Arguments, result: "Classified", truth: "Tensor") -> "list
 
 def _draw(result: "Classified", path: Path) -> None:
     """The first pictures against the labels that fit them best."""
-    from triptych.pipelines.classify import gallery_of
-    from triptych.vision import similarity
+    from triptych.systems.classification import similarity
+    from triptych.systems.classification.pipeline import gallery_of
     from triptych.vision.images import save_picture
 
     rows, columns = DRAWN
@@ -258,8 +258,12 @@ def _draw(result: "Classified", path: Path) -> None:
 
 def _readings(result: "Classified", rows: int, shown: "Tensor") -> "list[Reading]":
     """Both, whichever the model was trained for; softmax over all labels, not only those shown."""
-    from triptych.pipelines.classify import read
-    from triptych.vision.similarity import cosine_reading, neutral_bias, probability_reading
+    from triptych.systems.classification.pipeline import read
+    from triptych.systems.classification.similarity import (
+        cosine_reading,
+        neutral_bias,
+        probability_reading,
+    )
 
     logits = result.logits()[:rows]
     softmax = read(logits, "softmax")[:, shown].numpy()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 if TYPE_CHECKING:
-    from triptych.data.check import Looked, Survey
-    from triptych.data.index import Index
+    from triptych.data.disk.check import Looked, Survey
+    from triptych.data.disk.index import Index
 
 HELP = """usage: triptych data check SOURCE [--json] [--report FILE]
 
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
 
 def check(request: CheckData) -> int:
     """Look at the source and say what was seen; returns the exit code."""
-    from triptych.data.check import survey, survey_endless
+    from triptych.data.disk.check import survey, survey_endless
     from triptych.data.sources import SCENES, open_index, open_source
 
     if request.source in SCENES:
@@ -80,7 +80,7 @@ def _look(index: "Index") -> "Mapping[int, Looked]":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from triptych.data.check import look
+    from triptych.data.disk.check import look
 
     columns = ("looking", BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)

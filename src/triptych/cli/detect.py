@@ -14,8 +14,8 @@ from triptych.cli.main import say
 from triptych.requests import Detect
 
 if TYPE_CHECKING:
-    from triptych.pipelines.detect import Detections
-    from triptych.vision.annotations import Annotated
+    from triptych.systems.detection.annotations import Annotated
+    from triptych.systems.detection.pipeline import Detections
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def main(arguments: list[str]) -> int:
     if parsed.json and parsed.format and not parsed.out:
         say(f"triptych: --json and --format {parsed.format} both want stdout: give one, or --out")
         return 2
-    from triptych.pipelines import detect
-    from triptych.vision.annotations import Annotated, plain, written
+    from triptych.systems.detection import pipeline as detect
+    from triptych.systems.detection.annotations import Annotated, plain, written
 
     result = _shown(detect.run(parsed.request))
     labels = parsed.request.labels
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
 
 def _saved(parsed: Arguments, result: "Detections", picture: "Annotated") -> list[str]:
     """Write pictures and boxes; returns their paths."""
-    from triptych.vision.annotations import ENDINGS, written
+    from triptych.systems.detection.annotations import ENDINGS, written
     from triptych.vision.boxes import draw_boxes, draw_heat
     from triptych.vision.images import open_picture, save_picture
 

@@ -13,7 +13,7 @@ from triptych.cli.words import gathered, plain
 from triptych.requests import Embed
 
 if TYPE_CHECKING:
-    from triptych.pipelines.embed import Vector
+    from triptych.systems.two_towers.embed import Vector
 
 FLAGS = ("--text", "--image")
 NOTHING = Embed(text=("",))  # what the parser starts from; a request is never empty
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     )
     if parsed.out is not None and parsed.out.suffix != ".npy":
         raise ValueError(f"--out {parsed.out} should end in .npy")
-    from triptych.pipelines import embed
+    from triptych.systems.two_towers import embed
 
     *_, result = embed.run(parsed.request)
     of_texts, of_images = iter(result.rows[: len(texts)]), iter(result.rows[len(texts) :])

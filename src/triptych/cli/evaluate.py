@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from triptych.data.source import Source
-    from triptych.evaluation.class_conditional import TrainJudge
-    from triptych.models.classifier import Classifier
-    from triptych.weights.load import Loaded
+    from triptych.systems.class_to_image.report import TrainJudge
+    from triptych.systems.classifier.model import Classifier
+    from triptych.weights.loaded import Loaded
 
 Result = TypeVar("Result")
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)  # of a text-to-image model's curve
@@ -97,14 +97,14 @@ class EvaluateRun:
 def main(arguments: list[str]) -> int:
     request = tyro.cli(EvaluateRun, args=arguments, prog="triptych evaluate")
     from triptych import runtime
+    from triptych import training as runs
     from triptych.data.sources import open_train_and_test
-    from triptych.evaluation import conditional_gan
-    from triptych.evaluation.curves import draw_curves
-    from triptych.models.wgan import Generator
-    from triptych.train import run as runs
+    from triptych.loading import load
+    from triptych.systems.wgan import report as conditional_gan
+    from triptych.systems.wgan.model import Generator
     from triptych.train.conditioning import conditioning
+    from triptych.train.curves import draw_curves
     from triptych.train.journal import rows
-    from triptych.weights.load import load
 
     trained = runs.stored(request.run)
     if trained is None:
@@ -156,10 +156,10 @@ def _pictures(
     command: str,
 ) -> list[dict[str, Any]]:
     from triptych.diffusion.sampling import check_draws_batches
-    from triptych.evaluation.text_to_image import evaluate_text_to_image, write_text_to_image
-    from triptych.models.stable_diffusion import StableDiffusion
-    from triptych.train.prompts import drawn
-    from triptych.weights.load import load
+    from triptych.loading import load
+    from triptych.systems.stable_diffusion.model import StableDiffusion
+    from triptych.systems.stable_diffusion.report import evaluate_text_to_image, write_text_to_image
+    from triptych.systems.stable_diffusion.training.held_out_prompts import drawn
 
     model, tokenizers = loaded.model, loaded.tokenizers
     assert isinstance(model, StableDiffusion)
@@ -214,8 +214,8 @@ def _pictures(
 def _towers(
     loaded: "Loaded", test: "Source", templates: str, folder: Path, command: str
 ) -> dict[str, Any]:
-    from triptych.evaluation.report import environment
-    from triptych.evaluation.two_towers import evaluate_two_towers
+    from triptych.scores.environment import environment
+    from triptych.systems.two_towers.report import evaluate_two_towers
     from triptych.text.templates import TEMPLATES
 
     report = evaluate_two_towers(loaded, test, TEMPLATES[templates])
@@ -246,9 +246,9 @@ def _vae(
     folder: Path,
     command: str,
 ) -> dict[str, Any]:
-    from triptych.evaluation.conditional_vae import draw_figures, evaluate_vae
-    from triptych.evaluation.report import environment
-    from triptych.models.cvae import Cvae
+    from triptych.scores.environment import environment
+    from triptych.systems.cvae.model import Cvae
+    from triptych.systems.cvae.report import draw_figures, evaluate_vae
 
     assert isinstance(loaded.model, Cvae)
     report, codes = _told(
@@ -284,10 +284,10 @@ def _classes(
     command: str,
 ) -> dict[str, Any]:
     from triptych import runtime
-    from triptych.evaluation.class_conditional import evaluate_class_conditional
-    from triptych.evaluation.report import write_report
-    from triptych.pipelines.class_to_image import DIFFUSION, diffused, draw
     from triptych.requests import ClassToImage
+    from triptych.systems.class_to_image.pipeline import DIFFUSION, diffused, draw
+    from triptych.systems.class_to_image.report import evaluate_class_conditional
+    from triptych.systems.class_to_image.report_files import write_report
 
     side = min(train.shape[:2])
     judge = _judge(request, trained, side)
@@ -333,9 +333,9 @@ def _curves(
     folder: Path,
     command: str,
 ) -> dict[str, Any]:
-    from triptych.evaluation.diffusion_curves import draw_curves_of, write_curves
-    from triptych.pipelines.class_to_image import diffused
     from triptych.requests import ClassToImage
+    from triptych.systems.class_to_image.diffusion_curves import draw_curves_of, write_curves
+    from triptych.systems.class_to_image.pipeline import diffused
 
     def draw(labels: "Tensor", seed: int, sampler: str, steps: int, guidance: float) -> "Tensor":
         asked = ClassToImage(sampler=sampler, steps=steps, guidance=guidance)
@@ -363,7 +363,7 @@ def _curves(
 
 def _judge(request: EvaluateRun, trained: TrainRequest, side: int) -> "Classifier":
     """The classifier that was named, or the one that belongs to this data, trained if need be."""
-    from triptych.train import run as runs
+    from triptych import training as runs
 
     training = trained.training
     size = f"-{training.size}" if training.size else ""
@@ -407,9 +407,9 @@ def _classifier(data: str, size: int, steps: int, side: int) -> TrainClassifier:
 
 def _trained(request: TrainClassifier, run: Path, name: str) -> "Classifier":
     """Train a classifier, or continue it, or take it as it is."""
-    from triptych.models.classifier import Classifier
-    from triptych.train import run as runs
-    from triptych.weights.load import load
+    from triptych import training as runs
+    from triptych.loading import load
+    from triptych.systems.classifier.model import Classifier
 
     steps = runs.train(request, run)
     with Interrupt() as interrupt:

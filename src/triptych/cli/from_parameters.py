@@ -25,7 +25,7 @@ def replayed(source: str, model: str = "") -> tuple[TextToImage, tuple[str, ...]
     Raises:
         ValueError: no such picture, none that carries a request, or one of an unknown model.
     """
-    from triptych.vision.infotext import parse_infotext, replay
+    from triptych.systems.stable_diffusion.parameters_text import parse_infotext, replay
 
     text: str | None = source
     if _is_picture(source):
@@ -67,7 +67,7 @@ def _carried(path: Path) -> tuple[dict[str, Any] | None, str | None]:
 
 def _installed(request: TextToImage, model: str) -> TextToImage:
     """With names in place of what they stand for here."""
-    from triptych.pipelines.loras import installed_lora
+    from triptych.systems.stable_diffusion.adapters.loras import installed_lora
 
     loras = []
     for name, weight in map(lora_named, request.loras):

@@ -22,7 +22,7 @@ from triptych.requests import TextToImage
 if TYPE_CHECKING:
     import numpy as np
 
-    from triptych.pipelines.text_to_image import Drawing
+    from triptych.systems.stable_diffusion.pipeline import Drawing
 
 MOST = 400  # pictures of a grid
 LISTS = ("--loras",)
@@ -187,7 +187,7 @@ def _drawn(parsed: Arguments, x: Sweep, y: Sweep, z: Sweep) -> int:
 
 def _work(cells: Sequence[TextToImage], pictures: "list[np.ndarray]") -> "Iterator[Drawing]":
     """Draws cell by cell; a model stays loaded while the next cell has the same."""
-    from triptych.pipelines.text_to_image import ready, run
+    from triptych.systems.stable_diffusion.pipeline import ready, run
 
     there, loaded = ("", "", ""), None
     for number, cell in enumerate(cells):

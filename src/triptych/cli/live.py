@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.text import Text
 
-    from triptych.pipelines.text_to_image import Drawing
+    from triptych.systems.stable_diffusion.pipeline import Drawing
 
 WIDTH = 40  # characters of a preview in a terminal
 EVERY = 0.5  # seconds between two previews

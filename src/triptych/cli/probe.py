@@ -13,9 +13,9 @@ from triptych.cli.words import plain
 
 if TYPE_CHECKING:
     from triptych.data.gallery import Gallery
-    from triptych.evaluation.frozen import Seen
-    from triptych.evaluation.probe import FewShot, Probe
-    from triptych.weights.load import Loaded
+    from triptych.systems.classification.frozen import Seen
+    from triptych.systems.classification.probe import FewShot, Probe
+    from triptych.weights.loaded import Loaded
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def main(arguments: list[str]) -> int:
         config=(tyro.conf.PositionalRequiredArgs,),
     )
     from triptych import runtime
-    from triptych.evaluation import frozen
-    from triptych.weights.load import load
+    from triptych.loading import load
+    from triptych.systems.classification import frozen
 
     learned, judged = frozen.train_and_test(parsed.source, parsed.test, parsed.limit)
     _check_shots(parsed.shots, learned)
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
 
 def _check_shots(shots: tuple[int, ...], learned: "Gallery") -> None:
     """Before the model has looked at all of them, which may take long."""
-    from triptych.evaluation.probe import VALIDATION_SHOTS
+    from triptych.systems.classification.probe import VALIDATION_SHOTS
 
     most = max(shots, default=0)
     needed = most + min(most, VALIDATION_SHOTS)
@@ -94,7 +94,7 @@ def _check_shots(shots: tuple[int, ...], learned: "Gallery") -> None:
 
 def _seen(loaded: "Loaded", pictures: "Gallery", batch: int) -> "Seen":
     """Looks at all of them, says a line for each quarter, and what could not be read."""
-    from triptych.evaluation import frozen
+    from triptych.systems.classification import frozen
 
     quarters = 0
     for seen in frozen.look(loaded, pictures, batch):
@@ -111,8 +111,8 @@ def _seen(loaded: "Loaded", pictures: "Gallery", batch: int) -> "Seen":
 def _learn(parsed: Arguments, train: "Seen", test: "Seen") -> dict[str, Any]:
     """The probe, and few shots where they are asked for: said, and written where asked for."""
     from triptych.config import to_json
-    from triptych.evaluation.probe import chosen_probe
-    from triptych.evaluation.zero_shot import zero_shot
+    from triptych.systems.classification.probe import chosen_probe
+    from triptych.systems.classification.report import zero_shot
 
     classes = len(train.classes)
     probe, tried = chosen_probe(train.features, train.labels, classes, seed=parsed.seeds[0])
@@ -146,7 +146,7 @@ def _learn(parsed: Arguments, train: "Seen", test: "Seen") -> dict[str, Any]:
 
 
 def _few(parsed: Arguments, train: "Seen", test: "Seen") -> "list[FewShot]":
-    from triptych.evaluation.probe import few_shot
+    from triptych.systems.classification.probe import few_shot
 
     learned = []
     for head in ("nearest mean", "probe"):
@@ -164,8 +164,8 @@ def _few(parsed: Arguments, train: "Seen", test: "Seen") -> "list[FewShot]":
 def _write(folder: Path, report: dict[str, Any], probe: "Probe") -> None:
     """Logits are `features @ weight.T + bias` for features of unit length, classes as reported."""
     from triptych.config import write_json
-    from triptych.evaluation.report import environment
-    from triptych.weights.files import write_tensors
+    from triptych.scores.environment import environment
+    from triptych.weights.files.read import write_tensors
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report | {"environment": environment("triptych probe")})
@@ -179,6 +179,6 @@ def _draw(folder: Path, found: Any, few: "list[FewShot]") -> None:
     if find_spec("matplotlib") is None:
         say("no plots: they need matplotlib, pip install 'triptych[evaluation]'")
         return
-    from triptych.evaluation.zero_shot_plots import draw_zero_shot
+    from triptych.systems.classification.plots import draw_zero_shot
 
     draw_zero_shot(found, folder)

@@ -15,7 +15,7 @@ from triptych.cli.words import parted, plain
 from triptych.requests import Search
 
 if TYPE_CHECKING:
-    from triptych.pipelines.search import Found
+    from triptych.systems.search.pipeline import Found
 
 SHOWN = 12  # skipped pictures that people see; JSON has all
 CELLS = 100  # pictures of a contact sheet
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
     sheet = output.sheet
     if sheet is not None and not sheet.parent.is_dir():
         raise ValueError(f"--sheet {sheet}: there is no such folder")
-    from triptych.pipelines import search
+    from triptych.systems.search import pipeline as search
 
     found = _shown(search.run(request))
     _tell(found)
@@ -119,7 +119,7 @@ def _shown(work: "Iterator[Found]") -> "Found":
 
 def _tell(found: "Found") -> None:
     """What happened, to people."""
-    from triptych.pipelines.search import spelled
+    from triptych.systems.search.pipeline import spelled
 
     index = found.index
     assert index is not None
@@ -139,7 +139,7 @@ def _tell(found: "Found") -> None:
 
 
 def _as_json(found: "Found") -> dict[str, Any]:
-    from triptych.pipelines.search import spelled
+    from triptych.systems.search.pipeline import spelled
 
     index = found.index
     assert index is not None
@@ -162,7 +162,7 @@ def _write_sheet(path: Path, found: "Found") -> None:
     """The pictures that were found, in reading order; near duplicates by the number of their
     group.
     """
-    from triptych.pipelines.search import spelled
+    from triptych.systems.search.pipeline import spelled
     from triptych.vision.grids import contact_sheet
     from triptych.vision.images import open_picture, save_picture
 

@@ -17,7 +17,7 @@ from triptych.requests import TextToImage, lora_named, size_named
 if TYPE_CHECKING:
     import numpy as np
 
-    from triptych.pipelines.text_to_image import Drawing
+    from triptych.systems.stable_diffusion.pipeline import Drawing
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def _flag(flags: list[str], name: str) -> str | None:
 
 def drawn(parsed: Arguments) -> int:
     """Draw and write; every picture is in its file as soon as it is done."""
-    from triptych.pipelines.preview import preview_of
-    from triptych.pipelines.text_to_image import drawing_model, ready, run
+    from triptych.systems.stable_diffusion.pipeline import drawing_model, ready, run
+    from triptych.systems.stable_diffusion.preview import preview_of
 
     request = parsed.request
     loaded = ready(request)
@@ -148,7 +148,7 @@ def recorded(request: TextToImage, model: str) -> dict[str, Any]:
 
 def parameters_of(request: TextToImage, model: str) -> str:
     """AUTOMATIC1111's text of one picture."""
-    from triptych.vision.infotext import infotext_of, write_infotext
+    from triptych.systems.stable_diffusion.parameters_text import infotext_of, write_infotext
 
     size = size_named(request.size)
     assert size is not None and request.seed is not None

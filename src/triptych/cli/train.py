@@ -105,8 +105,8 @@ def train(request: TrainRequest, options: RunOptions) -> int:
 
 
 def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
+    from triptych import training as runs
     from triptych.train import checkpoint
-    from triptych.train import run as runs
     from triptych.train.loop import fit
 
     training = request.training
@@ -219,7 +219,7 @@ def _line(row: dict[str, Any], total: int) -> str:
 def _starting_request(recipe: str, options: RunOptions) -> TrainRequest | None:
     """A preset, or with --resume what the run folder was started with."""
     if options.resume:
-        from triptych.train import run as runs
+        from triptych import training as runs
 
         if options.run is None:
             say("triptych: --resume needs --run DIR, the folder to continue")

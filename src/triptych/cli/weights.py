@@ -140,11 +140,11 @@ def inspect(request: Inspect) -> int:
     """Print the tensors of a file, or of every file of weights of a folder."""
     from dataclasses import asdict
 
-    from triptych.weights.containers import WORDS, container
-    from triptych.weights.families import family
-    from triptych.weights.files import read_weights
+    from triptych.doctor import family
+    from triptych.systems.stable_diffusion.published.summary import summary
+    from triptych.weights.files.read import read_weights
+    from triptych.weights.files.sniff import WORDS, container
     from triptych.weights.layouts import layout
-    from triptych.weights.whole import summary
 
     found = layout(request.path)
     whole = summary(found)
@@ -208,7 +208,7 @@ def _show(facts: dict[str, Any]) -> None:
 
 def doctor(request: Doctor) -> int:
     """Print what was looked at and what is wrong; returns 3 where anything is."""
-    from triptych.weights.doctor import examine
+    from triptych.doctor import examine
 
     faults = 0
     if not request.paths:
@@ -231,8 +231,8 @@ def convert(request: Convert) -> int:
     """Write another form of a checkpoint."""
     if request.to == "safetensors":
         return _to_safetensors(request)
-    from triptych.weights.export import convert_checkpoint
-    from triptych.weights.stable_diffusion import Reading
+    from triptych.export import convert_checkpoint
+    from triptych.systems.stable_diffusion.published.load_published import Reading
 
     dest = request.dest
     if request.to == "single-file" and dest.is_dir():
@@ -247,7 +247,7 @@ def convert(request: Convert) -> int:
 
 
 def _to_safetensors(request: Convert) -> int:
-    from triptych.weights.files import read_weights, write_safetensors
+    from triptych.weights.files.read import read_weights, write_safetensors
     from triptych.weights.layouts import layout
 
     found = layout(request.source)

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from triptych.data.scene_descriptions import caption
-from triptych.data.scenes import SceneSource
+from triptych.data.disk.table import Table
+from triptych.data.scene_source import SceneSource
 from triptych.data.source import Source
-from triptych.data.table import Table
+from triptych.scenes.descriptions import caption
 
 
 def captions_of(source: Source, most: int) -> list[tuple[str, ...]]:

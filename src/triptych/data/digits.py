@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from triptych.data.arrays import Part, array_index
-from triptych.data.index import Index
-from triptych.data.permutation import permute
+from triptych.data.disk.arrays import Part, array_index
+from triptych.data.disk.index import Index
+from triptych.data.order.permutation import permute
 from triptych.runtime import key
 
 TEST = 297  # leaves 1,500 for training

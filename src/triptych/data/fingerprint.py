@@ -8,11 +8,11 @@ import os
 
 import numpy as np
 
-from triptych.data.arrays import InMemory
-from triptych.data.buckets import Bucketed
-from triptych.data.folder import InFiles
+from triptych.data.disk.arrays import InMemory
+from triptych.data.disk.folder import InFiles
+from triptych.data.disk.table import Table
+from triptych.data.order.buckets import Bucketed
 from triptych.data.source import Source
-from triptych.data.table import Table
 
 PROBED = 8  # pictures of a source that is drawn, not stored
 

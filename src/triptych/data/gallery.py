@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from triptych.data.files import is_picture, walk
+from triptych.data.disk.files import is_picture, walk
 from triptych.vision.images import open_picture
 
 WAITING = 1 << 28  # bytes of decoded pictures that may wait for a batch to fill
@@ -74,8 +74,8 @@ def labelled(name: str, split: str = "", limit: int = 0) -> Gallery:
     Raises:
         ValueError: there is no such source or split, or it has no classes.
     """
+    from triptych.data.disk.splits import holds_out, rows_of
     from triptych.data.sources import SCENES, open_index, open_source
-    from triptych.data.splits import holds_out, rows_of
 
     if name in SCENES:
         source = open_source(name, split=split or "test")

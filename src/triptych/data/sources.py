@@ -5,13 +5,13 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from triptych.config import nearest
-from triptych.data.array_files import array_folder, npz_index
 from triptych.data.digits import digits_index
-from triptych.data.files import is_picture, shards
-from triptych.data.folder import folder_index, tar_index
-from triptych.data.index import Index
+from triptych.data.disk.array_files import array_folder, npz_index
+from triptych.data.disk.files import is_picture, shards
+from triptych.data.disk.folder import folder_index, tar_index
+from triptych.data.disk.index import Index
+from triptych.data.disk.table import select
 from triptych.data.source import Source
-from triptych.data.table import select
 
 SCENES = ("scenes", "scenes-one", "scenes-two")
 BUILT_IN = ("digits", *SCENES)
@@ -32,7 +32,7 @@ def open_source(
     `size` is given, and where more than a tenth of the pictures cannot be used.
     """
     if name in SCENES:
-        from triptych.data.scenes import SceneSource
+        from triptych.data.scene_source import SceneSource
 
         return SceneSource(name, split=split, size=size, channels=channels)
     return select(open_index(name), split, size, channels)

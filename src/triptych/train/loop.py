@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from triptych import runtime
-from triptych.data.batches import Batches, write_skipped
+from triptych.data.order.batches import Batches, write_skipped
 from triptych.runtime import key
 from triptych.train import checkpoint
 from triptych.train.distributed import ALONE, World
-from triptych.train.ema import Ema
 from triptych.train.journal import Journal
-from triptych.train.optimizer import rate_factor
+from triptych.train.optimizer import Ema, rate_factor
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.train.recipes.requests import Training
 from triptych.vision.images import save_picture

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from triptych.config import read_json
+from triptych.weights.files.shards import shards
 from triptych.weights.layouts import OPEN_CLIP, PREPROCESSORS, TOKENIZERS, TRANSFORMERS
-from triptych.weights.shards import shards
 from triptych.weights.variants import named
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")

@@ -89,7 +89,7 @@ def layout(path: Path) -> Layout:
 
 
 def _file(path: Path) -> Layout:
-    from triptych.weights.containers import container  # loads torch, which a folder does not need
+    from triptych.weights.files.sniff import container  # loads torch, which a folder does not need
 
     try:
         found = container(path)

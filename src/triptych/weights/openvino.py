@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from triptych import runtime
 from triptych.config import read_json, to_json, write_json
 from triptych.nn import attention
-from triptych.weights.digest import weights_digest
+from triptych.weights.files.read import weights_digest
 
 FORM = 1  # of the folder
 MANIFEST = "conversion.json"

@@ -1,13 +1,13 @@
 """Every recipe by name: the module whose `build(request)` makes a `Recipe`."""
 
 RECIPES = {
-    "cvae": "triptych.train.recipes.cvae",
-    "wgan": "triptych.train.recipes.wgan",
-    "pixel-diffusion": "triptych.train.recipes.pixel_diffusion",
-    "classifier": "triptych.train.recipes.classifier",
-    "clip": "triptych.train.recipes.contrastive",
-    "siglip": "triptych.train.recipes.contrastive",
-    "word-space": "triptych.train.recipes.word_space",
-    "autoencoder": "triptych.train.recipes.autoencoder",
-    "text-to-image": "triptych.train.recipes.text_to_image",
+    "cvae": "triptych.systems.cvae.recipe",
+    "wgan": "triptych.systems.wgan.recipe",
+    "pixel-diffusion": "triptych.systems.pixel_diffusion.recipe",
+    "classifier": "triptych.systems.classifier.recipe",
+    "clip": "triptych.systems.two_towers.recipe",
+    "siglip": "triptych.systems.two_towers.recipe",
+    "word-space": "triptych.systems.word_space.recipe",
+    "autoencoder": "triptych.systems.autoencoder.recipe",
+    "text-to-image": "triptych.systems.stable_diffusion.recipe",
 }

@@ -1,0 +1,178 @@
+"""Look at a whole data set before training on it: decode everything, count, find duplicates."""
+
+import hashlib
+import itertools
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from triptych.data.disk.index import Index, refuse_unusable
+from triptych.data.disk.splits import holds_out, rows_of
+from triptych.data.source import Source
+
+CHUNK = 512  # pictures decoded at a time: bounds what waits in memory
+
+
+class Looked(NamedTuple):
+    """One picture after decoding: a digest of its pixels, or why there is none."""
+
+    row: int
+    digest: bytes
+    reason: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a data set holds."""
+
+    source: str
+    form: str
+    pictures: int | None  # None: endless
+    splits: dict[str, int]
+    held_out: bool  # the test split is ours, not the data's
+    classes: dict[str, int] = field(default_factory=dict)
+    attributes: dict[str, int] = field(default_factory=dict)
+    vector: dict[str, tuple[float, float]] = field(default_factory=dict)  # least and greatest
+    captioned: int = 0
+    captions: int = 0
+    boxes: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)  # by the longer side
+    grey: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)  # name: reason
+    duplicates: tuple[tuple[str, ...], ...] = ()  # groups of names with the same pixels
+    notes: tuple[str, ...] = ()
+    problem: str = ""  # why nothing can be trained on it
+
+
+def look(index: Index, threads: int | None = None) -> Iterator[Looked]:
+    """Decode every picture, in order, in a few threads (decoders run beside one another)."""
+    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+        for first in range(0, len(index), CHUNK):
+            rows = range(first, min(first + CHUNK, len(index)))
+            yield from pool.map(lambda row: _look_at(index, row), rows)
+
+
+def survey(index: Index, looked: Mapping[int, Looked]) -> Survey:
+    """Sum up an index and what `look` found of it."""
+    bad = {index.names[row]: seen.reason for row, seen in looked.items() if seen.reason}
+    good = np.array(
+        [row not in looked or not looked[row].reason for row in range(len(index))], bool
+    )
+    skipped = {**index.skipped, **bad}
+    said, own = index.said, holds_out(index.splits)
+    return Survey(
+        source=index.name,
+        form=index.form,
+        pictures=int(good.sum()),
+        splits=_splits(index, good),
+        held_out=not own,
+        classes=_class_counts(index, good),
+        attributes=_sums(said.attributes, said.attribute_values, good),
+        vector=_ranges(said.vector, said.vector_values),
+        captioned=len(said.captions) if said.captions else 0,
+        captions=sum(map(len, said.captions)) if said.captions else 0,
+        boxes=sum(map(len, said.boxes)) if said.boxes else 0,
+        sizes=_sizes(index),
+        grey=int(index.grey.sum()),
+        skipped=skipped,
+        duplicates=_duplicates(index, looked),
+        notes=index.notes,
+        problem=_problem(index, bad),
+    )
+
+
+def survey_endless(source: Source) -> Survey:
+    """What an endless source offers; there is nothing to count."""
+    return Survey(
+        source=source.name,
+        form="the built-in world, drawn as a function of the index",
+        pictures=source.length,
+        splits={},
+        held_out=False,
+        classes=dict.fromkeys(source.classes, 0),
+        attributes=dict.fromkeys(source.attributes, 0),
+    )
+
+
+def _look_at(index: Index, row: int) -> Looked:
+    try:
+        picture = index.stored.load(row, 1 if index.grey[row] else 3, None)
+    except (ValueError, OSError) as error:
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        return Looked(row, b"", text)
+    digest = hashlib.blake2b(repr(picture.shape).encode(), digest_size=16)
+    digest.update(picture.tobytes())
+    return Looked(row, digest.digest(), "")
+
+
+def _problem(index: Index, bad: dict[str, str]) -> str:
+    names = [name for name in index.names if name not in bad]
+    remaining = Index(
+        index.name, index.form, index.stored, names, index.sizes, index.grey, index.splits,
+        index.said, {**index.skipped, **bad},
+    )  # fmt: skip
+    try:
+        refuse_unusable(remaining)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _splits(index: Index, good: np.ndarray) -> dict[str, int]:
+    if not len(index):
+        return {}
+    if holds_out(index.splits):
+        rows = itertools.compress(index.splits, good)
+        return {split or "none": count for split, count in sorted(Counter(rows).items())}
+    counts = {}
+    for split in ("train", "test"):
+        try:
+            counts[split] = int(good[rows_of(split, index.names, index.splits)].sum())
+        except ValueError:  # so few that none was held out
+            counts[split] = 0
+    return counts
+
+
+def _class_counts(index: Index, good: np.ndarray) -> dict[str, int]:
+    if index.said.labels is None:
+        return {}
+    counts = np.bincount(index.said.labels[good], minlength=len(index.said.classes))
+    return dict(zip(index.said.classes, counts.tolist(), strict=True))
+
+
+def _sums(names: tuple[str, ...], values: np.ndarray | None, good: np.ndarray) -> dict[str, int]:
+    if values is None:
+        return {}
+    return dict(zip(names, values[good].sum(axis=0, dtype=np.int64).tolist(), strict=True))
+
+
+def _ranges(names: tuple[str, ...], values: np.ndarray | None) -> dict[str, tuple[float, float]]:
+    if values is None or not len(values):
+        return {}
+    pairs = zip(values.min(axis=0).tolist(), values.max(axis=0).tolist(), strict=True)
+    return dict(zip(names, pairs, strict=True))
+
+
+def _sizes(index: Index) -> dict[str, int]:
+    """One size by itself, else powers of two of the longer side."""
+    if len(index) and (index.sizes == index.sizes[0]).all():
+        height, width = index.sizes[0]
+        return {f"{width} x {height}": len(index)}
+    longer = index.sizes.max(axis=1, initial=0)
+    edges = [1 << power for power in range(16)]
+    bins = np.searchsorted(edges, longer, side="right")
+    counts = sorted(Counter(bins.tolist()).items())
+    return {f"{edges[b - 1]} to {2 * edges[b - 1] - 1}": count for b, count in counts}
+
+
+def _duplicates(index: Index, looked: Mapping[int, Looked]) -> tuple[tuple[str, ...], ...]:
+    groups: dict[bytes, list[str]] = defaultdict(list)
+    for row, seen in looked.items():
+        if seen.digest:
+            groups[seen.digest].append(index.names[row])
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)

@@ -1,0 +1,289 @@
+"""A folder of pictures, or tars of them, in whatever form people keep them.
+
+Classes are subfolders, a `label` in metadata, or `.cls` files; captions are `.txt` or `.json` files
+beside the pictures or a column of `metadata.jsonl` or `metadata.csv`; splits are subfolders, names
+of tars, or a column. One pass over names and headers finds it all; nothing is decoded.
+
+Dimensions: N pictures, H height, W width, C channels, M boxes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from posixpath import basename, dirname, isabs, join, normpath, splitext
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+
+from triptych.data.disk.columns import Conditions, conditions
+from triptych.data.disk.files import Place, is_picture, members, walk
+from triptych.data.disk.index import Index, Said
+from triptych.data.disk.rows import Row, metadata, row_beside
+from triptych.data.disk.splits import KNOWN, canonical, split_in_name
+from triptych.vision.images import Header, open_picture, read_header
+
+HEAD = 1 << 16  # bytes that hold the header of nearly every picture
+BESIDE = ("txt", "json", "cls")
+METADATA = ("metadata.jsonl", "metadata.csv")
+MOSTLY = 0.9  # captions or labels that nearly all pictures have are expected of all
+
+
+@dataclass(frozen=True)
+class InFiles:
+    """Pictures as files, or as members of tars."""
+
+    places: Sequence[Place]
+
+    def load(self, row: int, channels: int, near: int | None) -> UInt8[np.ndarray, "H W C"]:
+        return open_picture(self.places[row].read(), channels=channels, near=near)
+
+
+@dataclass(slots=True)
+class Found:
+    """A picture whose header is sound."""
+
+    name: str  # unique
+    inner: str  # the name inside its split
+    place: Place
+    header: Header
+    row: Row
+    split: str
+
+
+def folder_index(root: Path) -> Index:
+    """The index of a folder. Bad pictures are named in `skipped` and never make it fail."""
+    files, skipped = walk(root)
+    notes: list[str] = []
+    pictures = [name for name in files if is_picture(name)]
+    if splits := _folder_splits(pictures):
+        pictures = _named(pictures, splits, "they are in no folder of a split", notes)
+    tables = [name for name in files if basename(name) in METADATA]
+    rows: dict[str, Row] = {}
+    if tables:
+        rows = _metadata_rows(tables, files, skipped)
+        pictures = [name for name in pictures if name not in skipped]
+        pictures = _named(pictures, rows, "the metadata do not name them", notes)
+    unread = {name: skipped.pop(name) for name in list(skipped) if _is_beside(name)}
+    found = []
+    for name in pictures:
+        stem = splitext(name)[0]
+        texts = [f"{stem}.{ending}" for ending in BESIDE]
+        try:
+            if reasons := [unread[text] for text in texts if text in unread]:
+                raise ValueError(f"the text beside it is {reasons[0]}")
+            beside = {text.rpartition(".")[2]: files[text] for text in texts if text in files}
+            row = _merged(rows.get(name), row_beside(beside) if beside else Row())
+            header = _header(files[name])
+        except (ValueError, OSError) as error:
+            skipped.setdefault(name, _reason(error))
+            continue
+        split = splits.get(name, "")
+        inner = name.partition("/")[2] if split else name
+        split = canonical(row.split) or split
+        found.append(Found(name, inner, files[name], header, row, split))
+    form = ", ".join(["folder", *sorted({basename(table) for table in tables})])
+    return assemble(root.resolve().name, form, found, skipped, notes)
+
+
+def tar_index(source: str, shards: Sequence[Path]) -> Index:
+    """The index of webdataset tars, where consecutive members of one name are one sample.
+
+    Raises ValueError where a tar is compressed or damaged; bad samples as in `folder_index`.
+    """
+    found: dict[str, Found] = {}
+    skipped: dict[str, str] = {}
+    for shard in shards:
+        split = split_in_name(shard.name.removesuffix(".tar"))
+        for stem, group in groupby(members(shard), key=lambda member: _stem(member[0])):
+            files: dict[str, Place] = {}
+            picture = ""
+            for member, place in group:
+                ending = member[len(stem) + 1 :].lower()
+                if isinstance(place, str):
+                    skipped[f"{shard.name}/{member}"] = place
+                elif ending in files or (is_picture(member) and picture):
+                    skipped[f"{shard.name}/{member}"] = "a second file of this kind in one sample"
+                elif is_picture(f"x.{ending}"):
+                    picture, files["picture"] = member, place
+                elif ending in BESIDE:
+                    files[ending] = place
+            if not picture:
+                if files:
+                    skipped.setdefault(f"{shard.name}/{stem}", "no picture beside the text")
+                continue
+            place, name = files.pop("picture"), f"{shard.name}/{picture}"
+            if name in found:
+                skipped[f"{name} again"] = "named twice"
+                continue
+            try:
+                row, header = row_beside(files) if files else Row(), _header(place)
+            except (ValueError, OSError) as error:
+                skipped[name] = _reason(error)
+                continue
+            found[name] = Found(name, picture, place, header, row, split)
+    form = f"{len(shards)} webdataset tar{'s' if len(shards) > 1 else ''}"
+    return assemble(source, form, list(found.values()), skipped, [])
+
+
+def assemble(
+    name: str, form: str, found: list[Found], skipped: dict[str, str], notes: list[str]
+) -> Index:
+    """One table of all pictures, in which a class or an attribute means the same in every split."""
+    expected = {"caption": [bool(f.row.captions) for f in found]}
+    if all(f.row.boxes is None for f in found):
+        blank = [f for f in found if f.row.blank and not f.row.captions]
+        skipped |= {f.name: "an empty caption" for f in blank}
+        expected["caption"] = [bool(f.row.captions) for f in found]
+    expected["label"] = [f.row.label is not None for f in found]
+    for what, has in expected.items():
+        if MOSTLY * len(has) <= sum(has) < len(has):
+            lacking = [f for f, h in zip(found, has, strict=True) if not h]
+            skipped.update({f.name: f"no {what}" for f in lacking if f.name not in skipped})
+        elif 0 < sum(has) < len(has):
+            notes.append(f"only {sum(has):,} of {len(has):,} pictures have a {what}: none is used")
+    found = [f for f in found if f.name not in skipped]
+    given = conditions([f.row.columns or {} for f in found])
+    whole = ~np.isnan(given.vector_values).any(axis=1)
+    for row in np.flatnonzero(~whole):
+        lacking_names = [
+            v for v, x in zip(given.vector, given.vector_values[row], strict=True) if x != x
+        ]
+        skipped[found[row].name] = f"no number for {', '.join(lacking_names)}"
+    found = [f for f, w in zip(found, whole, strict=True) if w]
+    said = _said(found, given, whole)
+    forms = [form, *(["captions"] if said.captions else []), *(["boxes"] if said.boxes else [])]
+    return Index(
+        name=name,
+        form=", ".join(forms),
+        stored=InFiles([f.place for f in found]),
+        names=[f.name for f in found],
+        sizes=np.array([f.header[1:3] for f in found], np.int32).reshape(-1, 2),
+        grey=np.array([f.header.grey for f in found], np.bool_),
+        splits=[f.split for f in found],
+        said=said,
+        skipped=skipped,
+        notes=(*notes, *given.notes),
+    )
+
+
+def _said(found: Sequence[Found], given: Conditions, whole: np.ndarray) -> Said:
+    classes, labels = _classes(found)
+    boxes = any(f.row.boxes is not None for f in found)
+    return Said(
+        classes=classes,
+        labels=labels,
+        attributes=given.attributes,
+        attribute_values=given.attribute_values[whole] if given.attributes else None,
+        vector=given.vector,
+        vector_values=given.vector_values[whole] if given.vector else None,
+        captions=[f.row.captions for f in found] if all(f.row.captions for f in found) else None,
+        boxes=[_boxes(f) for f in found] if boxes else None,
+        box_labels=[f.row.box_labels for f in found] if boxes else None,
+    )
+
+
+def _classes(found: Sequence[Found]) -> tuple[tuple[str, ...], Int64[np.ndarray, " N"] | None]:
+    """Labels that are given, else the first subfolder where every picture is in one of several."""
+    labels: list[str | int | None] = [f.row.label for f in found]
+    if None in labels:
+        labels = [f.inner.partition("/")[0] if "/" in f.inner else None for f in found]
+        if None in labels or len(set(labels)) < 2:
+            return (), None
+    texts = [str(label) for label in labels]
+    numbers = all(text.isdecimal() for text in texts)
+    names = sorted(set(texts), key=(lambda text: (int(text), text)) if numbers else None)
+    place = {name: number for number, name in enumerate(names)}
+    return tuple(names), np.array([place[text] for text in texts], np.int64)
+
+
+def _boxes(found: Found) -> Float32[np.ndarray, "M 4"]:
+    """Upper left and lower right corners, relative to the picture and inside it."""
+    boxes = np.array(found.row.boxes or [], np.float64).reshape(-1, 4)
+    if not found.row.relative:
+        boxes /= np.array([found.header.width, found.header.height] * 2)
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    return corners.clip(0, 1).astype(np.float32)
+
+
+def _folder_splits(pictures: Iterable[str]) -> dict[str, str]:
+    """The split of each picture by its first folder, where the folders are splits."""
+    tops = {name.split("/")[0] for name in pictures if "/" in name}
+    splits = {top: canonical(top) for top in tops if top.lower() in KNOWN}
+    if "train" not in splits.values() and len(splits) < max(1, len(tops)):
+        return {}  # a class may be called `test`
+    return {n: splits[n.split("/")[0]] for n in pictures if "/" in n and n.split("/")[0] in splits}
+
+
+def _named(
+    pictures: list[str], known: Mapping[str, object], why: str, notes: list[str]
+) -> list[str]:
+    """The pictures that are known, with a note of how many are not."""
+    kept = [name for name in pictures if name in known]
+    if left_out := len(pictures) - len(kept):
+        notes.append(f"pictures left out, because {why}: {left_out:,}")
+    return kept
+
+
+def _is_beside(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in BESIDE
+
+
+def _metadata_rows(
+    tables: Iterable[str], files: Mapping[str, Place], skipped: dict[str, str]
+) -> dict[str, Row]:
+    """Rows by the picture's name. Names are looked up among the files found, never opened."""
+    rows: dict[str, Row] = {}
+    bad: dict[str, str] = {}  # pictures whose rows cannot be used
+    for table in tables:
+        for file_name, row in metadata(table, files[table]):
+            name = normpath(join(dirname(table), file_name))
+            there = name in files and is_picture(name)
+            reason = ""
+            if isinstance(row, str) and not there:
+                reason = row
+            elif isabs(file_name) or name.startswith("..") or "\0" in name:
+                reason = "a name that leaves the folder"
+            elif name in rows or name in bad:
+                reason = "a second row for one picture (put several captions into one list)"
+            elif isinstance(row, str):
+                bad[name] = row
+            elif there:
+                rows[name] = row
+            elif name not in skipped:
+                reason = "named in the metadata, not there"
+            if reason:
+                skipped[f"{table}: {file_name}"] = reason
+    skipped.update(bad)
+    return rows
+
+
+def _merged(row: Row | None, beside: Row) -> Row:
+    """Metadata first; what they do not say may come from the files beside the picture."""
+    if row is None:
+        return beside
+    row.captions = row.captions or beside.captions
+    row.label = beside.label if row.label is None else row.label
+    if row.boxes is None:
+        row.boxes, row.box_labels, row.relative = beside.boxes, beside.box_labels, beside.relative
+    return row
+
+
+def _header(place: Place) -> Header:
+    head = place.head(HEAD)
+    try:
+        return read_header(head)
+    except ValueError:
+        if len(head) < HEAD:
+            raise
+        return read_header(place.read())  # a long profile or preview came before the size
+
+
+def _stem(member: str) -> str:
+    """Everything before the first dot of the file name, as webdataset has it."""
+    folder, _, file = member.rpartition("/")
+    return f"{folder}/{file.split('.')[0]}" if folder else file.split(".")[0]
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,0 +1,267 @@
+"""One split of a data set at one picture size, read by index: what training sees of an `Index`.
+
+Dimensions: B pictures, N pictures of the split, H height, W width, C channels.
+"""
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from triptych.data.disk.arrays import InMemory
+from triptych.data.disk.index import Index, Stored, refuse_unusable
+from triptych.data.disk.splits import rows_of
+from triptych.data.source import Columns, Source
+from triptych.vision.images import resize_crop
+
+
+def beginning(source: Source, count: int) -> Source:
+    """The first `count` pictures.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    if source.length is not None and count > source.length:
+        raise ValueError(f"{source.name!r} has {source.length:,} pictures, not {count:,}")
+    return source.part(range(count)) if isinstance(source, Table) else Beginning(source, count)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The first pictures of a source that is drawn, as a source of their own (`Source`)."""
+
+    source: Source
+    length: int
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def split(self) -> str:
+        return self.source.split
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.source.shape
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        return self.source.attributes
+
+    @property
+    def vector(self) -> tuple[str, ...]:
+        return self.source.vector
+
+    @property
+    def captioned(self) -> bool:
+        return self.source.captioned
+
+    def read(self, indices: Sequence[int]) -> Columns:
+        return self.source.read(indices)
+
+
+MEMORY = 1 << 30  # bytes of decoded pictures that are kept
+
+
+class Pictures:
+    """Pictures of one shape, decoded at first sight and kept while they all fit in memory.
+
+    The memory is shared with processes forked later, so data workers decode nothing twice.
+    """
+
+    def __init__(
+        self,
+        stored: Stored,
+        rows: Int64[np.ndarray, " N"],
+        shape: tuple[int, int, int],
+        square: bool,
+    ):
+        self.stored, self.rows, self.shape, self.square = stored, rows, shape, square
+        self._keep()
+
+    def _keep(self) -> None:
+        count, each = len(self.rows), int(np.prod(self.shape))
+        self.kept: UInt8[np.ndarray, "N H W C"] | None = None
+        self.filled = np.zeros(count, np.bool_)
+        if isinstance(self.stored, InMemory) and self.stored.images.shape[1:] == self.shape:
+            first, last = int(self.rows[0]), int(self.rows[-1])
+            whole = last - first == count - 1  # a slice is no copy
+            self.kept = self.stored.images[first : last + 1] if whole else None
+            self.filled[:] = whole
+        if self.kept is None and count * each <= MEMORY:
+            # Anonymous memory costs nothing until it is written.
+            shared = np.frombuffer(mmap.mmap(-1, count * each), np.uint8)
+            self.kept = shared.reshape(count, *self.shape)
+            self.filled = np.frombuffer(mmap.mmap(-1, count), np.bool_)
+
+    def __getstate__(self) -> dict[str, Any]:  # a spawned worker keeps its own
+        return {k: v for k, v in self.__dict__.items() if k not in ("kept", "filled")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._keep()
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W C"]:
+        """One picture. Raises ValueError with the reason where it cannot be read."""
+        if self.kept is not None and self.filled[index]:
+            found: UInt8[np.ndarray, "H W C"] = self.kept[index]
+            return found
+        size, _, channels = self.shape
+        near = size if self.square else None
+        try:
+            picture = self.stored.load(int(self.rows[index]), channels, near)
+        except OSError as error:
+            raise ValueError(error.strerror or type(error).__name__) from None
+        if self.square:
+            picture = resize_crop(picture, size)
+        if picture.shape != self.shape:
+            raise ValueError(
+                f"{picture.shape[1]} x {picture.shape[0]} pixels, not as its header said"
+            )
+        if self.kept is not None:
+            self.kept[index] = picture
+            self.filled[index] = True
+        return picture
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A `Source` (which says what each part means), made by `select`."""
+
+    index: Index
+    split: str
+    rows: Int64[np.ndarray, " N"]
+    pictures: Pictures
+
+    @property
+    def name(self) -> str:
+        return self.index.name
+
+    @property
+    def length(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.pictures.shape
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.index.said.classes
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        return self.index.said.attributes
+
+    @property
+    def vector(self) -> tuple[str, ...]:
+        return self.index.said.vector
+
+    @property
+    def captioned(self) -> bool:
+        return self.index.said.captions is not None
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        return self.index.skipped
+
+    def read(self, indices: Sequence[int]) -> Columns:
+        """A picture that cannot be read is replaced by the next one that can, with all its columns.
+
+        Raises ValueError where no picture of the split can be read.
+        """
+        kept, asked = self.pictures.kept, np.asarray(indices, np.int64)
+        if kept is not None and self.pictures.filled[asked].all():  # the rule after the first epoch
+            return self.columns(kept[asked], asked, {})
+        images = np.empty((len(indices), *self.shape), np.uint8)
+        used, skipped = [], {}
+        for place, wanted in enumerate(indices):
+            for index in range(int(wanted), int(wanted) + self.length):
+                index %= self.length
+                try:
+                    images[place] = self.pictures[index]
+                    break
+                except ValueError as error:
+                    skipped[self.index.names[self.rows[index]]] = str(error)
+            else:
+                raise ValueError(
+                    f"no picture of {self.name!r} can be read: {next(iter(skipped.items()))}"
+                )
+            used.append(index)
+        return self.columns(images, np.asarray(used, np.int64), skipped)
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " N"]:
+        """The class of every picture. Raises ValueError where there are none."""
+        if self.index.said.labels is None:
+            raise ValueError(f"{self.name!r} has no labels")
+        labels: Int64[np.ndarray, " N"] = self.index.said.labels[self.rows]
+        return labels
+
+    def part(self, indices: Sequence[int]) -> "Table":
+        """Some of the pictures as a source of their own. Classes keep their numbers."""
+        rows = self.rows[np.asarray(indices, np.int64)]
+        if not len(rows):
+            raise ValueError(f"no pictures are left of {self.name!r}")
+        pictures = Pictures(self.pictures.stored, rows, self.shape, self.pictures.square)
+        return Table(self.index, self.split, rows, pictures)
+
+    def columns(
+        self,
+        images: UInt8[np.ndarray, "B H W C"],
+        indices: Int64[np.ndarray, " B"],
+        skipped: dict[str, str],
+    ) -> Columns:
+        """Pictures with what is said of them: those at these indices."""
+        columns: Columns = {"image": images, "skipped": list(skipped.items())}
+        rows, said = self.rows[indices], self.index.said
+        if said.labels is not None:
+            columns["label"] = said.labels[rows]
+        if said.attribute_values is not None:
+            columns["attributes"] = said.attribute_values[rows].astype(np.float32)
+        if said.vector_values is not None:
+            columns["vector"] = said.vector_values[rows]
+        if said.captions is not None:
+            columns["caption"] = [said.captions[row] for row in rows]
+        if said.boxes is not None and said.box_labels is not None:
+            columns["boxes"] = [said.boxes[row] for row in rows]
+            columns["box_labels"] = [list(said.box_labels[row]) for row in rows]
+        return columns
+
+
+def of_classes(table: Table, classes: Sequence[int]) -> Table:
+    """The pictures of some classes alone."""
+    return table.part(np.flatnonzero(np.isin(table.labels, classes)).tolist())
+
+
+def select(index: Index, split: str, size: int | None, channels: int | None) -> Table:
+    """A split of an index at a picture size. Raises ValueError where that cannot be had."""
+    refuse_unusable(index)
+    if size is not None and not 1 <= size <= 4096:
+        raise ValueError(f"size must be 1 to 4096 pixels, not {size}")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (colour), not {channels}")
+    rows = rows_of(split, index.names, index.splits)
+    if channels is None:  # over all splits, so that train and test agree
+        channels = 1 if index.grey.all() else 3
+    if size is None:
+        found = np.unique(index.sizes, axis=0)
+        if len(found) > 1:
+            (low_h, low_w), (high_h, high_w) = index.sizes.min(0), index.sizes.max(0)
+            raise ValueError(
+                f"the pictures of {index.name!r} have {len(found):,} different sizes, from "
+                f"{low_w} x {low_h} to {high_w} x {high_h}: choose one with --size"
+            )
+        height, width = (int(side) for side in found[0])
+    else:
+        height = width = size
+    pictures = Pictures(index.stored, rows, (height, width, channels), size is not None)
+    return Table(index, split, rows, pictures)

@@ -1,0 +1,93 @@
+"""SceneSource."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from triptych.data.source import Columns
+from triptych.scenes.descriptions import caption
+from triptych.scenes.drawing import (
+    SHAPES,
+    Scene,
+    boxes,
+    draw_all,
+)
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """The built-in world as a source of training data; satisfies `triptych.data.source.Source`.
+
+    `scenes` has one to four objects, `scenes-two` two, `scenes-one` one; only with one object do
+    the pictures have a class (the shape) and a vector (position and radius).
+
+    Raises:
+        ValueError: an unknown name or split, a size outside 32 to 512, or a number of channels but
+        3.
+    """
+
+    name: str = "scenes"
+    split: str = "train"
+    size: int | None = None  # None is 64
+    channels: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for what, given, known in (("scenes", self.name, NAMES), ("split", self.split, SPLITS)):
+            _one_of(what, given, tuple(known))
+        if self.size is not None and not 32 <= self.size <= 512:
+            raise ValueError(f"scenes are drawn at 32 to 512 pixels a side, not {self.size}")
+        if self.channels not in (None, 3):
+            raise ValueError(f"scenes are in colour: channels must be 3, not {self.channels}")
+
+    @property
+    def length(self) -> int | None:
+        return None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        side = self.size or 64
+        return side, side, 3
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return SHAPES if self.name == "scenes-one" else ()
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        return ATTRIBUTES
+
+    @property
+    def vector(self) -> tuple[str, ...]:
+        return ("x", "y", "radius") if self.name == "scenes-one" else ()
+
+    @property
+    def captioned(self) -> bool:
+        return True
+
+    def scenes(self, indices: Sequence[int]) -> list[Scene]:
+        """What the pictures at these indices show."""
+        return scenes(self.seed, indices, self.split, NAMES[self.name])  # type: ignore[arg-type]
+
+    def read(self, indices: Sequence[int]) -> Columns:
+        """The pictures at these indices, in this order, with captions, attributes and boxes."""
+        found = self.scenes(indices)
+        held = np.zeros((len(found), len(ATTRIBUTES)), dtype=np.float32)
+        for row, scene in zip(held, found, strict=True):
+            ground = f"{scene.ground.colour} ground", f"{scene.ground.texture} ground"
+            named = (v for t in scene.things for v in (t.shape, t.colour, t.size, t.pattern))
+            row[[PLACE[name] for name in (*named, *ground)]] = 1
+        columns: dict[str, Any] = {
+            "image": draw_all(found, self.shape[0]),
+            "attributes": held,
+            "caption": [caption(scene) for scene in found],
+            "boxes": [boxes(scene) for scene in found],
+            "box_labels": [[f"{t.colour} {t.shape}" for t in scene.things] for scene in found],
+        }
+        if self.name == "scenes-one":
+            firsts = [scene.things[0] for scene in found]
+            columns["label"] = np.array([SHAPES.index(t.shape) for t in firsts], dtype=np.int64)
+            columns["vector"] = np.array([(t.x, t.y, t.radius) for t in firsts], dtype=np.float32)
+        return columns

@@ -1,0 +1,181 @@
+"""The two contrastive losses, in memory that grows with the batch and not with its square.
+
+CLIP's symmetric cross-entropy (Radford et al. arXiv:2103.00020, figure 3) and SigLIP's pairwise
+sigmoid loss (Zhai et al. arXiv:2303.15343, equation 1). The (B, B) matrix of logits is walked in
+square tiles; where a gradient will be asked for, it is computed in the
+same walk, so that nothing of a tile has to be remembered. Value and gradients are those of the full
+matrix.
+
+Dimensions: B pairs, D width, T tokens.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from triptych.nn.contrastive.tiles import (
+    CHUNK,
+    Block,
+    accumulators,
+    check,
+    exponential,
+    finish,
+    match_counts,
+    restore,
+    save,
+    sigmoid_sums,
+    softmax_gradients,
+    softmax_statistics,
+)
+
+
+def softmax_loss(
+    image: Float[Tensor, "B D"],
+    text: Float[Tensor, "B D"],
+    logit_scale: Float[Tensor, ""],
+    *,
+    chunk: int = CHUNK,
+    groups: Int[Tensor, " B"] | None = None,
+) -> Float[Tensor, ""]:
+    """CLIP's loss: which of the batch's texts belongs to an image, and which image to a text.
+
+    The mean of both directions' cross-entropies, in nats, as CLIP has it (arXiv:2103.00020, figure
+    3); ln B is chance, and a single pair costs nothing. `image` and `text` are embeddings, row i of
+    one belonging to row i of the other; `logit_scale` is the natural logarithm of what multiplies
+    their inner products. Pairs of equal number in `groups` (from `duplicate_groups`) count as
+    matches of one another, the target's mass spread evenly over them.
+
+    `chunk` bounds memory, not the result. Half-precision embeddings are computed with in float32,
+    in which the loss is returned. The result can be differentiated once.
+    """
+    check(image, text, groups, chunk)
+    loss: Tensor = SoftmaxLoss.apply(image, text, logit_scale, groups, chunk)
+    return loss
+
+
+def sigmoid_loss(
+    image: Float[Tensor, "B D"],
+    text: Float[Tensor, "B D"],
+    logit_scale: Float[Tensor, ""],
+    logit_bias: Float[Tensor, ""],
+    *,
+    chunk: int = CHUNK,
+    groups: Int[Tensor, " B"] | None = None,
+) -> Float[Tensor, ""]:
+    """SigLIP's loss: for every image and every text, whether they belong together.
+
+    The sum over texts, and the mean over images, of -log sigmoid(y logit), y = 1 for a match and -1
+    otherwise (arXiv:2303.15343, equation 1), in nats. At scale and bias 0 it is B ln 2. Pairs of
+    equal number in `groups` are matches of one another. Otherwise as `softmax_loss`.
+    """
+    check(image, text, groups, chunk)
+    loss: Tensor = SigmoidLoss.apply(image, text, logit_scale, logit_bias, groups, chunk)
+    return loss
+
+
+def duplicate_groups(
+    captions: Sequence[str] | Int[Tensor, "B T"],
+) -> tuple[Int[Tensor, " B"], int]:
+    """Equal numbers for equal captions, and how many captions repeat an earlier one.
+
+    The numbers are 64-bit digests of the texts, so they agree between ranks and runs (of tokens:
+    where all are padded to one length). Two different captions of a million share one with
+    probability below 1e-7.
+    """
+    texts = captions.tolist() if isinstance(captions, Tensor) else captions
+    digests = [hashlib.blake2b(str(text).encode(), digest_size=8).digest() for text in texts]
+    numbers = [int.from_bytes(digest, "little", signed=True) for digest in digests]
+    groups = torch.tensor(numbers, dtype=torch.int64)
+    device = captions.device if isinstance(captions, Tensor) else groups.device
+    return groups.to(device), len(numbers) - len(set(numbers))
+
+
+def cached_embeddings(
+    tower: Callable[..., Float[Tensor, "_ D"]],
+    inputs: Tensor | tuple[Tensor, ...],
+    chunk: int,
+) -> Float[Tensor, "B D"]:
+    """A large batch's embeddings with the activations of one chunk in memory at a time.
+
+    Gradient caching (Gao et al. arXiv:2101.06983): a contrastive loss needs all embeddings at once,
+    but a tower treats every input alone, so each chunk is computed without a graph, and again when
+    its gradient is known. Exact, the random numbers of dropout included, at the price of one more
+    forward pass. `tower` is called with up to `chunk` rows of each tensor in `inputs`. A batch norm
+    in it sees chunks, not the batch, and updates its running averages twice.
+    """
+    tensors = (inputs,) if isinstance(inputs, Tensor) else inputs
+    sizes = [len(tensor) for tensor in tensors]
+    if chunk < 1 or not sizes or min(sizes) < 1 or len(set(sizes)) > 1:
+        raise ValueError(
+            "cached_embeddings needs a chunk of at least 1 and tensors of one length, at least 1, "
+            f"not chunk {chunk} and lengths {sizes}"
+        )
+    parts = zip(*(tensor.split(chunk) for tensor in tensors), strict=True)
+    return torch.cat([checkpoint(tower, *part, use_reentrant=False) for part in parts])
+
+
+class SoftmaxLoss(torch.autograd.Function):
+    """A walk for the sums over rows and columns, then one for the gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        logit_scale: Tensor,
+        groups: Tensor | None,
+        chunk: int,
+    ) -> Tensor:
+        scale, wanted = exponential(image, logit_scale), ctx.needs_input_grad[:3]
+        block = Block(image, text, scale, None, 0, groups, groups, chunk)
+        with torch.autocast(image.device.type, enabled=False):
+            counts = match_counts(block)
+            walk = softmax_statistics(block, counts, keep=any(wanted))
+            loss = (walk.rows.sum() + walk.columns.sum() - 2 * walk.target) / (2 * len(image))
+            if any(wanted):
+                gradients = accumulators(block, wanted)
+                softmax_gradients(block, counts, walk, *gradients)
+                by_scale = finish(block, 0.5 / len(image), *gradients)
+                save(ctx, (image, text, logit_scale), (*gradients, by_scale))
+        return loss
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return *restore(ctx, gradient), None, None
+
+
+class SigmoidLoss(torch.autograd.Function):
+    """One walk: a tile's losses and gradients depend on nothing outside it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor,
+        groups: Tensor | None,
+        chunk: int,
+    ) -> Tensor:
+        scale, wanted = exponential(image, logit_scale), ctx.needs_input_grad[:4]
+        block = Block(image, text, scale, logit_bias.to(scale), 0, groups, groups, chunk)
+        with torch.autocast(image.device.type, enabled=False):
+            gradients = accumulators(block, wanted)
+            loss, by_bias = sigmoid_sums(block, *gradients)
+            if any(wanted):
+                by_scale = finish(block, 1 / len(image), *gradients)
+                inputs = (image, text, logit_scale, logit_bias)
+                save(ctx, inputs, (*gradients, by_scale, by_bias / len(image)))
+        return loss / len(image)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return *restore(ctx, gradient), None, None

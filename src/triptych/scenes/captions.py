@@ -1,0 +1,281 @@
+"""The English of the built-in world: one table of words that is both written and read.
+
+A caption says how many objects there are, what some of their attributes are, how the first two lie
+to one another, and what the ground is. It describes every object of the picture, and whatever it
+leaves unsaid is free. `write` words such a claim, `parse` reads the words back into the same claim.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, Literal, TypeVar
+
+from triptych.config import nearest
+from triptych.scenes.drawing import (
+    COLOURS,
+    GROUND_COLOURS,
+    PATTERNS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Colour,
+    GroundColour,
+    Pattern,
+    Shape,
+    Size,
+    Texture,
+)
+
+Relation = Literal["left", "right", "above", "below"]
+Aspect = Literal["count", "colour", "shape", "size", "pattern", "relation", "ground"]
+RELATIONS: tuple[Relation, ...] = ("left", "right", "above", "below")
+ASPECTS: tuple[Aspect, ...] = ("count", "colour", "shape", "size", "pattern", "relation", "ground")
+NAMED: tuple[Literal["shape", "colour", "size", "pattern"], ...] = (
+    "shape", "colour", "size", "pattern",
+)  # fmt: skip
+"""What a caption may say of one object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a caption says of one object; None where it says nothing."""
+
+    shape: Shape | None = None
+    colour: Colour | None = None
+    size: Size | None = None
+    pattern: Pattern | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a caption says of a picture: one entry per object.
+
+    `relation` says where the first object lies, seen from the second.
+    """
+
+    things: tuple[Described, ...]
+    relation: Relation | None = None
+    ground: GroundColour | None = None
+    texture: Texture | None = None
+
+
+NOUNS: dict[Shape | None, tuple[str, ...]] = {
+    **{shape: (shape,) for shape in SHAPES},
+    None: ("object", "shape", "thing"),
+}
+SIZE_WORDS: dict[Size, tuple[str, ...]] = {"large": ("large", "big"), "small": ("small", "little")}
+PATTERN_WORDS: dict[Pattern, tuple[str, ...]] = {
+    "plain": ("plain",),
+    "striped": ("striped",),
+    "dotted": ("dotted", "spotted"),
+}
+PATTERN_TAILS: dict[Pattern, str] = {"striped": " with stripes", "dotted": " with dots"}
+TEXTURE_WORDS: dict[Texture, tuple[str, ...]] = {
+    "plain": ("plain",),
+    "checked": ("checked", "checkered"),
+    "grainy": ("grainy", "speckled"),
+    "shaded": ("shaded",),
+}
+GROUND_NOUNS = ("background", "ground", "backdrop")
+GROUND_PREPOSITIONS = ("on", "against")
+RELATION_WORDS: dict[Relation, tuple[str, ...]] = {
+    "left": (" to the left of ", " left of "),
+    "right": (" to the right of ", " right of "),
+    "above": (" above ", " higher than "),
+    "below": (" below ", " underneath ", " lower than "),
+}
+NUMBERS = ("one", "two", "three", "four")
+OPENERS = ("a picture of ", "a drawing of ", "an image with ", "here you see ")
+THERE = ("there is ", "there are ")  # one, several
+ALSO = (", and also ", ", plus ")
+OPPOSITE: dict[Relation, Relation] = {
+    "left": "right", "right": "left", "above": "below", "below": "above",
+}  # fmt: skip
+
+Option = TypeVar("Option")
+Choices = Iterator[int]
+"""Endless large integers that decide between equally good words; each is used once, modulo the
+choice.
+"""
+
+
+def choose(options: Sequence[Option], choices: Choices) -> Option:
+    """One of several equally good options."""
+    return options[next(choices) % len(options)]
+
+
+def write(claim: Claim, choices: Choices) -> str:
+    """A claim as a caption; equal claims with equal choices give equal words."""
+    if claim.relation is not None:
+        first, second = (_phrase(d, 1, choices) for d in claim.things[:2])
+        text = first + choose(RELATION_WORDS[claim.relation], choices) + second
+        if claim.things[2:]:
+            text += choose(ALSO, choices) + _listing(claim.things[2:], choices)[0]
+        count = 1
+    else:
+        text, count = _listing(claim.things, choices)
+    opener = next(choices) % 8
+    if opener < len(OPENERS):
+        text = OPENERS[opener] + text
+    elif opener == len(OPENERS):
+        text = THERE[count > 1] + text
+    if claim.ground is None and claim.texture is None:
+        return text
+    words = (
+        *((choose(TEXTURE_WORDS[claim.texture], choices),) if claim.texture else ()),
+        *((claim.ground,) if claim.ground else ()),
+        choose(GROUND_NOUNS, choices),
+    )
+    ground = f"{choose(GROUND_PREPOSITIONS, choices)} a {' '.join(words)}"
+    return f"{ground}, {text}" if next(choices) % 4 == 0 else f"{text} {ground}"
+
+
+def _listing(things: Sequence[Described], choices: Choices) -> tuple[str, int]:
+    """Equal neighbours are counted together; also how many the first phrase counts."""
+    groups = [(described, len(list(same))) for described, same in groupby(things)]
+    phrases = [_phrase(described, count, choices) for described, count in groups]
+    *head, last = phrases
+    return f"{', '.join(head)} and {last}" if head else last, groups[0][1]
+
+
+def _phrase(described: Described, count: int, choices: Choices) -> str:
+    words = [choose(SIZE_WORDS[described.size], choices)] if described.size else []
+    tail = ""
+    if described.pattern is not None:
+        if next(choices) % 3 == 0 and described.pattern in PATTERN_TAILS:
+            tail = PATTERN_TAILS[described.pattern]
+        else:
+            words.append(choose(PATTERN_WORDS[described.pattern], choices))
+    words += [described.colour] if described.colour else []
+    words.append(choose(NOUNS[described.shape], choices))
+    if count > 1:
+        return " ".join([NUMBERS[count - 1], *words[:-1], _plural(words[-1])]) + tail
+    return ("an " if words[0][0] in "aeiou" else "a ") + " ".join(words) + tail
+
+
+def _plural(noun: str) -> str:
+    return noun + ("es" if noun.endswith("s") else "s")
+
+
+def _lookup(table: dict[Any, tuple[str, ...]], field: str) -> dict[str, tuple[str, Any]]:
+    return {word: (field, value) for value, words in table.items() for word in words}
+
+
+ADJECTIVES: dict[str, tuple[str, Any]] = {
+    **_lookup(dict(SIZE_WORDS), "size"),
+    **_lookup(dict(PATTERN_WORDS), "pattern"),
+    **{colour: ("colour", colour) for colour in COLOURS},
+}
+GROUND_ADJECTIVES: dict[str, tuple[str, Any]] = {
+    **_lookup(dict(TEXTURE_WORDS), "texture"),
+    **{colour: ("ground", colour) for colour in GROUND_COLOURS},
+}
+ONE = {noun: shape for shape, nouns in NOUNS.items() for noun in nouns}
+MANY = {_plural(noun): shape for noun, shape in ONE.items()}
+GROUND = rf"(?:{'|'.join(GROUND_PREPOSITIONS)}) an? ((?:\w+ ){{1,2}})(?:{'|'.join(GROUND_NOUNS)})"
+
+
+def parse(caption: str) -> Claim:
+    """What a caption says, whoever wrote it, as long as it keeps to the words of this page.
+
+    Raises:
+        ValueError: naming the part that is not understood.
+    """
+    text = " ".join(caption.lower().split()).rstrip(".")
+    fields: dict[str, Any] = {}
+    found = re.fullmatch(rf"{GROUND},? (.+)", text)
+    if found:
+        text, adjectives = found[2], found[1]
+    elif found := re.fullmatch(rf"(.+?),? {GROUND}", text):
+        text, adjectives = found[1], found[2]
+    for word in adjectives.split() if found else ():
+        name, value = _meaning(word, GROUND_ADJECTIVES, caption)
+        fields[name] = value
+    for opener in (*OPENERS, *THERE):
+        if text.startswith(opener):
+            text = text.removeprefix(opener)
+            break
+    text, *rest = re.split("|".join(ALSO), text, maxsplit=1)
+    for relation, wordings in RELATION_WORDS.items():
+        for words in wordings:
+            if words in text:
+                pair = tuple(d for part in text.split(words) for d in _described(part, caption))
+                if len(pair) != 2:
+                    raise ValueError(
+                        f"{caption!r}: {words.strip()!r} must stand between two objects"
+                    )
+                others = tuple(d for part in rest for d in _listed(part, caption))
+                return Claim(pair + others, relation, **fields)
+    things = tuple(d for part in (text, *rest) for d in _listed(part, caption))
+    return Claim(things, None, **fields)
+
+
+def _listed(text: str, caption: str) -> list[Described]:
+    parts = re.split(r", and |, | and ", text)
+    return [described for part in parts for described in _described(part, caption)]
+
+
+def _described(phrase: str, caption: str) -> list[Described]:
+    """One description per object that a phrase counts."""
+    fields: dict[str, Any] = {}
+    for pattern, tail in PATTERN_TAILS.items():
+        if phrase.endswith(tail):
+            phrase, fields["pattern"] = phrase.removesuffix(tail), pattern
+    number, *words = phrase.split() or [""]
+    count = 1 if number in ("a", "an") else NUMBERS.index(number) + 1 if number in NUMBERS else 0
+    nouns = ONE if count == 1 else MANY
+    if not count or not words or words[-1] not in nouns:
+        known = ", ".join(nouns)
+        raise ValueError(
+            f"{caption!r}: {phrase!r} must be a number ('a', {', '.join(NUMBERS)}), "
+            f"adjectives and one of {known}"
+        )
+    for word in words[:-1]:
+        name, value = _meaning(word, ADJECTIVES, caption)
+        if name in fields:
+            raise ValueError(f"{caption!r}: {phrase!r} says the {name} twice")
+        fields[name] = value
+    return [Described(nouns[words[-1]], **fields)] * count
+
+
+def _meaning(word: str, table: dict[str, tuple[str, Any]], caption: str) -> tuple[str, Any]:
+    if word not in table:
+        raise ValueError(f"{caption!r}: unknown word {word!r}.{nearest(word, list(table))}")
+    return table[word]
+
+
+def altered(claim: Claim, aspect: Aspect, choices: Choices) -> Claim | None:
+    """The claim with one thing changed, or None where it says nothing of that aspect.
+
+    The change need not make the claim false: of a red and a blue square, "a red square and a blue
+    square" with its first colour changed to blue and the second left is false, while an unnamed
+    attribute may still fit another object. Ask `holds` of the scene.
+    """
+    if aspect == "relation":
+        turned = [r for r in RELATIONS if r != claim.relation]
+        return replace(claim, relation=choose(turned, choices)) if claim.relation else None
+    if aspect == "ground":
+        if claim.ground is not None:
+            others = [c for c in GROUND_COLOURS if c != claim.ground]
+            return replace(claim, ground=choose(others, choices))
+        if claim.texture is not None:
+            textures = [t for t in TEXTURES if t != claim.texture]
+            return replace(claim, texture=choose(textures, choices))
+        return None
+    if aspect == "count":
+        fewest = 2 if claim.relation else 1
+        fewer = len(claim.things) > fewest and (len(claim.things) == 4 or next(choices) % 2)
+        if fewer:
+            return replace(claim, things=claim.things[:-1])
+        return replace(claim, things=(*claim.things, claim.things[-1]))
+    values = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "pattern": PATTERNS}[aspect]
+    named = [i for i, d in enumerate(claim.things) if getattr(d, aspect) is not None]
+    if not named:
+        return None
+    place = choose(named, choices)
+    now = claim.things[place]
+    other = choose([v for v in values if v != getattr(now, aspect)], choices)
+    fields: dict[str, Any] = {n: getattr(now, n) for n in NAMED}
+    changed = Described(**{**fields, aspect: other})
+    return replace(claim, things=(*claim.things[:place], changed, *claim.things[place + 1 :]))

@@ -1,0 +1,31 @@
+"""environment, processor_name."""
+
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def environment(command: str) -> dict[str, Any]:
+    """What a number depends on beside its settings: command, versions, processor."""
+    return {
+        "command": command,
+        "triptych": version("triptych"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def processor_name() -> str:
+    """The processor's name as sold, or its architecture where the system does not tell."""
+    table = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", table.read_text()) if table.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()

@@ -1,0 +1,136 @@
+"""Autoencoders that are published by themselves: KL ones, and the tiny ones of the TAESD family.
+
+A tiny one comes as two files, encoder and decoder, as one with both, or as a folder of diffusers. A
+KL one has a `config.json`, in a folder or beside its file, since its shapes do not tell the scale
+of its latents.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from triptych.config import read_json
+from triptych.systems.autoencoder import published as autoencoder
+from triptych.systems.autoencoder import published_tiny as tiny_autoencoder
+from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
+from triptych.systems.autoencoder.tiny import TinyAutoencoder, TinyAutoencoderConfig
+from triptych.weights.files.read import read_cast, read_header
+from triptych.weights.keymap import convert, fill
+from triptych.weights.skeleton import skeleton
+from triptych.weights.variants import chosen
+
+VAE = "first_stage_model."
+ENDS = ("encoder", "decoder")
+FIRST = {"encoder": "0.weight", "decoder": "1.weight"}
+"""The first layer of each half of a tiny autoencoder; the decoder's is behind a bend."""
+
+
+class LoneAutoencoder(NamedTuple):
+    """A model by itself, in evaluation mode nowhere yet."""
+
+    kind: str  # autoencoder or tiny-autoencoder
+    config: AutoencoderConfig | TinyAutoencoderConfig
+    model: nn.Module
+
+
+def is_autoencoder(names: Iterable[str]) -> bool:
+    """Whether a file of these tensors is an autoencoder and nothing else."""
+    own = set(names)
+    return _is_half(own) or (all(
+        name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", VAE, "loss."))
+        for name in own
+    ) and any("conv_in.weight" in name or ".layers.0." in name for name in own))  # fmt: skip
+
+
+def load_autoencoder(path: Path, dtype: torch.dtype | None = None) -> LoneAutoencoder:
+    """A folder of diffusers with an `AutoencoderKL` or `AutoencoderTiny`, or a file of either.
+
+    Weights come in `dtype`; None keeps the type that each is stored in.
+
+    Raises:
+        ValueError: another kind of model; the other half of a tiny autoencoder, or the
+            configuration of a KL one, is missing; or tensors do not fit.
+    """
+    try:
+        if path.is_dir():
+            return _of_diffusers(read_json(path / "config.json"), chosen(path)[0], dtype)
+        names = set(read_header(path).shapes)
+        if _is_half(names):
+            return _of_halves(path, names, dtype)
+        if any(".layers." in name for name in names):
+            return _of_both(path, dtype)
+        stored = path.parent / "config.json"
+        said = read_json(stored) if stored.is_file() else {}
+        if not isinstance(said, Mapping) or "_class_name" not in said:
+            raise ValueError(
+                "an autoencoder's file does not say the scale of its latents (0.18215 in Stable "
+                "Diffusion 1.x and 2.x, 0.13025 in XL): put the config.json of the publisher's "
+                "folder `vae` beside it"
+            )
+        return _of_diffusers(said, path, dtype)
+    except ValueError as error:
+        about = "" if str(error).startswith(f"{path}") else f"{path}: "
+        raise ValueError(f"{about}{error}") from error
+
+
+def _of_diffusers(
+    stored: Mapping[str, Any], file: Path, dtype: torch.dtype | None
+) -> LoneAutoencoder:
+    state = read_cast(file, dtype)
+    if stored.get("_class_name") == "AutoencoderTiny":
+        tiny = tiny_autoencoder.from_diffusers(stored)
+        return _tiny(tiny, convert(state, tiny_autoencoder.diffusers_rules(tiny)))
+    config = autoencoder.from_diffusers(stored)
+    state = {name.removeprefix(VAE): x for name, x in autoencoder.without_loss(state).items()}
+    state = autoencoder.without_loss(state)
+    ldm = any(name.startswith("encoder.down.") for name in state)
+    rules = autoencoder.ldm_rules(len(config.widths)) if ldm else autoencoder.diffusers_rules(state)
+    model = skeleton(lambda: Autoencoder(config))
+    fill(model, convert(state, rules))
+    return LoneAutoencoder("autoencoder", config, model)
+
+
+def _of_both(path: Path, dtype: torch.dtype | None) -> LoneAutoencoder:
+    """One file under diffusers' names, which tell the configuration."""
+    state = read_cast(path, dtype)
+    prefix = "encoder.layers."
+    first = {n.removeprefix(prefix): x for n, x in state.items() if n.startswith(prefix)}
+    config = tiny_autoencoder.from_taesd(first)
+    return _tiny(config, convert(state, tiny_autoencoder.diffusers_rules(config)))
+
+
+def _of_halves(path: Path, names: set[str], dtype: torch.dtype | None) -> LoneAutoencoder:
+    """TAESD's own two files, of which one was given."""
+    given = "encoder" if FIRST["encoder"] in names else "decoder"
+    other = ENDS[1 - ENDS.index(given)]
+    if given not in path.name:
+        raise ValueError(
+            f"is the {given} of a tiny autoencoder: call it {path.stem}_{given}{path.suffix}, and "
+            f"its other half {path.stem}_{other}{path.suffix}"
+        )
+    partner = path.with_name(path.name.replace(given, other))
+    if not partner.is_file():
+        raise ValueError(
+            f"is the {given} of a tiny autoencoder, and {partner.name} is not beside it: fetch it "
+            "from where this one is"
+        )
+    paths = {given: path, other: partner}
+    encoder, decoder = (read_cast(paths[end], dtype) for end in ENDS)
+    config = tiny_autoencoder.from_taesd(encoder)
+    ours: dict[str, Tensor] = convert(encoder, tiny_autoencoder.encoder_rules(config))
+    return _tiny(config, ours | convert(decoder, tiny_autoencoder.decoder_rules(config)))
+
+
+def _tiny(config: TinyAutoencoderConfig, state: dict[str, Tensor]) -> LoneAutoencoder:
+    model = skeleton(lambda: TinyAutoencoder(config))
+    fill(model, state)
+    return LoneAutoencoder("tiny-autoencoder", config, model)
+
+
+def _is_half(names: Iterable[str]) -> bool:
+    own = set(names)
+    blocks = any(name.endswith(".conv.0.weight") and name[:1].isdigit() for name in own)
+    return blocks and all(name[:1].isdigit() for name in own)

@@ -1,0 +1,223 @@
+"""KL autoencoders of diffusers and of LDM's single files: names and configurations as ours, and
+back.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from triptych.systems.autoencoder.model import AutoencoderConfig
+from triptych.weights.diffusers_names import layer
+from triptych.weights.keymap import Rule, rename, under
+
+
+def projections(theirs: tuple[str, str, str, str], form: str = "") -> list[Rule]:
+    """The four linear layers of the attention, which some publishers store as convolutions."""
+    ours = ("q_proj", "k_proj", "v_proj", "out_proj")
+    return [
+        rule
+        for name, our in zip(theirs, ours, strict=True)
+        for rule in (
+            rename(f"{name}.weight", f"attention.{our}.weight", form),
+            rename(f"{name}.bias", f"attention.{our}.bias"),
+        )
+    ]
+
+
+RESIDUAL = [rule for name in ("norm1", "conv1", "norm2", "conv2") for rule in layer(name, name)]
+
+ENDS = [
+    *(
+        rule
+        for way in ("encoder", "decoder")
+        for name in ("conv_in", "conv_out")
+        for rule in layer(f"{way}.{name}", f"{way}.{name}")
+    ),
+    *layer("quant_conv", "encoder.quant_conv"),
+    *layer("post_quant_conv", "decoder.post_quant_conv"),
+]
+"""What is called the same by everyone."""
+
+
+def diffusers_rules(names: Iterable[str] = ()) -> list[Rule]:
+    """The names of a diffusers folder's `vae`; files of 2022 call the attention's layers otherwise,
+    which the names of the file show.
+    """
+    old = any(".query." in name for name in names)
+    attention = (
+        ("query", "key", "value", "proj_attn") if old else ("to_q", "to_k", "to_v", "to_out.0")
+    )
+    residual = [*RESIDUAL, *layer("conv_shortcut", "shortcut")]
+    rules = [
+        *ENDS,
+        *under(residual, "encoder.down_blocks.{}.resnets.{}.", "encoder.down.{}.blocks.{}."),
+        *layer("encoder.down_blocks.{}.downsamplers.0.conv", "encoder.down.{}.downsample.conv"),
+        *under(residual, "decoder.up_blocks.{}.resnets.{}.", "decoder.up.{}.blocks.{}."),
+        *layer("decoder.up_blocks.{}.upsamplers.0.conv", "decoder.up.{}.upsample.conv"),
+    ]
+    for way in ("encoder", "decoder"):
+        middle = [*layer("group_norm", "norm"), *projections(attention)]
+        rules += [
+            *under(residual, f"{way}.mid_block.resnets.0.", f"{way}.middle.first."),
+            *under(middle, f"{way}.mid_block.attentions.0.", f"{way}.middle.attention."),
+            *under(residual, f"{way}.mid_block.resnets.1.", f"{way}.middle.second."),
+            *layer(f"{way}.conv_norm_out", f"{way}.norm_out"),
+        ]
+    return rules
+
+
+def ldm_rules(levels: int) -> list[Rule]:
+    """The names of LDM and Stability, below `first_stage_model.` in a whole checkpoint.
+
+    There the levels of the decoder are counted from the finest, and the attention is made of
+    1 x 1 convolutions.
+    """
+    residual = [*RESIDUAL, *layer("nin_shortcut", "shortcut")]
+    rules = [
+        *ENDS,
+        *under(residual, "encoder.down.{}.block.{}.", "encoder.down.{}.blocks.{}."),
+        *layer("encoder.down.{}.downsample.conv", "encoder.down.{}.downsample.conv"),
+    ]
+    for level in range(levels):
+        theirs, ours = f"decoder.up.{level}", f"decoder.up.{levels - 1 - level}"
+        rules += under(residual, f"{theirs}.block.{{}}.", f"{ours}.blocks.{{}}.")
+        rules += layer(f"{theirs}.upsample.conv", f"{ours}.upsample.conv")
+    for way in ("encoder", "decoder"):
+        middle = [*layer("norm", "norm"), *projections(("q", "k", "v", "proj_out"), "1 x 1")]
+        rules += [
+            *under(residual, f"{way}.mid.block_1.", f"{way}.middle.first."),
+            *under(middle, f"{way}.mid.attn_1.", f"{way}.middle.attention."),
+            *under(residual, f"{way}.mid.block_2.", f"{way}.middle.second."),
+            *layer(f"{way}.norm_out", f"{way}.norm_out"),
+        ]
+    return rules
+
+
+def without_loss(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An autoencoder's own checkpoint of LDM without what it was trained against: a perceptual
+    network and a discriminator, below `loss.`.
+    """
+    return {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
+
+
+def from_ldm(
+    state: Mapping[str, Tensor],
+    *,
+    scale: float = AutoencoderConfig.scale,
+    shift: float = 0.0,
+    groups: int = AutoencoderConfig.groups,
+) -> AutoencoderConfig:
+    """The configuration of LDM's names, read off the shapes; they do not tell scale, shift and
+    groups.
+
+    Raises:
+        ValueError: the tensors of another kind of model.
+    """
+    levels = _count(state, "encoder.down.")
+    blocks = _count(state, "encoder.down.0.block.")
+    wanted = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(levels)]
+    wanted += ["encoder.conv_in.weight", "decoder.conv_in.weight"]
+    if not blocks or any(name not in state for name in wanted):
+        raise ValueError(
+            "these are not the tensors of an LDM autoencoder: encoder.down.0.block.0.conv1.weight "
+            "and its like are missing"
+        )
+    return AutoencoderConfig(
+        channels=state["encoder.conv_in.weight"].shape[1],
+        latent_channels=state["decoder.conv_in.weight"].shape[1],
+        widths=tuple(state[name].shape[0] for name in wanted[:levels]),
+        blocks=blocks,
+        groups=groups,
+        attention="encoder.mid.attn_1.q.weight" in state,
+        quant_conv="quant_conv.weight" in state,
+        scale=scale,
+        shift=shift,
+    )
+
+
+OTHERS = {
+    "AsymmetricAutoencoderKL": "an autoencoder with a larger decoder",
+    "AutoencoderKLFlux2": "FLUX.2's autoencoder, whose latents are patches",
+    "AutoencoderTiny": "a tiny autoencoder",
+    "ConsistencyDecoderVAE": "a consistency decoder",
+    "PaellaVQModel": "Stable Cascade's quantised autoencoder",
+    "VQModel": "a quantised autoencoder",
+}
+FREE = {"force_upcast", "sample_size"}
+"""What says nothing of the architecture: half precision is watched over by the model itself."""
+BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+SIZES = {
+    "in_channels": "channels",
+    "latent_channels": "latent_channels",
+    "layers_per_block": "blocks",
+    "norm_num_groups": "groups",
+    "mid_block_add_attention": "attention",
+    "scaling_factor": "scale",
+}
+ALSO = {
+    *("act_fn", "block_out_channels", "out_channels", "use_quant_conv", "use_post_quant_conv"),
+    *("shift_factor", "latents_mean", "latents_std"),
+}
+
+
+def from_diffusers(config: Mapping[str, Any]) -> AutoencoderConfig:
+    """A diffusers `vae/config.json`; what it leaves out has diffusers' defaults.
+
+    Raises:
+        ValueError: a configuration of another family, or a field that this autoencoder does not
+            have.
+    """
+    kind = config.get("_class_name", "AutoencoderKL")
+    if kind != "AutoencoderKL":
+        what = f" ({OTHERS[kind]})" if kind in OTHERS else ""
+        raise ValueError(f"{kind}{what} is not the KL autoencoder of Stable Diffusion")
+    fields = {name for name in config if not name.startswith("_")}  # not what is of diffusers' own
+    if unknown := sorted(fields - FREE - SIZES.keys() - BLOCKS.keys() - ALSO):
+        raise ValueError(f"the autoencoder's configuration has unknown fields: {unknown}")
+    widths = tuple(config.get("block_out_channels", (64,)))
+    for name, plain in BLOCKS.items():
+        found = list(config.get(name, [plain]))
+        if found != [plain] * len(widths):
+            raise ValueError(f"{name} must be {plain} for each of {len(widths)} widths: {found}")
+    if config.get("act_fn", "silu") not in ("silu", "swish"):
+        raise ValueError(f"act_fn {config['act_fn']!r} is unknown here; known is 'silu'")
+    given = {ours: config[theirs] for theirs, ours in SIZES.items() if theirs in config}
+    given.setdefault("blocks", 1)  # theirs; ours are Stable Diffusion's
+    if config.get("out_channels", 3) != given.setdefault("channels", 3):
+        raise ValueError("in_channels and out_channels differ, which an autoencoder's cannot")
+    convs = [config.get(name, True) for name in ("use_quant_conv", "use_post_quant_conv")]
+    if convs[0] != convs[1]:
+        raise ValueError("use_quant_conv and use_post_quant_conv differ, which is unknown here")
+    return AutoencoderConfig(
+        **given,
+        widths=widths,
+        quant_conv=convs[0],
+        shift=config.get("shift_factor") or 0.0,
+        channel_means=tuple(config.get("latents_mean") or ()),
+        channel_stds=tuple(config.get("latents_std") or ()),
+    )
+
+
+def to_diffusers(config: AutoencoderConfig) -> dict[str, Any]:
+    """Our configuration as a diffusers `vae/config.json`."""
+    levels = len(config.widths)
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": list(config.widths),
+        **{name: [kind] * levels for name, kind in BLOCKS.items()},
+        "force_upcast": True,
+        **{theirs: getattr(config, ours) for theirs, ours in SIZES.items()},
+        "latents_mean": list(config.channel_means) or None,
+        "latents_std": list(config.channel_stds) or None,
+        "out_channels": config.channels,
+        "shift_factor": config.shift or None,
+        "use_post_quant_conv": config.quant_conv,
+        "use_quant_conv": config.quant_conv,
+    }
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbers follow a prefix."""
+    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})

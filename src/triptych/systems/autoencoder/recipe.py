@@ -1,0 +1,242 @@
+"""Recipe: KL autoencoder, and a patch discriminator where one is asked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from triptych import runtime
+from triptych.config import to_json
+from triptych.data.order.batches import batches, take
+from triptych.data.scene_source import SceneSource
+from triptych.data.source import Source
+from triptych.data.sources import open_train_and_test
+from triptych.loading import load
+from triptych.nn.loss import Loss
+from triptych.scenes.judge import report, satisfies
+from triptych.scenes.reader import read
+from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
+from triptych.systems.autoencoder.objective import (
+    Distance,
+    LossWeights,
+    Reconstruction,
+    discriminator_objective,
+    generator_objective,
+)
+from triptych.systems.autoencoder.perceptual import (
+    PatchDiscriminator,
+    PerceptualDistance,
+    classifier_maps,
+    clip_maps,
+)
+from triptych.systems.classifier.model import Classifier
+from triptych.systems.clip.model import Clip, VisionTransformer
+from triptych.train.distributed import ALONE, World
+from triptych.train.optimizer import adam, named
+from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipes.requests import TrainAutoencoder
+from triptych.vision.grids import labelled_grid
+from triptych.vision.images import to_pictures
+from triptych.vision.transforms import ImageTransform
+from triptych.weights.loaded import Card
+
+HELD_OUT = 200  # test pictures that numbers are computed of
+SHOWN = 10
+CHUNK = 50
+
+
+class Pair(nn.Module):
+    """What is trained and so saved: the autoencoder with what it believes, and its judge."""
+
+    def __init__(self, reconstruction: Reconstruction, discriminator: PatchDiscriminator | None):
+        super().__init__()
+        self.reconstruction = reconstruction
+        self.discriminator = discriminator
+
+
+def build(request: TrainAutoencoder, world: World = ALONE) -> Recipe:
+    """An autoencoder with its data."""
+    training = request.training
+    on = runtime.device(training.device)
+    source, test = open_train_and_test(training.data, size=training.size or None)
+    config = AutoencoderConfig(
+        source.shape[2],
+        request.latent_channels,
+        request.widths,
+        request.blocks,
+        request.groups,
+        request.attention,
+        scale=1.0,  # measured on the way out
+    )
+    torch.manual_seed(runtime.key(training.seed, "weights"))
+    autoencoder = Autoencoder(config)
+    discriminator = None
+    if request.adversarial:
+        widths = request.discriminator_widths
+        discriminator = PatchDiscriminator(source.shape[2], widths, request.groups)
+    model = Pair(
+        Reconstruction(autoencoder, request.likelihood, request.deviation), discriminator
+    ).to(on)
+    held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
+
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, Autoencoder)
+        return fidelity(module, held_out["image"], held_out.get("caption"), test)
+
+    def finished(module: nn.Module) -> nn.Module:
+        assert isinstance(module, Autoencoder)
+        return scaled_to_one(module, held_out["image"])
+
+    def card(module: nn.Module) -> dict[str, Any]:
+        assert isinstance(module, Autoencoder)
+        return to_json(Card("autoencoder", to_json(module.config), triptych=version("triptych")))
+
+    return Recipe(
+        model=model,
+        exported=autoencoder,
+        updates=_updates(request, model, _distance(request.perceptual, source.shape[2], on), world),
+        batches=lambda start: batches(
+            source,
+            training.batch_size // world.size,
+            seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
+            start=start,
+            workers=training.workers,
+        ),
+        card=card,
+        chance=f"a grey picture: absolute {_grey(held_out['image']):.3f}",
+        sample=_sheet(held_out["image"][:SHOWN]),
+        evaluate=evaluate,
+        finished=finished,
+    )
+
+
+def _updates(
+    request: TrainAutoencoder, model: Pair, perceptual: Distance | None, world: World
+) -> Sequence[Update]:
+    """The autoencoder, and then its judge on the same pictures."""
+    weights = LossWeights(request.kl, request.perceptual_weight, request.adversarial)
+    config = model.reconstruction.autoencoder.config
+
+    def noise(image: Tensor) -> Tensor:
+        shape = config.latent_shape(*image.shape[2:])
+        return torch.randn(len(image), *shape, device=image.device)
+
+    def reconstruct(batch: Batch, step: int) -> Loss:
+        judge = model.discriminator if step > request.adversarial_from else None
+        image = batch["image"]
+        return generator_objective(
+            model.reconstruction,
+            image,
+            noise(image),
+            weights,
+            perceptual=perceptual,
+            discriminator=judge,
+            add_up=world.add_up,
+        )
+
+    adversarial = model.discriminator is not None
+    betas = (0.5, 0.9) if adversarial else (0.9, 0.99)
+    found = model.reconstruction.autoencoder
+    inner = [found.encoder.down, found.encoder.middle, found.decoder.middle, found.decoder.up]
+    generator = Update(
+        "g" if adversarial else "",
+        model.reconstruction,
+        named(request, model.reconstruction, inner, betas=betas),
+        reconstruct,
+        max_norm=request.max_norm,
+    )
+    discriminator = model.discriminator
+    if discriminator is None:
+        return [generator]
+
+    def criticise(batch: Batch, step: int) -> Loss:
+        image = batch["image"]
+        return discriminator_objective(model.reconstruction, discriminator, image, noise(image))
+
+    critic = Update(
+        "d",
+        discriminator,
+        adam(discriminator, request.discriminator_learning_rate, betas=(0.5, 0.9)),
+        criticise,
+        data="kept",
+        max_norm=None,
+    )
+    return [generator, critic]
+
+
+def _distance(name: str, channels: int, on: torch.device) -> Distance | None:
+    """The perceptual distance in the features of a model that was trained here or elsewhere."""
+    if not name:
+        return None
+    found = load(name, on, dtype="float32")
+    if isinstance(found.model, Classifier):
+        if found.config.channels != channels:
+            raise ValueError(f"{name} reads {found.config.channels} channels, the data {channels}")
+        return PerceptualDistance(classifier_maps(found.model))
+    tower = found.model.image if isinstance(found.model, Clip) else None
+    if isinstance(tower, VisionTransformer) and isinstance(found.transform, ImageTransform):
+        layers = range(0, len(tower.transformer.blocks), 2)
+        return PerceptualDistance(
+            clip_maps(tower, layers, found.transform.mean, found.transform.std)
+        )
+    raise ValueError(
+        f"{name} is a {found.card.model}: pictures are compared in a classifier or in a CLIP with "
+        "a vision transformer"
+    )
+
+
+@torch.inference_mode()
+def scaled_to_one(autoencoder: Autoencoder, image: Tensor) -> Autoencoder:
+    """The same autoencoder, whose latents of such pictures have a deviation of one
+    (arXiv:2112.10752, appendix G).
+    """
+    on = next(autoencoder.parameters()).device
+    means = [autoencoder.posterior(part.to(on)).mean for part in image.split(CHUNK)]
+    spread = torch.cat(means).std().item()
+    scale = 1 / spread if spread > 0 else 1.0
+    scaled = Autoencoder(replace(autoencoder.config, scale=scale)).to(on)
+    scaled.load_state_dict(autoencoder.state_dict())
+    return scaled
+
+
+@torch.inference_mode()
+def reconstructed(autoencoder: Autoencoder, image: Tensor) -> Tensor:
+    """There and back by the likeliest latents, on the CPU."""
+    on = next(autoencoder.parameters()).device
+    parts = [autoencoder.reconstruct(part.to(on)).float().cpu() for part in image.split(CHUNK)]
+    return torch.cat(parts)
+
+
+def fidelity(
+    autoencoder: Autoencoder, image: Tensor, captions: list[str] | None, source: Source
+) -> dict[str, float]:
+    """PSNR in decibels of pictures as bytes, and of the built-in world how often the exact judge
+    finds captions true of reconstructions, and of the originals.
+    """
+    given, back = to_pictures(image), to_pictures(reconstructed(autoencoder, image))
+    errors = np.square(given.astype(np.float64) - back).mean(axis=(1, 2, 3))
+    row = {"psnr": float((10 * np.log10(255**2 / np.maximum(errors, 1e-12))).mean())}
+    if isinstance(source, SceneSource) and captions is not None:
+        for name, pictures in (("true", back), ("true_of_originals", given)):
+            verdicts = [satisfies(read(p), c) for p, c in zip(pictures, captions, strict=True)]
+            row[name] = report(verdicts)["whole"].value
+    return row
+
+
+def _sheet(image: Tensor) -> Callable[[nn.Module], np.ndarray]:
+    def draw(module: nn.Module) -> np.ndarray:
+        assert isinstance(module, Autoencoder)
+        rows = [to_pictures(image), to_pictures(reconstructed(module, image))]
+        return labelled_grid(np.stack(rows), ["given", "back"])
+
+    return draw
+
+
+def _grey(image: Tensor) -> float:
+    return float((image - image.mean()).abs().mean())

@@ -1,0 +1,67 @@
+"""Recipe: a small ResNet on labelled pictures, the judge of conditional samples."""
+
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+from triptych import runtime
+from triptych.config import to_json
+from triptych.data.order.batches import batches, take
+from triptych.data.sources import open_train_and_test
+from triptych.nn.loss import Loss
+from triptych.systems.classifier.model import Classifier, ClassifierConfig, objective
+from triptych.train.conditioning import card, conditioning
+from triptych.train.distributed import ALONE, World
+from triptych.train.optimizer import adam
+from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipes.requests import TrainClassifier
+
+HELD_OUT = 10_000  # test pictures at most
+CHUNK = 500
+
+
+def build(request: TrainClassifier, world: World = ALONE) -> Recipe:
+    """A classifier with its data."""
+    training = request.training
+    on = runtime.device(training.device)
+    source, test = open_train_and_test(training.data, size=training.size or None)
+    given = conditioning("label", source)
+    height, width, channels = source.shape
+    config = ClassifierConfig(height, width, channels, (given.size,), request.widths)
+    torch.manual_seed(runtime.key(training.seed, "weights"))
+    model = Classifier(config).to(on)
+
+    def minimise(batch: Batch, step: int) -> Loss:
+        return objective(model, batch["image"], batch["label"], shift=request.shift)
+
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, Classifier)
+        count = min(HELD_OUT, test.length or HELD_OUT)
+        right = 0
+        with torch.inference_mode():
+            for start in range(0, count, CHUNK):
+                batch = take(test, range(start, min(start + CHUNK, count)))
+                (logits,) = module(batch["image"].to(on))
+                right += int((logits.argmax(1).cpu() == batch["label"]).sum())
+        return {"test_accuracy": right / count}
+
+    optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)
+    chance = torch.log(torch.tensor(float(given.size))).item()
+    return Recipe(
+        model=model,
+        exported=model,
+        updates=[Update("", model, optimizer, minimise)],
+        batches=lambda start: batches(
+            source,
+            training.batch_size // world.size,
+            seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
+            start=start,
+            workers=training.workers,
+        ),
+        card=to_json(card("classifier", asdict(config), source, given)),
+        chance=f"before learning: loss {chance:.2f}, accuracy {1 / given.size:.2f}",
+        evaluate=evaluate,
+    )

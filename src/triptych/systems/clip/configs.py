@@ -1,0 +1,316 @@
+"""CLIP configurations of other libraries as ours, and back: nothing in them is passed over."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from triptych.systems.clip.model import ClipConfig, TextConfig, VitConfig
+from triptych.systems.clip.resnet import ResNetConfig
+
+
+def from_transformers(config: Mapping[str, Any]) -> ClipConfig:
+    """A transformers `config.json` of `model_type` clip.
+
+    What it leaves out has transformers' defaults (CLIP ViT-B/32). A text `eos_token_id` of 2 is an
+    error that the first published files carry: there the end token is the highest number.
+
+    Raises:
+        ValueError: a configuration of another family, or one that this CLIP does not have.
+    """
+    if config.get("model_type", "clip") != "clip":
+        raise ValueError(f"{config.get('model_type')!r} is not CLIP's model_type")
+    vision, text = _part(config, "vision_config"), _part(config, "text_config")
+    vocabulary = text.get("vocab_size", 49408)
+    end = text.get("eos_token_id", 49407)
+    return ClipConfig(
+        dim=config.get("projection_dim", 512),
+        vit=VitConfig(
+            size=vision.get("image_size", 224),
+            patch=vision.get("patch_size", 32),
+            width=vision.get("hidden_size", 768),
+            layers=vision.get("num_hidden_layers", 12),
+            heads=vision.get("num_attention_heads", 12),
+            hidden=vision.get("intermediate_size", 3072),
+            activation=activation_of(vision.get("hidden_act", "quick_gelu")),
+            eps=vision.get("layer_norm_eps", 1e-5),
+        ),
+        text=TextConfig(
+            vocabulary=vocabulary,
+            length=text.get("max_position_embeddings", 77),
+            width=text.get("hidden_size", 512),
+            layers=text.get("num_hidden_layers", 12),
+            heads=text.get("num_attention_heads", 8),
+            hidden=text.get("intermediate_size", 2048),
+            activation=activation_of(text.get("hidden_act", "quick_gelu")),
+            eps=text.get("layer_norm_eps", 1e-5),
+            end=vocabulary - 1 if end == 2 else end,
+        ),
+    )
+
+
+def to_transformers(config: ClipConfig) -> dict[str, Any]:
+    """Our configuration as a transformers `config.json`.
+
+    Raises:
+        ValueError: an architecture that transformers' CLIP does not have.
+    """
+    vit, text = config.vit, config.text
+    if vit is None or text is None:
+        raise ValueError("transformers' CLIP has a vision and a text transformer only: open_clip")
+    plain = vit.pool == "class" and vit.pre_norm and not vit.layer_scale and not vit.stem
+    if not plain or not text.causal or text.pool != "end":
+        raise ValueError(
+            "transformers' CLIP has a class token, a norm before the blocks, one patch filter and "
+            "a causal text tower read at its end token; this model has not"
+        )
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.dim,
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "image_size": vit.size,
+            "patch_size": vit.patch,
+            **_sizes(vit),
+            "projection_dim": config.dim,
+        },
+        "text_config": {
+            "model_type": "clip_text_model",
+            "vocab_size": text.vocabulary,
+            "max_position_embeddings": text.length,
+            **_sizes(text),
+            "projection_dim": config.dim,
+            "bos_token_id": text.end - 1,
+            "eos_token_id": text.end,
+            "pad_token_id": text.end,
+        },
+    }
+
+
+def _sizes(tower: VitConfig | TextConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": tower.width,
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads,
+        "intermediate_size": tower.hidden,
+        "hidden_act": "gelu_pytorch_tanh" if tower.activation == "gelu_tanh" else tower.activation,
+        "layer_norm_eps": tower.eps,
+    }
+
+
+def from_openai(state: Mapping[str, Tensor]) -> ClipConfig:
+    """The configuration of OpenAI's archives, which have none: read off the shapes. All of them
+    use QuickGELU, and towers have a head for every 64 channels.
+    """
+    dim = state["text_projection"].shape[1]
+    width = state["ln_final.weight"].shape[0]
+    vocabulary, length = len(state["token_embedding.weight"]), len(state["positional_embedding"])
+    text = TextConfig(
+        vocabulary=vocabulary,
+        length=length,
+        width=width,
+        layers=_count(state, "transformer.resblocks."),
+        heads=width // 64,
+        hidden=4 * width,
+        activation="quick_gelu",
+        end=vocabulary - 1,
+    )
+    if "visual.proj" not in state:
+        planes = len(state["visual.attnpool.positional_embedding"]) - 1
+        channels = state["visual.attnpool.positional_embedding"].shape[1]
+        stages = tuple(_count(state, f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
+        resnet = ResNetConfig(round(planes**0.5) * 32, channels // 32, stages, heads=channels // 64)
+        return ClipConfig(dim, vit=None, resnet=resnet, text=text)
+    wide, _, patch, _ = state["visual.conv1.weight"].shape
+    side = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
+    vit = VitConfig(
+        size=side * patch,
+        patch=patch,
+        width=wide,
+        layers=_count(state, "visual.transformer.resblocks."),
+        heads=wide // 64,
+        hidden=4 * wide,
+        activation="quick_gelu",
+    )
+    return ClipConfig(dim, vit=vit, text=text)
+
+
+def from_open_clip(model: Mapping[str, Any]) -> ClipConfig:
+    """The `model_cfg` of open_clip.
+
+    Raises:
+        ValueError: towers that are not CLIP's, by their names.
+    """
+    vision, text = refuse_strangers(model)
+    if "timm_model_name" in vision:
+        raise ValueError(f"the image tower {vision['timm_model_name']!r} is not one of CLIP's")
+    known(vision, VISION_FIELDS, "vision_cfg")
+    known(text, TEXT_FIELDS, "text_cfg")
+    activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
+    width, vocabulary = text.get("width", 512), text.get("vocab_size", 49408)
+    pool = {"argmax": "end", "eos": "end", "last": "last"}[text.get("pool_type", "argmax")]
+    tower = TextConfig(
+        vocabulary=vocabulary,
+        length=text.get("context_length", 77),
+        width=width,
+        layers=text.get("layers", 12),
+        heads=text.get("heads", 8),
+        hidden=int(width * text.get("mlp_ratio", 4.0)),
+        activation=activation,  # type: ignore[arg-type]
+        causal=not text.get("no_causal_mask", False),
+        pool=pool,  # type: ignore[arg-type]
+        end=text.get("eos_id", 2) if text.get("pool_type") == "eos" else vocabulary - 1,
+    )
+    size, wide = vision.get("image_size", 224), vision.get("width", 768)
+    if isinstance(vision.get("layers"), list | tuple):
+        stages = tuple(vision["layers"])
+        # open_clip: a head for every head_width (64) of 32 widths
+        heads = wide * 32 // vision.get("head_width", 64)
+        resnet = ResNetConfig(size, wide, stages, heads=heads)
+        return ClipConfig(model["embed_dim"], vit=None, resnet=resnet, text=tower)
+    vit = VitConfig(
+        size=size,
+        patch=vision.get("patch_size", 16),
+        width=wide,
+        layers=vision.get("layers", 12),
+        heads=wide // vision.get("head_width", 64),
+        hidden=int(wide * vision.get("mlp_ratio", 4.0)),
+        activation=activation,  # type: ignore[arg-type]
+        pool="mean" if vision.get("pool_type", "tok") == "avg" else "class",
+        pre_norm=not vision.get("no_ln_pre", False),
+        layer_scale=vision.get("ls_init_value") is not None,
+        norm_after_pool=vision.get("final_ln_after_pool", False),
+    )
+    return ClipConfig(model["embed_dim"], vit=vit, text=tower)
+
+
+def to_open_clip(config: ClipConfig) -> dict[str, Any]:
+    """Our configuration as open_clip's `model_cfg`.
+
+    Raises:
+        ValueError: an architecture that open_clip does not have.
+    """
+    text = config.text
+    if text is None or (config.vit is not None and config.vit.stem):
+        raise ValueError("open_clip has no bag of words and no convolutional stem")
+    if text.pool == "mean":
+        raise ValueError("open_clip reads a text at one token; this tower reads the mean of all")
+    if text.pool == "end" and text.end != text.vocabulary - 1:
+        raise ValueError("open_clip's CLIP reads the highest token; this one has another end token")
+    towers: list[VitConfig | TextConfig] = [text] + ([config.vit] if config.vit else [])
+    kinds = {tower.activation for tower in towers}
+    if len(kinds) > 1 or "gelu_tanh" in kinds:
+        raise ValueError(f"open_clip's towers share gelu or quick_gelu; these use {sorted(kinds)}")
+    model: dict[str, Any] = {"embed_dim": config.dim, "quick_gelu": kinds == {"quick_gelu"}}
+    model["text_cfg"] = {
+        "context_length": text.length,
+        "vocab_size": text.vocabulary,
+        "width": text.width,
+        "heads": text.heads,
+        "layers": text.layers,
+        "mlp_ratio": ratio(text.hidden, text.width),
+        "no_causal_mask": not text.causal,
+        "pool_type": "argmax" if text.pool == "end" else "last",
+    }
+    if config.resnet is not None:
+        net = config.resnet
+        model["vision_cfg"] = {
+            "image_size": net.size,
+            "layers": list(net.layers),
+            "width": net.width,
+            "head_width": net.width * 32 // net.heads,
+            "patch_size": None,
+        }
+        return model
+    vit = config.vit
+    assert vit is not None
+    model["vision_cfg"] = {
+        "image_size": vit.size,
+        "patch_size": vit.patch,
+        "width": vit.width,
+        "layers": vit.layers,
+        "head_width": vit.width // vit.heads,
+        "mlp_ratio": ratio(vit.hidden, vit.width),
+        "pool_type": "tok" if vit.pool == "class" else "avg",
+        "no_ln_pre": not vit.pre_norm,
+        "final_ln_after_pool": vit.norm_after_pool,
+        "ls_init_value": 1e-4 if vit.layer_scale else None,
+    }
+    return model
+
+
+VISION_FIELDS = (
+    "image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio", "ls_init_value",
+    "no_ln_pre", "pool_type", "final_ln_after_pool", "patch_dropout",
+)  # fmt: skip
+TEXT_FIELDS = (
+    "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "no_causal_mask",
+    "pool_type", "eos_id", "hf_tokenizer_name", "tokenizer_kwargs", "proj_bias", "norm_kwargs",
+    "act_kwargs", "proj_type",
+)  # fmt: skip
+
+
+def refuse_strangers(model: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The vision and text parts of open_clip's `model_cfg`, if both are transformers of ours.
+
+    Raises:
+        ValueError: naming what is not: audio, captioning, another text model.
+    """
+    for part, what in (
+        ("audio_cfg", "hears audio (CLAP)"),
+        ("genlap_cfg", "generates (GenLAP)"),
+        ("genlip_cfg", "generates (GenLIP)"),
+        ("multimodal_cfg", "also writes captions (CoCa)"),
+    ):
+        if part in model:
+            raise ValueError(f"this open_clip model {what}: no model of Triptych's")
+    vision, text = _part(model, "vision_cfg"), _part(model, "text_cfg")
+    if "hf_model_name" in text:
+        raise ValueError(f"its text tower is {text['hf_model_name']}, which Triptych has not")
+    if text.get("text_arch", "") not in ("", "default"):
+        raise ValueError(f"its text tower is of kind {text['text_arch']!r}, which Triptych has not")
+    return vision, text
+
+
+def known(part: Mapping[str, Any], fields: Sequence[str], where: str) -> None:
+    """Nothing in a configuration is passed over.
+
+    Raises:
+        ValueError: a field that changes the architecture in a way that is not known here.
+    """
+    if strange := sorted(set(part) - set(fields)):
+        raise ValueError(f"{where} has {', '.join(strange)}: an architecture unknown here")
+
+
+def activation_of(name: str) -> Any:
+    """Transformers' name of an activation as ours."""
+    names = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+    if name not in names:
+        raise ValueError(f"the activation {name!r} is unknown here; known are {', '.join(names)}")
+    return names[name]
+
+
+def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = config.get(name)
+    if part is None:
+        return {}
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{name} must be an object, not {type(part).__name__}")
+    return part
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many layers stand under a prefix."""
+    numbers = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
+    return len(numbers)
+
+
+def ratio(hidden: int, width: int) -> float:
+    """The ratio that open_clip multiplies a width by and rounds down."""
+    return (
+        hidden / width
+        if int(width * (hidden / width)) == hidden
+        else math.nextafter(hidden / width, math.inf)
+    )

@@ -1,0 +1,441 @@
+"""CLIP: a picture and a text in one space, trained to tell pairs apart (arXiv:2103.00020).
+
+Dimensions: B batch, C channels, H height, W width, P patches, h w their grid, T tokens, D width,
+E width of the shared space.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triptych.nn.bag_of_words import BagOfWords
+from triptych.nn.contrastive.losses import cached_embeddings, softmax_loss
+from triptych.nn.loss import Loss
+from triptych.nn.patches import check_stem, kept_patches, patch_embedding, whole_patches
+from triptych.nn.position import near, resize_grid
+from triptych.nn.transformer import Activation, Transformer
+from triptych.systems.clip.resnet import ModifiedResNet, ResNetConfig
+
+Match = Callable[..., Tensor]
+"""(image, text, logit_scale, groups=) to the loss: `softmax_loss` and its like."""
+
+MAX_SCALE = math.log(100)
+"""The temperature is clipped so that no logit is scaled by more than 100 (section 2.5)."""
+
+
+@dataclass(frozen=True)
+class VitConfig:
+    """A vision transformer (arXiv:2010.11929)."""
+
+    size: int = 224
+    patch: int = 32
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    activation: Activation = "gelu"
+    eps: float = 1e-5
+    pool: Literal["class", "mean"] = "class"
+    """What stands for the whole picture: a token of its own, or the mean of the patches."""
+    pre_norm: bool = True
+    """Normalise the patches before the first block."""
+    layer_scale: bool = False
+    norm_after_pool: bool = False
+    stem: tuple[int, ...] = ()
+    """Channels of 3 x 3 convolutions, each halving the side, in place of one large patch filter:
+    small transformers learn faster on them (arXiv:2106.14881). 2 ** len(stem) is the patch.
+    """
+    stem_group: int = 0
+    """How many of a stem's channels are normalised together; 0 for all of them."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        check_stem(self.size, self.patch, self.stem, self.stem_group)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A text transformer, read at its end token or as the mean of its tokens."""
+
+    vocabulary: int = 49408
+    length: int = 77
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+    hidden: int = 2048
+    activation: Activation = "gelu"
+    eps: float = 1e-5
+    causal: bool = True
+    pool: Literal["end", "last", "mean"] = "end"
+    """Read at the end token, at the last position whatever stands there, or as the mean of all
+    tokens up to the end, which without layers is a bag of words. Small towers learn it sooner.
+    """
+    end: int = 49407
+    """The end token's number."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        if self.layers < 1 and self.pool != "mean":
+            raise ValueError("without layers one token knows nothing of the others: pool the mean")
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """A text tower as Stable Diffusion reads it: states of every token, and one vector."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    dim: int | None = None
+    """Width of the projected vector; None where the tower has no projection."""
+    skip: int = 0
+    """How many of the last blocks are not read: 1 is the penultimate layer."""
+    norm: bool = True
+    """Whether the final norm follows whichever layer is read, as everywhere but in XL."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.skip <= max(0, self.text.layers - 1):
+            raise ValueError(f"skip must leave one of {self.text.layers} blocks, not {self.skip}")
+
+
+@dataclass(frozen=True)
+class CbowConfig:
+    """Continuous bag of words: a text as the mean of its words."""
+
+    vocabulary: int = 49408
+    length: int = 77
+    width: int = 512
+    unspoken: tuple[int, ...] = (0, 49406, 49407)
+    """Tokens that are no words: padding, start, end."""
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """One image tower (`vit` or `resnet`) and one text tower (`text` or `words`)."""
+
+    dim: int = 512
+    vit: VitConfig | None = field(default_factory=VitConfig)
+    resnet: ResNetConfig | None = None
+    text: TextConfig | None = field(default_factory=TextConfig)
+    words: CbowConfig | None = None
+
+    def __post_init__(self) -> None:
+        if (self.vit is None) == (self.resnet is None):
+            raise ValueError("CLIP has one image tower: give either vit or resnet, the other null")
+        if (self.text is None) == (self.words is None):
+            raise ValueError("CLIP has one text tower: give either text or words, the other null")
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures in pixels."""
+        tower = self.vit or self.resnet
+        assert tower is not None
+        return tower.size
+
+    @property
+    def length(self) -> int:
+        """The longest text in tokens, start and end token included."""
+        tower = self.text or self.words
+        assert tower is not None
+        return tower.length
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a transformer over them, and one vector for all."""
+
+    def __init__(self, config: VitConfig, dim: int):
+        super().__init__()
+        self.config = config
+        width, places = config.width, (config.size // config.patch) ** 2
+        scale = width**-0.5
+        self.patch = patch_embedding(
+            width, config.patch, config.stem, bias=False, stem_group=config.stem_group
+        )
+        # the published mean-pooled towers keep a class token too, and do not read it
+        self.class_token = nn.Parameter(scale * torch.randn(width))
+        self.position = nn.Parameter(scale * torch.randn(places + 1, width))
+        self.pre_norm = nn.LayerNorm(width, config.eps) if config.pre_norm else nn.Identity()
+        self.transformer = Transformer(
+            width,
+            config.layers,
+            config.heads,
+            config.hidden,
+            activation=config.activation,
+            eps=config.eps,
+            layer_scale=config.layer_scale,
+        )
+        self.post_norm = nn.LayerNorm(width, config.eps)
+        self.projection = nn.Linear(width, dim, bias=False)
+        nn.init.normal_(self.projection.weight, std=scale)
+
+    def tokens(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
+        """The class token and the patches, with positions for any size that patches tile."""
+        x = self.patch(whole_patches(pixels, self.config.patch))
+        grid = x.shape[2], x.shape[3]
+        x = x.flatten(2).transpose(1, 2)  # (B, P, D)
+        x = x + resize_grid(self.position[1:], grid).to(x.dtype)
+        token = (self.class_token + self.position[0]).to(x.dtype).expand(len(x), 1, -1)
+        return torch.cat([token, x], dim=1)
+
+    def forward(self, pixels: Float[Tensor, "B C H W"], keep: float = 1.0) -> Float[Tensor, "B E"]:
+        """`keep` below 1 leaves patches out at random: patch dropout (arXiv:2212.00794)."""
+        x = self.tokens(pixels)
+        if keep < 1:
+            x = torch.cat([x[:, :1], kept_patches(x[:, 1:], keep)], dim=1)
+        x = self.pre_norm(x)
+        if self.config.pool == "class":
+            first = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            return self._project(self.post_norm(self.transformer.at(x, first)))
+        x = self.transformer(x)
+        if self.config.norm_after_pool:
+            return self._project(self.post_norm(x[:, 1:].mean(1)))
+        return self._project(self.post_norm(x[:, 1:]).mean(1))
+
+    def patches(
+        self, pixels: Float[Tensor, "B C H W"], reach: int | None = None
+    ) -> Float[Tensor, "B h w E"]:
+        """What each patch says in the shared space.
+
+        A mean-pooled tower was trained to have its patches there. In one that reads a class token
+        only the values of the last attention are (arXiv:2112.01071), so there each patch attends
+        to itself alone.
+
+        Patches of a small picture all speak of the whole of it. With a `reach` they attend to the
+        class token and to patches at most so many rows and columns away, in every block (softly
+        and in the last one alone: arXiv:2404.08181): what they say is then of where they are.
+        """
+        x = self.pre_norm(self.tokens(pixels))
+        height, width = (side // self.config.patch for side in pixels.shape[2:])
+        mask = None
+        if reach is not None:
+            seen = near((height, width), reach).to(x.device)
+            mask = F.pad(seen, (1, 0, 1, 0), value=True)[None, None]
+        blocks = self.transformer if self.config.pool == "mean" else self.transformer.alone
+        x = self.post_norm(blocks(x, mask)[:, 1:])
+        return self._project(x).reshape(len(x), height, width, -1)
+
+    def _project(self, x: Tensor) -> Tensor:
+        projected: Tensor = self.projection(x)
+        return projected
+
+
+class TextTransformer(nn.Module):
+    """Tokens, a transformer over them, and one vector for the whole text.
+
+    A `dim` of None leaves the projection out, as Stable Diffusion's towers do.
+    """
+
+    def __init__(self, config: TextConfig, dim: int | None):
+        super().__init__()
+        self.config = config
+        self.token = nn.Embedding(config.vocabulary, config.width)
+        self.position = nn.Parameter(0.01 * torch.randn(config.length, config.width))
+        self.transformer = Transformer(
+            config.width,
+            config.layers,
+            config.heads,
+            config.hidden,
+            activation=config.activation,
+            eps=config.eps,
+            quiet=config.pool == "mean",
+        )
+        self.post_norm = nn.LayerNorm(config.width, config.eps)
+        self.projection: nn.Module = nn.Identity()
+        if dim is not None:
+            self.projection = nn.Linear(config.width, dim, bias=False)
+        # Words of a mean begin louder than published ones; what random blocks add would drown them.
+        nn.init.normal_(self.token.weight, std=0.1 if config.pool == "mean" else 0.02)
+        if isinstance(self.projection, nn.Linear):
+            nn.init.normal_(self.projection.weight, std=config.width**-0.5)
+
+    def forward(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
+        """Nothing after the longest text is computed: a causal tower does not look there."""
+        at = self._ends(tokens)
+        if self.config.pool != "last" and self.config.causal:
+            tokens = tokens[:, : int(at.max()) + 1]
+        if self.config.pool == "mean":
+            x, mask = self._embedded(tokens)
+            vector = self._mean(self.transformer(x, mask), at)
+        else:
+            x = self.token(tokens) + self.position[: tokens.shape[1]]
+            vector = self.post_norm(self.transformer.at(x, at, self._mask(tokens)))
+        projected: Tensor = self.projection(vector)
+        return projected
+
+    def states(
+        self, tokens: Int64[Tensor, "B T"], *, skip: int = 0, norm: bool = True
+    ) -> Float[Tensor, "B T D"]:
+        """What each token of whole windows says, padding included, as cross-attention reads it.
+
+        `skip` blocks at the end are neither read nor computed. Stable Diffusion 1.x reads the last
+        block, 2.x the penultimate, both with the final norm; XL the penultimate without it.
+        """
+        self._check_skip(skip)
+        x, mask = self._embedded(tokens)
+        for block in self.transformer.blocks[: self.config.layers - skip]:
+            x = block(x, mask)
+        normed: Tensor = self.post_norm(x) if norm else x
+        return normed
+
+    def states_and_vector(
+        self,
+        tokens: Int64[Tensor, "B T"],
+        *,
+        skip: int = 0,
+        norm: bool = True,
+        projected: bool = True,
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B E"]]:
+        """`states`, and the vector of the whole text from the last block, whichever block is read.
+
+        The vector is that at the end token, or the tokens' mean (`pool`). It has passed the final
+        norm and, where `projected`, the projection: what XL's second tower adds to the time. Not
+        projected it is, at the end token, transformers' `pooler_output`.
+        """
+        self._check_skip(skip)
+        at = self._ends(tokens)
+        x, mask = self._embedded(tokens)
+        read = x
+        for number, block in enumerate(self.transformer.blocks, 1):
+            x = block(x, mask)
+            if number == self.config.layers - skip:
+                read = x
+        if self.config.pool == "mean":
+            vector = self._mean(x, at)
+        else:
+            vector = self.post_norm(x[torch.arange(len(x), device=x.device), at])
+        if projected:
+            vector = self.projection(vector)
+        return self.post_norm(read) if norm else read, vector
+
+    def _mean(self, x: Float[Tensor, "B T D"], ends: Int64[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        """Of the states up to each text's end, normalised afterwards: as loud as one state."""
+        spoken = torch.arange(x.shape[1], device=x.device) <= ends[:, None]
+        weight = (spoken / spoken.sum(1, keepdim=True)).to(x.dtype)
+        mean: Tensor = self.post_norm(torch.einsum("bt,btd->bd", weight, x))
+        return mean
+
+    def _check_skip(self, skip: int) -> None:
+        if not 0 <= skip <= max(0, self.config.layers - 1):
+            raise ValueError(
+                f"this tower has {self.config.layers} blocks; 0 to {self.config.layers - 1} of the "
+                f"last can be skipped, not {skip}"
+            )
+
+    def _embedded(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        self._check_length(tokens)
+        mask = self._mask(tokens)
+        x = self.token(tokens) + self.position[: tokens.shape[1]]
+        return x, None if mask is None else mask[None, None]
+
+    def _check_length(self, tokens: Tensor) -> None:
+        if tokens.shape[1] > self.config.length:
+            raise ValueError(
+                f"texts of {tokens.shape[1]} tokens; this tower reads at most {self.config.length}"
+            )
+
+    def _ends(self, tokens: Tensor) -> Int64[Tensor, " B"]:
+        """Where each text ends, or is read."""
+        self._check_length(tokens)
+        if self.config.pool == "last":
+            return tokens.new_full((len(tokens),), tokens.shape[1] - 1)
+        end = (tokens == self.config.end).int()
+        if not bool(end.any(dim=1).all()):
+            raise ValueError(f"a text without the end token {self.config.end}: use `encode`")
+        return end.argmax(dim=1)
+
+    def _mask(self, tokens: Int64[Tensor, "B T"]) -> Bool[Tensor, "T T"] | None:
+        if not self.config.causal:
+            return None
+        count = tokens.shape[1]
+        return torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril()
+
+
+class Clip(nn.Module):
+    """Two towers and a temperature."""
+
+    reads = "softmax"
+    """How logits become probabilities: the labels share one."""
+
+    def __init__(self, config: ClipConfig):
+        super().__init__()
+        self.config = config
+        if config.vit is not None:
+            self.image: nn.Module = VisionTransformer(config.vit, config.dim)
+        else:
+            assert config.resnet is not None
+            self.image = ModifiedResNet(config.resnet, config.dim)
+        if config.text is not None:
+            self.text: nn.Module = TextTransformer(config.text, config.dim)
+        else:
+            assert config.words is not None
+            words = config.words
+            self.text = BagOfWords(words.vocabulary, words.width, config.dim, words.unspoken)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # section 2.5
+
+    def embed_image(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
+        """Pictures, as the model's transform gives them, to unit length in float32."""
+        return F.normalize(self.image(pixels).float(), dim=-1)
+
+    def embed_text(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
+        """Token numbers, each text with its end token, to unit length in float32."""
+        return F.normalize(self.text(tokens).float(), dim=-1)
+
+    def patches(
+        self, pixels: Float[Tensor, "B C H W"], reach: int | None = None
+    ) -> Float[Tensor, "B h w E"]:
+        """Every patch in the shared space, unit length; any size that patches tile.
+
+        Raises:
+            ValueError: a reach of a tower without attention.
+        """
+        if isinstance(self.image, VisionTransformer):
+            patches = self.image.patches(pixels, reach)
+        elif reach is None:
+            patches = self.image.patches(pixels)  # type: ignore[operator]
+        else:
+            raise ValueError("a ResNet's places see what its filters cover: it has no reach")
+        return F.normalize(patches.float(), dim=-1)
+
+    def logits(
+        self, image: Float[Tensor, "N E"], text: Float[Tensor, "M E"]
+    ) -> Float[Tensor, "N M"]:
+        """Scaled cosines of every picture with every text; softmax over texts classifies."""
+        return self.logit_scale.exp() * image @ text.T
+
+
+def objective(
+    model: Clip,
+    pixels: Float[Tensor, "B C H W"],
+    tokens: Int64[Tensor, "B T"],
+    *,
+    groups: Int64[Tensor, " B"] | None = None,
+    keep: float = 1.0,
+    cache: int = 0,
+    match: Match = softmax_loss,
+) -> Loss:
+    """The symmetric cross-entropy of a batch of pairs (figure 3 of the paper).
+
+    `keep` is the share of patches that are looked at. `cache` above 0 keeps the activations of so
+    many pairs at a time in memory and computes the others again (arXiv:2101.06983). Pairs of one
+    group say the same and are positives of one another. Chance is ln(B). `match` is the loss of the
+    embeddings: `softmax_loss_of_ranks` where the batch is spread over processes.
+    """
+
+    def embed_image(chosen: Tensor) -> Tensor:
+        return F.normalize(model.image(chosen, keep).float(), dim=-1)
+
+    if cache:
+        image = cached_embeddings(embed_image, pixels, cache)
+        text = cached_embeddings(model.embed_text, tokens, cache)
+    else:
+        image, text = embed_image(pixels), model.embed_text(tokens)
+    scale = model.logit_scale.clamp(max=MAX_SCALE)
+    loss = match(image, text, scale, groups=groups)
+    count = len(pixels)
+    return Loss(loss * count, count, {"scale": scale.detach().exp()})

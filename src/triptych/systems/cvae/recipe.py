@@ -1,0 +1,96 @@
+"""Recipe: conditional VAE."""
+
+from dataclasses import asdict
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from triptych import runtime
+from triptych.config import to_json
+from triptych.data.order.batches import batches, take
+from triptych.data.sources import open_train_and_test
+from triptych.nn.loss import Loss
+from triptych.systems.cvae.model import Cvae, CvaeConfig, objective, sample
+from triptych.train.conditioning import card, condition_grid, conditioning
+from triptych.train.distributed import ALONE, World
+from triptych.train.optimizer import adam
+from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipes.requests import TrainCvae
+
+HELD_OUT = 512  # test pictures that the evidence is measured on during training
+
+
+def build(request: TrainCvae, world: World = ALONE) -> Recipe:
+    """A conditional VAE with its data."""
+    training = request.training
+    on = runtime.device(training.device)
+    source, test = open_train_and_test(training.data, size=training.size or None)
+    given = conditioning(request.condition, source, quadrants=request.quadrants)
+    height, width, channels = source.shape
+    config = CvaeConfig(
+        height,
+        width,
+        channels,
+        "image" if request.condition == "quadrants" else request.condition,
+        given.size,
+        request.latent,
+        request.network,
+        request.widths,
+        request.likelihood,
+        request.learned_prior,
+    )
+    torch.manual_seed(runtime.key(training.seed, "weights"))
+    model = Cvae(config).to(on)
+
+    def minimise(batch: Batch, step: int) -> Loss:
+        beta = (
+            request.beta * min(1.0, step / request.kl_warmup) if request.kl_warmup else request.beta
+        )
+        return objective(
+            model, batch["image"], given.of(batch), beta=beta, free_bits=request.free_bits
+        )
+
+    grid = condition_grid(given, test, (request.latent,), training.seed, on)
+
+    def draw(module: nn.Module) -> np.ndarray:
+        assert isinstance(module, Cvae)
+        return grid(partial(sample, module))
+
+    held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
+
+    @torch.no_grad()
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, Cvae)
+        image, condition = held_out["image"].to(on), given.of(held_out)
+        z = runtime.noise((request.latent,), range(len(image))).to(on)
+        loss = objective(module, image, None if condition is None else condition.to(on), noise=z)
+        return {f"test_{name}": value.item() for name, value in loss.terms.items()}
+
+    optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)
+    return Recipe(
+        model=model,
+        exported=model,
+        updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
+        batches=lambda start: batches(
+            source,
+            training.batch_size // world.size,
+            seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
+            start=start,
+            workers=training.workers,
+        ),
+        card=to_json(card("cvae", asdict(config), source, given)),
+        chance=_chance(config),
+        sample=draw,
+        evaluate=evaluate,
+    )
+
+
+def _chance(config: CvaeConfig) -> str:
+    pixels = config.height * config.width * config.channels
+    if config.likelihood == "gaussian":
+        return f"before learning: about {pixels * 1.5:.0f} nats a picture"
+    return f"before learning: {pixels * np.log(2):.0f} nats a picture, grey everywhere"

@@ -1,0 +1,159 @@
+"""Recipe: class-conditional diffusion on pixels."""
+
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from triptych import runtime
+from triptych.config import to_json
+from triptych.data.order.batches import batches, take
+from triptych.data.source import Source
+from triptych.data.sources import open_train_and_test
+from triptych.diffusion.noise import PictureNoise
+from triptych.diffusion.sampling import check_draws_batches
+from triptych.diffusion.sampling import sample as walk
+from triptych.diffusion.schedule import Levels
+from triptych.nn.loss import Loss
+from triptych.requests import sampler_named
+from triptych.systems.pixel_diffusion.model import (
+    PixelDiffusion,
+    PixelDiffusionConfig,
+    objective,
+    sampling_levels,
+)
+from triptych.train.conditioning import Conditioning, card, condition_grid, conditioning
+from triptych.train.distributed import ALONE, World
+from triptych.train.optimizer import adam
+from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipes.requests import TrainPixelDiffusion
+
+HELD_OUT = 512  # test pictures that the loss is measured on during training
+CHUNK = 128
+
+
+def build(request: TrainPixelDiffusion, world: World = ALONE) -> Recipe:
+    """A pixel diffusion model with its data."""
+    training = request.training
+    on = runtime.device(training.device)
+    source, test = open_train_and_test(training.data, size=training.size or None)
+    given = conditioning(request.condition, source)
+    config = _config(request, source, given)
+    torch.manual_seed(runtime.key(training.seed, "weights"))
+    model = PixelDiffusion(config).to(on)
+
+    def minimise(batch: Batch, step: int) -> Loss:
+        return objective(
+            model,
+            batch["image"],
+            given.of(batch),
+            drop=request.drop,
+            min_snr=request.min_snr or None,
+            offset=request.offset,
+        )
+
+    shape = (config.channels, config.height, config.width)
+    grid = condition_grid(given, test, shape, training.seed, on)
+
+    def draw(module: nn.Module) -> np.ndarray:
+        assert isinstance(module, PixelDiffusion)
+        return grid(lambda condition, noise: previewed(module, condition, noise))
+
+    held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
+
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, PixelDiffusion)
+        return {"test_mse": held_out_loss(module, held_out, given, on)}
+
+    betas = (0.9, request.beta2)
+    decay = request.weight_decay
+    optimizer = adam(model, request.learning_rate, betas=betas, weight_decay=decay)
+    return Recipe(
+        model=model,
+        exported=model,
+        updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
+        batches=lambda start: batches(
+            source,
+            training.batch_size // world.size,
+            seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
+            start=start,
+            workers=training.workers,
+        ),
+        card=to_json(card("pixel-diffusion", asdict(config), source, given)),
+        chance=f"before learning: mse {_chance(request.predicts)} of the network's own prediction",
+        sample=draw,
+        evaluate=evaluate,
+    )
+
+
+def _config(
+    request: TrainPixelDiffusion, source: Source, given: Conditioning
+) -> PixelDiffusionConfig:
+    height, width, channels = source.shape
+    sampler, spacing = sampler_named(request.sampler)
+    check_draws_batches(sampler)
+    return PixelDiffusionConfig(
+        height,
+        width,
+        channels,
+        request.condition,
+        given.size,
+        request.widths,
+        request.blocks,
+        request.attention,
+        request.head_width,
+        request.time_width,
+        request.conditioning,
+        request.patch,
+        request.groups,
+        request.dropout,
+        request.noise_schedule,
+        request.zero_terminal_snr,
+        request.shift,
+        request.predicts,
+        sampler,
+        request.sampling_steps,
+        request.guidance if request.drop else 1.0,
+        spacing or request.spacing,  # type: ignore[arg-type]
+        request.drop,
+    )
+
+
+def _chance(predicts: str) -> str:
+    """Of a network that answers 0 to pictures whose mean square is about one."""
+    return {"flow": "about 1 to 2", "sample": "the pictures' mean square"}.get(predicts, "about 1")
+
+
+def previewed(model: PixelDiffusion, condition: Tensor | None, start: Tensor) -> Tensor:
+    """Pictures of the training grid: the configuration's sampler from given noise."""
+    walked = sampling_levels(model)
+    denoise = model.denoiser(condition, len(start), model.config.guidance)
+    noise = PictureNoise(range(len(start)))
+    with torch.inference_mode():
+        *_, last = walk(model.config.sampler, denoise, walked[0].sigma * start, walked, noise)
+    return last.x.float().cpu()
+
+
+@torch.inference_mode()
+def held_out_loss(
+    model: PixelDiffusion, held_out: Batch, given: Conditioning, on: torch.device
+) -> float:
+    """The loss on held-out pictures at an even comb of levels, always the same and same noise."""
+    image, condition = held_out["image"], given.of(held_out)
+    count = len(image)
+    noise = runtime.noise(tuple(image.shape[1:]), range(count))
+    order = torch.randperm(count, generator=runtime.generator(0))
+    at = model.schedule.drawn(((order + 0.5) / count).to(on))
+    total = 0.0
+    for start in range(0, count, CHUNK):
+        rows = slice(start, start + CHUNK)
+        told = None if condition is None else condition[rows].to(on)
+        levels = Levels(*(column[rows] for column in at))
+        loss = objective(
+            model, image[rows].to(on), told, drop=0.0, noise=noise[rows].to(on), at=levels
+        )
+        total += float(loss.total)
+    return total / count

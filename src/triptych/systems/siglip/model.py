@@ -1,0 +1,321 @@
+"""SigLIP: image and text towers trained with a pairwise sigmoid loss (arXiv:2303.15343), and SigLIP
+2 with pictures of any shape (arXiv:2502.14786).
+
+Dimensions: B batch, C channels, H height, W width, P patches, h w their grid, T tokens, D width,
+E width of the shared space.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triptych.nn.bag_of_words import BagOfWords
+from triptych.nn.contrastive.losses import cached_embeddings, sigmoid_loss
+from triptych.nn.loss import Loss
+from triptych.nn.patches import check_stem, kept_patches, patch_embedding, whole_patches
+from triptych.nn.position import near, resize_grid
+from triptych.nn.transformer import Activation, AttentionPool, Transformer
+
+Match = Callable[..., Tensor]
+"""(image, text, logit_scale, logit_bias, groups=) to the loss: `sigmoid_loss` and its like."""
+
+
+@dataclass(frozen=True)
+class SiglipImageConfig:
+    """A vision transformer pooled by attention."""
+
+    size: int = 224
+    patch: int = 16
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    activation: Activation = "gelu_tanh"
+    eps: float = 1e-6
+    naflex: bool = False
+    """Pictures keep their shape: they come as patches with a grid, and positions are resized to it
+    (SigLIP 2, section 2.4.2).
+    """
+    stem: tuple[int, ...] = ()
+    """Channels of 3 x 3 convolutions, each halving the side, in place of one large filter."""
+    stem_group: int = 0
+    """How many of a stem's channels are normalised together; 0 for all of them."""
+
+    def __post_init__(self) -> None:
+        check_stem(self.size, self.patch, self.stem, self.stem_group)
+        if self.stem and self.naflex:
+            raise ValueError("patches that come as rows have no convolutional stem")
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+
+
+@dataclass(frozen=True)
+class SiglipTextConfig:
+    """A text transformer that sees the whole text and is read at its last position."""
+
+    vocabulary: int = 32000
+    length: int = 64
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    activation: Activation = "gelu_tanh"
+    eps: float = 1e-6
+    projection: bool = True
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+
+
+@dataclass(frozen=True)
+class SiglipWordsConfig:
+    """A bag of words in place of the text transformer."""
+
+    vocabulary: int = 32000
+    length: int = 64
+    width: int = 768
+    unspoken: tuple[int, ...] = (0, 1)
+    """Tokens that are no words: padding, end."""
+
+
+@dataclass(frozen=True)
+class SiglipConfig:
+    """An image tower as wide as the shared space, and one text tower (`text` or `words`)."""
+
+    image: SiglipImageConfig = field(default_factory=SiglipImageConfig)
+    text: SiglipTextConfig | None = field(default_factory=SiglipTextConfig)
+    words: SiglipWordsConfig | None = None
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.words is None):
+            raise ValueError("SigLIP has one text tower: give text or words, the other null")
+        text = self.text
+        if text is not None and not text.projection and text.width != self.image.width:
+            raise ValueError(
+                f"texts of width {text.width} need a projection to the pictures' {self.image.width}"
+            )
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures in pixels."""
+        return self.image.size
+
+    @property
+    def length(self) -> int:
+        """Tokens of every text, padding included."""
+        tower = self.text or self.words
+        assert tower is not None
+        return tower.length
+
+
+class SiglipImage(nn.Module):
+    """Patches, a transformer, and attention pooling."""
+
+    def __init__(self, config: SiglipImageConfig):
+        super().__init__()
+        self.config = config
+        width, patch = config.width, config.patch
+        if config.naflex:  # each patch arrives as a row: rows, columns, channels
+            self.patch: nn.Module = nn.Linear(3 * patch * patch, width)
+        else:
+            self.patch = patch_embedding(
+                width, patch, config.stem, bias=True, stem_group=config.stem_group
+            )
+        places = (config.size // patch) ** 2
+        self.position = nn.Parameter(torch.randn(places, width) * width**-0.5)
+        self.transformer = Transformer(
+            width,
+            config.layers,
+            config.heads,
+            config.hidden,
+            activation=config.activation,
+            eps=config.eps,
+        )
+        self.post_norm = nn.LayerNorm(width, config.eps)
+        self.pool = AttentionPool(
+            width, config.heads, config.hidden, activation=config.activation, eps=config.eps
+        )
+
+    def tokens(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P D"]:
+        side = self.config.patch
+        pixels = whole_patches(pixels, side)
+        grid = pixels.shape[2] // side, pixels.shape[3] // side
+        if self.config.naflex:
+            x = self.patch(as_rows(pixels, side))
+        else:
+            x = self.patch(pixels).flatten(2).transpose(1, 2)
+        return x + self._positions(grid).to(x.dtype)  # type: ignore[no-any-return]
+
+    def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "P D"]:
+        if self.config.naflex:
+            return resize_grid(self.position, grid, mode="bilinear", antialias=True)
+        return resize_grid(self.position, grid)
+
+    def forward(self, pixels: Float[Tensor, "B C H W"], keep: float = 1.0) -> Float[Tensor, "B D"]:
+        """`keep` below 1 leaves patches out at random: patch dropout (arXiv:2212.00794)."""
+        x = self.tokens(pixels)
+        if keep < 1:
+            x = kept_patches(x, keep)
+        pooled: Tensor = self.pool(self.post_norm(self.transformer(x)))
+        return pooled
+
+    def ragged(
+        self,
+        values: Float[Tensor, "B P V"],
+        mask: Bool[Tensor, "B P"],
+        grid: Int64[Tensor, "B 2"],
+    ) -> Float[Tensor, "B D"]:
+        """Pictures of several shapes in one batch, padded to as many patches."""
+        if not self.config.naflex:
+            raise ValueError("only a model with native aspect ratio (naflex) reads padded patches")
+        x = self.patch(values.to(self.position.dtype))
+        position = torch.zeros_like(x)
+        for row, (height, width) in enumerate(grid.tolist()):
+            position[row, : height * width] = self._positions((height, width))
+        seen = mask[:, None, None]  # (B, 1, 1, P)
+        x = self.transformer(x + position, seen)
+        pooled: Tensor = self.pool(self.post_norm(x), seen)
+        return pooled
+
+    def patches(
+        self, pixels: Float[Tensor, "B C H W"], reach: int | None = None
+    ) -> Float[Tensor, "B h w D"]:
+        """What each patch says in the shared space: each pooled as if it were the only one.
+
+        With a `reach` it attends no further than so many rows and columns, as in CLIP's.
+        """
+        height, width = (side // self.config.patch for side in pixels.shape[2:])
+        mask = None
+        if reach is not None:
+            mask = near((height, width), reach).to(pixels.device)[None, None]
+        x = self.pool.alone(self.post_norm(self.transformer(self.tokens(pixels), mask)))
+        return x.reshape(len(x), height, width, -1)
+
+
+def as_rows(pixels: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B P V"]:
+    """Every patch as a row of values: its rows, columns, then channels."""
+    height, width = (length // side for length in pixels.shape[2:])
+    x = pixels.reshape(*pixels.shape[:2], height, side, width, side)
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+class SiglipText(nn.Module):
+    """Tokens, a transformer over the padded text, and the vector at the last position."""
+
+    def __init__(self, config: SiglipTextConfig, dim: int):
+        super().__init__()
+        self.config = config
+        self.token = nn.Embedding(config.vocabulary, config.width)
+        self.position = nn.Parameter(0.01 * torch.randn(config.length, config.width))
+        self.transformer = Transformer(
+            config.width,
+            config.layers,
+            config.heads,
+            config.hidden,
+            activation=config.activation,
+            eps=config.eps,
+        )
+        self.post_norm = nn.LayerNorm(config.width, config.eps)
+        self.projection = nn.Linear(config.width, dim) if config.projection else nn.Identity()
+        nn.init.normal_(self.token.weight, std=0.02)
+
+    def forward(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
+        """The padding is a part of the text, as it was in training: every text has full length."""
+        if tokens.shape[1] != self.config.length:
+            raise ValueError(
+                f"texts of {tokens.shape[1]} tokens; SigLIP reads texts padded to "
+                f"{self.config.length}, as it was trained"
+            )
+        x = self.token(tokens) + self.position
+        last = tokens.new_full((len(tokens),), tokens.shape[1] - 1)
+        x = self.transformer.at(x, last)
+        projected: Tensor = self.projection(self.post_norm(x))
+        return projected
+
+
+class Siglip(nn.Module):
+    """Two towers, a temperature and a bias."""
+
+    reads = "sigmoid"
+    """How logits become probabilities: each label by itself."""
+
+    def __init__(self, config: SiglipConfig):
+        super().__init__()
+        self.config = config
+        dim = config.image.width
+        self.image = SiglipImage(config.image)
+        if config.text is not None:
+            self.text: nn.Module = SiglipText(config.text, dim)
+        else:
+            assert config.words is not None
+            words = config.words
+            self.text = BagOfWords(words.vocabulary, words.width, dim, words.unspoken)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(10)))  # section 3.2
+        self.logit_bias = nn.Parameter(torch.tensor(-10.0))
+
+    def embed_image(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
+        """Pictures, as the model's transform gives them, to unit length in float32."""
+        return F.normalize(self.image(pixels).float(), dim=-1)
+
+    def embed_patches(
+        self,
+        values: Float[Tensor, "B P V"],
+        mask: Bool[Tensor, "B P"],
+        grid: Int64[Tensor, "B 2"],
+    ) -> Float[Tensor, "B E"]:
+        """Pictures of several shapes, as the model's transform gives them, to unit length."""
+        return F.normalize(self.image.ragged(values, mask, grid).float(), dim=-1)
+
+    def embed_text(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
+        """Token numbers, padded to full length, to unit length in float32."""
+        return F.normalize(self.text(tokens).float(), dim=-1)
+
+    def patches(
+        self, pixels: Float[Tensor, "B C H W"], reach: int | None = None
+    ) -> Float[Tensor, "B h w E"]:
+        """Every patch in the shared space, unit length; any size that patches tile."""
+        return F.normalize(self.image.patches(pixels, reach).float(), dim=-1)
+
+    def logits(
+        self, image: Float[Tensor, "N E"], text: Float[Tensor, "M E"]
+    ) -> Float[Tensor, "N M"]:
+        """Scaled and shifted cosines; the sigmoid of each is the probability of its pair."""
+        return self.logit_scale.exp() * image @ text.T + self.logit_bias
+
+
+def objective(
+    model: Siglip,
+    pixels: Float[Tensor, "B C H W"],
+    tokens: Int64[Tensor, "B T"],
+    *,
+    groups: Int64[Tensor, " B"] | None = None,
+    keep: float = 1.0,
+    cache: int = 0,
+    match: Match = sigmoid_loss,
+) -> Loss:
+    """Every image-text pair of a batch is its own yes/no question (equation 1).
+
+    `keep` is the share of patches that are looked at. `cache` above 0 keeps the activations of so
+    many pairs at a time in memory and computes the others again (arXiv:2101.06983). Pairs of one
+    group say the same and are positives of one another. `match` is the loss of the embeddings:
+    `sigmoid_loss_of_ranks` where the batch is spread over processes.
+    """
+
+    def embed_image(chosen: Tensor) -> Tensor:
+        return F.normalize(model.image(chosen, keep).float(), dim=-1)
+
+    if cache:
+        image = cached_embeddings(embed_image, pixels, cache)
+        text = cached_embeddings(model.embed_text, tokens, cache)
+    else:
+        image, text = embed_image(pixels), model.embed_text(tokens)
+    loss = match(image, text, model.logit_scale, model.logit_bias, groups=groups)
+    count = len(pixels)
+    terms = {"scale": model.logit_scale.detach().exp(), "bias": model.logit_bias.detach()}
+    return Loss(loss * count, count, terms)

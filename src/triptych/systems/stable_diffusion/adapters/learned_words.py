@@ -1,0 +1,61 @@
+"""Textual inversion: words of a prompt that a few learned vectors stand for (arXiv:2208.01618).
+
+A file of the folder `embeddings` is named in a prompt by its name without the ending, as a word
+like any other, weights and all: `(my-style:1.2)`.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from triptych.systems.stable_diffusion.adapters.textual_inversion import read_word
+from triptych.systems.stable_diffusion.model import StableDiffusion
+from triptych.text.tokenizer import Tokenizer
+
+FOLDER = Path("embeddings")
+ENDINGS = (".safetensors", ".pt", ".bin")
+
+
+@contextmanager
+def learned_words(
+    model: StableDiffusion, tokenizers: Sequence[Tokenizer], prompts: Sequence[str]
+) -> Iterator[tuple[tuple[Tokenizer, ...], tuple[str, ...]]]:
+    """Inside, the model's towers know the learned words that these prompts name; after it they are
+    as before. Gives tokenizers that know them too, and a sentence about each word.
+
+    Raises:
+        ValueError: a file that is no embedding, or one for another family of models.
+    """
+    files = {name: path for name, path in _there().items() if _named(name, prompts)}
+    widths = [tower.text.width for tower in model.config.text]
+    words = {name: read_word(path, widths).vectors for name, path in files.items()}
+    counts = {name: len(vectors[0]) for name, vectors in words.items()}
+    weights = [tower.get_parameter("token.weight") for tower in model.text]
+    originals = [weight.data for weight in weights]
+    try:
+        if words:
+            for number, (weight, tokenizer) in enumerate(zip(weights, tokenizers, strict=True)):
+                known = weight.data[: tokenizer.vocabulary]  # rows behind it belong to no token
+                added = [vectors[number].to(known) for vectors in words.values()]
+                weight.data = torch.cat([known, *added])
+        said = (
+            f"{files[name].name}: {name!r} is {count} vectors" for name, count in counts.items()
+        )
+        yield tuple(tokenizer.with_words(counts) for tokenizer in tokenizers), tuple(said)
+    finally:
+        for weight, original in zip(weights, originals, strict=True):
+            weight.data = original
+
+
+def _there() -> dict[str, Path]:
+    if not FOLDER.is_dir():
+        return {}
+    return {file.stem: file for file in sorted(FOLDER.iterdir()) if file.suffix in ENDINGS}
+
+
+def _named(name: str, prompts: Sequence[str]) -> bool:
+    pattern = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+    return any(pattern.search(prompt) for prompt in prompts)

@@ -1,0 +1,127 @@
+"""Text towers of Stable Diffusion: their names on the left, ours on the right.
+
+Folders hold transformers' CLIPTextModel (SD 1.x: CLIP L; SD 2.x: OpenCLIP H without its last block)
+or CLIPTextModelWithProjection (XL: OpenCLIP bigG). Single files hold either transformers' names or
+OpenCLIP's own, below a prefix, and OpenCLIP's towers whole.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from triptych.systems.clip.configs import activation_of
+from triptych.systems.clip.model import TextConfig, TextEncoderConfig
+from triptych.systems.clip.published import OPENAI_TEXT, TRANSFORMERS_TEXT
+from triptych.weights.keymap import Rule, drop, rename, under
+
+PREFIX = "text_model."
+
+CLIP_L = TextEncoderConfig(
+    TextConfig(width=768, layers=12, heads=12, hidden=3072, activation="quick_gelu")
+)
+"""OpenAI's ViT-L/14, of SD 1.x, and XL's first tower, which is read at its penultimate layer."""
+
+OPENCLIP_H = TextEncoderConfig(
+    TextConfig(width=1024, layers=24, heads=16, hidden=4096), dim=1024, skip=1
+)
+"""LAION's ViT-H/14 as single files of SD 2.x hold it: whole, and read before its last block."""
+
+OPENCLIP_BIGG = TextEncoderConfig(
+    TextConfig(width=1280, layers=32, heads=20, hidden=5120), dim=1280, skip=1, norm=False
+)
+"""LAION's ViT-bigG/14, XL's second tower and the refiner's only one."""
+
+
+def from_transformers(
+    stored: Mapping[str, Any], *, skip: int = 0, norm: bool = True
+) -> TextEncoderConfig:
+    """A `text_encoder/config.json` of a diffusers folder.
+
+    Which layer is read is not in there but in the kind of pipeline: give `skip=1, norm=False` for
+    XL. An `eos_token_id` of 2 is an error that the first published files carry: it means the
+    highest number of the vocabulary.
+
+    Raises:
+        ValueError: a text model that is not CLIP's, by its name.
+    """
+    kind = stored.get("model_type")
+    if kind != "clip_text_model":
+        raise ValueError(
+            f"the text encoder is of model_type {kind!r}; Stable Diffusion 1.x, 2.x and XL read "
+            "CLIP's text towers (clip_text_model)"
+        )
+    projected = _projected(stored.get("architectures"))
+    vocabulary = stored.get("vocab_size", 49408)
+    end = stored.get("eos_token_id", 49407)
+    width = stored.get("hidden_size", 512)
+    text = TextConfig(
+        vocabulary=vocabulary,
+        length=stored.get("max_position_embeddings", 77),
+        width=width,
+        layers=stored.get("num_hidden_layers", 12),
+        heads=stored.get("num_attention_heads", 8),
+        hidden=stored.get("intermediate_size", 2048),
+        activation=activation_of(stored.get("hidden_act", "quick_gelu")),
+        eps=stored.get("layer_norm_eps", 1e-5),
+        end=vocabulary - 1 if end == 2 else end,
+    )
+    dim = stored.get("projection_dim", 512) if projected else None
+    return TextEncoderConfig(text, dim, skip, norm)
+
+
+def _projected(architectures: Any) -> bool:
+    known = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if name not in known:
+        raise ValueError(f"its architecture is {name!r}; known here are {', '.join(known)}")
+    return known[name]
+
+
+def to_transformers(config: TextEncoderConfig) -> dict[str, Any]:
+    """Our configuration as a `text_encoder/config.json`; which layer is read is not said there.
+
+    Raises:
+        ValueError: a tower that transformers' CLIP does not have.
+    """
+    text = config.text
+    if not text.causal or text.pool != "end":
+        raise ValueError("transformers' CLIP text tower is causal and read at its end token")
+    kind = "CLIPTextModel" if config.dim is None else "CLIPTextModelWithProjection"
+    return {
+        "architectures": [kind],
+        "model_type": "clip_text_model",
+        "vocab_size": text.vocabulary,
+        "max_position_embeddings": text.length,
+        "hidden_size": text.width,
+        "num_hidden_layers": text.layers,
+        "num_attention_heads": text.heads,
+        "intermediate_size": text.hidden,
+        "hidden_act": "gelu_pytorch_tanh" if text.activation == "gelu_tanh" else text.activation,
+        "layer_norm_eps": text.eps,
+        "projection_dim": text.width if config.dim is None else config.dim,
+        "bos_token_id": text.end - 1,
+        "eos_token_id": text.end,
+        "pad_token_id": text.end,
+    }
+
+
+def transformers_rules(config: TextEncoderConfig, names: Iterable[str] = (PREFIX,)) -> list[Rule]:
+    """The names in a folder, and below `cond_stage_model.transformer.` in single files.
+
+    Published files have them below `text_model.`; transformers 5 writes a tower that has no
+    projection without. `names` are those of the file that is to be read; a file that is to be
+    written has the published ones.
+    """
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
+    projection = [rename("text_projection.weight", "projection.weight")]
+    return [*under(TRANSFORMERS_TEXT, prefix), *(projection if config.dim is not None else ())]
+
+
+OPENCLIP_RULES = [
+    *OPENAI_TEXT,
+    rename("text_projection", "projection.weight", "transposed"),
+    drop("logit_scale"),
+    drop("attn_mask"),
+]
+"""OpenCLIP's names, as single files have them below `cond_stage_model.model.`,
+`conditioner.embedders.1.model.` (XL) and `conditioner.embedders.0.model.` (the refiner).
+"""

@@ -1,0 +1,252 @@
+"""Published CLIP and SigLIP checkpoints as they lie on a disk, whoever published them.
+
+A checkpoint is a configuration, tensors, a tokenizer and a transform, in one of several layouts;
+each layout says all four, and what it does not say is not guessed.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from triptych import config
+from triptych.systems.clip import configs as clip_configs
+from triptych.systems.clip import published as clip
+from triptych.systems.clip.model import Clip, ClipConfig
+from triptych.systems.siglip import big_vision
+from triptych.systems.siglip import published as siglip
+from triptych.systems.siglip.model import Siglip, SiglipConfig
+from triptych.text.tokenizer import (
+    Tokenizer,
+    TokenizerConfig,
+    clip_tokenizer,
+    open_tokenizer,
+    siglip_tokenizer,
+)
+from triptych.vision.transforms import CLIP_MEAN, CLIP_STD, HALF, ImageTransform, PatchTransform
+from triptych.weights.files.read import read_weights
+from triptych.weights.keymap import Rule, convert, fill
+from triptych.weights.layouts import Layout, layout
+from triptych.weights.skeleton import skeleton
+
+GEMMA_VOCABULARY = 256_000
+RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which transformers stores
+
+
+class Published(NamedTuple):
+    """A model with its tokenizer and transform, and where they came from."""
+
+    kind: str  # clip or siglip
+    config: ClipConfig | SiglipConfig
+    model: nn.Module
+    tokenizer: Tokenizer | None  # None: the folder has no vocabulary
+    transform: ImageTransform | PatchTransform
+
+
+class Found(NamedTuple):
+    """What a layout says: a configuration, tensors under our names, and what to do with inputs."""
+
+    config: ClipConfig | SiglipConfig
+    state: dict[str, Tensor]
+    transform: ImageTransform | PatchTransform
+
+
+def load_published(path: Path) -> Published:
+    """A folder of transformers or open_clip, an archive of OpenAI's or an `.npz` of big_vision's.
+
+    Nothing in a file is executed, no tensor is left over, and none is missing.
+
+    Raises:
+        ValueError: what the path is instead, or which tensors do not fit, and what to do.
+    """
+    found = layout(path)
+    reader = READERS.get(found.form)
+    if reader is None:
+        raise ValueError(
+            f"{path} is a checkpoint of {found.declared or found.form} layout, which is not among "
+            f"those that load here: {', '.join(READERS)}"
+        )
+    try:
+        settings, state, transform = reader(found)
+        kind = "clip" if isinstance(settings, ClipConfig) else "siglip"
+        model = skeleton(
+            lambda: Clip(settings) if isinstance(settings, ClipConfig) else Siglip(settings)
+        )
+        fill(model, state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Published(kind, settings, model, _tokenizer(found, settings), transform)
+
+
+def _transformers(found: Layout) -> Found:
+    stored = _json(found.config)
+    kind = stored.get("model_type")
+    if kind not in ("clip", "siglip", "siglip2"):
+        raise ValueError(f"its model_type is {kind!r}; here clip, siglip and siglip2 load")
+    state = read_weights(found.weights[0])
+    processor = _json(found.preprocessor) if found.preprocessor else {}
+    if kind == "clip":
+        settings = clip_configs.from_transformers(stored)
+        return Found(
+            settings, convert(state, clip.TRANSFORMERS), processed(processor, settings.size)
+        )
+    pictures = siglip.from_transformers(stored)
+    return Found(
+        pictures, convert(state, siglip.TRANSFORMERS), siglip_processed(processor, pictures)
+    )
+
+
+def processed(processor: Mapping[str, Any], size: int) -> ImageTransform:
+    """A transformers `preprocessor_config.json` of CLIP's; what it leaves out has CLIP's values."""
+    crop = processor.get("crop_size", size)
+    crop = crop.get("height", size) if isinstance(crop, Mapping) else crop
+    resized = processor.get("size", crop)
+    if isinstance(resized, Mapping):
+        resized = resized.get("shortest_edge", crop)
+    if resized != crop:
+        raise ValueError(f"pictures are resized to {resized} and cut to {crop}: unknown here")
+    return ImageTransform(
+        size=crop,
+        mean=tuple(processor.get("image_mean", CLIP_MEAN)),
+        std=tuple(processor.get("image_std", CLIP_STD)),
+        interpolation=_filter(processor.get("resample", 3)),
+    )
+
+
+def siglip_processed(
+    processor: Mapping[str, Any], settings: SiglipConfig
+) -> ImageTransform | PatchTransform:
+    """A transformers `preprocessor_config.json` of SigLIP's."""
+    mean = tuple(processor.get("image_mean", HALF))
+    std = tuple(processor.get("image_std", HALF))
+    if settings.image.naflex:
+        return PatchTransform(
+            processor.get("patch_size", settings.image.patch),
+            processor.get("max_num_patches", 256),
+            mean,
+            std,
+            _filter(processor.get("resample", 2)),
+        )
+    size = processor.get("size", settings.size)
+    side = size.get("height", settings.size) if isinstance(size, Mapping) else size
+    # transformers: bicubic for SigLIP, bilinear for SigLIP 2, and always said in the files
+    return ImageTransform(
+        side, mean, std, "squash", _filter(processor.get("resample", 3)), crop=False
+    )
+
+
+def _open_clip(found: Layout) -> Found:
+    stored = _json(found.config)
+    model = stored.get("model_cfg")
+    if not isinstance(model, Mapping):
+        raise ValueError("open_clip_config.json has no model_cfg")
+    state = read_weights(found.weights[0])
+    settings, rules = of_open_clip(model)
+    preprocess = stored.get("preprocess_cfg") or {}
+    resize = preprocess.get("resize_mode", "shortest")
+    if resize not in ("shortest", "squash"):
+        raise ValueError(f"its pictures are resized by the mode {resize!r}, unknown here")
+    interpolation = preprocess.get("interpolation", "bicubic")
+    size = preprocess.get("size", settings.size)
+    transform: ImageTransform | PatchTransform = ImageTransform(
+        size[0] if isinstance(size, list) else size,
+        tuple(preprocess.get("mean", CLIP_MEAN)),
+        tuple(preprocess.get("std", CLIP_STD)),
+        resize,
+        interpolation if interpolation != "random" else "bicubic",
+        crop=resize == "shortest",
+        centre="even",
+    )
+    if isinstance(settings, SiglipConfig) and settings.image.naflex:
+        length = (model.get("vision_cfg") or {}).get("image_seq_len", 576)
+        transform = PatchTransform(settings.image.patch, length, transform.mean, transform.std)
+    return Found(settings, convert(state, rules), transform)
+
+
+def of_open_clip(model: Mapping[str, Any]) -> tuple[ClipConfig | SiglipConfig, list[Rule]]:
+    """An open_clip `model_cfg` as ours, and the table of its names.
+
+    Raises:
+        ValueError: towers that are neither CLIP's nor SigLIP's, by their names.
+    """
+    if "init_logit_bias" in model:
+        pictures = siglip.from_open_clip(model)
+        return pictures, siglip.open_clip_rules(pictures.image.naflex)
+    settings = clip_configs.from_open_clip(model)
+    custom = bool(model.get("custom_text", False))
+    return settings, clip.openai_rules(settings.resnet is not None, custom)
+
+
+def _openai(found: Layout) -> Found:
+    state = read_weights(found.path)
+    for name in ("text_projection", "positional_embedding", "token_embedding.weight"):
+        if name not in state:
+            raise ValueError(f"it is an archive without {name}: not OpenAI's CLIP")
+    settings = clip_configs.from_openai(state)
+    # the archives hold float16; numbers beside the weights are no tensors of the model
+    wide = {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
+    rules = clip.openai_rules(settings.resnet is not None)
+    return Found(settings, convert(wide, rules), ImageTransform(settings.size, centre="even"))
+
+
+def _big_vision(found: Layout) -> Found:
+    state = read_weights(found.path)
+    settings = big_vision.configuration(state)
+    if settings.image.naflex:
+        transform: ImageTransform | PatchTransform = PatchTransform(settings.image.patch)
+    else:  # resize(size, bilinear) and value_range(-1, 1) in its published configurations
+        transform = ImageTransform(settings.size, HALF, HALF, "squash", "bilinear", crop=False)
+    return Found(settings, big_vision.convert(state), transform)
+
+
+READERS = {
+    "transformers": _transformers,
+    "open_clip": _open_clip,
+    "openai": _openai,
+    "big_vision": _big_vision,
+}
+
+
+def _tokenizer(found: Layout, settings: ClipConfig | SiglipConfig) -> Tokenizer | None:
+    """The vocabulary beside the weights, with what the family expects around it."""
+    folder = found.path if found.path.is_dir() else found.path.parent
+    if not found.tokenizer and not _has_vocabulary(folder):
+        return None
+    length = settings.length
+    if isinstance(settings, ClipConfig):
+        text = settings.text
+        if text is not None and text.pool == "last":  # CLIPA reads padded texts of another kind
+            return open_tokenizer(folder, TokenizerConfig(length))
+        return clip_tokenizer(
+            folder, length, pad=0 if found.form in ("open_clip", "openai") else None
+        )
+    return siglip_tokenizer(folder, length, canonical=_canonical(found, settings))
+
+
+def _canonical(found: Layout, settings: SiglipConfig) -> bool:
+    """SigLIP 1 was trained on cleaned text; SigLIP 2, whose vocabulary is Gemma's, on lower-cased
+    text. open_clip's configurations say which they mean.
+    """
+    if found.form == "open_clip":
+        text = _json(found.config)["model_cfg"].get("text_cfg") or {}
+        return (text.get("tokenizer_kwargs") or {}).get("clean") == "canonicalize"
+    return settings.text is None or settings.text.vocabulary < GEMMA_VOCABULARY
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return (folder / "bpe_simple_vocab_16e6.txt.gz").is_file()
+
+
+def _json(path: Path | None) -> dict[str, Any]:
+    assert path is not None
+    stored = config.read_json(path)
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} is not a JSON object. Fetch it again")
+    return stored
+
+
+def _filter(number: Any) -> Any:
+    if number not in RESAMPLING:
+        raise ValueError(f"pictures are resized by the filter {number!r}, unknown here")
+    return RESAMPLING[number]

@@ -1,0 +1,287 @@
+"""Recipe: CLIP and SigLIP on pictures with captions or class names."""
+
+import copy
+import math
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from triptych import runtime
+from triptych.config import to_json
+from triptych.data.captions import captions_of, reader
+from triptych.data.order.batches import batches
+from triptych.data.source import Source
+from triptych.data.sources import open_train_and_test
+from triptych.loading import load
+from triptych.nn import lora
+from triptych.nn.contrastive.losses import duplicate_groups, sigmoid_loss, softmax_loss
+from triptych.nn.contrastive.ranks import sigmoid_loss_of_ranks, softmax_loss_of_ranks
+from triptych.nn.loss import Loss
+from triptych.systems.clip import model as clip
+from triptych.systems.clip.model import CbowConfig, Clip, ClipConfig, TextConfig, VitConfig
+from triptych.systems.clip.resnet import ResNetConfig
+from triptych.systems.siglip import model as siglip
+from triptych.systems.siglip.model import (
+    Siglip,
+    SiglipConfig,
+    SiglipImageConfig,
+    SiglipTextConfig,
+    SiglipWordsConfig,
+)
+from triptych.systems.two_towers.matching import held_out_matches
+from triptych.text.templates import TEMPLATES
+from triptych.text.tokenizer import Tokenizer, train_tokenizer
+from triptych.train.distributed import ALONE, World
+from triptych.train.optimizer import adam
+from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipes.requests import Towers, TrainClip, TrainSiglip
+from triptych.vision.augment import Augmentation, augment
+from triptych.vision.transforms import HALF, ImageTransform
+from triptych.weights.loaded import Card
+
+LEARNED_FROM = 20_000  # pictures whose captions make the vocabulary
+
+
+def build(request: TrainClip | TrainSiglip, world: World = ALONE) -> Recipe:
+    """Two towers with their data, from nothing or from a model that is there."""
+    training, towers = request.training, request.towers
+    on = runtime.device(training.device)
+    source, test = open_train_and_test(training.data, size=training.size or None)
+    templates = _templates(towers.templates)
+    model, tokenizer, transform = _start(request, source, templates)
+    model = model.to(on)
+    initial = copy.deepcopy(model).requires_grad_(False) if towers.interpolate < 1 else None
+    _choose_what_moves(model, towers)
+    read = reader(source, templates)
+    changes = _changes(towers)
+    objective = clip.objective if isinstance(model, Clip) else siglip.objective
+    match = _match(model, world)
+
+    def minimise(batch: Batch, step: int) -> Loss:
+        texts = read(batch)
+        groups, _ = duplicate_groups(texts)
+        everyone = torch.cat(world.gathered(groups))
+        repeated = len(everyone) - len(everyone.unique())
+        image = augment(_rgb(batch["image"]), changes, torch.default_generator)
+        if towers.lock == "image":
+            model.image.eval()  # nor may its running means learn
+        encoded = tokenizer.encode(texts, full=isinstance(model, Siglip))
+        loss = objective(
+            model,  # type: ignore[arg-type]
+            transform.normalise(image),
+            encoded.tokens.to(on),
+            groups=groups.to(on) if towers.duplicates and repeated else None,
+            keep=1 - towers.patch_dropout,
+            cache=towers.cache,
+            match=match,
+        )
+        cut = sum(map(bool, encoded.cut)) / len(texts)
+        told = {"repeated": repeated / len(everyone), "cut": cut}
+        terms = loss.terms | {name: loss.total.new_tensor(value) for name, value in told.items()}
+        return Loss(loss.total, loss.count, terms)
+
+    def finished(module: nn.Module) -> nn.Module:
+        whole = lora.merge(module) if towers.lora else module
+        return whole if initial is None else interpolated(initial, whole, towers.interpolate)
+
+    optimizer = adam(
+        model,
+        towers.learning_rate,
+        betas=(0.9, towers.beta2),
+        weight_decay=towers.weight_decay,
+    )
+    return Recipe(
+        model=model,
+        exported=model,
+        updates=[Update("", model, optimizer, minimise, max_norm=towers.max_norm)],
+        batches=lambda start: batches(
+            source,
+            training.batch_size // world.size,
+            seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
+            start=start,
+            workers=training.workers,
+            alike=towers.alike,
+        ),
+        card=to_json(_card(model, source, tokenizer, transform)),
+        chance=_chance(model, training.batch_size),
+        evaluate=held_out_matches(test, tokenizer, transform, templates, on),
+        finished=finished if towers.lora or initial is not None else None,
+        beside=tokenizer.save,
+    )
+
+
+def _match(model: Clip | Siglip, world: World) -> clip.Match:
+    """The loss that compares all pairs, wherever they are."""
+    if world.size > 1:
+        return softmax_loss_of_ranks if isinstance(model, Clip) else sigmoid_loss_of_ranks
+    return softmax_loss if isinstance(model, Clip) else sigmoid_loss
+
+
+def interpolated(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
+    """Weights so far from one model to another of the same kind: robust fine-tuning (WiSE-FT,
+    arXiv:2109.01903, equation 1).
+    """
+    between = copy.deepcopy(after)
+    old = dict(before.named_parameters())
+    with torch.no_grad():
+        for name, parameter in between.named_parameters():
+            parameter.copy_(torch.lerp(old[name], parameter, share))
+    return between
+
+
+def _changes(towers: Towers) -> Augmentation:
+    """How training pictures may differ from how they lie on the disk."""
+    return Augmentation(
+        crop=(towers.crop, 1.0),
+        ratio=4 / 3 if towers.crop < 1 else 1.0,
+        flip=towers.flip,
+        brightness=towers.colour,
+        contrast=towers.colour,
+        saturation=towers.colour,
+    )
+
+
+def _templates(name: str) -> tuple[str, ...]:
+    if name not in TEMPLATES:
+        raise ValueError(f"templates are {', '.join(TEMPLATES)}, not {name!r}")
+    return TEMPLATES[name]
+
+
+def _start(
+    request: TrainClip | TrainSiglip, source: Source, templates: tuple[str, ...]
+) -> tuple[Clip | Siglip, Tokenizer, ImageTransform]:
+    """The model as training finds it, with what reads for it."""
+    towers, training = request.towers, request.training
+    if source.shape[0] != source.shape[1]:
+        raise ValueError(
+            f"pictures of {source.shape[1]} x {source.shape[0]} pixels: choose a square --size"
+        )
+    if towers.init:
+        return _continued(request, source)
+    if source.captioned:
+        texts = [text for said in captions_of(source, LEARNED_FROM) for text in said]
+    else:
+        texts = [text.replace("{}", name) for name in source.classes for text in templates]
+    tokenizer = train_tokenizer(texts, towers.vocabulary, towers.length)
+    torch.manual_seed(runtime.key(training.seed, "weights"))
+    config = _config(request, source.shape[0], tokenizer)
+    model = Clip(config) if isinstance(config, ClipConfig) else Siglip(config)
+    return model, tokenizer, ImageTransform(source.shape[0], HALF, HALF)
+
+
+def _continued(
+    request: TrainClip | TrainSiglip, source: Source
+) -> tuple[Clip | Siglip, Tokenizer, ImageTransform]:
+    init = request.towers.init
+    found = load(init, dtype="float32")
+    wanted = Clip if isinstance(request, TrainClip) else Siglip
+    if not isinstance(found.model, wanted):
+        raise ValueError(f"{init} is a {found.card.model}: it cannot be trained as the other kind")
+    if found.tokenizer is None or not isinstance(found.transform, ImageTransform):
+        raise ValueError(f"{init} has no vocabulary beside it, or reads pictures of native shape")
+    if found.config.size != source.shape[0]:
+        raise ValueError(f"{init} reads {found.config.size} pixels: add --size {found.config.size}")
+    return found.model.requires_grad_(True), found.tokenizer, found.transform
+
+
+def _choose_what_moves(model: Clip | Siglip, towers: Towers) -> None:
+    """Locked towers stay as they are; low-rank updates leave everything else as it is."""
+    open_towers = [model.image, model.text]
+    if towers.lora:
+        for tower in open_towers:
+            lora.add(tower, towers.lora, names=("q_proj", "v_proj", "up", "down"))
+    if towers.lock != "none":
+        locked = model.image if towers.lock == "image" else model.text
+        locked.requires_grad_(False)
+
+
+def _config(
+    request: TrainClip | TrainSiglip, size: int, tokenizer: Tokenizer
+) -> ClipConfig | SiglipConfig:
+    towers, tokens = request.towers, tokenizer.config
+    assert tokens.start is not None and tokens.end is not None
+    unspoken = (tokens.pad, tokens.start, tokens.end)
+    words, hidden = tokenizer.vocabulary, 4 * towers.text_width
+    if isinstance(request, TrainSiglip):
+        text = SiglipTextConfig(
+            words, towers.length, towers.text_width, towers.text_layers, towers.text_heads, hidden
+        )
+        bag = SiglipWordsConfig(words, towers.length, towers.text_width, unspoken)
+        picture = SiglipImageConfig(
+            size,
+            towers.patch,
+            towers.width,
+            towers.layers,
+            towers.heads,
+            4 * towers.width,
+            stem=towers.stem,
+            stem_group=towers.stem_group if towers.stem else 0,
+        )
+        plain = towers.text == "transformer"
+        return SiglipConfig(picture, text if plain else None, None if plain else bag)
+    config = ClipConfig(
+        request.dim,
+        VitConfig(
+            size,
+            towers.patch,
+            towers.width,
+            towers.layers,
+            towers.heads,
+            4 * towers.width,
+            pool=request.pool,
+            stem=towers.stem,
+            stem_group=towers.stem_group if towers.stem else 0,
+        ),
+        text=TextConfig(
+            words,
+            towers.length,
+            towers.text_width,
+            towers.text_layers,
+            towers.text_heads,
+            hidden,
+            pool=towers.text_pool,
+            end=tokens.end,
+        ),
+    )
+    if request.image == "resnet":
+        width = request.resnet_width
+        net = ResNetConfig(size, width, request.resnet_layers, heads=max(1, width * 32 // 64))
+        config = replace(config, vit=None, resnet=net)
+    if towers.text == "words":
+        bag_of_clip = CbowConfig(words, towers.length, towers.text_width, unspoken)
+        config = replace(config, text=None, words=bag_of_clip)
+    return config
+
+
+def _card(
+    model: Clip | Siglip, source: Source, tokenizer: Tokenizer, transform: ImageTransform
+) -> Card:
+    kind = "clip" if isinstance(model, Clip) else "siglip"
+    settings: dict[str, Any] = to_json(model.config)
+    return Card(
+        kind,
+        settings,
+        classes=source.classes,
+        tokenizer=tokenizer.config,
+        transform=transform,
+        triptych=version("triptych"),
+    )
+
+
+def _chance(model: Clip | Siglip, batch: int) -> str:
+    """What an answer that knows nothing costs."""
+    if isinstance(model, Clip):
+        return f"before learning: ln({batch}) = {math.log(batch):.3f}"
+    rare = 1 / batch  # the best constant answer to every pair
+    bits = -(rare * math.log(rare) + (1 - rare) * math.log1p(-rare)) * batch if batch > 1 else 0.0
+    return f"the best answer that knows nothing: {bits:.3f}"
+
+
+def _rgb(image: Tensor) -> Tensor:
+    """Grey pictures as three equal channels."""
+    return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image

@@ -1,0 +1,162 @@
+"""Recipe: conditional WGAN-GP, critic updates and then one generator update."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from triptych import runtime
+from triptych.config import to_json
+from triptych.data.order.batches import batches, take
+from triptych.data.source import Source
+from triptych.data.sources import open_train_and_test
+from triptych.nn.loss import Loss
+from triptych.systems.wgan.model import (
+    COLLAPSED,
+    Generator,
+    Wgan,
+    WganConfig,
+    class_spread,
+    critic_objective,
+    generator_objective,
+    gradient_penalty,
+    sample,
+)
+from triptych.train.conditioning import Conditioning, card, condition_grid, conditioning
+from triptych.train.distributed import ALONE, World
+from triptych.train.optimizer import adam
+from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipes.requests import TrainWgan
+
+HELD_OUT = 500  # test pictures that the diagnostics look at
+
+
+def build(request: TrainWgan, world: World = ALONE) -> Recipe:
+    """A conditional WGAN-GP with its data."""
+    training = request.training
+    on = runtime.device(training.device)
+    source, test = open_train_and_test(training.data, size=training.size or None)
+    if request.condition == "vector":
+        raise ValueError("the critic takes a label or attributes, not a vector of numbers")
+    given = conditioning(request.condition, source)
+    height, width, channels = source.shape
+    config = WganConfig(
+        height,
+        width,
+        channels,
+        request.condition,
+        given.size,
+        request.latent,
+        request.generator_widths,
+        request.critic_widths,
+        request.critic,
+        request.generator_hidden,
+        request.critic_hidden,
+        request.generator,
+    )
+    torch.manual_seed(runtime.key(training.seed, "weights"))
+    model = Wgan(config).to(on)
+    grid = condition_grid(given, test, (request.latent,), training.seed, on)
+
+    def draw(module: nn.Module) -> np.ndarray:
+        assert isinstance(module, Generator)
+        return grid(partial(sample, module))
+
+    return Recipe(
+        model=model,
+        exported=model.generator,
+        updates=_updates(request, model, given),
+        batches=lambda start: batches(
+            source,
+            training.batch_size // world.size,
+            seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
+            start=start,
+            workers=training.workers,
+        ),
+        card=to_json(card("wgan", asdict(config), source, given)),
+        chance="-c_wass_loss is the critic's gap: it rises, then falls as the generator catches up",
+        sample=draw,
+        evaluate=_diagnosis(model, given, test, on),
+        warn=_warn,
+    )
+
+
+def _updates(request: TrainWgan, model: Wgan, given: Conditioning) -> Sequence[Update]:
+    """Some critic updates, then one generator update on the conditions that the last one saw."""
+
+    def noise(image: Tensor) -> Tensor:
+        return torch.randn(len(image), request.latent, device=image.device)
+
+    def criticise(batch: Batch, step: int) -> Loss:
+        image = batch["image"]
+        return critic_objective(
+            model,
+            image,
+            given.of(batch),
+            noise(image),
+            gp_weight=request.gp_weight,
+            factor=request.gp_factor,
+        )
+
+    def generate(batch: Batch, step: int) -> Loss:
+        return generator_objective(model, given.of(batch), noise(batch["image"]))
+
+    betas = (request.beta1, request.beta2)
+    critic = Update(
+        "c",
+        model.critic,
+        adam(model.critic, request.critic_learning_rate, betas=betas),
+        criticise,
+        repeat=request.critic_steps,
+        data="each" if request.critic_data == "fresh" else "once",
+        max_norm=None,
+    )
+    generator = Update(
+        "g",
+        model.generator,
+        adam(model.generator, request.learning_rate, betas=betas),
+        generate,
+        data="kept",
+        max_norm=None,
+    )
+    return [critic, generator]
+
+
+def _diagnosis(
+    model: Wgan, given: Conditioning, test: Source, on: torch.device
+) -> Callable[[nn.Module], dict[str, Any]]:
+    """How varied a class is against real pictures, and how steep the critic is."""
+    held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
+    labels = held_out["label"] if given.kind == "label" else None
+    real = None if labels is None else class_spread(held_out["image"], labels, given.size)
+    latent = model.config.latent
+
+    @torch.no_grad()
+    def evaluate(module: nn.Module) -> dict[str, Any]:
+        assert isinstance(module, Generator)
+        image = held_out["image"].to(on)
+        condition = given.of(held_out)
+        condition = None if condition is None else condition.to(on)
+        z = runtime.noise((latent,), range(len(image))).to(on)
+        fake = sample(module, condition, z)
+        with torch.enable_grad():
+            norms = gradient_penalty(model.critic, image, fake, condition).norms.cpu()
+        found: dict[str, Any] = {"gradient_norms": torch.histc(norms, 20, 0, 2).tolist()}
+        if real is None or condition is None:
+            return found
+        ratio = class_spread(fake.cpu(), condition.cpu(), given.size) / real
+        found["spread"] = ratio.nanmean().item()
+        return found | {"collapsed_classes": int((ratio < COLLAPSED).sum())}
+
+    return evaluate
+
+
+def _warn(row: dict[str, Any]) -> str:
+    lost = row.get("collapsed_classes", 0)
+    return f"{lost} classes have lost variety: mode collapse?" if lost else ""

@@ -1,0 +1,124 @@
+"""Tensors of NumPy's `.npz`, such as big_vision publishes for SigLIP, without unpickling.
+
+Arrays keep their names, with slashes. NumPy has no bfloat16 of its own: JAX leaves it as two bytes
+of no type (`V2`), which is what two such bytes mean here.
+"""
+
+import io
+import math
+import tokenize
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from triptych.weights.files.torch_archive import Member, Zip, open_zip, packed_start
+
+MAX_HEADER = 10_000  # bytes, NumPy's own limit
+UNPACKED = 1 << 30  # bytes that packed arrays may take in all, or
+RATIO = 20  # this many times the file, whichever is more
+DEFLATED = 8
+
+
+def is_npz(archive: Zip) -> bool:
+    """Whether a zip archive holds arrays and nothing else."""
+    return bool(archive.members) and all(name.endswith(".npy") for name in archive.members)
+
+
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """The arrays of an archive, mapped where they are stored unpacked. Errors do not name the file.
+
+    Raises:
+        ValueError: it is damaged, or it has arrays of Python objects or of text.
+    """
+    archive = open_zip(path)
+    if not archive.members:
+        raise ValueError("is an archive without arrays")
+    room = max(UNPACKED, RATIO * len(archive.memory))
+    packed = sum(m.size for m in archive.members.values() if m.method != 0)
+    if packed > room:
+        raise ValueError(
+            f"announces {packed:,} unpacked bytes in {len(archive.memory):,}: refused. Save it "
+            "again with numpy.savez, which does not compress"
+        )
+    tensors = {}
+    for name, member in archive.members.items():
+        try:
+            tensors[name.removesuffix(".npy")] = _tensor(archive, member)
+        except ValueError as error:
+            raise ValueError(f"array {name[:200]}: {error}") from error
+    return tensors
+
+
+def _tensor(archive: Zip, member: Member) -> Tensor:
+    start, memory = packed_start(archive, member), archive.memory
+    unpacked: bytearray | None = None
+    if member.method == DEFLATED:
+        unpacked = _unpack(memory[start : start + member.packed], member.size)
+        head, start = bytes(unpacked[: MAX_HEADER + 12]), 0
+    elif member.method == 0 and member.size == member.packed:
+        head = memory[start : start + min(member.size, MAX_HEADER + 12)]
+    else:
+        raise ValueError("is packed in an unknown way. Save it again with numpy.savez")
+    shape, fortran, dtype, skip = _header(head)
+    count = math.prod(shape)
+    if skip + count * dtype.itemsize != member.size:
+        raise ValueError(
+            f"has {member.size - skip:,} bytes instead of {count * dtype.itemsize:,} for {shape}. "
+            "Fetch it again"
+        )
+    source: Any = memory if unpacked is None else unpacked
+    array = np.frombuffer(source, dtype, count, start + skip) if count else np.empty(0, dtype)
+    if dtype.kind == "V":
+        flat = _torch(array.view(np.int16)).view(torch.bfloat16)
+    elif dtype.byteorder == ">":
+        flat = _torch(array.astype(dtype.newbyteorder("=")))
+    else:
+        flat = _torch(array)
+    if fortran:
+        return flat.reshape(shape[::-1]).permute(*reversed(range(len(shape))))
+    return flat.reshape(shape)
+
+
+def _torch(array: "np.ndarray[Any, Any]") -> Tensor:
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _header(head: bytes) -> tuple[tuple[int, ...], bool, "np.dtype[Any]", int]:
+    stream = io.BytesIO(head)
+    try:
+        version = npy.read_magic(stream)
+        if version == (1, 0):
+            found = npy.read_array_header_1_0(stream, MAX_HEADER)
+        else:
+            found = npy.read_array_header_2_0(stream, MAX_HEADER)
+    except (ValueError, TypeError, SyntaxError, LookupError, RecursionError, MemoryError) as error:
+        raise ValueError("has a damaged header. Fetch it again") from error
+    except tokenize.TokenError as error:
+        raise ValueError("has a damaged header. Fetch it again") from error
+    shape, fortran, dtype = found
+    bfloat16 = dtype.kind == "V" and dtype.itemsize == 2 and not dtype.names and not dtype.shape
+    if dtype.hasobject:
+        raise ValueError("holds Python objects, which only unpickling would read: never done here")
+    if not bfloat16 and (dtype.kind not in "biufc" or dtype.itemsize > 16 or dtype.names):
+        raise ValueError(f"holds {str(dtype)[:50]}, which is no tensor")
+    if str(dtype) in ("float128", "complex256", "longdouble") or dtype.itemsize > 16:
+        raise ValueError(f"holds {dtype}, which torch has no type for")
+    if len(shape) > 16 or any(n < 0 for n in shape):
+        raise ValueError(f"has the shape {str(shape)[:100]}")
+    return shape, fortran, dtype, stream.tell()
+
+
+def _unpack(data: bytes, size: int) -> bytearray:
+    engine = zlib.decompressobj(-15)
+    try:
+        unpacked = bytearray(engine.decompress(data, size + 1))
+    except (zlib.error, MemoryError) as error:
+        raise ValueError(f"cannot be unpacked: {error}. Fetch it again") from error
+    if len(unpacked) != size:
+        raise ValueError(f"unpacks to {len(unpacked):,} bytes instead of {size:,}")
+    return unpacked

@@ -1,0 +1,127 @@
+"""What a file is, told from its content and never from its name."""
+
+from pathlib import Path
+from typing import Literal
+
+from triptych.weights.files.npz import is_npz
+from triptych.weights.files.shards import read_index
+from triptych.weights.files.torch_archive import LEGACY_MARK, is_script, open_zip, tensor_folder
+
+Container = Literal["safetensors", "shards", "torch", "torchscript", "torch-legacy", "npz"]
+
+WORDS: dict[Container, str] = {
+    "safetensors": "safetensors",
+    "shards": "an index of shards",
+    "torch": "a torch.save archive",
+    "torchscript": "a TorchScript archive",
+    "torch-legacy": "a file of torch.save before torch 1.6",
+    "npz": "a NumPy archive",
+}
+
+PACKED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+    b"7z\xbc\xaf": ("7-zip", "7z x"),
+    b"Rar!": ("rar", "unrar x"),
+}
+
+OTHERS = {
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file (Keras). Get the checkpoint as safetensors",
+    b"GGUF": "a GGUF file (llama.cpp). Get the checkpoint as safetensors",
+    b"\x89PNG": "a picture, not weights",
+    b"\xff\xd8\xff": "a picture, not weights",
+    b"%PDF": "a PDF, not weights",
+    b"\x93NUMPY": "a single NumPy array. Weights come as an .npz of named arrays",
+}
+
+
+def container(path: Path) -> Container:
+    """The form of a file of weights.
+
+    Raises:
+        ValueError: it holds none; the sentence says what it is instead and what to do, and does not
+            name the file.
+    """
+    if path.is_dir():
+        raise ValueError("is a folder, not a file of weights: give the file inside it")
+    if not path.is_file():
+        raise ValueError("is no file that can be read" if path.exists() else "does not exist")
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head:
+        raise ValueError("is empty: the download broke off. Fetch it again")
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        archive = open_zip(path)
+        if is_npz(archive):
+            return "npz"
+        scripted = tensor_folder(archive) is not None and is_script(archive)
+        return "torchscript" if scripted else "torch"
+    if head.startswith(b"\x80") and LEGACY_MARK in head[:32]:
+        return "torch-legacy"
+    if head[8:].lstrip().startswith(b"{") and not _is_text(head):
+        return "safetensors"
+    if head.lstrip().startswith((b"{", b"[")):
+        _require_index(path)
+        return "shards"
+    raise ValueError(_what(head, path.stat().st_size))
+
+
+def _require_index(path: Path) -> None:
+    found = read_index(path)
+    if isinstance(found.get("weight_map"), dict):
+        return
+    for word in ("error", "message", "detail", "errors"):
+        if word in found:
+            raise ValueError(
+                f"is an error answer of a server ({str(found[word])[:200]!r}), not weights: the "
+                "download needs a login, a licence accepted, or another address"
+            )
+    raise ValueError("is a JSON file, not weights: give the file that holds the tensors")
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether it begins with eight printable bytes: as a length, those are beyond any header."""
+    return all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head[:8])
+
+
+def _what(head: bytes, size: int) -> str:
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(b"version https://git-lfs"):
+        said = [line.split()[-1] for line in head.splitlines() if line.startswith(b"size ")]
+        real = f" of {int(said[0]):,} bytes" if said and said[0].isdigit() else ""
+        return (
+            f"is a git-lfs pointer to a file{real}, not the weights. Run `git lfs pull` in its "
+            "folder"
+        )
+    if text.startswith((b"<!doctype", b"<html", b"<head")):
+        return "is a web page, not weights: the download needs a login or another address"
+    if text.startswith(b"<?xml"):
+        return "is an XML answer of a server, not weights: the download needs another address"
+    for magic, (name, command) in PACKED.items():
+        if head.startswith(magic):
+            return f"is packed with {name}. Unpack it first: `{command} FILE`"
+    if head[257:262] == b"ustar":
+        return "is a tar archive. Unpack it first: `tar xf FILE`"
+    for magic, what in OTHERS.items():
+        if head.startswith(magic):
+            return f"is {what}"
+    if head.startswith(b"\x80") and head[1:2] in b"\x02\x03\x04\x05":
+        return (
+            "is a bare pickle, which only executing it would read: never done here. Where it came "
+            "from, save the weights as safetensors"
+        )
+    if not head.strip(b"\0"):
+        return "begins with zeros only: the download broke off. Fetch it again"
+    if size < 10:
+        return f"has only {size} bytes. The download broke off; fetch it again"
+    if _is_text(head):
+        words = (
+            f" that says {head.decode('utf-8', 'replace').strip()[:100]!r}" if size < 300 else ""
+        )
+        return f"is a text{words}, not weights"
+    return (
+        "does not begin like a safetensors file, a torch archive, or an .npz: those are the forms "
+        "that are read"
+    )
