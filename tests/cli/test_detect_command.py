@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from tests.pipelines.colours import BACKGROUND, PAINT, colour_model
 
 import triptych
+from tests.systems.detection.colours import BACKGROUND, PAINT, colour_model
 from triptych.cli.main import run
 from triptych.requests import Detect
 from triptych.systems.detection import pipeline as detect

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.pipelines.test_text_to_image import half_mask, lora_file, photo
-from tests.pipelines.tiny_stable_diffusion import loaded, saved
 
+from tests.systems.stable_diffusion.test_pipeline import half_mask, lora_file, photo
+from tests.systems.stable_diffusion.tiny_stable_diffusion import loaded, saved
 from triptych.cli import grid as grid_command
 from triptych.cli.live import blocks
 from triptych.cli.main import run

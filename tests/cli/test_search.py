@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.pipelines.tiny_clip import pictures, saved, tiny_clip
 
+from tests.systems.clip.tiny_clip import pictures, saved, tiny_clip
 from triptych.cli.main import run
 from triptych.cli.words import gathered, parted
 from triptych.vision.images import open_picture, read_request

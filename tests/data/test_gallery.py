@@ -7,7 +7,7 @@ from PIL import Image
 from triptych.data import gallery
 from triptych.data.gallery import files, labelled, opened
 from triptych.data.sources import open_index
-from triptych.scenes.world import SHAPES
+from triptych.scenes.drawing import SHAPES
 
 
 def save(path, value, size=(12, 9)):

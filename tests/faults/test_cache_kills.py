@@ -21,8 +21,8 @@ def drive(folder: Path, kills: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from tests.pipelines.tiny_stable_diffusion import config, model
-    from tests.train.test_latents import CODER, cache_of, write
+    from tests.systems.stable_diffusion.tiny_stable_diffusion import config, model
+    from tests.systems.stable_diffusion.training.test_latent_cache import CODER, cache_of, write
     from triptych.systems.stable_diffusion.training import latent_cache as latents
 
     latents.SHARD = latents.TEXTS = latents.MOST = 2

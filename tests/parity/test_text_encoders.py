@@ -10,8 +10,9 @@ import torch
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from tests.manifests import FOLDER
 from tests.parity.reference import randomised
-from tests.weights.test_published_configurations import collapsed
+from tests.systems.two_towers.test_published_configurations import collapsed
 from triptych.systems.clip.model import TextConfig, TextEncoderConfig, TextTransformer
 from triptych.systems.stable_diffusion.published import text_encoders
 from triptych.systems.stable_diffusion.published.text_encoders import (
@@ -31,7 +32,7 @@ SMALL = {
     "pad_token_id": 1, "projection_dim": 24,
 }  # fmt: skip
 CONFIGS = Path(os.environ.get("TRIPTYCH_DATA", "nowhere")) / "configs" / "diffusers"
-MANIFESTS = json.loads((Path(__file__).parents[1] / "manifests" / "text_encoders.json").read_text())
+MANIFESTS = json.loads((FOLDER / "text_encoders.json").read_text())
 needs_data = pytest.mark.skipif(not CONFIGS.is_dir(), reason="TRIPTYCH_DATA is not set")
 
 

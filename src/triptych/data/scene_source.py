@@ -1,4 +1,4 @@
-"""SceneSource."""
+"""The built-in world of scenes as a source of training data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,25 @@ import numpy as np
 from triptych.data.source import Columns
 from triptych.scenes.descriptions import caption
 from triptych.scenes.drawing import (
+    COLOURS,
+    GROUND_COLOURS,
+    PATTERNS,
     SHAPES,
+    SIZES,
+    TEXTURES,
     Scene,
     boxes,
     draw_all,
 )
+from triptych.scenes.world import SPLITS, Difficulty, require_known, scenes
+
+NAMES: dict[str, Difficulty] = {"scenes": "four", "scenes-one": "one", "scenes-two": "two"}
+ATTRIBUTES = (
+    *SHAPES, *COLOURS, *SIZES, *PATTERNS,
+    *(f"{colour} ground" for colour in GROUND_COLOURS), *(f"{texture} ground" for texture in
+    TEXTURES),
+)  # fmt: skip
+PLACE = {name: i for i, name in enumerate(ATTRIBUTES)}
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class SceneSource:
 
     def __post_init__(self) -> None:
         for what, given, known in (("scenes", self.name, NAMES), ("split", self.split, SPLITS)):
-            _one_of(what, given, tuple(known))
+            require_known(what, given, tuple(known))
         if self.size is not None and not 32 <= self.size <= 512:
             raise ValueError(f"scenes are drawn at 32 to 512 pixels a side, not {self.size}")
         if self.channels not in (None, 3):

@@ -18,10 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from triptych.config import nearest
-from triptych.data.scene_source import SceneSource
 from triptych.scenes.descriptions import captions, claims, questions, relation
 from triptych.scenes.drawing import (
-    COLOURS,
     GROUND_COLOURS,
     GROUND_SHADE,
     HELD_OUT,
@@ -29,7 +27,6 @@ from triptych.scenes.drawing import (
     RADII,
     SEEN,
     SHADE,
-    SHAPES,
     SIZES,
     TEXTURES,
     Ground,
@@ -45,7 +42,7 @@ from triptych.scenes.drawing import (
 
 __all__ = [
     "DIFFICULTIES", "HELD_OUT", "SPLITS", "WORLD_VERSION", "Difficulty", "Ground", "Scene",
-    "SceneSource", "Split", "Thing", "boxes", "captions", "claims", "draw", "draw_all", "masks",
+    "Split", "Thing", "boxes", "captions", "claims", "draw", "draw_all", "masks",
     "questions", "relation", "scene", "scenes",
 ]  # fmt: skip
 
@@ -89,7 +86,7 @@ def scenes(
 ) -> list[Scene]:
     """Many scenes at once, each exactly as `scene` gives it, and many times as quick."""
     for what, given, known in (("split", split, SPLITS), ("difficulty", difficulty, DIFFICULTIES)):
-        _one_of(what, given, known)
+        require_known(what, given, known)
     if len(indices) == 0:
         return []
     if min(indices) < 0:
@@ -144,7 +141,7 @@ def scenes(
     ]
 
 
-def _one_of(what: str, given: str, known: tuple[str, ...]) -> None:
+def require_known(what: str, given: str, known: tuple[str, ...]) -> None:
     if given not in known:
         hint = nearest(given, known)
         raise ValueError(f"{what} must be one of {', '.join(known)}, not {given!r}.{hint}")
@@ -196,12 +193,3 @@ def _places(
             free = (away[..., 0] + away[..., 1] >= apart[:, j]).all(axis=1)
             place[:, j] = np.where(free[:, None], offered, place[:, j])
     return place[..., 0] * 2 + int(odd), place[..., 1]
-
-
-NAMES: dict[str, Difficulty] = {"scenes": "four", "scenes-one": "one", "scenes-two": "two"}
-ATTRIBUTES = (
-    *SHAPES, *COLOURS, *SIZES, *PATTERNS,
-    *(f"{colour} ground" for colour in GROUND_COLOURS), *(f"{texture} ground" for texture in
-    TEXTURES),
-)  # fmt: skip
-PLACE = {name: i for i, name in enumerate(ATTRIBUTES)}
