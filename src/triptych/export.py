@@ -52,7 +52,7 @@ def convert_checkpoint(
     kind = loaded.card.model
     known = WRITERS.get(kind, {})
     if to == "single-file" and kind == "stable-diffusion":
-        return (*loaded.said, *_single_file(loaded, dest))
+        return (*loaded.notes, *_single_file(loaded, dest))
     if to not in known:
         forms = f"converts to {', '.join(known)}" if known else "does not convert"
         raise ValueError(f"{source} is a {kind}, which {forms}: not to {to}")
@@ -60,24 +60,24 @@ def convert_checkpoint(
     old = dest.with_name(f".{dest.name}.old-{os.getpid()}")
     try:
         aside.mkdir(parents=True)
-        said = known[to](loaded, aside)
+        notes = known[to](loaded, aside)
         if dest.exists():  # the caller has asked
             dest.rename(old)
         aside.replace(dest)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    return (*loaded.said, *said)
+    return (*loaded.notes, *notes)
 
 
 def _single_file(loaded: Loaded, path: Path) -> tuple[str, ...]:
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} should end in .safetensors: a single file is one")
-    said = write_single_file(_whole(loaded), path)
+    notes = write_single_file(_whole(loaded), path)
     if not any((path.parent / name).exists() for name in NAMES):
         loaded.tokenizers[0].save(path.parent)
-        said = (*said, "tokenizer.json beside it is its vocabulary, which such files do not hold")
-    return said
+        notes = (*notes, "tokenizer.json beside it is its vocabulary, which such files do not hold")
+    return notes
 
 
 def _diffusers(loaded: Loaded, folder: Path) -> tuple[str, ...]:

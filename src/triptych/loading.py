@@ -87,16 +87,18 @@ def load(
     return _load_others(path, label, torch.device(device), dtype, reading)
 
 
-def _load_others(path: Path, label: str, on: torch.device, dtype: str, reading: Reading) -> Loaded:
+def _load_others(
+    path: Path, label: str, device: torch.device, dtype: str, reading: Reading
+) -> Loaded:
     """What other programs have written."""
     found = layout(path)
     alone = found.form == "diffusers" and "Pipeline" not in found.declared
     if alone or (found.form == "file" and is_autoencoder(read_header(path).shapes)):
-        kind, settings, model = load_autoencoder(path, _precision(dtype, on, "float32"))
+        kind, settings, model = load_autoencoder(path, _precision(dtype, device, "float32"))
         card = Card(kind, config.to_json(settings))
-        return Loaded(label, card, settings, _ready(model, on))
+        return Loaded(label, card, settings, _ready(model, device))
     if found.form in ("diffusers", "file"):
-        whole = load_stable_diffusion(found.path, _precision(dtype, on), reading)
+        whole = load_stable_diffusion(found.path, _precision(dtype, device), reading)
         card = Card(
             "stable-diffusion",
             config.to_json(whole.config),
@@ -106,18 +108,18 @@ def _load_others(path: Path, label: str, on: torch.device, dtype: str, reading: 
             label,
             card,
             whole.config,
-            _ready(whole.model, on),
+            _ready(whole.model, device),
             tokenizers=whole.tokenizers,
-            said=whole.said,
+            notes=whole.notes,
         )
     clip = load_published(path)
     card = Card(clip.kind, config.to_json(clip.config))
-    model = _ready(clip.model, on)
+    model = _ready(clip.model, device)
     return _cast(Loaded(label, card, clip.config, model, clip.tokenizer, clip.transform), dtype)
 
 
-def _ready(model: nn.Module, on: torch.device) -> nn.Module:
-    model = model.to(on).requires_grad_(False).eval()
+def _ready(model: nn.Module, device: torch.device) -> nn.Module:
+    model = model.to(device).requires_grad_(False).eval()
     if isinstance(model, StableDiffusion):
         # The order that convolutions compute in: on a Zen 5 a step takes 0.90 of the time in
         # bfloat16 and 0.93 in float32, decoding 0.78 and 0.83 (docs/results.md).
@@ -126,11 +128,11 @@ def _ready(model: nn.Module, on: torch.device) -> nn.Module:
     return model
 
 
-def _precision(dtype: str, on: torch.device, auto: str = "auto") -> torch.dtype | None:
+def _precision(dtype: str, device: torch.device, auto: str = "auto") -> torch.dtype | None:
     """The type of weights that was asked for; None leaves them as they are stored."""
     if dtype == "stored":
         return None
-    chosen = DTYPES.get(runtime.precision(auto if dtype == "auto" else dtype, on))
+    chosen = DTYPES.get(runtime.precision(auto if dtype == "auto" else dtype, device))
     if chosen is None:
         raise ValueError(f"dtype is {', '.join(DTYPES)}, stored or auto, not {dtype!r}")
     return chosen

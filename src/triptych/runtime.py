@@ -53,8 +53,8 @@ def multiplies_bfloat16() -> bool:
     AVX512-BF16 alone doubles the speed on AMD's cores and halves it on Intel's without AMX (82
     against 155 GFLOP/s on one, docs/results.md).
     """
-    said = _said_of_processor()
-    return "avx512_bf16" in said and "amx_bf16" not in said and "AuthenticAMD" in said
+    facts = _said_of_processor()
+    return "avx512_bf16" in facts and "amx_bf16" not in facts and "AuthenticAMD" in facts
 
 
 def fast_bfloat16() -> bool:
@@ -64,13 +64,13 @@ def fast_bfloat16() -> bool:
     return multiplies_bfloat16() or "amx_bf16" in _said_of_processor()
 
 
-def precision(choice: str, on: torch.device) -> str:
+def precision(choice: str, device: torch.device) -> str:
     """`float32` or `bfloat16`; `auto` is the faster one that the device has instructions for."""
     if choice != "auto":
         return choice
-    if on.type == "cuda":
+    if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if on.type == "cpu" and fast_bfloat16() else "float32"
+    return "bfloat16" if device.type == "cpu" and fast_bfloat16() else "float32"
 
 
 def noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:

@@ -41,7 +41,7 @@ def test_a_source_gives_what_it_holds_out_else_everything(tmp_path):
     index = open_index("digits")
     assert len(digits.pictures) == 297 and digits.classes == tuple("0123456789")
     row = list(index.names).index(digits.pictures[5].name)
-    assert digits.pictures[5].label == index.said.labels[row]
+    assert digits.pictures[5].label == index.annotations.labels[row]
     assert np.array_equal(digits.pictures[5].open(), index.stored.load(row, 3, None))
     assert len(labelled("digits", "train").pictures) == 1500
     for number in range(40):

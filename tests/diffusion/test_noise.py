@@ -43,7 +43,7 @@ def test_a_picture_has_its_own_stream(source) -> None:
     def three(seeds: list[int]) -> list[torch.Tensor]:
         noise = PictureNoise(seeds, source)
         start = noise.start(shape)
-        noise = noise.on(start)
+        noise = noise.device(start)
         return [start, noise(level, level), noise(level, level)]
 
     together = three([5, 6, 7])

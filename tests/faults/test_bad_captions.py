@@ -52,7 +52,7 @@ def test_odd_texts_are_read_right(tmp_path, kind):
         (root / f"{i:02d}.txt").write_bytes(data if i == 7 else b"a hen")
     index = open_index(str(root))
     assert index.skipped == {}
-    assert index.said.captions[index.names.index("07.png")] == expected
+    assert index.annotations.captions[index.names.index("07.png")] == expected
     assert open_source(str(root)).captioned
 
 
@@ -79,7 +79,7 @@ def test_few_captions_are_not_used_and_that_is_said(tmp_path):
     for i in range(5):
         (root / f"{i:02d}.txt").write_text("a hen")
     index = open_index(str(root))
-    assert len(index) == 20 and index.said.captions is None
+    assert len(index) == 20 and index.annotations.captions is None
     assert "only 5 of 20 pictures have a caption" in index.notes[0]
 
 
@@ -136,7 +136,7 @@ def test_odd_lines_are_read_right(tmp_path, kind):
     metadata(root, line)
     index = open_index(str(root))
     assert index.skipped == {}
-    assert index.said.captions[index.names.index("07.png")] == expected
+    assert index.annotations.captions[index.names.index("07.png")] == expected
 
 
 @pytest.mark.parametrize("kind", LINES_SKIPPED)
@@ -160,7 +160,7 @@ def test_a_broken_line_does_not_break_its_neighbours(tmp_path):
     rows[3] = '"02.png","a, ""quoted"" fox"'
     (root / "metadata.csv").write_text("\n".join(rows), "utf-8-sig")
     index = open_index(str(root))
-    captions = dict(zip(index.names, index.said.captions, strict=True))
+    captions = dict(zip(index.names, index.annotations.captions, strict=True))
     assert captions["02.png"] == ('a, "quoted" fox',)
     assert captions["03.png"] == ("a hen 3",) and captions["39.png"] == ("a hen 39",)
     assert len(index) == 38 and len(index.skipped) == 2

@@ -119,10 +119,10 @@ def test_variants_and_shards(form, tmp_path):
     save(pipeline.to(torch.float16), half, variant="fp16", max_shard_size="20KB")
     save(pipeline, half, variant="fp16")  # both forms, of which the file counts
     read = load(str(half), dtype="stored")
-    assert read.said == ("of the weights' variants these are read: fp16",)
+    assert read.notes == ("of the weights' variants these are read: fp16",)
     assert {x.dtype for x in read.model.state_dict().values()} == {torch.float16}
     again = load(str(half), dtype="stored", reading=Reading(variant="fp16"))
-    assert again.said == ()
+    assert again.notes == ()
     same(read.model, again.model)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(read.model.state_dict()[name], tensor.half()), name
@@ -130,7 +130,7 @@ def test_variants_and_shards(form, tmp_path):
     assert {x.dtype for x in cast.state_dict().values()} == {torch.bfloat16}
     shutil.copytree(tmp_path / "whole" / "unet", half / "unet", dirs_exist_ok=True)
     mixed = load(str(half), dtype="stored")
-    assert mixed.said == ("of the weights' variants these are read: fp16, the plain ones",)
+    assert mixed.notes == ("of the weights' variants these are read: fp16, the plain ones",)
     assert mixed.model.unet.conv_in.weight.dtype == torch.float32
     with pytest.raises(ValueError, match="no part has weights of the variant 'fp8'"):
         load(str(tmp_path / "whole"), reading=Reading(variant="fp8"))
@@ -294,10 +294,10 @@ def test_a_ckpt_of_training_with_averaged_weights(single):
     torch.save({"state_dict": state | averaged | more, "global_step": 3}, ckpt)
     for dtype in ("float32", "stored"):
         raw = load(str(ckpt), dtype=dtype)
-        assert raw.said == ("the file also has averaged weights: --weights ema reads them",)
+        assert raw.notes == ("the file also has averaged weights: --weights ema reads them",)
         same(before.model, raw.model)
         ema = load(str(ckpt), dtype=dtype, reading=Reading(weights="ema"))
-        assert ema.said == ()
+        assert ema.notes == ()
         for name, tensor in before.model.state_dict().items():
             expected = tensor + 1 if name.startswith("unet.") else tensor
             assert torch.equal(ema.model.state_dict()[name], expected), name

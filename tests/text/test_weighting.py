@@ -176,7 +176,7 @@ def test_one_window_is_what_the_tokenizer_encodes():
     for text in [*CAPTIONS[:4], "", "a" * 30]:
         windows = prompt_windows(text, TOKENIZER)
         assert torch.equal(windows.tokens, TOKENIZER.encode([text]).tokens)
-        assert bool((windows.weights == 1).all()) and windows.said == ()
+        assert bool((windows.weights == 1).all()) and windows.notes == ()
 
 
 def test_weights_stand_at_their_tokens():
@@ -215,7 +215,7 @@ def test_a_full_window_ends_at_a_near_comma():
     begins = prompt_windows("red " * 60 + ", " + "red " * 14 + ", red", TOKENIZER)
     assert [len(row) for row in inner(begins)] == [75, 2]
     exactly = prompt_windows("red " * 75, TOKENIZER)
-    assert [len(row) for row in inner(exactly)] == [75] and exactly.said == ()
+    assert [len(row) for row in inner(exactly)] == [75] and exactly.notes == ()
 
 
 @given(st.lists(st.sampled_from(["red", ",", "a", "(blue:1.2)", "BREAK"]), max_size=400))
@@ -235,7 +235,7 @@ def test_no_token_is_lost_and_every_window_is_whole(words):
 def test_break_fills_the_window_and_empty_ones_are_kept():
     windows = prompt_windows("red BREAK red", TOKENIZER)
     assert inner(windows) == [WORD, WORD]
-    assert "2 tokens and is read in 2 windows of 75: window 2 begins with 'red'" in windows.said[0]
+    assert "2 tokens and is read in 2 windows of 75: window 2 begins with 'red'" in windows.notes[0]
     assert inner(prompt_windows("red BREAK BREAK red", TOKENIZER)) == [WORD, [], WORD]
     assert inner(prompt_windows("red BREAK", TOKENIZER)) == [WORD]
     assert inner(prompt_windows("BREAK red", TOKENIZER)) == [[], WORD]
@@ -243,10 +243,10 @@ def test_break_fills_the_window_and_empty_ones_are_kept():
 
 
 def test_what_is_not_obeyed_is_said():
-    assert "step to step" in prompt_windows("a [cat:dog:0.5]", TOKENIZER).said[0]
-    assert "step to step" in prompt_windows("a [cat|dog]", TOKENIZER).said[0]
-    assert "composed" in prompt_windows("a cat AND a dog", TOKENIZER).said[0]
-    assert prompt_windows(r"a [cat], 12:30, \[a|b\] HAND", TOKENIZER).said == ()
+    assert "step to step" in prompt_windows("a [cat:dog:0.5]", TOKENIZER).notes[0]
+    assert "step to step" in prompt_windows("a [cat|dog]", TOKENIZER).notes[0]
+    assert "composed" in prompt_windows("a cat AND a dog", TOKENIZER).notes[0]
+    assert prompt_windows(r"a [cat], 12:30, \[a|b\] HAND", TOKENIZER).notes == ()
 
 
 def test_windows_of_two_prompts_are_made_as_many():

@@ -76,14 +76,14 @@ def _warn(row: "Vector") -> None:
 
 
 def _as_json(row: "Vector") -> dict[str, object]:
-    said: dict[str, object] = {"kind": row.kind, "input": row.input}
+    notes: dict[str, object] = {"kind": row.kind, "input": row.input}
     if row.embedding is not None:
-        said["embedding"] = row.embedding.tolist()
+        notes["embedding"] = row.embedding.tolist()
     if row.cut:
-        said["cut"] = row.cut
+        notes["cut"] = row.cut
     if row.error:
-        said["error"] = row.error
-    return said
+        notes["error"] = row.error
+    return notes
 
 
 def _write(path: Path, rows: "list[Vector]", bad: int) -> None:

@@ -223,8 +223,8 @@ def _towers(
     write_json(folder / "towers.json", {"environment": environment(command)} | numbers)
     if report.zero_shot is not None:
         named = report.zero_shot
-        said = f"{named.value:.1%} ({named.low:.1%} to {named.high:.1%})"
-        say(f"zero-shot accuracy over the classes {said}, chance {named.chance:.1%}")
+        notes = f"{named.value:.1%} ({named.low:.1%} to {named.high:.1%})"
+        say(f"zero-shot accuracy over the classes {notes}, chance {named.chance:.1%}")
     if report.recall is not None:
         for what, found in (
             ("a picture by its text", report.recall.text_to_image),

@@ -37,7 +37,7 @@ def replayed(source: str, model: str = "") -> tuple[TextToImage, tuple[str, ...]
     named = "" if found.request.model == TextToImage("").model else found.request.model
     if not named and not model:
         raise ValueError("the text names no model: give one with --model")
-    return _installed(found.request, model), found.said
+    return _installed(found.request, model), found.notes
 
 
 def _is_picture(source: str) -> bool:

@@ -143,7 +143,7 @@ def _as_json(found: "Found") -> dict[str, Any]:
 
     index = found.index
     assert index is not None
-    said: dict[str, Any] = {
+    notes: dict[str, Any] = {
         "folder": found.request.folder,
         "query": spelled(found.request),
         "pictures": len(index.names),
@@ -153,9 +153,9 @@ def _as_json(found: "Found") -> dict[str, Any]:
         "notes": list(found.notes),
     }
     if found.request.duplicates is None:
-        return said | {"matches": [match._asdict() for match in found.matches]}
+        return notes | {"matches": [match._asdict() for match in found.matches]}
     groups = [[match._asdict() for match in group] for group in found.groups]
-    return said | {"threshold": found.request.duplicates, "groups": groups}
+    return notes | {"threshold": found.request.duplicates, "groups": groups}
 
 
 def _write_sheet(path: Path, found: "Found") -> None:

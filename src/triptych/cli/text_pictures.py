@@ -104,8 +104,8 @@ def drawn(parsed: Arguments) -> int:
     work = run(request, loaded)
     try:
         for item in watched(work, look, preview):
-            if not told and item.said:
-                say(*(f"triptych: {line}" for line in item.said))
+            if not told and item.notes:
+                say(*(f"triptych: {line}" for line in item.notes))
             told = True
             request = item.request
             for number in range(len(files), len(item.pictures)):

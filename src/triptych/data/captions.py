@@ -24,9 +24,9 @@ def captions_of(source: Source, most: int) -> list[tuple[str, ...]]:
     length = source.length or most
     chosen = np.unique(np.linspace(0, length - 1, min(most, length)).round().astype(np.int64))
     if isinstance(source, Table):
-        said = source.index.said.captions
-        assert said is not None
-        return [tuple(said[int(row)]) for row in source.rows[chosen]]
+        annotations = source.index.annotations.captions
+        assert annotations is not None
+        return [tuple(annotations[int(row)]) for row in source.rows[chosen]]
     found: list[tuple[str, ...]] = []
     for start in range(0, len(chosen), 256):
         read = source.read(chosen[start : start + 256].tolist())["caption"]
@@ -80,10 +80,10 @@ def texts_at(source: Source, indices: Sequence[int], draws: Sequence[int]) -> li
     if isinstance(source, SceneSource):
         return [caption(scene) for scene in source.scenes(indices)]
     if isinstance(source, Table):
-        said, rows = source.index.said, source.rows[np.asarray(indices, np.int64)]
-        if said.captions is not None:
-            several = [said.captions[int(row)] for row in rows]
+        annotations, rows = source.index.annotations, source.rows[np.asarray(indices, np.int64)]
+        if annotations.captions is not None:
+            several = [annotations.captions[int(row)] for row in rows]
             return [some[draw % len(some)] for some, draw in zip(several, draws, strict=True)]
-        if said.labels is not None:
-            return [said.classes[int(said.labels[row])] for row in rows]
+        if annotations.labels is not None:
+            return [annotations.classes[int(annotations.labels[row])] for row in rows]
     raise ValueError(f"{source.name!r} has neither captions nor classes to be alike in")

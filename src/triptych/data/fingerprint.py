@@ -33,11 +33,11 @@ def fingerprint(source: Source) -> str:
         found.update(_json([source.name, columns.get("caption")]))
         return found.hexdigest()
     index, rows = source.index, source.rows.tolist()
-    said = index.said
-    if said.captions is not None:
-        found.update(_json([said.captions[row] for row in rows]))
-    if said.labels is not None:
-        found.update(_json([said.classes, said.labels[source.rows].tolist()]))
+    annotations = index.annotations
+    if annotations.captions is not None:
+        found.update(_json([annotations.captions[row] for row in rows]))
+    if annotations.labels is not None:
+        found.update(_json([annotations.classes, annotations.labels[source.rows].tolist()]))
     if isinstance(index.stored, InMemory):
         found.update(np.ascontiguousarray(index.stored.images[source.rows]).data)
     elif isinstance(index.stored, InFiles):

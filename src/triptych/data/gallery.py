@@ -87,8 +87,8 @@ def labelled(name: str, split: str = "", limit: int = 0) -> Gallery:
             found.append(Unread(f"{name}/{row}", opened, int(columns["label"][0])))
         return Gallery(found, source.classes, {})
     index = open_index(name)
-    labels = index.said.labels
-    _require(index.said.classes, name)
+    labels = index.annotations.labels
+    _require(index.annotations.classes, name)
     assert labels is not None  # classes are what labels number
     rows: Sequence[int] = range(len(index))
     if split or holds_out(index.splits):
@@ -98,7 +98,7 @@ def labelled(name: str, split: str = "", limit: int = 0) -> Gallery:
         Unread(index.names[row], partial(index.stored.load, row, 3, None), int(labels[row]))
         for row in rows
     ]
-    return Gallery(pictures, index.said.classes, dict(index.skipped))
+    return Gallery(pictures, index.annotations.classes, dict(index.skipped))
 
 
 def opened(gallery: Gallery, batch: int) -> Iterator[Opened]:

@@ -56,7 +56,7 @@ class PictureNoise:
         """Standard normal noise (B, *shape), float32 on the CPU."""
         return torch.stack([stream.normal(shape) for stream in self.streams])
 
-    def on(self, x: Tensor) -> "PictureNoise":
+    def device(self, x: Tensor) -> "PictureNoise":
         """The same streams, drawing later noise in x's shape, on its device, in its precision."""
         self.like = x
         return self

@@ -111,7 +111,7 @@ def sample(
         if eta:
             raise ValueError(f"{name} adds no noise: it takes no eta")
         return DETERMINISTIC[name](denoise, x, levels)
-    draws = noise.on(x)
+    draws = noise.device(x)
     if name in ("lcm", "restart", "tcd"):
         if eta is not None:
             raise ValueError(

@@ -54,7 +54,7 @@ class PromptWindows(NamedTuple):
 
     tokens: Int64[Tensor, "N T"]
     weights: Float[Tensor, "N T"]  # 1 for the start, the end and the padding
-    said: tuple[str, ...]  # what someone should know: where windows begin, what is not obeyed
+    notes: tuple[str, ...]  # what someone should know: where windows begin, what is not obeyed
 
 
 def parse(prompt: str, *, unclosed: Unclosed = "literal") -> list[list[Part]]:
@@ -221,7 +221,7 @@ def _padded(
 def _said(
     prompt: str, rows: Sequence[list[int]], tokenizer: Tokenizer, room: int
 ) -> tuple[str, ...]:
-    said = []
+    notes = []
     if len(rows) > 1:
         begins = [
             f"{number} begins with {tokenizer.decode([row[:6]])[0]!r}"
@@ -230,18 +230,18 @@ def _said(
             for number, row in enumerate(rows[1:9], 2)
         ]
         more = "" if len(rows) <= 9 else f", and {len(rows) - 9} more"
-        said.append(
+        notes.append(
             f"the prompt has {sum(map(len, rows))} tokens and is read in {len(rows)} windows of "
             f"{room}: window {', window '.join(begins)}{more}"
         )
     if found := SCHEDULE.search(prompt):
-        said.append(
+        notes.append(
             f"{found.group()[:60]!r} is read as text that counts less: prompts that change from "
             "step to step are not supported"
         )
     if re.search(r"\bAND\b", prompt):
-        said.append("AND is read as a word: prompts are not composed here")
-    return tuple(said)
+        notes.append("AND is read as a word: prompts are not composed here")
+    return tuple(notes)
 
 
 def pad_windows(windows: PromptWindows, count: int, tokenizer: Tokenizer) -> PromptWindows:
@@ -256,7 +256,7 @@ def pad_windows(windows: PromptWindows, count: int, tokenizer: Tokenizer) -> Pro
     return PromptWindows(
         torch.cat([windows.tokens, torch.tensor([tokens], dtype=torch.int64).expand(missing, -1)]),
         torch.cat([windows.weights, torch.tensor([weights]).expand(missing, -1)]),
-        windows.said,
+        windows.notes,
     )
 
 

@@ -86,7 +86,7 @@ def card(model: str, settings: dict[str, object], source: Source, given: Conditi
 
 
 def condition_grid(
-    given: Conditioning, test: Source, shape: tuple[int, ...], seed: int, on: torch.device
+    given: Conditioning, test: Source, shape: tuple[int, ...], seed: int, device: torch.device
 ) -> Callable[[Draw], np.ndarray]:
     """A function that draws the grid of a run: a condition a column, a row one noise of this shape
     across all of them.
@@ -94,9 +94,9 @@ def condition_grid(
     conditions, names = _shown(given, test)
     columns = len(names)
     noise = runtime.noise(shape, [runtime.key(seed, i) for i in range(ROWS)])
-    noise = noise.repeat_interleave(columns, 0).to(on)
+    noise = noise.repeat_interleave(columns, 0).to(device)
     if conditions is not None:
-        conditions = conditions.repeat(ROWS, *[1] * (conditions.ndim - 1)).to(on)
+        conditions = conditions.repeat(ROWS, *[1] * (conditions.ndim - 1)).to(device)
 
     def draw(sample: Draw) -> np.ndarray:
         pictures = to_pictures(sample(conditions, noise))

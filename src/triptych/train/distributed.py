@@ -217,11 +217,11 @@ def _check_batch(batch_size: int, size: int) -> None:
 
 def _backend(choice: str) -> str:
     """gloo between CPUs, NCCL between GPUs, of which each process takes its own."""
-    on = runtime.device(choice)
-    if on.type != "cuda":
+    device = runtime.device(choice)
+    if device.type != "cuda":
         return "gloo"
     own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if on.index is not None:
+    if device.index is not None:
         raise ValueError(f"each process takes a GPU of its own: give --device cuda, not {choice}")
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > there or own >= there:
         raise ValueError(

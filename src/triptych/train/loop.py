@@ -52,7 +52,7 @@ def fit(
         Elsewhere: another process failed and says why.
         RuntimeError: the processes do not hold the same weights.
     """
-    on = next(recipe.model.parameters()).device
+    device = next(recipe.model.parameters()).device
     ema = Ema(recipe.exported, training.ema_halflife) if training.ema_halflife else None
     for update in recipe.updates:
         for group in update.optimizer.param_groups:
@@ -63,7 +63,7 @@ def fit(
     journal = _journal(run, state["offset"]) if world.first else None
     data = recipe.batches(start * training.accumulate * sum(u.batches for u in recipe.updates))
     shown = ema.module if ema else recipe.exported
-    precision = runtime.precision(training.precision, on)
+    precision = runtime.precision(training.precision, device)
     began = time.monotonic() - state["seconds"]
     unread: dict[str, str] = {}  # by all processes
 
@@ -93,7 +93,7 @@ def fit(
     recipe.model.train()
     try:
         for step in range(start + 1, training.steps + 1):
-            _seed(key(training.seed, world.rank, step), on)
+            _seed(key(training.seed, world.rank, step), device)
             factor = rate_factor(training, step - 1)
             terms: dict[str, float] = {}
             finite = True
@@ -103,7 +103,7 @@ def fit(
                     group["lr"] = group["base_lr"] * factor
                 for repeat in range(update.repeat):
                     if update.data == "each" or (update.data == "once" and repeat == 0):
-                        seen = [_to(next(data), on) for _ in range(training.accumulate)]
+                        seen = [_to(next(data), device) for _ in range(training.accumulate)]
                     kept = [buffer.clone() for buffer in buffers]
                     terms |= (measured := descend(update, seen, step, precision, world))
                     if measured["finite"] == 0.0:  # nor may a running mean learn from it

@@ -178,8 +178,8 @@ def _whole_snapshot(repo: str, revision: str) -> Path | None:
 
 def _has_parts(index: Path, files: Sequence[str]) -> bool:
     """Whether every part that a folder of diffusers names is there, networks with weights."""
-    said = read_json(index)
-    for part, kind in said.items() if isinstance(said, dict) else ():
+    notes = read_json(index)
+    for part, kind in notes.items() if isinstance(notes, dict) else ():
         if part not in PARTS or not isinstance(kind, list) or None in kind:
             continue
         own = [PurePosixPath(file).name for file in files if file.startswith(f"{part}/")]

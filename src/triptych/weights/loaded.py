@@ -56,7 +56,7 @@ class Loaded:
     transform: ImageTransform | PatchTransform | None = None
     tokenizers: tuple[Tokenizer, ...] = ()
     """Of a text-to-image model: one for each of its text towers."""
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """What someone should know of a published checkpoint, such as what was left out."""
 
     def embed_text(self, texts: Sequence[str], batch: int = 64) -> Float[Tensor, "N E"]:
@@ -72,10 +72,10 @@ class Loaded:
         encoded = tokenizer.encode(list(texts))
         order = encoded.lengths.argsort(stable=True)
         rows = torch.empty(len(texts), _dim(self.config))
-        on = next(self.model.parameters()).device
+        device = next(self.model.parameters()).device
         with torch.inference_mode():
             for chosen in order.split(batch):
-                rows[chosen] = self.model.embed_text(encoded.tokens[chosen].to(on)).cpu()  # type: ignore[operator]
+                rows[chosen] = self.model.embed_text(encoded.tokens[chosen].to(device)).cpu()  # type: ignore[operator]
         return rows
 
     def embed_image(

@@ -21,7 +21,7 @@ def picture(path, value=0, size=(8, 8), mode="L"):
 
 def rows(index):
     """Everything said of every picture, by name: what a reader can be compared by."""
-    said = index.said
+    said = index.annotations
     return {
         name: (
             said.classes[said.labels[i]] if said.labels is not None else None,
@@ -49,7 +49,7 @@ def test_subfolders_are_classes(tmp_path):
 def test_one_folder_or_none_is_no_class(tmp_path, names):
     for name in names:
         picture(tmp_path / name)
-    assert open_index(str(tmp_path)).said.classes == ()
+    assert open_index(str(tmp_path)).annotations.classes == ()
 
 
 def test_split_folders(tmp_path):
@@ -64,7 +64,7 @@ def test_split_folders(tmp_path):
     }
     assert lengths == {"train": 8, "val": 4, "validation": 4, "test": 6}
     index = open_index(str(tmp_path))
-    assert index.said.classes == ("cat", "dog")
+    assert index.annotations.classes == ("cat", "dog")
     assert index.notes == ("pictures left out, because they are in no folder of a split: 1",)
     with pytest.raises(ValueError, match=r"no picture is in the split 'tset'.*'test'"):
         open_source(str(tmp_path), split="tset")
@@ -88,7 +88,7 @@ def test_train_and_test_together_are_each_alone_and_indexed_once(tmp_path, monke
 def test_a_class_may_be_called_test(tmp_path):
     for label in ("test", "dog"):
         picture(tmp_path / label / "1.png")
-    assert open_index(str(tmp_path)).said.classes == ("dog", "test")
+    assert open_index(str(tmp_path)).annotations.classes == ("dog", "test")
 
 
 def test_classes_are_the_same_in_every_split(tmp_path):
@@ -135,12 +135,18 @@ def test_columns_become_attributes_and_numbers(tmp_path, form):
             writer.writeheader()
             writer.writerows(table)
     index = open_index(str(tmp_path))
-    assert index.said.attributes == ("colour=blue", "colour=red", "smiling", "legs=2", "legs=4")
-    assert index.said.vector == ("weight",)
+    assert index.annotations.attributes == (
+        "colour=blue",
+        "colour=red",
+        "smiling",
+        "legs=2",
+        "legs=4",
+    )
+    assert index.annotations.vector == ("weight",)
     assert index.notes == ("column 'id' is different everywhere and is left out",)
     where = index.names.index("b.png")
-    assert index.said.attribute_values[where].tolist() == [1, 0, 0, 1, 0]
-    assert index.said.vector_values[where].tolist() == [2.5]
+    assert index.annotations.attribute_values[where].tolist() == [1, 0, 0, 1, 0]
+    assert index.annotations.vector_values[where].tolist() == [2.5]
     batch = take(open_source(str(tmp_path)), [0, 1])
     assert batch["attributes"].shape == (2, 5) and batch["vector"].shape == (2, 1)
 
@@ -151,7 +157,7 @@ def test_lists_of_words_are_attributes(tmp_path):
         picture(tmp_path / name)
     lines = [json.dumps({"file_name": n, "attributes": words}) for n, words in lists.items()]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    said = open_index(str(tmp_path)).said
+    said = open_index(str(tmp_path)).annotations
     assert said.attributes == ("red", "striped")
     assert said.attribute_values.tolist() == [[1, 1], [0, 0], [1, 0]]
 
@@ -164,8 +170,8 @@ def test_a_missing_number_is_skipped_and_a_missing_word_is_not(tmp_path):
     (tmp_path / "metadata.csv").write_text("\n".join(lines))
     index = open_index(str(tmp_path))
     assert index.skipped == {"03.png": "no number for size"}
-    assert index.said.attribute_values[index.names.index("04.png")].tolist() == [0]
-    assert index.said.vector_values[0] == 0.5 and index.said.vector_values[3] == 4.5
+    assert index.annotations.attribute_values[index.names.index("04.png")].tolist() == [0]
+    assert index.annotations.vector_values[0] == 0.5 and index.annotations.vector_values[3] == 4.5
 
 
 def test_metadata_labels_splits_and_folders(tmp_path):
@@ -196,8 +202,8 @@ def test_boxes_of_yolo(tmp_path):
     (tmp_path / "a.txt").write_text("3 0.5 0.5 0.5 0.25\n0 0.125 0.125 0.25 0.25\n")
     (tmp_path / "b.txt").write_text("")
     index = open_index(str(tmp_path))
-    assert index.said.boxes[0].tolist() == [[0.25, 0.375, 0.75, 0.625], [0, 0, 0.25, 0.25]]
-    assert index.said.box_labels == [("3", "0"), ()] and index.said.captions is None
+    assert index.annotations.boxes[0].tolist() == [[0.25, 0.375, 0.75, 0.625], [0, 0, 0.25, 0.25]]
+    assert index.annotations.box_labels == [("3", "0"), ()] and index.annotations.captions is None
     assert index.skipped == {}
 
 
@@ -382,17 +388,17 @@ def test_flickr8k(real_data):
         listed = (folder / f"split_{split}.txt").read_text().split()
         names = {source.index.names[row].split("/")[1].removesuffix(".jpg") for row in source.rows}
         assert names == {name.removesuffix(".jpg") for name in listed}
-        assert all(len(source.index.said.captions[row]) == 5 for row in source.rows)
+        assert all(len(source.index.annotations.captions[row]) == 5 for row in source.rows)
     with tarfile.open(folder / "flickr8k-test-00.tar") as tar:
         first = tar.getnames()[0]
         captions = json.load(tar.extractfile(first.replace(".jpg", ".json")))["captions"]
         expected = np.asarray(Image.open(tar.extractfile(first)))
     row = source.index.names.index(f"flickr8k-test-00.tar/{first}")
-    assert list(source.index.said.captions[row]) == captions
+    assert list(source.index.annotations.captions[row]) == captions
     assert np.array_equal(source.index.stored.load(row, 3, None), expected)
 
 
 def test_coco(real_data):
     index = open_index(str(real_data / "coco128_256"))
-    assert len(index) == 256 and sum(map(len, index.said.boxes)) == 1827
-    assert index.said.captions is None and index.skipped == {}
+    assert len(index) == 256 and sum(map(len, index.annotations.boxes)) == 1827
+    assert index.annotations.captions is None and index.skipped == {}

@@ -157,13 +157,13 @@ def test_a_later_start_takes_what_is_there(tmp_path, cache, monkeypatch) -> None
     run = str(saved(tmp_path / "run"))
     first, *_, last = text_to_image.run(asked(model=run, backend="openvino"))
     assert first.done == 0 and len(first.pictures) == 0
-    assert any("once: about a minute" in line and str(cache) in line for line in first.said)
+    assert any("once: about a minute" in line and str(cache) in line for line in first.notes)
     written = times(cache)
     conversions._kept.clear()  # as a new process finds it
     no_more_conversions(monkeypatch)
     *_, again = text_to_image.run(asked(model=run, backend="openvino"))
     assert (again.pictures == last.pictures).all()
-    assert again.said == ()
+    assert again.notes == ()
     assert times(cache) == written
 
 
@@ -185,8 +185,8 @@ def test_a_lora_is_another_conversion_and_that_is_said(tiny, cache, tmp_path) ->
     last = drawn(tiny, loras=(lora,), backend="openvino")
     assert psnr(last.pictures, pictures(tiny, loras=(lora,))) >= 60
     assert psnr(last.pictures, plain) < 40
-    assert any("with these LoRAs" in line for line in last.said)
-    assert any("beside it lie 1 others" in line for line in last.said)
+    assert any("with these LoRAs" in line for line in last.notes)
+    assert any("beside it lie 1 others" in line for line in last.notes)
     assert len(folders(cache)) == 2
     assert (pictures(tiny, backend="openvino") == plain).all()
 

@@ -47,7 +47,7 @@ def test_the_lectures_line():
         ("Size", "712x1024"), ("Model", "SD XL"),
     )  # fmt: skip
     found = replay(info)
-    assert found.said == () and found.model_hash == ""
+    assert found.notes == () and found.model_hash == ""
     assert found.request == TextToImage(
         "", model="SD XL", size="712x1024", steps=20, sampler="euler_ancestral",
         spacing="linspace", guidance=7.0, seed=1117431804, noise_source="philox",
@@ -74,7 +74,7 @@ def test_a_line_with_everything():
         conventions="automatic1111",
     )  # fmt: skip
     ignored = ["Denoising strength", "ENSD", "Hires upscale", "Hires steps", "Hires upscaler"]
-    assert [text.split(":")[0] for text in found.said] == ignored
+    assert [text.split(":")[0] for text in found.notes] == ignored
     assert parse_infotext(write_infotext(info)) == info
 
 
@@ -105,7 +105,7 @@ def test_samplers_and_schedules(line, expected):
     found = replay(parse_infotext(f"{line}, Seed: 1, Size: 64x64, CFG scale: 7"))
     assert (found.request.sampler, found.request.spacing) == expected
     uncertain = line == "Sampler: DPM++ 2M"
-    assert any("before version 1.9" in text for text in found.said) == uncertain
+    assert any("before version 1.9" in text for text in found.notes) == uncertain
     assert set(AUTOMATIC1111) <= set(SAMPLERS)
 
 
@@ -221,7 +221,7 @@ requests = st.builds(
 def test_a_request_comes_back(request):
     info = infotext_of(request, seed=request.seed, size=(712, 1024), version="triptych 1")
     found = replay(parse_infotext(write_infotext(info)))
-    assert found.said == ()
+    assert found.notes == ()
     assert found.request == request
 
 

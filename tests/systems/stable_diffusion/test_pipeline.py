@@ -309,9 +309,9 @@ def test_a_long_prompt_is_read_in_windows_and_the_other_is_padded(tiny) -> None:
     told = conditioning.told(tiny.model, tiny.tokenizers, text, "a dog", (64, 64))
     windows = told.cond["context"].shape[1] // 12
     assert windows > 2 and told.uncond["context"].shape == told.cond["context"].shape
-    assert any(f"read in {windows} windows" in line for line in told.said)
+    assert any(f"read in {windows} windows" in line for line in told.notes)
     last = drawn(tiny, prompt=text, negative="a dog")
-    assert any("windows" in line for line in last.said)
+    assert any("windows" in line for line in last.notes)
     cut = pictures(tiny, prompt="a red cat, a red cat, a red cat")
     assert psnr(last.pictures, cut) < 40  # what is beyond the first window counts
 
@@ -343,12 +343,12 @@ def test_unclosed_brackets_and_clip_skip_as_automatic1111_reads_them(tiny) -> No
     assert torch.equal(context("a (cat", True), context("a (cat)", True))
     assert not torch.equal(context("a (cat", False), context("a (cat)", False))
     skipped = drawn(tiny, clip_skip=2, conventions="automatic1111")  # no tower of OpenAI's
-    assert any("clip_skip changes nothing" in line for line in skipped.said)
+    assert any("clip_skip changes nothing" in line for line in skipped.notes)
     plain = config()
     text = replace(plain.text[0].text, activation="quick_gelu")
     openai = loaded(replace(plain, text=(replace(plain.text[0], text=text),)))
     asked_for = drawn(openai, clip_skip=2, conventions="automatic1111")
-    assert not asked_for.said
+    assert not asked_for.notes
     assert psnr(asked_for.pictures, pictures(openai, conventions="automatic1111")) < 60
 
 
@@ -380,7 +380,7 @@ def test_each_tower_keeps_its_own_mean_of_weighted_states() -> None:
 def test_a_lora_is_its_product_in_the_weights(tiny, tmp_path) -> None:
     file = lora_file(tiny.model, tmp_path)
     last = drawn(tiny, loras=(f"{file}:0.7",))
-    (line,) = [line for line in last.said if "LoRA" in line]
+    (line,) = [line for line in last.notes if "LoRA" in line]
     assert line.startswith("style.safetensors x 0.7: kohya LoRA of rank 2, alpha 1: 2 layers")
     assert "1 unmatched (lora_unet_mid_block_attentions_7_proj_in)" in line
     by_hand = loaded()
@@ -447,7 +447,7 @@ def test_unpainted_pixels_stay_at_any_size(channels, tmp_path) -> None:
 def test_another_size_covers_and_says_so(tiny, tmp_path) -> None:
     last = drawn(tiny, image=photo(tmp_path, 128, 64), size="64x64")
     assert last.pictures.shape == (1, 64, 64, 3)
-    assert any("cut around its middle" in line for line in last.said)
+    assert any("cut around its middle" in line for line in last.notes)
     gradient = np.zeros((64, 128, 3), np.uint8)
     gradient[:, 32:96] = 200
     save_picture(tmp_path / "band.png", gradient)
@@ -524,14 +524,14 @@ def test_a_learned_word_is_its_vectors(tiny, tmp_path, monkeypatch) -> None:
     embedding(tmp_path, "my-style", table[plain_words.pieces("red cat")].clone())
     last = drawn(tiny, prompt="a My-Style")
     assert (last.pictures == plain).all()
-    assert "my-style.safetensors: 'my-style' is 2 vectors" in last.said
+    assert "my-style.safetensors: 'my-style' is 2 vectors" in last.notes
     assert tiny.model.text[0].token.weight.shape == table.shape
     heavier = pictures(tiny, prompt="a (my-style:1.5)")
     assert (heavier == pictures(tiny, prompt="a (red cat:1.5)")).all()
     unnamed = drawn(tiny, prompt="a my-styles")  # another word
-    assert not unnamed.said
+    assert not unnamed.notes
     long = drawn(tiny, prompt="my-style, " * 12)  # windows begin with it, and are said
-    assert any("windows" in line for line in long.said)
+    assert any("windows" in line for line in long.notes)
     embedding(tmp_path, "other", torch.zeros(1, 768))
     with pytest.raises(ValueError, match=r"other\.safetensors.*Stable Diffusion 1\.x"):
         pictures(tiny, prompt="a cat like other")

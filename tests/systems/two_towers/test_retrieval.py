@@ -107,7 +107,7 @@ def test_real_embeddings_reach_their_published_figures(real_data):
     names = tuple(json.loads((folder / "coco80_names.json").read_text()))
     index = open_index(f"{real_data}/flickr8k_128/flickr8k-train-{{00..05}}.tar")
     keys = [name.rpartition("/")[2].split(".")[0] for name in index.names]
-    captions = dict(zip(keys, index.said.captions, strict=True))
+    captions = dict(zip(keys, index.annotations.captions, strict=True))
     rows = json.loads((folder / "flickr8k_train1000_rows.json").read_text())
     said = [" ".join(captions[row["image_id"]]).lower() for row in rows]
     text = F.normalize(text, dim=1)

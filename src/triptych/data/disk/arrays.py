@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from triptych.data.disk.index import Index, Said
+from triptych.data.disk.index import Annotations, Index
 
 MAX_CLASSES = 1_000_000
 LUMA = np.array([299, 587, 114])  # thousandths of red, green, blue (ITU-R BT.601), as in Pillow
@@ -68,5 +68,5 @@ def array_index(name: str, form: str, parts: list[Part], classes: tuple[str, ...
         sizes=np.broadcast_to(np.array([height, width], np.int32), (len(images), 2)),
         grey=np.full(len(images), channels == 1),
         splits=[part.split for part in parts for _ in range(len(part.images))],
-        said=Said(classes=classes if labels is not None else (), labels=labels),
+        annotations=Annotations(classes=classes if labels is not None else (), labels=labels),
     )

@@ -64,7 +64,7 @@ def survey(index: Index, looked: Mapping[int, Looked]) -> Survey:
         [row not in looked or not looked[row].reason for row in range(len(index))], bool
     )
     skipped = {**index.skipped, **bad}
-    said, own = index.said, holds_out(index.splits)
+    annotations, own = index.annotations, holds_out(index.splits)
     return Survey(
         source=index.name,
         form=index.form,
@@ -72,11 +72,11 @@ def survey(index: Index, looked: Mapping[int, Looked]) -> Survey:
         splits=_splits(index, good),
         held_out=not own,
         classes=_class_counts(index, good),
-        attributes=_sums(said.attributes, said.attribute_values, good),
-        vector=_ranges(said.vector, said.vector_values),
-        captioned=len(said.captions) if said.captions else 0,
-        captions=sum(map(len, said.captions)) if said.captions else 0,
-        boxes=sum(map(len, said.boxes)) if said.boxes else 0,
+        attributes=_sums(annotations.attributes, annotations.attribute_values, good),
+        vector=_ranges(annotations.vector, annotations.vector_values),
+        captioned=len(annotations.captions) if annotations.captions else 0,
+        captions=sum(map(len, annotations.captions)) if annotations.captions else 0,
+        boxes=sum(map(len, annotations.boxes)) if annotations.boxes else 0,
         sizes=_sizes(index),
         grey=int(index.grey.sum()),
         skipped=skipped,
@@ -114,7 +114,7 @@ def _problem(index: Index, bad: dict[str, str]) -> str:
     names = [name for name in index.names if name not in bad]
     remaining = Index(
         index.name, index.form, index.stored, names, index.sizes, index.grey, index.splits,
-        index.said, {**index.skipped, **bad},
+        index.annotations, {**index.skipped, **bad},
     )  # fmt: skip
     try:
         refuse_unusable(remaining)
@@ -139,10 +139,10 @@ def _splits(index: Index, good: np.ndarray) -> dict[str, int]:
 
 
 def _class_counts(index: Index, good: np.ndarray) -> dict[str, int]:
-    if index.said.labels is None:
+    if index.annotations.labels is None:
         return {}
-    counts = np.bincount(index.said.labels[good], minlength=len(index.said.classes))
-    return dict(zip(index.said.classes, counts.tolist(), strict=True))
+    counts = np.bincount(index.annotations.labels[good], minlength=len(index.annotations.classes))
+    return dict(zip(index.annotations.classes, counts.tolist(), strict=True))
 
 
 def _sums(names: tuple[str, ...], values: np.ndarray | None, good: np.ndarray) -> dict[str, int]:

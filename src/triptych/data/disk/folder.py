@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int64, UInt8
 
 from triptych.data.disk.columns import Conditions, conditions
 from triptych.data.disk.files import Place, is_picture, members, walk
-from triptych.data.disk.index import Index, Said
+from triptych.data.disk.index import Annotations, Index
 from triptych.data.disk.rows import Row, metadata, row_beside
 from triptych.data.disk.splits import KNOWN, canonical, split_in_name
 from triptych.vision.images import Header, open_picture, read_header
@@ -151,8 +151,12 @@ def assemble(
         ]
         skipped[found[row].name] = f"no number for {', '.join(lacking_names)}"
     found = [f for f, w in zip(found, whole, strict=True) if w]
-    said = _said(found, given, whole)
-    forms = [form, *(["captions"] if said.captions else []), *(["boxes"] if said.boxes else [])]
+    annotations = _annotations(found, given, whole)
+    forms = [
+        form,
+        *(["captions"] if annotations.captions else []),
+        *(["boxes"] if annotations.boxes else []),
+    ]
     return Index(
         name=name,
         form=", ".join(forms),
@@ -161,16 +165,16 @@ def assemble(
         sizes=np.array([f.header[1:3] for f in found], np.int32).reshape(-1, 2),
         grey=np.array([f.header.grey for f in found], np.bool_),
         splits=[f.split for f in found],
-        said=said,
+        annotations=annotations,
         skipped=skipped,
         notes=(*notes, *given.notes),
     )
 
 
-def _said(found: Sequence[Found], given: Conditions, whole: np.ndarray) -> Said:
+def _annotations(found: Sequence[Found], given: Conditions, whole: np.ndarray) -> Annotations:
     classes, labels = _classes(found)
     boxes = any(f.row.boxes is not None for f in found)
-    return Said(
+    return Annotations(
         classes=classes,
         labels=labels,
         attributes=given.attributes,

@@ -24,7 +24,7 @@ class Stored(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Said:
+class Annotations:
     """What is said of the pictures; None or empty where nothing is."""
 
     classes: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Index:
     sizes: Int32[np.ndarray, "N 2"]  # height, width
     grey: Bool[np.ndarray, " N"]
     splits: Sequence[str]  # the split of each picture, "" where the data does not say
-    said: Said
+    annotations: Annotations
     skipped: dict[str, str] = field(default_factory=dict)  # name: reason
     notes: tuple[str, ...] = ()  # what a person should know besides
 

@@ -155,19 +155,19 @@ class Table:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self.index.said.classes
+        return self.index.annotations.classes
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        return self.index.said.attributes
+        return self.index.annotations.attributes
 
     @property
     def vector(self) -> tuple[str, ...]:
-        return self.index.said.vector
+        return self.index.annotations.vector
 
     @property
     def captioned(self) -> bool:
-        return self.index.said.captions is not None
+        return self.index.annotations.captions is not None
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -201,9 +201,9 @@ class Table:
     @property
     def labels(self) -> Int64[np.ndarray, " N"]:
         """The class of every picture. Raises ValueError where there are none."""
-        if self.index.said.labels is None:
+        if self.index.annotations.labels is None:
             raise ValueError(f"{self.name!r} has no labels")
-        labels: Int64[np.ndarray, " N"] = self.index.said.labels[self.rows]
+        labels: Int64[np.ndarray, " N"] = self.index.annotations.labels[self.rows]
         return labels
 
     def part(self, indices: Sequence[int]) -> "Table":
@@ -222,18 +222,18 @@ class Table:
     ) -> Columns:
         """Pictures with what is said of them: those at these indices."""
         columns: Columns = {"image": images, "skipped": list(skipped.items())}
-        rows, said = self.rows[indices], self.index.said
-        if said.labels is not None:
-            columns["label"] = said.labels[rows]
-        if said.attribute_values is not None:
-            columns["attributes"] = said.attribute_values[rows].astype(np.float32)
-        if said.vector_values is not None:
-            columns["vector"] = said.vector_values[rows]
-        if said.captions is not None:
-            columns["caption"] = [said.captions[row] for row in rows]
-        if said.boxes is not None and said.box_labels is not None:
-            columns["boxes"] = [said.boxes[row] for row in rows]
-            columns["box_labels"] = [list(said.box_labels[row]) for row in rows]
+        rows, annotations = self.rows[indices], self.index.annotations
+        if annotations.labels is not None:
+            columns["label"] = annotations.labels[rows]
+        if annotations.attribute_values is not None:
+            columns["attributes"] = annotations.attribute_values[rows].astype(np.float32)
+        if annotations.vector_values is not None:
+            columns["vector"] = annotations.vector_values[rows]
+        if annotations.captions is not None:
+            columns["caption"] = [annotations.captions[row] for row in rows]
+        if annotations.boxes is not None and annotations.box_labels is not None:
+            columns["boxes"] = [annotations.boxes[row] for row in rows]
+            columns["box_labels"] = [list(annotations.box_labels[row]) for row in rows]
         return columns
 
 

@@ -63,14 +63,14 @@ def load_autoencoder(path: Path, dtype: torch.dtype | None = None) -> LoneAutoen
         if any(".layers." in name for name in names):
             return _of_both(path, dtype)
         stored = path.parent / "config.json"
-        said = read_json(stored) if stored.is_file() else {}
-        if not isinstance(said, Mapping) or "_class_name" not in said:
+        notes = read_json(stored) if stored.is_file() else {}
+        if not isinstance(notes, Mapping) or "_class_name" not in notes:
             raise ValueError(
                 "an autoencoder's file does not say the scale of its latents (0.18215 in Stable "
                 "Diffusion 1.x and 2.x, 0.13025 in XL): put the config.json of the publisher's "
                 "folder `vae` beside it"
             )
-        return _of_diffusers(said, path, dtype)
+        return _of_diffusers(notes, path, dtype)
     except ValueError as error:
         about = "" if str(error).startswith(f"{path}") else f"{path}: "
         raise ValueError(f"{about}{error}") from error

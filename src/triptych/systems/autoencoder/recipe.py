@@ -61,7 +61,7 @@ class Pair(nn.Module):
 def build(request: TrainAutoencoder, world: World = ALONE) -> Recipe:
     """An autoencoder with its data."""
     training = request.training
-    on = runtime.device(training.device)
+    device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     config = AutoencoderConfig(
         source.shape[2],
@@ -80,7 +80,7 @@ def build(request: TrainAutoencoder, world: World = ALONE) -> Recipe:
         discriminator = PatchDiscriminator(source.shape[2], widths, request.groups)
     model = Pair(
         Reconstruction(autoencoder, request.likelihood, request.deviation), discriminator
-    ).to(on)
+    ).to(device)
     held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
 
     def evaluate(module: nn.Module) -> dict[str, float]:
@@ -98,7 +98,9 @@ def build(request: TrainAutoencoder, world: World = ALONE) -> Recipe:
     return Recipe(
         model=model,
         exported=autoencoder,
-        updates=_updates(request, model, _distance(request.perceptual, source.shape[2], on), world),
+        updates=_updates(
+            request, model, _distance(request.perceptual, source.shape[2], device), world
+        ),
         batches=lambda start: batches(
             source,
             training.batch_size // world.size,
@@ -170,11 +172,11 @@ def _updates(
     return [generator, critic]
 
 
-def _distance(name: str, channels: int, on: torch.device) -> Distance | None:
+def _distance(name: str, channels: int, device: torch.device) -> Distance | None:
     """The perceptual distance in the features of a model that was trained here or elsewhere."""
     if not name:
         return None
-    found = load(name, on, dtype="float32")
+    found = load(name, device, dtype="float32")
     if isinstance(found.model, Classifier):
         if found.config.channels != channels:
             raise ValueError(f"{name} reads {found.config.channels} channels, the data {channels}")
@@ -196,11 +198,11 @@ def scaled_to_one(autoencoder: Autoencoder, image: Tensor) -> Autoencoder:
     """The same autoencoder, whose latents of such pictures have a deviation of one
     (arXiv:2112.10752, appendix G).
     """
-    on = next(autoencoder.parameters()).device
-    means = [autoencoder.posterior(part.to(on)).mean for part in image.split(CHUNK)]
+    device = next(autoencoder.parameters()).device
+    means = [autoencoder.posterior(part.to(device)).mean for part in image.split(CHUNK)]
     spread = torch.cat(means).std().item()
     scale = 1 / spread if spread > 0 else 1.0
-    scaled = Autoencoder(replace(autoencoder.config, scale=scale)).to(on)
+    scaled = Autoencoder(replace(autoencoder.config, scale=scale)).to(device)
     scaled.load_state_dict(autoencoder.state_dict())
     return scaled
 
@@ -208,8 +210,8 @@ def scaled_to_one(autoencoder: Autoencoder, image: Tensor) -> Autoencoder:
 @torch.inference_mode()
 def reconstructed(autoencoder: Autoencoder, image: Tensor) -> Tensor:
     """There and back by the likeliest latents, on the CPU."""
-    on = next(autoencoder.parameters()).device
-    parts = [autoencoder.reconstruct(part.to(on)).float().cpu() for part in image.split(CHUNK)]
+    device = next(autoencoder.parameters()).device
+    parts = [autoencoder.reconstruct(part.to(device)).float().cpu() for part in image.split(CHUNK)]
     return torch.cat(parts)
 
 

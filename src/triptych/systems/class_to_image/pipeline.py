@@ -64,9 +64,9 @@ def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Picture
     if request.seed is None:
         request = replace(request, seed=runtime.drawn_seed())
     assert request.seed is not None
-    on = runtime.device()  # the judge computes as precisely as what it guides
-    precise = runtime.precision(request.precision, on)
-    judge = load(request.clip, on, precise) if request.clip else None
+    device = runtime.device()  # the judge computes as precisely as what it guides
+    precise = runtime.precision(request.precision, device)
+    judge = load(request.clip, device, precise) if request.clip else None
     conditions, names = chosen(request, loaded.card)
     config = loaded.card.config
     by_class = config.get("condition") == "label"
@@ -123,14 +123,14 @@ def diffused(
     """The steps of a sampler, each with the share of the way that is done. `judge` is the CLIP that
     reads the request's clip_prompt.
     """
-    on = next(loaded.model.parameters()).device
-    bfloat16 = runtime.precision(request.precision, on) == "bfloat16"
+    device = next(loaded.model.parameters()).device
+    bfloat16 = runtime.precision(request.precision, device) == "bfloat16"
     model: pixel_diffusion.PixelDiffusion = loaded.model  # type: ignore[assignment]
     sampler, behind = sampler_named(request.sampler) if request.sampler else ("", "")
     spacing: Kind | None = request.spacing or behind or None  # type: ignore[assignment]
     steps = pixel_diffusion.sample(
         model,
-        None if condition is None else condition.to(on),
+        None if condition is None else condition.to(device),
         PictureNoise(seeds, request.noise_source),
         sampler=sampler,
         steps=request.steps,
@@ -144,7 +144,7 @@ def diffused(
     drawn = shares(sampler or model.config.sampler, steps, walked)
     while True:
         # entered anew for each step: a mode that is left open over a yield would be the caller's
-        with torch.inference_mode(), torch.autocast(on.type, torch.bfloat16, bfloat16):
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, bfloat16):
             step = next(drawn, None)
         if step is None:
             return
@@ -153,10 +153,10 @@ def diffused(
 
 def draw(loaded: Loaded, condition: Tensor | None, noise: Tensor) -> Tensor:
     """Pictures in [-1, 1], on the CPU, from a condition and standard normal noise (B, latent)."""
-    on = next(loaded.model.parameters()).device
-    condition = None if condition is None else condition.to(on)
+    device = next(loaded.model.parameters()).device
+    condition = None if condition is None else condition.to(device)
     with torch.inference_mode():
-        return SAMPLE[loaded.card.model](loaded.model, condition, noise.to(on)).float().cpu()
+        return SAMPLE[loaded.card.model](loaded.model, condition, noise.to(device)).float().cpu()
 
 
 def chosen(request: ClassToImage, card: Card) -> tuple[Tensor | None, tuple[str, ...]]:

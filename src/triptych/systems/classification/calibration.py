@@ -59,11 +59,11 @@ def calibration(
     for number in range(bins):
         here = place == number
         count = int(here.sum())
-        said = float(confidence[here].mean()) if count else None
+        notes = float(confidence[here].mean()) if count else None
         was = float(right[here].mean()) if count else None
-        found.append(Bin(number / bins, (number + 1) / bins, count, said, was))
-        if said is not None and was is not None:
-            error += count / len(right) * abs(said - was)
+        found.append(Bin(number / bins, (number + 1) / bins, count, notes, was))
+        if notes is not None and was is not None:
+            error += count / len(right) * abs(notes - was)
     return Calibration(
         error, float(confidence.mean()), float(right.mean()), len(right), tuple(found)
     )

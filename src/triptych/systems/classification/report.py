@@ -94,7 +94,7 @@ def zero_shot(
         _class(row, number, labels, top1.chance) for number, row in enumerate(confusion)
     )
     shares = [known.accuracy.value for known in classes if known.accuracy]
-    said = logits.softmax(1) if reads == "softmax" else logits.sigmoid()
+    notes = logits.softmax(1) if reads == "softmax" else logits.sigmoid()
     return ZeroShot(
         top1=top1,
         top5=top_accuracy(logits, truth, 5) if len(labels) > 5 else None,
@@ -102,7 +102,7 @@ def zero_shot(
         classes=classes,
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         reads=reads,
-        calibration=calibration(said.amax(1), seen == truth),
+        calibration=calibration(notes.amax(1), seen == truth),
         held_out=_held_out(logits, truth, seed) if len(truth) > 1 else None,
     )
 

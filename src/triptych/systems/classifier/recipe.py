@@ -24,13 +24,13 @@ CHUNK = 500
 def build(request: TrainClassifier, world: World = ALONE) -> Recipe:
     """A classifier with its data."""
     training = request.training
-    on = runtime.device(training.device)
+    device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     given = conditioning("label", source)
     height, width, channels = source.shape
     config = ClassifierConfig(height, width, channels, (given.size,), request.widths)
     torch.manual_seed(runtime.key(training.seed, "weights"))
-    model = Classifier(config).to(on)
+    model = Classifier(config).to(device)
 
     def minimise(batch: Batch, step: int) -> Loss:
         return objective(model, batch["image"], batch["label"], shift=request.shift)
@@ -42,7 +42,7 @@ def build(request: TrainClassifier, world: World = ALONE) -> Recipe:
         with torch.inference_mode():
             for start in range(0, count, CHUNK):
                 batch = take(test, range(start, min(start + CHUNK, count)))
-                (logits,) = module(batch["image"].to(on))
+                (logits,) = module(batch["image"].to(device))
                 right += int((logits.argmax(1).cpu() == batch["label"]).sum())
         return {"test_accuracy": right / count}
 

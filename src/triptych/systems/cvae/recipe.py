@@ -25,7 +25,7 @@ HELD_OUT = 512  # test pictures that the evidence is measured on during training
 def build(request: TrainCvae, world: World = ALONE) -> Recipe:
     """A conditional VAE with its data."""
     training = request.training
-    on = runtime.device(training.device)
+    device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     given = conditioning(request.condition, source, quadrants=request.quadrants)
     height, width, channels = source.shape
@@ -42,7 +42,7 @@ def build(request: TrainCvae, world: World = ALONE) -> Recipe:
         request.learned_prior,
     )
     torch.manual_seed(runtime.key(training.seed, "weights"))
-    model = Cvae(config).to(on)
+    model = Cvae(config).to(device)
 
     def minimise(batch: Batch, step: int) -> Loss:
         beta = (
@@ -52,7 +52,7 @@ def build(request: TrainCvae, world: World = ALONE) -> Recipe:
             model, batch["image"], given.of(batch), beta=beta, free_bits=request.free_bits
         )
 
-    grid = condition_grid(given, test, (request.latent,), training.seed, on)
+    grid = condition_grid(given, test, (request.latent,), training.seed, device)
 
     def draw(module: nn.Module) -> np.ndarray:
         assert isinstance(module, Cvae)
@@ -63,9 +63,11 @@ def build(request: TrainCvae, world: World = ALONE) -> Recipe:
     @torch.no_grad()
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, Cvae)
-        image, condition = held_out["image"].to(on), given.of(held_out)
-        z = runtime.noise((request.latent,), range(len(image))).to(on)
-        loss = objective(module, image, None if condition is None else condition.to(on), noise=z)
+        image, condition = held_out["image"].to(device), given.of(held_out)
+        z = runtime.noise((request.latent,), range(len(image))).to(device)
+        loss = objective(
+            module, image, None if condition is None else condition.to(device), noise=z
+        )
         return {f"test_{name}": value.item() for name, value in loss.terms.items()}
 
     optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)

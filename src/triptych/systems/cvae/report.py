@@ -288,8 +288,8 @@ def _grid(
 
 
 def _placed(model: Cvae, batch: Batch, told: Told) -> tuple[Tensor, Tensor | None]:
-    on = _device(model)
-    moved: Batch = {k: v.to(on) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    device = _device(model)
+    moved: Batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     image = moved["image"]
     assert isinstance(image, Tensor)
     return image, told(moved)

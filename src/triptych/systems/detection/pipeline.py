@@ -138,8 +138,8 @@ def scores(
         return vectors @ queries.labels.T
     texts = torch.cat([queries.labels, queries.background])
     with torch.inference_mode():
-        on = next(loaded.model.parameters()).device
-        logits: Tensor = loaded.model.logits(vectors.to(on), texts.to(on))  # type: ignore[operator]
+        device = next(loaded.model.parameters()).device
+        logits: Tensor = loaded.model.logits(vectors.to(device), texts.to(device))  # type: ignore[operator]
         return logits.float().softmax(-1)[:, : len(queries.labels)].cpu()
 
 

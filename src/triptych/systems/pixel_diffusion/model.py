@@ -147,13 +147,13 @@ class PixelDiffusion(nn.Module):
             ValueError: the condition has another shape than the model's.
         """
         config = self.config
-        on = self.unet.conv_in.weight
+        device = self.unet.conv_in.weight
         if not self.told:
             if condition is not None:
                 raise ValueError("a condition was given to a model that takes none")
             return {}
         if condition is None:
-            return {"vector": F.one_hot(on.new_full((count,), self.told - 1).long()).to(on)}
+            return {"vector": F.one_hot(device.new_full((count,), self.told - 1).long()).to(device)}
         if config.condition == "label":
             condition = F.one_hot(condition, config.condition_size)
         expected = (count, config.condition_size)
@@ -161,7 +161,7 @@ class PixelDiffusion(nn.Module):
             raise ValueError(
                 f"{config.condition} must give a {expected} array, not {tuple(condition.shape)}"
             )
-        vector = F.pad(condition.to(on), (0, 1))  # (B, N + 1)
+        vector = F.pad(condition.to(device), (0, 1))  # (B, N + 1)
         if dropped is not None:
             vector = vector.where(~dropped[:, None], self.tell(None, count)["vector"])
         return {"vector": vector}
@@ -214,10 +214,10 @@ def objective(
     Noise and levels are drawn unless they are given, as they are for numbers on held-out pictures.
     Term: `mse`, of the network's own prediction.
     """
-    count, on = len(image), image.device
-    dropped = torch.rand(count, device=on) < drop if drop and condition is not None else None
+    count, device = len(image), image.device
+    dropped = torch.rand(count, device=device) < drop if drop and condition is not None else None
     cond = model.tell(condition, count, dropped)
-    at = at or training_levels(model.schedule, count, on)
+    at = at or training_levels(model.schedule, count, device)
     noise = offset_noise(torch.randn_like(image), offset) if noise is None else noise
     return matching(
         lambda x, time: model.predict(x, time, cond), model.kind, image, noise, at, min_snr=min_snr

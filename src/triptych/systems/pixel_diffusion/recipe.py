@@ -36,12 +36,12 @@ CHUNK = 128
 def build(request: TrainPixelDiffusion, world: World = ALONE) -> Recipe:
     """A pixel diffusion model with its data."""
     training = request.training
-    on = runtime.device(training.device)
+    device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     given = conditioning(request.condition, source)
     config = _config(request, source, given)
     torch.manual_seed(runtime.key(training.seed, "weights"))
-    model = PixelDiffusion(config).to(on)
+    model = PixelDiffusion(config).to(device)
 
     def minimise(batch: Batch, step: int) -> Loss:
         return objective(
@@ -54,7 +54,7 @@ def build(request: TrainPixelDiffusion, world: World = ALONE) -> Recipe:
         )
 
     shape = (config.channels, config.height, config.width)
-    grid = condition_grid(given, test, shape, training.seed, on)
+    grid = condition_grid(given, test, shape, training.seed, device)
 
     def draw(module: nn.Module) -> np.ndarray:
         assert isinstance(module, PixelDiffusion)
@@ -64,7 +64,7 @@ def build(request: TrainPixelDiffusion, world: World = ALONE) -> Recipe:
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, PixelDiffusion)
-        return {"test_mse": held_out_loss(module, held_out, given, on)}
+        return {"test_mse": held_out_loss(module, held_out, given, device)}
 
     betas = (0.9, request.beta2)
     decay = request.weight_decay
@@ -139,21 +139,21 @@ def previewed(model: PixelDiffusion, condition: Tensor | None, start: Tensor) ->
 
 @torch.inference_mode()
 def held_out_loss(
-    model: PixelDiffusion, held_out: Batch, given: Conditioning, on: torch.device
+    model: PixelDiffusion, held_out: Batch, given: Conditioning, device: torch.device
 ) -> float:
     """The loss on held-out pictures at an even comb of levels, always the same and same noise."""
     image, condition = held_out["image"], given.of(held_out)
     count = len(image)
     noise = runtime.noise(tuple(image.shape[1:]), range(count))
     order = torch.randperm(count, generator=runtime.generator(0))
-    at = model.schedule.drawn(((order + 0.5) / count).to(on))
+    at = model.schedule.drawn(((order + 0.5) / count).to(device))
     total = 0.0
     for start in range(0, count, CHUNK):
         rows = slice(start, start + CHUNK)
-        told = None if condition is None else condition[rows].to(on)
+        told = None if condition is None else condition[rows].to(device)
         levels = Levels(*(column[rows] for column in at))
         loss = objective(
-            model, image[rows].to(on), told, drop=0.0, noise=noise[rows].to(on), at=levels
+            model, image[rows].to(device), told, drop=0.0, noise=noise[rows].to(device), at=levels
         )
         total += float(loss.total)
     return total / count

@@ -259,9 +259,9 @@ def _shards(place: Path, model: str, dim: int) -> list[Shard]:
     for path in reversed(paths):
         try:
             tensors = read_safetensors(path)
-            said: Any = json.loads(bytes(tensors["files"].numpy()))
-            files = [File(*row) for row in said["files"]]
-            vectors, form, made_by = tensors["vectors"], said["form"], said["model"]
+            notes: Any = json.loads(bytes(tensors["files"].numpy()))
+            files = [File(*row) for row in notes["files"]]
+            vectors, form, made_by = tensors["vectors"], notes["form"], notes["model"]
         except (ValueError, LookupError, TypeError):
             continue
         if made_by != model:
@@ -329,12 +329,12 @@ def _rewrite(place: Path, model: str, old: Sequence[tuple[Shard, list[bool]]]) -
 def _write(place: Path, model: str, files: Sequence[File], vectors: Float[Tensor, "N D"]) -> None:
     numbers = [_number(path) for path in place.iterdir() if NAME.fullmatch(path.name)]
     path = place / f"{max(numbers, default=0) + 1:06d}.safetensors"
-    said = json.dumps({"form": FORM, "model": model, "files": files}).encode()
+    notes = json.dumps({"form": FORM, "model": model, "files": files}).encode()
     write_safetensors(
         path,
         {
             "vectors": vectors.float().contiguous(),
-            "files": torch.frombuffer(bytearray(said), dtype=torch.uint8),
+            "files": torch.frombuffer(bytearray(notes), dtype=torch.uint8),
         },
     )
 

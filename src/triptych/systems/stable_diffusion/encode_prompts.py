@@ -31,7 +31,7 @@ class Told(NamedTuple):
 
     cond: Conditioning
     uncond: Conditioning
-    said: tuple[str, ...]  # what someone should know of the prompts
+    notes: tuple[str, ...]  # what someone should know of the prompts
 
 
 def told(
@@ -59,15 +59,15 @@ def told(
         [pad_windows(w, count, t) for w, t in zip(windows, tokenizers, strict=True)]
         for windows in read
     ]
-    skip, said = _skip(model, clip_skip, automatic1111)
+    skip, notes = _skip(model, clip_skip, automatic1111)
     cond, uncond = (_states(model, windows, skip, automatic1111) for windows in read)
     if not negative.strip() and model.config.sampling.zeros_for_empty:
         uncond = {name: torch.zeros_like(tensor) for name, tensor in uncond.items()}
     if model.config.sizes:
         for one, score in ((cond, LIKED), (uncond, DISLIKED)):
             one["sizes"] = _sizes(size, model.config.sizes, score).to(one["context"].device)
-    spoken = [read[0][0].said, tuple(f"negative: {line}" for line in read[1][0].said)]
-    return Told(cond, uncond, (*spoken[0], *spoken[1], *said))
+    spoken = [read[0][0].notes, tuple(f"negative: {line}" for line in read[1][0].notes)]
+    return Told(cond, uncond, (*spoken[0], *spoken[1], *notes))
 
 
 def repeated(cond: Conditioning, count: int) -> Conditioning:
@@ -109,13 +109,13 @@ def _states(
     keeps_mean: bool,
 ) -> Conditioning:
     """States of all windows in a row; the pooled vector is that of the first."""
-    on = next(model.parameters()).device
-    states, vector = model.encode_text([one.tokens.to(on) for one in windows], skip=skip)
+    device = next(model.parameters()).device
+    states, vector = model.encode_text([one.tokens.to(device) for one in windows], skip=skip)
     widths = [tower.text.width for tower in model.config.text]
     # plainly unless asked: where states have a mean near 0, keeping it scales them by chance
     weigh = emphasise if keeps_mean else emphasise_plainly
     parts = [  # each tower by itself: its states have a mean of their own
-        weigh(part, one.weights.to(on))
+        weigh(part, one.weights.to(device))
         for part, one in zip(states.split(widths, dim=-1), windows, strict=True)
     ]
     context: Float[Tensor, "N T D"] = torch.cat(parts, dim=-1)

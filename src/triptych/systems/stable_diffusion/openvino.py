@@ -76,14 +76,14 @@ def conversion_said(
     """
     size = sum(parameter.nbytes for parameter in model.unet.parameters())
     with_lora = " with these LoRAs, for which it is another network," if lora else ""
-    said = (
+    notes = (
         f"the U-Net{with_lora} is converted for OpenVINO, once: about a minute for Stable "
         f"Diffusion 1.x. It stays in {conversion.folder} ({size / 1e9:.1f} GB)"
     )
     count, taken = conversion.others()
     if not count:
-        return (said,)
-    return (said, f"beside it lie {count} others ({taken / 1e9:.1f} GB), which may be deleted")
+        return (notes,)
+    return (notes, f"beside it lie {count} others ({taken / 1e9:.1f} GB), which may be deleted")
 
 
 @contextmanager

@@ -159,7 +159,7 @@ class Replay(NamedTuple):
 
     request: TextToImage
     model_hash: str  # the first ten digits of the checkpoint's SHA-256, or of an older digest
-    said: tuple[str, ...]  # settings that are not followed, one sentence each
+    notes: tuple[str, ...]  # settings that are not followed, one sentence each
 
 
 def replay(info: Infotext, model: str = "") -> Replay:
@@ -176,8 +176,8 @@ def replay(info: Infotext, model: str = "") -> Replay:
             "there are no settings in it, such as `Steps: 20, Sampler: Euler a, CFG scale: 7, "
             "Seed: 1, Size: 512x512`"
         )
-    said: list[str] = []
-    sampler, spacing = _sampler(info, said)
+    notes: list[str] = []
+    sampler, spacing = _sampler(info, notes)
     prompt, loras = loras_in(info.prompt)
     fields: dict[str, Any] = {
         "prompt": prompt,
@@ -185,7 +185,7 @@ def replay(info: Infotext, model: str = "") -> Replay:
         "loras": loras,
         "sampler": sampler,
         "spacing": spacing,
-        "noise_source": _noise(info, said),
+        "noise_source": _noise(info, notes),
         "conventions": _conventions(info),
         "size": info.get("Size").replace(" ", "").lower(),
     }
@@ -198,8 +198,8 @@ def replay(info: Infotext, model: str = "") -> Replay:
         fields.pop("variation_seed", None)
     if name := model or info.get("Model"):
         fields["model"] = name
-    said += [f"{k}: {v[:60]} is not followed" for k, v in info.pairs if k not in followed]
-    return Replay(TextToImage(**fields), info.get("Model hash"), tuple(said))
+    notes += [f"{k}: {v[:60]} is not followed" for k, v in info.pairs if k not in followed]
+    return Replay(TextToImage(**fields), info.get("Model hash"), tuple(notes))
 
 
 def _seed(value: str) -> int | None:
@@ -224,7 +224,7 @@ def _read(key: str, value: str, read: Callable[[str], Any]) -> Any:
         raise ValueError(f"{key} is {value[:60]!r}, which is no number") from None
 
 
-def _sampler(info: Infotext, said: list[str]) -> tuple[str, str]:
+def _sampler(info: Infotext, notes: list[str]) -> tuple[str, str]:
     """Our names of the sampler and of the spacing, which stands behind it or apart."""
     written = info.get("Sampler")
     if not written:
@@ -235,7 +235,7 @@ def _sampler(info: Infotext, said: list[str]) -> tuple[str, str]:
         if not spacing and "Schedule type" not in dict(info.pairs):
             spacing = AUTOMATIC1111.get(sampler, "")
             if spacing in ("karras", "exponential"):
-                said.append(
+                notes.append(
                     f"no Schedule type: read as Automatic, which is {spacing} for {written}; "
                     "before version 1.9 it was Uniform: linspace"
                 )
@@ -251,12 +251,12 @@ def _sampler(info: Infotext, said: list[str]) -> tuple[str, str]:
     return sampler, known[schedule.lower()]
 
 
-def _noise(info: Infotext, said: list[str]) -> str:
+def _noise(info: Infotext, notes: list[str]) -> str:
     source = info.get("RNG", "GPU").upper()
     if source == "CPU":
         return "cpu"
     if source not in ("GPU", "NV"):
-        said.append(f"RNG: {source[:60]} is unknown; noise is drawn as a CUDA device draws it")
+        notes.append(f"RNG: {source[:60]} is unknown; noise is drawn as a CUDA device draws it")
     return "philox"
 
 

@@ -59,7 +59,7 @@ class Drawing:
     """The share of the work that is done, for a bar."""
     guess: Float[Tensor, "B Z h w"] | None = None
     """Latents of the pictures that are being drawn, as the model expects them to end."""
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """What someone should know: how a long prompt was read, what a LoRA changed."""
 
     def seeds(self, number: int) -> tuple[int, int | None]:
@@ -98,15 +98,15 @@ def run(request: TextToImage, loaded: Loaded | None = None) -> Iterator[Drawing]
                 model, tokenizers, prompt, away, _size(request),
                 clip_skip=request.clip_skip, automatic1111=_a1111(request),
             )  # fmt: skip
-        said = (*(original.said if original else ()), *changes, *words, *text.said)
+        notes = (*(original.notes if original else ()), *changes, *words, *text.notes)
         conversion = None
         if request.backend == "openvino":
             conversion = unet_conversion(model, request.tiling)
             if not conversion.there:
-                said += conversion_said(conversion, model, lora=bool(changes))
-                yield Drawing(request, _none_yet(request, model), 0.0, None, said)
+                notes += conversion_said(conversion, model, lora=bool(changes))
+                yield Drawing(request, _none_yet(request, model), 0.0, None, notes)
         with in_openvino(model, conversion, dtype, request.tiling):
-            yield from _pictures(request, model, text, original, dtype, said)
+            yield from _pictures(request, model, text, original, dtype, notes)
 
 
 def _none_yet(request: TextToImage, model: StableDiffusion) -> UInt8[np.ndarray, "0 H W C"]:
@@ -119,7 +119,7 @@ def _pictures(
     text: Told,
     original: Original | None,
     dtype: torch.dtype,
-    said: tuple[str, ...],
+    notes: tuple[str, ...],
 ) -> Iterator[Drawing]:
     """All pictures of a filled request, as many at once as fit."""
     height, width = _size(request)
@@ -131,13 +131,13 @@ def _pictures(
         drawn = None
         for share, drawn in _drawn(request, model, text, original, rows, dtype):
             whole = (first + share * len(rows)) / request.n
-            yield Drawing(request, done, min(whole, 0.999), drawn.x0, said)
+            yield Drawing(request, done, min(whole, 0.999), drawn.x0, notes)
         assert drawn is not None
         pictures = _decoded(request, model, drawn.x, dtype)
         if original is not None and original.paint is not None:
             pictures = np.where(original.paint[:, :, None], pictures, original.picture)
         done = np.concatenate([done, pictures])
-        yield Drawing(request, done, rows.stop / request.n, None, said)
+        yield Drawing(request, done, rows.stop / request.n, None, notes)
 
 
 def ready(request: TextToImage) -> Loaded:
@@ -150,8 +150,8 @@ def ready(request: TextToImage) -> Loaded:
     by_openvino = request.backend == "openvino"
     if by_openvino:
         require_openvino()  # before anything takes its time
-    on = runtime.device("cpu" if by_openvino else "auto")
-    loaded = load(request.model, on, runtime.precision(request.precision, on))
+    device = runtime.device("cpu" if by_openvino else "auto")
+    loaded = load(request.model, device, runtime.precision(request.precision, device))
     drawing_model(loaded)
     return loaded
 
@@ -288,11 +288,11 @@ def _decoded(
 
 @contextmanager
 def _computing(model: StableDiffusion, dtype: torch.dtype, tiling: bool = False) -> Iterator[None]:
-    on = next(model.parameters()).device
+    device = next(model.parameters()).device
     half = dtype == torch.bfloat16
     with (
         torch.inference_mode(),
-        torch.autocast(on.type, torch.bfloat16, half),
+        torch.autocast(device.type, torch.bfloat16, half),
         circular(model, tiling),
     ):
         yield

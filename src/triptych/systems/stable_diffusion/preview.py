@@ -42,12 +42,12 @@ def preview_of(model: StableDiffusion) -> Callable[[Tensor], UInt8[np.ndarray, "
 
 def _fitted(coder: Autoencoder) -> Float[Tensor, "_ C"]:
     """Least squares from latents, and a 1 behind them, to the colours that have them."""
-    on = next(coder.parameters()).device
+    device = next(coder.parameters()).device
     shades = list(product((-SHADE, SHADE), repeat=coder.config.channels))
-    colours = torch.tensor(shades, device=on)  # (2^C, C)
+    colours = torch.tensor(shades, device=device)  # (2^C, C)
     side = SIDE * coder.config.factor
     images = colours[:, :, None, None].expand(-1, -1, side, side)
     latents = coder.encode(images).float().mean((2, 3))  # (2^C, Z)
     known = torch.cat([latents, latents.new_ones(len(latents), 1)], dim=1)
     solution: Tensor = torch.linalg.lstsq(known.cpu(), colours.cpu()).solution
-    return solution.to(on)
+    return solution.to(device)

@@ -69,7 +69,7 @@ CHUNK = 64
 def build(request: TrainTextToImage, world: World = ALONE) -> Recipe:
     """A text-to-image model with its data, from nothing or from a model that is there."""
     training = request.training
-    on = runtime.device(training.device)
+    device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     templates = _templates(request.templates)
     torch.manual_seed(runtime.key(training.seed, "weights"))
@@ -84,19 +84,21 @@ def build(request: TrainTextToImage, world: World = ALONE) -> Recipe:
     # What is frozen is neither averaged nor saved at every checkpoint; with a cache it is not even
     # in memory, so nothing below may hold on to `model` itself.
     alone = not moves and bool(request.cache or request.init)
-    learner, whole = around(model, cache if alone else None, on) if alone else (model.to(on), None)
+    learner, whole = (
+        around(model, cache if alone else None, device) if alone else (model.to(device), None)
+    )
     trained: nn.Module = learner.unet if alone else learner
     told = cache.tell if cache and alone else partial(tell, learner, tokenizers)
 
     def minimise(batch: Batch, step: int) -> Loss:
         texts = read(batch)
         left_out = torch.rand(len(texts)) < request.drop
-        said = ["" if gone else text for text, gone in zip(texts, left_out.tolist(), strict=True)]
+        notes = ["" if gone else text for text, gone in zip(texts, left_out.tolist(), strict=True)]
         with torch.set_grad_enabled(moves and torch.is_grad_enabled()):
-            cond = told(said) | told_sizes(config, batch, source.shape, on)
+            cond = told(notes) | told_sizes(config, batch, source.shape, device)
         return objective(
             learner,
-            latents_of(learner, batch, on, likeliest=request.latents == "likeliest"),
+            latents_of(learner, batch, device, likeliest=request.latents == "likeliest"),
             cond,
             min_snr=request.min_snr or None,
             measured=request.measured or None,
@@ -171,7 +173,7 @@ def _cache(
         sentences=[t.replace("{}", spoken(name)) for name in source.classes for t in templates],
         texts=texts,
         precision=request.cache_precision,
-        on=runtime.device(request.training.device),
+        device=runtime.device(request.training.device),
     )
 
 
@@ -230,18 +232,18 @@ def held_out_loss(
     measured: Predicts | None = None,
 ) -> float:
     """The loss on held-out pictures at an even comb of levels, always the same and same noise."""
-    on = next(model.parameters()).device
+    device = next(model.parameters()).device
     count = len(image)
     order = torch.randperm(count, generator=runtime.generator(0))
-    at = model.schedule.drawn(((order + 0.5) / count).to(on))
+    at = model.schedule.drawn(((order + 0.5) / count).to(device))
     total = 0.0
     for start in range(0, count, CHUNK):
         rows = slice(start, start + CHUNK)
-        latents = model.autoencoder.encode(image[rows].to(on))
+        latents = model.autoencoder.encode(image[rows].to(device))
         noise = runtime.noise(tuple(latents.shape[1:]), range(start, start + len(latents)))
         cond = tell(model, tokenizers, texts[rows])
         levels = type(at)(*(column[rows] for column in at))
-        loss = objective(model, latents, cond, measured=measured, noise=noise.to(on), at=levels)
+        loss = objective(model, latents, cond, measured=measured, noise=noise.to(device), at=levels)
         total += float(loss.total)
     return total / count
 
@@ -300,7 +302,7 @@ def _start(
 
 def _texts(source: Source, templates: tuple[str, ...]) -> list[str]:
     if source.captioned:
-        return [text for said in captions_of(source, LEARNED_FROM) for text in said]
+        return [text for notes in captions_of(source, LEARNED_FROM) for text in notes]
     return [text.replace("{}", name) for name in source.classes for text in templates]
 
 

@@ -132,7 +132,7 @@ def judged(
     shares, nearest = {}, {}
     for name, rows in groups_of(prompts).items():
         pairs = [(seen[row], prompts[row]) for row in rows]
-        verdicts = (satisfies(strict(*found), said) for found, said in pairs)
+        verdicts = (satisfies(strict(*found), notes) for found, notes in pairs)
         shares[name] = _named(report(verdicts))
         nearest[name] = _nearest(pairs, limit)
     return shares, nearest
@@ -144,8 +144,8 @@ def _named(shares: Mapping[str, Share]) -> Shares:
 
 def _nearest(pairs: Sequence[tuple[Seen, str]], limit: float) -> Nearest:
     verdicts, distances = [], []
-    for (found, ground, texture, _), said in pairs:
-        claim = parse(said)
+    for (found, ground, texture, _), notes in pairs:
+        claim = parse(notes)
         near = [match for match in found if match is not None]
         if len(near) == len(found) == len(claim.things):
             verdicts.append(holds(claim, [thing for thing, _ in near], ground, texture))

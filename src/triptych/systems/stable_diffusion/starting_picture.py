@@ -37,7 +37,7 @@ class Original(NamedTuple):
 
     picture: UInt8[np.ndarray, "H W C"]
     paint: Bool[np.ndarray, "H W"] | None  # True where it is drawn anew
-    said: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 class Start(NamedTuple):
@@ -64,11 +64,11 @@ def open_original(image: str, mask: str, size: tuple[int, int] | None, channels:
     if not mask:
         if size is None or size == (height, width):
             return Original(picture, None, ())
-        said = (
+        notes = (
             f"the picture of {width}x{height} is scaled to cover {size[1]}x{size[0]} and cut "
             "around its middle"
         )
-        return Original(_covering(picture, size), None, (said,))
+        return Original(_covering(picture, size), None, (notes,))
     if size not in (None, (height, width)):
         assert size is not None
         raise ValueError(
@@ -122,25 +122,25 @@ def start_of(
     `scale` is what noise is multiplied with at the first level of a way that starts there; `whole`
     is whether that is so (a strength of 1), and `vary` are streams to mix in and their share.
     """
-    on = next(model.parameters()).device
+    device = next(model.parameters()).device
     shape = model.config.latent_shape(*size)
     if original is None:
-        fresh = start_noise(noise, shape, vary).to(on)
+        fresh = start_noise(noise, shape, vary).to(device)
         return Start(scale * fresh, fresh)
-    image = _tensor(original.picture).to(on)
+    image = _tensor(original.picture).to(device)
     if original.paint is None:
-        latents = encoded(model, image, noise, on)
-        fresh = start_noise(noise, shape, vary).to(on)
+        latents = encoded(model, image, noise, device)
+        fresh = start_noise(noise, shape, vary).to(device)
         return Start(noised(latents, fresh, level), fresh)
-    pixels = torch.from_numpy(original.paint)[None, None].to(on)  # (1, 1, H, W)
+    pixels = torch.from_numpy(original.paint)[None, None].to(device)  # (1, 1, H, W)
     factor = model.config.factor
     paint = continued(pixels.float(), factor)[:, :, ::factor, ::factor] > 0.5  # as diffusers reads
     if not paint.any():
         raise ValueError("the mask is too thin: no place of the latents lies in its white parts")
     beside_it = model.config.unet.in_channels > model.config.unet.out_channels
-    known = None if beside_it and whole else encoded(model, image, noise, on)
-    fresh = start_noise(noise, shape, vary).to(on)
-    hidden = encoded(model, image.where(~pixels, torch.zeros_like(image)), noise, on)
+    known = None if beside_it and whole else encoded(model, image, noise, device)
+    fresh = start_noise(noise, shape, vary).to(device)
+    hidden = encoded(model, image.where(~pixels, torch.zeros_like(image)), noise, device)
     x = scale * fresh if whole or known is None else noised(known, fresh, level)
     if not beside_it:
         return Start(x, fresh, known, paint)
@@ -178,7 +178,10 @@ def spherical(
 
 
 def encoded(
-    model: StableDiffusion, image: Float[Tensor, "1 C H W"], noise: PictureNoise, on: torch.device
+    model: StableDiffusion,
+    image: Float[Tensor, "1 C H W"],
+    noise: PictureNoise,
+    device: torch.device,
 ) -> Float[Tensor, "B Z h w"]:
     """Scaled latents of a picture, once for each stream; where the autoencoder says how sure it is,
     a draw of its own for each.
@@ -189,7 +192,7 @@ def encoded(
         latents: Tensor = coder.encode(image, tile=tile)
         return latents.expand(len(noise.streams), -1, -1, -1)
     posterior = coder.posterior(image, tile)
-    draws = noise.start(posterior.mean.shape[1:]).to(on)
+    draws = noise.start(posterior.mean.shape[1:]).to(device)
     return coder.scaled(posterior.sample(draws))
 
 

@@ -22,7 +22,7 @@ def held_out_matches(
     tokenizer: Tokenizer,
     transform: ImageTransform,
     templates: Sequence[str],
-    on: torch.device,
+    device: torch.device,
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A function of the model: zero-shot accuracy over the classes, and recall of the right text
     among those of up to 1,000 held-out pictures, each with its chance.
@@ -37,17 +37,17 @@ def held_out_matches(
         for start in range(0, count, CHUNK):
             batch = take(test, range(start, min(start + CHUNK, count)))
             image = batch["image"].expand(-1, 3, -1, -1)
-            found.append(embedded(module.embed_image, transform.normalise(image).to(on)))
+            found.append(embedded(module.embed_image, transform.normalise(image).to(device)))
             texts += batch.get("caption", [])
             labels += batch["label"].tolist() if "label" in batch else []
         pictures = torch.cat(found)
         row: dict[str, float] = {}
         if labels and len(test.classes) > 1:
-            named = class_vectors(module, tokenizer, test.classes, templates, on)
+            named = class_vectors(module, tokenizer, test.classes, templates, device)
             right = (pictures @ named.T).argmax(1) == torch.tensor(labels)
             row |= {"zero_shot": right.float().mean().item(), "by_chance": 1 / len(test.classes)}
         if texts:
-            vectors = text_vectors(module, tokenizer, texts, on)
+            vectors = text_vectors(module, tokenizer, texts, device)
             row |= recalls(pictures, vectors, texts)
         return row
 
@@ -74,19 +74,19 @@ def class_vectors(
     tokenizer: Tokenizer,
     classes: Sequence[str],
     templates: Sequence[str],
-    on: torch.device,
+    device: torch.device,
 ) -> Tensor:
     """One unit vector a class: the mean over its sentences (arXiv:2103.00020, section 3.1.4)."""
     texts = [template.replace("{}", spoken(name)) for name in classes for template in templates]
-    vectors = text_vectors(model, tokenizer, texts, on).unflatten(0, (len(classes), -1))
+    vectors = text_vectors(model, tokenizer, texts, device).unflatten(0, (len(classes), -1))
     return nn.functional.normalize(vectors.mean(1), dim=-1)
 
 
 def text_vectors(
-    model: Clip | Siglip, tokenizer: Tokenizer, texts: Sequence[str], on: torch.device
+    model: Clip | Siglip, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device
 ) -> Tensor:
     tokens = tokenizer.encode(list(texts)).tokens
-    return torch.cat([embedded(model.embed_text, part.to(on)) for part in tokens.split(CHUNK)])
+    return torch.cat([embedded(model.embed_text, part.to(device)) for part in tokens.split(CHUNK)])
 
 
 @torch.inference_mode()

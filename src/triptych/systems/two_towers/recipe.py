@@ -48,11 +48,11 @@ LEARNED_FROM = 20_000  # pictures whose captions make the vocabulary
 def build(request: TrainClip | TrainSiglip, world: World = ALONE) -> Recipe:
     """Two towers with their data, from nothing or from a model that is there."""
     training, towers = request.training, request.towers
-    on = runtime.device(training.device)
+    device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     templates = _templates(towers.templates)
     model, tokenizer, transform = _start(request, source, templates)
-    model = model.to(on)
+    model = model.to(device)
     initial = copy.deepcopy(model).requires_grad_(False) if towers.interpolate < 1 else None
     _choose_what_moves(model, towers)
     read = reader(source, templates)
@@ -72,8 +72,8 @@ def build(request: TrainClip | TrainSiglip, world: World = ALONE) -> Recipe:
         loss = objective(
             model,  # type: ignore[arg-type]
             transform.normalise(image),
-            encoded.tokens.to(on),
-            groups=groups.to(on) if towers.duplicates and repeated else None,
+            encoded.tokens.to(device),
+            groups=groups.to(device) if towers.duplicates and repeated else None,
             keep=1 - towers.patch_dropout,
             cache=towers.cache,
             match=match,
@@ -109,7 +109,7 @@ def build(request: TrainClip | TrainSiglip, world: World = ALONE) -> Recipe:
         ),
         card=to_json(_card(model, source, tokenizer, transform)),
         chance=_chance(model, training.batch_size),
-        evaluate=held_out_matches(test, tokenizer, transform, templates, on),
+        evaluate=held_out_matches(test, tokenizer, transform, templates, device),
         finished=finished if towers.lora or initial is not None else None,
         beside=tokenizer.save,
     )
@@ -164,7 +164,7 @@ def _start(
     if towers.init:
         return _continued(request, source)
     if source.captioned:
-        texts = [text for said in captions_of(source, LEARNED_FROM) for text in said]
+        texts = [text for notes in captions_of(source, LEARNED_FROM) for text in notes]
     else:
         texts = [text.replace("{}", name) for name in source.classes for text in templates]
     tokenizer = train_tokenizer(texts, towers.vocabulary, towers.length)

@@ -38,7 +38,7 @@ HELD_OUT = 500  # test pictures that the diagnostics look at
 def build(request: TrainWgan, world: World = ALONE) -> Recipe:
     """A conditional WGAN-GP with its data."""
     training = request.training
-    on = runtime.device(training.device)
+    device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     if request.condition == "vector":
         raise ValueError("the critic takes a label or attributes, not a vector of numbers")
@@ -59,8 +59,8 @@ def build(request: TrainWgan, world: World = ALONE) -> Recipe:
         request.generator,
     )
     torch.manual_seed(runtime.key(training.seed, "weights"))
-    model = Wgan(config).to(on)
-    grid = condition_grid(given, test, (request.latent,), training.seed, on)
+    model = Wgan(config).to(device)
+    grid = condition_grid(given, test, (request.latent,), training.seed, device)
 
     def draw(module: nn.Module) -> np.ndarray:
         assert isinstance(module, Generator)
@@ -82,7 +82,7 @@ def build(request: TrainWgan, world: World = ALONE) -> Recipe:
         card=to_json(card("wgan", asdict(config), source, given)),
         chance="-c_wass_loss is the critic's gap: it rises, then falls as the generator catches up",
         sample=draw,
-        evaluate=_diagnosis(model, given, test, on),
+        evaluate=_diagnosis(model, given, test, device),
         warn=_warn,
     )
 
@@ -129,7 +129,7 @@ def _updates(request: TrainWgan, model: Wgan, given: Conditioning) -> Sequence[U
 
 
 def _diagnosis(
-    model: Wgan, given: Conditioning, test: Source, on: torch.device
+    model: Wgan, given: Conditioning, test: Source, device: torch.device
 ) -> Callable[[nn.Module], dict[str, Any]]:
     """How varied a class is against real pictures, and how steep the critic is."""
     held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
@@ -140,10 +140,10 @@ def _diagnosis(
     @torch.no_grad()
     def evaluate(module: nn.Module) -> dict[str, Any]:
         assert isinstance(module, Generator)
-        image = held_out["image"].to(on)
+        image = held_out["image"].to(device)
         condition = given.of(held_out)
-        condition = None if condition is None else condition.to(on)
-        z = runtime.noise((latent,), range(len(image))).to(on)
+        condition = None if condition is None else condition.to(device)
+        z = runtime.noise((latent,), range(len(image))).to(device)
         fake = sample(module, condition, z)
         with torch.enable_grad():
             norms = gradient_penalty(model.critic, image, fake, condition).norms.cpu()

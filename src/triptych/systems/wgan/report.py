@@ -25,18 +25,18 @@ def draw_figures(
     """Write `shared-z.png`, `conditions.png` (from one class to the next at fixed noise) and
     `truncation.png` (less noise, less variety) of a label-conditional generator.
     """
-    on = next(model.parameters()).device
+    device = next(model.parameters()).device
     latent, names = model.config.latent, classes[:SHOWN]
-    labels = torch.arange(len(names), device=on)
-    z = noise((latent,), range(seed, seed + 8)).to(on)
+    labels = torch.arange(len(names), device=device)
+    z = noise((latent,), range(seed, seed + 8)).to(device)
     drawn: dict[str, tuple[Tensor, list[str], list[str], str]] = {}
 
     rows = torch.stack([wgan.sample(model, labels, row.expand(len(names), -1)) for row in z])
     drawn["shared-z"] = (rows, [f"z {i + 1}" for i in range(8)], list(names), "One z, every class")
 
     pairs = [(k, (k + 1) % len(names)) for k in range(0, len(names), 2)]
-    first = torch.tensor([a for a, _ in pairs], device=on)
-    second = torch.tensor([b for _, b in pairs], device=on)
+    first = torch.tensor([a for a, _ in pairs], device=device)
+    second = torch.tensor([b for _, b in pairs], device=device)
     walk = wgan.interpolate_conditions(model, first, second, z[:1].expand(len(pairs), -1), STEPS)
     titles = [f"{names[a]} to {names[b]}" for a, b in pairs]
     drawn["conditions"] = (walk.transpose(0, 1), titles, [], "From class to class at one z")

@@ -34,7 +34,7 @@ KEPT = 0.9  # share of pictures of seen classes that the reported threshold lets
 def build(request: TrainWordSpace, world: World = ALONE) -> Recipe:
     """The network and its map, trained on the seen classes alone."""
     training = request.training
-    on = runtime.device(training.device)
+    device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     given = conditioning("label", source)
     if not isinstance(source, Table):
@@ -60,8 +60,8 @@ def build(request: TrainWordSpace, world: World = ALONE) -> Recipe:
         min(NEIGHBOURS, points - 1),
     )
     torch.manual_seed(runtime.key(training.seed, "weights"))
-    model = WordSpace(config).to(on)
-    model.set_words(words.to(on))
+    model = WordSpace(config).to(device)
+    model.set_words(words.to(device))
     tuned_from = (1 - request.fine_tune) * training.steps
 
     def minimise(batch: Batch, step: int) -> Loss:
@@ -71,7 +71,7 @@ def build(request: TrainWordSpace, world: World = ALONE) -> Recipe:
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, WordSpace)
-        return evaluated(module, calibration, test, on)
+        return evaluated(module, calibration, test, device)
 
     optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)
     chance = torch.log(torch.tensor(float(len(seen)))).item()
@@ -127,16 +127,16 @@ def _apart(seen: Table, classes: tuple[int, ...], seed: int) -> tuple[Table, Tab
 
 @torch.inference_mode()
 def evaluated(
-    model: WordSpace, calibration: Source, test: Source, on: torch.device
+    model: WordSpace, calibration: Source, test: Source, device: torch.device
 ) -> dict[str, float]:
     """Fit the detectors that the model carries, then answer the test pictures.
 
     A threshold keeps nine tenths of the calibration pictures seen.
     """
     seen, classes = model.config.seen, model.config.classes
-    _, mapped, label = _mapped(model, calibration, on)
+    _, mapped, label = _mapped(model, calibration, device)
     model.fit_novelty(mapped, label)
-    features, of_test, truth = _mapped(model, test, on)
+    features, of_test, truth = _mapped(model, test, device)
     (logits,) = model.network.logits(features)
     given, own = answers(model.scores(of_test), seen), answers(model.scores(mapped), seen).novelty
     if model.config.method == "socher":
@@ -159,14 +159,16 @@ def evaluated(
     }
 
 
-def _mapped(model: WordSpace, source: Source, on: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _mapped(
+    model: WordSpace, source: Source, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
     """Features, points among words, and labels of a source's pictures."""
     count = min(HELD_OUT, source.length or HELD_OUT)
     features, labels = [], []
     for start in range(0, count, CHUNK):
         rows: Iterable[int] = range(start, min(start + CHUNK, count))
         batch = take(source, list(rows))
-        features.append(model.network.features(batch["image"].to(on)))
+        features.append(model.network.features(batch["image"].to(device)))
         labels.append(batch["label"])
     found = torch.cat(features)
-    return found, model.map(found), torch.cat(labels).to(on)
+    return found, model.map(found), torch.cat(labels).to(device)

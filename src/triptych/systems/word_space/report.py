@@ -170,11 +170,11 @@ def _share(right: Bool[Tensor, " N"], of: Bool[Tensor, " N"], choices: int) -> A
     return Accuracy(hits / count, *wilson_interval(hits, count), count, 1 / choices)
 
 
-def _mask(seen: Sequence[int], classes: int, on: torch.device) -> Bool[Tensor, " K"]:
+def _mask(seen: Sequence[int], classes: int, device: torch.device) -> Bool[Tensor, " K"]:
     kinds = set(seen)
     if not kinds or not kinds < set(range(classes)):
         raise ValueError(f"seen must be some, not all, of the classes 0 to {classes - 1}: {seen}")
-    mask = torch.zeros(classes, dtype=torch.bool, device=on)
+    mask = torch.zeros(classes, dtype=torch.bool, device=device)
     mask[list(kinds)] = True
     return mask
 

@@ -89,8 +89,8 @@ def _is_text(head: bytes) -> bool:
 def _what(head: bytes, size: int) -> str:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith(b"version https://git-lfs"):
-        said = [line.split()[-1] for line in head.splitlines() if line.startswith(b"size ")]
-        real = f" of {int(said[0]):,} bytes" if said and said[0].isdigit() else ""
+        sizes = [line.split()[-1] for line in head.splitlines() if line.startswith(b"size ")]
+        real = f" of {int(sizes[0]):,} bytes" if sizes and sizes[0].isdigit() else ""
         return (
             f"is a git-lfs pointer to a file{real}, not the weights. Run `git lfs pull` in its "
             "folder"

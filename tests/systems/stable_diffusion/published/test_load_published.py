@@ -114,7 +114,7 @@ def test_every_published_configuration_builds_as_a_whole(name, tmp_path):
     assert sampling.zeros_for_empty == (name == "stable-diffusion-xl-base-1.0")
     checked = name in ("stable-diffusion-v1-4", "stable-diffusion-v1-5",
                        "stable-diffusion-inpainting")  # fmt: skip
-    assert folder.said == (("left out: the safety checker",) if checked else ())
+    assert folder.notes == (("left out: the safety checker",) if checked else ())
 
 
 @needs_data
@@ -515,7 +515,7 @@ def test_what_is_left_out_is_said(folder):
         feature_extractor=["transformers", "CLIPImageProcessor"],
         image_encoder=["transformers", "CLIPVisionModelWithProjection"],
     )
-    assert load(str(folder)).said == (
+    assert load(str(folder)).notes == (
         "left out: the safety checker and the image encoder (for picture prompts)",
     )
 

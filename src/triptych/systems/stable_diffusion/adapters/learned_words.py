@@ -41,10 +41,10 @@ def learned_words(
                 known = weight.data[: tokenizer.vocabulary]  # rows behind it belong to no token
                 added = [vectors[number].to(known) for vectors in words.values()]
                 weight.data = torch.cat([known, *added])
-        said = (
+        notes = (
             f"{files[name].name}: {name!r} is {count} vectors" for name, count in counts.items()
         )
-        yield tuple(tokenizer.with_words(counts) for tokenizer in tokenizers), tuple(said)
+        yield tuple(tokenizer.with_words(counts) for tokenizer in tokenizers), tuple(notes)
     finally:
         for weight, original in zip(weights, originals, strict=True):
             weight.data = original

@@ -74,7 +74,7 @@ class Whole(NamedTuple):
     config: StableDiffusionConfig
     model: StableDiffusion
     tokenizers: tuple[Tokenizer, ...]
-    said: tuple[str, ...]
+    notes: tuple[str, ...]
     """What someone should know, such as what was left out."""
 
 
@@ -116,7 +116,7 @@ def _folder(path: Path, dtype: torch.dtype | None, reading: Reading) -> Whole:
         state = read_cast(found.files[name], dtype)
         rules = folder_rules(config, name, names, state)
         _fill(module, state, rules, f"{found.files[name]}")
-    return Whole(config, model, tokenizers, found.said)
+    return Whole(config, model, tokenizers, found.notes)
 
 
 def folder_rules(
@@ -138,7 +138,7 @@ def _file(path: Path, dtype: torch.dtype | None, reading: Reading) -> Whole:
     found = describe_single_file(path, predicts=reading.predicts, weights=reading.weights)
     if found.missing:
         raise ValueError(f"has no {' and no '.join(found.missing)}: {ADVICE}")
-    config, said = file_config(found)
+    config, notes = file_config(found)
     towers = [name for name in found.parts if name.startswith("text")]
     pads = [
         tower.text.end if found.parts[name].names == "transformers" else 0
@@ -153,7 +153,7 @@ def _file(path: Path, dtype: torch.dtype | None, reading: Reading) -> Whole:
         state = {ours: tensors[theirs] for ours, theirs in own.items()}
         rules = file_rules(config, name, found.parts[name], state)
         _fill(module, state, rules, f"{found.parts[name].prefix}*")
-    return Whole(config, model, tokenizers, (*found.said, *said))
+    return Whole(config, model, tokenizers, (*found.notes, *notes))
 
 
 def file_config(found: SingleFile) -> tuple[StableDiffusionConfig, tuple[str, ...]]:
@@ -163,8 +163,8 @@ def file_config(found: SingleFile) -> tuple[StableDiffusionConfig, tuple[str, ..
     )
     unet, vae = found.parts["unet"].config, found.parts["vae"].config
     assert isinstance(unet, Mapping) and isinstance(vae, Mapping)
-    config, said = assembled(index_of(found), unet, vae, towers, found.scheduler)
-    return completed(config, found.own), said
+    config, notes = assembled(index_of(found), unet, vae, towers, found.scheduler)
+    return completed(config, found.own), notes
 
 
 def index_of(found: SingleFile) -> dict[str, Any]:

@@ -27,8 +27,8 @@ class Summary:
     """What someone should know; where the checkpoint does not load, why."""
 
     def __str__(self) -> str:
-        said = f", predicts {self.predicts}" if self.predicts else ""
-        return f"{self.family}{said}: {', '.join(self.parts)}"
+        predicts = f", predicts {self.predicts}" if self.predicts else ""
+        return f"{self.family}{predicts}: {', '.join(self.parts)}"
 
 
 def summary(found: Layout) -> Summary | None:
@@ -56,7 +56,7 @@ def _folder(found: Layout) -> Summary:
     except ValueError as error:
         return Summary(found.declared, "", parts, tuple(missing), (f"does not load: {error}",))
     predicts = read.config.schedule.predicts
-    return Summary(found.declared, predicts, parts, tuple(missing), read.said)
+    return Summary(found.declared, predicts, parts, tuple(missing), read.notes)
 
 
 def _file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Summary:
@@ -65,5 +65,5 @@ def _file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Summary:
     except ValueError as error:
         why = str(error).removeprefix(f"{path}: ")
         return Summary("a U-Net under LDM's names", "", ("unet",), (), (why,))
-    notes = tuple(line for line in read.said if "has no" not in line)
+    notes = tuple(line for line in read.notes if "has no" not in line)
     return Summary(read.family, read.predicts, tuple(read.parts), read.missing, notes)

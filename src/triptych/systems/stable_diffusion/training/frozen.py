@@ -27,17 +27,17 @@ from triptych.weights.skeleton import skeleton
 
 
 def around(
-    model: StableDiffusion, cache: LatentCache | None, on: torch.device
+    model: StableDiffusion, cache: LatentCache | None, device: torch.device
 ) -> tuple[StableDiffusion, Callable[[nn.Module], StableDiffusion]]:
     """What the objective sees of a model of which the U-Net alone moves, and a function that puts
     the frozen parts around a U-Net.
     """
-    config, unet = model.config, model.unet.to(on)
+    config, unet = model.config, model.unet.to(device)
     if cache is not None:
         learner = skeleton(lambda: StableDiffusion(config))
         learner.unet = unet
-        return learner, lambda module: cache.whole(module, on)
-    model.to(on)
+        return learner, lambda module: cache.whole(module, device)
+    model.to(device)
 
     def whole(module: nn.Module) -> StableDiffusion:
         found = skeleton(lambda: StableDiffusion(config))
@@ -64,16 +64,16 @@ def cut(source: Source, config: StableDiffusionConfig, pixels: int) -> Source:
 
 
 def told_sizes(
-    config: StableDiffusionConfig, batch: Batch, shape: tuple[int, int, int], on: torch.device
+    config: StableDiffusionConfig, batch: Batch, shape: tuple[int, int, int], device: torch.device
 ) -> Conditioning:
     """How the pictures of a batch were cut, where the U-Net is told."""
     if not config.sizes:
         return {}
     if "sizes" in batch:
-        return {"sizes": batch["sizes"].to(on)}
+        return {"sizes": batch["sizes"].to(device)}
     height, width, _ = shape
     count = len(batch["mean" if "mean" in batch else "image"])
-    return {"sizes": torch.tensor([[height, width, 0, 0, height, width]] * count, device=on)}
+    return {"sizes": torch.tensor([[height, width, 0, 0, height, width]] * count, device=device)}
 
 
 def encoded(
@@ -86,13 +86,15 @@ def encoded(
 
 
 def latents_of(
-    model: StableDiffusion, batch: Batch, on: torch.device, *, likeliest: bool = False
+    model: StableDiffusion, batch: Batch, device: torch.device, *, likeliest: bool = False
 ) -> Float[Tensor, "B Z h w"]:
     """Scaled latents of a batch, from its pictures or from the cache."""
     if "mean" not in batch:
-        return encoded(model, batch["image"].to(on), likeliest=likeliest)
+        return encoded(model, batch["image"].to(device), likeliest=likeliest)
     deviation = None if likeliest else batch.get("deviation")
-    return drawn_latents(batch["mean"].to(on), None if deviation is None else deviation.to(on))
+    return drawn_latents(
+        batch["mean"].to(device), None if deviation is None else deviation.to(device)
+    )
 
 
 def lora_file(run: Path, module: nn.Module) -> None:

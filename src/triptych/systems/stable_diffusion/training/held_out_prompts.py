@@ -35,15 +35,15 @@ def tell(model: StableDiffusion, tokenizers: Tokenizers, texts: Sequence[str]) -
 
     A text that is longer than the window loses its end.
     """
-    on = next(model.parameters()).device
-    tokens = [tokenizer.encode(list(texts)).tokens.to(on) for tokenizer in tokenizers]
+    device = next(model.parameters()).device
+    tokens = [tokenizer.encode(list(texts)).tokens.to(device) for tokenizer in tokenizers]
     context, vector = model.encode_text(tokens)
     cond = {"context": context}
     if vector is not None:
         cond["vector"] = vector
     if count := model.config.sizes:
         height, width = model.config.sampling.height, model.config.sampling.width
-        sizes = torch.tensor([height, width, 0, 0, height, width][:count], device=on)
+        sizes = torch.tensor([height, width, 0, 0, height, width][:count], device=device)
         cond["sizes"] = sizes.expand(len(texts), -1)
     return cond
 

@@ -91,7 +91,7 @@ class LatentCache:
         sentences: Sequence[str] = (),
         texts: bool = True,
         precision: str = "float32",
-        on: torch.device | str = "cpu",
+        device: torch.device | str = "cpu",
     ):
         """`sentences` are texts beside captions; without `texts` only pictures are cached."""
         if source.length is None:
@@ -106,7 +106,7 @@ class LatentCache:
             )
         self.source, self.config, self.tokenizers = source, model.config, tokenizers
         self.sentences, self.texts = sentences, texts
-        self.dtype, self.on = DTYPES[precision], torch.device(on)
+        self.dtype, self.device = DTYPES[precision], torch.device(device)
         self.described = self._description(model, precision)
         digest = hashlib.sha256(json.dumps(self.described, sort_keys=True).encode()).hexdigest()
         self.folder = root.expanduser() / f"latents-{digest[:16]}"
@@ -199,7 +199,7 @@ class LatentCache:
         skipped: dict[str, str] = left_out(self.source)
         for shard in there.values():
             skipped |= shard["skipped"]
-        autoencoder = model.autoencoder.to(self.on).eval()
+        autoencoder = model.autoencoder.to(self.device).eval()
         yield Progress("latents", done, total)
         for number in range(len(self.parts)):
             if number in there:
@@ -214,9 +214,9 @@ class LatentCache:
                 missed |= dict(columns.get("skipped", ()))
                 done += len(chunk)
                 yield Progress("latents", done, total)
-            said = {"captions": captions, "skipped": missed}
+            notes = {"captions": captions, "skipped": missed}
             whole = {name: torch.cat([t[name] for t in tensors]) for name in tensors[0]}
-            write_safetensors(self._path("pictures", number), whole | {"said": _bytes(said)})
+            write_safetensors(self._path("pictures", number), whole | {"said": _bytes(notes)})
             skipped |= missed
             refuse_if_many(skipped, total + len(left_out(self.source)), self.source.name)
 
@@ -230,7 +230,7 @@ class LatentCache:
     def _encoded(
         self, autoencoder: Autoencoder | TinyAutoencoder | Patches, columns: Columns
     ) -> dict[str, Tensor]:
-        mean, deviation = moments(autoencoder, to_images(columns["image"]).to(self.on))
+        mean, deviation = moments(autoencoder, to_images(columns["image"]).to(self.device))
         found = {"mean": self._kept(mean, "latents")}
         if deviation is not None:
             found["deviation"] = self._kept(deviation, "deviations of latents")
@@ -251,12 +251,12 @@ class LatentCache:
         for number in range(len(self.parts)):
             shard = self._shard(number)
             assert shard is not None
-            for said in shard["captions"]:
-                wanted |= dict.fromkeys([said] if isinstance(said, str) else said)
+            for notes in shard["captions"]:
+                wanted |= dict.fromkeys([notes] if isinstance(notes, str) else notes)
         known, number = self._text_rows()
         missing = [text for text in wanted if text not in known]
         total, done = len(wanted), len(wanted) - len(missing)
-        model.text.to(self.on).eval()
+        model.text.to(self.device).eval()
         yield Progress("texts", done, total)
         for chunk in _chunks(missing, TEXTS):
             tensors: list[dict[str, Tensor]] = []
@@ -268,14 +268,14 @@ class LatentCache:
             write_safetensors(self._path("texts", number), whole | {"said": _bytes(list(chunk))})
             number += 1
         if self.shortened:
-            said = f"{self.shortened:,} texts are longer than the window and lost their end"
-            yield Progress(said, 0, 0)
+            notes = f"{self.shortened:,} texts are longer than the window and lost their end"
+            yield Progress(notes, 0, 0)
 
     @torch.inference_mode()
     def _told(self, model: StableDiffusion, texts: Sequence[str]) -> dict[str, Tensor]:
         tokens = [tokenizer.encode(list(texts)) for tokenizer in self.tokenizers]
         self.shortened += sum(map(any, zip(*(each.cut for each in tokens), strict=True)))
-        context, vector = model.encode_text([each.tokens.to(self.on) for each in tokens])
+        context, vector = model.encode_text([each.tokens.to(self.device) for each in tokens])
         found = {"context": self._kept(context, "states of captions")}
         if vector is not None:
             found["vector"] = self._kept(vector, "vectors of captions")
@@ -303,12 +303,12 @@ class LatentCache:
         """What the U-Net is told of cached texts: their states and, if it has one, the vector."""
         found = [self._texts[text] for text in texts]
         return {
-            name: torch.stack([shard[name][row] for shard, row in found]).float().to(self.on)
+            name: torch.stack([shard[name][row] for shard, row in found]).float().to(self.device)
             for name in ("context", "vector")
             if name in found[0][0]
         }
 
-    def whole(self, unet: nn.Module, on: torch.device | str = "cpu") -> StableDiffusion:
+    def whole(self, unet: nn.Module, device: torch.device | str = "cpu") -> StableDiffusion:
         """The model around this U-Net, for drawing and for export: its frozen parts are mapped from
         the disk, and gone again with it.
         """
@@ -318,7 +318,7 @@ class LatentCache:
             own = {k.removeprefix(f"{name}."): v for k, v in stored.items() if k.startswith(name)}
             part = whole.get_submodule(name)
             part.load_state_dict(own, assign=True)
-            part.requires_grad_(False).to(on).eval()
+            part.requires_grad_(False).to(device).eval()
         whole.unet = unet  # type: ignore[assignment]
         return whole
 
@@ -334,8 +334,8 @@ class LatentCache:
         number = 0
         while (path := self._path("texts", number)).exists():
             shard = _read(path)
-            said = shard.pop("said", []) if shard else []
-            rows |= {text: (shard, row) for row, text in enumerate(said)}
+            notes = shard.pop("said", []) if shard else []
+            rows |= {text: (shard, row) for row, text in enumerate(notes)}
             number += 1
         return rows, number
 
@@ -344,8 +344,8 @@ class LatentCache:
         shard = _read(self._path("pictures", number))
         if not shard:
             return None
-        said: dict[str, Any] = shard.pop("said")
-        return shard | said
+        notes: dict[str, Any] = shard.pop("said")
+        return shard | notes
 
     def _path(self, what: str, number: int) -> Path:
         return self.folder / f"{what}-{number:06d}.safetensors"
@@ -362,8 +362,8 @@ def _chunks(items: Any, size: int) -> list[Any]:
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 
-def _bytes(said: Any) -> Tensor:
-    return torch.frombuffer(bytearray(json.dumps(said).encode()), dtype=torch.uint8)
+def _bytes(notes: Any) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(notes).encode()), dtype=torch.uint8)
 
 
 def _read(path: Path) -> dict[str, Any]:

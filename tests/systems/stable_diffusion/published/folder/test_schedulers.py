@@ -190,8 +190,8 @@ def test_sigmas_between_leading_times_are_said():
     leading = {"timestep_spacing": "leading", "use_karras_sigmas": True}
     read = from_diffusers({"_class_name": "EulerDiscreteScheduler"} | leading)
     assert read.sampling.spacing == "karras"
-    assert "between its leading times" in read.said[0]
-    assert from_diffusers({"_class_name": "UniPCMultistepScheduler"} | leading).said == ()
+    assert "between its leading times" in read.notes[0]
+    assert from_diffusers({"_class_name": "UniPCMultistepScheduler"} | leading).notes == ()
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="TRIPTYCH_DATA is not set")

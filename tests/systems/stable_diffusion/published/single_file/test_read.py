@@ -102,7 +102,7 @@ def test_families_are_those_of_diffusers(name, tmp_path):
     found = describe_single_file(path, **flag)
     assert found.family == f"Stable Diffusion {name.removesuffix(' inpainting')}"
     assert found.inpaints == name.endswith("inpainting")
-    assert found.missing == () and found.said == ()
+    assert found.missing == () and found.notes == ()
     assert ("text_encoder_2" in found.parts) == (name in ("XL", "XL inpainting"))
     assert found.predicts == ("velocity" if "upscaler" in name else "noise")
     assert (found.low_resolution is not None) == ("upscaler" in name)
@@ -213,10 +213,10 @@ def test_averaged_weights_by_choice(tmp_path):
     path = tmp_path / "both.safetensors"
     write_safetensors(path, both)
     found = describe_single_file(path)
-    assert "--weights ema" in found.said[0]
+    assert "--weights ema" in found.notes[0]
     assert all(not x.any() for x in split_single_file(both, found)["unet"].values())
     chosen = describe_single_file(path, weights="ema")
-    assert chosen.said == ()
+    assert chosen.notes == ()
     split = split_single_file(both, chosen)
     assert all(x.all() for x in split["unet"].values())
     assert not any(x.any() for x in split["vae"].values())
@@ -230,7 +230,7 @@ def test_averaged_weights_by_choice(tmp_path):
 def test_missing_parts_are_named_and_strange_tensors_refused(tmp_path):
     shapes = {name: x for name, x in FILES["1.x"].items() if not name.startswith(VAE)}
     found = describe_single_file(saved(tmp_path, shapes))
-    assert found.missing == ("vae",) and found.said == ("the file has no vae",)
+    assert found.missing == ("vae",) and found.notes == ("the file has no vae",)
     strange = tensors(FILES["1.x"] | {"hypernetwork.0.weight": (1,)})
     with pytest.raises(ValueError, match=r"hypernetwork.0.weight belong to no part of Stable"):
         split_single_file(strange, describe_single_file(saved(tmp_path, FILES["1.x"])))

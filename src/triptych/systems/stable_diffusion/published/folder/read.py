@@ -85,7 +85,7 @@ class Folder(NamedTuple):
     config: StableDiffusionConfig
     files: Mapping[str, Path]
     """By part, in the order of `NETWORKS`; what `read_weights` takes."""
-    said: tuple[str, ...]
+    notes: tuple[str, ...]
     """What someone should know, such as what is left out."""
 
 
@@ -104,7 +104,7 @@ def described(path: Path, variant: str = "") -> Folder:
             file = "scheduler_config.json" if "scheduler" in name else "config.json"
             parts[name] = _part(path, name, file)
     _check_parts(index, parts)
-    built, said = configuration(index, parts)
+    built, notes = configuration(index, parts)
     own = path / OWN
     if own.is_file():
         built = completed(built, _object(own))
@@ -116,8 +116,8 @@ def described(path: Path, variant: str = "") -> Folder:
         raise ValueError(f"no part has weights of the variant {variant!r}")
     used = ", ".join(sorted(name or "the plain ones" for name in found))
     if found != {variant}:
-        said = (*said, f"of the weights' variants these are read: {used}")
-    return Folder(built, files, (*_left_out(index), *said))
+        notes = (*notes, f"of the weights' variants these are read: {used}")
+    return Folder(built, files, (*_left_out(index), *notes))
 
 
 def configuration(
@@ -147,7 +147,7 @@ def assembled(
     large = "XL" in kind
     tiny = vae.get("_class_name") == "AutoencoderTiny"
     network = _within("unet", lambda: latent_unet.from_diffusers(unet))
-    schedule, sampling, said = _within("scheduler", lambda: schedulers.from_diffusers(scheduler))
+    schedule, sampling, notes = _within("scheduler", lambda: schedulers.from_diffusers(scheduler))
     built = StableDiffusionConfig(
         unet=network,
         text=towers,
@@ -177,7 +177,7 @@ def assembled(
         width=width,
         zeros_for_empty=large and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
-    return replace(built, sampling=sampling), said
+    return replace(built, sampling=sampling), notes
 
 
 def completed(built: StableDiffusionConfig, own: Json) -> StableDiffusionConfig:

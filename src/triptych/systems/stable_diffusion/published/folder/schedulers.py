@@ -107,7 +107,7 @@ class Scheduler(NamedTuple):
     schedule: ScheduleConfig
     sampling: SamplingConfig
     """Of it: sampler, spacing, offset and end."""
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """What someone should know."""
 
 
@@ -248,8 +248,8 @@ def _scheduler(schedule: ScheduleConfig, sampling: SamplingConfig) -> tuple[str,
     for known, variants in SOLVERS.items():
         for (algorithm, kind, order), sampler in variants.items():
             if sampler == sampling.sampler:
-                said = {"algorithm_type": algorithm} if algorithm else {}
-                name, own = known, said | {"solver_type": kind, "solver_order": order}
+                notes = {"algorithm_type": algorithm} if algorithm else {}
+                name, own = known, notes | {"solver_type": kind, "solver_order": order}
     if not name:
         of = (n for n in SAMPLERS.get(sampling.sampler, ()) if n.endswith("Scheduler"))
         name = next(of, "DDIMScheduler")
@@ -290,18 +290,18 @@ def _sampler(stored: Mapping[str, Any], name: str) -> str:
     if variants is None:
         return sampler_named(name)[0]
     default = next(iter(variants))
-    said = Solver(
+    notes = Solver(
         stored.get("algorithm_type", default.algorithm) if default.algorithm else "",
         stored.get("solver_type", default.kind),
         stored.get("solver_order", default.order),
     )
-    if said not in variants:
+    if notes not in variants:
         known = ", ".join(f"{s.algorithm} {s.kind} {s.order}".strip() for s in variants)
         raise ValueError(
             f"the scheduler's algorithm_type, solver_type and solver_order are "
-            f"{said.algorithm} {said.kind} {said.order}; known of {name} are {known}"
+            f"{notes.algorithm} {notes.kind} {notes.order}; known of {name} are {known}"
         )
-    return variants[said]
+    return variants[notes]
 
 
 def _spacing(stored: Mapping[str, Any], name: str) -> Kind:

@@ -42,7 +42,7 @@ class Readable(NamedTuple):
     """A model without the text layers that are in its file and never read."""
 
     config: StableDiffusionConfig
-    said: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def write_diffusers(
@@ -56,7 +56,7 @@ def write_diffusers(
         ValueError: diffusers has no such model; names what it lacks.
         OSError: the disk is full or the folder cannot be written.
     """
-    config, said = readable(model.config)
+    config, notes = readable(model.config)
     index = pipeline_index(config)
     parts = configurations(config)
     own = beyond(config, configuration(index, parts)[0])
@@ -85,9 +85,9 @@ def write_diffusers(
         write_safetensors(folder / name / "model.safetensors", tensors, {"format": "pt"})
     if own:
         write_json(folder / OWN, own)
-        said = (*said, f"what diffusers' files cannot say is in {OWN}: {', '.join(_words(own))}")
+        notes = (*notes, f"what diffusers' files cannot say is in {OWN}: {', '.join(_words(own))}")
     write_json(folder / "model_index.json", index)
-    return said
+    return notes
 
 
 def readable(config: StableDiffusionConfig) -> Readable:

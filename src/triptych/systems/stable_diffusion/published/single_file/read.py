@@ -116,7 +116,7 @@ class SingleFile:
     low_resolution: Mapping[str, Any] | None
     """The upscaler's schedule for noise on the small picture."""
     weights: Weights
-    said: tuple[str, ...]
+    notes: tuple[str, ...]
     """What someone should know, such as averaged weights that are there and not read."""
     own: Mapping[str, Any]
     """What a file that was written here says beyond what others know."""
@@ -157,13 +157,13 @@ def described(
         raise ValueError("has no averaged weights (model_ema.*): leave out --weights ema")
     known = _predicted(header, family, path, predicts)
     found = parts_of(family, shapes, unet | _size(family, known))
-    said = []
+    notes = []
     if weights == "raw" and f"{EMA}num_updates" in shapes:
-        said.append("the file also has averaged weights: --weights ema reads them")
+        notes.append("the file also has averaged weights: --weights ema reads them")
     parts = {name: part for name, part in found.items() if _has(shapes, part.prefix)}
     missing = tuple(name for name in found if name not in parts)
     if missing:
-        said.append(f"the file has no {' and no '.join(missing)}")
+        notes.append(f"the file has no {' and no '.join(missing)}")
     return SingleFile(
         family,
         known,
@@ -172,7 +172,7 @@ def described(
         _scheduler(family, known, shapes),
         configs.SCHEDULER_LOW_RESOLUTION if "upscaler" in family else None,
         weights,
-        tuple(said),
+        tuple(notes),
         _own(header.notes),
     )
 

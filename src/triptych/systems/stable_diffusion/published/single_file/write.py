@@ -55,17 +55,17 @@ def write_single_file(model: StableDiffusion, path: Path) -> tuple[str, ...]:
     """
     family = published(model.config)
     config = model.config
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     if not config.unet.added and config.text[0] not in (CLIP_L, OPENCLIP_H):
-        config, said = readable(config)
-    tensors, notes = _tensors(model, config, family), _notes(config, family)
+        config, notes = readable(config)
+    tensors, metadata = _tensors(model, config, family), _notes(config, family)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    read, _ = file_config(described(Header(shapes, notes), path))
+    read, _ = file_config(described(Header(shapes, metadata), path))
     if own := beyond(config, read):
-        notes[NOTE] = json.dumps(own)
+        metadata[NOTE] = json.dumps(own)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_safetensors(path, tensors, notes)
-    return said
+    write_safetensors(path, tensors, metadata)
+    return notes
 
 
 def published(config: StableDiffusionConfig) -> Family:
