@@ -1,5 +1,7 @@
 """Configurations survive JSON, and refuse what they do not know."""
 
+from dataclasses import dataclass, field
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,3 +40,42 @@ def test_values_survive_json(steps: int, floor: float, widths: list[int]) -> Non
 def test_anything_else_is_refused_by_place(data, words) -> None:
     with pytest.raises(ValueError, match=words):
         from_json(TrainCvae, data)
+
+
+@dataclass(frozen=True)
+class Renamed:
+    steps: int
+    device: str = field(default="cpu", metadata={"was": "on"})
+    rate: float = field(default=0.1, metadata={"was": "speed"})
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Renamed = field(metadata={"was": "core"})
+
+
+def test_a_renamed_field_is_read_under_its_old_name_and_written_under_its_new_one() -> None:
+    expected = Renamed(3, "cuda", 0.5)
+    assert from_json(Renamed, {"steps": 3, "on": "cuda", "rate": 0.5}) == expected
+    assert from_json(Renamed, {"device": "cuda", "speed": 0.5, "steps": 3}) == expected
+    assert from_json(Outer, {"core": {"steps": 3, "on": "cuda", "speed": 0.5}}) == Outer(expected)
+    assert to_json(expected) == {"steps": 3, "device": "cuda", "rate": 0.5}
+
+
+def test_an_old_name_of_a_required_field_is_enough() -> None:
+    with pytest.raises(ValueError, match="lacks the field 'inner'"):
+        from_json(Outer, {})
+
+
+@pytest.mark.parametrize("names", [("device", "on"), ("on", "device")])
+def test_a_field_under_its_old_and_its_new_name_is_refused(names) -> None:
+    words = "Renamed has the field 'device' twice, also under its old name 'on'"
+    with pytest.raises(ValueError, match=words):
+        from_json(Renamed, {"steps": 1} | dict.fromkeys(names, "cpu"))
+
+
+def test_a_wrong_value_is_reported_under_the_name_in_the_file() -> None:
+    with pytest.raises(ValueError, match=r"Renamed\.on must be str, not 3"):
+        from_json(Renamed, {"steps": 1, "on": 3})
+    with pytest.raises(ValueError, match="no field 'On'"):
+        from_json(Renamed, {"steps": 1, "On": "cpu"})

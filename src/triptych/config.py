@@ -29,21 +29,34 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[Config], data: Any, where: str = "") -> Config:
-    """JSON values as a dataclass: unknown and missing fields and wrong types are errors that say
-    where.
+    """JSON values as a dataclass, checked strictly.
+
+    A field that was renamed, `field(metadata={"was": "old_name"})`, is read under either name.
+
+    Args:
+        where: what an error calls this object, by default the name of the class.
 
     Raises:
-        ValueError: naming the field, what was found, and what was expected.
+        ValueError: an unknown or missing field, a field under both of its names, or a value of the
+            wrong type. The message names the field, the value and what was expected.
     """
     where = where or kind.__name__
     if not isinstance(data, Mapping):
         raise ValueError(f"{where} must be an object, not {_shown(data)}")
     hints = get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for name in data:
+    renamed = {f.metadata["was"]: name for name, f in fields.items() if "was" in f.metadata}
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        name = renamed.get(key, key)
         if name not in fields:
-            raise ValueError(f"{where} has no field {name!r}.{nearest(str(name), list(fields))}")
-    values = {name: _typed(hints[name], data[name], f"{where}.{name}") for name in data}
+            raise ValueError(f"{where} has no field {key!r}.{nearest(str(key), list(fields))}")
+        if name in values:
+            older = next(old for old, new in renamed.items() if new == name)
+            raise ValueError(
+                f"{where} has the field {name!r} twice, also under its old name {older!r}; keep one"
+            )
+        values[name] = _typed(hints[name], value, f"{where}.{key}")
     for name, field in fields.items():
         required = (
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
