@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from triptych.foreign_samplers import FOREIGN
+from triptych.diffusion.foreign_samplers import FOREIGN
 
 SAMPLERS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 and diffusers call it
     "ddim": ("DDIM", "DDIMScheduler", "DDIMParallelScheduler"),

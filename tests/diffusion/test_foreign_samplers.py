@@ -6,7 +6,7 @@ import pkgutil
 
 import pytest
 
-from triptych.foreign_samplers import FOREIGN
+from triptych.diffusion.foreign_samplers import FOREIGN
 from triptych.requests import SAMPLERS, sampler_named
 
 AUTOMATIC1111 = [
