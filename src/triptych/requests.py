@@ -4,102 +4,16 @@ A request is a Python argument, a set of command-line flags, a JSON body, and th
 inside its result. This file imports nothing heavy, so `--help` is quick.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from triptych.diffusion.foreign_samplers import FOREIGN
-
-SAMPLERS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 and diffusers call it
-    "ddim": ("DDIM", "DDIMScheduler", "DDIMParallelScheduler"),
-    "ddpm": ("DDPM", "DDPMScheduler", "DDPMParallelScheduler"),
-    "euler": (
-        "Euler", "EulerDiscreteScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler",
-    ),
-    "euler_ancestral": ("Euler a", "EulerAncestralDiscreteScheduler"),
-    "heun": ("Heun", "HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
-    "restart": ("Restart",),
-    "dpm_fast": ("DPM fast",),
-    "dpm_adaptive": ("DPM adaptive",),
-    "dpm2": ("DPM2", "KDPM2DiscreteScheduler"),
-    "dpm2_ancestral": ("DPM2 a", "KDPM2AncestralDiscreteScheduler"),
-    "lms": ("LMS", "LMSDiscreteScheduler"),
-    "plms": ("PLMS", "PNDM", "PNDMScheduler"),
-    "ipndm": ("IPNDM", "IPNDMScheduler"),
-    "dpmpp_2s": ("DPM++ 2S", "DPMSolverSinglestepScheduler"),
-    "dpmpp_3s": ("DPM++ 3S",),
-    "dpmpp_2s_ancestral": ("DPM++ 2S a",),
-    "dpmpp_2m": ("DPM++ 2M", "DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"),
-    "dpmpp_sde": ("DPM++ SDE", "DPMSolverSDEScheduler"),
-    "dpmpp_2m_sde": ("DPM++ 2M SDE",),
-    "dpmpp_2m_sde_heun": ("DPM++ 2M SDE Heun",),
-    "dpmpp_3m_sde": ("DPM++ 3M SDE",),
-    "sa_solver": ("SA-Solver", "SASolver", "SASolverScheduler"),
-    "unipc": ("UniPC", "UniPCMultistepScheduler"),
-    "deis": ("DEIS", "DEISMultistepScheduler"),
-    "lcm": ("LCM", "LCMScheduler", "FlowMatchLCMScheduler"),
-    "tcd": ("TCD", "TCDScheduler"),
-}  # fmt: skip
-
-SPACINGS: dict[str, tuple[str, ...]] = {  # ours: what AUTOMATIC1111 puts behind a sampler's name
-    "karras": ("Karras",),
-    "exponential": ("Exponential",),
-    "polyexponential": ("Polyexponential",),
-    "sgm_uniform": ("SGM Uniform",),
-    "beta": ("Beta",),
-    "align_your_steps": ("Align Your Steps",),
-    "align_your_steps_sdxl": (),
-    "linspace": (),
-    "leading": (),
-    "trailing": (),
-    "lcm": (),
-    "beta_sigma": (),
-}
-
-AUTOMATIC1111: dict[str, str] = {
-    **dict.fromkeys(("euler", "euler_ancestral", "heun", "lms", "lcm"), "linspace"),
-    **dict.fromkeys(("dpm2", "dpm2_ancestral", "dpmpp_2m", "dpmpp_sde"), "karras"),
-    **dict.fromkeys(("dpmpp_2s_ancestral", "restart"), "karras"),
-    **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"), "exponential"),
-    **dict.fromkeys(("dpm_fast", "dpm_adaptive"), "exponential"),
-    **dict.fromkeys(("ddim", "plms", "unipc"), "leading"),
-}
-"""The samplers of AUTOMATIC1111, each with the spacing that its schedule type Automatic is."""
+from triptych.diffusion.names import SPACINGS, parse_sampler
 
 MAX_PROMPT = 32_000
 """Characters of a prompt."""
-
-
-def sampler_named(text: str) -> tuple[str, str]:
-    """Our name of a sampler, and of the spacing that stands behind it, or an empty string.
-
-    Any of our names, AUTOMATIC1111's or diffusers', in any case: "DPM++ 2M Karras" is
-    ("dpmpp_2m", "karras").
-
-    Raises:
-        ValueError: nothing is called so; names the nearest, or says what a sampler of another
-            program is and what to use instead.
-    """
-    samplers = {alias.lower(): n for n, known in SAMPLERS.items() for alias in (n, *known)}
-    spacings = {alias.lower(): n for n, known in SPACINGS.items() for alias in known}
-    wanted = " ".join(text.lower().split())
-    if wanted in samplers:
-        return samplers[wanted], ""
-    for suffix, spacing in spacings.items():
-        if (
-            wanted.endswith(f" {suffix}")
-            and (rest := wanted.removesuffix(f" {suffix}")) in samplers
-        ):
-            return samplers[rest], spacing
-    for name, why in FOREIGN.items():
-        if wanted in (name.lower(), name.lower().removesuffix("scheduler")):
-            raise ValueError(f"the sampler {name} {why}")
-    close = difflib.get_close_matches(wanted, samplers, n=1, cutoff=0.4)
-    near = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"no sampler {text!r}.{near} There are: {', '.join(SAMPLERS)}")
 
 
 @dataclass(frozen=True)
@@ -300,7 +214,7 @@ def _check_drawing(request: ClassToImage | TextToImage) -> None:
     if not 0 <= request.steps <= 1000:
         raise ValueError(f"steps must be 1 to 1000, or 0 for the model's, not {request.steps}")
     if request.sampler:
-        sampler_named(request.sampler)
+        parse_sampler(request.sampler)
     if request.spacing and request.spacing not in SPACINGS:
         raise ValueError(f"no spacing {request.spacing!r}; there are: {', '.join(SPACINGS)}")
 

@@ -5,9 +5,9 @@ with its own pictures (tests/parity).
 import numpy as np
 import pytest
 
-from triptych.diffusion.conventions import automatic1111_spacing, automatic1111_walk, diffusers_walk
+from triptych.diffusion.conventions import automatic1111, automatic1111_walk, diffusers_walk
+from triptych.diffusion.names import SAMPLERS
 from triptych.diffusion.schedule import Discrete, Edm, Flow, betas, zero_terminal
-from triptych.requests import AUTOMATIC1111, SAMPLERS
 
 TABLE = betas("scaled_linear", 0.00085, 0.012)
 SCHEDULE = Discrete(tuple(TABLE))
@@ -92,11 +92,12 @@ def test_ddim_is_stable_diffusions_own(steps) -> None:
 
 
 def test_every_sampler_has_its_own_spacing() -> None:
-    assert set(SAMPLERS) - set(AUTOMATIC1111) == {
+    known = [name for name, record in SAMPLERS.items() if record.automatic1111]
+    assert set(SAMPLERS) - set(known) == {
         *("ddpm", "deis", "ipndm", "dpmpp_2s", "dpmpp_3s", "tcd", "sa_solver"),
     }
-    for sampler in AUTOMATIC1111:
-        walked, _ = automatic1111_walk(SCHEDULE, sampler, 10, automatic1111_spacing(sampler))
+    for sampler in known:
+        walked, _ = automatic1111_walk(SCHEDULE, sampler, 10, automatic1111(sampler).spacing)
         assert len(walked) == 11
         noise = [level.ratio for level in walked]
         assert noise == sorted(noise, reverse=True) and len(set(noise)) == len(noise)

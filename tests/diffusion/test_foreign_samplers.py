@@ -7,7 +7,7 @@ import pkgutil
 import pytest
 
 from triptych.diffusion.foreign_samplers import FOREIGN
-from triptych.requests import SAMPLERS, sampler_named
+from triptych.diffusion.names import SAMPLERS, parse_sampler
 
 AUTOMATIC1111 = [
     "DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a", "DPM++ 3M SDE",
@@ -37,12 +37,12 @@ def diffusers_classes() -> list[str]:
 def test_every_name_is_an_algorithm_or_has_a_reason(name) -> None:
     if name in FOREIGN:
         with pytest.raises(ValueError, match=r"^the sampler") as error:
-            sampler_named(name)
+            parse_sampler(name)
         said = str(error.value)
         assert name in said and "Did you mean" not in said
         assert any(word in said for word in SAMPLERS) or "mask" in said or "replaces it" in said
     else:
-        ours, spacing = sampler_named(name)
+        ours, spacing = parse_sampler(name)
         assert ours in SAMPLERS and spacing == ""
 
 
@@ -51,11 +51,11 @@ def test_the_whole_list_was_read() -> None:
 
 
 def test_no_name_means_two_things() -> None:
-    names = [name for own, known in SAMPLERS.items() for name in {own, *map(str.lower, known)}]
+    names = [n for s in SAMPLERS.values() for n in {s.name, *map(str.lower, s.aliases)}]
     assert len(set(names)) == len(names)
     assert not {name.lower() for name in FOREIGN} & set(names)
 
 
 def test_a_class_is_known_without_its_last_word() -> None:
     with pytest.raises(ValueError, match="CogVideoX, a model of video"):
-        sampler_named("cogvideoxddim")
+        parse_sampler("cogvideoxddim")

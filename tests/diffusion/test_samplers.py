@@ -8,6 +8,7 @@ import torch
 
 from tests.diffusion.exact import MEANS, STD, WEIGHTS, even, flow, gaussian, integrated, mixture
 from triptych.diffusion import dpm_solver, samplers, singlestep, stochastic
+from triptych.diffusion.names import SAMPLERS
 from triptych.diffusion.samplers import Level, euler, heun, invert, lagrange_integrals
 from triptych.diffusion.stochastic import added_noise, ancestor
 
@@ -38,6 +39,11 @@ def solver(name: str):
 def end(name: str, steps: int) -> torch.Tensor:
     *_, last = solver(name)(mixture, X, even(steps))
     return last.x
+
+
+def test_the_records_have_these_orders() -> None:
+    known = {name: record.order for name, record in SAMPLERS.items() if record.order}
+    assert known == {**ORDERS, "ddim": 1, "dpm_adaptive": 3}
 
 
 @pytest.fixture(scope="module")

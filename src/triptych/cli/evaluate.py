@@ -12,7 +12,7 @@ import tyro
 
 from triptych.cli.main import Interrupt, say, stop
 from triptych.config import to_json, write_json
-from triptych.requests import sampler_named
+from triptych.diffusion.names import parse_sampler
 from triptych.train.recipes.presets import PRESETS
 from triptych.train.recipes.requests import (
     TrainClassifier,
@@ -91,7 +91,7 @@ class EvaluateRun:
         if self.steps < 0:
             raise ValueError(f"steps must be at least 0, not {self.steps}")
         if self.sampler:
-            sampler_named(self.sampler)
+            parse_sampler(self.sampler)
 
 
 def main(arguments: list[str]) -> int:
@@ -164,7 +164,7 @@ def _pictures(
     model, tokenizers = loaded.model, loaded.tokenizers
     assert isinstance(model, StableDiffusion)
     own = model.config.sampling.guidance if request.guidance is None else request.guidance
-    sampler, spacing = sampler_named(request.sampler) if request.sampler else ("", "")
+    sampler, spacing = parse_sampler(request.sampler) if request.sampler else ("", "")
     check_draws_batches(sampler)
     reports = _told(
         evaluate_text_to_image(

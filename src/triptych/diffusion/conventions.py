@@ -6,8 +6,9 @@ settings give the same picture.
 """
 
 import math
-from typing import Literal, cast
+from typing import Literal
 
+from triptych.diffusion.names import SAMPLERS, Automatic1111, find_sampler
 from triptych.diffusion.samplers import Level
 from triptych.diffusion.schedule import Discrete, Schedule
 from triptych.diffusion.spacing import (
@@ -22,17 +23,6 @@ from triptych.diffusion.spacing import (
     times_of,
 )
 from triptych.diffusion.walks import walk
-from triptych.requests import AUTOMATIC1111
-
-SOLVERS = (
-    "dpmpp_2s", "dpmpp_3s", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde",
-    "unipc", "deis", "sa_solver",
-)  # fmt: skip
-"""They tell the network whole times, and never ask at the cleanest of them."""
-ENDED_AT_LEAST = ("deis", "sa_solver")
-"""Solvers that end at the least noise of the table."""
-TABULAR = ("ddim", "ddpm", "plms", "lcm", "tcd")
-"""They walk the table of betas itself, to its first entry or to the clean picture."""
 
 
 def diffusers_walk(
@@ -55,13 +45,14 @@ def diffusers_walk(
     if not isinstance(schedule, Discrete):
         walked = walk(schedule, sampler, steps, Spacing(kind))
         return walked, start_scale(walked, "sigma")
-    if sampler in TABULAR:
+    record = find_sampler(sampler)
+    if record.diffusers == "betas":
         # where the walk reaches time 0 by itself, its first entry is no further step
         least = end == "least" and (kind == "leading" and offset > 0)
         spacing = Spacing(kind, offset, True, end="least" if least else "clean")
         return walk(schedule, sampler, steps, spacing), 1.0
-    if sampler in SOLVERS:
-        last: Literal["clean", "least"] = "least" if sampler in ENDED_AT_LEAST else "clean"
+    if record.diffusers == "solver":
+        last: Literal["clean", "least"] = "least" if record.ends_at_least_noise else "clean"
         # spread over sigma, the cleanest level is one of theirs and the picture follows it
         cleanest = kind in RATIOS and last == "clean"
         spacing = Spacing(kind, offset, True, include_cleanest=cleanest, end=last)
@@ -70,24 +61,20 @@ def diffusers_walk(
     return walked, start_scale(walked, "one" if kind == "leading" else "sigma")
 
 
-AUTOMATIC1111_TIMES = ("ddim", "plms", "unipc")
-"""Samplers of AUTOMATIC1111 that walk whole times; the others are k-diffusion's and walk sigmas."""
-AUTOMATIC1111_ONE = (*AUTOMATIC1111_TIMES, "restart", "dpm_fast", "dpm_adaptive")
-"""Samplers of AUTOMATIC1111 whose spacing nobody chooses."""
-
-
-def automatic1111_spacing(sampler: str) -> Kind:
-    """How AUTOMATIC1111 spreads the steps of a sampler where nothing else is asked for.
+def automatic1111(sampler: str) -> Automatic1111:
+    """How AUTOMATIC1111 uses a sampler.
 
     Raises:
         ValueError: it has no such sampler.
     """
-    if sampler not in AUTOMATIC1111:
+    found = find_sampler(sampler).automatic1111
+    if found is None:
+        names = [name for name, record in SAMPLERS.items() if record.automatic1111]
         raise ValueError(
-            f"AUTOMATIC1111 has no sampler {sampler}; it has {', '.join(AUTOMATIC1111)}. Its "
+            f"AUTOMATIC1111 has no sampler {sampler}; it has {', '.join(names)}. Its "
             "conventions mean nothing to another"
         )
-    return cast(Kind, AUTOMATIC1111[sampler])
+    return found
 
 
 def automatic1111_walk(
@@ -105,15 +92,17 @@ def automatic1111_walk(
         ValueError: a schedule that is no table of betas, a sampler or spacing that the program
             lacks, or too many steps.
     """
-    own = automatic1111_spacing(sampler)
+    theirs = automatic1111(sampler)
     if not isinstance(schedule, Discrete) or math.isinf(schedule.ratios[-1]):
         raise ValueError(
             "AUTOMATIC1111's conventions are for models whose schedule is a table of betas that "
             "ends short of pure noise: use those of diffusers"
         )
-    if sampler in AUTOMATIC1111_ONE and kind != own:
-        raise ValueError(f"in AUTOMATIC1111 {sampler} has one spacing, {own}, not {kind}")
-    if sampler in AUTOMATIC1111_TIMES:
+    if theirs.fixed and kind != theirs.spacing:
+        raise ValueError(
+            f"in AUTOMATIC1111 {sampler} has one spacing, {theirs.spacing}, not {kind}"
+        )
+    if kind == "leading" and theirs.fixed:
         return _strides(schedule, steps), 1.0
     if kind in ("leading", "trailing", "lcm"):
         raise ValueError(f"AUTOMATIC1111 has no schedule type {kind} for {sampler}")
@@ -134,7 +123,7 @@ def _strides(schedule: Discrete, steps: int) -> list[Level]:
 
 def _sigmas(schedule: Discrete, sampler: str, steps: int, kind: Kind, xl: bool) -> list[Level]:
     end = Level(1.0, 0.0, 0.0)
-    whole = sampler not in ("dpm2", "dpm2_ancestral")  # they leave the least sigma out
+    whole = not automatic1111(sampler).discards_sigma_min
     points = steps if whole else steps + 1
     if kind in ("align_your_steps", "align_your_steps_sdxl"):
         table = AYS_SDXL if xl or kind == "align_your_steps_sdxl" else AYS_SD

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from triptych.diffusion import dpm_solver, samplers, singlestep, stochastic
+from triptych.diffusion.names import SAMPLERS, find_sampler
 from triptych.diffusion.noise import BrownianNoise, PictureNoise
 from triptych.diffusion.samplers import Denoiser, Level, Step
 
@@ -42,19 +43,6 @@ STOCHASTIC: dict[str, Callable[..., Iterator[Step]]] = {
     "restart": stochastic.restart,
     "tcd": stochastic.tcd,
 }
-CALLS = {
-    "heun": 2,
-    "restart": 2,
-    "dpm2": 2,
-    "dpm2_ancestral": 2,
-    "dpmpp_2s_ancestral": 2,
-    "dpmpp_sde": 2,
-}
-"""Calls of the denoiser in a step, where they are not one."""
-
-
-ALONE = ("dpm_adaptive",)
-"""Samplers that find their steps by the picture: one at a time, or company would change it."""
 
 
 def check_draws_batches(name: str) -> None:
@@ -63,7 +51,7 @@ def check_draws_batches(name: str) -> None:
     Raises:
         ValueError: it draws one picture at a time.
     """
-    if name in ALONE:
+    if not SAMPLERS[name].batched:
         raise ValueError(
             f"--sampler {name} draws one picture at a time, and a run's grids are drawn together: "
             "train with another, such as dpmpp_2m; `generate` takes this one too"
@@ -77,7 +65,7 @@ def shares(
     count = len(levels) - 1
     ends = [math.log(level.ratio) for level in levels if level.alpha and level.sigma]
     for number, step in enumerate(steps, start=1):
-        if name not in ALONE:
+        if SAMPLERS[name].batched:
             yield number / count, step
         elif step.level == levels[-1]:
             yield 1.0, step
@@ -98,27 +86,21 @@ def sample(
     """Walk the levels with a sampler by its name; x is at the first level.
 
     `eta` is how much of the noise of the reverse process is added: without it 1 for a stochastic
-    sampler, 0 for DDIM. DPM++ SDE draws from a Brownian path, the others one draw a step.
+    sampler, 0 for DDIM. Of TCD it is the gamma that its levels were made with, and has no effect
+    here. DPM++ SDE draws from a Brownian path, the others one draw a step.
 
     Raises:
         ValueError: there is no such sampler, or it takes no eta.
     """
-    if name not in DETERMINISTIC and name not in STOCHASTIC:
-        raise ValueError(
-            f"no sampler {name!r}; there are {', '.join({**DETERMINISTIC, **STOCHASTIC})}"
-        )
-    if name in DETERMINISTIC and (name not in STOCHASTIC or not eta):
-        if eta:
-            raise ValueError(f"{name} adds no noise: it takes no eta")
+    kind = find_sampler(name).noise
+    if eta and kind == "none":
+        raise ValueError(f"{name} adds no noise: it takes no eta")
+    if eta is not None and kind == "fixed":
+        raise ValueError(f"{name} adds noise of its own amount: it takes no eta")
+    if kind == "none" or (kind == "optional" and not eta):
         return DETERMINISTIC[name](denoise, x, levels)
     draws = noise.device(x)
-    if name in ("lcm", "restart", "tcd"):
-        if eta is not None:
-            raise ValueError(
-                "tcd's eta (its gamma) says where its levels go: give it to their walk"
-                if name == "tcd"
-                else f"{name} adds noise of its own amount: it takes no eta"
-            )
+    if kind in ("fixed", "gamma"):
         return STOCHASTIC[name](denoise, x, levels, draws)
     given = {} if eta is None else {"eta": eta}
     if name == "dpmpp_sde":

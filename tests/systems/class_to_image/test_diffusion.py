@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.diffusion.sampling import ALONE, DETERMINISTIC, STOCHASTIC
-from triptych.requests import SAMPLERS, SPACINGS, ClassToImage, sampler_named
+from triptych.diffusion.names import SAMPLERS, SPACINGS, parse_sampler
+from triptych.diffusion.sampling import DETERMINISTIC, STOCHASTIC
+from triptych.requests import ClassToImage
 from triptych.systems.class_to_image import pipeline as class_to_image
 from triptych.systems.class_to_image.pipeline import diffused
 from triptych.systems.pixel_diffusion.model import PixelDiffusion, PixelDiffusionConfig
 from triptych.weights.loaded import Card, Loaded
 
 EVERY = sorted({*DETERMINISTIC, *STOCHASTIC})
+ALONE = [name for name, record in SAMPLERS.items() if not record.batched]
 STEPS = {"restart": 20}
 """Where the model's own few steps leave out what is special about a sampler."""
 
@@ -48,6 +50,9 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def test_every_name_is_a_sampler_and_every_sampler_has_a_name() -> None:
     assert set(SAMPLERS) == set(EVERY)
+    for record in SAMPLERS.values():
+        assert (record.name in DETERMINISTIC) == (record.noise in ("none", "optional"))
+        assert (record.name in STOCHASTIC) == (record.noise != "none")
 
 
 @pytest.mark.parametrize("source", ["cpu", "philox"])
@@ -166,11 +171,11 @@ def test_other_models_refuse_what_only_diffusion_uses() -> None:
     ],
 )
 def test_samplers_are_known_by_all_their_names(text, expected) -> None:
-    assert sampler_named(text) == expected
+    assert parse_sampler(text) == expected
     name, spacing = expected
     assert name in SAMPLERS and (not spacing or spacing in SPACINGS)
 
 
 def test_an_unknown_sampler_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="Did you mean 'dpm\\+\\+ 2m'"):
-        sampler_named("DPM+ 2M")
+        parse_sampler("DPM+ 2M")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from triptych.requests import AUTOMATIC1111, SAMPLERS, TextToImage
+from triptych.diffusion.names import SAMPLERS
+from triptych.requests import TextToImage
 from triptych.systems.stable_diffusion.parameters_text import (
     Infotext,
     infotext_of,
@@ -106,7 +107,6 @@ def test_samplers_and_schedules(line, expected):
     assert (found.request.sampler, found.request.spacing) == expected
     uncertain = line == "Sampler: DPM++ 2M"
     assert any("before version 1.9" in text for text in found.notes) == uncertain
-    assert set(AUTOMATIC1111) <= set(SAMPLERS)
 
 
 @pytest.mark.parametrize(

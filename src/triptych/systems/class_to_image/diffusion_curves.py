@@ -20,7 +20,7 @@ from torch import Tensor
 
 from triptych.config import to_json, write_json
 from triptych.data.source import Source
-from triptych.diffusion.sampling import CALLS
+from triptych.diffusion.names import SAMPLERS as RECORDS
 from triptych.scores.accuracy import Accuracy, accuracy
 from triptych.scores.diversity import diversity
 from triptych.scores.environment import environment
@@ -78,14 +78,14 @@ def steps_of(sampler: str, calls: int) -> int:
     """The most steps that a sampler takes with so many calls: last steps and PLMS are special."""
     if sampler == "plms":
         return calls - 1
-    return (calls + 1) // 2 if CALLS.get(sampler, 1) == 2 else calls
+    return (calls + 1) // 2 if RECORDS[sampler].calls == 2 else calls
 
 
 def calls_of(sampler: str, steps: int) -> int:
     """Calls of the network in so many steps that end at the clean picture."""
     if sampler == "plms":
         return steps + 1
-    return 2 * steps - 1 if CALLS.get(sampler, 1) == 2 else steps
+    return 2 * steps - 1 if RECORDS[sampler].calls == 2 else steps
 
 
 def draw_curves_of(

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from triptych import config, runtime
+from triptych.diffusion.names import SAMPLERS, parse_sampler
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.samplers import Step
-from triptych.diffusion.sampling import ALONE, shares
+from triptych.diffusion.sampling import shares
 from triptych.diffusion.spacing import Kind
 from triptych.loading import load
-from triptych.requests import ClassToImage, sampler_named
+from triptych.requests import ClassToImage
 from triptych.systems.class_to_image.clip_guidance import guided_by
 from triptych.systems.cvae import model as cvae
 from triptych.systems.pixel_diffusion import model as pixel_diffusion
@@ -71,7 +72,9 @@ def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Picture
     config = loaded.card.config
     by_class = config.get("condition") == "label"
     done = np.empty((0, config["height"], config["width"], config["channels"]), np.uint8)
-    chunk = 1 if request.deterministic or _sampler(request, loaded) in ALONE else CHUNK
+    sampler = SAMPLERS.get(_sampler(request, loaded))
+    alone = request.deterministic or (sampler is not None and not sampler.batched)
+    chunk = 1 if alone else CHUNK
     for start in range(0, request.n, chunk):
         rows = range(start, min(start + chunk, request.n))
         seeds = [request.seed + i for i in rows]
@@ -93,7 +96,7 @@ def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Picture
 def _sampler(request: ClassToImage, loaded: Loaded) -> str:
     """Our name of the sampler, where the model has one."""
     if request.sampler:
-        return sampler_named(request.sampler)[0]
+        return parse_sampler(request.sampler)[0]
     return getattr(loaded.config, "sampler", "")
 
 
@@ -126,7 +129,7 @@ def diffused(
     device = next(loaded.model.parameters()).device
     bfloat16 = runtime.precision(request.precision, device) == "bfloat16"
     model: pixel_diffusion.PixelDiffusion = loaded.model  # type: ignore[assignment]
-    sampler, behind = sampler_named(request.sampler) if request.sampler else ("", "")
+    sampler, behind = parse_sampler(request.sampler) if request.sampler else ("", "")
     spacing: Kind | None = request.spacing or behind or None  # type: ignore[assignment]
     steps = pixel_diffusion.sample(
         model,

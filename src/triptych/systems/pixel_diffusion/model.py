@@ -249,7 +249,7 @@ def sample(
     denoise = model.denoiser(
         condition, len(x), config.guidance if guidance is None else guidance, rescale, steer
     )
-    return draw(sampler, denoise, x, walked, noise, eta=None if sampler == "tcd" else eta)
+    return draw(sampler, denoise, x, walked, noise, eta=eta)
 
 
 def sampling_levels(

@@ -11,12 +11,12 @@ from triptych.config import to_json
 from triptych.data.order.batches import batches, take
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
+from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.sampling import check_draws_batches
 from triptych.diffusion.sampling import sample as walk
 from triptych.diffusion.schedule import Levels
 from triptych.nn.loss import Loss
-from triptych.requests import sampler_named
 from triptych.systems.pixel_diffusion.model import (
     PixelDiffusion,
     PixelDiffusionConfig,
@@ -93,7 +93,7 @@ def _config(
     request: TrainPixelDiffusion, source: Source, given: Conditioning
 ) -> PixelDiffusionConfig:
     height, width, channels = source.shape
-    sampler, spacing = sampler_named(request.sampler)
+    sampler, spacing = parse_sampler(request.sampler)
     check_draws_batches(sampler)
     return PixelDiffusionConfig(
         height,

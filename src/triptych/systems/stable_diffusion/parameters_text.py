@@ -17,14 +17,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from triptych.requests import (
-    AUTOMATIC1111,
-    SAMPLERS,
-    SPACINGS,
-    TextToImage,
-    lora_named,
-    sampler_named,
-)
+from triptych.diffusion.names import SAMPLERS, SPACINGS, parse_sampler
+from triptych.requests import TextToImage, lora_named
 
 MAX_TEXT = 64 * 1024  # characters
 NEGATIVE = "Negative prompt:"
@@ -230,25 +224,32 @@ def _sampler(info: Infotext, notes: list[str]) -> tuple[str, str]:
     if not written:
         return "", ""
     schedule = info.get("Schedule type", "Automatic")
-    sampler, spacing = sampler_named(written)
+    sampler, spacing = parse_sampler(written)
     if schedule.lower() in ("automatic", ""):
         if not spacing and "Schedule type" not in dict(info.pairs):
-            spacing = AUTOMATIC1111.get(sampler, "")
+            spacing = _automatic(sampler)
             if spacing in ("karras", "exponential"):
                 notes.append(
                     f"no Schedule type: read as Automatic, which is {spacing} for {written}; "
                     "before version 1.9 it was Uniform: linspace"
                 )
-        return sampler, spacing or AUTOMATIC1111.get(sampler, "")
-    known = {alias.lower(): n for n, aliases in SPACINGS.items() for alias in (n, *aliases)}
+        return sampler, spacing or _automatic(sampler)
+    known = {label.lower(): name for name, label in SPACINGS.items() if label}
+    known |= {name: name for name in SPACINGS}
     known["uniform"] = "linspace"
     if schedule.lower() not in known:
-        labels = [aliases[0] for aliases in SPACINGS.values() if aliases]
+        labels = [label for label in SPACINGS.values() if label]
         raise ValueError(
             f"no schedule {schedule[:60]!r} here; there are: Automatic, Uniform, "
             f"{', '.join(labels)}"
         )
     return sampler, known[schedule.lower()]
+
+
+def _automatic(sampler: str) -> str:
+    """The spacing of the schedule type Automatic; empty for a sampler that AUTOMATIC1111 lacks."""
+    record = SAMPLERS.get(sampler)
+    return record.automatic1111.spacing if record and record.automatic1111 else ""
 
 
 def _noise(info: Infotext, notes: list[str]) -> str:
@@ -284,15 +285,15 @@ def infotext_of(
     """
     marks = (lora_named(lora) for lora in request.loras)
     loras = [f"<lora:{_plain_name(name)}:{weight:g}>" for name, weight in marks]
-    sampler, behind = sampler_named(request.sampler) if request.sampler else ("", "")
+    sampler, behind = parse_sampler(request.sampler) if request.sampler else ("", "")
     spacing = request.spacing or behind
-    label = "Uniform" if spacing == "linspace" else next(iter(SPACINGS.get(spacing, ())), spacing)
-    if label == spacing and AUTOMATIC1111.get(sampler) == spacing:  # it has no name for DDIM's own
-        label = "Automatic" if spacing else ""
+    label = "Uniform" if spacing == "linspace" else SPACINGS.get(spacing) or spacing
+    if spacing and label == spacing == _automatic(sampler):  # it has no name for DDIM's own
+        label = "Automatic"
     varied = request.variation_strength > 0
     settings: dict[str, Any] = {
         "Steps": request.steps or None,
-        "Sampler": SAMPLERS[sampler][0] if sampler else None,
+        "Sampler": SAMPLERS[sampler].aliases[0] if sampler else None,
         "Schedule type": label or None,
         "CFG scale": request.guidance,
         "Seed": seed,

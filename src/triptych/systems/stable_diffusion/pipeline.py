@@ -15,17 +15,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from triptych import runtime
-from triptych.diffusion.conventions import automatic1111_spacing, automatic1111_walk
+from triptych.diffusion.conventions import automatic1111, automatic1111_walk
 from triptych.diffusion.editing import inpainting, start_at
+from triptych.diffusion.names import SAMPLERS, parse_sampler
 from triptych.diffusion.noise import PictureNoise, Stream
 from triptych.diffusion.samplers import Level, Step
-from triptych.diffusion.sampling import ALONE, shares
 from triptych.diffusion.sampling import sample as walk
+from triptych.diffusion.sampling import shares
 from triptych.diffusion.spacing import Kind
 from triptych.loading import load
 from triptych.nn.circular import circular
 from triptych.nn.int8 import int8
-from triptych.requests import TextToImage, sampler_named, size_named
+from triptych.requests import TextToImage, size_named
 from triptych.systems.stable_diffusion.adapters.learned_words import learned_words
 from triptych.systems.stable_diffusion.adapters.loras import merged
 from triptych.systems.stable_diffusion.encode_prompts import Told, repeated, told
@@ -124,7 +125,7 @@ def _pictures(
     """All pictures of a filled request, as many at once as fit."""
     height, width = _size(request)
     done = _none_yet(request, model)
-    alone = request.deterministic or request.sampler in ALONE
+    alone = request.deterministic or not SAMPLERS[request.sampler].batched
     chunk = 1 if alone else max(1, min(AT_ONCE // (height * width), MOST))
     for first in range(0, request.n, chunk):
         rows = range(first, min(first + chunk, request.n))
@@ -187,10 +188,10 @@ def filled(
 ) -> TextToImage:
     """The request with what it left to the model, to the picture and to chance."""
     config = model.config.sampling
-    sampler, behind = sampler_named(request.sampler or config.sampler)
+    sampler, behind = parse_sampler(request.sampler or config.sampler)
     spacing = request.spacing or behind
     if not spacing:
-        spacing = automatic1111_spacing(sampler) if _a1111(request) else config.spacing
+        spacing = automatic1111(sampler).spacing if _a1111(request) else config.spacing
     size = size_named(request.size) or (config.width, config.height)
     strength = request.strength
     if original is not None:

@@ -18,11 +18,11 @@ from triptych.data.order.buckets import Bucketed, bucket_batches
 from triptych.data.source import Source
 from triptych.data.sources import open_source, open_train_and_test
 from triptych.diffusion.denoiser import Predicts
+from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.sampling import check_draws_batches
 from triptych.loading import load
 from triptych.nn import lora
 from triptych.nn.loss import Loss
-from triptych.requests import sampler_named
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.autoencoder.tiny import TinyAutoencoder
 from triptych.systems.clip.model import Clip, TextConfig, TextEncoderConfig
@@ -334,7 +334,7 @@ def _config(
     kind = maker.config if maker else None
     latent = kind.latent_channels if kind else channels * request.patch**2
     assert tower.dim is not None
-    sampler, spacing = sampler_named(request.sampler)
+    sampler, spacing = parse_sampler(request.sampler)
     check_draws_batches(sampler)
     return StableDiffusionConfig(
         LatentUNetConfig(

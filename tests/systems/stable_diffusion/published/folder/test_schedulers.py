@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 
-from triptych.requests import SAMPLERS
+from triptych.diffusion.names import SAMPLERS
 from triptych.systems.stable_diffusion.model import SamplingConfig, ScheduleConfig
 from triptych.systems.stable_diffusion.published.folder import schedulers
 from triptych.systems.stable_diffusion.published.folder.schedulers import (
@@ -63,7 +63,7 @@ def test_what_a_class_is_not_told_has_its_own_default(name):
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing", "karras"])
 def test_out_and_back(name, kind, spacing):
     """diffusers builds what we write, with the same noise; and it is read as it was."""
-    sampler = next(own for own, names in SAMPLERS.items() if name in names)
+    sampler = next(s.name for s in SAMPLERS.values() if name in s.aliases)
     karras = spacing == "karras"
     if karras and name not in schedulers.KARRAS:
         spacing = "linspace"

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from triptych.diffusion.denoiser import Predicts
+from triptych.diffusion.names import find_sampler, parse_sampler
 from triptych.diffusion.spacing import Kind
-from triptych.requests import SAMPLERS, sampler_named
 from triptych.systems.stable_diffusion.model import SamplingConfig, ScheduleConfig
 
 PREDICTS: dict[str, Predicts] = {
@@ -251,7 +251,7 @@ def _scheduler(schedule: ScheduleConfig, sampling: SamplingConfig) -> tuple[str,
                 notes = {"algorithm_type": algorithm} if algorithm else {}
                 name, own = known, notes | {"solver_type": kind, "solver_order": order}
     if not name:
-        of = (n for n in SAMPLERS.get(sampling.sampler, ()) if n.endswith("Scheduler"))
+        of = (n for n in find_sampler(sampling.sampler).aliases if n.endswith("Scheduler"))
         name = next(of, "DDIMScheduler")
         name = "DDIMScheduler" if name == OWN_TABLE else name
     if schedule.zero_terminal_snr and name not in TERMINAL:
@@ -288,7 +288,7 @@ def _sampler(stored: Mapping[str, Any], name: str) -> str:
             "'data_prediction'"
         )
     if variants is None:
-        return sampler_named(name)[0]
+        return parse_sampler(name)[0]
     default = next(iter(variants))
     notes = Solver(
         stored.get("algorithm_type", default.algorithm) if default.algorithm else "",
