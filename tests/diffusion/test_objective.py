@@ -1,26 +1,21 @@
 """Losses against their definitions, exact likelihoods, and torch's own distributions."""
 
-import math
 
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from tests.diffusion.exact import even, gaussian
 from triptych.diffusion.denoiser import PARAMETERISATIONS
 from triptych.diffusion.objective import (
-    denoising_errors,
     discretised_likelihood,
     gaussian_divergence,
     learned_variance_loss,
-    likelihood_bound,
     matching,
     noised,
     offset_noise,
     snr_weight,
     training_levels,
 )
-from triptych.diffusion.samplers import Level
 from triptych.diffusion.schedule import Discrete, Edm, Flow, Levels, betas
 
 SD = Discrete(tuple(betas("linear")))
@@ -181,46 +176,3 @@ def test_the_bound_teaches_only_the_variance() -> None:
         gradients.append(torch.autograd.grad(loss.total, [weight, v], retain_graph=True))
     assert torch.equal(gradients[0][0], gradients[1][0])
     assert gradients[0][1].abs().max() == 0 < gradients[1][1].abs().max()
-
-
-def test_errors_on_a_grid_are_those_of_the_ideal_denoiser() -> None:
-    """For N(0, 1) the ideal denoiser's error at a level is sigma^2 (alpha^2 + sigma^2 = 1)."""
-    generator = torch.Generator().manual_seed(0)
-    x0, noise = torch.randn(2, 4000, 1, 5, 5, generator=generator, dtype=torch.float64)
-    levels = even(6)
-    errors = denoising_errors(gaussian, x0, noise, levels)
-    assert errors.shape == (4000, 7)
-    exact = torch.tensor([level.sigma**2 for level in levels], dtype=torch.float64)
-    assert torch.allclose(errors.mean(0), exact, rtol=0.03)
-
-
-def test_the_likelihood_bound_meets_the_likelihood() -> None:
-    """For N(0, 1) the bound tightens to the entropy as the grid does.
-
-    With the errors that the ideal denoiser is shown to have above, free of sampling.
-    """
-    entropy = 0.5 * math.log(2 * math.pi * math.e)
-    gaps = []
-    for steps in (50, 200, 800):
-        levels = even(steps, 60.0, 0.003)
-        errors = torch.tensor([[level.sigma**2 for level in levels]], dtype=torch.float64)
-        bound = likelihood_bound(errors, levels, variance=1.0).mean()
-        gaps.append(float(bound) - entropy)
-    # half a step of log SNR of slack everywhere: a quarter with four times the levels
-    assert gaps[1] == pytest.approx(gaps[0] / 4, rel=0.1)
-    assert gaps[2] == pytest.approx(gaps[1] / 4, rel=0.1)
-
-
-def test_a_worse_denoiser_has_a_worse_bound() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x0, noise = torch.randn(2, 200, 1, 5, 5, generator=generator, dtype=torch.float64)
-    levels = even(100, 60.0, 0.01)
-
-    def worse(x: torch.Tensor, level: Level) -> torch.Tensor:
-        return 0.8 * gaussian(x, level)
-
-    bounds = [
-        likelihood_bound(denoising_errors(d, x0, noise, levels), levels, 1.0).mean()
-        for d in (gaussian, worse)
-    ]
-    assert bounds[1] > bounds[0] + 0.1

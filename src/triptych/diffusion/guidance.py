@@ -120,34 +120,6 @@ def _guided(
     return guided
 
 
-def autoguidance(denoise: Denoiser, weaker: Denoiser, scale: float) -> Denoiser:
-    """Lead away from a worse version of the model: smaller, less trained (arXiv:2406.02507), or
-    with perturbed attention (arXiv:2403.17377).
-    """
-    if scale == 1:
-        return denoise
-    return lambda x, level: weaker(x, level).lerp(denoise(x, level), scale)
-
-
 def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """x0 kept in the range of pictures, as pixel models are sampled (arXiv:2006.11239's code)."""
     return lambda x, level: denoise(x, level).clamp(low, high)
-
-
-def thresholded(denoise: Denoiser, percentile: float = 0.995, most: float = 1.0) -> Denoiser:
-    """Dynamic thresholding (arXiv:2205.11487, section 2.3): strong guidance without saturation.
-
-    x0 is cut at the percentile of its absolute values, at least 1 and at most `most` if that is
-    above 1, and divided by it.
-    """
-    if not 0 < percentile <= 1:
-        raise ValueError(f"percentile is a share above 0, at most 1, not {percentile}")
-
-    def bounded(x: Tensor, level: Level) -> Tensor:
-        x0 = denoise(x, level)
-        size = x0.flatten(1).abs().float().quantile(percentile, dim=1)
-        size = size.clamp(1.0, most if most > 1 else None).to(x0.dtype)
-        size = size.view(-1, *[1] * (x0.ndim - 1))
-        return x0.clamp(-size, size) / size
-
-    return bounded

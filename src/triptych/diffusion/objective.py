@@ -1,11 +1,9 @@
-"""What diffusion models minimise: matching losses, their weights, and the variational bound.
+"""What diffusion models minimise: matching losses, their weights, the learned variance's loss.
 
-Dimensions: B pictures, C channels, H height, W width, L levels.
+Dimensions: B pictures, C channels, H height, W width.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +11,6 @@ from torch import Tensor
 from torch.special import ndtr
 
 from triptych.diffusion.denoiser import Parameterisation
-from triptych.diffusion.samplers import Denoiser, Level
 from triptych.diffusion.schedule import Discrete, Levels, Schedule
 from triptych.nn.loss import Loss
 
@@ -178,40 +175,6 @@ def learned_variance_loss(
     total = (errors + bound_weight * bound).sum()
     terms = {"mse": errors.detach().mean(), "bound": bound.detach().mean()}
     return Loss(total, len(x0), terms)
-
-
-def denoising_errors(
-    denoise: Denoiser,
-    x0: Float[Tensor, "B C H W"],
-    noise: Float[Tensor, "B C H W"],
-    levels: Sequence[Level],
-) -> Float[Tensor, "B L"]:
-    """Mean squared error of x0 at each level of a fixed grid: held-out losses that compare."""
-    errors = []
-    for level in levels:
-        guess = denoise(level.alpha * x0 + level.sigma * noise, level)
-        errors.append((guess - x0).square().flatten(1).mean(1))
-    return torch.stack(errors, 1)
-
-
-def likelihood_bound(
-    errors: Float[Tensor, "B L"], levels: Sequence[Level], variance: float
-) -> Tensor:
-    """Upper bound on -log p(x), nats a dimension, of pictures as continuous numbers; (B,).
-
-    The discrete bound of arXiv:2107.00630 (equations 11 to 14) over the grid: half the rise of the
-    signal-to-noise ratio times the error where it starts, then a Gaussian around the picture at the
-    last level, plus what N(0, 1) misses at the first, for pictures of this mean square. Finer
-    grids are tighter.
-    """
-    snr = [(level.alpha / level.sigma) ** 2 for level in levels]
-    rises = torch.tensor([b - a for a, b in pairwise(snr)], dtype=errors.dtype)
-    steps = 0.5 * (errors[:, :-1].cpu() * rises).sum(1)
-    first, last = levels[0], levels[-1]
-    start = 0.5 * (first.sigma**2 + first.alpha**2 * variance - 1 - 2 * math.log(first.sigma))
-    # -E log N(x0; z / alpha, (sigma / alpha)^2) with z = alpha x0 + sigma noise
-    end = 0.5 * (1 + math.log(2 * math.pi)) + math.log(last.ratio)
-    return steps + start + end
 
 
 def _broad(levels: Levels, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -234,14 +234,3 @@ class Flow:
 def shifted(t: Any, shift: float) -> Any:
     """Time, a number or a tensor, moved towards noise (arXiv:2403.03206, equation 23)."""
     return shift * t / (1 + (shift - 1) * t)
-
-
-def shift_of_tokens(
-    tokens: int, least: tuple[int, float] = (256, 0.5), most: tuple[int, float] = (4096, 1.15)
-) -> float:
-    """The shift for a picture of so many tokens: its logarithm is linear in them, as in FLUX.1.
-
-    Larger pictures need more noise before their content is gone. The shift is exp(mu).
-    """
-    slope = (most[1] - least[1]) / (most[0] - least[0])
-    return math.exp(least[1] + slope * (tokens - least[0]))
