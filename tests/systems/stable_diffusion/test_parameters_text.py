@@ -1,12 +1,8 @@
 """AUTOMATIC1111's text: lines of other tools read correctly, ours come back, in linear time."""
 
-import gc
 import json
-import math
 import struct
-import time
 import zlib
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from tests.linear import check_linear
 from triptych.diffusion.names import SAMPLERS
 from triptych.requests import TextToImage
 from triptych.systems.stable_diffusion.parameters_text import (
@@ -257,28 +254,10 @@ def test_low_rank_updates_stand_in_the_prompt():
 NASTY = ["a", "ab: ", 'ab: "', 'ab: "x\\', ":", "a,", "ab: 1, ", "- ", '"', "<lora:", "\n"]
 
 
-def seconds(work, text):
-    gc.disable()  # it walks the whole process
-    try:
-        start = time.thread_time()
-        work(text)
-        return time.thread_time() - start
-    finally:
-        gc.enable()
-
-
 @pytest.mark.parametrize("part", NASTY)
 @pytest.mark.parametrize("work", [parse_pairs, loras_in])
 def test_reading_is_linear(work, part):
-    """From 1 kB to 1 MB, far beyond the 64 KiB that are read; below 2 ms clocks are too coarse."""
-    texts = [part * (1024 * 2**i // len(part)) for i in range(11)]
-    best = [math.inf] * len(texts)
-    for _ in range(5):
-        best = [min(b, seconds(work, t)) for b, t in zip(best, texts, strict=True)]
-        ratios = [after / max(before, 2e-3) for before, after in pairwise(best)]
-        if max(ratios) <= 2.5:
-            return
-    raise AssertionError(f"{part!r}: {ratios}")
+    check_linear(work, part)
 
 
 def test_more_than_the_limit_is_refused():
