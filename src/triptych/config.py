@@ -7,11 +7,12 @@ paths and further dataclasses. What JSON cannot say exactly, a configuration may
 import dataclasses
 import difflib
 import json
-import os
 import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from triptych import atomic
 
 Config = TypeVar("Config")
 MAX_BYTES = 1 << 20  # a configuration larger than this is not one
@@ -80,17 +81,9 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write aside, sync, rename: a reader sees the old file or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    """Write JSON: a reader sees the old file or the new one, never half of it."""
+    with atomic.replace_file(path) as temporary:
+        atomic.write_text(temporary, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

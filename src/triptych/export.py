@@ -3,8 +3,6 @@
 A folder appears whole or not at all: it is written beside its place and renamed.
 """
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from triptych.atomic import replace_folder
 from triptych.config import to_json, write_json
 from triptych.loading import load
 from triptych.systems.clip import configs as clip_configs
@@ -56,17 +55,8 @@ def convert_checkpoint(
     if to not in known:
         forms = f"converts to {', '.join(known)}" if known else "does not convert"
         raise ValueError(f"{source} is a {kind}, which {forms}: not to {to}")
-    aside = dest.with_name(f".{dest.name}.tmp-{os.getpid()}")
-    old = dest.with_name(f".{dest.name}.old-{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
-        notes = known[to](loaded, aside)
-        if dest.exists():  # the caller has asked
-            dest.rename(old)
-        aside.replace(dest)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with replace_folder(dest) as folder:  # the caller has asked whether it may be replaced
+        notes = known[to](loaded, folder)
     return (*loaded.notes, *notes)
 
 

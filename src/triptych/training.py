@@ -11,7 +11,7 @@ from typing import Any
 from triptych import config
 from triptych.train import checkpoint
 from triptych.train.distributed import ALONE, World, joined, normalise_whole_batches
-from triptych.train.journal import locked
+from triptych.train.journal import lock_run
 from triptych.train.loop import Report, fit
 from triptych.train.recipe import Recipe
 from triptych.train.recipes import RECIPES
@@ -39,9 +39,9 @@ def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
         yield from fit(recipe, request.training, run, world)
 
 
-def held(run: Path, world: World) -> AbstractContextManager[None]:
+def held(run: Path, world: World) -> AbstractContextManager[object]:
     """The lock of a run folder, in the hands of the first process."""
-    return locked(run) if world.first else nullcontext()
+    return lock_run(run) if world.first else nullcontext()
 
 
 def build(request: TrainRequest, world: World = ALONE) -> Recipe:

@@ -132,7 +132,7 @@ class Disk:
 
     def _born(self, path: Path) -> None:
         self.secured[path.stat().st_ino] = 0
-        if path.parent.name.startswith("step-"):
+        if path.parent.name.startswith(".step-"):
             self.created.append((path.parent.stat().st_ino, path.name))
 
     def _fsync(self, descriptor: int) -> None:

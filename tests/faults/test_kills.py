@@ -28,7 +28,7 @@ def drive(folder: Path, kills: int) -> None:
     import torch._dynamo  # an optimizer's first step would import it, seconds in every life
 
     from tests.train.toy import regression
-    from triptych.train.journal import locked
+    from triptych.train.journal import lock_run
     from triptych.train.loop import fit
     from triptych.train.recipes.requests import Training
 
@@ -42,7 +42,7 @@ def drive(folder: Path, kills: int) -> None:
         if child == 0:
             code = 1
             try:
-                with locked(run):
+                with lock_run(run):
                     for _ in fit(regression(), training, run):
                         pass
                 code = 0

@@ -16,7 +16,7 @@ from tests.train.toy import regression
 from triptych import training as runs
 from triptych.cli.main import explained
 from triptych.train import checkpoint
-from triptych.train.journal import Journal, locked, rows
+from triptych.train.journal import Journal, lock_run, rows
 from triptych.train.loop import fit
 from triptych.train.recipes.requests import TrainCvae, Training, TrainWgan
 
@@ -28,7 +28,7 @@ def hold(run: Path, then: str = "sleep") -> tuple[int, int]:
     reading, writing = os.pipe()
     holder = os.fork()
     if holder == 0:
-        with locked(run):
+        with lock_run(run):
             reader = os.fork() if then == "fork" else 0
             if reader or then != "fork":
                 os.write(writing, reader.to_bytes(4, "big"))
@@ -57,9 +57,9 @@ def test_a_second_trainer_is_refused_and_told_by_whom(tmp_path: Path) -> None:
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     holder, _ = hold(tmp_path)
     end(holder)
-    with locked(tmp_path):
+    with lock_run(tmp_path):
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
-    with locked(tmp_path):  # and one that was let go
+    with lock_run(tmp_path):  # and one that was let go
         pass
 
 
@@ -68,7 +68,7 @@ def test_a_reader_that_outlives_its_trainer_does_not_hold_the_lock(tmp_path: Pat
     try:
         end(holder)
         os.kill(reader, 0)  # it is there
-        with locked(tmp_path):
+        with lock_run(tmp_path):
             pass
     finally:
         os.kill(reader, signal.SIGKILL)
@@ -76,7 +76,7 @@ def test_a_reader_that_outlives_its_trainer_does_not_hold_the_lock(tmp_path: Pat
 
 def test_two_trainers_in_one_process_are_two(tmp_path: Path) -> None:
     refused = pytest.raises(RuntimeError, match=f"process {os.getpid()}")
-    with locked(tmp_path), refused, locked(tmp_path):
+    with lock_run(tmp_path), refused, lock_run(tmp_path):
         pass
 
 
@@ -252,7 +252,7 @@ def test_folders_with_strange_names_are_like_others(tmp_path: Path, name: str) -
     steps = fit(regression(), SHORT, strange)
     next(report for report in steps if report.step == 3)
     steps.close()
-    with locked(strange):
+    with lock_run(strange):
         for _ in fit(regression(), SHORT, strange):
             pass
     plain, faults = checkpoint.newest(strange)

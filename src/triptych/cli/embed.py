@@ -89,6 +89,8 @@ def _as_json(row: "Vector") -> dict[str, object]:
 def _write(path: Path, rows: "list[Vector]", bad: int) -> None:
     import numpy as np
 
+    from triptych.atomic import replace_file
+
     if bad:
         print(
             f"triptych: {path} was not written: rows would not stand for the inputs "
@@ -97,11 +99,6 @@ def _write(path: Path, rows: "list[Vector]", bad: int) -> None:
         )
         return
     matrix = np.stack([row.embedding.numpy() for row in rows if row.embedding is not None])
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with aside.open("wb") as file:
-            np.save(file, matrix, allow_pickle=False)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, matrix, allow_pickle=False)
     say(f"{path}: {matrix.shape[0]} x {matrix.shape[1]} float32")

@@ -10,7 +10,6 @@ Dimensions: B texts, T tokens.
 import copy
 import gzip
 import json
-import os
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
+from triptych import atomic
 from triptych.text.sentencepiece import sentencepiece_tokenizer
 
 START, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -168,12 +168,8 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, which transformers reads too; the file appears whole or not."""
-        aside = folder / f".tokenizer.json.tmp-{os.getpid()}"
-        try:
-            aside.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-            aside.replace(folder / "tokenizer.json")
-        finally:
-            aside.unlink(missing_ok=True)
+        with atomic.replace_file(folder / "tokenizer.json") as temporary:
+            temporary.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
 
     def _split(self, text: str) -> tuple[tokenizers.Encoding, str]:
         """A text's tokens, and the text that they were split from."""

@@ -7,7 +7,6 @@ newest folder that verifies is a state that training really had. Writing needs t
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from triptych import atomic
 from triptych.config import read_json, write_json
 from triptych.train.journal import naming
-from triptych.weights.files.read import write_tensors
+from triptych.weights.files.read import write_safetensors, write_tensors
 
 STEP = re.compile(r"step-(\d{6,})(-old-\d+)?$")  # old: moved aside by a save that then died
 MANIFEST = "manifest.json"
@@ -48,27 +48,17 @@ def save(
     for name, group in tensors.items():
         _require_finite(name, group)
     final = run / f"step-{step:06d}"
-    aside = run / f"{final.name}.tmp-{os.getpid()}"
-    try:
-        with naming(final):
-            _remove_leftovers(run)
-            aside.mkdir()
+    with naming(final):
+        _remove_leftovers(run)
+        with atomic.replace_folder(final) as folder:
             for name, group in tensors.items():
-                write_tensors(aside / f"{name}.safetensors", group)
-            _write(aside / "state.json", json.dumps(state))
-            files = {p.name: _fingerprint(p) for p in sorted(aside.iterdir())}
-            _write(aside / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
-            _sync(aside)
-            if final.exists():  # the same step again, after a resume from an older one
-                final.rename(run / f"{final.name}-old-{os.getpid()}")
-            aside.rename(final)
-            _sync(run)
-            write_json(run / "latest", final.name)
-            _remove_leftovers(run)
-            _prune(run, keep)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+                write_tensors(folder / f"{name}.safetensors", group)
+            atomic.write_text(folder / "state.json", json.dumps(state))
+            files = {p.name: _fingerprint(p) for p in sorted(folder.iterdir())}
+            manifest = json.dumps({"step": step, "files": files}, indent=1)
+            atomic.write_text(folder / MANIFEST, manifest)
+        write_json(run / "latest", final.name)
+        _prune(run, keep)
     return final
 
 
@@ -148,15 +138,9 @@ def export(run: Path, module: nn.Module, card: dict[str, Any]) -> None:
     """
     tensors = module.state_dict()
     _require_finite("model", tensors)
-    aside = run / f".export.tmp-{os.getpid()}"
-    try:
-        with naming(run / "model.safetensors"):
-            aside.mkdir(exist_ok=True)
-            write_tensors(aside / "model.safetensors", tensors)
-            (aside / "model.safetensors").replace(run / "model.safetensors")
-            write_json(run / "config.json", card)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with naming(run / "model.safetensors"):
+        write_safetensors(run / "model.safetensors", tensors)
+        write_json(run / "config.json", card)
 
 
 def _prune(run: Path, keep: int) -> None:
@@ -176,11 +160,8 @@ def _remove_leftovers(run: Path) -> None:
             shutil.rmtree(path)
         else:
             path.rename(final)
-    for path in [*run.glob("step-*.tmp-*"), *run.glob(".*.tmp-*"), *run.glob("samples/.*.part")]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    atomic.remove_temporary(run)
+    atomic.remove_temporary(run / "samples")
 
 
 def _number(path: Path) -> int:
@@ -195,24 +176,7 @@ def _require_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
             raise FloatingPointError(f"{name}: {key} is not finite; nothing was saved")
 
 
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _fingerprint(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        digest = hashlib.file_digest(file, "sha256")
     return {"size": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -1,41 +1,24 @@
 """The run folder: one run at a time, `run.json`, and `metrics.jsonl` without a gap or a repeat."""
 
-import fcntl
 import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from triptych.atomic import lock_folder
 
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold a run folder. The kernel drops the lock with its process, so a stale one is simply
-    taken over.
+
+def lock_run(run: Path) -> AbstractContextManager[bool]:
+    """Hold the lock of a run folder, which is created if missing.
 
     Raises:
         RuntimeError: another process is training in this folder.
+        OSError: the folder cannot be written.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise RuntimeError(
-                f"{run} is in use by process {holder}: wait for it, stop it, or choose "
-                "another --run"
-            ) from error
-        with naming(run / "lock"):
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-        # A process that reads data may outlive a killed trainer: it must not hold its lock.
-        os.register_at_fork(after_in_child=file.close)
-        yield
+    return lock_folder(run, instead="choose another --run")
 
 
 class Journal:

@@ -12,7 +12,6 @@ import os
 import re
 import stat
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -26,6 +25,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
+
+from triptych.atomic import replace_file
 
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 16_384
@@ -283,15 +284,8 @@ def save_picture(
                 f"the request and its text are {len(options['exif']):,} bytes; {MAX_EXIF:,} fit "
                 "into a JPEG: save a .png or .webp"
             )
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, kind, **options)
-        partial.chmod(0o644)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        image.save(file, kind, **options)
 
 
 def _exif(request: str, parameters: str) -> bytes:

@@ -11,16 +11,13 @@ may be killed at any moment.
 Precision is no part of it: weights stay as they are, and whoever compiles says what to compute in.
 """
 
-import fcntl
 import hashlib
 import importlib
 import inspect
 import json
-import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych import runtime
+from triptych.atomic import lock_folder, remove_temporary, replace_folder, sync
 from triptych.config import read_json, to_json, write_json
 from triptych.nn import attention
 from triptych.weights.files.read import weights_digest
@@ -114,24 +112,15 @@ def convert(network: nn.Module, inputs: Sequence[Input], conversion: Conversion)
         ValueError: OpenVINO is not installed.
         OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
-    root, name = conversion.folder.parent, conversion.folder.name
-    root.mkdir(parents=True, exist_ok=True)
-    with _alone(root):
-        if conversion.there:  # by whoever was waited for
+    root = conversion.folder.parent
+    with lock_folder(root):
+        if conversion.there:  # another process wrote it meanwhile
             return
-        for left in root.glob(".*.tmp-*"):  # by a kill
-            shutil.rmtree(left)
-        aside = root / f".{name}.tmp-{os.getpid()}"
-        try:
-            aside.mkdir()
-            _write(network, inputs, aside)
-            sizes = {file: (aside / file).stat().st_size for file in (GRAPH, WEIGHTS)}
-            write_json(aside / MANIFEST, {"of": conversion.described, "bytes": sizes})
-            if conversion.folder.exists():  # and not whole
-                shutil.rmtree(conversion.folder)
-            aside.rename(conversion.folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        remove_temporary(root)
+        with replace_folder(conversion.folder) as folder:
+            _write(network, inputs, folder)
+            sizes = {file: (folder / file).stat().st_size for file in (GRAPH, WEIGHTS)}
+            write_json(folder / MANIFEST, {"of": conversion.described, "bytes": sizes})
 
 
 def _write(network: nn.Module, inputs: Sequence[Input], folder: Path) -> None:
@@ -146,11 +135,7 @@ def _write(network: nn.Module, inputs: Sequence[Input], folder: Path) -> None:
     openvino.save_model(model, folder / GRAPH, compress_to_fp16=False)
     openvino.Core().read_model(folder / GRAPH)  # a short file is noticed here, not by the writer
     for file in (GRAPH, WEIGHTS):
-        descriptor = os.open(folder / file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(folder / file)
 
 
 def traced(network: nn.Module, inputs: Sequence[Input]) -> Any:
@@ -228,13 +213,3 @@ def _code_digest(network: nn.Module) -> str:
     for content in sorted(file.read_bytes() for file in files):
         found.update(hashlib.sha256(content).digest())
     return found.hexdigest()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder for writing, after whoever holds it; the kernel drops the lock with the
-    process.
-    """
-    with (folder / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

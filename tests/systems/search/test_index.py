@@ -185,7 +185,7 @@ def test_an_unmounted_folder_does_not_empty_its_index(folder: Path, tmp_path: Pa
 def test_two_processes_do_not_write_one_index(folder: Path, tmp_path: Path) -> None:
     first = update(folder, tmp_path / "index", CLIP, DIGEST)
     next(first)
-    with pytest.raises(RuntimeError, match="another process"):
+    with pytest.raises(RuntimeError, match="in use by process"):
         next(update(folder, tmp_path / "index", CLIP, DIGEST))
     first.close()
     brought_up(folder, tmp_path / "index")

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from triptych.atomic import replace_file
 from triptych.data.captions import texts_at
 from triptych.data.disk.index import refuse_if_many
 from triptych.data.order.alike import PLAIN
@@ -209,10 +210,9 @@ def to_images(pictures: UInt8[np.ndarray, "B H W C"]) -> Float[Tensor, "B C H W"
 
 def write_skipped(path: Path, skipped: dict[str, str]) -> None:
     """Write skipped pictures as JSON lines of `name` and `reason`, whole or not at all."""
-    partial = path.with_name(f".{path.name}.part")
     rows = [json.dumps({"name": name, "reason": reason}) for name, reason in skipped.items()]
-    partial.write_text("".join(row + "\n" for row in rows))
-    partial.replace(path)
+    with replace_file(path) as temporary:
+        temporary.write_text("".join(row + "\n" for row in rows))
 
 
 def left_out(source: Source) -> dict[str, str]:

@@ -8,7 +8,6 @@ process may be killed at any moment. Vectors are memory-mapped.
 Dimensions: N pictures, D numbers of a vector.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,6 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +25,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from triptych import runtime
+from triptych.atomic import lock_folder
 from triptych.config import to_json
 from triptych.data.disk.files import is_picture, walk
 from triptych.vision.images import open_picture
@@ -161,7 +160,7 @@ def update(folder: Path, place: Path, loaded: Loaded, model: str) -> Iterator[Pr
     if not files:
         why = f" ({len(refused)} were refused: {next(iter(refused.items()))})" if refused else ""
         raise ValueError(f"{folder} holds no pictures{why}")
-    with _locked(place):
+    with lock_folder(place, instead="give another --index"):
         shards = _shards(place, model, dim)
         known = {file[:3] for file in _latest(shards)}
         new = [file for file in files.values() if file[:3] not in known]
@@ -359,18 +358,3 @@ def _number(path: Path) -> int:
 
 def _dim_of(loaded: Loaded) -> int:
     return loaded.embed_image([]).shape[1]
-
-
-@contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    """Hold an index for writing; the kernel drops the lock with the process."""
-    place.mkdir(parents=True, exist_ok=True)
-    with (place / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RuntimeError(
-                f"another process is writing the index in {place}: wait for it, or give another "
-                "--index"
-            ) from error
-        yield

@@ -9,7 +9,6 @@ Dimensions: N rows, D numbers of a vector, Q queries, k matches.
 
 import importlib
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from triptych.atomic import replace_file
 
 CHUNK = 16_384  # rows whose scores are computed at once
 SIDE = 2_048  # of the blocks of pairs that are compared at once
@@ -197,7 +198,6 @@ def _faiss_index(faiss: Any, blocks: Blocks, store: Path | None) -> Any:
     if store is not None:
         for old in store.parent.glob("nearest-*.faiss"):
             old.unlink()
-        aside = store.with_name(f".{store.name}.tmp-{os.getpid()}")
-        faiss.write_index(index, str(aside))
-        aside.replace(store)
+        with replace_file(store) as temporary:
+            faiss.write_index(index, str(temporary))
     return index

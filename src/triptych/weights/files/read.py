@@ -8,7 +8,6 @@ use.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from triptych import atomic
 from triptych.config import nearest
 from triptych.weights.files.npz import read_npz
 from triptych.weights.files.shards import missing_shards, shards
@@ -155,17 +155,13 @@ def diagnose(path: Path) -> str:
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write aside, sync, rename: a reader sees the old file or the new one, never half of it.
+    """Write a file of tensors: a reader sees the old file or the new one, never half of it.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; what was there before stays.
     """
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        write_tensors(aside, tensors, metadata)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with atomic.replace_file(path) as temporary:
+        write_tensors(temporary, tensors, metadata)
 
 
 def write_tensors(
@@ -195,11 +191,7 @@ def write_tensors(
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
     path.chmod(mode)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    atomic.sync(path)
 
 
 def _read(path: Path, found: Container) -> dict[str, Tensor]:

@@ -16,12 +16,10 @@ Dimensions: N pictures, B pictures of a batch, C channels, H height, W width, Z 
 latent sides, P pictures of a file.
 """
 
-import fcntl
 import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from triptych.atomic import lock_folder, remove_temporary
 from triptych.config import read_json, to_json, write_json
 from triptych.data.disk.index import refuse_if_many
 from triptych.data.fingerprint import fingerprint
@@ -154,12 +153,10 @@ class LatentCache:
         """
         if self._model is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder) as waited:
+        with lock_folder(self.folder) as waited:
             if waited:
                 yield Progress("waited for another process that fills the cache", 0, 0)
-            for left in self.folder.glob(".*.tmp-*"):  # by a kill
-                left.unlink()
+            remove_temporary(self.folder)
             self._describe()
             if others := self._others():
                 yield Progress(others, 0, 0)
@@ -376,18 +373,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, LookupError):
         return {}
     return tensors
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Hold a cache for writing, after whoever holds it; the kernel drops the lock with the process.
-    Says whether there was someone.
-    """
-    with (folder / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            waited = False
-        except BlockingIOError:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            waited = True
-        yield waited
