@@ -44,7 +44,8 @@ RUNS = {
     "--ema-halflife 2",
     "pixel-diffusion": "pixel-diffusion --data digits.npz --widths 4 --attention 0 "
     "--head-width 4 --time-width 8 --groups 2 --patch 2 --conditioning add --drop 0.3 "
-    "--dropout 0.1 --noise-schedule cosine --zero-terminal-snr --predicts velocity --min-snr 5 --learning-rate 0.02 "
+    "--dropout 0.1 --noise-schedule cosine --zero-terminal-snr --predicts velocity "
+    "--min-snr 5 --learning-rate 0.02 "
     "--offset 0.1 --sampler ddim --sampling-steps 4 --guidance 1.5 --spacing leading",
     "pixel-diffusion-flow": "pixel-diffusion --data digits.npz --widths 4 --attention "
     "--head-width 4 --time-width 8 --groups 2 --shift 1.5 --ema-halflife 2 --sampling-steps 4 "
@@ -66,11 +67,14 @@ RUNS = {
     "--perceptual-weight 0.5 --adversarial 0.5 --adversarial-from 2 --discriminator-widths 4 "
     "--optimizer muon --matrix-rate 0.02",
     "text-to-image-pixels": f"text-to-image --data captioned --size 16 {UNET} --text-width 4 "
-    "--widths 4 --transformers 1 --text-layers 0 --text-heads 2 --text-pool mean --length 12 --vocabulary 520 --patch 2 "
+    "--widths 4 --transformers 1 --text-layers 0 --text-heads 2 --text-pool mean --length 12 "
+    "--vocabulary 520 --patch 2 "
     "--conditioning scale_shift --predicts sample --measured flow --offset 0.1 --drop 0.2 "
     "--shift 1.5 --first captioned --first-steps 2 --optimizer muon",
-    "text-to-image-latents": f"text-to-image --data captioned --size 16 {UNET} --widths 4 --transformers 1 "
-    "--autoencoder autoencoder --clip clip-published --latents likeliest --cache cache --buckets --conditioning add "
+    "text-to-image-latents": f"text-to-image --data captioned --size 16 {UNET} --widths 4 "
+    "--transformers 1 "
+    "--autoencoder autoencoder --clip clip-published --latents likeliest --cache cache "
+    "--buckets --conditioning add "
     "--noise-schedule scaled_linear --predicts noise --measured '' --min-snr 5 "
     "--sampler euler --guidance 2 --spacing leading --pictures 8",
     "text-to-image-lora": "text-to-image --data captioned --size 16 --init text-to-image-latents "
@@ -109,7 +113,8 @@ FORMS = {
 """In converted/: how it is written."""
 
 EMBEDDED = (
-    "clip", "clip-published", "clip-tuned", "siglip", "converted/clip-transformers", "converted/clip-open-clip",
+    "clip", "clip-published", "clip-tuned", "siglip",
+    "converted/clip-transformers", "converted/clip-open-clip",
 )  # fmt: skip
 
 
