@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from triptych.config import nearest
-from triptych.systems.stable_diffusion.published.summary import summary
+from triptych.systems.stable_diffusion.published.inspect_checkpoint import summary
 from triptych.weights.catalog import CATALOG
 from triptych.weights.files.read import read_weights
 from triptych.weights.files.shards import missing_shards

@@ -22,9 +22,9 @@ from triptych.systems.siglip import published as siglip
 from triptych.systems.siglip.model import SiglipConfig
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.published.folder.write import write_diffusers
-from triptych.systems.stable_diffusion.published.load_published import AS_STORED, Reading
+from triptych.systems.stable_diffusion.published.load import AS_STORED, Reading
 from triptych.systems.stable_diffusion.published.single_file.write import write_single_file
-from triptych.systems.stable_diffusion.published.vocabulary import NAMES
+from triptych.systems.stable_diffusion.published.tokenizers import NAMES
 from triptych.text.tokenizer import Tokenizer
 from triptych.vision.transforms import ImageTransform, PatchTransform
 from triptych.weights.files.read import write_safetensors

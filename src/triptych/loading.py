@@ -10,14 +10,14 @@ from torch import nn
 from triptych import config, runtime
 from triptych.systems.autoencoder.load_published import is_autoencoder, load_autoencoder
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
-from triptych.systems.autoencoder.tiny import TinyAutoencoder, TinyAutoencoderConfig
+from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.systems.classifier.model import Classifier, ClassifierConfig
 from triptych.systems.clip.model import Clip, ClipConfig
 from triptych.systems.cvae.model import Cvae, CvaeConfig
 from triptych.systems.pixel_diffusion.model import PixelDiffusion, PixelDiffusionConfig
 from triptych.systems.siglip.model import Siglip, SiglipConfig
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
-from triptych.systems.stable_diffusion.published.load_published import (
+from triptych.systems.stable_diffusion.published.load import (
     AS_STORED,
     Reading,
     load_stable_diffusion,

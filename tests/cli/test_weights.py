@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from triptych.cli.main import run
-from triptych.systems.stable_diffusion.published.load_published import Reading
+from triptych.systems.stable_diffusion.published.load import Reading
 from triptych.weights.catalog import CATALOG
 
 STATE = {"visual.proj": torch.arange(6.0).reshape(2, 3), "logit_scale": torch.tensor(2.5).half()}

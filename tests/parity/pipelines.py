@@ -17,7 +17,7 @@ from triptych.systems.stable_diffusion.model import (
     StableDiffusion,
     StableDiffusionConfig,
 )
-from triptych.systems.stable_diffusion.published import text_encoders
+from triptych.systems.stable_diffusion.published import text_encoder
 from triptych.systems.stable_diffusion.published import unet as latent_unet
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
 from triptych.weights.keymap import convert, fill

@@ -16,7 +16,7 @@ from triptych.systems.autoencoder import published as names
 from triptych.systems.autoencoder import published_tiny as tiny_names
 from triptych.systems.autoencoder import tiny as tiny_autoencoder
 from triptych.systems.autoencoder.model import Autoencoder
-from triptych.systems.autoencoder.tiny import TinyAutoencoder, TinyAutoencoderConfig
+from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.vision.images import open_picture
 from triptych.weights.files.read import read_weights
 from triptych.weights.keymap import convert, export, fill

@@ -21,8 +21,8 @@ from triptych.doctor import examine
 from triptych.export import convert_checkpoint
 from triptych.loading import load
 from triptych.systems.clip.model import TextEncoderConfig
-from triptych.systems.stable_diffusion.published import text_encoders
-from triptych.systems.stable_diffusion.published.load_published import Reading
+from triptych.systems.stable_diffusion.published import text_encoder
+from triptych.systems.stable_diffusion.published.load import Reading
 from triptych.systems.stable_diffusion.published.single_file import configs as single_file_configs
 from triptych.systems.stable_diffusion.published.single_file import read as single_file
 from triptych.systems.stable_diffusion.published.single_file import write as single_file_export

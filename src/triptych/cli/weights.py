@@ -141,7 +141,7 @@ def inspect(request: Inspect) -> int:
     from dataclasses import asdict
 
     from triptych.doctor import family
-    from triptych.systems.stable_diffusion.published.summary import summary
+    from triptych.systems.stable_diffusion.published.inspect_checkpoint import summary
     from triptych.weights.files.read import read_weights
     from triptych.weights.files.sniff import WORDS, container
     from triptych.weights.layouts import layout
@@ -232,7 +232,7 @@ def convert(request: Convert) -> int:
     if request.to == "safetensors":
         return _to_safetensors(request)
     from triptych.export import convert_checkpoint
-    from triptych.systems.stable_diffusion.published.load_published import Reading
+    from triptych.systems.stable_diffusion.published.load import Reading
 
     dest = request.dest
     if request.to == "single-file" and dest.is_dir():

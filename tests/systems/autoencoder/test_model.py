@@ -20,7 +20,7 @@ from triptych.systems.autoencoder.objective import (
     generator_objective,
 )
 from triptych.systems.autoencoder.perceptual import PatchDiscriminator
-from triptych.systems.autoencoder.tiny import TinyAutoencoder, TinyAutoencoderConfig
+from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.train.recipes.requests import TrainAutoencoder
 from triptych.vision.images import open_picture
 

@@ -20,7 +20,7 @@ from triptych.systems.autoencoder.published import (
     ldm_rules,
     to_diffusers,
 )
-from triptych.systems.autoencoder.tiny import TinyAutoencoder, TinyAutoencoderConfig
+from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.weights.keymap import convert, export, fill
 from triptych.weights.skeleton import skeleton
 

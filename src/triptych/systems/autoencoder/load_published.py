@@ -16,7 +16,7 @@ from triptych.config import read_json
 from triptych.systems.autoencoder import published as autoencoder
 from triptych.systems.autoencoder import published_tiny as tiny_autoencoder
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
-from triptych.systems.autoencoder.tiny import TinyAutoencoder, TinyAutoencoderConfig
+from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.weights.files.read import read_cast, read_header
 from triptych.weights.keymap import convert, fill
 from triptych.weights.skeleton import skeleton

@@ -34,7 +34,7 @@ from triptych.diffusion.schedule import Discrete, Flow, Levels, Schedule, betas,
 from triptych.diffusion.spacing import Kind
 from triptych.nn.loss import Loss
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
-from triptych.systems.autoencoder.tiny import TinyAutoencoder, TinyAutoencoderConfig
+from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.systems.clip.model import TextConfig, TextEncoderConfig, TextTransformer
 from triptych.systems.stable_diffusion.unet import LatentUNet, LatentUNetConfig
 

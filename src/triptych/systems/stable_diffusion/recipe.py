@@ -24,7 +24,7 @@ from triptych.loading import load
 from triptych.nn import lora
 from triptych.nn.loss import Loss
 from triptych.systems.autoencoder.model import Autoencoder
-from triptych.systems.autoencoder.tiny import TinyAutoencoder
+from triptych.systems.autoencoder.tiny_model import TinyAutoencoder
 from triptych.systems.clip.model import Clip, TextConfig, TextEncoderConfig
 from triptych.systems.stable_diffusion.model import (
     SamplingConfig,

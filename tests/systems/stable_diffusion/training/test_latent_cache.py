@@ -24,7 +24,7 @@ from triptych.data.order.batches import batches
 from triptych.data.order.buckets import bucket_batches, bucketed, shapes
 from triptych.data.sources import open_source
 from triptych.systems.autoencoder.model import AutoencoderConfig
-from triptych.systems.autoencoder.tiny import TinyAutoencoderConfig
+from triptych.systems.autoencoder.tiny_model import TinyAutoencoderConfig
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.training import latent_cache as module
 from triptych.systems.stable_diffusion.training.frozen import around, encoded, latents_of

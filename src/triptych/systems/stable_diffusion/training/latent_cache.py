@@ -38,7 +38,7 @@ from triptych.data.order.buckets import Bucketed
 from triptych.data.source import Columns, Source
 from triptych.diffusion.denoiser import Conditioning
 from triptych.systems.autoencoder.model import Autoencoder
-from triptych.systems.autoencoder.tiny import TinyAutoencoder
+from triptych.systems.autoencoder.tiny_model import TinyAutoencoder
 from triptych.systems.stable_diffusion.model import Patches, StableDiffusion
 from triptych.systems.stable_diffusion.training.cached_latents import Latents
 from triptych.text.tokenizer import Tokenizer

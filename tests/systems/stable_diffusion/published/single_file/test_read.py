@@ -17,7 +17,7 @@ from triptych.systems.stable_diffusion.published.single_file.read import (
     describe_single_file,
     split_single_file,
 )
-from triptych.systems.stable_diffusion.published.text_encoders import (
+from triptych.systems.stable_diffusion.published.text_encoder import (
     OPENCLIP_RULES,
     transformers_rules,
 )

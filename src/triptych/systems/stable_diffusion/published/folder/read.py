@@ -15,7 +15,7 @@ from triptych.systems.autoencoder import published as autoencoder
 from triptych.systems.autoencoder import published_tiny as tiny_autoencoder
 from triptych.systems.clip.model import TextEncoderConfig
 from triptych.systems.stable_diffusion.model import StableDiffusionConfig
-from triptych.systems.stable_diffusion.published import text_encoders
+from triptych.systems.stable_diffusion.published import text_encoder
 from triptych.systems.stable_diffusion.published import unet as latent_unet
 from triptych.systems.stable_diffusion.published.folder import schedulers
 from triptych.systems.stable_diffusion.published.single_file.configs import SCHEDULER_LOW_RESOLUTION

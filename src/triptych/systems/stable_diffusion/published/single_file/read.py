@@ -18,7 +18,7 @@ from torch import Tensor
 from triptych.systems.clip.model import TextEncoderConfig
 from triptych.systems.stable_diffusion.published.single_file import configs
 from triptych.systems.stable_diffusion.published.single_file.configs import Family
-from triptych.systems.stable_diffusion.published.text_encoders import (
+from triptych.systems.stable_diffusion.published.text_encoder import (
     CLIP_L,
     OPENCLIP_BIGG,
     OPENCLIP_H,

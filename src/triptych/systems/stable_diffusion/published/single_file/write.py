@@ -14,7 +14,7 @@ from triptych.systems.autoencoder.published import ldm_rules as autoencoder_rule
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
 from triptych.systems.stable_diffusion.published.folder.read import beyond
 from triptych.systems.stable_diffusion.published.folder.write import read_part, readable
-from triptych.systems.stable_diffusion.published.load_published import file_config
+from triptych.systems.stable_diffusion.published.load import file_config
 from triptych.systems.stable_diffusion.published.single_file import configs
 from triptych.systems.stable_diffusion.published.single_file.configs import Family
 from triptych.systems.stable_diffusion.published.single_file.read import (
@@ -24,7 +24,7 @@ from triptych.systems.stable_diffusion.published.single_file.read import (
     described,
     parts_of,
 )
-from triptych.systems.stable_diffusion.published.text_encoders import (
+from triptych.systems.stable_diffusion.published.text_encoder import (
     CLIP_L,
     OPENCLIP_H,
     OPENCLIP_RULES,

@@ -32,11 +32,11 @@ from triptych.systems.stable_diffusion.published.single_file.read import (
     describe_single_file,
     split_names,
 )
-from triptych.systems.stable_diffusion.published.text_encoders import (
+from triptych.systems.stable_diffusion.published.text_encoder import (
     OPENCLIP_RULES,
     transformers_rules,
 )
-from triptych.systems.stable_diffusion.published.vocabulary import (
+from triptych.systems.stable_diffusion.published.tokenizers import (
     file_tokenizers,
     folder_tokenizers,
 )

@@ -14,8 +14,8 @@ import torch
 from transformers import CLIPTokenizer
 
 from triptych.systems.clip.model import TextConfig, TextEncoderConfig
-from triptych.systems.stable_diffusion.published.text_encoders import CLIP_L, OPENCLIP_BIGG
-from triptych.systems.stable_diffusion.published.vocabulary import (
+from triptych.systems.stable_diffusion.published.text_encoder import CLIP_L, OPENCLIP_BIGG
+from triptych.systems.stable_diffusion.published.tokenizers import (
     file_tokenizers,
     folder_tokenizers,
 )

@@ -24,7 +24,7 @@ from triptych.export import convert_checkpoint
 from triptych.loading import load
 from triptych.systems.autoencoder.model import AutoencoderConfig
 from triptych.systems.autoencoder.published import diffusers_rules as vae_rules
-from triptych.systems.autoencoder.tiny import TinyAutoencoderConfig
+from triptych.systems.autoencoder.tiny_model import TinyAutoencoderConfig
 from triptych.systems.clip.model import TextConfig, TextEncoderConfig
 from triptych.systems.stable_diffusion.model import (
     SamplingConfig,
@@ -33,8 +33,8 @@ from triptych.systems.stable_diffusion.model import (
     StableDiffusionConfig,
 )
 from triptych.systems.stable_diffusion.published.folder.read import OTHERS, PIPELINES, described
-from triptych.systems.stable_diffusion.published.load_published import Reading
-from triptych.systems.stable_diffusion.published.text_encoders import transformers_rules
+from triptych.systems.stable_diffusion.published.load import Reading
+from triptych.systems.stable_diffusion.published.text_encoder import transformers_rules
 from triptych.systems.stable_diffusion.published.unet import diffusers_rules
 from triptych.systems.stable_diffusion.unet import LatentUNetConfig
 from triptych.text.tokenizer import train_tokenizer
@@ -120,7 +120,7 @@ def test_every_published_configuration_builds_as_a_whole(name, tmp_path):
 @needs_data
 def test_single_files_mean_what_the_published_folders_do(tmp_path):
     """The bundled configurations and the folders make the same whole, block for block read."""
-    from triptych.systems.stable_diffusion.published.load_published import file_config
+    from triptych.systems.stable_diffusion.published.load import file_config
     from triptych.systems.stable_diffusion.published.single_file.read import (
         described as file_described,
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from triptych.systems.autoencoder.tiny import TinyAutoencoderConfig
+from triptych.systems.autoencoder.tiny_model import TinyAutoencoderConfig
 from triptych.weights.diffusers_names import layer
 from triptych.weights.keymap import Rule, rename, under
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from triptych.systems.stable_diffusion.published.folder.read import NETWORKS, described
 from triptych.systems.stable_diffusion.published.single_file.read import UNET, describe_single_file
-from triptych.systems.stable_diffusion.published.vocabulary import NAMES
+from triptych.systems.stable_diffusion.published.tokenizers import NAMES
 from triptych.weights.files.read import read_header
 from triptych.weights.layouts import Layout
 
