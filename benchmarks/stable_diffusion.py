@@ -34,10 +34,10 @@ from torch import Tensor, nn
 
 from triptych.nn.int8 import int8
 from triptych.requests import TextToImage
-from triptych.systems.autoencoder import published as autoencoder
+from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
-from triptych.systems.stable_diffusion.published import unet as latent_unet
+from triptych.systems.stable_diffusion.published import unet as published_unet
 from triptych.systems.stable_diffusion.published.folder.write import write_diffusers
 from triptych.systems.stable_diffusion.unet import LatentUNet
 from triptych.weights.keymap import convert, fill
@@ -99,10 +99,10 @@ def peer_unet(form: dict[str, Any]) -> nn.Module:
 
 
 def our_unet(peer: Any) -> LatentUNet:
-    config = latent_unet.from_diffusers(dict(peer.config))
+    config = published_unet.from_diffusers(dict(peer.config))
     with torch.device("meta"):
         network = LatentUNet(config)
-    fill(network, convert(peer.state_dict(), latent_unet.diffusers_rules(config)))
+    fill(network, convert(peer.state_dict(), published_unet.diffusers_rules(config)))
     return network.eval().requires_grad_(False)
 
 
@@ -214,7 +214,7 @@ def decode(options: argparse.Namespace) -> None:
         sample_size=512,
     ).eval().requires_grad_(False)  # fmt: skip
     ours = Autoencoder(AutoencoderConfig())
-    fill(ours, convert(peer.state_dict(), autoencoder.diffusers_rules(peer.state_dict())))
+    fill(ours, convert(peer.state_dict(), published_autoencoder.diffusers_rules(peer.state_dict())))
     ours.eval().requires_grad_(False)
     mine, theirs = measure.precisions(options.precision)
     ours, peer = as_loaded(ours, mine), peer.to(theirs)

@@ -11,14 +11,14 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from tests.parity.reference import randomised
-from triptych.systems.autoencoder import published as autoencoder
+from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.stable_diffusion.model import (
     SamplingConfig,
     StableDiffusion,
     StableDiffusionConfig,
 )
 from triptych.systems.stable_diffusion.published import text_encoder
-from triptych.systems.stable_diffusion.published import unet as latent_unet
+from triptych.systems.stable_diffusion.published import unet as published_unet
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
 from triptych.weights.keymap import convert, fill
 from triptych.weights.loaded import Card, Loaded
@@ -101,24 +101,24 @@ def pair(form: str = "sd", channels: int = 4, empty_is_zeros: bool = True):
         kinds.append((CLIPTextModelWithProjection, common | {"hidden_size": 16}))
     towers = [randomised(kind(CLIPTextConfig(**settings))) for kind, settings in kinds]
     texts = tuple(
-        text_encoders.from_transformers(t.config.to_dict() | {"architectures": [type(t).__name__]})
+        text_encoder.from_transformers(t.config.to_dict() | {"architectures": [type(t).__name__]})
         for t in towers
     )
     if xl:
         texts = tuple(replace(text, skip=1, norm=False) for text in texts)
     config = StableDiffusionConfig(
-        latent_unet.from_diffusers(dict(unet.config)),
+        published_unet.from_diffusers(dict(unet.config)),
         texts,
         sampling=SamplingConfig(height=64, width=64, zeros_for_empty=xl and empty_is_zeros),
-        autoencoder=autoencoder.from_diffusers(dict(vae.config)),
+        autoencoder=published_autoencoder.from_diffusers(dict(vae.config)),
     )
     ours = StableDiffusion(config).eval().requires_grad_(False)
-    fill(ours.unet, convert(unet.state_dict(), latent_unet.diffusers_rules(config.unet)))
-    rules = autoencoder.diffusers_rules(vae.state_dict())
+    fill(ours.unet, convert(unet.state_dict(), published_unet.diffusers_rules(config.unet)))
+    rules = published_autoencoder.diffusers_rules(vae.state_dict())
     fill(ours.autoencoder, convert(vae.state_dict(), rules))
     for tower, text, peer in zip(ours.text, texts, towers, strict=True):
         state = peer.state_dict()
-        fill(tower, convert(state, text_encoders.transformers_rules(text, state)))
+        fill(tower, convert(state, text_encoder.transformers_rules(text, state)))
     card = Card("stable-diffusion", {}, tokenizers=(words.config,) * len(towers))
     loaded = Loaded("tiny", card, config, ours, tokenizers=(words,) * len(towers))
     return SimpleNamespace(unet=unet, vae=vae, towers=towers, words=words, form=form), loaded

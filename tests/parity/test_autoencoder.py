@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from tests.parity.reference import randomised
 from triptych.systems.autoencoder import published as names
-from triptych.systems.autoencoder import published_tiny as tiny_names
-from triptych.systems.autoencoder import tiny as tiny_autoencoder
+from triptych.systems.autoencoder import tiny_model, tiny_published
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.vision.images import open_picture
@@ -191,9 +190,9 @@ def tiny_pair(channels):
     torch.manual_seed(0)
     for parameter in peer.parameters():
         parameter.data.add_(0.03 * torch.randn_like(parameter))
-    config = tiny_names.from_diffusers(dict(peer.config))
+    config = tiny_published.from_diffusers(dict(peer.config))
     ours = TinyAutoencoder(config)
-    fill(ours, convert(peer.state_dict(), tiny_names.diffusers_rules(config)))
+    fill(ours, convert(peer.state_dict(), tiny_published.diffusers_rules(config)))
     return peer.eval(), ours.eval()
 
 
@@ -206,17 +205,15 @@ def test_tiny_autoencoders(channels):
     torch.testing.assert_close(ours.encode(image), latents, atol=1e-5, rtol=1e-5)
     z = 4 * torch.randn(2, channels, 5, 3, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(ours.decode(z), peer.decode(z).sample, atol=1e-5, rtol=1e-5)
-    stored = tiny_autoencoder.to_bytes(z)
+    stored = tiny_model.to_bytes(z)
     assert stored.dtype == torch.uint8
     assert torch.equal(stored, peer.scale_latents(z).mul(255).round().byte())
-    torch.testing.assert_close(
-        tiny_autoencoder.from_bytes(stored), peer.unscale_latents(stored / 255)
-    )
-    rules = tiny_names.diffusers_rules(ours.config)
+    torch.testing.assert_close(tiny_model.from_bytes(stored), peer.unscale_latents(stored / 255))
+    rules = tiny_published.diffusers_rules(ours.config)
     back = export(ours.state_dict(), rules)
     assert back.keys() == peer.state_dict().keys()
     assert all(torch.equal(back[name], x) for name, x in peer.state_dict().items())
-    assert tiny_names.from_diffusers(tiny_names.to_diffusers(ours.config)) == ours.config
+    assert tiny_published.from_diffusers(tiny_published.to_diffusers(ours.config)) == ours.config
 
 
 @torch.no_grad()
@@ -228,9 +225,9 @@ def test_tiny_autoencoders_own_two_files():
     for name, tensor in state.items():
         part, _, place, rest = name.split(".", 3)
         files[part][f"{int(place) + (part == 'decoder')}.{rest}"] = tensor
-    assert tiny_names.from_taesd(files["encoder"]) == ours.config
-    converted = convert(files["encoder"], tiny_names.encoder_rules(ours.config))
-    converted |= convert(files["decoder"], tiny_names.decoder_rules(ours.config))
+    assert tiny_published.from_taesd(files["encoder"]) == ours.config
+    converted = convert(files["encoder"], tiny_published.encoder_rules(ours.config))
+    converted |= convert(files["decoder"], tiny_published.decoder_rules(ours.config))
     assert converted.keys() == ours.state_dict().keys()
     assert all(torch.equal(converted[name], x) for name, x in ours.state_dict().items())
 
@@ -238,11 +235,11 @@ def test_tiny_autoencoders_own_two_files():
 def test_other_tiny_autoencoders_are_refused(real_data):
     sana = read_weights(real_data / "weights" / "taesana_encoder.pth")
     with pytest.raises(ValueError, match="TAESD encoder of eightfold reduction"):
-        tiny_names.from_taesd(sana)
+        tiny_published.from_taesd(sana)
     with pytest.raises(ValueError, match="keep TAESD's own form"):
-        tiny_names.to_diffusers(TinyAutoencoderConfig(latent_channels=32, global_norm=True))
+        tiny_published.to_diffusers(TinyAutoencoderConfig(latent_channels=32, global_norm=True))
     with pytest.raises(ValueError, match="act_fn 'gelu' is unknown"):
-        tiny_names.from_diffusers({"act_fn": "gelu"})
+        tiny_published.from_diffusers({"act_fn": "gelu"})
 
 
 def plainly(file, x, twice=()):
@@ -285,11 +282,11 @@ def test_the_real_tiny_autoencoder_of_flux2(real_data):
     encoder, decoder = (
         {name: x.float() for name, x in read_weights(file).items()} for file in files
     )
-    config = tiny_names.from_taesd(encoder)
+    config = tiny_published.from_taesd(encoder)
     assert config == TinyAutoencoderConfig(latent_channels=32, global_norm=True)
     ours = TinyAutoencoder(config).eval()
-    state = convert(encoder, tiny_names.encoder_rules(config))
-    fill(ours, state | convert(decoder, tiny_names.decoder_rules(config)))
+    state = convert(encoder, tiny_published.encoder_rules(config))
+    fill(ours, state | convert(decoder, tiny_published.decoder_rules(config)))
     photos = sorted(p for p in (real_data / "photos").iterdir() if p.suffix in (".jpg", ".png"))
     figures = []
     for photo in photos:

@@ -193,7 +193,7 @@ def publish(monkeypatch, form, folder):
         if (folder / part).exists():
             stored = json.loads((folder / part / "config.json").read_text())
             large = {"skip": 1, "norm": False} if "XL" in form else {}
-            towers.append(text_encoders.from_transformers(stored, **large))
+            towers.append(text_encoder.from_transformers(stored, **large))
     small, big = towers[0], towers[-1]
     if form in ("2.x", "upscaler"):  # the whole tower, one block of which folders do not have
         whole = replace(small.text, layers=small.text.layers + 1)

@@ -176,7 +176,7 @@ def test_the_bundled_configurations_are_the_published_ones():
     cut = from_transformers(stored("stable-diffusion-2-1/text_encoder"))
     assert (cut.text.layers, OPENCLIP_H.text.layers - OPENCLIP_H.skip) == (23, 23)
     huge = json.loads((CONFIGS.parent / "open_clip" / "ViT-H-14.json").read_text())
-    whole = text_encoders.OPENCLIP_H
+    whole = text_encoder.OPENCLIP_H
     assert (whole.text.layers, whole.dim) == (huge["text_cfg"]["layers"], huge["embed_dim"])
 
 

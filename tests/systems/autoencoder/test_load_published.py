@@ -12,12 +12,12 @@ from PIL import Image
 from tests.parity.reference import randomised
 from triptych.loading import load
 from triptych.systems.autoencoder.published import ldm_rules
+from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.systems.autoencoder.tiny_published import (
     decoder_rules,
     diffusers_rules,
     encoder_rules,
 )
-from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.weights.files.read import read_weights
 from triptych.weights.keymap import export
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.manifests import FOLDER
-from triptych.systems.autoencoder import published_tiny as tiny_names
+from triptych.systems.autoencoder import tiny_published
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
 from triptych.systems.autoencoder.published import (
     diffusers_rules,
@@ -94,7 +94,7 @@ def test_the_published_scales():
 def test_tiny_autoencoders_have_their_names_and_shapes(channels):
     config = TinyAutoencoderConfig(latent_channels=channels)
     model = skeleton(lambda: TinyAutoencoder(config))
-    exported = export(model.state_dict(), tiny_names.diffusers_rules(config))
+    exported = export(model.state_dict(), tiny_published.diffusers_rules(config))
     assert nested(exported) == MODELS[f"tiny, {channels} channels"]
 
 

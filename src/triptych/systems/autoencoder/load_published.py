@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from triptych.config import read_json
-from triptych.systems.autoencoder import published as autoencoder
-from triptych.systems.autoencoder import published_tiny as tiny_autoencoder
+from triptych.systems.autoencoder import published as published_autoencoder
+from triptych.systems.autoencoder import tiny_published
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.weights.files.read import read_cast, read_header
@@ -81,13 +81,19 @@ def _of_diffusers(
 ) -> LoneAutoencoder:
     state = read_cast(file, dtype)
     if stored.get("_class_name") == "AutoencoderTiny":
-        tiny = tiny_autoencoder.from_diffusers(stored)
-        return _tiny(tiny, convert(state, tiny_autoencoder.diffusers_rules(tiny)))
-    config = autoencoder.from_diffusers(stored)
-    state = {name.removeprefix(VAE): x for name, x in autoencoder.without_loss(state).items()}
-    state = autoencoder.without_loss(state)
+        tiny = tiny_published.from_diffusers(stored)
+        return _tiny(tiny, convert(state, tiny_published.diffusers_rules(tiny)))
+    config = published_autoencoder.from_diffusers(stored)
+    state = {
+        name.removeprefix(VAE): x for name, x in published_autoencoder.without_loss(state).items()
+    }
+    state = published_autoencoder.without_loss(state)
     ldm = any(name.startswith("encoder.down.") for name in state)
-    rules = autoencoder.ldm_rules(len(config.widths)) if ldm else autoencoder.diffusers_rules(state)
+    rules = (
+        published_autoencoder.ldm_rules(len(config.widths))
+        if ldm
+        else published_autoencoder.diffusers_rules(state)
+    )
     model = skeleton(lambda: Autoencoder(config))
     fill(model, convert(state, rules))
     return LoneAutoencoder("autoencoder", config, model)
@@ -98,8 +104,8 @@ def _of_both(path: Path, dtype: torch.dtype | None) -> LoneAutoencoder:
     state = read_cast(path, dtype)
     prefix = "encoder.layers."
     first = {n.removeprefix(prefix): x for n, x in state.items() if n.startswith(prefix)}
-    config = tiny_autoencoder.from_taesd(first)
-    return _tiny(config, convert(state, tiny_autoencoder.diffusers_rules(config)))
+    config = tiny_published.from_taesd(first)
+    return _tiny(config, convert(state, tiny_published.diffusers_rules(config)))
 
 
 def _of_halves(path: Path, names: set[str], dtype: torch.dtype | None) -> LoneAutoencoder:
@@ -119,9 +125,9 @@ def _of_halves(path: Path, names: set[str], dtype: torch.dtype | None) -> LoneAu
         )
     paths = {given: path, other: partner}
     encoder, decoder = (read_cast(paths[end], dtype) for end in ENDS)
-    config = tiny_autoencoder.from_taesd(encoder)
-    ours: dict[str, Tensor] = convert(encoder, tiny_autoencoder.encoder_rules(config))
-    return _tiny(config, ours | convert(decoder, tiny_autoencoder.decoder_rules(config)))
+    config = tiny_published.from_taesd(encoder)
+    ours: dict[str, Tensor] = convert(encoder, tiny_published.encoder_rules(config))
+    return _tiny(config, ours | convert(decoder, tiny_published.decoder_rules(config)))
 
 
 def _tiny(config: TinyAutoencoderConfig, state: dict[str, Tensor]) -> LoneAutoencoder:

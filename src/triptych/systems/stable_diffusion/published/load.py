@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from triptych.systems.autoencoder import published as autoencoder
-from triptych.systems.autoencoder import published_tiny as tiny_autoencoder
+from triptych.systems.autoencoder import published as published_autoencoder
+from triptych.systems.autoencoder import tiny_published
 from triptych.systems.clip.model import TextEncoderConfig
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
-from triptych.systems.stable_diffusion.published import unet as latent_unet
-from triptych.systems.stable_diffusion.published import unet as ldm_unet
+from triptych.systems.stable_diffusion.published import unet as published_unet
 from triptych.systems.stable_diffusion.published.folder.read import (
     NETWORKS,
     assembled,
@@ -124,11 +123,11 @@ def folder_rules(
 ) -> list[Rule]:
     """The table for a part of a folder; `names` are those of the file, `towers` the text parts."""
     if part == "unet":
-        return latent_unet.diffusers_rules(config.unet)
+        return published_unet.diffusers_rules(config.unet)
     if part == "vae" and config.tiny is not None:
-        return tiny_autoencoder.diffusers_rules(config.tiny)
+        return tiny_published.diffusers_rules(config.tiny)
     if part == "vae":
-        return autoencoder.diffusers_rules(names)
+        return published_autoencoder.diffusers_rules(names)
     return transformers_rules(config.text[towers.index(part)], names)
 
 
@@ -186,10 +185,10 @@ def file_rules(
 ) -> list[Rule]:
     """The table for a part of a single file; `names` are those below its prefix."""
     if name == "unet":
-        return ldm_unet.ldm_rules(config.unet)
+        return published_unet.ldm_rules(config.unet)
     if name == "vae":
         assert config.autoencoder is not None
-        return autoencoder.ldm_rules(len(config.autoencoder.widths))
+        return published_autoencoder.ldm_rules(len(config.autoencoder.widths))
     if part.names == "openclip":
         return OPENCLIP_RULES
     assert isinstance(part.config, TextEncoderConfig)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from triptych import config
-from triptych.systems.autoencoder import published as autoencoder
-from triptych.systems.autoencoder import published_tiny as tiny_autoencoder
+from triptych.systems.autoencoder import published as published_autoencoder
+from triptych.systems.autoencoder import tiny_published
 from triptych.systems.clip.model import TextEncoderConfig
 from triptych.systems.stable_diffusion.model import StableDiffusionConfig
 from triptych.systems.stable_diffusion.published import text_encoder
-from triptych.systems.stable_diffusion.published import unet as latent_unet
+from triptych.systems.stable_diffusion.published import unet as published_unet
 from triptych.systems.stable_diffusion.published.folder import schedulers
 from triptych.systems.stable_diffusion.published.single_file.configs import SCHEDULER_LOW_RESOLUTION
 from triptych.weights.variants import chosen
@@ -129,7 +129,7 @@ def configuration(
     towers = tuple(
         _within(
             name,
-            lambda name=name: text_encoders.from_transformers(  # type: ignore[misc]
+            lambda name=name: text_encoder.from_transformers(  # type: ignore[misc]
                 parts[name], skip=1 if large else 0, norm=not large
             ),
         )
@@ -146,14 +146,16 @@ def assembled(
     kind = index["_class_name"]
     large = "XL" in kind
     tiny = vae.get("_class_name") == "AutoencoderTiny"
-    network = _within("unet", lambda: latent_unet.from_diffusers(unet))
+    network = _within("unet", lambda: published_unet.from_diffusers(unet))
     schedule, sampling, notes = _within("scheduler", lambda: schedulers.from_diffusers(scheduler))
     built = StableDiffusionConfig(
         unet=network,
         text=towers,
         schedule=schedule,
-        autoencoder=None if tiny else _within("vae", lambda: autoencoder.from_diffusers(vae)),
-        tiny=_within("vae", lambda: tiny_autoencoder.from_diffusers(vae)) if tiny else None,
+        autoencoder=None
+        if tiny
+        else _within("vae", lambda: published_autoencoder.from_diffusers(vae)),
+        tiny=_within("vae", lambda: tiny_published.from_diffusers(vae)) if tiny else None,
     )
     latents = (built.autoencoder or built.tiny).latent_channels  # type: ignore[union-attr]
     if latents != network.out_channels:

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from triptych.config import write_json
-from triptych.systems.autoencoder import published as autoencoder
-from triptych.systems.autoencoder import published_tiny as tiny_autoencoder
+from triptych.systems.autoencoder import published as published_autoencoder
+from triptych.systems.autoencoder import tiny_published
 from triptych.systems.clip.model import TextEncoderConfig
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
 from triptych.systems.stable_diffusion.published import text_encoder
-from triptych.systems.stable_diffusion.published import unet as latent_unet
+from triptych.systems.stable_diffusion.published import unet as published_unet
 from triptych.systems.stable_diffusion.published.folder import schedulers
 from triptych.systems.stable_diffusion.published.folder.read import (
     MOST_NOISE,
@@ -74,14 +74,14 @@ def write_diffusers(
         file = "scheduler_config.json" if "scheduler" in name else "config.json"
         write_json(folder / name / file, stored)
     towers = dict(zip(names, zip(model.text, config.text, strict=True), strict=True))
-    _write(folder / "unet", model.unet, latent_unet.diffusers_rules(config.unet))
-    rules = autoencoder.diffusers_rules()
+    _write(folder / "unet", model.unet, published_unet.diffusers_rules(config.unet))
+    rules = published_autoencoder.diffusers_rules()
     if config.tiny is not None:
-        rules = tiny_autoencoder.diffusers_rules(config.tiny)
+        rules = tiny_published.diffusers_rules(config.tiny)
     _write(folder / "vae", model.autoencoder, rules)
     for name, (module, tower) in towers.items():
         state = read_part(module, tower)
-        tensors = export(state, text_encoders.transformers_rules(tower))
+        tensors = export(state, text_encoder.transformers_rules(tower))
         write_safetensors(folder / name / "model.safetensors", tensors, {"format": "pt"})
     if own:
         write_json(folder / OWN, own)
@@ -199,19 +199,19 @@ def configurations(config: StableDiffusionConfig) -> dict[str, Json]:
     """The configuration of every part, by its folder."""
     sampling, factor = config.sampling, config.factor
     sides = [-(-side // factor) for side in (sampling.height, sampling.width)]
-    unet = latent_unet.to_diffusers(config.unet)
+    unet = published_unet.to_diffusers(config.unet)
     unet |= {"sample_size": sides[0] if sides[0] == sides[1] else sides}
     if config.unet.context == 1024:
         unet["upcast_attention"] = True  # of 2.x, which overflows float16 in diffusers without it
     if config.tiny is not None:
-        vae = tiny_autoencoder.to_diffusers(config.tiny)
+        vae = tiny_published.to_diffusers(config.tiny)
     else:
         assert config.autoencoder is not None
-        vae = autoencoder.to_diffusers(config.autoencoder)
+        vae = published_autoencoder.to_diffusers(config.autoencoder)
         vae |= {"sample_size": max(sampling.height, sampling.width)}
     parts = {"unet": unet, "vae": vae}
     for name, tower in zip(towers_of(config), config.text, strict=True):
-        parts[name] = text_encoders.to_transformers(tower)
+        parts[name] = text_encoder.to_transformers(tower)
     parts["scheduler"] = schedulers.to_diffusers(config.schedule, sampling)
     if config.unet.labels:
         parts["low_res_scheduler"] = dict(SCHEDULER_LOW_RESOLUTION)
