@@ -204,7 +204,6 @@ def test_sdxl_is_told_how_its_pictures_were_cut(published, pictures, tmp_path, m
     ("form", "why"),
     [
         ("inpainting", "reads 9 channels, 4 of which are latents"),
-        ("upscaler", "reads 7 channels"),
         ("XL refiner", "how well each picture is liked"),
     ],
 )

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tests.parity.reference import randomised
 from triptych.systems.autoencoder import published as names
-from triptych.systems.autoencoder import tiny_model, tiny_published
+from triptych.systems.autoencoder import tiny_published
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.vision.images import open_picture
@@ -167,7 +167,6 @@ def test_names_of_ldm(form):
     back = convert(names.without_loss(state | {"loss.logvar": torch.zeros(())}), rules)
     assert back.keys() == ours.state_dict().keys()
     assert all(torch.equal(back[name], x) for name, x in ours.state_dict().items())
-    assert names.from_ldm(state, groups=8) == ours.config
 
 
 def test_names_of_2022():
@@ -205,10 +204,6 @@ def test_tiny_autoencoders(channels):
     torch.testing.assert_close(ours.encode(image), latents, atol=1e-5, rtol=1e-5)
     z = 4 * torch.randn(2, channels, 5, 3, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(ours.decode(z), peer.decode(z).sample, atol=1e-5, rtol=1e-5)
-    stored = tiny_model.to_bytes(z)
-    assert stored.dtype == torch.uint8
-    assert torch.equal(stored, peer.scale_latents(z).mul(255).round().byte())
-    torch.testing.assert_close(tiny_model.from_bytes(stored), peer.unscale_latents(stored / 255))
     rules = tiny_published.diffusers_rules(ours.config)
     back = export(ours.state_dict(), rules)
     assert back.keys() == peer.state_dict().keys()

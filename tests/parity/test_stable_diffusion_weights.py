@@ -176,7 +176,6 @@ FAMILIES = {
     "1.x": "Stable Diffusion 1.x",
     "2.x": "Stable Diffusion 2.x",
     "inpainting": "Stable Diffusion 1.x",
-    "upscaler": "Stable Diffusion x4 upscaler",
     "XL": "Stable Diffusion XL",
     "XL refiner": "Stable Diffusion XL refiner",
 }
@@ -195,7 +194,7 @@ def publish(monkeypatch, form, folder):
             large = {"skip": 1, "norm": False} if "XL" in form else {}
             towers.append(text_encoder.from_transformers(stored, **large))
     small, big = towers[0], towers[-1]
-    if form in ("2.x", "upscaler"):  # the whole tower, one block of which folders do not have
+    if form == "2.x":  # the whole tower, one block of which folders do not have
         whole = replace(small.text, layers=small.text.layers + 1)
         whole = TextEncoderConfig(whole, small.text.width, skip=1)
         for module in (single_file, single_file_export):
@@ -215,7 +214,7 @@ def converted(state, pipeline, form):
     }
     if form in ("1.x", "inpainting"):
         parts["text_encoder"] = convert_ldm_clip_checkpoint(dict(state))
-    elif form in ("2.x", "upscaler"):
+    elif form == "2.x":
         parts["text_encoder"] = convert_open_clip_checkpoint(
             pipeline.text_encoder, dict(state), prefix="cond_stage_model.model."
         )
@@ -249,7 +248,7 @@ def test_single_files_are_read_by_diffusers_converters(form, tmp_path, monkeypat
     after = load(str(path), dtype="float32")
     same(before.model, after.model)
     assert after.config == before.config
-    if form not in ("2.x", "upscaler"):
+    if form != "2.x":
         agree(pipeline, after, PLAIN)
     convert_checkpoint(str(path), tmp_path / "twice" / "again.safetensors", "single-file")
     again = load_file(tmp_path / "twice" / "again.safetensors")

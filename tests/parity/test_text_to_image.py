@@ -5,17 +5,23 @@ autoencoder is unsure of once, from the first of them; here every picture has it
 reference is given the picture as many times.
 """
 
+import inspect
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tests.parity.pipelines import SCHEDULERS, pair, photograph, pictures, pipeline, psnr
+from tests.systems.stable_diffusion.tiny_stable_diffusion import UNET, config, loaded
 from triptych.requests import TextToImage
 from triptych.systems.stable_diffusion import pipeline as text_to_image
+from triptych.systems.stable_diffusion.encode_prompts import encode_prompts
+from triptych.systems.stable_diffusion.training.held_out_prompts import drawn
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the reference's own
 ENOUGH = 55.0  # dB
@@ -114,6 +120,40 @@ def test_inpainting(form, sampler, channels, strength, tmp_path, monkeypatch):
     mine = ours(loaded, sampler=sampler, strength=strength, **files)
     close(mine[:, painted], expected[:, painted])
     assert (mine[:, ~painted] == np.asarray(picture)[~painted]).all()
+
+
+@pytest.mark.parametrize("refiner", [False, True])
+def test_sizes_and_aesthetic_scores(refiner):
+    """SDXL reads six sizes; its refiner five, the last an aesthetic score, not a height."""
+    count = 5 if refiner else 6
+    plain = config()
+    text = replace(plain.text[0], dim=12)
+    unet = replace(UNET, added=12 + count * 8, size_waves=8)
+    model = loaded(replace(plain, text=(text,), unet=unet))
+    network = SimpleNamespace(
+        config=SimpleNamespace(addition_time_embed_dim=8),
+        add_embedding=SimpleNamespace(linear_1=SimpleNamespace(in_features=12 + count * 8)),
+    )
+    pipe = SimpleNamespace(config=SimpleNamespace(requires_aesthetics_score=refiner), unet=network)
+    kind = diffusers.StableDiffusionXLImg2ImgPipeline
+    call = inspect.signature(kind.__call__).parameters
+    size, corner = (64, 64), (0, 0)
+    expected = kind._get_add_time_ids(
+        pipe, size, corner, size,
+        call["aesthetic_score"].default, call["negative_aesthetic_score"].default,
+        size, corner, size, torch.float32, 12,
+    )  # fmt: skip
+    encoded = encode_prompts(model.model, model.tokenizers, "a red cat", "a dog", size)
+    for cond, ids in zip((encoded.cond, encoded.uncond), expected, strict=True):
+        assert torch.equal(cond["sizes"], ids)
+    calls = []
+    predict = model.model.predict
+    model.model.predict = lambda x, time, cond: (
+        calls.append(cond["sizes"]) or predict(x, time, cond)
+    )
+    drawn(model.model, model.tokenizers, ["a red cat"], steps=1)
+    seen = {tuple(row) for sizes in calls for row in sizes.tolist()}
+    assert seen == {tuple(ids[0].tolist()) for ids in expected}
 
 
 def follow_levels(pipe, sampler, monkeypatch):

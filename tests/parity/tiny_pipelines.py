@@ -76,23 +76,14 @@ def sd(folder, scheduler="PNDMScheduler", pad=None, kind="StableDiffusionPipelin
     more = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {"clip_sample": False}
     if "use_linear_projection" in network:
         more |= {"prediction_type": "v_prediction", "set_alpha_to_one": False}
-    with_checker = {"safety_checker": None, "feature_extractor": None}
-    if kind == "StableDiffusionUpscalePipeline":
-        with_checker = {
-            "low_res_scheduler": diffusers.DDPMScheduler(
-                beta_start=0.0001, beta_end=0.02, beta_schedule="scaled_linear"
-            ),
-        }
-        more |= {"beta_start": 0.0001, "beta_end": 0.02}
-    else:
-        with_checker["requires_safety_checker"] = False
+    checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return getattr(diffusers, kind)(
         vae=vae(),
         text_encoder=randomised(CLIPTextModel(text_config())),
         tokenizer=tokenizer(folder / "made", pad),
         unet=unet(**network),
         scheduler=getattr(diffusers, scheduler)(**BETAS | more),
-        **with_checker,
+        **checker,
     )
 
 
@@ -123,10 +114,6 @@ FORMS = {
     ),
     "inpainting": lambda folder: sd(
         folder, "DDIMScheduler", kind="StableDiffusionInpaintPipeline", in_channels=9
-    ),
-    "upscaler": lambda folder: sd(
-        folder, "DDIMScheduler", kind="StableDiffusionUpscalePipeline", in_channels=7,
-        num_class_embeds=30, use_linear_projection=True,
     ),
     "XL": xl,
     "XL refiner": lambda folder: xl(folder, refiner=True),

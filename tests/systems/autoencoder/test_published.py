@@ -16,7 +16,6 @@ from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
 from triptych.systems.autoencoder.published import (
     diffusers_rules,
     from_diffusers,
-    from_ldm,
     ldm_rules,
     to_diffusers,
 )
@@ -68,9 +67,7 @@ def test_published_autoencoders_have_their_names_and_shapes(name):
     fill(model, convert(exported, diffusers_rules()))
     assert from_diffusers(to_diffusers(config)) == config
     ldm = export(model.state_dict(), ldm_rules(len(config.widths)))
-    same = from_ldm(ldm, scale=config.scale, shift=config.shift)
-    if not config.channel_means:
-        assert same == config
+    assert convert(ldm, ldm_rules(len(config.widths))).keys() == model.state_dict().keys()
 
 
 @needs_data
@@ -119,8 +116,6 @@ def test_other_autoencoders_are_refused(changes, message):
 
 
 def test_other_tensors_are_no_autoencoder():
-    with pytest.raises(ValueError, match="not the tensors of an LDM autoencoder"):
-        from_ldm({"encoder.down.0.attn.0.q.weight": torch.zeros(1)})
     with torch.device("meta"):
         small = AutoencoderConfig(widths=(8, 16), groups=4)
         state = export(Autoencoder(small).state_dict(), ldm_rules(2))

@@ -21,9 +21,13 @@ from triptych.diffusion.noise import PictureNoise, philox_normal
 from triptych.loading import load
 from triptych.nn.circular import circular
 from triptych.requests import TextToImage
-from triptych.systems.stable_diffusion import encode_prompts as conditioning
 from triptych.systems.stable_diffusion import pipeline as text_to_image
 from triptych.systems.stable_diffusion import starting_picture
+from triptych.systems.stable_diffusion.encode_prompts import (
+    encode_prompts,
+    size_conditioning,
+    uncropped,
+)
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.preview import preview_of
 from triptych.systems.stable_diffusion.starting_picture import spherical, start_of
@@ -269,7 +273,7 @@ def test_with_circular_convolutions_a_shift_is_only_a_shift(tiny) -> None:
     """Where edges are no edges, moving the start moves the picture and nothing else."""
     model = tiny.model
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    cond = conditioning.told(model, tiny.tokenizers, "a cat", "", (64, 64)).cond
+    cond = encode_prompts(model, tiny.tokenizers, "a cat", "", (64, 64)).cond
     time = torch.tensor([500.0])
 
     def both(shift):
@@ -306,10 +310,10 @@ def test_a_weight_of_one_changes_nothing_and_others_do(tiny) -> None:
 
 def test_a_long_prompt_is_read_in_windows_and_the_other_is_padded(tiny) -> None:
     text = "a red cat, " * 8
-    told = conditioning.told(tiny.model, tiny.tokenizers, text, "a dog", (64, 64))
-    windows = told.cond["context"].shape[1] // 12
-    assert windows > 2 and told.uncond["context"].shape == told.cond["context"].shape
-    assert any(f"read in {windows} windows" in line for line in told.notes)
+    encoded = encode_prompts(tiny.model, tiny.tokenizers, text, "a dog", (64, 64))
+    windows = encoded.cond["context"].shape[1] // 12
+    assert windows > 2 and encoded.uncond["context"].shape == encoded.cond["context"].shape
+    assert any(f"read in {windows} windows" in line for line in encoded.notes)
     last = drawn(tiny, prompt=text, negative="a dog")
     assert any("windows" in line for line in last.notes)
     cut = pictures(tiny, prompt="a red cat, a red cat, a red cat")
@@ -317,11 +321,11 @@ def test_a_long_prompt_is_read_in_windows_and_the_other_is_padded(tiny) -> None:
 
 
 def test_empty_windows_are_those_of_an_empty_prompt(tiny) -> None:
-    told = conditioning.told(tiny.model, tiny.tokenizers, "a cat BREAK a dog", "", (64, 64))
-    alone = conditioning.told(tiny.model, tiny.tokenizers, "a dog", "", (64, 64))
-    first, second = told.cond["context"].split(12, dim=1)
+    encoded = encode_prompts(tiny.model, tiny.tokenizers, "a cat BREAK a dog", "", (64, 64))
+    alone = encode_prompts(tiny.model, tiny.tokenizers, "a dog", "", (64, 64))
+    first, second = encoded.cond["context"].split(12, dim=1)
     assert torch.equal(second, alone.cond["context"]) and not torch.equal(first, second)
-    empty = told.uncond["context"].split(12, dim=1)
+    empty = encoded.uncond["context"].split(12, dim=1)
     assert torch.equal(*empty)
 
 
@@ -329,21 +333,21 @@ def test_clip_skip_reads_an_earlier_block(tiny) -> None:
     plain = pictures(tiny)
     assert (pictures(tiny, clip_skip=1) == plain).all()  # the last, as trained
     assert psnr(pictures(tiny, clip_skip=2), plain) < 60
-    with pytest.raises(ValueError, match="counts the 3 blocks"):
+    with pytest.raises(ValueError, match="must be 1 to 3"):
         pictures(tiny, clip_skip=4)
 
 
 def test_unclosed_brackets_and_clip_skip_as_automatic1111_reads_them(tiny) -> None:
     def context(text, automatic1111):
-        told = conditioning.told(
+        encoded = encode_prompts(
             tiny.model, tiny.tokenizers, text, "", (64, 64), automatic1111=automatic1111
         )
-        return told.cond["context"]
+        return encoded.cond["context"]
 
     assert torch.equal(context("a (cat", True), context("a (cat)", True))
     assert not torch.equal(context("a (cat", False), context("a (cat)", False))
     skipped = drawn(tiny, clip_skip=2, conventions="automatic1111")  # no tower of OpenAI's
-    assert any("clip_skip changes nothing" in line for line in skipped.notes)
+    assert any("clip_skip is ignored" in line for line in skipped.notes)
     plain = config()
     text = replace(plain.text[0].text, activation="quick_gelu")
     openai = loaded(replace(plain, text=(replace(plain.text[0], text=text),)))
@@ -364,12 +368,12 @@ def test_each_tower_keeps_its_own_mean_of_weighted_states() -> None:
     model = loaded(replace(plain, text=two, unet=replace(UNET, context=32))).model
     words = (tokenizer(),) * 2
     asked_for = ("a (red:1.6) cat", "", (64, 64))
-    told = conditioning.told(model, words, *asked_for, automatic1111=True)
-    parts = told.cond["context"].split(16, dim=-1)
+    encoded = encode_prompts(model, words, *asked_for, automatic1111=True)
+    parts = encoded.cond["context"].split(16, dim=-1)
     alone = loaded(plain).model
     for part, tower in zip(parts, model.text, strict=True):
         alone.text[0].load_state_dict(tower.state_dict())
-        single = conditioning.told(alone, words[:1], *asked_for, automatic1111=True)
+        single = encode_prompts(alone, words[:1], *asked_for, automatic1111=True)
         assert torch.allclose(part, single.cond["context"], rtol=1e-4)
     assert not torch.allclose(*parts)
 
@@ -481,7 +485,7 @@ def test_pictures_and_masks_that_do_not_do(tiny, tmp_path) -> None:
 
 
 def test_models_that_draw_no_prompts_are_named(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"is the x4 upscaler.*reads 7 channels"):
+    with pytest.raises(ValueError, match=r"its U-Net reads 7 channels, not 4"):
         pictures(loaded(config(unet=replace(UNET, in_channels=7))))
     painter = loaded(config(unet=replace(UNET, in_channels=9)))
     with pytest.raises(ValueError, match="model for inpainting"):
@@ -503,12 +507,15 @@ def test_precision_is_what_was_asked_for(tiny) -> None:
         pictures(cast)
 
 
-def test_a_refiner_is_told_how_well_liked_the_picture_is() -> None:
-    sizes = [conditioning._sizes((96, 64), count, 6.0).tolist() for count in (6, 5)]
+def test_a_refiner_reads_an_aesthetic_score() -> None:
+    crop = uncropped((96, 64))
+    sizes = [size_conditioning(count, crop, 6.0).tolist() for count in (6, 5)]
     assert sizes == [[[96, 64, 0, 0, 96, 64]], [[96, 64, 0, 0, 6.0]]]
+    with pytest.raises(ValueError, match=r"reads 4 sizes; only 6 \(SDXL\) and 5"):
+        size_conditioning(4, crop)
 
 
-# Learned words, and models that are told more
+# Learned words, pooled vectors and sizes
 
 
 def embedding(folder: Path, name: str, vectors: torch.Tensor) -> None:
@@ -544,11 +551,11 @@ def test_the_pooled_vector_is_the_first_windows_and_empty_is_zeros() -> None:
     unet = replace(UNET, added=12 + 6 * 8, size_waves=8)
     sampling = replace(plain.sampling, zeros_for_empty=True)
     model = loaded(replace(plain, text=(text,), unet=unet, sampling=sampling))
-    told = conditioning.told(model.model, model.tokenizers, "a cat BREAK a dog", "", (96, 64))
-    first = conditioning.told(model.model, model.tokenizers, "a cat", "", (96, 64))
-    assert torch.allclose(told.cond["vector"], first.cond["vector"])
-    assert not told.uncond["vector"].any() and not told.uncond["context"].any()
-    assert told.uncond["sizes"].tolist() == [[96, 64, 0, 0, 96, 64]]
+    encoded = encode_prompts(model.model, model.tokenizers, "a cat BREAK a dog", "", (96, 64))
+    first = encode_prompts(model.model, model.tokenizers, "a cat", "", (96, 64))
+    assert torch.allclose(encoded.cond["vector"], first.cond["vector"])
+    assert not encoded.uncond["vector"].any() and not encoded.uncond["context"].any()
+    assert encoded.uncond["sizes"].tolist() == [[96, 64, 0, 0, 96, 64]]
     assert pictures(model, prompt="a cat", negative="", n=2).shape == (2, 64, 64, 3)
 
 

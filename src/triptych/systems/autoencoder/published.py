@@ -101,41 +101,6 @@ def without_loss(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
 
 
-def from_ldm(
-    state: Mapping[str, Tensor],
-    *,
-    scale: float = AutoencoderConfig.scale,
-    shift: float = 0.0,
-    groups: int = AutoencoderConfig.groups,
-) -> AutoencoderConfig:
-    """The configuration of LDM's names, read off the shapes; they do not tell scale, shift and
-    groups.
-
-    Raises:
-        ValueError: the tensors of another kind of model.
-    """
-    levels = _count(state, "encoder.down.")
-    blocks = _count(state, "encoder.down.0.block.")
-    wanted = [f"encoder.down.{level}.block.0.conv1.weight" for level in range(levels)]
-    wanted += ["encoder.conv_in.weight", "decoder.conv_in.weight"]
-    if not blocks or any(name not in state for name in wanted):
-        raise ValueError(
-            "these are not the tensors of an LDM autoencoder: encoder.down.0.block.0.conv1.weight "
-            "and its like are missing"
-        )
-    return AutoencoderConfig(
-        channels=state["encoder.conv_in.weight"].shape[1],
-        latent_channels=state["decoder.conv_in.weight"].shape[1],
-        widths=tuple(state[name].shape[0] for name in wanted[:levels]),
-        blocks=blocks,
-        groups=groups,
-        attention="encoder.mid.attn_1.q.weight" in state,
-        quant_conv="quant_conv.weight" in state,
-        scale=scale,
-        shift=shift,
-    )
-
-
 OTHERS = {
     "AsymmetricAutoencoderKL": "an autoencoder with a larger decoder",
     "AutoencoderKLFlux2": "FLUX.2's autoencoder, whose latents are patches",
@@ -216,8 +181,3 @@ def to_diffusers(config: AutoencoderConfig) -> dict[str, Any]:
         "use_post_quant_conv": config.quant_conv,
         "use_quant_conv": config.quant_conv,
     }
-
-
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbers follow a prefix."""
-    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})

@@ -211,14 +211,3 @@ class TinyAutoencoder(nn.Module):
             grow=factor,
         )
         return image[:, :, :height, :width].to(latents.dtype) * 2 - 1
-
-
-def to_bytes(latents: Float[Tensor, "B Z h w"]) -> Tensor:
-    """Latents as uint8, -3 to 3 in 255 steps: small enough to keep or send, hardly a difference."""
-    share = (latents.float() / (2 * RANGE) + 0.5).clamp(0, 1)
-    return (share * 255).round().to(torch.uint8)
-
-
-def from_bytes(stored: Tensor) -> Float[Tensor, "B Z h w"]:
-    """The latents of such bytes, in float32."""
-    return (stored.float() / 255 - 0.5) * (2 * RANGE)

@@ -1,13 +1,14 @@
-"""Prompts as what a text-to-image model is told: words that count, windows, and sizes.
+"""From prompts to the conditioning of the U-Net: weighted words, several windows, sizes.
 
-Dimensions: N windows, T tokens of a window, D width of the context, V numbers of the pooled vector.
+Dimensions: B pictures, N windows, T tokens of a window, D width of the context, V size of the
+pooled vector, S numbers of the size conditioning.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from triptych.diffusion.denoiser import Conditioning
@@ -22,19 +23,20 @@ from triptych.text.weighting import (
     prompt_windows,
 )
 
-LIKED, DISLIKED = 6.0, 2.5
-"""Aesthetic scores that SDXL's refiner is told of the prompt and of the negative one."""
+GOOD_SCORE, BAD_SCORE = 6.0, 2.5
+"""Aesthetic scores that SDXL's refiner reads with the prompt and with the negative prompt."""
 
 
-class Told(NamedTuple):
-    """What one picture is told; every tensor begins with 1."""
+class EncodedPrompts(NamedTuple):
+    """Conditioning of one picture; the first dimension of every tensor is 1."""
 
     cond: Conditioning
     uncond: Conditioning
-    notes: tuple[str, ...]  # what someone should know of the prompts
+    notes: tuple[str, ...]
+    """How the prompts were read, for the user."""
 
 
-def told(
+def encode_prompts(
     model: StableDiffusion,
     tokenizers: Sequence[Tokenizer],
     prompt: str,
@@ -43,36 +45,65 @@ def told(
     *,
     clip_skip: int = 0,
     automatic1111: bool = False,
-) -> Told:
-    """A prompt and what to lead away from, both of the same number of windows.
+) -> EncodedPrompts:
+    """Encode a prompt and a negative prompt, padded to the same number of windows.
 
-    `size` is the picture's height and width. With `automatic1111` prompts are read as that program
-    reads them: an unclosed bracket weighs what follows, states keep their mean, and clip skip
-    means something to a single tower of OpenAI's CLIP that is read at its last block.
+    `size` is the height and width of the picture. `automatic1111` follows that program: an unclosed
+    bracket weights what follows it, weighted states keep their mean, and `clip_skip` is ignored
+    unless the model has a single OpenAI CLIP tower that is read at its last block.
 
     Raises:
-        ValueError: a prompt that is too long, or a clip skip of more blocks than there are.
+        ValueError: the prompt is too long, or `clip_skip` is larger than the number of blocks.
     """
-    read = [_windows(text, tokenizers, automatic1111) for text in (prompt, negative)]
-    count = max(len(windows[0].tokens) for windows in read)
-    read = [
+    prompts = [_windows(text, tokenizers, automatic1111) for text in (prompt, negative)]
+    count = max(len(windows[0].tokens) for windows in prompts)
+    prompts = [
         [pad_windows(w, count, t) for w, t in zip(windows, tokenizers, strict=True)]
-        for windows in read
+        for windows in prompts
     ]
-    skip, notes = _skip(model, clip_skip, automatic1111)
-    cond, uncond = (_states(model, windows, skip, automatic1111) for windows in read)
+    skip, notes = _skipped_blocks(model, clip_skip, automatic1111)
+    cond, uncond = (_encode(model, windows, skip, automatic1111) for windows in prompts)
     if not negative.strip() and model.config.sampling.zeros_for_empty:
         uncond = {name: torch.zeros_like(tensor) for name, tensor in uncond.items()}
-    if model.config.sizes:
-        for one, score in ((cond, LIKED), (uncond, DISLIKED)):
-            one["sizes"] = _sizes(size, model.config.sizes, score).to(one["context"].device)
-    spoken = [read[0][0].notes, tuple(f"negative: {line}" for line in read[1][0].notes)]
-    return Told(cond, uncond, (*spoken[0], *spoken[1], *notes))
+    if count := model.config.sizes:
+        for part, score in ((cond, GOOD_SCORE), (uncond, BAD_SCORE)):
+            sizes = size_conditioning(count, uncropped(size), score)
+            part["sizes"] = sizes.to(part["context"].device)
+    negative_notes = (f"negative: {note}" for note in prompts[1][0].notes)
+    return EncodedPrompts(cond, uncond, (*prompts[0][0].notes, *negative_notes, *notes))
 
 
-def repeated(cond: Conditioning, count: int) -> Conditioning:
-    """The same for so many pictures."""
+def expand_batch(cond: Conditioning, count: int) -> Conditioning:
+    """The conditioning of one picture, expanded to a batch of `count`."""
     return {name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in cond.items()}
+
+
+def uncropped(size: tuple[int, int]) -> Float[Tensor, "1 6"]:
+    """The crop, as in `size_conditioning`, of a picture of this height and width that is whole."""
+    return torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)
+
+
+def size_conditioning(
+    count: int, crop: Num[Tensor, "B 6"], score: float = GOOD_SCORE
+) -> Num[Tensor, "B S"]:
+    """SDXL's conditioning on sizes in pixels, `count` numbers (arXiv:2307.01952, section 2.2).
+
+    `crop` has the original height and width, top and left of the crop, and the height and width
+    after it. SDXL reads these six; its refiner reads five, an aesthetic score in place of the last
+    two.
+
+    Raises:
+        ValueError: `count` is neither 5 nor 6.
+    """
+    if count == 6:
+        return crop
+    if count == 5:
+        return torch.cat(
+            [crop[:, :4], crop.new_full((len(crop), 1), score, dtype=torch.float32)], 1
+        )
+    raise ValueError(
+        f"the U-Net reads {count} sizes; only 6 (SDXL) and 5 (its refiner) are supported"
+    )
 
 
 def _windows(
@@ -82,39 +113,39 @@ def _windows(
     return [prompt_windows(text, tokenizer, unclosed=unclosed) for tokenizer in tokenizers]
 
 
-def _skip(
+def _skipped_blocks(
     model: StableDiffusion, clip_skip: int, automatic1111: bool
 ) -> tuple[int | None, tuple[str, ...]]:
-    """How many of the last blocks are not read, None for what the model was trained with."""
+    """How many of the last blocks are skipped (None: as in training), and notes."""
     if not clip_skip:
         return None, ()
     towers = model.config.text
     first = towers[0]
-    openai = first.text.activation == "quick_gelu"  # open_clip's towers have another one
+    openai = first.text.activation == "quick_gelu"  # open_clip's towers use gelu
     if automatic1111 and (len(towers) > 1 or first.skip or not openai):
-        return None, ("clip_skip changes nothing here, as in AUTOMATIC1111 for such a model",)
+        return None, ("clip_skip is ignored for this model, as in AUTOMATIC1111",)
     fewest = min(tower.text.layers for tower in towers)
     if clip_skip > fewest:
         raise ValueError(
-            f"clip_skip counts the {fewest} blocks of the text tower from the last: it is 1 to "
-            f"{fewest}, not {clip_skip}"
+            f"clip_skip must be 1 to {fewest}, the number of blocks of the text tower, not "
+            f"{clip_skip}"
         )
     return clip_skip - 1, ()
 
 
-def _states(
+def _encode(
     model: StableDiffusion,
     windows: Sequence[PromptWindows],
     skip: int | None,
-    keeps_mean: bool,
+    keep_mean: bool,
 ) -> Conditioning:
-    """States of all windows in a row; the pooled vector is that of the first."""
+    """The states of all windows in a row, weighted, and the pooled vector of the first window."""
     device = next(model.parameters()).device
     states, vector = model.encode_text([one.tokens.to(device) for one in windows], skip=skip)
     widths = [tower.text.width for tower in model.config.text]
-    # plainly unless asked: where states have a mean near 0, keeping it scales them by chance
-    weigh = emphasise if keeps_mean else emphasise_plainly
-    parts = [  # each tower by itself: its states have a mean of their own
+    # Where states have a mean near 0, restoring it would scale them by an arbitrary factor.
+    weigh = emphasise if keep_mean else emphasise_plainly
+    parts = [  # tower by tower: each has a mean of its own
         weigh(part, one.weights.to(device))
         for part, one in zip(states.split(widths, dim=-1), windows, strict=True)
     ]
@@ -123,15 +154,3 @@ def _states(
     if vector is not None:
         cond["vector"] = vector[:1]
     return cond
-
-
-def _sizes(size: tuple[int, int], count: int, score: float) -> Float[Tensor, "1 _"]:
-    """What SDXL is told beside the text: the size before cropping, the corner of the crop, and the
-    size wanted (arXiv:2307.01952, section 2.2); its refiner a score in place of the last.
-    """
-    known = [*size, 0, 0, *size] if count == 6 else [*size, 0, 0, score]
-    if len(known) != count:
-        raise ValueError(
-            f"this model is told {count} sizes; 6 (SDXL) and 5 (its refiner) are known"
-        )
-    return torch.tensor([known], dtype=torch.float32)

@@ -29,7 +29,11 @@ from triptych.nn.int8 import int8
 from triptych.requests import TextToImage, size_named
 from triptych.systems.stable_diffusion.adapters.learned_words import learned_words
 from triptych.systems.stable_diffusion.adapters.loras import merged
-from triptych.systems.stable_diffusion.encode_prompts import Told, repeated, told
+from triptych.systems.stable_diffusion.encode_prompts import (
+    EncodedPrompts,
+    encode_prompts,
+    expand_batch,
+)
 from triptych.systems.stable_diffusion.model import StableDiffusion, sampling_walk
 from triptych.systems.stable_diffusion.openvino import conversion_said, in_openvino, unet_conversion
 from triptych.systems.stable_diffusion.starting_picture import (
@@ -95,7 +99,7 @@ def run(request: TextToImage, loaded: Loaded | None = None) -> Iterator[Drawing]
             _computing(model, dtype),
             learned_words(model, loaded.tokenizers, (prompt, away)) as (tokenizers, words),
         ):
-            text = told(
+            text = encode_prompts(
                 model, tokenizers, prompt, away, _size(request),
                 clip_skip=request.clip_skip, automatic1111=_a1111(request),
             )  # fmt: skip
@@ -117,7 +121,7 @@ def _none_yet(request: TextToImage, model: StableDiffusion) -> UInt8[np.ndarray,
 def _pictures(
     request: TextToImage,
     model: StableDiffusion,
-    text: Told,
+    text: EncodedPrompts,
     original: Original | None,
     dtype: torch.dtype,
     notes: tuple[str, ...],
@@ -175,10 +179,9 @@ def drawing_model(loaded: Loaded) -> StableDiffusion:
         )
     latents, reads = model.config.unet.out_channels, model.config.unet.in_channels
     if reads not in (latents, 2 * latents + 1):
-        kind = {7: "the x4 upscaler", 8: "InstructPix2Pix"}.get(reads, "another kind")
         raise ValueError(
-            f"{loaded.name} is {kind}: its U-Net reads {reads} channels, not {latents} (latents) "
-            f"or {2 * latents + 1} (inpainting), and no pictures of a prompt alone come from it"
+            f"{loaded.name} draws no pictures of a prompt alone: its U-Net reads {reads} channels, "
+            f"not {latents} (latents) or {2 * latents + 1} (inpainting)"
         )
     return model
 
@@ -230,7 +233,7 @@ def walk_of(request: TextToImage, model: StableDiffusion) -> tuple[list[Level], 
 def _drawn(
     request: TextToImage,
     model: StableDiffusion,
-    text: Told,
+    text: EncodedPrompts,
     original: Original | None,
     rows: range,
     dtype: torch.dtype,
@@ -250,7 +253,7 @@ def _drawn(
             model, noise, walked[0], scale, _size(request),
             original=original, whole=whole, vary=vary,
         )  # fmt: skip
-    cond, uncond = (repeated(one, len(rows)) for one in (text.cond, text.uncond))
+    cond, uncond = (expand_batch(one, len(rows)) for one in (text.cond, text.uncond))
     if start.beside is not None:
         cond, uncond = ({**one, "beside": start.beside} for one in (cond, uncond))
     denoise = model.denoiser(cond, uncond, request.guidance, request.rescale)

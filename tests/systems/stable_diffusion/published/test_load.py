@@ -55,7 +55,6 @@ PUBLISHED = {  # predicts, sampler, guidance, steps, side, towers as (layers, di
     "stable-diffusion-2-1": ("velocity", "ddim", 7.5, 50, 768, ((23, None, 0, True),)),
     "stable-diffusion-2-1-base": ("noise", "plms", 7.5, 50, 512, ((23, None, 0, True),)),
     "stable-diffusion-inpainting": ("noise", "ddim", 7.5, 50, 512, ((12, None, 0, True),)),
-    "stable-diffusion-x4-upscaler": ("velocity", "ddim", 9.0, 75, 512, ((23, None, 0, True),)),
     "stable-diffusion-xl-base-1.0": (
         "noise", "euler", 5.0, 50, 1024, ((12, None, 1, False), (32, 1280, 1, False)),
     ),
@@ -147,6 +146,7 @@ def test_single_files_mean_what_the_published_folders_do(tmp_path):
     ("name", "words"),
     [
         ("FLUX.1-dev", r"is a FluxPipeline \(FLUX\)"),
+        ("stable-diffusion-x4-upscaler", r"Pipeline \(the x4 upscaler, which enlarges a picture\)"),
         ("stable-diffusion-3-medium-diffusers", r"is a StableDiffusion3Pipeline \(Stable Diff"),
         ("stable-cascade", "Stable Cascade"),
         ("stable-cascade-prior", "Stable Cascade"),

@@ -170,7 +170,6 @@ def index_of(found: SingleFile) -> dict[str, Any]:
     """The `model_index.json` of the published folder, as far as it says how pictures are drawn."""
     large, refines = "XL" in found.family, "refiner" in found.family
     kind = "Inpaint" if found.inpaints else "Img2Img" if refines else ""
-    kind = "Upscale" if "upscaler" in found.family else kind
     index = {"_class_name": f"StableDiffusion{'XL' * large}{kind}Pipeline"}
     if large:
         return index | {

@@ -15,6 +15,7 @@ from triptych.data.order.buckets import bucketed, shapes
 from triptych.data.source import Source
 from triptych.diffusion.denoiser import Conditioning
 from triptych.systems.stable_diffusion.adapters.lora_files import write_lora
+from triptych.systems.stable_diffusion.encode_prompts import size_conditioning, uncropped
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
 from triptych.systems.stable_diffusion.training.latent_cache import (
     LatentCache,
@@ -66,14 +67,14 @@ def cut(source: Source, config: StableDiffusionConfig, pixels: int) -> Source:
 def told_sizes(
     config: StableDiffusionConfig, batch: Batch, shape: tuple[int, int, int], device: torch.device
 ) -> Conditioning:
-    """How the pictures of a batch were cut, where the U-Net is told."""
+    """The size conditioning of a batch, where the U-Net reads one."""
     if not config.sizes:
         return {}
-    if "sizes" in batch:
-        return {"sizes": batch["sizes"].to(device)}
-    height, width, _ = shape
-    count = len(batch["mean" if "mean" in batch else "image"])
-    return {"sizes": torch.tensor([[height, width, 0, 0, height, width]] * count, device=device)}
+    crop = batch.get("sizes")
+    if crop is None:
+        count = len(batch["mean" if "mean" in batch else "image"])
+        crop = uncropped(shape[:2]).expand(count, -1)
+    return {"sizes": size_conditioning(config.sizes, crop).to(device)}
 
 
 def encoded(

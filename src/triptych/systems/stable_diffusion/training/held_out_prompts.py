@@ -17,6 +17,12 @@ from triptych.data.source import Source
 from triptych.diffusion.denoiser import Conditioning
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.spacing import Kind
+from triptych.systems.stable_diffusion.encode_prompts import (
+    BAD_SCORE,
+    GOOD_SCORE,
+    size_conditioning,
+    uncropped,
+)
 from triptych.systems.stable_diffusion.model import StableDiffusion, sample
 from triptych.systems.stable_diffusion.report import judged as by_judge
 from triptych.text.tokenizer import Tokenizer
@@ -30,8 +36,14 @@ CHUNK, PIXELS = 50, 1 << 22  # pictures, and pixels, that are drawn at once
 Tokenizers = Sequence[Tokenizer]
 
 
-def tell(model: StableDiffusion, tokenizers: Tokenizers, texts: Sequence[str]) -> Conditioning:
-    """What the U-Net is told of plain texts: their states, and the pooled vector if it has one.
+def tell(
+    model: StableDiffusion,
+    tokenizers: Tokenizers,
+    texts: Sequence[str],
+    score: float = GOOD_SCORE,
+) -> Conditioning:
+    """The conditioning of plain texts: states, and where the U-Net reads them, the pooled vector
+    and sizes. `score` is the aesthetic score for SDXL's refiner.
 
     A text that is longer than the window loses its end.
     """
@@ -42,8 +54,8 @@ def tell(model: StableDiffusion, tokenizers: Tokenizers, texts: Sequence[str]) -
     if vector is not None:
         cond["vector"] = vector
     if count := model.config.sizes:
-        height, width = model.config.sampling.height, model.config.sampling.width
-        sizes = torch.tensor([height, width, 0, 0, height, width][:count], device=device)
+        size = model.config.sampling.height, model.config.sampling.width
+        sizes = size_conditioning(count, uncropped(size), score).to(device)
         cond["sizes"] = sizes.expand(len(texts), -1)
     return cond
 
@@ -77,7 +89,7 @@ def drawn(
         seeds = [first_seed + start + i for i in range(len(texts))]
         with torch.inference_mode():
             cond = tell(model, tokenizers, texts)
-            uncond = tell(model, tokenizers, [""] * len(texts))
+            uncond = tell(model, tokenizers, [""] * len(texts), BAD_SCORE)
             *_, last = sample(
                 model,
                 cond,

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 
 from triptych.systems.clip.model import TextTransformer
+from triptych.systems.stable_diffusion.published.inspect_checkpoint import summary
 from triptych.systems.stable_diffusion.published.single_file import configs as single_file_configs
 from triptych.systems.stable_diffusion.published.single_file import read as single_file
 from triptych.systems.stable_diffusion.published.single_file.read import (
@@ -23,6 +24,7 @@ from triptych.systems.stable_diffusion.published.text_encoder import (
 )
 from triptych.weights.files.read import read_header, read_weights, write_safetensors
 from triptych.weights.keymap import convert, export
+from triptych.weights.layouts import layout
 
 DATA = Path(os.environ.get("TRIPTYCH_DATA", "nowhere")) / "configs" / "diffusers"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="TRIPTYCH_DATA is not set")
@@ -66,7 +68,9 @@ FILES = {
     "XL refiner": unet(384, 1280, level=4, **{"label_emb.0.0.weight": (1536, 2560)})
     | OTHERS
     | {f"conditioner.embedders.0.{BIG}": (1280,)},
-    "x4 upscaler": unet(
+}  # fmt: skip
+UPSCALER = (
+    unet(
         256, 1024, 7, level=4,
         **{
             "label_emb.weight": (1000, 1024),
@@ -75,12 +79,11 @@ FILES = {
     )
     | OTHERS
     | OPEN_CLIP
-    | {"low_scale_model.betas": (1000,)},
-}  # fmt: skip
+    | {"low_scale_model.betas": (1000,)}
+)  # fmt: skip
 THEIRS = {  # diffusers' names of them
     "1.x": "v1", "1.x inpainting": "inpainting", "2.x": "v2", "2.x inpainting": "inpainting_v2",
     "XL": "xl_base", "XL inpainting": "xl_inpaint", "XL refiner": "xl_refiner",
-    "x4 upscaler": "upscale",
 }  # fmt: skip
 
 
@@ -104,12 +107,20 @@ def test_families_are_those_of_diffusers(name, tmp_path):
     assert found.inpaints == name.endswith("inpainting")
     assert found.missing == () and found.notes == ()
     assert ("text_encoder_2" in found.parts) == (name in ("XL", "XL inpainting"))
-    assert found.predicts == ("velocity" if "upscaler" in name else "noise")
-    assert (found.low_resolution is not None) == ("upscaler" in name)
+    assert found.predicts == "noise"
     split = split_single_file(read_weights(path), found)
     assert sum(map(len, split.values())) == sum(
         n.startswith((UNET, VAE, "cond")) for n in FILES[name]
     )
+
+
+def test_the_upscaler_is_refused_by_name(tmp_path):
+    assert infer_diffusers_model_type(tensors(UPSCALER)) == "upscale"
+    path = saved(tmp_path, UPSCALER)
+    with pytest.raises(ValueError, match="is the Stable Diffusion x4 upscaler"):
+        describe_single_file(path)
+    found = summary(layout(path))
+    assert found is not None and "x4 upscaler" in found.notes[0]
 
 
 def test_a_ckpt_is_described_as_a_safetensors_is(tmp_path):
@@ -271,11 +282,9 @@ def test_2x_files_without_the_block_that_is_not_read(tmp_path):
 PUBLISHED = {
     "SD_1": "stable-diffusion-v1-5", "SD_2": "stable-diffusion-2-1-base",
     "SD_XL": "stable-diffusion-xl-base-1.0", "SD_XL_REFINER": "stable-diffusion-xl-refiner-1.0",
-    "UPSCALER": "stable-diffusion-x4-upscaler",
 }  # fmt: skip
 AUTOENCODERS = {
     "VAE": "stable-diffusion-v1-5", "VAE_XL": "stable-diffusion-xl-base-1.0",
-    "VAE_UPSCALER": "stable-diffusion-x4-upscaler",
 }  # fmt: skip
 
 
@@ -303,10 +312,7 @@ def test_the_bundled_configurations_are_the_published_ones():
     for name, published in (
         ("SCHEDULER", "stable-diffusion-2-1-base"),
         ("SCHEDULER_XL", "stable-diffusion-xl-base-1.0"),
-        ("SCHEDULER_UPSCALER", "stable-diffusion-x4-upscaler"),
-        ("SCHEDULER_LOW_RESOLUTION", "stable-diffusion-x4-upscaler"),
     ):
-        folder = "low_res_scheduler" if "LOW" in name else "scheduler"
-        stored = json.loads((DATA / published / folder / "scheduler_config.json").read_text())
+        stored = json.loads((DATA / published / "scheduler" / "scheduler_config.json").read_text())
         bundled = getattr(single_file_configs, name)
         assert {n: stored.get(n, "leading") for n in bundled} == bundled

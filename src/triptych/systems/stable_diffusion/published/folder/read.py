@@ -18,7 +18,6 @@ from triptych.systems.stable_diffusion.model import StableDiffusionConfig
 from triptych.systems.stable_diffusion.published import text_encoder
 from triptych.systems.stable_diffusion.published import unet as published_unet
 from triptych.systems.stable_diffusion.published.folder import schedulers
-from triptych.systems.stable_diffusion.published.single_file.configs import SCHEDULER_LOW_RESOLUTION
 from triptych.weights.variants import chosen
 
 Json = Mapping[str, Any]
@@ -26,8 +25,6 @@ Json = Mapping[str, Any]
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 OWN = "triptych.json"
 """What a folder that was made here says beyond diffusers' files; diffusers passes over it."""
-MOST_NOISE = 350
-"""The most noise on the upscaler's small picture, of a thousand."""
 
 
 class Pipeline(NamedTuple):
@@ -41,7 +38,6 @@ PIPELINES = {
     "StableDiffusionPipeline": Pipeline(),
     "StableDiffusionImg2ImgPipeline": Pipeline(),
     "StableDiffusionInpaintPipeline": Pipeline(),
-    "StableDiffusionUpscalePipeline": Pipeline(9.0, 75),
     "StableDiffusionXLPipeline": Pipeline(5.0),
     "StableDiffusionXLImg2ImgPipeline": Pipeline(5.0),
     "StableDiffusionXLInpaintPipeline": Pipeline(),
@@ -57,6 +53,7 @@ OTHERS = {  # a part of a pipeline's name: what it is
     "Depth2Img": "a Stable Diffusion that reads a depth map",
     "InstructPix2Pix": "a Stable Diffusion that edits by instruction",
     "LatentUpscale": "a latent upscaler",
+    "Upscale": "the x4 upscaler, which enlarges a picture",
     "AnimateDiff": "AnimateDiff",
     "LatentConsistency": "a latent consistency model, whose network is told its guidance",
     "Flux": "FLUX",
@@ -73,8 +70,8 @@ LEFT_OUT = {
     "add_watermarker": "",
 }
 READ = {
-    *("tokenizer", "tokenizer_2", "scheduler", "low_res_scheduler", "requires_safety_checker"),
-    *("force_zeros_for_empty_prompt", "requires_aesthetics_score", "max_noise_level"),
+    *("tokenizer", "tokenizer_2", "scheduler", "requires_safety_checker"),
+    *("force_zeros_for_empty_prompt", "requires_aesthetics_score"),
     *NETWORKS,
 }
 
@@ -99,9 +96,9 @@ def described(path: Path, variant: str = "") -> Folder:
     index = _object(path / "model_index.json")
     _check_pipeline(index)
     parts: dict[str, Json] = {}
-    for name in (*NETWORKS, "scheduler", "low_res_scheduler"):
+    for name in (*NETWORKS, "scheduler"):
         if _declared(index, name):
-            file = "scheduler_config.json" if "scheduler" in name else "config.json"
+            file = "scheduler_config.json" if name == "scheduler" else "config.json"
             parts[name] = _part(path, name, file)
     _check_parts(index, parts)
     built, notes = configuration(index, parts)
@@ -250,15 +247,6 @@ def _check_parts(index: Json, parts: Mapping[str, Json]) -> None:
     kind = parts["scheduler"].get("_class_name")
     if kind is None and isinstance(index["scheduler"], list):  # published before it was said
         parts["scheduler"] = dict(parts["scheduler"]) | {"_class_name": index["scheduler"][1]}  # type: ignore[index]
-    if index["_class_name"] == "StableDiffusionUpscalePipeline":
-        low = parts.get("low_res_scheduler", {})
-        for field, value in SCHEDULER_LOW_RESOLUTION.items():
-            if low.get(field, value) != value:
-                raise ValueError(f"low_res_scheduler: {field} is {low[field]!r}, not {value!r}")
-        if index.get("max_noise_level", MOST_NOISE) != MOST_NOISE:
-            raise ValueError(
-                f"max_noise_level is {index['max_noise_level']}, known is {MOST_NOISE}"
-            )
 
 
 def _left_out(index: Json) -> tuple[str, ...]:

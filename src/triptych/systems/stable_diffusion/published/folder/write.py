@@ -21,12 +21,10 @@ from triptych.systems.stable_diffusion.published import text_encoder
 from triptych.systems.stable_diffusion.published import unet as published_unet
 from triptych.systems.stable_diffusion.published.folder import schedulers
 from triptych.systems.stable_diffusion.published.folder.read import (
-    MOST_NOISE,
     OWN,
     beyond,
     configuration,
 )
-from triptych.systems.stable_diffusion.published.single_file.configs import SCHEDULER_LOW_RESOLUTION
 from triptych.text.tokenizer import Tokenizer
 from triptych.weights.files.read import write_safetensors
 from triptych.weights.keymap import Rule, export
@@ -71,7 +69,7 @@ def write_diffusers(
         _write_tokenizer(tokenizer, folder / name.replace("text_encoder", "tokenizer"))
     for name, stored in parts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        file = "scheduler_config.json" if "scheduler" in name else "config.json"
+        file = "scheduler_config.json" if name == "scheduler" else "config.json"
         write_json(folder / name / file, stored)
     towers = dict(zip(names, zip(model.text, config.text, strict=True), strict=True))
     _write(folder / "unet", model.unet, published_unet.diffusers_rules(config.unet))
@@ -147,15 +145,12 @@ def pipeline_index(config: StableDiffusionConfig) -> Json:
     unet, large = config.unet, bool(config.unet.added)
     extra = unet.in_channels - unet.out_channels
     kinds = {0: "", unet.out_channels + 1: "Inpaint"}
-    if unet.labels and not large and extra == config.channels:
-        kind = "Upscale"
-    elif unet.labels or extra not in kinds:
+    if unet.labels or extra not in kinds:
         raise ValueError(
             f"no pipeline of diffusers has a U-Net with {unet.in_channels} channels in, "
             f"{unet.out_channels} out and {unet.labels} labels"
         )
-    else:
-        kind = kinds[extra]
+    kind = kinds[extra]
     if large and config.sizes not in (5, 6):
         raise ValueError(f"diffusers' XL tells its U-Net 5 or 6 sizes, not {config.sizes}")
     refines = large and config.sizes == 5
@@ -178,9 +173,6 @@ def pipeline_index(config: StableDiffusionConfig) -> Json:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", vae],
     }
-    if kind == "Upscale":
-        index["low_res_scheduler"] = ["diffusers", "DDPMScheduler"]
-        return index | {"max_noise_level": MOST_NOISE}
     if large:
         index |= {"force_zeros_for_empty_prompt": config.sampling.zeros_for_empty}
         return index | ({"requires_aesthetics_score": refines} if kind else {})
@@ -213,8 +205,6 @@ def configurations(config: StableDiffusionConfig) -> dict[str, Json]:
     for name, tower in zip(towers_of(config), config.text, strict=True):
         parts[name] = text_encoder.to_transformers(tower)
     parts["scheduler"] = schedulers.to_diffusers(config.schedule, sampling)
-    if config.unet.labels:
-        parts["low_res_scheduler"] = dict(SCHEDULER_LOW_RESOLUTION)
     return parts
 
 

@@ -12,7 +12,6 @@ Family = Literal[
     "Stable Diffusion 2.x",
     "Stable Diffusion XL",
     "Stable Diffusion XL refiner",
-    "Stable Diffusion x4 upscaler",
 ]
 
 DOWN, UP = "DownBlock2D", "UpBlock2D"
@@ -61,21 +60,6 @@ SD_XL_REFINER = SD_XL | {
     "transformer_layers_per_block": 4,
     "up_block_types": [UP, CROSS_UP, CROSS_UP, UP],
 }
-UPSCALER: dict[str, Any] = {
-    "_class_name": "UNet2DConditionModel",
-    "attention_head_dim": 8,
-    "block_out_channels": [256, 512, 512, 1024],
-    "cross_attention_dim": 1024,
-    "down_block_types": [DOWN, CROSS_DOWN, CROSS_DOWN, CROSS_DOWN],
-    "in_channels": 7,
-    "layers_per_block": 2,
-    "num_class_embeds": 1000,
-    "only_cross_attention": [True, True, True, False],
-    "out_channels": 4,
-    "sample_size": 128,
-    "up_block_types": [CROSS_UP, CROSS_UP, CROSS_UP, UP],
-    "use_linear_projection": True,
-}
 
 VAE: dict[str, Any] = {
     "_class_name": "AutoencoderKL",
@@ -91,13 +75,6 @@ VAE: dict[str, Any] = {
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
 VAE_XL = VAE | {"force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
-VAE_UPSCALER = VAE | {
-    "block_out_channels": [128, 256, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 3,
-    "sample_size": 256,
-    "scaling_factor": 0.08333,
-    "up_block_types": ["UpDecoderBlock2D"] * 3,
-}
 
 SCHEDULER: dict[str, Any] = {
     "_class_name": "PNDMScheduler",
@@ -113,43 +90,24 @@ SCHEDULER: dict[str, Any] = {
     "timestep_spacing": "leading",
 }
 SCHEDULER_XL = SCHEDULER | {"_class_name": "EulerDiscreteScheduler"}
-SCHEDULER_UPSCALER = SCHEDULER | {
-    "_class_name": "DDIMScheduler",
-    "beta_end": 0.02,
-    "beta_start": 0.0001,
-    "prediction_type": "v_prediction",
-}
-SCHEDULER_LOW_RESOLUTION: dict[str, Any] = {
-    "_class_name": "DDPMScheduler",
-    "beta_end": 0.02,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.0001,
-    "clip_sample": True,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "variance_type": "fixed_small",
-}
 
 UNETS: dict[Family, dict[str, Any]] = {
     "Stable Diffusion 1.x": SD_1,
     "Stable Diffusion 2.x": SD_2,
     "Stable Diffusion XL": SD_XL,
     "Stable Diffusion XL refiner": SD_XL_REFINER,
-    "Stable Diffusion x4 upscaler": UPSCALER,
 }
 AUTOENCODERS: dict[Family, dict[str, Any]] = {
     "Stable Diffusion 1.x": VAE,
     "Stable Diffusion 2.x": VAE,
     "Stable Diffusion XL": VAE_XL,
     "Stable Diffusion XL refiner": VAE_XL,
-    "Stable Diffusion x4 upscaler": VAE_UPSCALER,
 }
 SCHEDULERS: dict[Family, dict[str, Any]] = {
     "Stable Diffusion 1.x": SCHEDULER,
     "Stable Diffusion 2.x": SCHEDULER,
     "Stable Diffusion XL": SCHEDULER_XL,
     "Stable Diffusion XL refiner": SCHEDULER_XL,
-    "Stable Diffusion x4 upscaler": SCHEDULER_UPSCALER,
 }
 
 
@@ -159,7 +117,6 @@ class Marks(NamedTuple):
     width: int
     context: int
     added: int
-    labels: int
 
 
 def marks(unet: Mapping[str, Any]) -> Marks:
@@ -168,5 +125,4 @@ def marks(unet: Mapping[str, Any]) -> Marks:
         unet["block_out_channels"][0],
         unet["cross_attention_dim"],
         unet.get("projection_class_embeddings_input_dim") or 0,
-        unet.get("num_class_embeds") or 0,
     )

@@ -39,6 +39,8 @@ OPENCLIP = "cond_stage_model.model."
 XL_L, XL_G = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 REFINER_G = "conditioner.embedders.0.model."
 
+LOADS = "here Stable Diffusion 1.x, 2.x and XL load"
+
 STRANGERS = {  # a part of a name that only they have, with or without the U-Net's prefix
     "joint_blocks.0.": "Stable Diffusion 3",
     "double_stream_modulation": "FLUX.2",
@@ -113,8 +115,6 @@ class SingleFile:
     """Parts that the family has and this file has not, such as a removed autoencoder."""
     scheduler: Mapping[str, Any]
     """A diffusers `scheduler_config.json`."""
-    low_resolution: Mapping[str, Any] | None
-    """The upscaler's schedule for noise on the small picture."""
     weights: Weights
     notes: tuple[str, ...]
     """What someone should know, such as averaged weights that are there and not read."""
@@ -170,7 +170,6 @@ def described(
         parts,
         missing,
         _scheduler(family, known, shapes),
-        configs.SCHEDULER_LOW_RESOLUTION if "upscaler" in family else None,
         weights,
         tuple(notes),
         _own(header.notes),
@@ -189,7 +188,7 @@ def recognised(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, dict[str,
     """
     for own, what in STRANGERS.items():
         if any(own in name for name in shapes):
-            raise ValueError(f"is {what}; here Stable Diffusion 1.x, 2.x and XL load")
+            raise ValueError(f"is {what}; {LOADS}")
     first = shapes.get(f"{UNET}input_blocks.0.0.weight", ())
     if len(first) != 4:
         raise ValueError(_what_else(shapes))
@@ -197,10 +196,11 @@ def recognised(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, dict[str,
     attends = (n for n in shapes if n.startswith(UNET) and n.endswith("attn2.to_k.weight"))
     context = shapes[name][-1] if (name := next(attends, None)) else 0
     added = shapes.get(f"{UNET}label_emb.0.0.weight", (0, 0))[-1]
-    classes = shapes.get(f"{UNET}label_emb.weight", (0,))[0]
+    if f"{UNET}label_emb.weight" in shapes:
+        raise ValueError(f"is the Stable Diffusion x4 upscaler, which enlarges a picture; {LOADS}")
     if (width, context) == (320, 1024) and added:
         raise ValueError("is Stable Diffusion 2.1 unCLIP, which reads picture embeddings")
-    marks = configs.Marks(width, context, added, classes)
+    marks = configs.Marks(width, context, added)
     found = next((f for f in configs.UNETS.items() if configs.marks(f[1]) == marks), None)
     if found is None:
         raise ValueError(
@@ -208,8 +208,7 @@ def recognised(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, dict[str,
             f"{width} channels that attends to vectors of {context} numbers"
         )
     family, config = found
-    allowed = {7} if "upscaler" in family else {4, 9}
-    if channels not in allowed:
+    if channels not in (4, 9):
         other = {5: "reads a depth map (2-depth)", 8: "edits by instruction (InstructPix2Pix)"}
         what = other.get(channels, f"takes {channels} channels, which no published model does")
         raise ValueError(f"is a {family} that {what}; it does not load here")
@@ -249,8 +248,6 @@ def _predicted(header: Header, family: Family, path: Path, flag: Predicts | None
     )
     if flag is not None or says is not None:
         return flag or says or "noise"
-    if "upscaler" in family:
-        return "velocity"
     if family != "Stable Diffusion 2.x":
         return "noise"  # every published one
     size = path.stat().st_size

@@ -39,7 +39,6 @@ ARCHITECTURES: dict[Family, str] = {  # in Stability AI's standard of such notes
     "Stable Diffusion 2.x": "stable-diffusion-v2-512",
     "Stable Diffusion XL": "stable-diffusion-xl-v1-base",
     "Stable Diffusion XL refiner": "stable-diffusion-xl-v1-refiner",
-    "Stable Diffusion x4 upscaler": "stable-diffusion-v2-x4-upscaler",
 }
 ELSE = "write a folder, --to diffusers or --to triptych, which carries the configuration"
 
