@@ -53,7 +53,7 @@ def test_odd_texts_are_read_right(tmp_path, kind):
     index = open_index(str(root))
     assert index.skipped == {}
     assert index.annotations.captions[index.names.index("07.png")] == expected
-    assert open_source(str(root)).captioned
+    assert open_source(str(root)).info.has_captions
 
 
 @pytest.mark.parametrize("kind", TEXT_SKIPPED)

@@ -205,8 +205,8 @@ def test_one_in_twenty(tmp_path, kind):
     assert len(index) + len(index.skipped) == 20
     assert (list(index.skipped) == ["odd.png"]) == (kind in SKIPPED)
     source = open_source(str(root), size=SIDE)
-    everything = source.read(range(source.length))
-    assert len(everything["image"]) == source.length
+    everything = source.read(range(source.info.length))
+    assert len(everything["image"]) == source.info.length
     odd_is_here = name_of(kind) in [source.index.names[row] for row in source.rows]
     assert [name for name, _ in everything["skipped"]] == (
         ["odd.png"] if kind in REPLACED and odd_is_here else []

@@ -311,11 +311,15 @@ def test_a_caption_that_is_not_understood_says_which_part(caption, part) -> None
 def test_the_source_reads_what_the_scenes_show(name) -> None:
     source = SceneSource(name, split="test", size=48)
     typed: Source = source
-    assert (typed.length, typed.shape, typed.captioned) == (None, (48, 48, 3), True)
+    assert (typed.info.length, typed.info.shape, typed.info.has_captions) == (
+        None,
+        (48, 48, 3),
+        True,
+    )
     columns, shown = source.read(range(10, 60)), source.scenes(range(10, 60))
     assert (columns["image"] == draw_all(shown, 48)).all()
     for row, s in zip(columns["attributes"], shown, strict=True):
-        names = {source.attributes[i] for i in np.nonzero(row)[0]}
+        names = {source.info.attributes[i] for i in np.nonzero(row)[0]}
         expected = {v for t in s.things for v in (t.shape, t.colour, t.size, t.pattern)}
         assert names == expected | {f"{s.ground.colour} ground", f"{s.ground.texture} ground"}
     assert all(c in captions(s) for c, s in zip(columns["caption"], shown, strict=True))
@@ -323,10 +327,12 @@ def test_the_source_reads_what_the_scenes_show(name) -> None:
     assert all((b == boxes(s)).all() for b, s in zip(columns["boxes"], shown, strict=True))
     assert columns["box_labels"][0][0] == f"{shown[0].things[0].colour} {shown[0].things[0].shape}"
     if name == "scenes-one":
-        assert [source.classes[i] for i in columns["label"]] == [s.things[0].shape for s in shown]
+        assert [source.info.classes[i] for i in columns["label"]] == [
+            s.things[0].shape for s in shown
+        ]
         assert np.allclose(columns["vector"][:, 2], [s.things[0].radius for s in shown])
     else:
-        assert source.classes == () and "label" not in columns
+        assert source.info.classes == () and "label" not in columns
 
 
 def test_any_grouping_of_reads_gives_the_same_and_so_does_a_pickled_source() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from triptych.data.source import SourceInfo
 from triptych.systems.classifier.model import Classifier, ClassifierConfig, objective
 
 CLASSES = ("left", "right", "both")
@@ -30,18 +31,16 @@ def draw(labels, seed):
 class Bars:
     """A split of toy pictures in memory, sorted by class as a folder would be."""
 
-    name, classes, shape = "bars", CLASSES, (8, 8, 1)
-    attributes = vector = ()
-    captioned = False
-
     def __init__(self, split: str, length: int | None, seed: int):
-        self.split, self.length, self.seed = split, length, seed
+        self.info = SourceInfo("bars", split, length, (8, 8, 1), CLASSES)
+        self.seed = seed
         self.largest = 0  # index read so far
 
     def read(self, indices):
         self.largest = max([self.largest, *indices])
-        count = self.length or 3
-        labels = [i * 3 // count if self.length else i % 3 for i in indices]
+        length = self.info.length
+        count = length or 3
+        labels = [i * 3 // count if length else i % 3 for i in indices]
         images = [
             draw(torch.tensor([label]), self.seed + i)
             for i, label in zip(indices, labels, strict=True)

@@ -136,7 +136,7 @@ def main(arguments: list[str]) -> int:
             print(json.dumps(found))
         return 0
     if kind == "label" and isinstance(loaded.model, Generator):
-        conditional_gan.draw_figures(loaded.model, test.classes, folder, seed=request.seed)
+        conditional_gan.draw_figures(loaded.model, test.info.classes, folder, seed=request.seed)
     if kind == "label":
         found["classes"] = _classes(request, trained, loaded, train, test, folder, command)
     else:
@@ -289,7 +289,7 @@ def _classes(
     from triptych.systems.class_to_image.report import evaluate_class_conditional
     from triptych.systems.class_to_image.report_files import write_report
 
-    side = min(train.shape[:2])
+    side = min(train.info.shape[:2])
     judge = _judge(request, trained, side)
 
     def sample(labels: "Tensor", seed: int) -> "Tensor":

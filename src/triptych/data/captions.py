@@ -19,9 +19,9 @@ def captions_of(source: Source, most: int) -> list[tuple[str, ...]]:
     Raises:
         ValueError: the source has no captions.
     """
-    if not source.captioned:
-        raise ValueError(f"{source.name!r} has no captions")
-    length = source.length or most
+    if not source.info.has_captions:
+        raise ValueError(f"{source.info.name!r} has no captions")
+    length = source.info.length or most
     chosen = np.unique(np.linspace(0, length - 1, min(most, length)).round().astype(np.int64))
     if isinstance(source, Table):
         annotations = source.index.annotations.captions
@@ -40,17 +40,17 @@ def reader(source: Source, templates: Sequence[str]) -> Callable[[dict[str, Any]
     Raises:
         ValueError: the source says nothing.
     """
-    if source.captioned:
+    if source.info.has_captions:
         return lambda batch: list(batch["caption"])
-    if not source.classes:
+    if not source.info.classes:
         raise ValueError(
-            f"{source.name!r} has neither captions nor classes: put a .txt of the same name beside "
-            "each picture, or sort the pictures into a folder for each class"
+            f"{source.info.name!r} has neither captions nor classes: put a .txt of the same name "
+            "beside each picture, or sort the pictures into a folder for each class"
         )
 
     def read(batch: dict[str, Any]) -> list[str]:
         draws = torch.randint(len(templates), (len(batch["label"]),)).tolist()
-        return sentences(source.classes, batch["label"].tolist(), templates, draws)
+        return sentences(source.info.classes, batch["label"].tolist(), templates, draws)
 
     return read
 
@@ -86,4 +86,4 @@ def texts_at(source: Source, indices: Sequence[int], draws: Sequence[int]) -> li
             return [some[draw % len(some)] for some, draw in zip(several, draws, strict=True)]
         if annotations.labels is not None:
             return [annotations.classes[int(annotations.labels[row])] for row in rows]
-    raise ValueError(f"{source.name!r} has neither captions nor classes to be alike in")
+    raise ValueError(f"{source.info.name!r} has neither captions nor classes to be alike in")

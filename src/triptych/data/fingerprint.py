@@ -26,11 +26,12 @@ def fingerprint(source: Source) -> str:
     if isinstance(source, Bucketed):
         whole = repr((source.shapes, fingerprint(source.table)))
         return hashlib.sha256(whole.encode()).hexdigest()
-    found = hashlib.sha256(repr((source.split, source.length, source.shape)).encode())
+    info = source.info
+    found = hashlib.sha256(repr((info.split, info.length, info.shape)).encode())
     if not isinstance(source, Table):
-        columns = source.read(range(min(PROBED, source.length or PROBED)))
+        columns = source.read(range(min(PROBED, info.length or PROBED)))
         found.update(np.ascontiguousarray(columns["image"]).data)
-        found.update(_json([source.name, columns.get("caption")]))
+        found.update(_json([info.name, columns.get("caption")]))
         return found.hexdigest()
     index, rows = source.index, source.rows.tolist()
     annotations = index.annotations
@@ -49,7 +50,7 @@ def fingerprint(source: Source) -> str:
                 status[place.path] = [there.st_size, there.st_mtime_ns]
             found.update(_json([index.names[row], *place[1:], *status[place.path]]))
     else:
-        raise ValueError(f"{source.name!r} is {index.form}: what it holds cannot be told apart")
+        raise ValueError(f"{info.name!r} is {index.form}: what it holds cannot be told apart")
     return found.hexdigest()
 
 

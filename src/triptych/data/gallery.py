@@ -79,13 +79,13 @@ def labelled(name: str, split: str = "", limit: int = 0) -> Gallery:
 
     if name in SCENES:
         source = open_source(name, split=split or "test")
-        _require(source.classes, name)
+        _require(source.info.classes, name)
         found = []
         for row in range(limit or ENDLESS):
             columns = source.read([row])
             opened = partial(np.asarray, columns["image"][0])
             found.append(Unread(f"{name}/{row}", opened, int(columns["label"][0])))
-        return Gallery(found, source.classes, {})
+        return Gallery(found, source.info.classes, {})
     index = open_index(name)
     labels = index.annotations.labels
     _require(index.annotations.classes, name)

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from triptych.data.source import Columns
+from triptych.data.source import Columns, SourceInfo
 from triptych.scenes.descriptions import caption
 from triptych.scenes.drawing import (
     COLOURS,
@@ -56,30 +57,19 @@ class SceneSource:
         if self.channels not in (None, 3):
             raise ValueError(f"scenes are in colour: channels must be 3, not {self.channels}")
 
-    @property
-    def length(self) -> int | None:
-        return None
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        side = self.size or 64
-        return side, side, 3
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return SHAPES if self.name == "scenes-one" else ()
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        return ATTRIBUTES
-
-    @property
-    def vector(self) -> tuple[str, ...]:
-        return ("x", "y", "radius") if self.name == "scenes-one" else ()
-
-    @property
-    def captioned(self) -> bool:
-        return True
+    @cached_property
+    def info(self) -> SourceInfo:
+        side, one = self.size or 64, self.name == "scenes-one"
+        return SourceInfo(
+            self.name,
+            self.split,
+            length=None,
+            shape=(side, side, 3),
+            classes=SHAPES if one else (),
+            attributes=ATTRIBUTES,
+            vector=("x", "y", "radius") if one else (),
+            has_captions=True,
+        )
 
     def scenes(self, indices: Sequence[int]) -> list[Scene]:
         """What the pictures at these indices show."""
@@ -94,7 +84,7 @@ class SceneSource:
             named = (v for t in scene.things for v in (t.shape, t.colour, t.size, t.pattern))
             row[[PLACE[name] for name in (*named, *ground)]] = 1
         columns: dict[str, Any] = {
-            "image": draw_all(found, self.shape[0]),
+            "image": draw_all(found, self.info.shape[0]),
             "attributes": held,
             "caption": [caption(scene) for scene in found],
             "boxes": [boxes(scene) for scene in found],

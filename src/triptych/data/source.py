@@ -6,7 +6,8 @@ and workers are decided elsewhere (`data/batches.py`) and reading is a pure func
 Dimensions: B pictures, H height, W width, C channels, A attributes, V numbers of a vector.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Columns = dict[str, Any]
@@ -27,40 +28,36 @@ skipped     list of (name, reason): pictures that could not be read and were rep
 """
 
 
+@dataclass(frozen=True)
+class SourceInfo:
+    """What a source contains, known without opening a picture."""
+
+    name: str
+    """`digits`, `scenes`, or the name of a folder: never a local path."""
+    split: str
+    """`train`, `test`, or the data set's own name for it."""
+    length: int | None
+    """The number of pictures; None is endless."""
+    shape: tuple[int, int, int]
+    """(height, width, channels) of every picture."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes; empty without labels."""
+    attributes: tuple[str, ...] = ()
+    """Names of the multi-hot attributes; empty without any."""
+    vector: tuple[str, ...] = ()
+    """Names of the continuous columns; empty without any."""
+    has_captions: bool = False
+    """Whether every picture has a caption."""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Pictures that were left out when the source was opened: name to reason."""
+
+
 class Source(Protocol):
     """A split of a data set at one picture size."""
 
     @property
-    def name(self) -> str:
-        """`digits`, `scenes`, or the name of a folder: never a local path."""
-
-    @property
-    def split(self) -> str:
-        """`train`, `test`, or whatever the source calls its parts."""
-
-    @property
-    def length(self) -> int | None:
-        """How many pictures there are; None is endless."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of every picture."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes; empty when there are no labels."""
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        """Names of the multi-hot attributes; empty when there are none."""
-
-    @property
-    def vector(self) -> tuple[str, ...]:
-        """Names of the continuous columns; empty when there are none."""
-
-    @property
-    def captioned(self) -> bool:
-        """Whether every picture has a caption."""
+    def info(self) -> SourceInfo:
+        """What the source contains."""
 
     def read(self, indices: Sequence[int]) -> Columns:
         """The pictures at these indices, in this order."""

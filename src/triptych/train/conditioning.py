@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from triptych import runtime
-from triptych.data.order.batches import take
+from triptych.data.order.batches import take_first
 from triptych.data.source import Source
 from triptych.systems.cvae.model import partial_view, quadrant_mask
 from triptych.train.recipe import Batch
@@ -55,28 +55,30 @@ def conditioning(kind: str, source: Source, *, quadrants: int = 0) -> Conditioni
     Raises:
         ValueError: the source has nothing of that kind.
     """
-    has = {"label": source.classes, "attributes": source.attributes, "vector": source.vector}
+    info = source.info
+    has = {"label": info.classes, "attributes": info.attributes, "vector": info.vector}
     if kind in has and not has[kind]:
         there = ", ".join(k for k, names in has.items() if names) or "none"
-        raise ValueError(f"{source.name} has no {kind} to condition on; it has: {there}")
+        raise ValueError(f"{info.name} has no {kind} to condition on; it has: {there}")
     if kind == "quadrants":
         return Conditioning(kind, 0, quadrants=quadrants)
     size = len(has.get(kind, ()))
     if kind != "vector":
         return Conditioning(kind, size)
-    columns = take(source, range(min(source.length or 10_000, 10_000)))["vector"]
+    columns = take_first(source, 10_000)["vector"]
     return Conditioning(kind, size, columns.mean(0), columns.std(0).clamp_min(1e-6))
 
 
 def card(model: str, settings: dict[str, object], source: Source, given: Conditioning) -> Card:
     """The model's card: its configuration, and what its conditions are called."""
+    info = source.info
     named = Card(model, settings, triptych=version("triptych"))
     if given.kind == "label":
-        named = replace(named, classes=source.classes)
+        named = replace(named, classes=info.classes)
     if given.kind == "attributes":
-        named = replace(named, attributes=source.attributes)
+        named = replace(named, attributes=info.attributes)
     if given.kind == "vector":
-        named = replace(named, vector=source.vector)
+        named = replace(named, vector=info.vector)
     if given.kind == "quadrants":
         named = replace(named, quadrants=given.quadrants)
     if given.mean is None or given.std is None:
@@ -112,13 +114,13 @@ def _shown(given: Conditioning, source: Source) -> tuple[Tensor | None, list[str
     """
     if given.kind == "label":
         labels = range(min(SHOWN, given.size))
-        return torch.tensor(list(labels)), [source.classes[i] for i in labels]
-    batch = take(source, range(min(SHOWN, source.length or SHOWN)))
+        return torch.tensor(list(labels)), [source.info.classes[i] for i in labels]
+    batch = take_first(source, SHOWN)
     conditions = given.of(batch)
     if given.kind == "attributes":
         rows = batch["attributes"].bool().tolist()
         names = [
-            ", ".join(n for n, holds in zip(source.attributes, row, strict=True) if holds)
+            ", ".join(n for n, holds in zip(source.info.attributes, row, strict=True) if holds)
             for row in rows
         ]
         return conditions, names

@@ -40,20 +40,20 @@ def test_idx(tmp_path, packed):
     images, labels = mnist(tmp_path, packed=packed)
     for split in ("train", "test"):
         source = open_source(str(tmp_path), split=split)
-        columns = source.read(range(source.length))
+        columns = source.read(range(source.info.length))
         assert np.array_equal(columns["image"][..., 0], images)
         assert columns["label"].tolist() == labels.tolist()
-        assert source.classes == ("0", "1", "2") and source.shape == (5, 4, 1)
+        assert source.info.classes == ("0", "1", "2") and source.info.shape == (5, 4, 1)
 
 
 def test_pictures_of_some_classes_keep_their_labels(tmp_path):
     images, labels = mnist(tmp_path)
     part = of_classes(open_source(str(tmp_path)), (0, 2))
-    columns = part.read(range(part.length))
+    columns = part.read(range(part.info.length))
     rows = np.flatnonzero(labels != 1)
     assert np.array_equal(columns["image"][..., 0], images[rows])
     assert columns["label"].tolist() == part.labels.tolist() == labels[rows].tolist()
-    assert part.classes == ("0", "1", "2")
+    assert part.info.classes == ("0", "1", "2")
     with pytest.raises(ValueError, match="no pictures are left"):
         of_classes(part, (1,))
 
@@ -120,7 +120,7 @@ def test_cifar_binary(tmp_path, hundred):
     words = "fine_label_names.txt" if hundred else "batches.meta.txt"
     (tmp_path / words).write_text("ant\nbee\ncow\ndog\n\n")
     train, test = (open_source(str(tmp_path), split=split) for split in ("train", "test"))
-    assert train.classes == ("ant", "bee", "cow", "dog")
+    assert train.info.classes == ("ant", "bee", "cow", "dog")
     assert np.array_equal(train.read(range(4))["image"], images[:4])
     assert test.read(range(2))["label"].tolist() == [2, 1]
 
@@ -165,7 +165,7 @@ def test_npz(tmp_path, arrays, splits):
         index.stored.images[:20].squeeze(), first.squeeze()
     )
     for split, count in splits.items():
-        assert open_source(str(tmp_path / "a.npz"), split=split).length == count
+        assert open_source(str(tmp_path / "a.npz"), split=split).info.length == count
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_resizing_and_colours_are_those_of_pillow(tmp_path):
     images = noise(20, 9, 9, 3)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(20))
     source = open_source(str(tmp_path / "a.npz"), size=5, channels=1)
-    columns = source.read(range(source.length))
+    columns = source.read(range(source.info.length))
     for picture, label in zip(columns["image"], columns["label"], strict=True):
         grey = Image.fromarray(images[label]).convert("L").resize((5, 5), Image.Resampling.BICUBIC)
         assert np.abs(picture[..., 0].astype(int) - np.asarray(grey)).max() <= 1
@@ -214,10 +214,10 @@ def test_digits_are_those_of_scikit_learn():
         for label, image in zip(theirs.target.tolist(), theirs.images, strict=True)
     )
     train, test = (open_source("digits", split=split) for split in ("train", "test"))
-    assert (train.length, test.length, train.shape) == (1500, 297, (8, 8, 1))
+    assert (train.info.length, test.info.length, train.info.shape) == (1500, 297, (8, 8, 1))
     ours = []
     for source in (train, test):
-        columns = source.read(range(source.length))
+        columns = source.read(range(source.info.length))
         ours += zip(
             columns["label"].tolist(), map(np.ndarray.tobytes, columns["image"]), strict=True
         )
@@ -240,13 +240,13 @@ def test_digits_do_not_import_scikit_learn(monkeypatch):
         return real(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", refusing)
-    assert open_source("digits").length == 1500
+    assert open_source("digits").info.length == 1500
 
 
 def test_mnist(real_data):
     folder = real_data / "mnist"
     train, test = (open_source(str(folder), split=split) for split in ("train", "test"))
-    assert (train.length, test.length) == (60_000, 10_000)
+    assert (train.info.length, test.info.length) == (60_000, 10_000)
     assert take(train, range(10))["label"].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert take(test, range(10))["label"].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     published = 0.1307 * 2 - 1  # the mean that every tutorial normalises by

@@ -37,8 +37,8 @@ def test_subfolders_are_classes(tmp_path):
         for j in range(3):
             picture(tmp_path / name / "deeper" / f"{j}.png", 10 * i + j)
     source = open_source(str(tmp_path))
-    assert source.classes == ("ant", "cat", "dog")
-    batch = take(source, range(source.length))
+    assert source.info.classes == ("ant", "cat", "dog")
+    batch = take(source, range(source.info.length))
     values = ((batch["image"].mean(dim=(1, 2, 3)) + 1) * 127.5).round().long()
     assert (2 - values // 10).tolist() == batch["label"].tolist()
 
@@ -59,7 +59,7 @@ def test_split_folders(tmp_path):
                 picture(tmp_path / split / label / f"{i}.png")
     picture(tmp_path / "cover.png")
     lengths = {
-        s: open_source(str(tmp_path), split=s).length
+        s: open_source(str(tmp_path), split=s).info.length
         for s in ("train", "val", "validation", "test")
     }
     assert lengths == {"train": 8, "val": 4, "validation": 4, "test": 6}
@@ -81,7 +81,7 @@ def test_train_and_test_together_are_each_alone_and_indexed_once(tmp_path, monke
     together = open_train_and_test(name, size=32)
     assert len(looks) == (0 if name == "scenes-one" else 1)
     for ours, theirs in zip(together, alone, strict=True):
-        assert (ours.split, ours.length, ours.shape) == (theirs.split, theirs.length, theirs.shape)
+        assert ours.info == theirs.info
         assert (ours.read([0, 1])["image"] == theirs.read([0, 1])["image"]).all()
 
 
@@ -96,14 +96,14 @@ def test_classes_are_the_same_in_every_split(tmp_path):
     for name in ("train/ant", "train/bee", "train/cow", "test/cow"):
         picture(tmp_path / name / "1.png")
     source = open_source(str(tmp_path), split="test")
-    assert source.classes[int(take(source, [0])["label"][0])] == "cow"
+    assert source.info.classes[int(take(source, [0])["label"][0])] == "cow"
 
 
 def test_a_tenth_is_held_out_where_the_data_hold_out_nothing(tmp_path):
     for i in range(300):
         picture(tmp_path / f"{i}.png", i % 256, (1, 1))
     train, test = (open_source(str(tmp_path), split=split) for split in ("train", "test"))
-    assert 15 <= test.length <= 48 and train.length + test.length == 300
+    assert 15 <= test.info.length <= 48 and train.info.length + test.info.length == 300
     held_out = {test.index.names[row] for row in test.rows}
     picture(
         tmp_path / "another.png", size=(1, 1)
@@ -182,9 +182,9 @@ def test_metadata_labels_splits_and_folders(tmp_path):
         lines.append(json.dumps({"file_name": f"{i}.png", "label": 10 - i, "split": split}))
     (tmp_path / "images" / "metadata.jsonl").write_text("\n".join(lines))
     source = open_source(str(tmp_path), split="test")
-    assert source.length == 2
-    assert source.classes == tuple(str(n) for n in range(1, 11))  # as numbers, not as words
-    assert [source.classes[i] for i in take(source, [0, 1])["label"]] == ["2", "1"]
+    assert source.info.length == 2
+    assert source.info.classes == tuple(str(n) for n in range(1, 11))  # as numbers, not as words
+    assert [source.info.classes[i] for i in take(source, [0, 1])["label"]] == ["2", "1"]
 
 
 def test_boxes_in_pixels_become_relative(tmp_path):
@@ -224,10 +224,10 @@ def test_broken_boxes_are_skipped(tmp_path, objects):
 def test_sizes_and_channels(tmp_path):
     picture(tmp_path / "a.png", size=(8, 6))
     picture(tmp_path / "b.png", size=(8, 6))
-    assert open_source(str(tmp_path)).shape == (6, 8, 1)
-    assert open_source(str(tmp_path), size=5, channels=3).shape == (5, 5, 3)
+    assert open_source(str(tmp_path)).info.shape == (6, 8, 1)
+    assert open_source(str(tmp_path), size=5, channels=3).info.shape == (5, 5, 3)
     picture(tmp_path / "c.png", size=(9, 6), mode="RGB")
-    assert open_source(str(tmp_path), size=4).shape == (4, 4, 3)
+    assert open_source(str(tmp_path), size=4).info.shape == (4, 4, 3)
     with pytest.raises(ValueError, match=r"2 different sizes, from 8 x 6 to 9 x 6: choose"):
         open_source(str(tmp_path))
 
@@ -236,9 +236,9 @@ def test_pictures_are_decoded_once(tmp_path, monkeypatch):
     for i in range(5):
         picture(tmp_path / f"{i}.png", i)
     source = open_source(str(tmp_path), size=4)
-    once = source.read(range(source.length))["image"]
+    once = source.read(range(source.info.length))["image"]
     monkeypatch.setattr("triptych.data.disk.folder.open_picture", None)  # a second call would fail
-    assert np.array_equal(source.read(range(source.length))["image"], once)
+    assert np.array_equal(source.read(range(source.info.length))["image"], once)
 
 
 def test_too_large_for_memory_is_decoded_again(tmp_path, monkeypatch):
@@ -315,8 +315,8 @@ def test_splits_of_tars_by_their_names(tmp_path):
                 picture(tmp_path / "x.png", i)
                 tar.add(tmp_path / "x.png", f"{split}{i}.png")
     (tmp_path / "x.png").unlink()
-    assert open_source(str(tmp_path)).length == 5
-    assert open_source(str(tmp_path), split="test").length == 1  # for want of a test split
+    assert open_source(str(tmp_path)).info.length == 5
+    assert open_source(str(tmp_path), split="test").info.length == 1  # for want of a test split
 
 
 def test_odd_members_of_a_tar_are_skipped_never_followed(tmp_path):
@@ -384,7 +384,7 @@ def test_flickr8k(real_data):
     index = open_index(str(folder))
     for split, count in (("train", 6000), ("val", 1000), ("test", 1000)):
         source = select(index, split, None, None)
-        assert source.length == count and source.shape == (128, 128, 3)
+        assert source.info.length == count and source.info.shape == (128, 128, 3)
         listed = (folder / f"split_{split}.txt").read_text().split()
         names = {source.index.names[row].split("/")[1].removesuffix(".jpg") for row in source.rows}
         assert names == {name.removesuffix(".jpg") for name in listed}

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from triptych.data.order.batches import Plan, batches, take, to_images, write_skipped
+from triptych.data.source import SourceInfo
 from triptych.data.sources import open_source
 
 
 class Endless:
     """Index i is a picture of the value i."""
 
-    name, split, length, shape = "endless", "train", None, (2, 2, 1)
-    classes, attributes, vector, captioned = ("even", "odd"), (), (), True
+    info = SourceInfo("endless", "train", None, (2, 2, 1), ("even", "odd"), has_captions=True)
 
     def read(self, indices):
         indices = np.asarray(indices)
@@ -76,7 +76,7 @@ def folder_source(folder):
 
 
 def test_an_epoch_shows_every_picture_once(folder_source):
-    count = folder_source.length
+    count = folder_source.info.length
     stream = batches(folder_source, 1, seed=2)
     for _ in range(3):
         values = [next(stream)["image"].mean().item() for _ in range(count)]
@@ -98,7 +98,7 @@ def test_ranks_share_the_batch_of_one_trainer(folder_source, ranks, size, number
 
 
 def test_a_batch_may_be_larger_than_the_source(folder_source):
-    batch = next(batches(folder_source, 2 * folder_source.length, seed=0))
+    batch = next(batches(folder_source, 2 * folder_source.info.length, seed=0))
     values = [round(v) for v in (batch["image"].mean(dim=(1, 2, 3)) * 127.5 + 127.5).tolist()]
     assert all(values.count(value) == 2 for value in values)
 
@@ -147,7 +147,7 @@ def test_a_picture_lost_during_training_is_replaced_and_named(tmp_path, workers)
     source = open_source(str(tmp_path))
     lost = source.index.names[source.rows[4]]
     (tmp_path / lost).unlink()
-    stream = batches(source, source.length, seed=0, workers=workers)
+    stream = batches(source, source.info.length, seed=0, workers=workers)
     batch = next(stream)
     values = sorted(round(v) for v in ((batch["image"] + 1) * 127.5).mean(dim=(1, 2, 3)).tolist())
     after = int(source.index.names[source.rows[5]][:2])
@@ -168,7 +168,7 @@ def test_too_many_bad_pictures_stop_the_run(tmp_path, workers):
         path = tmp_path / source.index.names[row]
         path.write_bytes(path.read_bytes()[:50])  # the header stays sound
     with pytest.raises(ValueError, match="more than 10%"):
-        next(batches(source, source.length, seed=0, workers=workers))
+        next(batches(source, source.info.length, seed=0, workers=workers))
 
 
 def test_a_source_without_a_readable_picture_is_an_error(tmp_path):

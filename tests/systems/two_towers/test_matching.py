@@ -48,7 +48,9 @@ def test_a_model_is_measured_on_held_out_pictures():
     assert loaded.tokenizer is not None
     measure = held_out_matches(test, loaded.tokenizer, loaded.transform, ("a {}.", "the {}"), cpu)
     row = measure(loaded.model)
-    named = class_vectors(loaded.model, loaded.tokenizer, test.classes, ("a {}.", "the {}"), cpu)
+    named = class_vectors(
+        loaded.model, loaded.tokenizer, test.info.classes, ("a {}.", "the {}"), cpu
+    )
     by_hand = torch.stack([loaded.embed_text([f"a {n}.", f"the {n}"]).mean(0)
                            for n in ("red", "blue", "green one", "star")])  # fmt: skip
     torch.testing.assert_close(named, F.normalize(by_hand, dim=1), atol=1e-5, rtol=1e-4)

@@ -7,7 +7,7 @@ import torch
 from tests.systems.clip.tiny_clip import tiny_clip
 from triptych.data.disk.arrays import Part, array_index
 from triptych.data.disk.table import select
-from triptych.data.source import Columns
+from triptych.data.source import Columns, SourceInfo
 from triptych.systems.two_towers.report import evaluate_two_towers
 
 
@@ -18,14 +18,12 @@ def of_classes(side, count=30):
     return images, select(index, "test", None, None)
 
 
-class Told:
+class Captioned:
     """A source of pictures with one caption each."""
-
-    name, split, length, classes, captioned = "told", "test", None, (), True
 
     def __init__(self, images, texts):
         self.images, self.texts = images, texts
-        self.shape = images.shape[1:]
+        self.info = SourceInfo("captions", "test", None, images.shape[1:], has_captions=True)
 
     def read(self, indices) -> Columns:
         rows = list(indices)
@@ -48,7 +46,7 @@ def test_recall_of_captions():
     images, _ = of_classes(loaded.config.size, 12)
     words = ("one", "two", "three", "four", "five", "six", "seven", "red", "blue", "star", "a", "b")
     texts = [f"picture of {word}" for word in words]
-    report = evaluate_two_towers(loaded, Told(images, texts), ("{}",), limit=12)
+    report = evaluate_two_towers(loaded, Captioned(images, texts), ("{}",), limit=12)
     scores = loaded.embed_text(texts) @ loaded.embed_image(list(images)).T
     rank = (scores > scores.diagonal()[:, None]).sum(1)
     assert report.zero_shot is None and report.recall is not None

@@ -89,13 +89,13 @@ def survey(index: Index, looked: Mapping[int, Looked]) -> Survey:
 def survey_endless(source: Source) -> Survey:
     """What an endless source offers; there is nothing to count."""
     return Survey(
-        source=source.name,
+        source=source.info.name,
         form="the built-in world, drawn as a function of the index",
-        pictures=source.length,
+        pictures=source.info.length,
         splits={},
         held_out=False,
-        classes=dict.fromkeys(source.classes, 0),
-        attributes=dict.fromkeys(source.attributes, 0),
+        classes=dict.fromkeys(source.info.classes, 0),
+        attributes=dict.fromkeys(source.info.attributes, 0),
     )
 
 

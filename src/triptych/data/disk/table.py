@@ -5,7 +5,7 @@ Dimensions: B pictures, N pictures of the split, H height, W width, C channels.
 
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Int64, UInt8
 from triptych.data.disk.arrays import InMemory
 from triptych.data.disk.index import Index, Stored, refuse_unusable
 from triptych.data.disk.splits import rows_of
-from triptych.data.source import Columns, Source
+from triptych.data.source import Columns, Source, SourceInfo
 from triptych.vision.images import resize_crop
 
 
@@ -24,9 +24,12 @@ def beginning(source: Source, count: int) -> Source:
     Raises:
         ValueError: there are not so many.
     """
-    if source.length is not None and count > source.length:
-        raise ValueError(f"{source.name!r} has {source.length:,} pictures, not {count:,}")
-    return source.part(range(count)) if isinstance(source, Table) else Beginning(source, count)
+    info = source.info
+    if info.length is not None and count > info.length:
+        raise ValueError(f"{info.name!r} has {info.length:,} pictures, not {count:,}")
+    if isinstance(source, Table):
+        return source.part(range(count))
+    return Beginning(source, replace(info, length=count))
 
 
 @dataclass(frozen=True)
@@ -34,35 +37,7 @@ class Beginning:
     """The first pictures of a source that is drawn, as a source of their own (`Source`)."""
 
     source: Source
-    length: int
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def split(self) -> str:
-        return self.source.split
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.source.shape
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        return self.source.attributes
-
-    @property
-    def vector(self) -> tuple[str, ...]:
-        return self.source.vector
-
-    @property
-    def captioned(self) -> bool:
-        return self.source.captioned
+    info: SourceInfo
 
     def read(self, indices: Sequence[int]) -> Columns:
         return self.source.read(indices)
@@ -137,41 +112,9 @@ class Table:
     """A `Source` (which says what each part means), made by `select`."""
 
     index: Index
-    split: str
+    info: SourceInfo
     rows: Int64[np.ndarray, " N"]
     pictures: Pictures
-
-    @property
-    def name(self) -> str:
-        return self.index.name
-
-    @property
-    def length(self) -> int:
-        return len(self.rows)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.pictures.shape
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.index.annotations.classes
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        return self.index.annotations.attributes
-
-    @property
-    def vector(self) -> tuple[str, ...]:
-        return self.index.annotations.vector
-
-    @property
-    def captioned(self) -> bool:
-        return self.index.annotations.captions is not None
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        return self.index.skipped
 
     def read(self, indices: Sequence[int]) -> Columns:
         """A picture that cannot be read is replaced by the next one that can, with all its columns.
@@ -181,11 +124,11 @@ class Table:
         kept, asked = self.pictures.kept, np.asarray(indices, np.int64)
         if kept is not None and self.pictures.filled[asked].all():  # the rule after the first epoch
             return self.columns(kept[asked], asked, {})
-        images = np.empty((len(indices), *self.shape), np.uint8)
-        used, skipped = [], {}
+        images = np.empty((len(indices), *self.pictures.shape), np.uint8)
+        used, skipped, length = [], {}, len(self.rows)
         for place, wanted in enumerate(indices):
-            for index in range(int(wanted), int(wanted) + self.length):
-                index %= self.length
+            for index in range(int(wanted), int(wanted) + length):
+                index %= length
                 try:
                     images[place] = self.pictures[index]
                     break
@@ -193,7 +136,7 @@ class Table:
                     skipped[self.index.names[self.rows[index]]] = str(error)
             else:
                 raise ValueError(
-                    f"no picture of {self.name!r} can be read: {next(iter(skipped.items()))}"
+                    f"no picture of {self.info.name!r} can be read: {next(iter(skipped.items()))}"
                 )
             used.append(index)
         return self.columns(images, np.asarray(used, np.int64), skipped)
@@ -202,7 +145,7 @@ class Table:
     def labels(self) -> Int64[np.ndarray, " N"]:
         """The class of every picture. Raises ValueError where there are none."""
         if self.index.annotations.labels is None:
-            raise ValueError(f"{self.name!r} has no labels")
+            raise ValueError(f"{self.info.name!r} has no labels")
         labels: Int64[np.ndarray, " N"] = self.index.annotations.labels[self.rows]
         return labels
 
@@ -210,9 +153,9 @@ class Table:
         """Some of the pictures as a source of their own. Classes keep their numbers."""
         rows = self.rows[np.asarray(indices, np.int64)]
         if not len(rows):
-            raise ValueError(f"no pictures are left of {self.name!r}")
-        pictures = Pictures(self.pictures.stored, rows, self.shape, self.pictures.square)
-        return Table(self.index, self.split, rows, pictures)
+            raise ValueError(f"no pictures are left of {self.info.name!r}")
+        pictures = Pictures(self.pictures.stored, rows, self.pictures.shape, self.pictures.square)
+        return Table(self.index, replace(self.info, length=len(rows)), rows, pictures)
 
     def columns(
         self,
@@ -264,4 +207,15 @@ def select(index: Index, split: str, size: int | None, channels: int | None) -> 
     else:
         height = width = size
     pictures = Pictures(index.stored, rows, (height, width, channels), size is not None)
-    return Table(index, split, rows, pictures)
+    info = SourceInfo(
+        index.name,
+        split,
+        len(rows),
+        pictures.shape,
+        classes=index.annotations.classes,
+        attributes=index.annotations.attributes,
+        vector=index.annotations.vector,
+        has_captions=index.annotations.captions is not None,
+        skipped=index.skipped,
+    )
+    return Table(index, info, rows, pictures)

@@ -84,7 +84,7 @@ class Plan:
         return self._indices(self.positions(number))
 
     def _indices(self, positions: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
-        length = self.source.length
+        length = self.source.info.length
         if length is None:
             return positions
         return walk(positions, length, self.seed)
@@ -115,7 +115,7 @@ class Batches:
     """An iterator of batches that remembers which pictures could not be read."""
 
     def __init__(self, plan: Numbered, start: int, workers: int):
-        self.skipped: dict[str, str] = left_out(plan.source)  # name: reason
+        self.skipped: dict[str, str] = dict(plan.source.info.skipped)  # name: reason
         self._plan = plan
         self._refused = len(self.skipped)  # before any was read
         numbers = itertools.count(start)
@@ -148,9 +148,9 @@ class Batches:
             raise ValueError(columns)
         if columns.get("skipped"):
             self.skipped.update(columns["skipped"])
-            if self._plan.source.length is not None:
-                total = self._plan.source.length + self._refused
-                refuse_if_many(self.skipped, total, self._plan.source.name)
+            info = self._plan.source.info
+            if info.length is not None:
+                refuse_if_many(self.skipped, info.length + self._refused, info.name)
         return to_batch(columns)
 
 
@@ -188,6 +188,11 @@ def take(source: Source, indices: Sequence[int]) -> Batch:
     return to_batch(columns)
 
 
+def take_first(source: Source, count: int) -> Batch:
+    """The first `count` pictures, or all where there are fewer, as one batch."""
+    return take(source, range(min(count, source.info.length or count)))
+
+
 def to_batch(columns: Columns) -> Batch:
     """Columns of a source as tensors."""
     batch: Batch = {"image": to_images(columns["image"])} if "image" in columns else {}
@@ -213,11 +218,6 @@ def write_skipped(path: Path, skipped: dict[str, str]) -> None:
     rows = [json.dumps({"name": name, "reason": reason}) for name, reason in skipped.items()]
     with replace_file(path) as temporary:
         temporary.write_text("".join(row + "\n" for row in rows))
-
-
-def left_out(source: Source) -> dict[str, str]:
-    """Pictures that a source left out when it was opened, and why; only stored ones can be bad."""
-    return dict(getattr(source, "skipped", {}))
 
 
 def chosen(captions: Sequence[str | Sequence[str]], draws: Sequence[int]) -> list[str]:

@@ -17,7 +17,7 @@ from jaxtyping import Int64, UInt8
 from triptych.data.disk.table import Table
 from triptych.data.order.batches import Batches, chosen
 from triptych.data.order.permutation import mix, permute, walk
-from triptych.data.source import Columns, Source
+from triptych.data.source import Columns, Source, SourceInfo
 from triptych.runtime import key
 from triptych.vision.images import resize_cover
 
@@ -70,41 +70,9 @@ class Bucketed:
     """Which of the shapes each picture has."""
 
     @property
-    def name(self) -> str:
-        return self.table.name
-
-    @property
-    def split(self) -> str:
-        return self.table.split
-
-    @property
-    def length(self) -> int:
-        return self.table.length
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of the square, or of whatever all pictures had before."""
-        return self.table.shape
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.table.classes
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        return self.table.attributes
-
-    @property
-    def vector(self) -> tuple[str, ...]:
-        return self.table.vector
-
-    @property
-    def captioned(self) -> bool:
-        return self.table.captioned
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        return self.table.skipped
+    def info(self) -> SourceInfo:
+        """The shape is that of the square, or of the pictures on disk where all have the same."""
+        return self.table.info
 
     def read(self, indices: Sequence[int]) -> Columns:
         """A picture that cannot be read is replaced by the next one that can, in the shape of the
@@ -127,17 +95,19 @@ class Bucketed:
         self, wanted: int, shape: tuple[int, int], skipped: dict[str, str]
     ) -> tuple[int, UInt8[np.ndarray, "H W C"]]:
         index, rows, stored = self.table.index, self.table.rows, self.table.index.stored
-        for place in range(wanted, wanted + self.length):
-            place %= self.length
+        for place in range(wanted, wanted + len(rows)):
+            place %= len(rows)
             row = int(rows[place])
             try:
-                picture = stored.load(row, self.shape[2], max(shape))
+                picture = stored.load(row, self.info.shape[2], max(shape))
             except (ValueError, OSError) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 skipped[index.names[row]] = reason or type(error).__name__
                 continue
             return place, resize_cover(picture, *shape)
-        raise ValueError(f"no picture of {self.name!r} can be read: {next(iter(skipped.items()))}")
+        raise ValueError(
+            f"no picture of {self.info.name!r} can be read: {next(iter(skipped.items()))}"
+        )
 
 
 def cut(before: Int64[np.ndarray, "B 2"], height: int, width: int) -> Int64[np.ndarray, "B 6"]:

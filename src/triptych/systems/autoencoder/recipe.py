@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from triptych import runtime
 from triptych.config import to_json
-from triptych.data.order.batches import batches, take
+from triptych.data.order.batches import batches, take_first
 from triptych.data.scene_source import SceneSource
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
@@ -64,7 +64,7 @@ def build(request: TrainAutoencoder, world: World = ALONE) -> Recipe:
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     config = AutoencoderConfig(
-        source.shape[2],
+        source.info.shape[2],
         request.latent_channels,
         request.widths,
         request.blocks,
@@ -77,11 +77,11 @@ def build(request: TrainAutoencoder, world: World = ALONE) -> Recipe:
     discriminator = None
     if request.adversarial:
         widths = request.discriminator_widths
-        discriminator = PatchDiscriminator(source.shape[2], widths, request.groups)
+        discriminator = PatchDiscriminator(source.info.shape[2], widths, request.groups)
     model = Pair(
         Reconstruction(autoencoder, request.likelihood, request.deviation), discriminator
     ).to(device)
-    held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
+    held_out = take_first(test, HELD_OUT)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, Autoencoder)
@@ -99,7 +99,7 @@ def build(request: TrainAutoencoder, world: World = ALONE) -> Recipe:
         model=model,
         exported=autoencoder,
         updates=_updates(
-            request, model, _distance(request.perceptual, source.shape[2], device), world
+            request, model, _distance(request.perceptual, source.info.shape[2], device), world
         ),
         batches=lambda start: batches(
             source,

@@ -107,7 +107,7 @@ def draw_curves_of(
 
     The guidance curve uses the sampler and steps given, the other one the guidance given.
     """
-    classes = len(train.classes)
+    classes = len(train.info.classes)
     pictures, labels = read_pictures(train, 4 * samples, seed)
     real = judged(judge, pictures, labels)
     held_out = judged(judge, *read_pictures(test, 10_000, seed + 1))

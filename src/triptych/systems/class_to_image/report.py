@@ -133,7 +133,7 @@ def evaluate_class_conditional(
     Raises:
         ValueError: the sources have no classes, or not those and the size that the judge reads.
     """
-    classes = train.classes
+    classes = train.info.classes
     _check(train, test, judge)
     yield "reading real pictures"
     real = judged(judge, *read_pictures(train, limit, seed))
@@ -154,8 +154,8 @@ def evaluate_class_conditional(
     size = min(len(ours), half)
     if size < MIN_SIZE:
         raise ValueError(
-            f"{train.name}: {size} samples have as many training pictures of their classes in each "
-            f"of two halves; {MIN_SIZE} are needed: take more samples a class or more pictures"
+            f"{train.info.name}: {size} samples have as many training pictures of their classes in "
+            f"each of two halves; {MIN_SIZE} are needed: take more samples a class or more pictures"
         )
     reference, other = real.features[:size], real.features[half : half + size]
     yield f"distances between sets of {size:,} pictures"
@@ -177,7 +177,7 @@ def evaluate_class_conditional(
         on_real = _trained(train_judge, real.first(size), held_out)
         score = ClassificationScore(on_samples, on_real, size)
     return ClassConditionalReport(
-        source=train.name,
+        source=train.info.name,
         samples=count,
         samples_per_class=samples_per_class,
         seed=seed,
@@ -197,7 +197,8 @@ def evaluate_class_conditional(
     )
 
 
-def _check(train: Source, test: Source, judge: Classifier) -> None:
+def _check(train_source: Source, test_source: Source, judge: Classifier) -> None:
+    train, test = train_source.info, test_source.info
     if not train.classes or train.classes != test.classes:
         raise ValueError(
             f"{train.name}: training and test pictures need the same classes, at least one; "
@@ -215,7 +216,7 @@ def _check(train: Source, test: Source, judge: Classifier) -> None:
 def read_pictures(source: Source, limit: int, seed: int) -> tuple[Tensor, Tensor]:
     """Pictures and classes of a source in random order; of an endless one the first `limit`."""
     generator = torch.Generator().manual_seed(seed)
-    length = limit if source.length is None else source.length
+    length = source.info.length or limit
     indices = torch.randperm(length, generator=generator)[:limit].tolist()
     pictures, labels = [], []
     for start in range(0, len(indices), BATCH):

@@ -27,7 +27,7 @@ def build(request: TrainClassifier, world: World = ALONE) -> Recipe:
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     given = conditioning("label", source)
-    height, width, channels = source.shape
+    height, width, channels = source.info.shape
     config = ClassifierConfig(height, width, channels, (given.size,), request.widths)
     torch.manual_seed(runtime.key(training.seed, "weights"))
     model = Classifier(config).to(device)
@@ -37,7 +37,7 @@ def build(request: TrainClassifier, world: World = ALONE) -> Recipe:
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, Classifier)
-        count = min(HELD_OUT, test.length or HELD_OUT)
+        count = min(HELD_OUT, test.info.length or HELD_OUT)
         right = 0
         with torch.inference_mode():
             for start in range(0, count, CHUNK):

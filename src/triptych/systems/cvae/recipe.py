@@ -9,7 +9,7 @@ from torch import nn
 
 from triptych import runtime
 from triptych.config import to_json
-from triptych.data.order.batches import batches, take
+from triptych.data.order.batches import batches, take_first
 from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
 from triptych.systems.cvae.model import Cvae, CvaeConfig, objective, sample
@@ -28,7 +28,7 @@ def build(request: TrainCvae, world: World = ALONE) -> Recipe:
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     given = conditioning(request.condition, source, quadrants=request.quadrants)
-    height, width, channels = source.shape
+    height, width, channels = source.info.shape
     config = CvaeConfig(
         height,
         width,
@@ -58,7 +58,7 @@ def build(request: TrainCvae, world: World = ALONE) -> Recipe:
         assert isinstance(module, Cvae)
         return grid(partial(sample, module))
 
-    held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
+    held_out = take_first(test, HELD_OUT)
 
     @torch.no_grad()
     def evaluate(module: nn.Module) -> dict[str, float]:

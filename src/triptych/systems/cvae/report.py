@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from triptych.data.order.batches import Batch, take
+from triptych.data.order.batches import Batch, take, take_first
 from triptych.data.source import Source
 from triptych.runtime import generator, noise
 from triptych.scores.accuracy import Accuracy
@@ -88,7 +88,7 @@ def evaluate_vae(
     yield "codes of the test pictures"
     tested = codes(model, test, told, limit, seed)
     yield f"likelihood with {samples} importance samples"
-    count = min(nll_limit, test.length or nll_limit)
+    count = min(nll_limit, test.info.length or nll_limit)
     nll, draws = 0.0, torch.Generator(_device(model)).manual_seed(seed)
     for start in range(0, count, 100):
         batch = take(test, range(start, min(start + 100, count)))
@@ -126,7 +126,7 @@ def evaluate_vae(
 @torch.no_grad()
 def codes(model: Cvae, source: Source, told: Told, limit: int, seed: int) -> Codes:
     """Posteriors of the first pictures of a source, and the mean terms of the bound on them."""
-    count = min(limit, source.length or limit)
+    count = min(limit, source.info.length or limit)
     means, variances, labels = [], [], []
     sums: dict[str, float] = {}
     divergence = torch.zeros(model.config.latent)
@@ -157,13 +157,13 @@ def draw_figures(
     """The lecture's figures as PNGs: latent scatter, one z under all conditions, manifold, swap,
     and more.
     """
-    batch = take(test, range(min(1000, test.length or 1000)))
+    batch = take_first(test, 1000)
     drawn: dict[str, UInt8[np.ndarray, "_H _W 3"]] = {}
     if model.config.latent:
         drawn["reconstructions"] = _reconstructions(model, batch, told)
         drawn["interpolation"] = _interpolation(model, batch, told, test)
     if model.config.condition == "label":
-        names = test.classes[:SHOWN]
+        names = test.info.classes[:SHOWN]
         labels = torch.arange(len(names), device=_device(model))
         z = noise((model.config.latent,), range(seed, seed + 8)).to(labels.device)
         cells = cvae.shared_z(model, labels, z)
@@ -178,7 +178,7 @@ def draw_figures(
         save_picture(folder / f"{name}.png", picture, {"figure": name, "seed": seed})
         paths.append(folder / f"{name}.png")
     if found.label is not None and model.config.latent:
-        paths.append(_scatter(found, test.classes, folder / "latent.png"))
+        paths.append(_scatter(found, test.info.classes, folder / "latent.png"))
     return tuple(paths)
 
 
@@ -204,8 +204,8 @@ def _interpolation(
     image, condition = _placed(model, batch, told)
     for k in range(6):
         if labels is not None:
-            same = torch.as_tensor(labels == k % len(test.classes)).nonzero()[:2, 0].tolist()
-            names.append(test.classes[k % len(test.classes)])
+            same = torch.as_tensor(labels == k % len(test.info.classes)).nonzero()[:2, 0].tolist()
+            names.append(test.info.classes[k % len(test.info.classes)])
         else:
             same = [2 * k, 2 * k + 1]
             names.append("")

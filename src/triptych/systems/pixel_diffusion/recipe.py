@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from triptych import runtime
 from triptych.config import to_json
-from triptych.data.order.batches import batches, take
+from triptych.data.order.batches import batches, take_first
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
 from triptych.diffusion.names import parse_sampler
@@ -60,7 +60,7 @@ def build(request: TrainPixelDiffusion, world: World = ALONE) -> Recipe:
         assert isinstance(module, PixelDiffusion)
         return grid(lambda condition, noise: previewed(module, condition, noise))
 
-    held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
+    held_out = take_first(test, HELD_OUT)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, PixelDiffusion)
@@ -92,7 +92,7 @@ def build(request: TrainPixelDiffusion, world: World = ALONE) -> Recipe:
 def _config(
     request: TrainPixelDiffusion, source: Source, given: Conditioning
 ) -> PixelDiffusionConfig:
-    height, width, channels = source.shape
+    height, width, channels = source.info.shape
     sampler, spacing = parse_sampler(request.sampler)
     check_draws_batches(sampler)
     return PixelDiffusionConfig(

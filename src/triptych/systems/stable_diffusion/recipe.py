@@ -13,7 +13,7 @@ from triptych import runtime
 from triptych.config import to_json
 from triptych.data.captions import captions_of, reader, spoken
 from triptych.data.disk.table import beginning
-from triptych.data.order.batches import Batches, batches, take
+from triptych.data.order.batches import Batches, batches, take_first
 from triptych.data.order.buckets import Bucketed, bucket_batches
 from triptych.data.source import Source
 from triptych.data.sources import open_source, open_train_and_test
@@ -95,7 +95,7 @@ def build(request: TrainTextToImage, world: World = ALONE) -> Recipe:
         left_out = torch.rand(len(texts)) < request.drop
         notes = ["" if gone else text for text, gone in zip(texts, left_out.tolist(), strict=True)]
         with torch.set_grad_enabled(moves and torch.is_grad_enabled()):
-            cond = told(notes) | told_sizes(config, batch, source.shape, device)
+            cond = told(notes) | told_sizes(config, batch, source.info.shape, device)
         return objective(
             learner,
             latents_of(learner, batch, device, likeliest=request.latents == "likeliest"),
@@ -106,9 +106,9 @@ def build(request: TrainTextToImage, world: World = ALONE) -> Recipe:
         )
 
     judge = held_out_judge(test, tokenizers)
-    pixels = test.shape[0] * test.shape[1]
+    pixels = test.info.shape[0] * test.info.shape[1]
     count = min(HELD_OUT, max(FEWEST, PIXELS // pixels))
-    held_out = take(test, range(min(count, test.length or count)))
+    held_out = take_first(test, count)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         module = whole(module) if whole else module
@@ -164,13 +164,15 @@ def _cache(
     *,
     texts: bool,
 ) -> LatentCache:
-    templates = () if source.captioned else _templates(request.templates)
+    templates = () if source.info.has_captions else _templates(request.templates)
     return LatentCache(
         Path(request.cache),
         source,
         model,
         tokenizers,
-        sentences=[t.replace("{}", spoken(name)) for name in source.classes for t in templates],
+        sentences=[
+            t.replace("{}", spoken(name)) for name in source.info.classes for t in templates
+        ],
         texts=texts,
         precision=request.cache_precision,
         device=runtime.device(request.training.device),
@@ -258,7 +260,7 @@ def _start(
     request: TrainTextToImage, source: Source, templates: tuple[str, ...]
 ) -> tuple[StableDiffusion, tuple[Tokenizer, ...]]:
     """The model as training finds it, with what reads for it."""
-    height, width, channels = source.shape
+    height, width, channels = source.info.shape
     if request.init:
         found = load(request.init, dtype="float32")
         if not isinstance(found.model, StableDiffusion):
@@ -301,9 +303,9 @@ def _start(
 
 
 def _texts(source: Source, templates: tuple[str, ...]) -> list[str]:
-    if source.captioned:
+    if source.info.has_captions:
         return [text for notes in captions_of(source, LEARNED_FROM) for text in notes]
-    return [text.replace("{}", name) for name in source.classes for text in templates]
+    return [text.replace("{}", name) for name in source.info.classes for text in templates]
 
 
 def _frozen_text(name: str) -> Loaded:

@@ -96,11 +96,11 @@ def prompts_of(source: Source, count: int) -> tuple[list[str], Pictures]:
     Raises:
         ValueError: the source has no captions.
     """
-    first = FIRST if source.length is None else 0
-    count = count if source.length is None else min(count, source.length)
+    length = source.info.length
+    first, count = (FIRST, count) if length is None else (0, min(count, length))
     batch = take(source, range(first, first + count))
     if "caption" not in batch:
-        raise ValueError(f"{source.name} has no captions to draw pictures of")
+        raise ValueError(f"{source.info.name} has no captions to draw pictures of")
     return list(batch["caption"]), to_pictures(batch["image"])
 
 
@@ -200,6 +200,7 @@ def evaluate_text_to_image(
     unseen: list[str] = []
     if isinstance(test, SceneSource):
         unseen, _ = prompts_of(SceneSource(test.name, "held-out", test.size), count)
+    source = f"{test.info.name} {test.info.split}"
     reports = []
     for scale in guidance:
         yield f"{len(prompts) + len(unseen):,} pictures at guidance {scale:g}"
@@ -210,11 +211,7 @@ def evaluate_text_to_image(
             apart, near = judged(draw(unseen, scale, seed), unseen)
             shares["held-out pairs"], nearest["held-out pairs"] = apart["all"], near["all"]
         alike = likeness(pictures, real, others, prompts, clip) if clip else None
-        reports.append(
-            TextToImageReport(
-                f"{test.name} {test.split}", len(prompts), scale, seed, shares, nearest, alike
-            )
-        )
+        reports.append(TextToImageReport(source, len(prompts), scale, seed, shares, nearest, alike))
     return reports
 
 

@@ -27,7 +27,7 @@ def held_out_matches(
     """A function of the model: zero-shot accuracy over the classes, and recall of the right text
     among those of up to 1,000 held-out pictures, each with its chance.
     """
-    count = min(HELD_OUT, test.length or HELD_OUT)
+    count = min(HELD_OUT, test.info.length or HELD_OUT)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, Clip | Siglip)
@@ -42,10 +42,13 @@ def held_out_matches(
             labels += batch["label"].tolist() if "label" in batch else []
         pictures = torch.cat(found)
         row: dict[str, float] = {}
-        if labels and len(test.classes) > 1:
-            named = class_vectors(module, tokenizer, test.classes, templates, device)
+        if labels and len(test.info.classes) > 1:
+            named = class_vectors(module, tokenizer, test.info.classes, templates, device)
             right = (pictures @ named.T).argmax(1) == torch.tensor(labels)
-            row |= {"zero_shot": right.float().mean().item(), "by_chance": 1 / len(test.classes)}
+            row |= {
+                "zero_shot": right.float().mean().item(),
+                "by_chance": 1 / len(test.info.classes),
+            }
         if texts:
             vectors = text_vectors(module, tokenizer, texts, device)
             row |= recalls(pictures, vectors, texts)

@@ -157,21 +157,20 @@ def _start(
 ) -> tuple[Clip | Siglip, Tokenizer, ImageTransform]:
     """The model as training finds it, with what reads for it."""
     towers, training = request.towers, request.training
-    if source.shape[0] != source.shape[1]:
-        raise ValueError(
-            f"pictures of {source.shape[1]} x {source.shape[0]} pixels: choose a square --size"
-        )
+    height, width, _ = source.info.shape
+    if height != width:
+        raise ValueError(f"pictures of {width} x {height} pixels: choose a square --size")
     if towers.init:
         return _continued(request, source)
-    if source.captioned:
+    if source.info.has_captions:
         texts = [text for notes in captions_of(source, LEARNED_FROM) for text in notes]
     else:
-        texts = [text.replace("{}", name) for name in source.classes for text in templates]
+        texts = [text.replace("{}", name) for name in source.info.classes for text in templates]
     tokenizer = train_tokenizer(texts, towers.vocabulary, towers.length)
     torch.manual_seed(runtime.key(training.seed, "weights"))
-    config = _config(request, source.shape[0], tokenizer)
+    config = _config(request, height, tokenizer)
     model = Clip(config) if isinstance(config, ClipConfig) else Siglip(config)
-    return model, tokenizer, ImageTransform(source.shape[0], HALF, HALF)
+    return model, tokenizer, ImageTransform(height, HALF, HALF)
 
 
 def _continued(
@@ -184,7 +183,7 @@ def _continued(
         raise ValueError(f"{init} is a {found.card.model}: it cannot be trained as the other kind")
     if found.tokenizer is None or not isinstance(found.transform, ImageTransform):
         raise ValueError(f"{init} has no vocabulary beside it, or reads pictures of native shape")
-    if found.config.size != source.shape[0]:
+    if found.config.size != source.info.shape[0]:
         raise ValueError(f"{init} reads {found.config.size} pixels: add --size {found.config.size}")
     return found.model.requires_grad_(True), found.tokenizer, found.transform
 
@@ -266,7 +265,7 @@ def _card(
     return Card(
         kind,
         settings,
-        classes=source.classes,
+        classes=source.info.classes,
         tokenizer=tokenizer.config,
         transform=transform,
         triptych=version("triptych"),

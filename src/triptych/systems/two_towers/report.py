@@ -41,19 +41,20 @@ def evaluate_two_towers(
     Raises:
         ValueError: the source has neither captions nor classes.
     """
-    count = min(limit, test.length or limit)
-    classes = len(test.classes) > 1
-    if not test.captioned and not classes:
-        raise ValueError(f"{test.name!r} has neither captions nor classes: nothing can be asked")
+    info = test.info
+    count = min(limit, info.length or limit)
+    classes = len(info.classes) > 1
+    if not info.has_captions and not classes:
+        raise ValueError(f"{info.name!r} has neither captions nor classes: nothing can be asked")
     pictures, labels = embedded(loaded, test, count)
     found, named = None, None
-    if test.captioned:
+    if info.has_captions:
         texts = captions_of(test, count)
         owner = torch.tensor([i for i, several in enumerate(texts) for _ in several])
         vectors = loaded.embed_text([text for several in texts for text in several])
         found = recall(pictures, vectors, owner)
     if classes and labels is not None:
-        text = embed_labels(loaded, [spoken(name) for name in test.classes], templates).text
+        text = embed_labels(loaded, [spoken(name) for name in info.classes], templates).text
         named = accuracy((pictures @ text.T).argmax(1), labels)
     return TwoTowersReport(count, found, named, templates if named else ())
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from triptych import runtime
 from triptych.config import to_json
-from triptych.data.order.batches import batches, take
+from triptych.data.order.batches import batches, take_first
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
@@ -43,7 +43,7 @@ def build(request: TrainWgan, world: World = ALONE) -> Recipe:
     if request.condition == "vector":
         raise ValueError("the critic takes a label or attributes, not a vector of numbers")
     given = conditioning(request.condition, source)
-    height, width, channels = source.shape
+    height, width, channels = source.info.shape
     config = WganConfig(
         height,
         width,
@@ -132,7 +132,7 @@ def _diagnosis(
     model: Wgan, given: Conditioning, test: Source, device: torch.device
 ) -> Callable[[nn.Module], dict[str, Any]]:
     """How varied a class is against real pictures, and how steep the critic is."""
-    held_out = take(test, range(min(HELD_OUT, test.length or HELD_OUT)))
+    held_out = take_first(test, HELD_OUT)
     labels = held_out["label"] if given.kind == "label" else None
     real = None if labels is None else class_spread(held_out["image"], labels, given.size)
     latent = model.config.latent

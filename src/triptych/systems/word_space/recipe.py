@@ -38,20 +38,21 @@ def build(request: TrainWordSpace, world: World = ALONE) -> Recipe:
     source, test = open_train_and_test(training.data, size=training.size or None)
     given = conditioning("label", source)
     if not isinstance(source, Table):
-        raise ValueError(f"{source.name} has no classes with names: take pictures that have")
-    seen = _seen(source.classes, request.unseen)
+        raise ValueError(f"{source.info.name} has no classes with names: take pictures that have")
+    classes = source.info.classes
+    seen = _seen(classes, request.unseen)
     if not request.words:
         raise ValueError("give --words FILE: GloVe or word2vec text, .npz or .json")
-    words = torch.from_numpy(read_word_vectors(Path(request.words)).of(source.classes))
+    words = torch.from_numpy(read_word_vectors(Path(request.words)).of(classes))
     learned, calibration = _apart(of_classes(source, seen), seen, training.seed)
 
-    height, width, channels = source.shape
-    assert calibration.length is not None
-    points = min(POINTS, calibration.length)
+    height, width, channels = source.info.shape
+    assert calibration.info.length is not None
+    points = min(POINTS, calibration.info.length)
     config = WordSpaceConfig(
         ClassifierConfig(height, width, channels, (len(seen),), request.widths),
         seen,
-        len(source.classes),
+        len(classes),
         words.shape[1],
         request.method,
         request.hidden,
@@ -116,12 +117,13 @@ def _apart(seen: Table, classes: tuple[int, ...], seed: int) -> tuple[Table, Tab
     """Pictures to train on, and a tenth that detectors are fitted on; where a tenth is too few,
     they are fitted on the training pictures, as in Socher et al.
     """
-    order = torch.randperm(seen.length, generator=runtime.generator(runtime.key(seed, "apart")))
-    tenth = sorted(order[: seen.length // 10].tolist())
+    count = len(seen.rows)
+    order = torch.randperm(count, generator=runtime.generator(runtime.key(seed, "apart")))
+    tenth = sorted(order[: count // 10].tolist())
     labels = seen.labels[tenth]
     if min((int((labels == k).sum()) for k in classes), default=0) < LEAST:
         return seen, seen
-    rest = sorted(order[seen.length // 10 :].tolist())
+    rest = sorted(order[count // 10 :].tolist())
     return seen.part(rest), seen.part(tenth)
 
 
@@ -163,7 +165,7 @@ def _mapped(
     model: WordSpace, source: Source, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features, points among words, and labels of a source's pictures."""
-    count = min(HELD_OUT, source.length or HELD_OUT)
+    count = min(HELD_OUT, source.info.length or HELD_OUT)
     features, labels = [], []
     for start in range(0, count, CHUNK):
         rows: Iterable[int] = range(start, min(start + CHUNK, count))

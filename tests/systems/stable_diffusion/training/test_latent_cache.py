@@ -254,7 +254,7 @@ def test_broken_pictures_are_named_and_replaced_as_without_a_cache(folder, small
     source = bucketed(open_source(str(folder), size=32), shapes(32, 8))
     cache = cache_of(folder, small, tmp_path, source=source)
     found = cache.pictures()
-    assert list(found.skipped) == ["train/03.png"]
+    assert list(found.info.skipped) == ["train/03.png"]
     cached = bucket_batches(found, found.buckets, 2, seed=0)
     plain = bucket_batches(source, source.buckets, 2, seed=0)
     for _ in range(12):
@@ -287,10 +287,10 @@ def test_half_precision_takes_half_the_disk(folder, small, tmp_path) -> None:
 
 def test_what_has_no_end_or_no_autoencoder_is_refused(small, tmp_path) -> None:
     endless = open_source("scenes-one", size=32)
-    with pytest.raises(ValueError, match=r"has no end.*--pictures"):
+    with pytest.raises(ValueError, match=r"is endless.*--pictures"):
         cache_of(tmp_path, small, tmp_path, source=endless)
     some = cache_of(tmp_path, small, tmp_path, source=beginning(endless, 5)).pictures()
-    assert some.length == 5 and len(some.read([3, 1])["caption"]) == 2
+    assert some.info.length == 5 and len(some.read([3, 1])["caption"]) == 2
     with pytest.raises(ValueError, match="keeps latents"):
         TrainTextToImage(cache="x")
     with pytest.raises(ValueError, match="leave out first"):

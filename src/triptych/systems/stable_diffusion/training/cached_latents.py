@@ -12,53 +12,19 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from triptych.data.source import Columns, Source
+from triptych.data.source import Columns, SourceInfo
 
 
 @dataclass(frozen=True, eq=False)
 class Latents:
     """A cached source (`Source` says what each part means): latents in place of pictures."""
 
-    source: Source
+    info: SourceInfo
     buckets: Int64[np.ndarray, " N"]
     shards: Sequence[Mapping[str, Any]]
     """Tensors, memory-mapped, and `captions` where there are some."""
     at: Int64[np.ndarray, "N 2"]
     """The shard of every picture, and its row there."""
-    skipped: dict[str, str]
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def split(self) -> str:
-        return self.source.split
-
-    @property
-    def length(self) -> int:
-        return len(self.at)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of the pictures."""
-        return self.source.shape
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def vector(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def captioned(self) -> bool:
-        return self.source.captioned
 
     def read(self, indices: Sequence[int]) -> Columns:
         """Of one bucket, as a `Bucketed` is read."""
@@ -67,6 +33,6 @@ class Latents:
         for name in ("mean", "deviation", "sizes", "label"):
             if name in places[0][0]:
                 columns[name] = torch.stack([shard[name][row] for shard, row in places]).numpy()
-        if self.captioned:
+        if self.info.has_captions:
             columns["caption"] = [shard["captions"][row] for shard, row in places]
         return columns

@@ -58,9 +58,11 @@ def cut(source: Source, config: StableDiffusionConfig, pixels: int) -> Source:
     """
     if isinstance(source, Table) and (pixels or config.sizes):
         step = config.factor << (len(config.unet.widths) - 1)
-        return bucketed(source, shapes(pixels, step) if pixels else (source.shape[:2],))
+        return bucketed(source, shapes(pixels, step) if pixels else (source.info.shape[:2],))
     if pixels:
-        raise ValueError(f"the pictures of {source.name!r} are all squares: leave out --buckets")
+        raise ValueError(
+            f"the pictures of {source.info.name!r} are all square: leave out --buckets"
+        )
     return source
 
 

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import nn
 
 from triptych.data.captions import sentences
-from triptych.data.order.batches import take
+from triptych.data.order.batches import take_first
 from triptych.data.scene_source import SceneSource
 from triptych.data.source import Source
 from triptych.diffusion.denoiser import Conditioning
@@ -62,11 +62,11 @@ def tell(
 
 def prompts_of(test: Source, count: int, templates: Sequence[str]) -> list[str]:
     """Captions of the first held-out pictures, or sentences of their class names."""
-    batch = take(test, range(min(count, test.length or count)))
+    batch = take_first(test, count)
     if "caption" in batch:
         return list(batch["caption"])
     labels = batch["label"].tolist()
-    return sentences(test.classes, labels, templates, range(len(labels)))
+    return sentences(test.info.classes, labels, templates, range(len(labels)))
 
 
 def drawn(

@@ -20,6 +20,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from triptych.atomic import lock_folder, remove_temporary
 from triptych.config import read_json, to_json, write_json
 from triptych.data.disk.index import refuse_if_many
 from triptych.data.fingerprint import fingerprint
-from triptych.data.order.batches import left_out, to_images
+from triptych.data.order.batches import to_images
 from triptych.data.order.buckets import Bucketed
 from triptych.data.source import Columns, Source
 from triptych.diffusion.denoiser import Conditioning
@@ -93,10 +94,10 @@ class LatentCache:
         device: torch.device | str = "cpu",
     ):
         """`sentences` are texts beside captions; without `texts` only pictures are cached."""
-        if source.length is None:
+        if source.info.length is None:
             raise ValueError(
-                f"{source.name!r} has no end, so that it cannot be cached whole: say how many of "
-                "its pictures are used, such as --pictures 50000"
+                f"{source.info.name!r} is endless and cannot be cached: limit the number of its "
+                "pictures, for example with --pictures 50000"
             )
         if model.config.patch:
             raise ValueError(
@@ -116,8 +117,8 @@ class LatentCache:
         kind = model.config.autoencoder or model.config.tiny
         described: dict[str, Any] = {
             "form": [FORM, SHARD],
-            "source": self.source.name,
-            "pictures": self.source.length,
+            "source": self.source.info.name,
+            "pictures": self.source.info.length,
             "fingerprint": fingerprint(self.source),
             "autoencoder": [to_json(kind), weights_digest(model.autoencoder)],
             "precision": precision,
@@ -135,8 +136,9 @@ class LatentCache:
     def buckets(self) -> Int64[np.ndarray, " N"]:
         if isinstance(self.source, Bucketed):
             return self.source.buckets
-        assert self.source.length is not None
-        return np.zeros(self.source.length, np.int64)
+        length = self.source.info.length
+        assert length is not None
+        return np.zeros(length, np.int64)
 
     @cached_property
     def parts(self) -> list[Int64[np.ndarray, " _P"]]:
@@ -193,7 +195,7 @@ class LatentCache:
     def _fill_pictures(self, model: StableDiffusion) -> Iterator[Progress]:
         there = {n: shard for n in range(len(self.parts)) if (shard := self._shard(n)) is not None}
         total, done = len(self.buckets), sum(len(self.parts[n]) for n in there)
-        skipped: dict[str, str] = left_out(self.source)
+        skipped = dict(self.source.info.skipped)
         for shard in there.values():
             skipped |= shard["skipped"]
         autoencoder = model.autoencoder.to(self.device).eval()
@@ -215,10 +217,11 @@ class LatentCache:
             whole = {name: torch.cat([t[name] for t in tensors]) for name in tensors[0]}
             write_safetensors(self._path("pictures", number), whole | {"said": _bytes(notes)})
             skipped |= missed
-            refuse_if_many(skipped, total + len(left_out(self.source)), self.source.name)
+            info = self.source.info
+            refuse_if_many(skipped, total + len(info.skipped), info.name)
 
     def _at_once(self, number: int) -> int:
-        height, width, channels = self.source.shape
+        height, width, channels = self.source.info.shape
         if isinstance(self.source, Bucketed):
             height, width = self.source.shapes[int(self.buckets[self.parts[number][0]])]
         return max(1, min(MOST, VALUES // (height * width * channels)))
@@ -240,7 +243,7 @@ class LatentCache:
         kept = tensor.to("cpu", self.dtype)
         if not kept.isfinite().all():
             advice = "" if self.dtype == torch.float32 else "; use --cache-precision float32"
-            raise ValueError(f"{what} of {self.source.name!r} are not finite{advice}")
+            raise ValueError(f"{what} of {self.source.info.name!r} are not finite{advice}")
         return kept
 
     def _fill_texts(self, model: StableDiffusion) -> Iterator[Progress]:
@@ -286,7 +289,7 @@ class LatentCache:
         """
         for _ in self.fill():
             pass
-        shards, skipped = [], left_out(self.source)
+        shards, skipped = [], dict(self.source.info.skipped)
         at = np.empty((len(self.buckets), 2), np.int64)
         for number, part in enumerate(self.parts):
             shard = self._shard(number)
@@ -294,7 +297,8 @@ class LatentCache:
             shards.append(shard)
             skipped |= shard["skipped"]
             at[part, 0], at[part, 1] = number, np.arange(len(part))
-        return Latents(self.source, self.buckets, shards, at, skipped)
+        info = replace(self.source.info, attributes=(), vector=(), skipped=skipped)
+        return Latents(info, self.buckets, shards, at)
 
     def tell(self, texts: Sequence[str]) -> Conditioning:
         """What the U-Net is told of cached texts: their states and, if it has one, the vector."""
