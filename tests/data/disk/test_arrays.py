@@ -4,6 +4,7 @@ import builtins
 import gzip
 import pickle
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -61,15 +62,15 @@ def test_pictures_of_some_classes_keep_their_labels(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda data: data[:-1], "announces 240 bytes and holds only 239"),
-        (lambda data: data + b"x", "holds more"),
+        (lambda data: data[:-1], "announces 240 bytes, the file has only 239"),
+        (lambda data: data + b"x", "the file has more"),
         (lambda data: b"", "cannot be read"),
         (lambda data: b"<html>" + data, "not an IDX"),
         (
             lambda data: struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2**31),
             "announces .* more than",
         ),
-        (lambda data: idx(np.zeros(12, np.uint8)), "no pictures"),
+        (lambda data: idx(np.zeros(12, np.uint8)), "not that of pictures"),
         (lambda data: idx(noise(11, 5, 4)), "labels of .* for 11 pictures"),
     ],
 )
@@ -171,8 +172,8 @@ def test_npz(tmp_path, arrays, splits):
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"pictures": noise(2, 4, 4)}, "holds pictures: name"),
-        ({"images": noise(2, 4, 4).astype(float)}, "expected bytes, or floats"),
+        ({"pictures": noise(2, 4, 4)}, "has no array of pictures, only pictures: call"),
+        ({"images": noise(2, 4, 4).astype(float)}, "expected uint8, or floats"),
         ({"images": noise(2, 4, 4, 2)}, "1 or 3 channels"),
         ({"images": noise(2, 4, 4), "labels": np.arange(3)}, "for 2 pictures"),
         ({"images": noise(2, 4, 4), "labels": np.array([0.5, 1])}, "whole number"),
@@ -192,6 +193,35 @@ def test_a_damaged_npz_is_an_error(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK\3\4" + bytes(100))
     with pytest.raises(ValueError, match="cannot be read"):
         open_source(str(tmp_path / "a.npz"))
+
+
+def write_npz(path, shape):
+    """An archive with one small array whose header announces a shape."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}"
+    header = header.ljust(117) + "\n"
+    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(64)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", data)
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 5), (2**40, 4, 4), (10**20, 10**20, 3)])
+def test_memory_is_not_reserved_for_what_a_damaged_header_announces(tmp_path, shape):
+    write_npz(tmp_path / "a.npz", (4, 4, 4))
+    assert len(open_index(str(tmp_path / "a.npz"))) == 4
+    write_npz(tmp_path / "a.npz", shape)
+    with pytest.raises(ValueError, match=r"cannot be read: the header of 'images' announces"):
+        open_index(str(tmp_path / "a.npz"))
+
+
+def test_a_single_array_or_text_is_no_archive(tmp_path):
+    np.save(tmp_path / "a.npy", noise(4, 4, 4))
+    (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="a single array, not an archive"):
+        open_index(str(tmp_path / "a.npz"))
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("images.npy", "no array")
+    with pytest.raises(ValueError, match="cannot be read"):
+        open_index(str(tmp_path / "b.npz"))
 
 
 def test_resizing_and_colours_are_those_of_pillow(tmp_path):

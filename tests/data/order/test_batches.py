@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -184,13 +183,11 @@ def test_a_killed_worker_is_a_clear_error(folder):
 
     stream = batches(open_source(str(folder)), 4, seed=0, workers=1)
     next(stream)
-    began = time.monotonic()
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="process that reads data died"):
-        for _ in range(100):
+        for _ in range(4):  # more than a worker reads ahead
             next(stream)
-    assert time.monotonic() - began < 30
 
 
 def test_skipped_pictures_are_written_as_json_lines(tmp_path):

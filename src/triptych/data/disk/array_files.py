@@ -1,22 +1,25 @@
-"""Data sets that come as a few files of arrays: MNIST's IDX, CIFAR's binary form, and `.npz`.
+"""Data sets in a few files of arrays: MNIST's IDX, CIFAR's binary version, and `.npz`.
 
-CIFAR's other form, the "python version", is a pickle. Reading a pickle can run any program that its
-author put there, so it is refused; the binary form has the same pictures.
+CIFAR's "python version" is a pickle. Loading a pickle can run code, so it is refused; the binary
+version has the same pictures.
 
 Dimensions: N pictures, H height, W width, C channels.
 """
 
 import gzip
+import math
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from jaxtyping import Int64, UInt8
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from triptych.data.disk.arrays import Part, array_index
@@ -24,7 +27,11 @@ from triptych.data.disk.index import Index
 from triptych.data.disk.splits import canonical, split_in_name
 
 MAX_BYTES = 8 << 30  # of one array
-IDX_FILE = re.compile(r"(?P<of>.*)(?P<what>images|labels)[-.]idx\d[-.]ubyte(\.gz)?", re.I)
+NPZ_ERRORS = (
+    OSError, EOFError, ValueError, KeyError, SyntaxError, MemoryError,
+    zlib.error, zipfile.BadZipFile, tokenize.TokenError,
+)  # fmt: skip
+IDX_FILE = re.compile(r"(?P<prefix>.*)(?P<content>images|labels)[-.]idx\d[-.]ubyte(\.gz)?", re.I)
 CIFAR_FILE = re.compile(r"(data_batch(_\d+)?|test_batch|train|test)(\.bin)?")
 SPLIT = r"(?:train|training|test|val|valid|validation)"
 IMAGES = re.compile(rf"({SPLIT}_)?(x|images?|data|arr_0)(_{SPLIT})?", re.I)
@@ -32,35 +39,37 @@ LABELS = re.compile(rf"({SPLIT}_)?(y|labels?|targets?|arr_1)(_{SPLIT})?", re.I)
 
 
 def array_folder(folder: Path) -> Index | None:
-    """A folder with MNIST's or CIFAR's files; None where it is not one of them."""
+    """The index of a folder with MNIST's or CIFAR's files; None for any other folder."""
     files = {path.name: path for path in sorted(folder.iterdir()) if _inside(path, folder)}
     return idx_index(folder.name, files) or cifar_index(folder.name, files)
 
 
 def idx_index(name: str, files: Mapping[str, Path]) -> Index | None:
-    """MNIST's form (yann.lecun.com/exdb/mnist): files of images and labels, unpacked or `.gz`."""
-    found: dict[str, dict[str, Path]] = {}
-    for file, path in files.items():  # sorted: an unpacked file comes before its .gz
+    """MNIST's format (yann.lecun.com/exdb/mnist): files of images and of labels, plain or `.gz`."""
+    pairs: dict[str, dict[str, Path]] = {}
+    for file, path in files.items():  # sorted: a plain file comes before its .gz
         if match := IDX_FILE.fullmatch(file):
-            found.setdefault(match["of"], {}).setdefault(match["what"].lower(), path)
-    if not found:
+            pairs.setdefault(match["prefix"], {}).setdefault(match["content"].lower(), path)
+    if not pairs:
         return None
     parts = []
-    for prefix, pair in found.items():
+    for prefix, pair in pairs.items():
         if "images" not in pair:
             raise ValueError(f"{pair['labels'].name} has no file of images beside it")
         images = read_idx(pair["images"])
         if images.ndim not in (3, 4):
-            raise ValueError(f"{pair['images'].name} has the shape {images.shape}: no pictures")
+            raise ValueError(
+                f"{pair['images'].name} has the shape {images.shape}, which is not that of pictures"
+            )
         labels = read_idx(pair["labels"]) if "labels" in pair else None
-        images = _as_pictures(images, pair["images"].name)
-        parts.append(Part(split_in_name(prefix), images, _as_labels(labels, images, prefix)))
-    _one_part_a_split(name, parts)
+        images = _to_pictures(images, pair["images"].name)
+        parts.append(Part(split_in_name(prefix), images, _to_labels(labels, images, prefix)))
+    _require_distinct_splits(name, parts)
     return array_index(name, "IDX arrays", parts)
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
-    """An IDX file of bytes, `.gz` or not. Raises ValueError where it is damaged."""
+    """The array of an IDX file of bytes, plain or `.gz`. ValueError if it is damaged."""
     try:
         with cast(BinaryIO, gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
             zeros, kind, rank = struct.unpack(">HBB", file.read(4))
@@ -69,13 +78,16 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
             shape = struct.unpack(f">{rank}I", file.read(4 * rank))
             size = int(np.prod(shape, dtype=object))
             if size > MAX_BYTES:
-                raise ValueError(f"it announces {size:,} bytes, more than {MAX_BYTES:,}")
+                raise ValueError(f"its header announces {size:,} bytes, more than {MAX_BYTES:,}")
             data = file.read(size + 1)
     except (OSError, EOFError, struct.error, zlib.error, ValueError) as error:
         raise ValueError(f"{path.name} cannot be read: {error}") from error
     if len(data) != size:
-        held = "more" if len(data) > size else f"only {len(data):,}"
-        raise ValueError(f"{path.name} announces {size:,} bytes and holds {held}")
+        present = "more" if len(data) > size else f"only {len(data):,}"
+        raise ValueError(
+            f"the header of {path.name} announces {size:,} bytes, the file has {present}: "
+            "download it again"
+        )
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
@@ -86,25 +98,27 @@ def cifar_index(name: str, files: Mapping[str, Path]) -> Index | None:
         if not {"batches.meta", "meta"} & files.keys():
             return None
         raise ValueError(
-            f"{name!r} is the python version of CIFAR ({pickled[0]}): pickles can run programs and "
-            "are never opened. Get the binary version, with files such as data_batch_1.bin"
+            f"{name!r} is the python version of CIFAR ({pickled[0]}): pickles can run code and are "
+            "never opened. Download the binary version, with files such as data_batch_1.bin"
         )
     if not batches:
         return None
     hundred = "train.bin" in batches or "test.bin" in batches
     names = files.get("fine_label_names.txt" if hundred else "batches.meta.txt")
     classes = tuple(names.read_text("utf-8").split()) if names else ()
-    found: dict[str, list[NDArray[np.uint8]]] = {}
+    records: dict[str, list[NDArray[np.uint8]]] = {}
     for file, path in batches.items():
         data = np.fromfile(path, np.uint8)
         record = 3072 + 1 + hundred  # CIFAR-100: the coarse label comes before the fine one
         if not len(data) or len(data) % record:
-            raise ValueError(f"{file} has {len(data):,} bytes, no whole number of {record}")
+            raise ValueError(
+                f"{file} has {len(data):,} bytes, not a multiple of {record}: download it again"
+            )
         split = "test" if file.startswith("test") else "train"
-        found.setdefault(split, []).append(data.reshape(-1, record))
+        records.setdefault(split, []).append(data.reshape(-1, record))
     parts = []
-    for split, records in found.items():
-        rows = np.concatenate(records)
+    for split, arrays in records.items():
+        rows = np.concatenate(arrays)
         pictures = rows[:, -3072:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         labels = rows[:, -3073].astype(np.int64)
         parts.append(Part(split, np.ascontiguousarray(pictures), labels))
@@ -112,28 +126,49 @@ def cifar_index(name: str, files: Mapping[str, Path]) -> Index | None:
 
 
 def npz_index(path: Path) -> Index:
-    """An `.npz` of `images` (`x`) and `labels` (`y`), with `_train` and `_test` or without."""
+    """An `.npz` of `images` (`x`) and `labels` (`y`), with or without `_train` and `_test`."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            largest = max((member.file_size for member in archive.infolist()), default=0)
-        if largest > MAX_BYTES:
-            raise ValueError(f"an array of {largest:,} bytes, more than {MAX_BYTES:,}")
-        with np.load(path, allow_pickle=False) as archive:
-            images = {_split_of(n): archive[n] for n in archive.files if IMAGES.fullmatch(n)}
-            labels = {_split_of(n): archive[n] for n in archive.files if LABELS.fullmatch(n)}
-            there = ", ".join(archive.files)
-    except (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it is a single array, not an archive of named arrays")
+        with archive:
+            names = archive.files
+            images = {_split_of(n): _read_npy(archive, n) for n in names if IMAGES.fullmatch(n)}
+            labels = {_split_of(n): _read_npy(archive, n) for n in names if LABELS.fullmatch(n)}
+    except NPZ_ERRORS as error:
         raise ValueError(f"{path.name} cannot be read: {error}") from error
     if not images:
         raise ValueError(
-            f"{path.name} holds {there or 'nothing'}: name the pictures `images` or `x`, with "
-            "`_train` and `_test` where there are both, and the classes `labels` or `y`"
+            f"{path.name} has no array of pictures, only {', '.join(names) or 'an empty list'}: "
+            "call the pictures `images` or `x` and their classes `labels` or `y`, with `_train` "
+            "and `_test` appended where it has two splits"
         )
     parts = []
     for split, array in images.items():
-        pictures = _as_pictures(array, path.name)
-        parts.append(Part(split, pictures, _as_labels(labels.get(split), pictures, path.name)))
+        pictures = _to_pictures(array, path.name)
+        parts.append(Part(split, pictures, _to_labels(labels.get(split), pictures, path.name)))
     return array_index(path.stem, "npz arrays", parts)
+
+
+def _read_npy(archive: Any, name: str) -> NDArray[Any]:
+    """One array of an opened `.npz`, its size checked in its header before memory is reserved.
+
+    NumPy alone would reserve whatever a damaged header announces.
+    """
+    member = name if name in archive.zip.namelist() else f"{name}.npy"
+    with archive.zip.open(member) as file:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(file)
+        present = archive.zip.getinfo(member).file_size - file.tell()
+    size = math.prod(shape) * dtype.itemsize
+    if size > min(present, MAX_BYTES):
+        raise ValueError(
+            f"the header of {name!r} announces {size:,} bytes, the file has {present:,} (at most "
+            f"{MAX_BYTES:,} are read)"
+        )
+    array: NDArray[Any] = archive[name]
+    return array
 
 
 def _split_of(name: str) -> str:
@@ -141,8 +176,8 @@ def _split_of(name: str) -> str:
     return canonical(next((w for w in words if re.fullmatch(SPLIT, w, re.I)), ""))
 
 
-def _as_pictures(array: NDArray[np.generic], name: str) -> UInt8[np.ndarray, "N H W C"]:
-    """Bytes, or floats in [0, 1]; channels last, first, or none."""
+def _to_pictures(array: NDArray[np.generic], name: str) -> UInt8[np.ndarray, "N H W C"]:
+    """Pictures from bytes or from floats in [0, 1]; channels last, first, or none."""
     if array.dtype == bool or (
         np.issubdtype(array.dtype, np.floating)
         and array.size
@@ -156,13 +191,14 @@ def _as_pictures(array: NDArray[np.generic], name: str) -> UInt8[np.ndarray, "N 
         array = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3):
         raise ValueError(
-            f"{name} has pictures of {array.dtype} {array.shape}: expected bytes, or floats in "
-            "[0, 1], as (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels"
+            f"{name} has pictures of type {array.dtype} and shape {array.shape}: expected uint8, "
+            "or floats in [0, 1], of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 "
+            "channels"
         )
     return array
 
 
-def _as_labels(
+def _to_labels(
     array: NDArray[np.generic] | None, images: UInt8[np.ndarray, "N H W C"], name: str
 ) -> Int64[np.ndarray, " N"] | None:
     if array is None:
@@ -170,15 +206,15 @@ def _as_labels(
     if array.size == len(images) and np.issubdtype(array.dtype, np.integer):
         return array.reshape(-1).astype(np.int64)
     raise ValueError(
-        f"{name} has labels of {array.dtype} {array.shape} for {len(images):,} pictures: "
-        "expected one whole number each"
+        f"{name} has labels of type {array.dtype} and shape {array.shape} for {len(images):,} "
+        "pictures: expected one whole number for each picture"
     )
 
 
-def _one_part_a_split(name: str, parts: list[Part]) -> None:
+def _require_distinct_splits(name: str, parts: list[Part]) -> None:
     splits = [part.split for part in parts]
     if len(set(splits)) < len(splits):
-        raise ValueError(f"{name!r} holds several data sets: keep one a folder")
+        raise ValueError(f"{name!r} contains several data sets: keep each in its own folder")
 
 
 def _inside(path: Path, folder: Path) -> bool:
