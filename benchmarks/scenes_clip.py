@@ -11,7 +11,6 @@ supervised classifier of shapes beside it, both under a change of style (line dr
 import argparse
 import json
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,18 +22,13 @@ from triptych.scenes.drawing import COLOURS, SHAPES
 from triptych.scenes.judge import satisfies
 from triptych.scenes.reader import Reading, read
 from triptych.scenes.world import captions
+from triptych.systems.two_towers.labels import embed_labels
+from triptych.systems.two_towers.retrieval import recall_at
 from triptych.weights.loaded import Loaded
 
 SHAPE_PROMPTS = ("a {}", "a picture of a {}", "there is a {}", "an image with a {}")
 COLOUR_PROMPTS = ("a {} object", "a {} thing", "there is a {} shape", "a picture of a {} object")
 RETRIEVED = 1000
-
-
-def vectors(loaded: Loaded, names: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
-    """One unit vector a label: the mean over its prompts."""
-    texts = [prompt.replace("{}", name) for name in names for prompt in prompts]
-    embedded = loaded.embed_text(texts).reshape(len(names), len(prompts), -1)
-    return torch.nn.functional.normalize(embedded.mean(1), dim=-1)
 
 
 def zero_shot(loaded: Loaded, split: str, size: int, count: int) -> dict[str, float]:
@@ -48,7 +42,7 @@ def zero_shot(loaded: Loaded, split: str, size: int, count: int) -> dict[str, fl
         ("shape", SHAPES, SHAPE_PROMPTS),
         ("colour", COLOURS, COLOUR_PROMPTS),
     ):
-        said = (pictures @ vectors(loaded, labels, prompts).T).argmax(1)
+        said = (pictures @ embed_labels(loaded, labels, prompts).text.T).argmax(1)
         true = torch.tensor([labels.index(getattr(thing, name)) for thing in things])
         right.append(said == true)
         row[name] = right[-1].float().mean().item()
@@ -77,8 +71,8 @@ def unique_pairs(size: int) -> tuple[np.ndarray, list[str]]:
 def retrieval(loaded: Loaded, size: int) -> dict[str, float]:
     pictures, texts = unique_pairs(size)
     scores = loaded.embed_text(texts) @ loaded.embed_image(list(pictures)).T
-    rank = (scores > scores.diagonal()[:, None]).sum(1)
-    return {f"recall_{k}": (rank < k).float().mean().item() for k in (1, 5, 10)}
+    shares = recall_at(scores, torch.eye(len(texts), dtype=torch.bool))
+    return {f"recall_{k}": share for k, share in shares.items()}
 
 
 def supervised(name: str, split: str, size: int, count: int) -> float:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from tests.systems.clip.tiny_clip import tiny_clip
 from triptych.data.disk.arrays import Part, array_index
 from triptych.data.disk.table import select
-from triptych.systems.two_towers.matching import class_vectors, held_out_matches, recalls
+from triptych.systems.two_towers.matching import caption_recall, embed_classes, held_out_matches
 
 
 def test_recall_counts_equal_texts_as_one():
@@ -16,7 +16,7 @@ def test_recall_counts_equal_texts_as_one():
     pictures, vectors = (F.normalize(torch.randn(40, 6), dim=1) for _ in range(2))
     texts = [f"text {i % 30}" for i in range(40)]  # ten texts stand there twice
     vectors = torch.stack([vectors[i % 30] for i in range(40)])
-    row = recalls(pictures, vectors, texts)
+    row = caption_recall(pictures, vectors, texts)
     for k in (1, 5, 10):
         hits = 0
         for i in range(40):
@@ -31,9 +31,9 @@ def test_recall_counts_equal_texts_as_one():
 def test_perfect_and_blind_towers():
     basis = torch.eye(12)
     texts = [str(i) for i in range(12)]
-    perfect = recalls(basis, basis, texts)
+    perfect = caption_recall(basis, basis, texts)
     assert perfect["text_recall_1"] == perfect["image_recall_1"] == 1
-    turned = recalls(basis, basis.roll(1, 0), texts)
+    turned = caption_recall(basis, basis.roll(1, 0), texts)
     assert turned["text_recall_1"] == 0
 
 
@@ -48,7 +48,7 @@ def test_a_model_is_measured_on_held_out_pictures():
     assert loaded.tokenizer is not None
     measure = held_out_matches(test, loaded.tokenizer, loaded.transform, ("a {}.", "the {}"), cpu)
     row = measure(loaded.model)
-    named = class_vectors(
+    named = embed_classes(
         loaded.model, loaded.tokenizer, test.info.classes, ("a {}.", "the {}"), cpu
     )
     by_hand = torch.stack([loaded.embed_text([f"a {n}.", f"the {n}"]).mean(0)

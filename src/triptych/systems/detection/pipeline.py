@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from triptych import runtime
 from triptych.loading import load
@@ -26,7 +25,8 @@ from triptych.systems.clip.model import ClipConfig
 from triptych.systems.detection import dense, heatmaps, windows
 from triptych.systems.detection.heatmaps import Found
 from triptych.systems.siglip.model import SiglipConfig
-from triptych.text.templates import TEMPLATES, prompts
+from triptych.systems.two_towers.labels import average_prompts, label_prompts
+from triptych.text.templates import TEMPLATES
 from triptych.vision.images import open_picture
 from triptych.weights.loaded import TWO_TOWERS, Loaded
 
@@ -122,10 +122,10 @@ def embed_queries(request: Detect, loaded: Loaded) -> Queries:
     sentences: list[str] = []
     for name in request.templates:
         sentences += TEMPLATES.get(name, (name,))
-    texts = [text for label in request.labels for text in prompts(label, sentences)]
+    texts = label_prompts(request.labels, sentences)
     embedded = loaded.embed_text([*texts, *request.background])
-    labels = embedded[: len(texts)].reshape(len(request.labels), len(sentences), -1).mean(1)
-    return Queries(F.normalize(labels, dim=-1), embedded[len(texts) :])
+    labels = average_prompts(embedded[: len(texts)], len(sentences))
+    return Queries(labels, embedded[len(texts) :])
 
 
 def scores(

@@ -1,8 +1,13 @@
-"""How well two towers match held-out pictures and texts, measured while they are trained."""
+"""Zero-shot accuracy and recall on held-out pictures, measured while two towers are trained.
+
+Dimensions: N pictures, D width of the shared space, L classes.
+"""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from triptych.data.captions import spoken
@@ -10,11 +15,21 @@ from triptych.data.order.batches import take
 from triptych.data.source import Source
 from triptych.systems.clip.model import Clip
 from triptych.systems.siglip.model import Siglip
+from triptych.systems.two_towers.labels import average_prompts, label_prompts
+from triptych.systems.two_towers.retrieval import recall_at
 from triptych.text.tokenizer import Tokenizer
 from triptych.vision.transforms import ImageTransform
 
 HELD_OUT = 1000  # pictures
 CHUNK = 100
+
+
+class HeldOut(NamedTuple):
+    """The first pictures of a source in the shared space."""
+
+    image: Float[Tensor, "N D"]
+    labels: Tensor | None  # (N,) int64; None where the source has none
+    captions: list[str]  # one per picture; empty where the source has none
 
 
 def held_out_matches(
@@ -24,74 +39,81 @@ def held_out_matches(
     templates: Sequence[str],
     device: torch.device,
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """A function of the model: zero-shot accuracy over the classes, and recall of the right text
-    among those of up to 1,000 held-out pictures, each with its chance.
+    """A function of the model: zero-shot accuracy over the classes and recall of captions, among
+    up to 1,000 held-out pictures, each with its chance level.
     """
+    classes = test.info.classes
     count = min(HELD_OUT, test.info.length or HELD_OUT)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, Clip | Siglip)
-        found: list[Tensor] = []
-        texts: list[str] = []
-        labels: list[int] = []
-        for start in range(0, count, CHUNK):
-            batch = take(test, range(start, min(start + CHUNK, count)))
-            image = batch["image"].expand(-1, 3, -1, -1)
-            found.append(embedded(module.embed_image, transform.normalise(image).to(device)))
-            texts += batch.get("caption", [])
-            labels += batch["label"].tolist() if "label" in batch else []
-        pictures = torch.cat(found)
+        image, labels, captions = embed_source(module, transform, test, count)
         row: dict[str, float] = {}
-        if labels and len(test.info.classes) > 1:
-            named = class_vectors(module, tokenizer, test.info.classes, templates, device)
-            right = (pictures @ named.T).argmax(1) == torch.tensor(labels)
+        if labels is not None and len(classes) > 1:
+            text = embed_classes(module, tokenizer, classes, templates, device)
+            right = (image @ text.T).argmax(1) == labels
             row |= {
                 "zero_shot": right.float().mean().item(),
-                "by_chance": 1 / len(test.info.classes),
+                "by_chance": 1 / len(classes),
             }
-        if texts:
-            vectors = text_vectors(module, tokenizer, texts, device)
-            row |= recalls(pictures, vectors, texts)
+        if captions:
+            text = embed_texts(module, tokenizer, captions, device)
+            row |= caption_recall(image, text, captions)
         return row
 
     return evaluate
 
 
-def recalls(pictures: Tensor, vectors: Tensor, texts: Sequence[str]) -> dict[str, float]:
-    """Recall of a picture's text among all, and of a text's picture; equal texts are one."""
-    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    same = torch.tensor([number[text] for text in texts])
-    right = same[:, None] == same[None]
-    cosines = pictures @ vectors.T
+def embed_source(
+    model: nn.Module, transform: ImageTransform, source: Source, count: int
+) -> HeldOut:
+    """Embed the first `count` pictures of a source; grey ones as three equal channels."""
+    weight = next(model.get_submodule("image").parameters())
+    vectors, labels, captions = [], [], []
+    for start in range(0, count, CHUNK):
+        batch = take(source, range(start, min(start + CHUNK, count)))
+        image = transform.normalise(batch["image"].expand(-1, 3, -1, -1))
+        with torch.inference_mode():
+            vectors.append(model.embed_image(image.to(weight)).cpu())  # type: ignore[operator]
+        if "label" in batch:
+            labels.append(batch["label"])
+        captions += batch.get("caption", [])
+    return HeldOut(torch.cat(vectors), torch.cat(labels) if labels else None, captions)
+
+
+def caption_recall(
+    image: Float[Tensor, "N D"], text: Float[Tensor, "N D"], captions: Sequence[str]
+) -> dict[str, float]:
+    """Recall of a picture's caption and of a caption's picture; equal captions count as one."""
+    number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+    numbers = torch.tensor([number[caption] for caption in captions])
+    matches = numbers[:, None] == numbers[None]
+    scores = image @ text.T
     row: dict[str, float] = {}
-    for name, scores, hits in (("text", cosines, right), ("image", cosines.T, right.T)):
-        best = scores.masked_fill(~hits, -torch.inf).amax(1, keepdim=True)
-        rank = ((scores > best) & ~hits).sum(1)
-        row |= {f"{name}_recall_{k}": (rank < k).float().mean().item() for k in (1, 5, 10)}
-    row["recall_by_chance"] = right.float().mean().item()
+    for name, shares in (
+        ("text", recall_at(scores, matches)),
+        ("image", recall_at(scores.T, matches.T)),
+    ):
+        row |= {f"{name}_recall_{k}": share for k, share in shares.items()}
+    row["recall_by_chance"] = matches.float().mean().item()
     return row
 
 
-def class_vectors(
+def embed_classes(
     model: Clip | Siglip,
     tokenizer: Tokenizer,
     classes: Sequence[str],
     templates: Sequence[str],
     device: torch.device,
-) -> Tensor:
-    """One unit vector a class: the mean over its sentences (arXiv:2103.00020, section 3.1.4)."""
-    texts = [template.replace("{}", spoken(name)) for name in classes for template in templates]
-    vectors = text_vectors(model, tokenizer, texts, device).unflatten(0, (len(classes), -1))
-    return nn.functional.normalize(vectors.mean(1), dim=-1)
-
-
-def text_vectors(
-    model: Clip | Siglip, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device
-) -> Tensor:
-    tokens = tokenizer.encode(list(texts)).tokens
-    return torch.cat([embedded(model.embed_text, part.to(device)) for part in tokens.split(CHUNK)])
+) -> Float[Tensor, "L D"]:
+    """One unit vector per class, as `embed_labels`, for a model without a `Loaded`."""
+    texts = label_prompts([spoken(name) for name in classes], templates)
+    return average_prompts(embed_texts(model, tokenizer, texts, device), len(templates))
 
 
 @torch.inference_mode()
-def embedded(embed: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    return embed(inputs).cpu()
+def embed_texts(
+    model: Clip | Siglip, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device
+) -> Float[Tensor, "N D"]:
+    tokens = tokenizer.encode(list(texts)).tokens
+    return torch.cat([model.embed_text(part.to(device)).cpu() for part in tokens.split(CHUNK)])
