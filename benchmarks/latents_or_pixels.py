@@ -16,14 +16,14 @@ from itertools import islice
 
 import measure
 import torch
+from triptych.train.recipes.presets import PRESETS
 
 from triptych import runtime
 from triptych.diffusion.noise import PictureNoise
+from triptych.requests import TrainTextToImage
 from triptych.systems.stable_diffusion.model import StableDiffusion, sample
 from triptych.systems.stable_diffusion.recipe import build
 from triptych.train.loop import descend
-from triptych.train.recipes.presets import PRESETS
-from triptych.train.recipes.requests import TrainTextToImage
 
 PICTURES, STEPS = 16, 20
 Timed = Callable[[], float]

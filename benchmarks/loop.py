@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from triptych.nn.loss import Loss
+from triptych.requests import Training
 from triptych.train.loop import fit
 from triptych.train.recipe import Batch, Recipe, Update
-from triptych.train.recipes.requests import Training
 
 STEPS = 400
 PAIRS = 20

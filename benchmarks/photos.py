@@ -28,7 +28,7 @@ from preprocess import photo
 
 from triptych.loading import load
 from triptych.requests import Embed
-from triptych.systems.two_towers.embed import run
+from triptych.running import run
 
 
 def written(folder: Path, what: str, vocabulary: Path) -> Path:

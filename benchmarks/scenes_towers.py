@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from scenes_clip import retrieval, zero_shot
+from triptych.train.recipes.presets import PRESETS
 
 from triptych.loading import load
-from triptych.train.recipes.presets import PRESETS
-from triptych.train.recipes.requests import TrainClip, TrainSiglip
+from triptych.requests import TrainClip, TrainSiglip
 from triptych.training import train
 
 BATCHES = (16, 64, 256, 1024)

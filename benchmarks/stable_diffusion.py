@@ -244,7 +244,9 @@ def folder_of(options: argparse.Namespace) -> Path:
 def picture(options: argparse.Namespace) -> None:
     from diffusers import StableDiffusionPipeline
 
-    from triptych.systems.stable_diffusion.pipeline import ready, run
+    from triptych.loading import load
+    from triptych.running import run
+    from triptych.systems.stable_diffusion.pipeline import load_model
 
     folder = folder_of(options)
     request = TextToImage(
@@ -252,7 +254,7 @@ def picture(options: argparse.Namespace) -> None:
         steps=options.steps, sampler="euler", quantize=options.quantize, guidance=7.5,
         precision="auto" if options.precision == "default" else options.precision,
     )  # fmt: skip
-    loaded = ready(request)
+    loaded = load_model(request, load)
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder, torch_dtype=measure.precisions(options.precision)[1], safety_checker=None
     )
@@ -285,9 +287,11 @@ import time, resource
 import torch
 imported = time.perf_counter()
 torch.set_num_threads({options.threads})
-from triptych.systems.stable_diffusion.pipeline import ready
+from triptych.loading import load
+from triptych.systems.stable_diffusion.pipeline import load_model
 from triptych.requests import TextToImage
-model = ready(TextToImage("a", model={str(folder)!r}, precision={precision!r})).model
+request = TextToImage("a", model={str(folder)!r}, precision={precision!r})
+model = load_model(request, load).model
 loaded, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 dtype = next(model.unet.parameters()).dtype
 x, context = torch.randn(1, 4, 8, 8, dtype=dtype), torch.randn(1, 77, 768, dtype=dtype)

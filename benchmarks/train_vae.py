@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from triptych.data.order.batches import take
 from triptych.data.sources import open_source
+from triptych.requests import TrainCvae, Training
 from triptych.systems.cvae.model import Cvae, CvaeConfig, objective
 from triptych.train.loop import fit
-from triptych.train.recipes.requests import TrainCvae, Training
 from triptych.training import build
 
 BATCH, LATENT, STEPS, PAIRS = 128, 20, 10, 20

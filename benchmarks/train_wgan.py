@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.requests import Training, TrainWgan
 from triptych.train.loop import fit
-from triptych.train.recipes.requests import Training, TrainWgan
 from triptych.training import build
 
 BATCH, LATENT, CLASSES, SIDE, PICTURES, PAIRS = 64, 100, 10, 32, 2000, 20

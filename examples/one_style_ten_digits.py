@@ -11,8 +11,8 @@ import torch
 
 import triptych
 from triptych import runtime
+from triptych.requests import TrainCvae, Training
 from triptych.systems.cvae import model as cvae
-from triptych.train.recipes.requests import TrainCvae, Training
 from triptych.training import train
 from triptych.vision.grids import labelled_grid
 from triptych.vision.images import save_picture, to_pictures

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from triptych.train.recipes.presets import PRESETS
 
 from triptych.config import from_json, to_json
-from triptych.train.recipes.presets import PRESETS
-from triptych.train.recipes.requests import TrainCvae, Training
+from triptych.requests import TrainCvae, Training
 
 
 @pytest.mark.parametrize("request_", [p for group in PRESETS.values() for p in group.values()])

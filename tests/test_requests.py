@@ -6,7 +6,9 @@ import sys
 import pytest
 
 from triptych.config import from_json, to_json
-from triptych.requests import MAX_PROMPT, TextToImage, lora_named, size_named
+from triptych.requests import TextToImage
+from triptych.systems.stable_diffusion.request import parse_lora, parse_size
+from triptych.text.limits import MAX_PROMPT
 
 
 def test_a_full_request_survives_json():
@@ -55,11 +57,11 @@ def test_the_ends_of_the_ranges():
 
 
 def test_sizes_and_updates_are_read():
-    assert size_named("") is None and size_named("713x990") == (713, 990)
-    assert lora_named("style.safetensors") == ("style.safetensors", 1)
-    assert lora_named("style:0.8") == ("style", 0.8)
-    assert lora_named("C:\\styles\\mine.safetensors") == ("C:\\styles\\mine.safetensors", 1)
-    assert lora_named("C:/styles/mine:-2") == ("C:/styles/mine", -2)
+    assert parse_size("") is None and parse_size("713x990") == (713, 990)
+    assert parse_lora("style.safetensors") == ("style.safetensors", 1)
+    assert parse_lora("style:0.8") == ("style", 0.8)
+    assert parse_lora("C:\\styles\\mine.safetensors") == ("C:\\styles\\mine.safetensors", 1)
+    assert parse_lora("C:/styles/mine:-2") == ("C:/styles/mine", -2)
 
 
 def test_nothing_heavy_is_loaded():

@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "run"]
 
-PIPELINES = {  # a request of triptych.requests: the module whose `run` carries it out
-    "ClassToImage": "triptych.systems.class_to_image.pipeline",
-    "Classify": "triptych.systems.classification.pipeline",
-    "Detect": "triptych.systems.detection.pipeline",
-    "Embed": "triptych.systems.two_towers.embed",
-    "Search": "triptych.systems.search.pipeline",
-    "TextToImage": "triptych.systems.stable_diffusion.pipeline",
-}
-
 
 def load(name: str, device: str = "cpu") -> Loaded:
     """A trained model with what is needed to use it, by the name of its run folder.
@@ -38,9 +29,9 @@ def load(name: str, device: str = "cpu") -> Loaded:
     Raises:
         ValueError: there is no such model, or its files are damaged or do not fit together.
     """
-    from triptych.loading import load as load_run
+    from triptych.loading import load as load_model
 
-    return load_run(name, device)
+    return load_model(name, device)
 
 
 def run(request: Any, loaded: Loaded | None = None) -> Iterator[Any]:
@@ -51,13 +42,9 @@ def run(request: Any, loaded: Loaded | None = None) -> Iterator[Any]:
     Raises:
         ValueError: something that is no request, or a request that cannot be carried out.
     """
-    from importlib import import_module
+    from triptych import running
 
-    pipeline = PIPELINES.get(type(request).__name__)
-    if pipeline is None:
-        raise ValueError(f"no request {request!r}; there are: {', '.join(PIPELINES)}")
-    steps: Iterator[Any] = import_module(pipeline).run(request, loaded)
-    return steps
+    return running.run(request, loaded)
 
 
 def __getattr__(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from triptych.config import nearest
-from triptych.systems.stable_diffusion.published.inspect_checkpoint import summary
+from triptych.systems import summarise
 from triptych.weights.catalog import CATALOG
 from triptych.weights.files.read import read_weights
 from triptych.weights.files.shards import missing_shards
@@ -140,7 +140,7 @@ def _file(path: Path, declared: str, digests: bool) -> Iterator[Finding]:
 
 def _whole(found: Layout) -> Iterator[Finding]:
     """A Stable Diffusion as a whole, and parts without which it is of no use."""
-    read = summary(found)
+    read = summarise(found)
     if read is None:
         return
     broken = [note for note in read.notes if note.startswith("does not load")]

@@ -1,6 +1,5 @@
 """A run folder and the request it belongs to: started, continued, or refused."""
 
-import importlib
 from collections import deque
 from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
@@ -9,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from triptych import config
+from triptych.loading import load
+from triptych.systems import RECIPES, find_recipe
 from triptych.train import checkpoint
 from triptych.train.distributed import ALONE, World, joined, normalise_whole_batches
 from triptych.train.journal import lock_run
 from triptych.train.loop import Report, fit
 from triptych.train.recipe import Recipe
-from triptych.train.recipes import RECIPES
-from triptych.train.recipes.requests import MAY_CHANGE, REQUESTS, TrainRequest
+from triptych.train.settings import MAY_CHANGE, TrainRequest
 
 
 def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
@@ -48,16 +48,11 @@ def build(request: TrainRequest, world: World = ALONE) -> Recipe:
     """The system that a request describes, with its data, ready for `fit`; of several processes
     each builds the same, with its own share of the data.
     """
-    module = importlib.import_module(RECIPES[name(request)])
-    recipe: Recipe = module.build(request, world)
+    module = RECIPES[find_recipe(request)].module("recipe")
+    recipe: Recipe = module.build(request, world, load)
     if world.size > 1:
         normalise_whole_batches(recipe.model)
     return recipe
-
-
-def name(request: TrainRequest) -> str:
-    """The recipe that a request belongs to."""
-    return next(n for n, kind in REQUESTS.items() if kind is type(request))
 
 
 def stored(run: Path) -> TrainRequest | None:
@@ -71,9 +66,11 @@ def stored(run: Path) -> TrainRequest | None:
         return None
     data = config.read_json(path)
     recipe = data.get("recipe") if isinstance(data, dict) else None
-    if not isinstance(recipe, str) or recipe not in REQUESTS:
-        raise ValueError(f"{path} names the recipe {recipe!r}; there are: {', '.join(REQUESTS)}")
-    return config.from_json(REQUESTS[recipe], data.get("request"), str(path))
+    if not isinstance(recipe, str) or recipe not in RECIPES:
+        raise ValueError(f"{path} names the recipe {recipe!r}; there are: {', '.join(RECIPES)}")
+    kind = type(next(iter(RECIPES[recipe].recipes[recipe].values())))
+    request: TrainRequest = config.from_json(kind, data.get("request"), str(path))
+    return request
 
 
 def adopt(run: Path, request: TrainRequest) -> int:
@@ -95,7 +92,7 @@ def adopt(run: Path, request: TrainRequest) -> int:
             f"{run} was started with other settings:\n{listed}\n"
             "`--resume` continues with the settings that are there; or choose another --run"
         )
-    record = {"recipe": name(request), "request": config.to_json(request)}
+    record = {"recipe": find_recipe(request), "request": config.to_json(request)}
     config.write_json(run / "run.json", record | {"triptych": version("triptych")})
     path, _ = checkpoint.newest(run)
     return int(path.name.split("-")[1]) if path else 0
@@ -103,7 +100,7 @@ def adopt(run: Path, request: TrainRequest) -> int:
 
 def _differences(before: TrainRequest, after: TrainRequest) -> list[tuple[str, Any, Any]]:
     if type(before) is not type(after):
-        return [("recipe", name(before), name(after))]
+        return [("recipe", find_recipe(before), find_recipe(after))]
     old, new = _flat(config.to_json(before)), _flat(config.to_json(after))
     free = {f"training.{field}" for field in MAY_CHANGE}
     return [(k, old[k], new[k]) for k in old if k not in free and old[k] != new[k]]

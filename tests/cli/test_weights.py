@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from triptych.cli.main import run
-from triptych.systems.stable_diffusion.published.load import Reading
 from triptych.weights.catalog import CATALOG
+from triptych.weights.loaded import Reading
 
 STATE = {"visual.proj": torch.arange(6.0).reshape(2, 3), "logit_scale": torch.tensor(2.5).half()}
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from tests.faults.interruption import Disk, deaths, dies
 from tests.train.toy import regression
 from triptych.cli.main import explained
+from triptych.requests import Training
 from triptych.train import checkpoint, loop
 from triptych.train.loop import fit
-from triptych.train.recipes.requests import Training
 
 Tensors = dict[str, dict[str, Tensor]]
 

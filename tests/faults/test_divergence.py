@@ -9,11 +9,11 @@ import torch
 
 from tests.train.toy import batch, regression, two_players
 from triptych.cli.main import explained
+from triptych.requests import Training
 from triptych.train import checkpoint
 from triptych.train.journal import rows
 from triptych.train.loop import fit
 from triptych.train.recipe import Batch, Recipe
-from triptych.train.recipes.requests import Training
 
 BAD = (float("nan"), float("inf"), float("-inf"))
 SETTINGS = Training(steps=9, save_every=3, log_every=1, ema_halflife=4)

@@ -28,9 +28,9 @@ def drive(folder: Path, kills: int) -> None:
     import torch._dynamo  # an optimizer's first step would import it, seconds in every life
 
     from tests.train.toy import regression
+    from triptych.requests import Training
     from triptych.train.journal import lock_run
     from triptych.train.loop import fit
-    from triptych.train.recipes.requests import Training
 
     steps = STEPS * kills
     training = Training(

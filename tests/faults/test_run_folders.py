@@ -15,10 +15,10 @@ import torch
 from tests.train.toy import regression
 from triptych import training as runs
 from triptych.cli.main import explained
+from triptych.requests import TrainCvae, Training, TrainWgan
 from triptych.train import checkpoint
 from triptych.train.journal import Journal, lock_run, rows
 from triptych.train.loop import fit
-from triptych.train.recipes.requests import TrainCvae, Training, TrainWgan
 
 SHORT = Training(steps=4, save_every=2, log_every=2, ema_halflife=4)
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tests.parity.tiny_pipelines import FORMS
 from triptych.diffusion.noise import PictureNoise
 from triptych.loading import load
+from triptych.requests import Training, TrainTextToImage
 from triptych.systems.stable_diffusion.adapters.lora_files import read_lora, unet_target
 from triptych.systems.stable_diffusion.adapters.lora_updates import merge
 from triptych.systems.stable_diffusion.model import StableDiffusion, sample
@@ -23,7 +24,6 @@ from triptych.systems.stable_diffusion.published.folder.write import write_diffu
 from triptych.systems.stable_diffusion.training.held_out_prompts import tell
 from triptych.systems.stable_diffusion.unet import LatentUNet
 from triptych.train.loop import fit
-from triptych.train.recipes.requests import Training, TrainTextToImage
 from triptych.training import build
 
 

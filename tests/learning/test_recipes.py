@@ -12,15 +12,7 @@ from tests.train.test_loop import same
 from triptych import runtime
 from triptych.diffusion.noise import PictureNoise
 from triptych.loading import load
-from triptych.systems.autoencoder.model import Autoencoder
-from triptych.systems.clip.model import TextConfig
-from triptych.systems.cvae import model as cvae
-from triptych.systems.pixel_diffusion import model as pixel_diffusion
-from triptych.systems.stable_diffusion import recipe as text_to_image
-from triptych.systems.stable_diffusion.training.held_out_prompts import drawn
-from triptych.systems.wgan import model as wgan
-from triptych.train.loop import fit
-from triptych.train.recipes.requests import (
+from triptych.requests import (
     Towers,
     TrainAutoencoder,
     TrainClassifier,
@@ -34,6 +26,14 @@ from triptych.train.recipes.requests import (
     TrainWgan,
     TrainWordSpace,
 )
+from triptych.systems.autoencoder.model import Autoencoder
+from triptych.systems.clip.model import TextConfig
+from triptych.systems.cvae import model as cvae
+from triptych.systems.pixel_diffusion import model as pixel_diffusion
+from triptych.systems.stable_diffusion import recipe as text_to_image
+from triptych.systems.stable_diffusion.training.held_out_prompts import drawn
+from triptych.systems.wgan import model as wgan
+from triptych.train.loop import fit
 from triptych.training import build
 
 

@@ -22,11 +22,11 @@ from triptych.export import convert_checkpoint
 from triptych.loading import load
 from triptych.systems.clip.model import TextEncoderConfig
 from triptych.systems.stable_diffusion.published import text_encoder
-from triptych.systems.stable_diffusion.published.load import Reading
 from triptych.systems.stable_diffusion.published.single_file import configs as single_file_configs
 from triptych.systems.stable_diffusion.published.single_file import read as single_file
 from triptych.systems.stable_diffusion.published.single_file import write as single_file_export
 from triptych.weights.files.read import write_safetensors
+from triptych.weights.loaded import Reading
 
 PROMPTS = [*CAPTIONS, "", "stars " * 30]
 PLAIN = [text for text in PROMPTS if "!" not in text]  # which folders and single files pad with

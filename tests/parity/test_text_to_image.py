@@ -19,9 +19,9 @@ from PIL import Image
 from tests.parity.pipelines import SCHEDULERS, pair, photograph, pictures, pipeline, psnr
 from tests.systems.stable_diffusion.tiny_stable_diffusion import UNET, config, loaded
 from triptych.requests import TextToImage
-from triptych.systems.stable_diffusion import pipeline as text_to_image
+from triptych.running import run
+from triptych.systems.stable_diffusion.draw_prompts import draw_prompts
 from triptych.systems.stable_diffusion.encode_prompts import encode_prompts
-from triptych.systems.stable_diffusion.training.held_out_prompts import drawn
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the reference's own
 ENOUGH = 55.0  # dB
@@ -32,7 +32,7 @@ made = cache(pair)
 def ours(loaded, **fields):
     given = {"prompt": "a red cat", "negative": "a dog", "steps": 8} | fields
     request = TextToImage(n=len(SEEDS), seed=SEEDS[0], precision="float32", **given)
-    *_, last = text_to_image.run(request, loaded)
+    *_, last = run(request, loaded)
     return last.pictures
 
 
@@ -151,7 +151,7 @@ def test_sizes_and_aesthetic_scores(refiner):
     model.model.predict = lambda x, time, cond: (
         calls.append(cond["sizes"]) or predict(x, time, cond)
     )
-    drawn(model.model, model.tokenizers, ["a red cat"], steps=1)
+    draw_prompts(model.model, model.tokenizers, ["a red cat"], steps=1)
     seen = {tuple(row) for sizes in calls for row in sizes.tolist()}
     assert seen == {tuple(ids[0].tolist()) for ids in expected}
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.linear import at_most_seconds_of_processor, check_linear
 from tests.text.test_tokenizer import CAPTIONS
-from triptych.requests import MAX_PROMPT
+from triptych.text.limits import MAX_PROMPT
 from triptych.text.tokenizer import clip_tokenizer, train_tokenizer
 from triptych.text.weighting import (
     Part,

@@ -19,9 +19,7 @@ from torch import distributed as dist
 from triptych import training as runs
 from triptych.cli.main import main as command
 from triptych.data.order.batches import Batches
-from triptych.runtime import key
-from triptych.train import loop
-from triptych.train.recipes.requests import (
+from triptych.requests import (
     Towers,
     TrainAutoencoder,
     TrainClassifier,
@@ -32,6 +30,8 @@ from triptych.train.recipes.requests import (
     TrainSiglip,
     TrainWgan,
 )
+from triptych.runtime import key
+from triptych.train import loop
 
 TOWERS = Towers(
     width=16, layers=1, heads=2, text_width=16, text_layers=1, text_heads=2, vocabulary=520,

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 
 from tests.train.ranks import requests
 from triptych import training as runs
+from triptych.requests import Training
 from triptych.train import checkpoint
 from triptych.train.distributed import ALONE, joined
 from triptych.train.journal import rows
-from triptych.train.recipes.requests import Training
 
 ROOT = Path(__file__).parents[2]
 COLOURS = ("red", "green", "blue")

@@ -12,13 +12,13 @@ from torch import nn
 
 from tests.train.toy import batch, endless, regression, two_players
 from triptych.nn.loss import Loss
+from triptych.requests import Training
 from triptych.runtime import key
 from triptych.train import checkpoint
 from triptych.train.journal import rows
 from triptych.train.loop import fit
 from triptych.train.optimizer import Ema, rate_factor
 from triptych.train.recipe import Recipe, Update
-from triptych.train.recipes.requests import Training
 
 SHORT = Training(steps=6, save_every=3, log_every=2, sample_every=3, ema_halflife=4)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from triptych.requests import TrainAutoencoder, TrainTextToImage
 from triptych.train.optimizer import Muon, named, orthogonal
-from triptych.train.recipes.requests import TrainAutoencoder, TrainTextToImage
 from triptych.training import build
 
 

@@ -13,7 +13,7 @@ import tyro
 from triptych.cli.live import bar
 from triptych.cli.main import say
 from triptych.config import to_json
-from triptych.requests import ClassToImage
+from triptych.systems.class_to_image.request import ClassToImage
 
 if TYPE_CHECKING:
     from triptych.systems.class_to_image.pipeline import Pictures
@@ -49,12 +49,12 @@ def main(arguments: list[str]) -> int:
         raise ValueError("--rerank and --judge go together: a text, and the model that reads it")
     import numpy as np
 
-    from triptych.systems.class_to_image import pipeline as class_to_image
+    from triptych.running import run
     from triptych.vision.grids import labelled_grid
     from triptych.vision.images import save_picture
 
     judge = _judge(parsed.judge)  # before the work, not after
-    result = _shown(class_to_image.run(parsed.request))
+    result = _shown(run(parsed.request))
     seed = result.request.seed
     assert seed is not None
     names = {f: Path(getattr(parsed.request, f)).name for f in ("model", "image", "clip")}
@@ -112,7 +112,7 @@ def _ranked(
     seeds = [result.request.seed + i for i in range(len(result.pictures))]
     if judge is None:
         return result, seeds, ()
-    from triptych.systems.two_towers.embed import rerank
+    from triptych.systems.two_towers.pipeline import rerank
 
     order, scores = rerank(list(result.pictures), prompt, judge)
     names = tuple(result.names[i] for i in order)

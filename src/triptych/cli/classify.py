@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from triptych.cli.main import say
-from triptych.requests import Classify
+from triptych.systems.classification.request import Classify
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,9 +55,9 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"the matrix is a .png, not {parsed.matrix.name!r}")
     if parsed.shots and not parsed.request.evaluated:
         raise ValueError("--shots needs pictures whose classes are known: --labels auto")
-    from triptych.systems.classification import pipeline as classify
+    from triptych.running import run
 
-    result = _shown(classify.run(parsed.request))
+    result = _shown(run(parsed.request))
     _say_lost(result)
     if parsed.request.evaluated:
         found = _evaluate(parsed, result)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from triptych.cli.main import say
-from triptych.requests import Detect
+from triptych.systems.detection.request import Detect
 
 if TYPE_CHECKING:
     from triptych.systems.detection.annotations import Annotated
@@ -42,10 +42,10 @@ def main(arguments: list[str]) -> int:
     if parsed.json and parsed.format and not parsed.out:
         say(f"triptych: --json and --format {parsed.format} both want stdout: give one, or --out")
         return 2
-    from triptych.systems.detection import pipeline as detect
+    from triptych.running import run
     from triptych.systems.detection.annotations import Annotated, plain, written
 
-    result = _shown(detect.run(parsed.request))
+    result = _shown(run(parsed.request))
     labels = parsed.request.labels
     scores = tuple(result.found.scores.tolist())
     picture = Annotated(

@@ -10,10 +10,10 @@ import tyro
 
 from triptych.cli.main import say
 from triptych.cli.words import gathered, plain
-from triptych.requests import Embed
+from triptych.systems.two_towers.request import Embed
 
 if TYPE_CHECKING:
-    from triptych.systems.two_towers.embed import Vector
+    from triptych.systems.two_towers.pipeline import Vector
 
 FLAGS = ("--text", "--image")
 NOTHING = Embed(text=("",))  # what the parser starts from; a request is never empty
@@ -46,9 +46,9 @@ def main(arguments: list[str]) -> int:
     )
     if parsed.out is not None and parsed.out.suffix != ".npy":
         raise ValueError(f"--out {parsed.out} should end in .npy")
-    from triptych.systems.two_towers import embed
+    from triptych.running import run
 
-    *_, result = embed.run(parsed.request)
+    *_, result = run(parsed.request)
     of_texts, of_images = iter(result.rows[: len(texts)]), iter(result.rows[len(texts) :])
     rows = [next(of_texts if flag == "--text" else of_images) for flag, _ in taken]
     for row in rows:

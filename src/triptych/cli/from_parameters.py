@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from triptych.config import from_json, nearest
-from triptych.requests import TextToImage, lora_named
+from triptych.systems.stable_diffusion.request import TextToImage, parse_lora
 
 MODELS = (Path("runs"), Path("models"))
 """Folders in which a text's model is looked for."""
@@ -70,7 +70,7 @@ def _installed(request: TextToImage, model: str) -> TextToImage:
     from triptych.systems.stable_diffusion.adapters.loras import installed_lora
 
     loras = []
-    for name, weight in map(lora_named, request.loras):
+    for name, weight in map(parse_lora, request.loras):
         loras.append(f"{installed_lora(_plain(name))}:{weight:g}")
     return replace(
         request,

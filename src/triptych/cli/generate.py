@@ -7,14 +7,16 @@ from typing import NoReturn
 
 from triptych.cli import class_pictures, text_pictures
 from triptych.cli.words import gathered, parted
-from triptych.requests import ClassToImage, TextToImage
+from triptych.systems import find_command
+from triptych.systems.class_to_image.request import ClassToImage
+from triptych.systems.stable_diffusion.request import TextToImage
 
 LISTS = ("--attributes", "--vector", "--loras")
 SWITCHES = (
     "--json", "--deterministic", "--no-deterministic", "--tiling", "--no-tiling", "--no-json",
     "--help",
 )  # fmt: skip
-TEXT = "stable-diffusion"
+PUBLISHED = "stable-diffusion"  # what a checkpoint of another program is, if it draws at all
 
 
 def main(arguments: list[str]) -> int:
@@ -23,7 +25,9 @@ def main(arguments: list[str]) -> int:
     given = dict(flag.partition("=")[::2] for flag in flags)
     replays = "--from-parameters" in given
     kind = model_kind(given.get("--model", ""))
-    of_text = kind == TEXT or (not kind and bool(words or replays))
+    system = find_command("generate", kind)
+    by_words = TextToImage if words or replays else ClassToImage
+    of_text = (system.requests["generate"] if system else by_words) is TextToImage
     if "-h" in flags or "--help" in flags:
         if of_text or not kind:
             text_pictures.explain()
@@ -56,7 +60,7 @@ def model_kind(name: str) -> str:
     if not name or not folder.exists():
         return ""
     if folder.is_file() or (folder / "model_index.json").exists():
-        return TEXT
+        return PUBLISHED
     try:
         card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -17,7 +17,7 @@ from triptych.cli.main import say
 from triptych.cli.text_pictures import recorded
 from triptych.cli.words import gathered, parted
 from triptych.config import from_json, nearest, to_json
-from triptych.requests import TextToImage
+from triptych.systems.stable_diffusion.request import TextToImage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,12 +187,14 @@ def _drawn(parsed: Arguments, x: Sweep, y: Sweep, z: Sweep) -> int:
 
 def _work(cells: Sequence[TextToImage], pictures: "list[np.ndarray]") -> "Iterator[Drawing]":
     """Draws cell by cell; a model stays loaded while the next cell has the same."""
-    from triptych.systems.stable_diffusion.pipeline import ready, run
+    from triptych.loading import load
+    from triptych.running import run
+    from triptych.systems.stable_diffusion.pipeline import load_model
 
     there, loaded = ("", "", ""), None
     for number, cell in enumerate(cells):
         if loaded is None or (cell.model, cell.precision, cell.backend) != there:
-            there, loaded = (cell.model, cell.precision, cell.backend), ready(cell)
+            there, loaded = (cell.model, cell.precision, cell.backend), load_model(cell, load)
         for item in run(cell, loaded):
             yield replace(item, done=(number + item.done) / len(cells))
         pictures.append(item.pictures[0])

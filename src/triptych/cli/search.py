@@ -12,7 +12,7 @@ import tyro
 
 from triptych.cli.main import say
 from triptych.cli.words import parted, plain
-from triptych.requests import Search
+from triptych.systems.search.request import Search
 
 if TYPE_CHECKING:
     from triptych.systems.search.pipeline import Found
@@ -68,9 +68,9 @@ def main(arguments: list[str]) -> int:
     sheet = output.sheet
     if sheet is not None and not sheet.parent.is_dir():
         raise ValueError(f"--sheet {sheet}: there is no such folder")
-    from triptych.systems.search import pipeline as search
+    from triptych.running import run
 
-    found = _shown(search.run(request))
+    found = _shown(run(request))
     _tell(found)
     if sheet is not None:
         _write_sheet(sheet, found)

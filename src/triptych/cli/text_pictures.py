@@ -12,7 +12,7 @@ from triptych.cli.from_parameters import replayed
 from triptych.cli.live import watched
 from triptych.cli.main import say
 from triptych.config import to_json
-from triptych.requests import TextToImage, lora_named, size_named
+from triptych.systems.stable_diffusion.request import TextToImage, parse_lora, parse_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,11 +81,13 @@ def _flag(flags: list[str], name: str) -> str | None:
 
 def drawn(parsed: Arguments) -> int:
     """Draw and write; every picture is in its file as soon as it is done."""
-    from triptych.systems.stable_diffusion.pipeline import drawing_model, ready, run
+    from triptych.loading import load
+    from triptych.running import run
+    from triptych.systems.stable_diffusion.pipeline import drawing_model, load_model
     from triptych.systems.stable_diffusion.preview import preview_of
 
     request = parsed.request
-    loaded = ready(request)
+    loaded = load_model(request, load)
     model = drawing_model(loaded)
     projected: list[Any] = []  # made when it is first looked at
 
@@ -141,7 +143,7 @@ def _saved(item: "Drawing", number: int, parsed: Arguments, model: str) -> dict[
 
 def recorded(request: TextToImage, model: str) -> dict[str, Any]:
     """The request as a picture carries it: names in place of paths."""
-    loras = [f"{PurePath(name).name}:{weight:g}" for name, weight in map(lora_named, request.loras)]
+    loras = [f"{PurePath(name).name}:{weight:g}" for name, weight in map(parse_lora, request.loras)]
     names = {field: PurePath(getattr(request, field)).name for field in ("image", "mask")}
     return to_json(request) | names | {"model": model, "loras": loras}
 
@@ -150,7 +152,7 @@ def parameters_of(request: TextToImage, model: str) -> str:
     """AUTOMATIC1111's text of one picture."""
     from triptych.systems.stable_diffusion.parameters_text import infotext_of, write_infotext
 
-    size = size_named(request.size)
+    size = parse_size(request.size)
     assert size is not None and request.seed is not None
     info = infotext_of(
         replace(request, model=model),

@@ -5,7 +5,7 @@ step.
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -14,8 +14,8 @@ import tyro
 
 from triptych.cli.main import Interrupt, say
 from triptych.config import nearest
-from triptych.train.recipes.presets import PRESETS
-from triptych.train.recipes.requests import REQUESTS, TrainRequest
+from triptych.systems import RECIPES, find_recipe
+from triptych.train.settings import TrainRequest
 
 if TYPE_CHECKING:
     from triptych.train.distributed import World
@@ -60,13 +60,13 @@ class Arguments(Generic[Request]):
 
 def main(arguments: list[str]) -> int:
     if arguments and arguments[0] in ("--help", "-h"):
-        lines = [f"  {r:<12} {', '.join(PRESETS[r])}" for r in REQUESTS]
+        lines = [f"  {r:<12} {', '.join(s.recipes[r])}" for r, s in RECIPES.items()]
         print(HELP.format(recipes="\n".join(lines)))
         return 0
     recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
-    if recipe and recipe not in REQUESTS:
-        say(f"triptych: no recipe {recipe!r}.{nearest(recipe, list(REQUESTS))}")
-        say(f"There are: {', '.join(REQUESTS)}")
+    if recipe and recipe not in RECIPES:
+        say(f"triptych: no recipe {recipe!r}.{nearest(recipe, list(RECIPES))}")
+        say(f"There are: {', '.join(RECIPES)}")
         return 2
     options, _ = tyro.cli(
         RunOptions, args=arguments, return_unknown_args=True, add_help=False, config=FLAT
@@ -110,7 +110,7 @@ def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
     from triptych.train.loop import fit
 
     training = request.training
-    recipe_name = runs.name(request)
+    recipe_name = find_recipe(request)
     run = options.run or Path("runs") / f"{recipe_name}-{Path(training.data).stem or 'data'}"
     tell = say if world.first else _silent
     with runs.held(run, world):
@@ -228,11 +228,11 @@ def _starting_request(recipe: str, options: RunOptions) -> TrainRequest | None:
         if before is None:
             say(f"triptych: nothing to resume: {options.run} has no run.json")
             return None
-        if recipe and recipe != runs.name(before):
-            say(f"triptych: {options.run} is a {runs.name(before)} run, not {recipe}")
+        if recipe and recipe != find_recipe(before):
+            say(f"triptych: {options.run} is a {find_recipe(before)} run, not {recipe}")
             return None
         return before
-    presets = PRESETS[recipe or "cvae"]
+    presets: Mapping[str, TrainRequest] = RECIPES[recipe or "cvae"].recipes[recipe or "cvae"]
     preset = options.preset or next(iter(presets))
     if preset not in presets:
         say(f"triptych: no preset {preset!r}.{nearest(preset, list(presets))}")

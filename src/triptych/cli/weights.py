@@ -141,13 +141,13 @@ def inspect(request: Inspect) -> int:
     from dataclasses import asdict
 
     from triptych.doctor import family
-    from triptych.systems.stable_diffusion.published.inspect_checkpoint import summary
+    from triptych.systems import summarise
     from triptych.weights.files.read import read_weights
     from triptych.weights.files.sniff import WORDS, container
     from triptych.weights.layouts import layout
 
     found = layout(request.path)
-    whole = summary(found)
+    whole = summarise(found)
     files = []
     for path in found.weights:
         tensors = read_weights(path)
@@ -232,7 +232,7 @@ def convert(request: Convert) -> int:
     if request.to == "safetensors":
         return _to_safetensors(request)
     from triptych.export import convert_checkpoint
-    from triptych.systems.stable_diffusion.published.load import Reading
+    from triptych.weights.loaded import Reading
 
     dest = request.dest
     if request.to == "single-file" and dest.is_dir():

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from triptych.requests import MAX_PROMPT
+from triptych.text.limits import MAX_PROMPT
 from triptych.text.tokenizer import Tokenizer
 
 Unclosed = Literal["literal", "weighs"]

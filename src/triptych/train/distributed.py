@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from triptych import runtime
-from triptych.train.recipes.requests import Training
+from triptych.train.settings import Training
 
 BUCKET = 1 << 24  # numbers that travel together: 64 MiB in float32
 PATIENCE = timedelta(hours=2)

@@ -23,7 +23,7 @@ from triptych.train.distributed import ALONE, World
 from triptych.train.journal import Journal
 from triptych.train.optimizer import Ema, rate_factor
 from triptych.train.recipe import Batch, Recipe, Update
-from triptych.train.recipes.requests import Training
+from triptych.train.settings import Training
 from triptych.vision.images import save_picture
 
 PATIENCE = 5  # steps in a row without a finite update before training is called diverged

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from triptych import runtime
-from triptych.train.recipes.requests import TrainAutoencoder, Training, TrainTextToImage
+from triptych.systems.autoencoder.request import TrainAutoencoder
+from triptych.systems.stable_diffusion.request import TrainTextToImage
+from triptych.train.settings import Training
 
 
 class Ema:

@@ -1,22 +1,37 @@
-"""Card, Loaded, require_tokenizer, TWO_TOWERS, _dim."""
+"""A loaded model with everything that is needed to use it, and what its config.json holds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from triptych.systems.clip.model import ClipConfig
 from triptych.text.tokenizer import Tokenizer, TokenizerConfig
 from triptych.vision.transforms import ImageTransform, PatchTransform
 
 TWO_TOWERS = ("clip", "siglip")
+"""Kinds of model that embed pictures and texts in one space."""
 
 
-"""Models that bring pictures and texts into one space."""
+@dataclass(frozen=True)
+class Reading:
+    """What a published checkpoint leaves open, or has several of."""
+
+    predicts: Literal["noise", "velocity"] | None = None
+    """What the network of a Stable Diffusion predicts; single files of 2.x do not say. None: what
+    the checkpoint says.
+    """
+    weights: Literal["raw", "ema"] = "raw"
+    """`ema` reads the running average of a single file that has both."""
+    variant: str = ""
+    """Which form of the weights of a diffusers folder, such as fp16."""
+
+
+AS_STORED = Reading()
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,7 @@ class Loaded:
         tokenizer = require_tokenizer(self)
         encoded = tokenizer.encode(list(texts))
         order = encoded.lengths.argsort(stable=True)
-        rows = torch.empty(len(texts), _dim(self.config))
+        rows = torch.empty(len(texts), self.config.dim)
         device = next(self.model.parameters()).device
         with torch.inference_mode():
             for chosen in order.split(batch):
@@ -89,7 +104,7 @@ class Loaded:
         if self.card.model not in TWO_TOWERS or self.transform is None:
             raise ValueError(f"{self.name} is a {self.card.model}: it embeds no pictures")
         weight = next(self.model.get_submodule("image").parameters())
-        rows = torch.empty(len(pictures), _dim(self.config))
+        rows = torch.empty(len(pictures), self.config.dim)
         with torch.inference_mode():
             for start in range(0, len(pictures), batch):
                 ready = self.transform(pictures[start : start + batch])
@@ -101,6 +116,36 @@ class Loaded:
                     embedded = self.model.embed_patches(values, mask, grid)  # type: ignore[operator]
                 rows[start : start + len(embedded)] = embedded.cpu()
         return rows
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint as its system has read it: on the CPU, still in training mode."""
+
+    kind: str
+    """What the model of a config.json is called here, such as `clip`."""
+    config: Any
+    model: nn.Module
+    tokenizer: Tokenizer | None = None
+    """None where the model reads no text, or the folder has no vocabulary."""
+    transform: ImageTransform | PatchTransform | None = None
+    tokenizers: tuple[Tokenizer, ...] = ()
+    """Of a text-to-image model: one for each of its text towers."""
+    notes: tuple[str, ...] = ()
+
+
+Writer = Callable[[Loaded, Path], tuple[str, ...]]
+"""Writes a model into an empty folder, or into a file, and returns notes."""
+
+
+class Load(Protocol):
+    """`triptych.loading.load`, or what stands in for it: systems are given it, as they may not
+    import what is above them.
+    """
+
+    def __call__(
+        self, name: str, device: torch.device | str = "cpu", dtype: str = "auto"
+    ) -> Loaded: ...
 
 
 def require_tokenizer(loaded: Loaded) -> Tokenizer:
@@ -118,7 +163,3 @@ def require_tokenizer(loaded: Loaded) -> Tokenizer:
             "openai/clip-vit-base-patch32)"
         )
     return loaded.tokenizer
-
-
-def _dim(settings: Any) -> int:
-    return settings.dim if isinstance(settings, ClipConfig) else settings.image.width

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
+from triptych.requests import TrainAutoencoder
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig, Gaussian
 from triptych.systems.autoencoder.objective import (
     LossWeights,
@@ -21,7 +22,6 @@ from triptych.systems.autoencoder.objective import (
 )
 from triptych.systems.autoencoder.perceptual import PatchDiscriminator
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
-from triptych.train.recipes.requests import TrainAutoencoder
 from triptych.vision.images import open_picture
 
 SMALL = {"widths": (16, 32, 32), "blocks": 1, "groups": 8}

@@ -12,6 +12,7 @@ from tests.systems.clip.tiny_clip import saved, tiny_clip
 from triptych import runtime
 from triptych.diffusion.samplers import Level, dpmpp_2m, euler
 from triptych.requests import ClassToImage
+from triptych.running import run
 from triptych.systems.class_to_image import pipeline as class_to_image
 from triptych.systems.class_to_image.clip_guidance import guided_by, prompt_score
 from triptych.vision.images import to_pictures
@@ -73,7 +74,7 @@ def drawn(tmp_path, **fields) -> np.ndarray:
         seed=3, n=4, steps=6, precision="float32", clip=str(tmp_path / "clip"),
         clip_prompt="two cats", **fields,
     )  # fmt: skip
-    *_, result = class_to_image.run(request, diffusion())
+    *_, result = run(request, diffusion())
     return result.pictures
 
 
@@ -127,9 +128,7 @@ def test_guidance_reaches_the_model_through_its_request(tmp_path) -> None:
 
 def test_without_a_prompt_nothing_changes(tmp_path) -> None:
     plain = drawn(tmp_path, clip_scale=0.0)
-    *_, result = class_to_image.run(
-        ClassToImage(seed=3, n=4, steps=6, precision="float32"), diffusion()
-    )
+    *_, result = run(ClassToImage(seed=3, n=4, steps=6, precision="float32"), diffusion())
     assert np.array_equal(result.pictures, plain)
 
 
@@ -156,4 +155,4 @@ def test_who_cannot_guide_or_be_guided_is_told(tmp_path) -> None:
         prompt_score(replace(CLIP, transform=PatchTransform()), "a cat")
     request = ClassToImage(clip=str(tmp_path), clip_prompt="a cat")
     with pytest.raises(ValueError, match="--clip-prompt cannot be used"):
-        list(class_to_image.run(request, other()))
+        list(run(request, other()))

@@ -10,7 +10,7 @@ import torch
 from triptych.diffusion.names import SAMPLERS, SPACINGS, parse_sampler
 from triptych.diffusion.sampling import DETERMINISTIC, STOCHASTIC
 from triptych.requests import ClassToImage
-from triptych.systems.class_to_image import pipeline as class_to_image
+from triptych.running import run
 from triptych.systems.class_to_image.pipeline import diffused
 from triptych.systems.pixel_diffusion.model import PixelDiffusion, PixelDiffusionConfig
 from triptych.weights.loaded import Card, Loaded
@@ -79,7 +79,7 @@ def test_deterministic_pictures_are_equal_to_the_bit(name) -> None:
         request = ClassToImage(
             label="fox", n=n, seed=seed, sampler=name, deterministic=True, steps=STEPS.get(name, 0)
         )
-        *_, result = class_to_image.run(request, model)
+        *_, result = run(request, model)
         return result.pictures
 
     three = pictures(3, 7)
@@ -93,7 +93,7 @@ def test_a_sampler_that_finds_its_own_steps_draws_one_at_a_time(name) -> None:
 
     def pictures(n: int, seed: int, **fields) -> np.ndarray:
         request = ClassToImage(label="fox", n=n, seed=seed, sampler=name, **fields)
-        for result in class_to_image.run(request, model):
+        for result in run(request, model):
             shares.append(result.done)
         return result.pictures
 
@@ -119,7 +119,7 @@ def test_more_steps_refine_a_picture_of_dpmpp_sde() -> None:
 
 def test_progress_reaches_one_and_pictures_are_complete() -> None:
     model = loaded()
-    reports = list(class_to_image.run(ClassToImage(n=70, seed=0, steps=2), model))
+    reports = list(run(ClassToImage(n=70, seed=0, steps=2), model))
     shares = [report.done for report in reports]
     assert shares == sorted(shares) and shares[-1] == 1
     assert len(reports[-1].pictures) == len(reports[-1].names) == 70
@@ -144,7 +144,7 @@ def test_grad_mode_is_the_callers_between_steps() -> None:
 )
 def test_what_the_model_cannot_use_is_said(fields, words) -> None:
     with pytest.raises(ValueError, match=words):
-        list(class_to_image.run(ClassToImage(seed=0, n=1, **fields), loaded()))
+        list(run(ClassToImage(seed=0, n=1, **fields), loaded()))
 
 
 def test_other_models_refuse_what_only_diffusion_uses() -> None:
@@ -152,7 +152,7 @@ def test_other_models_refuse_what_only_diffusion_uses() -> None:
 
     for field, value in (("guidance", 2.0), ("steps", 5), ("sampler", "euler"), ("eta", 1.0)):
         with pytest.raises(ValueError, match=f"--{field} cannot be used"):
-            list(class_to_image.run(ClassToImage(seed=0, n=1, **{field: value}), other()))
+            list(run(ClassToImage(seed=0, n=1, **{field: value}), other()))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from triptych.requests import ClassToImage
+from triptych.running import run
 from triptych.systems.class_to_image import pipeline as class_to_image
 from triptych.systems.cvae.model import Cvae, CvaeConfig
 from triptych.systems.wgan.model import Generator, WganConfig
@@ -40,7 +41,7 @@ def loaded(kind: str = "cvae", condition: str = "label") -> Loaded:
 
 
 def pictures(model: Loaded, **fields) -> np.ndarray:
-    *_, result = class_to_image.run(ClassToImage(**fields), model)
+    *_, result = run(ClassToImage(**fields), model)
     return result.pictures
 
 
@@ -55,7 +56,7 @@ def test_a_picture_does_not_depend_on_its_company(kind: str) -> None:
 
 def test_every_class_in_turn_is_each_class_alone() -> None:
     model = loaded()
-    *_, turn = class_to_image.run(ClassToImage(n=8, seed=0), model)
+    *_, turn = run(ClassToImage(n=8, seed=0), model)
     assert turn.names == NAMES * 2
     for i, name in enumerate(turn.names):
         (alone,) = pictures(model, label=name, n=1, seed=i)
@@ -92,7 +93,7 @@ def test_what_is_visible_of_a_picture_stays_and_the_rest_is_drawn(
     shown = np.full((side, side, 3), 200, np.uint8)
     shown[:, : side // 2] = 40
     save_picture(file, shown)
-    *_, result = class_to_image.run(ClassToImage(image=str(file), n=5, seed=0), model)
+    *_, result = run(ClassToImage(image=str(file), n=5, seed=0), model)
     assert result.names == ("half.png",) * 5 and not result.by_class
     visible, hidden = result.pictures[:, :, :4], result.pictures[:, :, 4:]  # two: the left half
     expected = resize_crop(shown[..., :1], 8)[:, :4]

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 import triptych
 from triptych.config import to_json
 from triptych.requests import Classify
-from triptych.systems.classification.pipeline import read, read_labels, resolve_templates, run
+from triptych.running import run
+from triptych.systems.classification.pipeline import read, read_labels, resolve_templates
 from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.systems.siglip.model import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from triptych.systems.two_towers.labels import embed_labels

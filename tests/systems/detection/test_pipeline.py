@@ -10,10 +10,11 @@ from torch.nn import functional as F
 from tests.systems.detection.colours import BACKGROUND, PAINT, Words, colour_model
 from triptych.data.scene_source import SceneSource
 from triptych.requests import Detect
+from triptych.running import run
 from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.systems.detection import dense
 from triptych.systems.detection.annotations import Annotated
-from triptych.systems.detection.pipeline import cells, detect, embed_queries, run, scores
+from triptych.systems.detection.pipeline import cells, detect, embed_queries, scores
 from triptych.systems.detection.report import evaluate
 from triptych.systems.siglip.model import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from triptych.vision.images import save_picture

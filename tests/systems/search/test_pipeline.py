@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import triptych
 from tests.systems.clip.tiny_clip import picture, pictures, tiny_clip
 from triptych.requests import Search
+from triptych.running import run
 from triptych.systems.search import pipeline as search
 from triptych.systems.search.pipeline import Found, Term, spelled, terms
 from triptych.vision.images import open_picture, save_picture
@@ -131,7 +132,7 @@ def test_a_model_that_is_no_clip_is_refused(folder: Path) -> None:
 
     for fields in ({}, {"text": ("cat",)}):
         with pytest.raises(ValueError, match="is a cvae"):
-            list(search.run(Search(str(folder), **fields), loaded()))
+            list(run(Search(str(folder), **fields), loaded()))
 
 
 def test_a_text_that_is_cut_is_said(folder: Path) -> None:
@@ -172,12 +173,12 @@ def test_many_pictures_without_faiss_are_searched_exactly_and_that_is_said(folde
 
 def test_progress_is_reported_before_the_result(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "more", 70)
-    reports = list(search.run(Search(str(folder)), CLIP))
+    reports = list(run(Search(str(folder)), CLIP))
     shares = [report.done for report in reports]
     assert shares == sorted(shares) and shares[-1] == 1 and len(shares) > 3
     assert reports[0].index is None and reports[-1].index is not None
 
 
 def test_grad_mode_is_the_callers_while_it_works(folder: Path) -> None:
-    for _ in search.run(Search(str(folder), text=("cat",)), CLIP):
+    for _ in run(Search(str(folder), text=("cat",)), CLIP):
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()

@@ -23,6 +23,7 @@ from tests.systems.stable_diffusion.test_pipeline import (
 )
 from tests.systems.stable_diffusion.tiny_stable_diffusion import UNET, config, loaded, saved
 from triptych.requests import TextToImage
+from triptych.running import run
 from triptych.systems.stable_diffusion import pipeline as text_to_image
 from triptych.systems.stable_diffusion.unet import LatentUNetConfig
 from triptych.weights import openvino as conversions
@@ -141,7 +142,7 @@ def test_precision_is_the_projects_choice(tiny, common, monkeypatch) -> None:
 @needs_openvino
 def test_torch_computes_again_afterwards(tiny) -> None:
     unet = tiny.model.unet
-    work = text_to_image.run(asked(backend="openvino"), tiny)
+    work = run(asked(backend="openvino"), tiny)
     next(work)  # before the conversion
     next(work)
     assert tiny.model.unet is not unet
@@ -155,13 +156,13 @@ def test_torch_computes_again_afterwards(tiny) -> None:
 @needs_openvino
 def test_a_later_start_takes_what_is_there(tmp_path, cache, monkeypatch) -> None:
     run = str(saved(tmp_path / "run"))
-    first, *_, last = text_to_image.run(asked(model=run, backend="openvino"))
+    first, *_, last = run(asked(model=run, backend="openvino"))
     assert first.done == 0 and len(first.pictures) == 0
     assert any("once: about a minute" in line and str(cache) in line for line in first.notes)
     written = times(cache)
     conversions._kept.clear()  # as a new process finds it
     no_more_conversions(monkeypatch)
-    *_, again = text_to_image.run(asked(model=run, backend="openvino"))
+    *_, again = run(asked(model=run, backend="openvino"))
     assert (again.pictures == last.pictures).all()
     assert again.notes == ()
     assert times(cache) == written

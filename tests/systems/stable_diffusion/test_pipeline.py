@@ -21,6 +21,7 @@ from triptych.diffusion.noise import PictureNoise, philox_normal
 from triptych.loading import load
 from triptych.nn.circular import circular
 from triptych.requests import TextToImage
+from triptych.running import run
 from triptych.systems.stable_diffusion import pipeline as text_to_image
 from triptych.systems.stable_diffusion import starting_picture
 from triptych.systems.stable_diffusion.encode_prompts import (
@@ -45,7 +46,7 @@ def asked(**fields) -> TextToImage:
 
 
 def drawn(model, **fields):
-    *_, last = text_to_image.run(asked(**fields), model)
+    *_, last = run(asked(**fields), model)
     return last
 
 
@@ -120,7 +121,7 @@ def test_the_request_that_comes_back_draws_the_same(tiny) -> None:
     first = drawn(tiny, seed=None, sampler="Euler a", variation_strength=0.3, n=2)
     assert first.request.seed is not None and first.request.variation_seed is not None
     assert (first.request.sampler, first.request.size) == ("euler_ancestral", "64x64")
-    *_, again = text_to_image.run(first.request, tiny)
+    *_, again = run(first.request, tiny)
     assert (again.pictures == first.pictures).all()
     assert again.request == first.request
 
@@ -172,7 +173,7 @@ def test_the_great_circle_in_closed_form() -> None:
 
 
 def test_an_item_after_every_step_with_what_is_to_be_seen(tiny) -> None:
-    items = list(text_to_image.run(asked(n=2, steps=4), tiny))
+    items = list(run(asked(n=2, steps=4), tiny))
     assert len(items) == 4 + 1
     assert [item.done for item in items] == pytest.approx([0.25, 0.5, 0.75, 0.999, 1.0])
     assert all(tuple(item.guess.shape) == (2, 4, 8, 8) for item in items[:-1])
@@ -199,7 +200,7 @@ def test_the_linear_preview_undoes_a_linear_encoder(monkeypatch) -> None:
 def test_a_caller_that_stops_leaves_the_model_as_it_was(tiny, tmp_path) -> None:
     file = lora_file(tiny.model, tmp_path)
     before = {k: v.clone() for k, v in tiny.model.state_dict().items()}
-    work = text_to_image.run(asked(loras=(file,)), tiny)
+    work = run(asked(loras=(file,)), tiny)
     next(work)
     changed = [k for k, v in tiny.model.state_dict().items() if not torch.equal(v, before[k])]
     assert len(changed) == 2

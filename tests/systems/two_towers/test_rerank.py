@@ -6,7 +6,7 @@ import torch
 
 from tests.systems.clip.tiny_clip import picture, tiny_clip
 from triptych.systems.two_towers.clip_score import clip_score
-from triptych.systems.two_towers.embed import rerank
+from triptych.systems.two_towers.pipeline import rerank
 
 CLIP = tiny_clip()
 

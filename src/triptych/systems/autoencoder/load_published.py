@@ -7,18 +7,20 @@ of its latents.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych.config import read_json
 from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.autoencoder import tiny_published
-from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
+from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.weights.files.read import read_cast, read_header
 from triptych.weights.keymap import convert, fill
+from triptych.weights.layouts import Layout
+from triptych.weights.loaded import AS_STORED, Published, Reading
 from triptych.weights.skeleton import skeleton
 from triptych.weights.variants import chosen
 
@@ -28,12 +30,11 @@ FIRST = {"encoder": "0.weight", "decoder": "1.weight"}
 """The first layer of each half of a tiny autoencoder; the decoder's is behind a bend."""
 
 
-class LoneAutoencoder(NamedTuple):
-    """A model by itself, in evaluation mode nowhere yet."""
-
-    kind: str  # autoencoder or tiny-autoencoder
-    config: AutoencoderConfig | TinyAutoencoderConfig
-    model: nn.Module
+def recognise(found: Layout) -> bool:
+    """Whether a checkpoint is an autoencoder alone."""
+    if found.form == "diffusers":
+        return "Pipeline" not in found.declared
+    return found.form == "file" and is_autoencoder(read_header(found.path).shapes)
 
 
 def is_autoencoder(names: Iterable[str]) -> bool:
@@ -45,7 +46,14 @@ def is_autoencoder(names: Iterable[str]) -> bool:
     ) and any("conv_in.weight" in name or ".layers.0." in name for name in own))  # fmt: skip
 
 
-def load_autoencoder(path: Path, dtype: torch.dtype | None = None) -> LoneAutoencoder:
+def load_published(
+    found: Layout, dtype: torch.dtype | None = None, reading: Reading = AS_STORED
+) -> Published:
+    """A checkpoint that `recognise` accepts; see `load_autoencoder`."""
+    return load_autoencoder(found.path, dtype)
+
+
+def load_autoencoder(path: Path, dtype: torch.dtype | None = None) -> Published:
     """A folder of diffusers with an `AutoencoderKL` or `AutoencoderTiny`, or a file of either.
 
     Weights come in `dtype`; None keeps the type that each is stored in.
@@ -76,9 +84,7 @@ def load_autoencoder(path: Path, dtype: torch.dtype | None = None) -> LoneAutoen
         raise ValueError(f"{about}{error}") from error
 
 
-def _of_diffusers(
-    stored: Mapping[str, Any], file: Path, dtype: torch.dtype | None
-) -> LoneAutoencoder:
+def _of_diffusers(stored: Mapping[str, Any], file: Path, dtype: torch.dtype | None) -> Published:
     state = read_cast(file, dtype)
     if stored.get("_class_name") == "AutoencoderTiny":
         tiny = tiny_published.from_diffusers(stored)
@@ -96,10 +102,10 @@ def _of_diffusers(
     )
     model = skeleton(lambda: Autoencoder(config))
     fill(model, convert(state, rules))
-    return LoneAutoencoder("autoencoder", config, model)
+    return Published("autoencoder", config, model)
 
 
-def _of_both(path: Path, dtype: torch.dtype | None) -> LoneAutoencoder:
+def _of_both(path: Path, dtype: torch.dtype | None) -> Published:
     """One file under diffusers' names, which tell the configuration."""
     state = read_cast(path, dtype)
     prefix = "encoder.layers."
@@ -108,7 +114,7 @@ def _of_both(path: Path, dtype: torch.dtype | None) -> LoneAutoencoder:
     return _tiny(config, convert(state, tiny_published.diffusers_rules(config)))
 
 
-def _of_halves(path: Path, names: set[str], dtype: torch.dtype | None) -> LoneAutoencoder:
+def _of_halves(path: Path, names: set[str], dtype: torch.dtype | None) -> Published:
     """TAESD's own two files, of which one was given."""
     given = "encoder" if FIRST["encoder"] in names else "decoder"
     other = ENDS[1 - ENDS.index(given)]
@@ -130,10 +136,10 @@ def _of_halves(path: Path, names: set[str], dtype: torch.dtype | None) -> LoneAu
     return _tiny(config, ours | convert(decoder, tiny_published.decoder_rules(config)))
 
 
-def _tiny(config: TinyAutoencoderConfig, state: dict[str, Tensor]) -> LoneAutoencoder:
+def _tiny(config: TinyAutoencoderConfig, state: dict[str, Tensor]) -> Published:
     model = skeleton(lambda: TinyAutoencoder(config))
     fill(model, state)
-    return LoneAutoencoder("tiny-autoencoder", config, model)
+    return Published("tiny-autoencoder", config, model)
 
 
 def _is_half(names: Iterable[str]) -> bool:

@@ -15,7 +15,6 @@ from triptych.data.order.batches import batches, take_first
 from triptych.data.scene_source import SceneSource
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
-from triptych.loading import load
 from triptych.nn.loss import Loss
 from triptych.scenes.judge import report, satisfies
 from triptych.scenes.reader import read
@@ -33,16 +32,16 @@ from triptych.systems.autoencoder.perceptual import (
     classifier_maps,
     clip_maps,
 )
+from triptych.systems.autoencoder.request import TrainAutoencoder
 from triptych.systems.classifier.model import Classifier
 from triptych.systems.clip.model import Clip, VisionTransformer
-from triptych.train.distributed import ALONE, World
+from triptych.train.distributed import World
 from triptych.train.optimizer import adam, named
 from triptych.train.recipe import Batch, Recipe, Update
-from triptych.train.recipes.requests import TrainAutoencoder
 from triptych.vision.grids import labelled_grid
 from triptych.vision.images import to_pictures
 from triptych.vision.transforms import ImageTransform
-from triptych.weights.loaded import Card
+from triptych.weights.loaded import Card, Load
 
 HELD_OUT = 200  # test pictures that numbers are computed of
 SHOWN = 10
@@ -58,7 +57,7 @@ class Pair(nn.Module):
         self.discriminator = discriminator
 
 
-def build(request: TrainAutoencoder, world: World = ALONE) -> Recipe:
+def build(request: TrainAutoencoder, world: World, load: Load) -> Recipe:
     """An autoencoder with its data."""
     training = request.training
     device = runtime.device(training.device)
@@ -99,7 +98,10 @@ def build(request: TrainAutoencoder, world: World = ALONE) -> Recipe:
         model=model,
         exported=autoencoder,
         updates=_updates(
-            request, model, _distance(request.perceptual, source.info.shape[2], device), world
+            request,
+            model,
+            _distance(request.perceptual, source.info.shape[2], device, load),
+            world,
         ),
         batches=lambda start: batches(
             source,
@@ -172,7 +174,7 @@ def _updates(
     return [generator, critic]
 
 
-def _distance(name: str, channels: int, device: torch.device) -> Distance | None:
+def _distance(name: str, channels: int, device: torch.device, load: Load) -> Distance | None:
     """The perceptual distance in the features of a model that was trained here or elsewhere."""
     if not name:
         return None

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from triptych.nn.norm import GroupNorm
 from triptych.nn.tiles import continued, tiled
+from triptych.system import ModelKind
+from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
 
 RANGE = 3.0
 """Latents are bent into -3 to 3 before they are decoded; in 8 bits they are kept in that range."""
@@ -211,3 +213,9 @@ class TinyAutoencoder(nn.Module):
             grow=factor,
         )
         return image[:, :, :height, :width].to(latents.dtype) * 2 - 1
+
+
+KINDS = {
+    "autoencoder": ModelKind(AutoencoderConfig, Autoencoder),
+    "tiny-autoencoder": ModelKind(TinyAutoencoderConfig, TinyAutoencoder),
+}

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from triptych import runtime
 from triptych.diffusion.clip_guidance import Score, clip_guided
 from triptych.diffusion.samplers import Denoiser
-from triptych.requests import ClassToImage
+from triptych.systems.class_to_image.request import ClassToImage
 from triptych.vision.transforms import ImageTransform
 from triptych.weights.loaded import TWO_TOWERS, Loaded
 

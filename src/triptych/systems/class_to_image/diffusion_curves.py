@@ -26,7 +26,7 @@ from triptych.scores.diversity import diversity
 from triptych.scores.environment import environment
 from triptych.scores.fid import Estimate, frechet_estimate, kernel_distance
 from triptych.scores.prdc import prdc
-from triptych.systems.class_to_image.report import judged, read_pictures, with_classes
+from triptych.systems.class_to_image.judge import judged, read_pictures, with_classes
 from triptych.systems.classifier.model import Classifier
 from triptych.vision.images import to_pictures
 

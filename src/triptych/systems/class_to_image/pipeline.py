@@ -18,14 +18,13 @@ from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.samplers import Step
 from triptych.diffusion.sampling import shares
 from triptych.diffusion.spacing import Kind
-from triptych.loading import load
-from triptych.requests import ClassToImage
 from triptych.systems.class_to_image.clip_guidance import guided_by
+from triptych.systems.class_to_image.request import ClassToImage
 from triptych.systems.cvae import model as cvae
 from triptych.systems.pixel_diffusion import model as pixel_diffusion
 from triptych.systems.wgan import model as wgan
 from triptych.vision.images import open_picture, resize_crop, to_pictures
-from triptych.weights.loaded import Card, Loaded
+from triptych.weights.loaded import Card, Load, Loaded
 
 CHUNK = 64  # pictures that go through the network at once
 
@@ -53,14 +52,14 @@ class Pictures:
     """The share of the work that is done, for a bar: a diffusion model works in steps."""
 
 
-def run(request: ClassToImage, loaded: Loaded | None = None) -> Iterator[Pictures]:
+def run(request: ClassToImage, load: Load) -> Iterator[Pictures]:
     """Draw the pictures, some at a time.
 
     Raises:
         ValueError: the model is none of these, or cannot use a condition that the request gives;
             or there is no sound picture to complete.
     """
-    loaded = loaded or load(request.model, runtime.device())
+    loaded = load(request.model, runtime.device())
     _check(request, loaded)
     if request.seed is None:
         request = replace(request, seed=runtime.drawn_seed())

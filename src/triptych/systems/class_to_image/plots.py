@@ -11,7 +11,7 @@ import numpy as np
 
 from triptych.scores.memorisation import QUANTILES, Memorisation
 from triptych.scores.style import BLUE, GREY, RED, STYLE
-from triptych.systems.class_to_image.report import ClassConditionalReport
+from triptych.systems.class_to_image.judge import ClassConditionalReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,313 +1,135 @@
-"""Judge a class-conditional generator: every number of its report, from samples and a judge.
+"""A trained run judged by a classifier: what `triptych evaluate` does for models of classes."""
 
-Two questions are kept apart: does a picture show the class that was asked for, and is the set of
-pictures like the real one? Every number stands beside the same number of real pictures.
-
-Dimensions: N samples, C channels, H height, W width, D features, P pairs of neighbours.
-"""
-
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from triptych.data.source import Source
-from triptych.scores.accuracy import (
-    Accuracy,
-    ClassificationScore,
-    ConditionalAccuracy,
-    accuracy,
-    conditional_accuracy,
-)
-from triptych.scores.diversity import diversity
-from triptych.scores.fid import Estimate, frechet_estimate, kernel_distance
-from triptych.scores.memorisation import Memorisation, memorisation, nearest_neighbours
-from triptych.scores.prdc import Prdc, prdc
+from triptych import runtime
+from triptych.config import to_json
+from triptych.systems.class_to_image.diffusion_curves import draw_curves_of, write_curves
+from triptych.systems.class_to_image.judge import TrainJudge, evaluate_class_conditional
+from triptych.systems.class_to_image.pipeline import DIFFUSION, diffused, draw
+from triptych.systems.class_to_image.report_files import write_report
+from triptych.systems.class_to_image.request import ClassToImage, EvaluateClasses
 from triptych.systems.classifier.model import Classifier
+from triptych.systems.classifier.request import PRESETS, TrainClassifier
+from triptych.train.evaluation import TrainedRun, indent
 from triptych.vision.images import to_pictures
 
-Sample = Callable[[Int[Tensor, " N"], int], Float[Tensor, "N C H W"]]
-"""Pictures in [-1, 1] of these classes; picture i of the call is a function of the seed plus i."""
-TrainJudge = Callable[[Float[Tensor, "N C H W"], Int[Tensor, " N"]], Classifier]
-"""A classifier trained on these pictures and classes, in evaluation mode."""
 
-BATCH = 500  # pictures that go through a network at once
-MIN_SIZE = 10  # pictures in a set that is compared
-PAIRS = 12  # nearest neighbours to look at
+def evaluate(options: EvaluateClasses, run: TrainedRun) -> Generator[str, None, dict[str, Any]]:
+    """Judge samples of every class, and with `curves` a diffusion model at many settings.
 
-
-@dataclass(frozen=True)
-class Distances:
-    """How far a set of pictures is from training pictures, in the judge's features."""
-
-    frechet: Estimate
-    kernel: Estimate
-    count: int
-    """Pictures of the set."""
-    reference: int
-    """Training pictures that it is held against."""
-
-
-@dataclass(frozen=True)
-class ClassReport:
-    """One class: its samples, and real pictures for comparison. None where there are too few."""
-
-    name: str
-    accuracy: Accuracy
-    samples: Distances | None
-    floor: Distances | None
-    """Other training pictures of the class, as many."""
-    diversity: float | None
-    """Mean distance of two samples over that of two real test pictures, in the judge's features."""
-
-
-@dataclass(frozen=True, eq=False)
-class ClassConditionalReport:
-    """All that is known of a class-conditional generator."""
-
-    source: str
-    samples: int
-    samples_per_class: int
-    seed: int
-    judge: Accuracy
-    """The judge on real test pictures: what perfect samples would get."""
-    accuracy: ConditionalAccuracy
-    distance: Distances
-    """Samples against training pictures."""
-    held_out: Distances | None
-    """Test pictures against the same training pictures; None where a class has too few."""
-    floor: Distances
-    """Other training pictures, as many, against the same ones: what chance alone gives."""
-    prdc: Prdc
-    prdc_floor: Prdc
-    """The same of those other training pictures."""
-    score: ClassificationScore | None
-    pixels: Memorisation
-    """Distance to the nearest training picture in pixels, each in [-1, 1]."""
-    features: Memorisation
-    """The same in the judge's features."""
-    training: int
-    """Training pictures among which neighbours were looked for."""
-    classes: tuple[ClassReport, ...]
-    pairs: UInt8[np.ndarray, "P 2 H W C"] = field(repr=False)
-    """The samples closest to a training picture in pixels, closest first, each beside it."""
-
-
-@dataclass(frozen=True, eq=False)
-class PictureSet:
-    """Pictures as bytes, what they show or should show, and what the judge makes of them."""
-
-    pictures: UInt8[Tensor, "N C H W"]
-    label: Int[Tensor, " N"]
-    features: Float[Tensor, "N D"]
-    seen: Int[Tensor, " N"]
-
-    def first(self, count: int) -> "PictureSet":
-        return PictureSet(
-            self.pictures[:count], self.label[:count], self.features[:count], self.seen[:count]
-        )
-
-
-def evaluate_class_conditional(
-    sample: Sample,
-    train: Source,
-    test: Source,
-    judge: Classifier,
-    *,
-    train_judge: TrainJudge | None = None,
-    samples_per_class: int = 1000,
-    limit: int = 60_000,
-    queries: int = 1000,
-    seed: int = 0,
-) -> Generator[str, None, ClassConditionalReport]:
-    """Yield a line on what is being done, and return the report.
-
-    Samples are rounded to bytes first, as they would be saved. Training pictures are halved:
-    samples are held against one half, in the classes of the other, the floor. `limit` bounds the
-    pictures that are read of each source, `queries` the samples whose neighbours are looked for.
-    Without `train_judge` there is no classification score. The judge's device is used.
+    Yields messages and returns the figures, which are also in files of `run.folder`.
 
     Raises:
-        ValueError: the sources have no classes, or not those and the size that the judge reads.
+        ValueError: `judge` is no run folder of a classifier.
     """
-    classes = train.info.classes
-    _check(train, test, judge)
-    yield "reading real pictures"
-    real = judged(judge, *read_pictures(train, limit, seed))
-    held_out = judged(judge, *read_pictures(test, limit, seed + 1))
-    count = samples_per_class * len(classes)
-    drawn = []
-    asked = torch.arange(count) % len(classes)
-    for start in range(0, count, BATCH):
-        yield f"drawing pictures: {start:,} of {count:,}"
-        images = to_pictures(sample(asked[start : start + BATCH], seed + start))
-        drawn.append(torch.from_numpy(images).permute(0, 3, 1, 2))
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))  # for jackknives
-    samples = judged(judge, torch.cat(drawn)[order], asked[order])
+    condition = run.loaded.card.config.get("condition")
+    if condition != "label":
+        yield f"conditioned on {condition}: there is no class for a judge to check"
+        return {}
+    judge = _judge(options, run)
 
-    half = len(real.label) // 2  # two disjoint sets of training pictures
-    labels = real.label[half:]
-    ours, theirs = with_classes(samples, labels), with_classes(held_out, labels)
-    size = min(len(ours), half)
-    if size < MIN_SIZE:
-        raise ValueError(
-            f"{train.info.name}: {size} samples have as many training pictures of their classes in "
-            f"each of two halves; {MIN_SIZE} are needed: take more samples a class or more pictures"
+    def sample(labels: Tensor, seed: int) -> Tensor:
+        seeds = range(seed, seed + len(labels))
+        if run.loaded.card.model == DIFFUSION:
+            request = ClassToImage(guidance=options.guidance)
+            *_, (_, last) = diffused(request, run.loaded, labels, seeds)
+            return last.x.float().cpu()
+        return draw(run.loaded, labels, runtime.noise((run.loaded.config.latent,), seeds))
+
+    report = yield from indent(
+        evaluate_class_conditional(
+            sample,
+            run.train,
+            run.test,
+            judge,
+            train_judge=_train_on_samples(options, run) if options.score else None,
+            samples_per_class=options.samples_per_class,
+            seed=run.seed,
         )
-    reference, other = real.features[:size], real.features[half : half + size]
-    yield f"distances between sets of {size:,} pictures"
-    distance, floor = _distances(ours, reference), _distances(other, reference)
-    unseen = _distances(theirs[:size], reference) if len(theirs) >= MIN_SIZE else None
-    yield "neighbourhoods: precision, recall, density, coverage"
-    shares, share_floor = prdc(reference, ours), prdc(reference, other)
-    yield "each class on its own"
-    seen = conditional_accuracy(samples.seen, samples.label, len(classes))
-    rows = _class_reports(classes, seen, samples, real, held_out)
-    yield f"nearest of {len(real.label):,} training pictures"
-    pixels, features, pairs = _memorisation(samples.first(queries), held_out.first(queries), real)
-    score = None
-    if train_judge is not None:
-        size = min(count, len(real.label))
-        yield f"a classifier learns from {size:,} samples"
-        on_samples = _trained(train_judge, samples.first(size), held_out)
-        yield f"a classifier learns from {size:,} real pictures"
-        on_real = _trained(train_judge, real.first(size), held_out)
-        score = ClassificationScore(on_samples, on_real, size)
-    return ClassConditionalReport(
-        source=train.info.name,
-        samples=count,
-        samples_per_class=samples_per_class,
-        seed=seed,
-        judge=accuracy(held_out.seen, held_out.label),
-        accuracy=seen,
-        distance=distance,
-        held_out=unseen,
-        floor=floor,
-        prdc=shares,
-        prdc_floor=share_floor,
-        score=score,
-        pixels=pixels,
-        features=features,
-        training=len(real.label),
-        classes=rows,
-        pairs=pairs,
     )
+    write_report(report, run.folder, command=run.command)
+    overall = report.accuracy.overall
+    real = f"judge on real pictures {report.judge.value:.2%}"
+    yield f"conditional accuracy {overall.value:.2%} ({real})"
+    kid, floor = 1000 * report.distance.kernel.value, 1000 * report.floor.kernel.value
+    yield f"KID x 1000 {kid:.3g}, training against training {floor:.3g}"
+    figures = to_json(report)
+    del figures["pairs"]
+    if options.curves and run.loaded.card.model == DIFFUSION:
+        figures["curves"] = yield from _curves(options, run, judge)
+    return {"classes": figures}
 
 
-def _check(train_source: Source, test_source: Source, judge: Classifier) -> None:
-    train, test = train_source.info, test_source.info
-    if not train.classes or train.classes != test.classes:
-        raise ValueError(
-            f"{train.name}: training and test pictures need the same classes, at least one; "
-            f"there are {len(train.classes)} and {len(test.classes)}"
+def _curves(
+    options: EvaluateClasses, run: TrainedRun, judge: Classifier
+) -> Generator[str, None, dict[str, Any]]:
+    def sample(labels: Tensor, seed: int, sampler: str, steps: int, guidance: float) -> Tensor:
+        request = ClassToImage(sampler=sampler, steps=steps, guidance=guidance)
+        *_, (_, last) = diffused(request, run.loaded, labels, range(seed, seed + len(labels)))
+        return last.x.float().cpu()
+
+    config = run.loaded.config
+    curves = yield from indent(
+        draw_curves_of(
+            sample,
+            run.train,
+            run.test,
+            judge,
+            samples=options.curve_samples,
+            sampler=config.sampler,
+            steps=config.steps,
+            guidance=config.guidance,
+            seed=run.seed,
         )
-    config = judge.config
-    size = (config.height, config.width, config.channels)
-    if config.groups[0] != len(train.classes) or size != train.shape or size != test.shape:
-        raise ValueError(
-            f"the judge reads {config.groups[0]} classes from pictures of {size}; {train.name} has "
-            f"{len(train.classes)} and {train.shape}: train a judge on this source"
-        )
-
-
-def read_pictures(source: Source, limit: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pictures and classes of a source in random order; of an endless one the first `limit`."""
-    generator = torch.Generator().manual_seed(seed)
-    length = source.info.length or limit
-    indices = torch.randperm(length, generator=generator)[:limit].tolist()
-    pictures, labels = [], []
-    for start in range(0, len(indices), BATCH):
-        columns = source.read(indices[start : start + BATCH])
-        pictures.append(torch.from_numpy(columns["image"]).permute(0, 3, 1, 2).contiguous())
-        labels.append(torch.as_tensor(columns["label"]))
-    return torch.cat(pictures), torch.cat(labels).long()
-
-
-def _floats(pictures: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
-    return pictures.float().div_(127.5).sub_(1)
-
-
-def judged(judge: Classifier, pictures: Tensor, label: Tensor) -> PictureSet:
-    """Features and answers of a judge, on the CPU."""
-    device = next(judge.parameters()).device
-    features, seen = [], []
-    judge.eval()
-    with torch.inference_mode():
-        for part in pictures.split(BATCH):
-            feature = judge.features(_floats(part).to(device)).float()
-            features.append(feature.cpu())
-            seen.append(judge.logits(feature)[0].argmax(1).cpu())
-    return PictureSet(pictures, label, torch.cat(features), torch.cat(seen))
-
-
-def with_classes(found: PictureSet, labels: Int[Tensor, " N"]) -> Float[Tensor, "M D"]:
-    """Features of pictures whose classes are these, one by one, for as long as there are enough.
-
-    Samples come equally many of each class. Taken so, they would differ from real pictures that do
-    not, and even if those do on average: KID is unbiased only if classes vary by chance on both
-    sides, since in a set of equal shares two pictures rarely are of one class.
-    """
-    rows = [
-        iter((found.label == label).nonzero()[:, 0].tolist())
-        for label in range(int(labels.max()) + 1)
-    ]
-    chosen = []
-    for label in labels.tolist():
-        row = next(rows[label], None)
-        if row is None:
-            break
-        chosen.append(row)
-    return found.features[chosen]
-
-
-def _distances(features: Float[Tensor, "N D"], reference: Float[Tensor, "M D"]) -> Distances:
-    frechet, kernel = frechet_estimate(features, reference), kernel_distance(features, reference)
-    return Distances(frechet, kernel, len(features), len(reference))
-
-
-def _class_reports(
-    classes: tuple[str, ...],
-    seen: ConditionalAccuracy,
-    samples: PictureSet,
-    real: PictureSet,
-    held_out: PictureSet,
-) -> tuple[ClassReport, ...]:
-    variety = diversity(
-        samples.features, samples.label, held_out.features, held_out.label, len(classes)
     )
-    rows = []
-    for label, name in enumerate(classes):
-        ours = samples.features[samples.label == label]
-        theirs = real.features[real.label == label]
-        size = min(len(ours), len(theirs) // 2)
-        enough = size >= 4
-        reference, other = theirs[:size], theirs[size : 2 * size]
-        distance = _distances(ours[:size], reference) if enough else None
-        floor = _distances(other, reference) if enough else None
-        rows.append(ClassReport(name, seen.per_class[label], distance, floor, variety[label]))
-    return tuple(rows)
+    for path in write_curves(curves, run.folder, command=run.command):
+        yield f"  {path}"
+    figures: dict[str, Any] = to_json(curves)
+    return figures
 
 
-def _memorisation(
-    samples: PictureSet, held_out: PictureSet, real: PictureSet
-) -> tuple[Memorisation, Memorisation, UInt8[np.ndarray, "P 2 H W C"]]:
-    training = real.pictures.flatten(1)  # bytes: 127.5 of them are 1
-    distance, index = nearest_neighbours(samples.pictures.flatten(1), training)
-    unseen, _ = nearest_neighbours(held_out.pictures.flatten(1), training)
-    in_features, _ = nearest_neighbours(samples.features, real.features)
-    unseen_in_features, _ = nearest_neighbours(held_out.features, real.features)
-    closest = distance.argsort()[:PAIRS]
-    pairs = torch.stack([samples.pictures[closest], real.pictures[index[closest]]], dim=1)
-    return (
-        memorisation(distance / 127.5, unseen / 127.5),
-        memorisation(in_features, unseen_in_features),
-        pairs.permute(0, 1, 3, 4, 2).contiguous().numpy(),
-    )
+def _judge(options: EvaluateClasses, run: TrainedRun) -> Classifier:
+    """The named classifier, or the one that belongs to this data, trained if need be."""
+    training = run.request.training
+    size = f"-{training.size}" if training.size else ""
+    beside = run.run.resolve().parent / f"judge-{Path(training.data).stem}{size}"
+    folder = Path(options.judge) if options.judge else beside
+    if options.judge and not (folder / "run.json").exists():
+        raise ValueError(f"{folder} is no run folder of a classifier")
+    request = _classifier(training.data, training.size, options.judge_steps, run)
+    model = run.train_model(request, folder, "judge").model
+    if not isinstance(model, Classifier):
+        raise ValueError(f"{folder} is not a classifier's run: a judge is a classifier")
+    return model
 
 
-def _trained(train_judge: TrainJudge, pictures: PictureSet, held_out: PictureSet) -> Accuracy:
-    judge = train_judge(_floats(pictures.pictures), pictures.label)
-    return accuracy(judged(judge, held_out.pictures, held_out.label).seen, held_out.label)
+def _train_on_samples(options: EvaluateClasses, run: TrainedRun) -> TrainJudge:
+    """Trains a classifier like the judge on given pictures: the classification accuracy score."""
+
+    def train(images: Tensor, labels: Tensor) -> Classifier:
+        with tempfile.TemporaryDirectory() as folder:
+            data = Path(folder) / "pictures.npz"
+            x, y = to_pictures(images), labels.numpy()
+            np.savez(data, x_train=x, y_train=y, x_test=x[:100], y_test=y[:100])
+            request = _classifier(str(data), 0, options.judge_steps, run)
+            model = run.train_model(request, Path(folder) / "run", "classifier").model
+            assert isinstance(model, Classifier)
+            return model
+
+    return train
+
+
+def _classifier(data: str, size: int, steps: int, run: TrainedRun) -> TrainClassifier:
+    """The preset for pictures of this size: large ones are shifted a little while it learns."""
+    side = min(run.train.shape[:2])
+    preset = PRESETS["mnist" if side >= 16 else "digits"]
+    training = replace(preset.training, data=data, size=size, steps=steps or preset.training.steps)
+    return replace(preset, training=training)

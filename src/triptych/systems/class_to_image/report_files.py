@@ -11,8 +11,8 @@ from triptych.scores.accuracy import Accuracy
 from triptych.scores.environment import environment
 from triptych.scores.fid import Estimate
 from triptych.scores.memorisation import QUANTILES
+from triptych.systems.class_to_image.judge import ClassConditionalReport, Distances
 from triptych.systems.class_to_image.plots import draw_plots
-from triptych.systems.class_to_image.report import ClassConditionalReport, Distances
 
 
 def write_report(report: ClassConditionalReport, folder: Path, *, command: str) -> tuple[Path, ...]:

@@ -14,11 +14,10 @@ from torch import Tensor
 from triptych import runtime
 from triptych.config import nearest
 from triptych.data import gallery
-from triptych.loading import load
-from triptych.requests import OWN_CLASSES, Classify, distinct_labels
+from triptych.systems.classification.request import OWN_CLASSES, Classify, distinct_labels
 from triptych.systems.two_towers.labels import embed_labels
 from triptych.text.templates import TEMPLATES
-from triptych.weights.loaded import Loaded
+from triptych.weights.loaded import Load
 
 MAX_LABELS_FILE = 16 << 20  # bytes
 
@@ -68,7 +67,7 @@ def read(logits: Float[Tensor, "N L"], how: str) -> Float[Tensor, "N L"]:
     return logits.softmax(-1) if how == "softmax" else logits.sigmoid()
 
 
-def run(request: Classify, loaded: Loaded | None = None) -> Iterator[Classified]:
+def run(request: Classify, load: Load) -> Iterator[Classified]:
     """Look at pictures batch by batch; the last item that it yields is the whole result.
 
     Raises:
@@ -79,8 +78,7 @@ def run(request: Classify, loaded: Loaded | None = None) -> Iterator[Classified]
     found = gallery_of(request)
     if request.evaluated:
         labels = _renamed(found.classes, labels)
-    if loaded is None:
-        loaded = load(request.model, runtime.device(request.device), request.dtype)
+    loaded = load(request.model, runtime.device(request.device), request.dtype)
     text, cut = embed_labels(loaded, labels, templates)
     scale = loaded.model.logit_scale
     bias = getattr(loaded.model, "logit_bias", None)

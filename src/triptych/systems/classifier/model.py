@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.nn.loss import Loss
+from triptych.system import ModelKind
 
 
 @dataclass(frozen=True)
@@ -142,3 +143,6 @@ def shifted(image: Float[Tensor, "B C H W"], pixels: int) -> Float[Tensor, "B C 
     columns = (torch.arange(width, device=image.device) + dx).clamp(0, width - 1)  # (B, W)
     image = image.gather(2, rows[:, None, :, None].expand(-1, channels, -1, width))
     return image.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
+
+
+KINDS = {"classifier": ModelKind(ClassifierConfig, Classifier)}

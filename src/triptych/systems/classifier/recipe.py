@@ -11,17 +11,18 @@ from triptych.data.order.batches import batches, take
 from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
 from triptych.systems.classifier.model import Classifier, ClassifierConfig, objective
+from triptych.systems.classifier.request import TrainClassifier
 from triptych.train.conditioning import card, conditioning
-from triptych.train.distributed import ALONE, World
+from triptych.train.distributed import World
 from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
-from triptych.train.recipes.requests import TrainClassifier
+from triptych.weights.loaded import Load
 
 HELD_OUT = 10_000  # test pictures at most
 CHUNK = 500
 
 
-def build(request: TrainClassifier, world: World = ALONE) -> Recipe:
+def build(request: TrainClassifier, world: World, load: Load) -> Recipe:
     """A classifier with its data."""
     training = request.training
     device = runtime.device(training.device)

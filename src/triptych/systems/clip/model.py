@@ -20,6 +20,7 @@ from triptych.nn.loss import Loss
 from triptych.nn.patches import check_stem, kept_patches, patch_embedding, whole_patches
 from triptych.nn.position import near, resize_grid
 from triptych.nn.transformer import Activation, Transformer
+from triptych.system import ModelKind
 from triptych.systems.clip.resnet import ModifiedResNet, ResNetConfig
 
 Match = Callable[..., Tensor]
@@ -439,3 +440,13 @@ def objective(
     loss = match(image, text, scale, groups=groups)
     count = len(pixels)
     return Loss(loss * count, count, {"scale": scale.detach().exp()})
+
+
+def cast_towers(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Cast the towers, but not the temperature: a scale of 100 would become 98.9."""
+    if dtype is not None:
+        for tower in ("image", "text"):
+            model.get_submodule(tower).to(dtype)
+
+
+KINDS = {"clip": ModelKind(ClipConfig, Clip, cast_towers)}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.nn.loss import Loss
+from triptych.system import ModelKind
 
 Images = Float[Tensor, "B C H W"]  # in [-1, 1]
 Codes = Float[Tensor, "B Z"]
@@ -443,3 +444,6 @@ def manifold(side: int) -> Float[Tensor, "_ 2"]:
         raise ValueError(f"the grid's side must be at least 1, not {side}")
     steps = torch.special.ndtri((torch.arange(side, dtype=torch.float64) + 0.5) / side).float()
     return torch.stack(torch.meshgrid(-steps, steps, indexing="ij"), -1).flatten(0, 1).flip(1)
+
+
+KINDS = {"cvae": ModelKind(CvaeConfig, Cvae)}

@@ -13,16 +13,17 @@ from triptych.data.order.batches import batches, take_first
 from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
 from triptych.systems.cvae.model import Cvae, CvaeConfig, objective, sample
+from triptych.systems.cvae.request import TrainCvae
 from triptych.train.conditioning import card, condition_grid, conditioning
-from triptych.train.distributed import ALONE, World
+from triptych.train.distributed import World
 from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
-from triptych.train.recipes.requests import TrainCvae
+from triptych.weights.loaded import Load
 
 HELD_OUT = 512  # test pictures that the evidence is measured on during training
 
 
-def build(request: TrainCvae, world: World = ALONE) -> Recipe:
+def build(request: TrainCvae, world: World, load: Load) -> Recipe:
     """A conditional VAE with its data."""
     training = request.training
     device = runtime.device(training.device)

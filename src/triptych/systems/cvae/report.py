@@ -15,13 +15,18 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from triptych.config import to_json, write_json
 from triptych.data.order.batches import Batch, take, take_first
 from triptych.data.source import Source
 from triptych.runtime import generator, noise
 from triptych.scores.accuracy import Accuracy
+from triptych.scores.environment import environment
 from triptych.systems.cvae import model as cvae
 from triptych.systems.cvae.leak import leak_probe
 from triptych.systems.cvae.model import Cvae
+from triptych.systems.cvae.request import EvaluateVae, TrainCvae
+from triptych.train.conditioning import conditioning
+from triptych.train.evaluation import TrainedRun, indent
 from triptych.vision.grids import labelled_grid
 from triptych.vision.images import save_picture, to_pictures
 
@@ -301,3 +306,31 @@ def _first(batch: Batch, count: int) -> Batch:
 
 def _device(model: Cvae) -> torch.device:
     return next(model.parameters()).device
+
+
+def evaluate(options: EvaluateVae, run: TrainedRun) -> Generator[str, None, dict[str, Any]]:
+    """Likelihood, leak and figures of a run; yields messages and returns the figures."""
+    model, request = run.loaded.model, run.request
+    assert isinstance(model, Cvae) and isinstance(request, TrainCvae)
+    condition = conditioning(request.condition, run.train, quadrants=request.quadrants).of
+    report, codes = yield from indent(
+        evaluate_vae(
+            model,
+            run.train,
+            run.test,
+            condition,
+            samples=options.likelihood_samples,
+            nll_limit=options.likelihood_pictures,
+            seed=run.seed,
+        )
+    )
+    draw_figures(model, run.test, condition, codes, run.folder, seed=run.seed)
+    figures: dict[str, Any] = to_json(report)
+    write_json(run.folder / "vae.json", {"environment": environment(run.command)} | figures)
+    terms = f"-({report.reconstruction:.2f} + {report.kl:.2f})"
+    yield f"evidence lower bound {report.elbo:.2f} = {terms} nats"
+    yield f"-log likelihood {report.nll:.2f} nats ({report.nll_samples} samples)"
+    for name, leak in (("means", report.leak_means), ("samples", report.leak_samples)):
+        if leak:
+            yield f"class read from posterior {name}: {leak.value:.1%}, chance {leak.chance:.1%}"
+    return {"vae": figures}

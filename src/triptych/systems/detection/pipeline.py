@@ -19,16 +19,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from triptych import runtime
-from triptych.loading import load
-from triptych.requests import Detect
 from triptych.systems.clip.model import ClipConfig
 from triptych.systems.detection import dense, heatmaps, windows
 from triptych.systems.detection.heatmaps import Found
+from triptych.systems.detection.request import Detect
 from triptych.systems.siglip.model import SiglipConfig
 from triptych.systems.two_towers.labels import average_prompts, label_prompts
 from triptych.text.templates import TEMPLATES
 from triptych.vision.images import open_picture
-from triptych.weights.loaded import TWO_TOWERS, Loaded
+from triptych.weights.loaded import TWO_TOWERS, Load, Loaded
 
 FINEST = 160
 """Cells of a heat map along the picture's longer side, or its pixels where they are fewer."""
@@ -68,7 +67,7 @@ class Queries:
     background: Float[Tensor, "K E"]
 
 
-def run(request: Detect, loaded: Loaded | None = None) -> Iterator[Detections]:
+def run(request: Detect, load: Load) -> Iterator[Detections]:
     """Detect in the picture file of a request; the last item has the boxes.
 
     Raises:
@@ -79,7 +78,7 @@ def run(request: Detect, loaded: Loaded | None = None) -> Iterator[Detections]:
         picture = open_picture(Path(request.picture), channels=3)
     except ValueError as error:
         raise ValueError(f"{request.picture}: {error}") from None
-    loaded = loaded or load(request.model, runtime.device())
+    loaded = load(request.model, runtime.device())
     yield from detect(request, loaded, picture)
 
 

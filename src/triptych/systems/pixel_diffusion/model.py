@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych import runtime
 from triptych.diffusion.denoiser import (
     Conditioning,
     Predicts,
@@ -31,6 +32,7 @@ from triptych.diffusion.schedule import Discrete, Edm, Flow, Levels, Schedule, b
 from triptych.diffusion.spacing import Kind, Spacing
 from triptych.diffusion.walks import walk
 from triptych.nn.loss import Loss
+from triptych.system import ModelKind
 from triptych.systems.pixel_diffusion.unet import UNet, UNetConfig
 
 OVER_SIGMA = ("karras", "exponential", "polyexponential", "beta_sigma")
@@ -264,3 +266,16 @@ def sampling_levels(
     chosen = Spacing(spacing or config.spacing, whole_times=config.schedule not in ("edm", "flow"))
     sampler, steps = sampler or config.sampler, steps or config.steps
     return walk(model.schedule, sampler, steps, chosen, eta=eta)
+
+
+def prepare(model: PixelDiffusion, dtype: torch.dtype | None) -> None:
+    """Channels last where inference is in float32: a U-Net on a CPU with AVX2 takes 0.76 of the
+    time, on a Zen 5 0.93. In bfloat16 small ones lose more in their norms than convolutions gain
+    (1.15), and training gains nothing by it.
+    """
+    device = next(model.parameters()).device
+    if runtime.precision("auto", device) == "float32":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+KINDS = {"pixel-diffusion": ModelKind(PixelDiffusionConfig, PixelDiffusion, prepare)}

@@ -23,17 +23,18 @@ from triptych.systems.pixel_diffusion.model import (
     objective,
     sampling_levels,
 )
+from triptych.systems.pixel_diffusion.request import TrainPixelDiffusion
 from triptych.train.conditioning import Conditioning, card, condition_grid, conditioning
-from triptych.train.distributed import ALONE, World
+from triptych.train.distributed import World
 from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
-from triptych.train.recipes.requests import TrainPixelDiffusion
+from triptych.weights.loaded import Load
 
 HELD_OUT = 512  # test pictures that the loss is measured on during training
 CHUNK = 128
 
 
-def build(request: TrainPixelDiffusion, world: World = ALONE) -> Recipe:
+def build(request: TrainPixelDiffusion, world: World, load: Load) -> Recipe:
     """A pixel diffusion model with its data."""
     training = request.training
     device = runtime.device(training.device)

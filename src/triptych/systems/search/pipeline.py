@@ -12,8 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triptych import runtime
-from triptych.loading import load
-from triptych.requests import Search
 from triptych.systems.search.index import Index, index_place, model_digest, opened, update
 from triptych.systems.search.nearest import (
     LARGE,
@@ -23,7 +21,8 @@ from triptych.systems.search.nearest import (
     nearest_by_faiss,
     require_faiss,
 )
-from triptych.weights.loaded import Loaded, require_tokenizer
+from triptych.systems.search.request import Search
+from triptych.weights.loaded import Load, Loaded, require_tokenizer
 
 WEIGHTED = re.compile(r"\((.+):\s*(\d*\.?\d+)\)", re.DOTALL)
 
@@ -55,14 +54,14 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
-def run(request: Search, loaded: Loaded | None = None) -> Iterator[Found]:
+def run(request: Search, load: Load) -> Iterator[Found]:
     """Bring the index of the folder up to date, then answer the query.
 
     Raises:
         ValueError: the model is no CLIP or SigLIP; the folder has no pictures; the index is of
             another model; or a part of the query is no text or sound picture, named.
     """
-    loaded = loaded or load(request.model, runtime.device())
+    loaded = load(request.model, runtime.device())
     query, notes = _query(request, loaded)  # before an hour of work, not after
     if request.backend == "faiss":
         require_faiss()

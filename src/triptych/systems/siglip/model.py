@@ -20,6 +20,8 @@ from triptych.nn.loss import Loss
 from triptych.nn.patches import check_stem, kept_patches, patch_embedding, whole_patches
 from triptych.nn.position import near, resize_grid
 from triptych.nn.transformer import Activation, AttentionPool, Transformer
+from triptych.system import ModelKind
+from triptych.systems.clip.model import cast_towers
 
 Match = Callable[..., Tensor]
 """(image, text, logit_scale, logit_bias, groups=) to the loss: `sigmoid_loss` and its like."""
@@ -112,6 +114,11 @@ class SiglipConfig:
         tower = self.text or self.words
         assert tower is not None
         return tower.length
+
+    @property
+    def dim(self) -> int:
+        """Width of the shared space."""
+        return self.image.width
 
 
 class SiglipImage(nn.Module):
@@ -319,3 +326,6 @@ def objective(
     count = len(pixels)
     terms = {"scale": model.logit_scale.detach().exp(), "bias": model.logit_bias.detach()}
     return Loss(loss * count, count, terms)
+
+
+KINDS = {"siglip": ModelKind(SiglipConfig, Siglip, cast_towers)}

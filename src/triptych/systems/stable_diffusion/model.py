@@ -33,6 +33,7 @@ from triptych.diffusion.sampling import sample as walk
 from triptych.diffusion.schedule import Discrete, Flow, Levels, Schedule, betas, zero_terminal
 from triptych.diffusion.spacing import Kind
 from triptych.nn.loss import Loss
+from triptych.system import ModelKind
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.systems.clip.model import TextConfig, TextEncoderConfig, TextTransformer
@@ -328,3 +329,18 @@ def sampling_walk(
         offset=config.offset,
         end=config.end,
     )
+
+
+def prepare(model: StableDiffusion, dtype: torch.dtype | None) -> None:
+    """Channels last, the order that convolutions compute in: on a Zen 5 a step takes 0.90 of the
+    time in bfloat16 and 0.93 in float32, decoding 0.78 and 0.83 (docs/results.md).
+    """
+    for network in (model.unet, model.autoencoder):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+KINDS = {
+    "stable-diffusion": ModelKind(
+        StableDiffusionConfig, StableDiffusion, prepare, cast_on_read=True
+    )
+}

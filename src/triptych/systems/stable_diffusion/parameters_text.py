@@ -18,7 +18,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from triptych.diffusion.names import SAMPLERS, SPACINGS, parse_sampler
-from triptych.requests import TextToImage, lora_named
+from triptych.systems.stable_diffusion.request import TextToImage, parse_lora
 
 MAX_TEXT = 64 * 1024  # characters
 NEGATIVE = "Negative prompt:"
@@ -283,7 +283,7 @@ def infotext_of(
     (steps, sampler, guidance) should be filled in before; what is still open is left out. Files
     are named without their folders.
     """
-    marks = (lora_named(lora) for lora in request.loras)
+    marks = (parse_lora(lora) for lora in request.loras)
     loras = [f"<lora:{_plain_name(name)}:{weight:g}>" for name, weight in marks]
     sampler, behind = parse_sampler(request.sampler) if request.sampler else ("", "")
     spacing = request.spacing or behind

@@ -23,10 +23,8 @@ from triptych.diffusion.samplers import Level, Step
 from triptych.diffusion.sampling import sample as walk
 from triptych.diffusion.sampling import shares
 from triptych.diffusion.spacing import Kind
-from triptych.loading import load
 from triptych.nn.circular import circular
 from triptych.nn.int8 import int8
-from triptych.requests import TextToImage, size_named
 from triptych.systems.stable_diffusion.adapters.learned_words import learned_words
 from triptych.systems.stable_diffusion.adapters.loras import merged
 from triptych.systems.stable_diffusion.encode_prompts import (
@@ -36,6 +34,7 @@ from triptych.systems.stable_diffusion.encode_prompts import (
 )
 from triptych.systems.stable_diffusion.model import StableDiffusion, sampling_walk
 from triptych.systems.stable_diffusion.openvino import conversion_said, in_openvino, unet_conversion
+from triptych.systems.stable_diffusion.request import TextToImage, parse_size
 from triptych.systems.stable_diffusion.starting_picture import (
     Original,
     Start,
@@ -45,7 +44,7 @@ from triptych.systems.stable_diffusion.starting_picture import (
 )
 from triptych.text.weighting import loras_in
 from triptych.vision.images import to_pictures
-from triptych.weights.loaded import Loaded
+from triptych.weights.loaded import Load, Loaded
 from triptych.weights.openvino import require_openvino
 
 MODEL = "stable-diffusion"
@@ -72,7 +71,7 @@ class Drawing:
         return _seeds(self.request, number)
 
 
-def run(request: TextToImage, loaded: Loaded | None = None) -> Iterator[Drawing]:
+def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
     """Draw the pictures; an item after every step of the sampler, and one before the first where
     the U-Net must be converted for OpenVINO, which takes a while.
 
@@ -83,7 +82,7 @@ def run(request: TextToImage, loaded: Loaded | None = None) -> Iterator[Drawing]
         ValueError: another kind of model, or something that it cannot do; a file that is no
             picture or LoRA for it.
     """
-    loaded = loaded or ready(request)
+    loaded = load_model(request, load)
     model = drawing_model(loaded)
     dtype = _precision(request, model)
     original = _original(request, model)
@@ -145,7 +144,7 @@ def _pictures(
         yield Drawing(request, done, rows.stop / request.n, None, notes)
 
 
-def ready(request: TextToImage) -> Loaded:
+def load_model(request: TextToImage, load: Load) -> Loaded:
     """The model that a request names, its weights read in the precision that it computes in: there
     is never a larger copy of them, and nothing to convert at a step.
 
@@ -195,7 +194,7 @@ def filled(
     spacing = request.spacing or behind
     if not spacing:
         spacing = automatic1111(sampler).spacing if _a1111(request) else config.spacing
-    size = size_named(request.size) or (config.width, config.height)
+    size = parse_size(request.size) or (config.width, config.height)
     strength = request.strength
     if original is not None:
         height, width = original.picture.shape[:2]
@@ -328,12 +327,12 @@ def _original(request: TextToImage, model: StableDiffusion) -> Original | None:
         )
     if not request.image:
         return None
-    size = size_named(request.size)
+    size = parse_size(request.size)
     found = open_original(
         request.image, request.mask, size and (size[1], size[0]), model.config.channels
     )
     height, width = found.picture.shape[:2]
-    size_named(f"{width}x{height}")  # of a picture the limits are the same
+    parse_size(f"{width}x{height}")  # of a picture the limits are the same
     return found
 
 
@@ -352,7 +351,7 @@ def _a1111(request: TextToImage) -> bool:
 
 def _size(request: TextToImage) -> tuple[int, int]:
     """Height and width of a filled request."""
-    size = size_named(request.size)
+    size = parse_size(request.size)
     assert size is not None
     return size[1], size[0]
 

@@ -20,7 +20,6 @@ from triptych.data.sources import open_source, open_train_and_test
 from triptych.diffusion.denoiser import Predicts
 from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.sampling import check_draws_batches
-from triptych.loading import load
 from triptych.nn import lora
 from triptych.nn.loss import Loss
 from triptych.systems.autoencoder.model import Autoencoder
@@ -33,6 +32,7 @@ from triptych.systems.stable_diffusion.model import (
     StableDiffusionConfig,
     objective,
 )
+from triptych.systems.stable_diffusion.request import TrainTextToImage
 from triptych.systems.stable_diffusion.training.cached_latents import Latents
 from triptych.systems.stable_diffusion.training.frozen import (
     around,
@@ -52,11 +52,10 @@ from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
 from triptych.systems.stable_diffusion.unet import LatentUNetConfig
 from triptych.text.templates import TEMPLATES
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
-from triptych.train.distributed import ALONE, World
+from triptych.train.distributed import World
 from triptych.train.optimizer import named
 from triptych.train.recipe import Batch, Recipe, Update
-from triptych.train.recipes.requests import TrainTextToImage
-from triptych.weights.loaded import Card, Loaded
+from triptych.weights.loaded import Card, Load, Loaded
 
 LEARNED_FROM = 20_000  # pictures whose captions make the vocabulary
 HELD_OUT = 256  # test pictures that the loss is measured on during training
@@ -66,7 +65,7 @@ LARGE = 256 * 256  # pixels from which on pictures are large
 CHUNK = 64
 
 
-def build(request: TrainTextToImage, world: World = ALONE) -> Recipe:
+def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
     """A text-to-image model with its data, from nothing or from a model that is there."""
     training = request.training
     device = runtime.device(training.device)
@@ -75,7 +74,7 @@ def build(request: TrainTextToImage, world: World = ALONE) -> Recipe:
     torch.manual_seed(runtime.key(training.seed, "weights"))
     if request.pictures:
         source = beginning(source, request.pictures)
-    model, tokenizers = _start(request, source, templates)
+    model, tokenizers = _start(request, source, templates, load)
     _choose_what_moves(model, request)
     source = cut(source, model.config, request.training.size if request.buckets else 0)
     moves = any(p.requires_grad for p in model.text.parameters())
@@ -257,7 +256,7 @@ def _templates(name: str) -> tuple[str, ...]:
 
 
 def _start(
-    request: TrainTextToImage, source: Source, templates: tuple[str, ...]
+    request: TrainTextToImage, source: Source, templates: tuple[str, ...], load: Load
 ) -> tuple[StableDiffusion, tuple[Tokenizer, ...]]:
     """The model as training finds it, with what reads for it."""
     height, width, channels = source.info.shape
@@ -271,7 +270,7 @@ def _start(
             )
         refuse_untrainable(request.init, found.model.config)
         return found.model.requires_grad_(True), found.tokenizers
-    eye = _frozen_text(request.clip) if request.clip else None
+    eye = _frozen_text(request.clip, load) if request.clip else None
     if eye is None:
         tokenizer = train_tokenizer(_texts(source, templates), request.vocabulary, request.length)
         assert tokenizer.config.end is not None
@@ -291,7 +290,7 @@ def _start(
     else:
         assert eye.tokenizer is not None
         tokenizer, tower = eye.tokenizer, TextEncoderConfig(eye.config.text, dim=eye.config.dim)
-    maker = _autoencoder(request.autoencoder, channels) if request.autoencoder else None
+    maker = _autoencoder(request.autoencoder, channels, load) if request.autoencoder else None
     model = StableDiffusion(_config(request, (height, width, channels), tower, maker))
     if eye is not None:
         model.text[0].load_state_dict(eye.model.get_submodule("text").state_dict())
@@ -308,7 +307,7 @@ def _texts(source: Source, templates: tuple[str, ...]) -> list[str]:
     return [text.replace("{}", name) for name in source.info.classes for text in templates]
 
 
-def _frozen_text(name: str) -> Loaded:
+def _frozen_text(name: str, load: Load) -> Loaded:
     found = load(name, dtype="float32")
     if not isinstance(found.model, Clip) or found.config.text is None:
         raise ValueError(f"{name} is a {found.card.model} without a transformer that reads text")
@@ -317,7 +316,7 @@ def _frozen_text(name: str) -> Loaded:
     return found
 
 
-def _autoencoder(name: str, channels: int) -> Loaded:
+def _autoencoder(name: str, channels: int, load: Load) -> Loaded:
     found = load(name, dtype="float32")
     if not isinstance(found.model, Autoencoder | TinyAutoencoder):
         raise ValueError(f"{name} is a {found.card.model}, not an autoencoder")

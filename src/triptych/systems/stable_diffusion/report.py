@@ -19,13 +19,19 @@ from triptych.config import to_json, write_json
 from triptych.data.order.batches import take
 from triptych.data.scene_source import SceneSource
 from triptych.data.source import Source
+from triptych.diffusion.names import parse_sampler
+from triptych.diffusion.sampling import check_draws_batches
 from triptych.scenes.captions import parse
 from triptych.scenes.drawing import GroundColour, Texture, Thing
 from triptych.scenes.judge import Share, holds, report, satisfies
 from triptych.scenes.reader import matches, strict, threshold
 from triptych.scores.environment import environment
 from triptych.scores.fid import Estimate, kernel_distance
+from triptych.systems.stable_diffusion.model import StableDiffusion
+from triptych.systems.stable_diffusion.request import EvaluateTextToImage
+from triptych.systems.stable_diffusion.training.held_out_prompts import drawn
 from triptych.systems.two_towers.clip_score import Alignment, alignment
+from triptych.train.evaluation import TrainedRun, indent
 from triptych.vision.images import to_pictures
 from triptych.weights.loaded import Loaded
 
@@ -35,6 +41,7 @@ Seen = tuple[Sequence[tuple[Thing, float] | None], GroundColour | None, Texture 
 """What `matches` says of a picture."""
 Draw = Callable[[Sequence[str], float, int], Pictures]
 """(prompts, guidance, first seed) to one picture a prompt."""
+CURVE = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)  # strengths of guidance
 FIRST = 100_000  # prompts of endless data are counted from here: no training run looks at these
 
 
@@ -341,3 +348,64 @@ def _plot(reports: Sequence[TextToImageReport], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
+
+
+def evaluate(options: EvaluateTextToImage, run: TrainedRun) -> Generator[str, None, dict[str, Any]]:
+    """Draw held-out captions and judge the pictures; yields messages and returns the figures."""
+    model, tokenizers = run.loaded.model, run.loaded.tokenizers
+    assert isinstance(model, StableDiffusion)
+    own = model.config.sampling.guidance if options.guidance is None else options.guidance
+    sampler, spacing = parse_sampler(options.sampler) if options.sampler else ("", "")
+    check_draws_batches(sampler)
+
+    def draw(prompts: Sequence[str], guidance: float, seed: int) -> Pictures:
+        return drawn(
+            model,
+            tokenizers,
+            prompts,
+            guidance=guidance,
+            sampler=sampler,
+            steps=options.steps,
+            spacing=spacing or None,  # type: ignore[arg-type]
+            first_seed=seed,
+        )
+
+    reports = yield from indent(
+        evaluate_text_to_image(
+            draw,
+            run.train,
+            run.test,
+            count=options.prompts,
+            guidance=CURVE if options.curves else (own,),
+            clip=run.load(options.clip, dtype="float32") if options.clip else None,
+            seed=run.seed,
+        )
+    )
+    for path in write_text_to_image(reports, run.folder, command=run.command):
+        yield f"  {path}"
+    for found in reports:
+        yield _summarise(found)
+    return {"pictures": [to_json(found) for found in reports]}
+
+
+def _summarise(found: TextToImageReport) -> str:
+    """The figures of one strength of guidance in one line."""
+    parts = [f"guidance {found.guidance:g}"]
+    if found.judged:
+        parts += [f"{name} {share.value:.1%}" for name, share in found.judged["all"].items()]
+    near = found.nearest.get("all")
+    if near is not None and near.distances is not None:
+        parts += [
+            f"nearest object's {name} {share.right} of {share.of}"
+            for name, share in near.shares.items()
+            if name in ("colour", "shape")
+        ]
+        parts += [f"distance {near.distances[1]:.3f} (judge {near.limit:.3f})"]
+    if found.likeness is not None:
+        alike = found.likeness
+        kid, floor = 1000 * alike.kernel.value, 1000 * alike.floor.value
+        parts += [
+            f"KID x 1000 {kid:.3g}, real {floor:.3g}",
+            f"CLIP score {alike.alignment.score:.3f}, real {alike.real.score:.3f}",
+        ]
+    return ", ".join(parts)

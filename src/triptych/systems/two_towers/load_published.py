@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from triptych import config
 from triptych.systems.clip import configs as clip_configs
@@ -27,21 +28,12 @@ from triptych.text.tokenizer import (
 from triptych.vision.transforms import CLIP_MEAN, CLIP_STD, HALF, ImageTransform, PatchTransform
 from triptych.weights.files.read import read_weights
 from triptych.weights.keymap import Rule, convert, fill
-from triptych.weights.layouts import Layout, layout
+from triptych.weights.layouts import Layout
+from triptych.weights.loaded import AS_STORED, Published, Reading
 from triptych.weights.skeleton import skeleton
 
 GEMMA_VOCABULARY = 256_000
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which transformers stores
-
-
-class Published(NamedTuple):
-    """A model with its tokenizer and transform, and where they came from."""
-
-    kind: str  # clip or siglip
-    config: ClipConfig | SiglipConfig
-    model: nn.Module
-    tokenizer: Tokenizer | None  # None: the folder has no vocabulary
-    transform: ImageTransform | PatchTransform
 
 
 class Found(NamedTuple):
@@ -52,7 +44,14 @@ class Found(NamedTuple):
     transform: ImageTransform | PatchTransform
 
 
-def load_published(path: Path) -> Published:
+def recognise(found: Layout) -> bool:
+    """Whether a checkpoint has a layout of CLIP or SigLIP."""
+    return found.form in READERS
+
+
+def load_published(
+    found: Layout, dtype: torch.dtype | None = None, reading: Reading = AS_STORED
+) -> Published:
     """A folder of transformers or open_clip, an archive of OpenAI's or an `.npz` of big_vision's.
 
     Nothing in a file is executed, no tensor is left over, and none is missing.
@@ -60,22 +59,15 @@ def load_published(path: Path) -> Published:
     Raises:
         ValueError: what the path is instead, or which tensors do not fit, and what to do.
     """
-    found = layout(path)
-    reader = READERS.get(found.form)
-    if reader is None:
-        raise ValueError(
-            f"{path} is a checkpoint of {found.declared or found.form} layout, which is not among "
-            f"those that load here: {', '.join(READERS)}"
-        )
     try:
-        settings, state, transform = reader(found)
+        settings, state, transform = READERS[found.form](found)
         kind = "clip" if isinstance(settings, ClipConfig) else "siglip"
         model = skeleton(
             lambda: Clip(settings) if isinstance(settings, ClipConfig) else Siglip(settings)
         )
         fill(model, state)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{found.path}: {error}") from error
     return Published(kind, settings, model, _tokenizer(found, settings), transform)
 
 

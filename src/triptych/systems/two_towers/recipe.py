@@ -15,7 +15,6 @@ from triptych.data.captions import captions_of, reader
 from triptych.data.order.batches import batches
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
-from triptych.loading import load
 from triptych.nn import lora
 from triptych.nn.contrastive.losses import duplicate_groups, sigmoid_loss, softmax_loss
 from triptych.nn.contrastive.ranks import sigmoid_loss_of_ranks, softmax_loss_of_ranks
@@ -32,26 +31,26 @@ from triptych.systems.siglip.model import (
     SiglipWordsConfig,
 )
 from triptych.systems.two_towers.matching import held_out_matches
+from triptych.systems.two_towers.request import Towers, TrainClip, TrainSiglip
 from triptych.text.templates import TEMPLATES
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
-from triptych.train.distributed import ALONE, World
+from triptych.train.distributed import World
 from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
-from triptych.train.recipes.requests import Towers, TrainClip, TrainSiglip
 from triptych.vision.augment import Augmentation, augment
 from triptych.vision.transforms import HALF, ImageTransform
-from triptych.weights.loaded import Card
+from triptych.weights.loaded import Card, Load
 
 LEARNED_FROM = 20_000  # pictures whose captions make the vocabulary
 
 
-def build(request: TrainClip | TrainSiglip, world: World = ALONE) -> Recipe:
+def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
     """Two towers with their data, from nothing or from a model that is there."""
     training, towers = request.training, request.towers
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     templates = _templates(towers.templates)
-    model, tokenizer, transform = _start(request, source, templates)
+    model, tokenizer, transform = _start(request, source, templates, load)
     model = model.to(device)
     initial = copy.deepcopy(model).requires_grad_(False) if towers.interpolate < 1 else None
     _choose_what_moves(model, towers)
@@ -153,7 +152,7 @@ def _templates(name: str) -> tuple[str, ...]:
 
 
 def _start(
-    request: TrainClip | TrainSiglip, source: Source, templates: tuple[str, ...]
+    request: TrainClip | TrainSiglip, source: Source, templates: tuple[str, ...], load: Load
 ) -> tuple[Clip | Siglip, Tokenizer, ImageTransform]:
     """The model as training finds it, with what reads for it."""
     towers, training = request.towers, request.training
@@ -161,7 +160,7 @@ def _start(
     if height != width:
         raise ValueError(f"pictures of {width} x {height} pixels: choose a square --size")
     if towers.init:
-        return _continued(request, source)
+        return _continued(request, source, load)
     if source.info.has_captions:
         texts = [text for notes in captions_of(source, LEARNED_FROM) for text in notes]
     else:
@@ -174,7 +173,7 @@ def _start(
 
 
 def _continued(
-    request: TrainClip | TrainSiglip, source: Source
+    request: TrainClip | TrainSiglip, source: Source, load: Load
 ) -> tuple[Clip | Siglip, Tokenizer, ImageTransform]:
     init = request.towers.init
     found = load(init, dtype="float32")

@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from triptych.nn.loss import Loss
+from triptych.system import ModelKind
 
 Condition = Tensor | None
 """None, int64 (B,) class labels, or float (B, N) attributes, 1 where the attribute holds."""
@@ -347,3 +348,6 @@ def class_spread(
         variance = rows.var(0).sum() if len(rows) > 1 else rows.new_tensor(torch.nan)
         spreads.append((2 * variance).sqrt())
     return torch.stack(spreads)
+
+
+KINDS = {"wgan": ModelKind(WganConfig, Generator)}

@@ -26,16 +26,17 @@ from triptych.systems.wgan.model import (
     gradient_penalty,
     sample,
 )
+from triptych.systems.wgan.request import TrainWgan
 from triptych.train.conditioning import Conditioning, card, condition_grid, conditioning
-from triptych.train.distributed import ALONE, World
+from triptych.train.distributed import World
 from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
-from triptych.train.recipes.requests import TrainWgan
+from triptych.weights.loaded import Load
 
 HELD_OUT = 500  # test pictures that the diagnostics look at
 
 
-def build(request: TrainWgan, world: World = ALONE) -> Recipe:
+def build(request: TrainWgan, world: World, load: Load) -> Recipe:
     """A conditional WGAN-GP with its data."""
     training = request.training
     device = runtime.device(training.device)

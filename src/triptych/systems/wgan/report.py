@@ -3,7 +3,9 @@
 Dimensions: R rows, S steps, C channels, H height, W width.
 """
 
+from collections.abc import Generator as Steps
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from triptych.runtime import noise
 from triptych.systems.wgan import model as wgan
 from triptych.systems.wgan.model import Generator
+from triptych.train.evaluation import TrainedRun
 from triptych.vision.grids import labelled_grid
 from triptych.vision.images import save_picture, to_pictures
 
@@ -63,3 +66,11 @@ def draw_figures(
 
 def _kept(z: Tensor, threshold: float) -> Tensor:
     return z if threshold == float("inf") else wgan.truncate(z, threshold)
+
+
+def evaluate(options: None, run: TrainedRun) -> Steps[str, None, dict[str, Any]]:
+    """Draw the figures of a generator of classes; its judge is in `class_to_image`."""
+    if isinstance(run.loaded.model, Generator) and run.loaded.card.config["condition"] == "label":
+        for path in draw_figures(run.loaded.model, run.test.classes, run.folder, seed=run.seed):
+            yield f"  {path}"
+    return {}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.nn.loss import Loss
+from triptych.system import ModelKind
 from triptych.systems.classifier.model import Classifier, ClassifierConfig, shifted
 
 QUANTILES = 201  # of the distances of a class's pictures from its word
@@ -356,3 +357,6 @@ def _places(label: Int[Tensor, " B"], seen: tuple[int, ...]) -> Int[Tensor, " B"
         strange = sorted(set(label.tolist()) - set(seen))
         raise ValueError(f"labels {strange} are not of the seen classes {list(seen)}")
     return is_seen.int().argmax(1)
+
+
+KINDS = {"word-space": ModelKind(WordSpaceConfig, WordSpace)}

@@ -17,12 +17,13 @@ from triptych.nn.loss import Loss
 from triptych.systems.classifier.model import ClassifierConfig
 from triptych.systems.word_space.model import WordSpace, WordSpaceConfig, objective
 from triptych.systems.word_space.report import Answers, answers, report, threshold_keeping
+from triptych.systems.word_space.request import TrainWordSpace
 from triptych.systems.word_space.word_vectors import read_word_vectors
 from triptych.train.conditioning import card, conditioning
-from triptych.train.distributed import ALONE, World
+from triptych.train.distributed import World
 from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
-from triptych.train.recipes.requests import TrainWordSpace
+from triptych.weights.loaded import Load
 
 HELD_OUT = 10_000  # test pictures at most
 CHUNK = 500
@@ -31,7 +32,7 @@ LEAST = 10  # pictures of each class that detectors are fitted on, if training c
 KEPT = 0.9  # share of pictures of seen classes that the reported threshold lets stay seen
 
 
-def build(request: TrainWordSpace, world: World = ALONE) -> Recipe:
+def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
     """The network and its map, trained on the seen classes alone."""
     training = request.training
     device = runtime.device(training.device)

@@ -33,14 +33,13 @@ from triptych.systems.stable_diffusion.model import (
     StableDiffusionConfig,
 )
 from triptych.systems.stable_diffusion.published.folder.read import OTHERS, PIPELINES, described
-from triptych.systems.stable_diffusion.published.load import Reading
 from triptych.systems.stable_diffusion.published.text_encoder import transformers_rules
 from triptych.systems.stable_diffusion.published.unet import diffusers_rules
 from triptych.systems.stable_diffusion.unet import LatentUNetConfig
 from triptych.text.tokenizer import train_tokenizer
 from triptych.weights.files.read import read_cast, read_weights, write_safetensors
 from triptych.weights.keymap import export
-from triptych.weights.loaded import Card
+from triptych.weights.loaded import Card, Reading
 from triptych.weights.skeleton import skeleton
 
 DATA = Path(os.environ.get("TRIPTYCH_DATA", "nowhere")) / "configs" / "diffusers"

@@ -23,6 +23,7 @@ from triptych.data.disk.table import beginning
 from triptych.data.order.batches import batches
 from triptych.data.order.buckets import bucket_batches, bucketed, shapes
 from triptych.data.sources import open_source
+from triptych.requests import Training, TrainTextToImage
 from triptych.systems.autoencoder.model import AutoencoderConfig
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoderConfig
 from triptych.systems.stable_diffusion.model import StableDiffusion
@@ -31,7 +32,6 @@ from triptych.systems.stable_diffusion.training.frozen import around, encoded, l
 from triptych.systems.stable_diffusion.training.held_out_prompts import tell
 from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
 from triptych.train.loop import fit
-from triptych.train.recipes.requests import Training, TrainTextToImage
 from triptych.training import build
 
 CPU = torch.device("cpu")

@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import nn
 
 from triptych.config import nearest
-from triptych.requests import lora_named
 from triptych.systems.stable_diffusion.adapters.lora_files import (
     Lora,
     Target,
@@ -17,6 +16,7 @@ from triptych.systems.stable_diffusion.adapters.lora_files import (
 )
 from triptych.systems.stable_diffusion.adapters.lora_updates import merge, restore
 from triptych.systems.stable_diffusion.model import StableDiffusion
+from triptych.systems.stable_diffusion.request import parse_lora
 
 FOLDERS = (Path("loras"), Path("."))
 """Where `<lora:NAME:WEIGHT>` in a prompt looks for NAME."""
@@ -37,8 +37,8 @@ def merged(
     Raises:
         ValueError: a file that is not there or no LoRA, or one for another family of models.
     """
-    wanted = [lora_named(file) for file in files]
-    wanted += [(str(installed_lora(mark)), weight) for mark, weight in map(lora_named, marks)]
+    wanted = [parse_lora(file) for file in files]
+    wanted += [(str(installed_lora(mark)), weight) for mark, weight in map(parse_lora, marks)]
     parts: dict[str, nn.Module] = {"unet": model.unet}
     for number, tower in enumerate(model.text):
         parts["text_encoder" if number == 0 else f"text_encoder_{number + 1}"] = tower

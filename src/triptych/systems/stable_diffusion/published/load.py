@@ -5,7 +5,7 @@ text tower. What they leave open is a `Reading`; nothing else is guessed, execut
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,6 @@ from triptych.systems.stable_diffusion.published.single_file.read import (
     Part,
     Predicts,
     SingleFile,
-    Weights,
     describe_single_file,
     split_names,
 )
@@ -42,29 +41,14 @@ from triptych.systems.stable_diffusion.published.tokenizers import (
 from triptych.text.tokenizer import Tokenizer
 from triptych.weights.files.read import read_cast, read_header
 from triptych.weights.keymap import Rule, convert, fill
+from triptych.weights.layouts import Layout
+from triptych.weights.loaded import AS_STORED, Published, Reading
 from triptych.weights.skeleton import skeleton
 
 ADVICE = (
     "get the whole file, or the folder of its publisher that has model_index.json, whose parts are "
     "complete"
 )
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a published checkpoint leaves open, or has several of."""
-
-    predicts: Predicts | None = None
-    """What the network predicts; single files of Stable Diffusion 2.x do not say. None: what the
-    checkpoint says.
-    """
-    weights: Weights = "raw"
-    """`ema` reads the running average of a single file that has both."""
-    variant: str = ""
-    """Which form of the weights of a diffusers folder, such as fp16."""
-
-
-AS_STORED = Reading()
 
 
 class Whole(NamedTuple):
@@ -75,6 +59,25 @@ class Whole(NamedTuple):
     tokenizers: tuple[Tokenizer, ...]
     notes: tuple[str, ...]
     """What someone should know, such as what was left out."""
+
+
+def recognise(found: Layout) -> bool:
+    """Whether a checkpoint may be a text-to-image model as a whole."""
+    return found.form in ("diffusers", "file")
+
+
+def load_published(
+    found: Layout, dtype: torch.dtype | None = None, reading: Reading = AS_STORED
+) -> Published:
+    """A checkpoint that `recognise` accepts; see `load_stable_diffusion`."""
+    whole = load_stable_diffusion(found.path, dtype, reading)
+    return Published(
+        "stable-diffusion",
+        whole.config,
+        whole.model,
+        tokenizers=whole.tokenizers,
+        notes=whole.notes,
+    )
 
 
 def load_stable_diffusion(

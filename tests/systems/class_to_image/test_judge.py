@@ -7,7 +7,7 @@ import torch
 
 from tests.scores.toy import CLASSES, Bars, draw, trained_judge
 from triptych.scores.fid import kernel_distance
-from triptych.systems.class_to_image.report import (
+from triptych.systems.class_to_image.judge import (
     PictureSet,
     evaluate_class_conditional,
     with_classes,
@@ -62,7 +62,7 @@ def test_perfect_samples_are_not_told_from_real_ones(perfect):
 
 
 def test_the_generator_is_asked_for_every_class_with_seeds_that_do_not_overlap(judge, monkeypatch):
-    monkeypatch.setattr("triptych.systems.class_to_image.report.BATCH", 70)
+    monkeypatch.setattr("triptych.systems.class_to_image.judge.BATCH", 70)
     calls = []
 
     def sample(labels, seed):

@@ -12,10 +12,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from triptych import runtime
-from triptych.loading import load
-from triptych.requests import Embed
+from triptych.systems.two_towers.request import Embed
 from triptych.vision.images import open_picture
-from triptych.weights.loaded import Loaded, require_tokenizer
+from triptych.weights.loaded import Load, Loaded, require_tokenizer
 
 
 class Ranking(NamedTuple):
@@ -69,13 +68,13 @@ class Vectors:
     """The share of the work that is done."""
 
 
-def run(request: Embed, loaded: Loaded | None = None) -> Iterator[Vectors]:
+def run(request: Embed, load: Load) -> Iterator[Vectors]:
     """Embed every text and every picture; a bad picture keeps its place and says why.
 
     Raises:
         ValueError: the model is no CLIP or SigLIP, or reads no text.
     """
-    loaded = loaded or load(request.model, runtime.device())
+    loaded = load(request.model, runtime.device())
     total = len(request.text) + len(request.image)
     rows = _texts(request.text, loaded) if request.text else ()
     for start in range(0, len(request.image), BATCH):

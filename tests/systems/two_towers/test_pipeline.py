@@ -7,15 +7,15 @@ import torch
 
 from tests.systems.clip.tiny_clip import pictures, tiny_clip
 from triptych.requests import Embed
-from triptych.systems.two_towers import embed
-from triptych.systems.two_towers.embed import Vectors
+from triptych.running import run
+from triptych.systems.two_towers.pipeline import Vectors
 from triptych.vision.images import open_picture
 
 CLIP = tiny_clip()
 
 
 def vectors(**fields) -> Vectors:
-    *_, last = embed.run(Embed(**fields), CLIP)
+    *_, last = run(Embed(**fields), CLIP)
     return last
 
 
@@ -56,7 +56,7 @@ def test_what_a_text_loses_is_said() -> None:
 def test_progress_rises_and_nothing_is_an_error(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "photos", 40)
     names = tuple(str(p) for p in folder.rglob("*.png"))
-    shares = [known.done for known in embed.run(Embed(text=("a",), image=names), CLIP)]
+    shares = [known.done for known in run(Embed(text=("a",), image=names), CLIP)]
     assert shares == sorted(shares) and shares[-1] == 1 and len(shares) == 3
     with pytest.raises(ValueError, match="nothing to embed"):
         Embed()
@@ -66,6 +66,6 @@ def test_a_model_that_is_no_clip_is_refused(tmp_path: Path) -> None:
     from tests.systems.class_to_image.test_pipeline import loaded
 
     with pytest.raises(ValueError, match="reads no text"):
-        list(embed.run(Embed(text=("cat",)), loaded()))
+        list(run(Embed(text=("cat",)), loaded()))
     with pytest.raises(ValueError, match="embeds no pictures"):
-        list(embed.run(Embed(image=("x.png",)), loaded()))
+        list(run(Embed(image=("x.png",)), loaded()))

@@ -1,0 +1,46 @@
+"""Checks that every request for pictures has to pass. No torch."""
+
+from typing import Protocol
+
+from triptych.diffusion.names import SPACINGS, parse_sampler
+
+
+class Sampling(Protocol):
+    """What requests for pictures have in common."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def guidance(self) -> float | None: ...
+    @property
+    def rescale(self) -> float: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def sampler(self) -> str: ...
+    @property
+    def spacing(self) -> str: ...
+
+
+def check_sampling(request: Sampling) -> None:
+    """Raises a ValueError that names the field which is out of range."""
+    if not 1 <= request.n <= 100_000:
+        raise ValueError(f"n must be 1 to 100000, not {request.n}")
+    check_seed("seed", request.seed)
+    if request.guidance is not None and not 0 <= request.guidance <= 100:
+        raise ValueError(f"guidance must be 0 to 100, not {request.guidance}")
+    if not 0 <= request.rescale <= 1:
+        raise ValueError(f"rescale is a share, 0 to 1, not {request.rescale}")
+    if not 0 <= request.steps <= 1000:
+        raise ValueError(f"steps must be 1 to 1000, or 0 for the model's, not {request.steps}")
+    if request.sampler:
+        parse_sampler(request.sampler)
+    if request.spacing and request.spacing not in SPACINGS:
+        raise ValueError(f"no spacing {request.spacing!r}; there are: {', '.join(SPACINGS)}")
+
+
+def check_seed(name: str, seed: int | None) -> None:
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"{name} must be 0 to 2**63 - 1, not {seed}")

@@ -1,0 +1,76 @@
+"""The record by which the rest of the package finds a system. No torch.
+
+Each folder of `systems/` has one `SYSTEM`; `systems/__init__.py` lists them. Modules are named by
+their path and imported on use, so that `--help` stays quick.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class System:
+    """One system of the lecture: its models, its requests, and the modules that carry them out."""
+
+    title: str
+    kinds: tuple[str, ...] = ()
+    """What the `model` of a config.json may be for this system, such as `cvae`."""
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """`triptych train NAME`: its presets by name, the default first. A preset is a training
+    request, a dataclass.
+    """
+    requests: Mapping[str, type] = field(default_factory=dict)
+    """The request dataclass of a command, such as `generate`."""
+    serves: tuple[str, ...] = ()
+    """Kinds of model that the requests work with."""
+    evaluation: type | None = None
+    """The options of `triptych evaluate` for a run of these recipes, a dataclass."""
+
+    model: str = ""
+    """Module with `KINDS`: a `ModelKind` for each name in `kinds`."""
+    load: str = ""
+    """Module with `recognise(layout)`, whether a published checkpoint is of this system, and
+    `load_published(layout, dtype, reading)`, which returns a `triptych.weights.loaded.Published`.
+    """
+    auto_dtype: str = "auto"
+    """What dtype `auto` is for those: the fastest of the device, or always float32."""
+    summary: str = ""
+    """Module with `summary(layout)`: what a published checkpoint is made of and what it lacks."""
+    pipeline: str = ""
+    """Module with `run(request, load)`, which yields progress and, last, the result."""
+    report: str = ""
+    """Module with `evaluate(options, run)`, which yields messages and returns the figures."""
+    recipe: str = ""
+    """Module with `build(request, world, load)`, which returns a `Recipe`."""
+    export: str = ""
+    """Module with `WRITERS`: by target layout, the function that writes it."""
+
+    def module(self, role: str) -> ModuleType:
+        """The module of a role: `model`, `load`, `pipeline`, `report`, `recipe` or `export`.
+
+        Raises:
+            ValueError: the system has none.
+        """
+        path = getattr(self, role)
+        if not path:
+            raise ValueError(f"{self.title} has no {role}")
+        return import_module(path)
+
+
+class ModelKind(NamedTuple):
+    """How a model of one kind is built from its configuration and prepared for inference."""
+
+    config: type
+    """The configuration, a dataclass."""
+    build: Callable[[Any], Any]
+    """From a configuration to a `torch.nn.Module` with random weights."""
+    prepare: Callable[[Any, Any], None] | None = None
+    """Called with the loaded model, on its device, and the dtype of inference (a `torch.dtype`, or
+    None for the stored one): casts parts or changes their memory format, in place.
+    """
+    cast_on_read: bool = False
+    """All weights may be cast while they are read, so that a large model is never in memory twice.
+    """

@@ -1,0 +1,81 @@
+"""The request for zero-shot classification."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+OWN_CLASSES = "auto"
+"""In place of labels: the classes of the pictures' own source."""
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Say which labels fit pictures that no one has trained for, with a CLIP or SigLIP."""
+
+    pictures: tuple[str, ...]
+    """Picture files, or one folder of them; for --labels auto any labelled source."""
+    labels: tuple[str, ...] = ()
+    """What the pictures may show: names, or one .txt file with a name a line, or `auto`: the
+    classes of the source (its sub-folders), which are then also the truth to compare with.
+    """
+    model: str = "runs/clip"
+    """A run folder, the folder or file of a published checkpoint, or OWNER/NAME on the hub."""
+    templates: tuple[str, ...] = ("photo",)
+    """Sentences around the labels, averaged: photo (one), simple (7), cifar (18), imagenet (80),
+    name (the label alone), or your own with {} for the label.
+    """
+    truth: bool = False
+    """Compare with the source's own classes although the labels are given: they rename its classes
+    in their order, as for folders that are named by codes.
+    """
+    split: str = ""
+    """Which part of a source; empty is `test` where it has one, else all of it."""
+    limit: int = 0
+    """At most so many pictures; 0 is all."""
+    batch: int = 32
+    """Pictures that the model sees at once."""
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the model computes in; auto is the fastest that the device has instructions for."""
+
+    def __post_init__(self) -> None:
+        for name in ("pictures", "labels", "templates"):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                raise ValueError(f"{name} is a list of texts, not the one text {given!r}")
+        if not self.pictures:
+            raise ValueError("no pictures: name files or a folder, before --labels")
+        if not self.labels:
+            raise ValueError(
+                "no labels: say what the pictures may show, as in --labels cat dog 'a red bus'; "
+                "--labels names.txt takes a name a line, --labels auto a folder's sub-folders"
+            )
+        distinct_labels(self.labels)
+        if not self.templates:
+            raise ValueError("no templates: photo is the plainest")
+        if self.limit < 0 or not 1 <= self.batch <= 65_536:
+            raise ValueError(
+                f"limit is 0 or more and batch 1 to 65536, not {self.limit} and {self.batch}"
+            )
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the pictures' own classes are the truth."""
+        return self.truth or tuple(self.labels) == (OWN_CLASSES,)
+
+
+def distinct_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels without needless spaces.
+
+    Raises:
+        ValueError: one is empty, or two are the same.
+    """
+    found: dict[str, int] = {}
+    for number, label in enumerate(labels, 1):
+        name = " ".join(label.split())
+        if not name:
+            raise ValueError(f"label {number} of {len(labels)} is empty")
+        if name in found:
+            raise ValueError(f"the label {name!r} is there twice, as {found[name]} and {number}")
+        found[name] = number
+    return tuple(found)

@@ -1,0 +1,79 @@
+"""What the training loop needs to know of a run, whatever is trained. No torch.
+
+Rates are per optimizer step; half-lives, warm-ups and intervals are in steps of the loop.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the loop needs to know, whatever is trained."""
+
+    data: str = "digits"
+    """`digits`, `scenes`, or a path: a folder, a tar of shards, an .npz, IDX files."""
+    size: int = 0
+    """Side of the training pictures in pixels; 0 keeps the size that the data has."""
+    steps: int = 1000
+    batch_size: int = 128
+    accumulate: int = 1
+    """Batches whose exact sum makes one step: a larger batch in the memory of a small one."""
+    seed: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rates fall after the warm-up, over all steps."""
+    warmup: int = 0
+    """Steps over which the learning rates rise from zero."""
+    rate_floor: float = 0.0
+    """Where a falling schedule ends, as a share of the rate."""
+    ema_halflife: float = 0.0
+    """Half-life of the averaged weights in steps; 0 keeps no average."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """bfloat16 is autocast: weights, optimizer and reductions stay in float32. `auto` takes it
+    where the device has instructions for it.
+    """
+    device: str = "auto"
+    workers: int = 0
+    """Processes that read pictures; the batches are the same whatever their number."""
+    log_every: int = 20
+    sample_every: int = 500
+    """Steps between labelled grids in samples/; 0 draws none but the last."""
+    evaluate_every: int = 0
+    """Steps between numbers on held-out data; 0 computes none but the last."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    keep: int = 2
+    """How many checkpoints stay, at least two."""
+
+    def __post_init__(self) -> None:
+        for name, least in AT_LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not 0 <= self.rate_floor <= 1:
+            raise ValueError(f"rate_floor is a share, 0 to 1, not {self.rate_floor}")
+
+
+AT_LEAST = {
+    "steps": 1, "batch_size": 1, "accumulate": 1, "size": 0, "warmup": 0, "ema_halflife": 0,
+    "workers": 0, "log_every": 1, "sample_every": 0, "evaluate_every": 0, "save_every": 1,
+    "keep": 2,
+}  # fmt: skip
+
+
+MAY_CHANGE = (
+    "steps", "log_every", "sample_every", "evaluate_every", "save_every", "keep", "workers",
+    "device",
+)  # fmt: skip
+"""Fields of `Training` that a resumed run may change: none of them alters a step already done."""
+
+
+Condition = Literal["none", "label", "attributes", "vector"]
+
+
+class TrainRequest(Protocol):
+    """A recipe's settings: a frozen dataclass that is the Python argument, the flags of `triptych
+    train`, and the record in `run.json`.
+    """
+
+    @property
+    def training(self) -> Training: ...
