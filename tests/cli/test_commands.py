@@ -16,7 +16,7 @@ import torch
 from triptych import runtime
 from triptych.cli.main import main, run
 from triptych.loading import load
-from triptych.systems.stable_diffusion.training import held_out_prompts as prompts
+from triptych.systems.stable_diffusion import draw_prompts as prompts
 from triptych.vision.images import read_request, save_picture
 
 SMALL = ["--steps", "20", "--log-every", "10", "--widths", "16", "--latent", "2"]

@@ -19,9 +19,9 @@ from triptych.loading import load
 from triptych.requests import Training, TrainTextToImage
 from triptych.systems.stable_diffusion.adapters.lora_files import read_lora, unet_target
 from triptych.systems.stable_diffusion.adapters.lora_updates import merge
+from triptych.systems.stable_diffusion.draw_prompts import encode_texts
 from triptych.systems.stable_diffusion.model import StableDiffusion, sample
 from triptych.systems.stable_diffusion.published.folder.write import write_diffusers
-from triptych.systems.stable_diffusion.training.held_out_prompts import tell
 from triptych.systems.stable_diffusion.unet import LatentUNet
 from triptych.train.loop import fit
 from triptych.training import build
@@ -236,7 +236,9 @@ def test_averaged_updates_are_what_is_exported(published, pictures, tmp_path) ->
     for model in (base, after):
         assert isinstance(model.unet, LatentUNet)
         with torch.inference_mode():
-            cond, uncond = (tell(model, tokenizers, [text]) for text in ("a red circle", ""))
+            cond, uncond = (
+                encode_texts(model, tokenizers, [text]) for text in ("a red circle", "")
+            )
             *_, end = sample(model, cond, uncond, PictureNoise([3]), height=16, width=16, steps=3)
         pictured.append(end.x)
     torch.testing.assert_close(*pictured, atol=1e-4, rtol=1e-4)

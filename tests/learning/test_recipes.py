@@ -31,7 +31,7 @@ from triptych.systems.clip.model import TextConfig
 from triptych.systems.cvae import model as cvae
 from triptych.systems.pixel_diffusion import model as pixel_diffusion
 from triptych.systems.stable_diffusion import recipe as text_to_image
-from triptych.systems.stable_diffusion.training.held_out_prompts import drawn
+from triptych.systems.stable_diffusion.draw_prompts import draw_prompts
 from triptych.systems.wgan import model as wgan
 from triptych.train.loop import fit
 from triptych.training import build
@@ -229,7 +229,7 @@ def test_text_to_image_learns_eight_pictures_by_heart(
     loaded = load(str(tmp_path), dtype="float32")
     batch = next(recipe.batches(0))
     prompts = [str(label) for label in batch["label"].tolist()]
-    pictures = drawn(loaded.model, loaded.tokenizers, prompts, guidance=1.0)
+    pictures = draw_prompts(loaded.model, loaded.tokenizers, prompts, guidance=1.0)
     found = torch.from_numpy(pictures[..., 0]).float() / 127.5 - 1
     distances = torch.cdist(found.flatten(1), batch["image"].flatten(1))
     assert distances.argmin(1).tolist() == list(range(8))

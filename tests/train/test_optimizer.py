@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.requests import TrainAutoencoder, TrainTextToImage
-from triptych.train.optimizer import Muon, named, orthogonal
+from triptych.train.optimizer import Muon, build_optimizer, orthogonal
 from triptych.training import build
 
 
@@ -79,10 +79,10 @@ def test_a_request_turns_what_is_between_the_first_layer_and_the_last(request_) 
     inner = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 4))
     whole = nn.ModuleDict({"first": nn.Conv2d(1, 2, 3), "inner": inner})
     inner[2].weight.requires_grad_(False)
-    plain = named(request_, whole, [inner], betas=(0.9, 0.99))
+    plain = build_optimizer(request_, whole, [inner], betas=(0.9, 0.99))
     assert isinstance(plain, torch.optim.AdamW)
     request_ = dataclasses.replace(request_, optimizer="muon")
-    optimizer = named(request_, whole, [inner], betas=(0.9, 0.99))
+    optimizer = build_optimizer(request_, whole, [inner], betas=(0.9, 0.99))
     assert isinstance(optimizer, Muon)
     matrices, others = optimizer.param_groups
     assert (matrices["lr"], others["lr"]) == (request_.matrix_rate, request_.learning_rate)

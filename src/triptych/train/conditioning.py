@@ -14,10 +14,10 @@ from torch import Tensor
 from triptych import runtime
 from triptych.data.order.batches import take_first
 from triptych.data.source import Source
-from triptych.systems.cvae.model import partial_view, quadrant_mask
 from triptych.train.recipe import Batch
 from triptych.vision.grids import labelled_grid
 from triptych.vision.images import to_pictures
+from triptych.vision.quadrants import partial_view, quadrant_mask
 from triptych.weights.loaded import Card
 
 SHOWN, ROWS = 10, 6  # conditions side by side in a grid, and how often each is drawn

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -10,8 +11,6 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from triptych import runtime
-from triptych.systems.autoencoder.request import TrainAutoencoder
-from triptych.systems.stable_diffusion.request import TrainTextToImage
 from triptych.train.settings import Training
 
 
@@ -73,16 +72,27 @@ def rate_factor(training: Training, step: int) -> float:
     return floor + (1 - floor) * falling
 
 
-def named(
-    request: TrainAutoencoder | TrainTextToImage,
+class OptimizerSettings(Protocol):
+    """A training request that lets one choose between AdamW and Muon."""
+
+    @property
+    def optimizer(self) -> Literal["adamw", "muon"]: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def matrix_rate(self) -> float: ...
+
+
+def build_optimizer(
+    request: OptimizerSettings,
     module: nn.Module,
     inner: Iterable[nn.Module],
     *,
     betas: tuple[float, float],
     weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
-    """The optimizer that a request names, of what moves in a module; `inner` are the parts between
-    its first and last layers, whose filters and matrices muon turns.
+    """The optimizer that a request names, for the trainable parameters of a module; with muon it
+    updates the filters and matrices of the `inner` parts, between the first and the last layer.
     """
     if request.optimizer == "adamw":
         return adam(module, request.learning_rate, betas=betas, weight_decay=weight_decay)

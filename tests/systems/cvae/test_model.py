@@ -10,6 +10,7 @@ from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_diverg
 
 from triptych.systems.cvae import model as cvae
 from triptych.systems.cvae.model import Cvae, CvaeConfig, Gaussian
+from triptych.vision.quadrants import partial_view, quadrant_mask
 
 SIDE = 8
 
@@ -31,7 +32,7 @@ def model_and_batch(batch=5, **changes):
         "label": lambda: torch.arange(batch) % settings.condition_size,
         "attributes": lambda: torch.randint(0, 2, (batch, settings.condition_size)).float(),
         "vector": lambda: torch.randn(batch, settings.condition_size),
-        "image": lambda: cvae.partial_view(image, cvae.quadrant_mask(SIDE, SIDE, 2)),
+        "image": lambda: partial_view(image, quadrant_mask(SIDE, SIDE, 2)),
     }[settings.condition]()
     return Cvae(settings).eval(), image, condition
 
@@ -158,7 +159,7 @@ def test_likelihood_counts_hidden_pixels_only():
     changed[..., SIDE // 2 :] = 0.123
     assert (cvae.objective(model, changed, view).total - first).abs() > 0.01
     # Nothing visible: all pixels count.
-    blind = cvae.partial_view(image, torch.zeros(1, 1, SIDE, SIDE))
+    blind = partial_view(image, torch.zeros(1, 1, SIDE, SIDE))
     logits = model.decoder(image.new_zeros(5, 0), model.features(blind, 5))
     grey = (image + 1) / 2
     expected = nn.functional.binary_cross_entropy_with_logits(logits, grey, reduction="sum")
@@ -166,9 +167,9 @@ def test_likelihood_counts_hidden_pixels_only():
 
 
 def test_quadrants_and_completion():
-    areas = [cvae.quadrant_mask(SIDE, SIDE, n).mean().item() for n in (1, 2, 3)]
+    areas = [quadrant_mask(SIDE, SIDE, n).mean().item() for n in (1, 2, 3)]
     assert areas == [0.25, 0.5, 0.75]
-    one, two, three = (cvae.quadrant_mask(SIDE, SIDE, n)[0, 0] for n in (1, 2, 3))
+    one, two, three = (quadrant_mask(SIDE, SIDE, n)[0, 0] for n in (1, 2, 3))
     assert one[-1, 0] == 1
     assert two[0, 0] == 1
     assert three[0, -1] == 1
@@ -365,4 +366,4 @@ def test_bad_conditions_are_refused():
     with pytest.raises(ValueError, match="unconditional"):
         cvae.objective(model, image, torch.zeros(5))
     with pytest.raises(ValueError, match="1, 2 or 3"):
-        cvae.quadrant_mask(8, 8, 4)
+        quadrant_mask(8, 8, 4)

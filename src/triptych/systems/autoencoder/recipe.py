@@ -36,7 +36,7 @@ from triptych.systems.autoencoder.request import TrainAutoencoder
 from triptych.systems.classifier.model import Classifier
 from triptych.systems.clip.model import Clip, VisionTransformer
 from triptych.train.distributed import World
-from triptych.train.optimizer import adam, named
+from triptych.train.optimizer import adam, build_optimizer
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.vision.grids import labelled_grid
 from triptych.vision.images import to_pictures
@@ -151,7 +151,7 @@ def _updates(
     generator = Update(
         "g" if adversarial else "",
         model.reconstruction,
-        named(request, model.reconstruction, inner, betas=betas),
+        build_optimizer(request, model.reconstruction, inner, betas=betas),
         reconstruct,
         max_norm=request.max_norm,
     )

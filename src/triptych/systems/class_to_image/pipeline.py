@@ -24,6 +24,7 @@ from triptych.systems.cvae import model as cvae
 from triptych.systems.pixel_diffusion import model as pixel_diffusion
 from triptych.systems.wgan import model as wgan
 from triptych.vision.images import open_picture, resize_crop, to_pictures
+from triptych.vision.quadrants import partial_view, quadrant_mask
 from triptych.weights.loaded import Card, Load, Loaded
 
 CHUNK = 64  # pictures that go through the network at once
@@ -220,7 +221,7 @@ def visible(image: str, card: Card) -> Tensor:
         given = f"{picture.shape[0]} x {picture.shape[1]}"
         raise ValueError(f"--image {image} must be {height} x {width} pixels, not {given}")
     pixels = torch.tensor(picture).permute(2, 0, 1)[None] / 127.5 - 1
-    return cvae.partial_view(pixels, cvae.quadrant_mask(height, width, card.quadrants))
+    return partial_view(pixels, quadrant_mask(height, width, card.quadrants))
 
 
 def class_labels(request: ClassToImage, card: Card) -> list[int]:

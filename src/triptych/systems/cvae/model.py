@@ -282,28 +282,6 @@ def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def partial_view(image: Images, mask: Float[Tensor, "#B 1 H W"]) -> Float[Tensor, "B C+1 H W"]:
-    """The condition of `image`: the pixels where the mask is 1, zeros elsewhere, and the mask."""
-    mask = mask.to(image.dtype).expand(len(image), 1, *image.shape[2:])
-    return torch.cat([image * mask, mask], 1)
-
-
-def quadrant_mask(height: int, width: int, visible: int) -> Float[Tensor, "1 1 H W"]:
-    """1 where a quadrant is visible: the lower left; the left half; all but the lower right.
-
-    The order of Pyro's re-run of Sohn's experiment (pyro.ai/examples/cvae.html).
-    """
-    if visible not in (1, 2, 3):
-        raise ValueError(f"1, 2 or 3 quadrants can be visible, not {visible}")
-    mask = torch.zeros(1, 1, height, width)
-    mask[..., height // 2 :, : width // 2] = 1
-    if visible >= 2:
-        mask[..., : width // 2] = 1
-    if visible == 3:
-        mask[..., : height // 2, :] = 1
-    return mask
-
-
 def kl_divergence(q: Gaussian, p: Gaussian) -> Codes:
     """KL(q || p) in nats for each number of z, in closed form."""
     ratio = q.log_variance - p.log_variance

@@ -25,6 +25,7 @@ from triptych.nn.loss import Loss
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder
 from triptych.systems.clip.model import Clip, TextConfig, TextEncoderConfig
+from triptych.systems.stable_diffusion.draw_prompts import encode_texts
 from triptych.systems.stable_diffusion.model import (
     SamplingConfig,
     ScheduleConfig,
@@ -46,14 +47,13 @@ from triptych.systems.stable_diffusion.training.held_out_prompts import (
     SHOWN,
     held_out_judge,
     prompt_sheet,
-    tell,
 )
 from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
 from triptych.systems.stable_diffusion.unet import LatentUNetConfig
 from triptych.text.templates import TEMPLATES
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
 from triptych.train.distributed import World
-from triptych.train.optimizer import named
+from triptych.train.optimizer import build_optimizer
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.weights.loaded import Card, Load, Loaded
 
@@ -87,7 +87,7 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
         around(model, cache if alone else None, device) if alone else (model.to(device), None)
     )
     trained: nn.Module = learner.unet if alone else learner
-    told = cache.tell if cache and alone else partial(tell, learner, tokenizers)
+    told = cache.tell if cache and alone else partial(encode_texts, learner, tokenizers)
 
     def minimise(batch: Batch, step: int) -> Loss:
         texts = read(batch)
@@ -123,7 +123,7 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
     sheet = prompt_sheet(test, tokenizers, templates, shown)
     unet = learner.unet
     told_by = [] if unet.added is None else [unet.added]
-    optimizer = named(
+    optimizer = build_optimizer(
         request,
         trained,
         [unet.time, *told_by, unet.down, unet.middle, unet.up],
@@ -242,7 +242,7 @@ def held_out_loss(
         rows = slice(start, start + CHUNK)
         latents = model.autoencoder.encode(image[rows].to(device))
         noise = runtime.noise(tuple(latents.shape[1:]), range(start, start + len(latents)))
-        cond = tell(model, tokenizers, texts[rows])
+        cond = encode_texts(model, tokenizers, texts[rows])
         levels = type(at)(*(column[rows] for column in at))
         loss = objective(model, latents, cond, measured=measured, noise=noise.to(device), at=levels)
         total += float(loss.total)

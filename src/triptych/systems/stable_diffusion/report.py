@@ -27,9 +27,9 @@ from triptych.scenes.judge import Share, holds, report, satisfies
 from triptych.scenes.reader import matches, strict, threshold
 from triptych.scores.environment import environment
 from triptych.scores.fid import Estimate, kernel_distance
+from triptych.systems.stable_diffusion.draw_prompts import draw_prompts
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.request import EvaluateTextToImage
-from triptych.systems.stable_diffusion.training.held_out_prompts import drawn
 from triptych.systems.two_towers.clip_score import Alignment, alignment
 from triptych.train.evaluation import TrainedRun, indent
 from triptych.vision.images import to_pictures
@@ -359,7 +359,7 @@ def evaluate(options: EvaluateTextToImage, run: TrainedRun) -> Generator[str, No
     check_draws_batches(sampler)
 
     def draw(prompts: Sequence[str], guidance: float, seed: int) -> Pictures:
-        return drawn(
+        return draw_prompts(
             model,
             tokenizers,
             prompts,

@@ -9,8 +9,8 @@ from tests.systems.stable_diffusion.tiny_stable_diffusion import config, model, 
 from triptych.data.order.batches import take
 from triptych.data.scene_source import SceneSource
 from triptych.scenes.reader import read
+from triptych.systems.stable_diffusion.draw_prompts import draw_prompts
 from triptych.systems.stable_diffusion.training import held_out_prompts as prompts
-from triptych.systems.stable_diffusion.training.held_out_prompts import drawn
 from triptych.vision.images import to_pictures
 
 
@@ -18,10 +18,10 @@ def test_a_sampler_that_is_given_draws_as_if_it_were_the_models_own() -> None:
     texts = ["a red cat", "a blue dog on a mat"]
     own = config()
     other = replace(own, sampling=replace(own.sampling, sampler="dpmpp_2m_sde", steps=3))
-    given = drawn(model(own), [tokenizer()], texts, sampler="dpmpp_2m_sde", steps=3)
-    assert np.array_equal(given, drawn(model(other), [tokenizer()], texts))
-    assert not np.array_equal(given, drawn(model(own), [tokenizer()], texts))
-    spaced = drawn(
+    given = draw_prompts(model(own), [tokenizer()], texts, sampler="dpmpp_2m_sde", steps=3)
+    assert np.array_equal(given, draw_prompts(model(other), [tokenizer()], texts))
+    assert not np.array_equal(given, draw_prompts(model(own), [tokenizer()], texts))
+    spaced = draw_prompts(
         model(own), [tokenizer()], texts, sampler="dpmpp_2m_sde", steps=3, spacing="karras"
     )
     assert not np.array_equal(given, spaced)
@@ -31,7 +31,7 @@ def test_the_journal_says_how_far_half_of_the_objects_are_at_most(monkeypatch) -
     for source, objects in (("scenes-one", 1), ("scenes-two", 2)):
         true = take(SceneSource(source, "test", 64), range(12))
         pictures, said = to_pictures(true["image"]), list(true["caption"])
-        monkeypatch.setattr(prompts, "drawn", lambda *_, shown=pictures, **__: shown)
+        monkeypatch.setattr(prompts, "draw_prompts", lambda *_, shown=pictures, **__: shown)
         row = prompts.judged(model(config()), [tokenizer()], said)
         distances = [d for picture in pictures for d in read(picture).distances]
         assert len(distances) == 12 * objects

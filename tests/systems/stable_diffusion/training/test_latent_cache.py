@@ -26,10 +26,10 @@ from triptych.data.sources import open_source
 from triptych.requests import Training, TrainTextToImage
 from triptych.systems.autoencoder.model import AutoencoderConfig
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoderConfig
+from triptych.systems.stable_diffusion.draw_prompts import encode_texts
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.training import latent_cache as module
 from triptych.systems.stable_diffusion.training.frozen import around, encoded, latents_of
-from triptych.systems.stable_diffusion.training.held_out_prompts import tell
 from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
 from triptych.train.loop import fit
 from triptych.training import build
@@ -85,8 +85,8 @@ def test_latents_and_states_are_those_of_the_model(folder, small, tmp_path) -> N
         expected = small.autoencoder.encode(plain["image"], noise)
         torch.testing.assert_close(batch["mean"] + batch["deviation"] * noise, expected)
         said = [*plain["caption"], ""]
-        for name, value in tell(small, [tokenizer()], said).items():
-            torch.testing.assert_close(cache.tell(said)[name], value)
+        for name, value in encode_texts(small, [tokenizer()], said).items():
+            torch.testing.assert_close(cache.encode_texts(said)[name], value)
     assert (batch["deviation"] > 0).all()
     for visit in (lambda: encoded(small, plain["image"]), lambda: latents_of(small, batch, CPU)):
         torch.manual_seed(7)

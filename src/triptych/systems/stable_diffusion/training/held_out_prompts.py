@@ -6,58 +6,19 @@ Dimensions: N prompts.
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
-from jaxtyping import UInt8
 from torch import nn
 
 from triptych.data.captions import sentences
 from triptych.data.order.batches import take_first
 from triptych.data.scene_source import SceneSource
 from triptych.data.source import Source
-from triptych.diffusion.denoiser import Conditioning
-from triptych.diffusion.noise import PictureNoise
-from triptych.diffusion.spacing import Kind
-from triptych.systems.stable_diffusion.encode_prompts import (
-    BAD_SCORE,
-    GOOD_SCORE,
-    size_conditioning,
-    uncropped,
-)
-from triptych.systems.stable_diffusion.model import StableDiffusion, sample
+from triptych.systems.stable_diffusion.draw_prompts import Tokenizers, draw_prompts
+from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.report import judged as by_judge
-from triptych.text.tokenizer import Tokenizer
 from triptych.vision.grids import contact_sheet
-from triptych.vision.images import to_pictures
 
 SHOWN = 15  # prompts of a run's sheet
 JUDGED = 200  # prompts that the exact judge looks at during training
-CHUNK, PIXELS = 50, 1 << 22  # pictures, and pixels, that are drawn at once
-
-Tokenizers = Sequence[Tokenizer]
-
-
-def tell(
-    model: StableDiffusion,
-    tokenizers: Tokenizers,
-    texts: Sequence[str],
-    score: float = GOOD_SCORE,
-) -> Conditioning:
-    """The conditioning of plain texts: states, and where the U-Net reads them, the pooled vector
-    and sizes. `score` is the aesthetic score for SDXL's refiner.
-
-    A text that is longer than the window loses its end.
-    """
-    device = next(model.parameters()).device
-    tokens = [tokenizer.encode(list(texts)).tokens.to(device) for tokenizer in tokenizers]
-    context, vector = model.encode_text(tokens)
-    cond = {"context": context}
-    if vector is not None:
-        cond["vector"] = vector
-    if count := model.config.sizes:
-        size = model.config.sampling.height, model.config.sampling.width
-        sizes = size_conditioning(count, uncropped(size), score).to(device)
-        cond["sizes"] = sizes.expand(len(texts), -1)
-    return cond
 
 
 def prompts_of(test: Source, count: int, templates: Sequence[str]) -> list[str]:
@@ -69,41 +30,6 @@ def prompts_of(test: Source, count: int, templates: Sequence[str]) -> list[str]:
     return sentences(test.info.classes, labels, templates, range(len(labels)))
 
 
-def drawn(
-    model: StableDiffusion,
-    tokenizers: Tokenizers,
-    prompts: Sequence[str],
-    *,
-    guidance: float | None = None,
-    sampler: str = "",
-    steps: int = 0,
-    spacing: Kind | None = None,
-    first_seed: int = 0,
-) -> UInt8[np.ndarray, "N _H _W _C"]:
-    """One picture a prompt; picture i has seed i. What is not given is the configuration's."""
-    size = model.config.sampling.height, model.config.sampling.width
-    found = []
-    together = max(1, min(CHUNK, PIXELS // (size[0] * size[1])))
-    for start in range(0, len(prompts), together):
-        texts = prompts[start : start + together]
-        seeds = [first_seed + start + i for i in range(len(texts))]
-        with torch.inference_mode():
-            cond = tell(model, tokenizers, texts)
-            uncond = tell(model, tokenizers, [""] * len(texts), BAD_SCORE)
-            *_, last = sample(
-                model,
-                cond,
-                uncond,
-                PictureNoise(seeds),
-                sampler=sampler,
-                steps=steps,
-                spacing=spacing,
-                guidance=guidance,
-            )
-            found.append(to_pictures(model.autoencoder.decode(last.x, size).float().cpu()))
-    return np.concatenate(found)
-
-
 def prompt_sheet(
     test: Source, tokenizers: Tokenizers, templates: Sequence[str], count: int = SHOWN
 ) -> Callable[[nn.Module], np.ndarray]:
@@ -112,7 +38,7 @@ def prompt_sheet(
 
     def draw(module: nn.Module) -> np.ndarray:
         assert isinstance(module, StableDiffusion)
-        return contact_sheet(list(drawn(module, tokenizers, prompts)), prompts)
+        return contact_sheet(list(draw_prompts(module, tokenizers, prompts)), prompts)
 
     return draw
 
@@ -128,7 +54,7 @@ def judged(
     attribute by attribute, by the exact judge; and `nearest`, how far off the objects are, half of
     them at most.
     """
-    pictures = drawn(model, tokenizers, prompts, guidance=guidance)
+    pictures = draw_prompts(model, tokenizers, prompts, guidance=guidance)
     shares, nearest = by_judge(pictures, prompts)
     row = {name: share.value for name, share in shares["all"].items()}
     if nearest["all"].distances:
