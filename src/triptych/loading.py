@@ -143,7 +143,7 @@ def _load_run(folder: Path, name: str, device: torch.device, dtype: torch.dtype 
         near = config.nearest(card.model, list(KINDS))
         raise ValueError(f"{name}/config.json names the model {card.model!r}, unknown here.{near}")
     kind = find_kind(card.model)
-    settings = config.from_json(kind.config, card.config, f"{name}/config.json")
+    settings: Any = config.from_json(kind.config, card.config, f"{name}/config.json")
     model: nn.Module = skeleton(lambda: kind.build(settings))
     weights = folder / "model.safetensors"
     if kind.cast_on_read:

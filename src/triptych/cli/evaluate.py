@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     if trained:
         _refuse_others(arguments, options, find_recipe(trained))
     names = [f"options_{i}" for i in range(len(options))]
-    parsed = tyro.cli(
+    parsed: Any = tyro.cli(
         make_dataclass(
             "Arguments", [("common", EvaluateRun), *zip(names, options.values(), strict=True)]
         ),
