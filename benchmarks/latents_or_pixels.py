@@ -16,13 +16,13 @@ from itertools import islice
 
 import measure
 import torch
-from triptych.train.recipes.presets import PRESETS
 
 from triptych import runtime
 from triptych.diffusion.noise import PictureNoise
 from triptych.requests import TrainTextToImage
 from triptych.systems.stable_diffusion.model import StableDiffusion, sample
 from triptych.systems.stable_diffusion.recipe import build
+from triptych.systems.stable_diffusion.request import PRESETS
 from triptych.train.loop import descend
 
 PICTURES, STEPS = 16, 20
@@ -31,7 +31,7 @@ Timed = Callable[[], float]
 
 def system(autoencoder: str, patch: int, batch: int) -> tuple[Timed, Timed]:
     """A training step, and drawing, each in seconds."""
-    request = PRESETS["text-to-image"]["tiny"]
+    request = PRESETS["tiny"]
     assert isinstance(request, TrainTextToImage)
     training = replace(request.training, size=64, batch_size=batch, device="cpu")
     recipe = build(replace(request, training=training, autoencoder=autoencoder, patch=patch))

@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from scenes_clip import retrieval, zero_shot
-from triptych.train.recipes.presets import PRESETS
 
 from triptych.loading import load
 from triptych.requests import TrainClip, TrainSiglip
+from triptych.systems.two_towers.request import CLIP_PRESETS, SIGLIP_PRESETS
 from triptych.training import train
 
 BATCHES = (16, 64, 256, 1024)
@@ -27,7 +27,7 @@ BATCHES = (16, 64, 256, 1024)
 
 def points(what: str) -> dict[str, TrainClip | TrainSiglip]:
     """Every run of a series by its name."""
-    clip, siglip = PRESETS["clip"]["tiny"], PRESETS["siglip"]["tiny"]
+    clip, siglip = CLIP_PRESETS["tiny"], SIGLIP_PRESETS["tiny"]
     assert isinstance(clip, TrainClip) and isinstance(siglip, TrainSiglip)
     words = replace(clip.towers, text="words")
     if what == "batches":

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from triptych.train.recipes.presets import PRESETS
 
 from triptych.config import from_json, to_json
 from triptych.requests import TrainCvae, Training
+from triptych.systems import RECIPES
 
 
-@pytest.mark.parametrize("request_", [p for group in PRESETS.values() for p in group.values()])
+@pytest.mark.parametrize("request_", [p for n, s in RECIPES.items() for p in s.recipes[n].values()])
 def test_every_preset_survives_json(request_) -> None:
     assert from_json(type(request_), to_json(request_)) == request_
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.scores.toy import Bars, draw, trained_judge
-from tests.systems.class_to_image.test_report import finish
+from tests.systems.class_to_image.test_judge import finish
 from triptych.systems.class_to_image import plots
 from triptych.systems.class_to_image.judge import evaluate_class_conditional
 from triptych.systems.class_to_image.report_files import write_report
