@@ -120,7 +120,10 @@ def test_nothing_in_the_package_imports_the_package_itself() -> None:
 
 
 def probe(code: str, home: Path) -> str:
-    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        "PATH": os.environ["PATH"], "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(SOURCE.parent),  # the checkout, not an installed tree
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-W", "error::SyntaxWarning", "-c", code],
         capture_output=True, text=True, env=environment, cwd=home, check=False,

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class System:
     """One system of the lecture: its models, its requests, and the modules that carry them out."""
 

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from triptych import runtime
+from triptych import training as runs
 from triptych.cli.main import main, run
 from triptych.loading import load
+from triptych.requests import TrainTextToImage
 from triptych.systems.stable_diffusion import draw_prompts as prompts
 from triptych.vision.images import read_request, save_picture
 
@@ -99,9 +101,10 @@ def test_text_to_image_is_evaluated_where_bfloat16_is_fast(
     assert "one picture at a time" in capsys.readouterr().err
 
 
-def test_an_unknown_sampler_is_refused_before_a_run_is_looked_for(tmp_path: Path, capsys) -> None:
+def test_an_unknown_sampler_is_refused_before_the_model_is_read(tmp_path: Path, capsys) -> None:
+    runs.adopt(tmp_path, TrainTextToImage())
     with pytest.raises(SystemExit, match="2"):
-        run(["evaluate", str(tmp_path / "none"), "--sampler", "dpmpp_2n"])
+        run(["evaluate", str(tmp_path), "--sampler", "dpmpp_2n"])
     assert "did you mean" in capsys.readouterr().err.lower()
 
 

@@ -9,16 +9,16 @@ import pytest
 
 import triptych
 from tests.systems.detection.colours import BACKGROUND, PAINT, colour_model
+from triptych import loading
 from triptych.cli.main import run
 from triptych.requests import Detect
-from triptych.systems.detection import pipeline as detect
 from triptych.vision.images import open_picture, read_request, save_picture
 
 
 @pytest.fixture
 def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A red thing on a white ground of 128 x 64, and `load` answered by the model of colours."""
-    monkeypatch.setattr(detect, "load", lambda name, device: colour_model(size=128))
+    monkeypatch.setattr(loading, "load", lambda *_: colour_model(size=128))
     pixels = np.full((64, 128, 3), 234, np.uint8)
     pixels[16:48, 80:112] = PAINT["red"][0]
     save_picture(tmp_path / "p.png", pixels)

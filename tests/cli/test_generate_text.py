@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import triptych
 from tests.systems.stable_diffusion.test_pipeline import half_mask, lora_file, photo
 from tests.systems.stable_diffusion.tiny_stable_diffusion import loaded, saved
 from triptych.cli import grid as grid_command
@@ -76,7 +77,7 @@ def test_a_prompt_becomes_pictures_that_carry_their_request(tiny, capsys) -> Non
     assert "Seed: 6, Size: 64x64" in line and "Model: tiny" in line
     assert str(Path.cwd()) not in json.dumps(record) + line
     request = from_json(TextToImage, record)
-    *_, again = run(request, loaded())
+    *_, again = triptych.run(request, loaded())
     together = open_picture(Path("pictures/0001-6.png")).astype(int)
     assert np.abs(again.pictures[0] - together).max() <= 1  # company only rounds otherwise
 
@@ -298,7 +299,7 @@ def test_a_grid_holds_the_picture_of_every_pair(tiny, capsys, monkeypatch) -> No
     request = TextToImage(
         "a red cat", precision="float32", seed=5, steps=2, sampler="ddim", guidance=6.5
     )
-    *_, cell = run(replace(request, model=tiny))
+    *_, cell = triptych.run(replace(request, model=tiny))
     assert (kept["all"][4] == cell.pictures[0]).all()  # second row, second column
     sheet = open_picture(Path("grid.png"))
     corners = [

@@ -1,6 +1,5 @@
 """Losses against their definitions, exact likelihoods, and torch's own distributions."""
 
-
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from triptych.weights.loaded import Loaded
 
 FLAT = (tyro.conf.OmitArgPrefixes,)
+DESCRIPTION = """Judge a trained model: numbers, tables and plots in RUN/evaluation. Each system has
+options of its own: triptych evaluate RUN --help shows those of a run."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,12 @@ class EvaluateRun:
 
 def main(arguments: list[str]) -> int:
     words = [word for word in arguments if not word.startswith("-")]
-    asks = "--help" in arguments or "-h" in arguments
-    trained = _stored(Path(words[0])) if words and (not asks or Path(words[0]).is_dir()) else None
-    systems = _systems(trained) if trained else list(SYSTEMS.values())
+    if not words:
+        tyro.cli(EvaluateRun, args=arguments, prog="triptych evaluate", description=DESCRIPTION)
+    trained = _stored(Path(words[0]))
+    systems = _systems(trained)
     options = {system: system.evaluation for system in systems if system.evaluation}
-    if trained:
-        _refuse_others(arguments, options, find_recipe(trained))
+    _refuse_others(arguments, options, find_recipe(trained))
     names = [f"options_{i}" for i in range(len(options))]
     parsed: Any = tyro.cli(
         make_dataclass(
@@ -52,7 +54,6 @@ def main(arguments: list[str]) -> int:
         description=EvaluateRun.__doc__,
         config=FLAT,
     )
-    assert trained is not None
     chosen = {system: getattr(parsed, name) for system, name in zip(options, names, strict=True)}
     return evaluate(parsed.common, trained, systems, chosen, arguments)
 

@@ -11,6 +11,7 @@ from tests.systems.class_to_image.test_diffusion import loaded as diffusion
 from tests.systems.clip.tiny_clip import saved, tiny_clip
 from triptych import runtime
 from triptych.diffusion.samplers import Level, dpmpp_2m, euler
+from triptych.loading import load
 from triptych.requests import ClassToImage
 from triptych.running import run
 from triptych.systems.class_to_image import pipeline as class_to_image
@@ -68,13 +69,16 @@ def test_cutouts_are_the_seeds_and_the_same_for_every_picture() -> None:
     assert torch.allclose(scored(x0, 1)[:, 2:3], scored(x0[2:3], 1), atol=1e-5)  # in any company
 
 
-def drawn(tmp_path, **fields) -> np.ndarray:
+def drawn(tmp_path, load=load, **fields) -> np.ndarray:
     saved(CLIP, tmp_path / "clip")
     request = ClassToImage(
         seed=3, n=4, steps=6, precision="float32", clip=str(tmp_path / "clip"),
         clip_prompt="two cats", **fields,
     )  # fmt: skip
-    *_, result = run(request, diffusion())
+    model = diffusion()
+    *_, result = class_to_image.run(
+        request, lambda name, *given: model if name == request.model else load(name, *given)
+    )
     return result.pictures
 
 
@@ -110,14 +114,13 @@ def test_a_guided_picture_is_the_same_in_any_company(tmp_path) -> None:
 
 def test_the_clip_that_guides_computes_as_precisely_as_what_it_guides(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "multiplies_bfloat16", lambda: True)  # so `auto` would not
-    read, found = class_to_image.load, []
+    found = []
 
-    def reads(*given):
-        found.append(read(*given))
+    def reads(name, *given):
+        found.append(load(name, *given))
         return found[-1]
 
-    monkeypatch.setattr(class_to_image, "load", reads)
-    drawn(tmp_path, clip_scale=1.0)
+    drawn(tmp_path, reads, clip_scale=1.0)
     assert [next(each.model.image.parameters()).dtype for each in found] == [torch.float32]
 
 

@@ -22,6 +22,7 @@ from tests.systems.stable_diffusion.test_pipeline import (
     pictures,
 )
 from tests.systems.stable_diffusion.tiny_stable_diffusion import UNET, config, loaded, saved
+from triptych.loading import load
 from triptych.requests import TextToImage
 from triptych.running import run
 from triptych.systems.stable_diffusion import pipeline as text_to_image
@@ -155,14 +156,14 @@ def test_torch_computes_again_afterwards(tiny) -> None:
 
 @needs_openvino
 def test_a_later_start_takes_what_is_there(tmp_path, cache, monkeypatch) -> None:
-    run = str(saved(tmp_path / "run"))
-    first, *_, last = run(asked(model=run, backend="openvino"))
+    folder = str(saved(tmp_path / "run"))
+    first, *_, last = run(asked(model=folder, backend="openvino"))
     assert first.done == 0 and len(first.pictures) == 0
     assert any("once: about a minute" in line and str(cache) in line for line in first.notes)
     written = times(cache)
     conversions._kept.clear()  # as a new process finds it
     no_more_conversions(monkeypatch)
-    *_, again = run(asked(model=run, backend="openvino"))
+    *_, again = run(asked(model=folder, backend="openvino"))
     assert (again.pictures == last.pictures).all()
     assert again.notes == ()
     assert times(cache) == written
@@ -268,7 +269,9 @@ def test_without_the_package_the_extra_is_named(tiny, tmp_path, monkeypatch) -> 
     with pytest.raises(ValueError, match=wanted):
         pictures(tiny, backend="openvino")
     with pytest.raises(ValueError, match=wanted):  # before a model is looked for
-        text_to_image.ready(TextToImage("x", model=str(tmp_path / "none"), backend="openvino"))
+        text_to_image.load_model(
+            TextToImage("x", model=str(tmp_path / "none"), backend="openvino"), load
+        )
 
 
 def test_torch_needs_no_openvino(tiny, monkeypatch) -> None:

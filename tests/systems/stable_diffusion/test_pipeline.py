@@ -211,16 +211,13 @@ def test_a_caller_that_stops_leaves_the_model_as_it_was(tiny, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_model_is_read_in_the_precision_that_it_computes_in(
-    tmp_path, precision, monkeypatch
-) -> None:
+def test_a_model_is_read_in_the_precision_that_it_computes_in(tmp_path, precision) -> None:
     """Never in a wider one first, and in the order that convolutions want."""
     asked_for = []
-    read = text_to_image.load
-    monkeypatch.setattr(
-        text_to_image, "load", lambda *given: asked_for.append(given[2]) or read(*given)
-    )
-    model = text_to_image.ready(asked(model=str(saved(tmp_path)), precision=precision)).model
+    request = asked(model=str(saved(tmp_path)), precision=precision)
+    model = text_to_image.load_model(
+        request, lambda *given: asked_for.append(given[2]) or load(*given)
+    ).model
     assert asked_for == [precision]
     for network in (model.unet, model.autoencoder):
         weights = list(network.parameters())

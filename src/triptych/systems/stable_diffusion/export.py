@@ -8,7 +8,7 @@ from triptych.config import to_json, write_json
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.published.folder.write import write_diffusers
 from triptych.systems.stable_diffusion.published.single_file.write import write_single_file
-from triptych.systems.stable_diffusion.published.vocabulary import NAMES
+from triptych.systems.stable_diffusion.published.tokenizers import NAMES
 from triptych.weights.files.read import write_safetensors
 from triptych.weights.loaded import Loaded, Writer
 

@@ -356,7 +356,8 @@ def evaluate(options: EvaluateTextToImage, run: TrainedRun) -> Generator[str, No
     assert isinstance(model, StableDiffusion)
     own = model.config.sampling.guidance if options.guidance is None else options.guidance
     sampler, spacing = parse_sampler(options.sampler) if options.sampler else ("", "")
-    check_draws_batches(sampler)
+    if sampler:
+        check_draws_batches(sampler)
 
     def draw(prompts: Sequence[str], guidance: float, seed: int) -> Pictures:
         return draw_prompts(
