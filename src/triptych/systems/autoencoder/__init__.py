@@ -1,8 +1,8 @@
 """Autoencoders of latent diffusion: the KL autoencoder (Rombach 2022) and the tiny TAESD family.
 
 In reading order: `request.py` (settings, presets), `model.py` (the KL autoencoder), `objective.py`
-and `perceptual.py` (reconstruction, perceptual and adversarial losses), `tiny_model.py`, `recipe.py`
-(how it is trained), `published.py`, `tiny_published.py` and `load_published.py` (checkpoints of
+and `perceptual.py` (reconstruction, perceptual and adversarial losses), `tiny_model.py`,
+`recipe.py` (how it is trained), `published.py`, `tiny_published.py` and `load_published.py` (checkpoints of
 other libraries).
 """
 
