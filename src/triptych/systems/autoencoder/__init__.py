@@ -2,8 +2,8 @@
 
 In reading order: `request.py` (settings, presets), `model.py` (the KL autoencoder), `objective.py`
 and `perceptual.py` (reconstruction, perceptual and adversarial losses), `tiny_model.py`,
-`recipe.py` (how it is trained), `published.py`, `tiny_published.py` and `load_published.py` (checkpoints of
-other libraries).
+`recipe.py` (how it is trained), `published.py`, `tiny_published.py` and `load_published.py`
+(checkpoints of other libraries).
 """
 
 from triptych.system import System

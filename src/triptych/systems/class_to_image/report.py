@@ -129,7 +129,7 @@ def _train_on_samples(options: EvaluateClasses, run: TrainedRun) -> TrainJudge:
 
 def _classifier(data: str, size: int, steps: int, run: TrainedRun) -> TrainClassifier:
     """The preset for pictures of this size: large ones are shifted a little while it learns."""
-    side = min(run.train.shape[:2])
+    side = min(run.train.info.shape[:2])
     preset = PRESETS["mnist" if side >= 16 else "digits"]
     training = replace(preset.training, data=data, size=size, steps=steps or preset.training.steps)
     return replace(preset, training=training)
