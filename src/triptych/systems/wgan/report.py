@@ -71,6 +71,8 @@ def _kept(z: Tensor, threshold: float) -> Tensor:
 def evaluate(options: None, run: TrainedRun) -> Steps[str, None, dict[str, Any]]:
     """Draw the figures of a generator of classes; its judge is in `class_to_image`."""
     if isinstance(run.loaded.model, Generator) and run.loaded.card.config["condition"] == "label":
-        for path in draw_figures(run.loaded.model, run.test.info.classes, run.folder, seed=run.seed):
+        for path in draw_figures(
+            run.loaded.model, run.test.info.classes, run.folder, seed=run.seed
+        ):
             yield f"  {path}"
     return {}
