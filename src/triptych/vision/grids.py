@@ -7,9 +7,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageOps
+from torch import Tensor
 
+from triptych.vision.images import to_pictures
 from triptych.vision.lettering import FONT, fitted, height_of, width_of, write
 
 CELL = 56  # pixels: smaller pictures are enlarged to about this
@@ -67,6 +69,18 @@ def labelled_grid(
             draw.rectangle((x - 1, y - 1, x + width, y + height), outline=FAINT)
             sheet.paste(_enlarged(pictures[row, column], scale), (x, y))
     return np.asarray(sheet)
+
+
+def labelled_tensors(
+    images: Float[Tensor, "R K C H W"],
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    title: str = "",
+) -> UInt8[np.ndarray, "_H _W 3"]:
+    """`labelled_grid` of images in [-1, 1]."""
+    pictures = to_pictures(images.flatten(0, 1))
+    cells = pictures.reshape(*images.shape[:2], *pictures.shape[1:])
+    return labelled_grid(cells, rows, columns, title)
 
 
 def contact_sheet(

@@ -15,7 +15,7 @@ from triptych.loading import load
 from triptych.requests import ClassToImage
 from triptych.running import run
 from triptych.systems.class_to_image import pipeline as class_to_image
-from triptych.systems.class_to_image.clip_guidance import guided_by, prompt_score
+from triptych.systems.class_to_image.clip_guidance import guide_with_clip, prompt_score
 from triptych.vision.images import to_pictures
 from triptych.vision.transforms import PatchTransform
 
@@ -98,7 +98,7 @@ def test_guided_pictures_score_higher(sampler, cutouts, rise) -> None:
         request = ClassToImage(
             clip="x", clip_prompt="two cats", clip_scale=scale, seed=0, clip_cutouts=cutouts
         )
-        *_, last = sampler(guided_by(request, CLIP, ideal), start, even(30))
+        *_, last = sampler(guide_with_clip(request, CLIP, ideal), start, even(30))
         other = prompt_score(CLIP, "two cats", 8 * cutouts, seed=9)
         scored[scale] = other(last.x) / CLIP.model.logit_scale.exp()
     assert float((scored[20.0] - scored[0.0]).mean()) > rise, scored

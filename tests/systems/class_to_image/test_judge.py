@@ -10,7 +10,7 @@ from triptych.scores.fid import kernel_distance
 from triptych.systems.class_to_image.judge import (
     PictureSet,
     evaluate_class_conditional,
-    with_classes,
+    match_classes,
 )
 from triptych.systems.classifier.model import Classifier, ClassifierConfig
 
@@ -163,7 +163,7 @@ def test_equal_numbers_of_each_class_do_not_bias_the_kernel_distance():
         real = drawn(torch.randint(4, (200,), generator=generator))
         samples = drawn(torch.arange(160) % 4)
         plain.append(kernel_distance(samples.features[:100], real.features[:100]).value)
-        ours = with_classes(samples, real.label[100:])
+        ours = match_classes(samples, real.label[100:])
         assert torch.equal(ours.argmax(1), real.label[100 : 100 + len(ours)])  # one by one
         matched.append(kernel_distance(ours, real.features[: len(ours)]).value)
     error = torch.tensor(matched).std() / 80**0.5

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.scores.toy import Bars, draw, trained_judge
 from tests.systems.class_to_image.test_judge import finish
-from triptych.systems.class_to_image import plots
+from triptych.scores import style
 from triptych.systems.class_to_image.judge import evaluate_class_conditional
 from triptych.systems.class_to_image.report_files import write_report
 
@@ -68,7 +68,7 @@ def test_json_page_and_plots(report, tmp_path):
 def test_without_matplotlib_numbers_are_kept_and_the_command_is_named(
     report, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    monkeypatch.setattr(style, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'triptych\[evaluation\]'"):
         write_report(report, tmp_path, command="x")
     assert {f.name for f in tmp_path.iterdir()} == {"report.json", "report.md"}

@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from triptych.systems.classifier.model import Classifier, ClassifierConfig, objective, shifted
+from triptych.systems.classifier.model import (
+    Classifier,
+    ClassifierConfig,
+    objective,
+    shift_randomly,
+)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 17), (28, 28), (32, 32), (64, 64)])
@@ -59,7 +64,7 @@ def test_loss_is_the_sum_over_pictures_and_groups():
 def test_shift_moves_each_picture_as_a_crop_of_the_padded_one():
     torch.manual_seed(0)
     image = torch.rand(40, 2, 7, 9)
-    moved = shifted(image, 2)
+    moved = shift_randomly(image, 2)
     padded = F.pad(image, (2, 2, 2, 2), mode="replicate")
     crops = [padded[:, :, y : y + 7, x : x + 9] for y in range(5) for x in range(5)]
     found = [[torch.equal(crop[i], moved[i]) for crop in crops].index(True) for i in range(40)]

@@ -66,5 +66,5 @@ def test_same_seed_same_answer_and_global_randomness_untouched():
 
 def test_unequal_numbers_are_refused():
     x, label = codes(10, 0)
-    with pytest.raises(ValueError, match="as many"):
+    with pytest.raises(ValueError, match="as many labels"):
         leak_probe(x, label[:9], x, label)

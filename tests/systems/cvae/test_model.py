@@ -357,7 +357,7 @@ def test_bad_conditions_are_refused():
     model, image, _ = model_and_batch()
     with pytest.raises(ValueError, match="give a condition"):
         cvae.objective(model, image, None)
-    with pytest.raises(ValueError, match="4 conditions were given for 5"):
+    with pytest.raises(ValueError, match=r"must have shape \(5,\), not \(4,\)"):
         cvae.objective(model, image, torch.zeros(4, dtype=torch.int64))
     model, image, _ = model_and_batch(condition="vector")
     with pytest.raises(ValueError, match="must have shape"):

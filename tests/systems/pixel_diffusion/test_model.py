@@ -10,10 +10,10 @@ from triptych.diffusion.schedule import Discrete, Edm, Flow
 from triptych.systems.pixel_diffusion.model import (
     PixelDiffusion,
     PixelDiffusionConfig,
+    build_schedule,
     objective,
     sample,
     sampling_levels,
-    schedule_of,
 )
 
 SMALL = PixelDiffusionConfig(
@@ -31,23 +31,25 @@ def model(**changes) -> PixelDiffusion:
     return made.eval()
 
 
-def test_a_label_is_told_as_one_hot_and_its_absence_as_the_last_number() -> None:
+def test_a_label_is_encoded_as_one_hot_and_its_absence_as_the_last_number() -> None:
     made = model()
-    told = made.tell(torch.tensor([2, 0]), 2)["vector"]
-    assert told.tolist() == [[0, 0, 1, 0, 0], [1, 0, 0, 0, 0]]
-    assert made.tell(None, 2)["vector"].tolist() == [[0, 0, 0, 0, 1]] * 2
-    dropped = made.tell(torch.tensor([2, 0]), 2, torch.tensor([False, True]))["vector"]
+    vector = made.encode_condition(torch.tensor([2, 0]), 2)["vector"]
+    assert vector.tolist() == [[0, 0, 1, 0, 0], [1, 0, 0, 0, 0]]
+    assert made.encode_condition(None, 2)["vector"].tolist() == [[0, 0, 0, 0, 1]] * 2
+    dropped = made.encode_condition(torch.tensor([2, 0]), 2, torch.tensor([False, True]))["vector"]
     assert dropped.tolist() == [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1]]
 
 
-def test_attributes_and_numbers_are_told_as_they_are() -> None:
+def test_attributes_and_numbers_are_encoded_as_they_are() -> None:
     made = model(condition="attributes", condition_size=3)
-    assert made.tell(torch.tensor([[1.0, 0, 1]]), 1)["vector"].tolist() == [[1, 0, 1, 0]]
-    with pytest.raises(ValueError, match="must give"):
-        made.tell(torch.zeros(1, 2), 1)
-    assert model(condition="none", condition_size=0).tell(None, 3) == {}
-    with pytest.raises(ValueError, match="takes none"):
-        model(condition="none", condition_size=0).tell(torch.zeros(1), 1)
+    assert made.encode_condition(torch.tensor([[1.0, 0, 1]]), 1)["vector"].tolist() == [
+        [1, 0, 1, 0]
+    ]
+    with pytest.raises(ValueError, match="must have shape"):
+        made.encode_condition(torch.zeros(1, 2), 1)
+    assert model(condition="none", condition_size=0).encode_condition(None, 3) == {}
+    with pytest.raises(ValueError, match="unconditional"):
+        model(condition="none", condition_size=0).encode_condition(torch.zeros(1), 1)
 
 
 def test_a_condition_that_is_always_dropped_changes_nothing() -> None:
@@ -75,7 +77,7 @@ def test_the_share_that_is_dropped_is_the_one_asked_for() -> None:
 
 def test_schedules_are_those_that_are_named() -> None:
     def named(**changes) -> object:
-        return schedule_of(dataclasses.replace(SMALL, **changes))
+        return build_schedule(dataclasses.replace(SMALL, **changes))
 
     assert isinstance(named(), Flow) and named(shift=2.0) == Flow(2.0)
     assert isinstance(named(schedule="edm", predicts="edm", spacing="karras"), Edm)
@@ -127,9 +129,9 @@ def test_guidance_needs_a_model_that_was_trained_for_it() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"height": 0}, "size"),
+        ({"height": 0}, "at least 1"),
         ({"condition_size": 0}, "condition_size"),
-        ({"zero_terminal_snr": True}, "tables of betas"),
+        ({"zero_terminal_snr": True}, "schedules of betas"),
         ({"schedule": "edm"}, "go together"),
         ({"schedule": "edm", "predicts": "edm"}, "karras"),
     ],

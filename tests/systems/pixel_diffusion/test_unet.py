@@ -134,7 +134,7 @@ def test_autocast_gives_the_type_of_the_picture():
         ({"blocks": 0}, "blocks must be at least 1, not 0"),
         ({"widths": ()}, "widths must be positive numbers, at least one"),
         ({"widths": (8, 0)}, "widths must be positive numbers"),
-        ({"widths": (8, 18)}, "multiples of groups, 4, so that .* 18 is not"),
+        ({"widths": (8, 18)}, "multiples of groups, 4, for .* 18 is not"),
         ({"attention": (2,)}, "levels from 0 to 1, one per width, not 2"),
         ({"attention": (-1,)}, "levels from 0 to 1, one per width, not -1"),
         ({"head_width": 3}, "multiples of head_width, 3: 16 is not"),

@@ -1,13 +1,14 @@
-"""Judge a class-conditional generator: every number of its report, from samples and a judge.
+"""Evaluation of a class-conditional generator with a classifier as the judge.
 
-Two questions are kept apart: does a picture show the class that was asked for, and is the set of
-pictures like the real one? Every number stands beside the same number of real pictures.
+Two separate questions: do the pictures show the requested class, and is their distribution that of
+real pictures? Every number comes with the same number of real pictures.
 
 Dimensions: N samples, C channels, H height, W width, D features, P pairs of neighbours.
 """
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,67 +31,67 @@ from triptych.systems.classifier.model import Classifier
 from triptych.vision.images import to_pictures
 
 Sample = Callable[[Int[Tensor, " N"], int], Float[Tensor, "N C H W"]]
-"""Pictures in [-1, 1] of these classes; picture i of the call is a function of the seed plus i."""
+"""(labels, seed) to pictures in [-1, 1]; picture i depends on seed + i alone."""
 TrainJudge = Callable[[Float[Tensor, "N C H W"], Int[Tensor, " N"]], Classifier]
-"""A classifier trained on these pictures and classes, in evaluation mode."""
+"""Trains a classifier on pictures and labels; returns it in evaluation mode."""
 
-BATCH = 500  # pictures that go through a network at once
-MIN_SIZE = 10  # pictures in a set that is compared
-PAIRS = 12  # nearest neighbours to look at
+BATCH = 500  # pictures of one forward pass
+MIN_SIZE = 10  # smallest set of pictures that is compared
+PAIRS = 12  # samples shown beside their nearest training picture
 
 
 @dataclass(frozen=True)
 class Distances:
-    """How far a set of pictures is from training pictures, in the judge's features."""
+    """Distances of a set of pictures from training pictures, in the judge's features."""
 
     frechet: Estimate
     kernel: Estimate
     count: int
-    """Pictures of the set."""
+    """Pictures in the set."""
     reference: int
-    """Training pictures that it is held against."""
+    """Training pictures it is compared with."""
 
 
 @dataclass(frozen=True)
 class ClassReport:
-    """One class: its samples, and real pictures for comparison. None where there are too few."""
+    """Samples and real pictures of one class. None where there are too few."""
 
     name: str
     accuracy: Accuracy
     samples: Distances | None
     floor: Distances | None
-    """Other training pictures of the class, as many."""
+    """As many other training pictures of the class."""
     diversity: float | None
     """Mean distance of two samples over that of two real test pictures, in the judge's features."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClassConditionalReport:
-    """All that is known of a class-conditional generator."""
+    """The numbers of a class-conditional generator."""
 
     source: str
     samples: int
     samples_per_class: int
     seed: int
     judge: Accuracy
-    """The judge on real test pictures: what perfect samples would get."""
+    """Accuracy of the judge on real test pictures: the ceiling for samples."""
     accuracy: ConditionalAccuracy
     distance: Distances
     """Samples against training pictures."""
     held_out: Distances | None
-    """Test pictures against the same training pictures; None where a class has too few."""
+    """Test pictures against the same training pictures; None where there are too few."""
     floor: Distances
-    """Other training pictures, as many, against the same ones: what chance alone gives."""
+    """As many other training pictures against the same ones: the value for perfect samples."""
     prdc: Prdc
     prdc_floor: Prdc
-    """The same of those other training pictures."""
+    """The same for those other training pictures."""
     score: ClassificationScore | None
     pixels: Memorisation
     """Distance to the nearest training picture in pixels, each in [-1, 1]."""
     features: Memorisation
     """The same in the judge's features."""
     training: int
-    """Training pictures among which neighbours were looked for."""
+    """Training pictures that were searched for neighbours."""
     classes: tuple[ClassReport, ...]
     pairs: UInt8[np.ndarray, "P 2 H W C"] = field(repr=False)
     """The samples closest to a training picture in pixels, closest first, each beside it."""
@@ -98,16 +99,16 @@ class ClassConditionalReport:
 
 @dataclass(frozen=True, eq=False)
 class PictureSet:
-    """Pictures as bytes, what they show or should show, and what the judge makes of them."""
+    """Pictures as bytes with their labels, and the judge's features and predictions."""
 
     pictures: UInt8[Tensor, "N C H W"]
     label: Int[Tensor, " N"]
     features: Float[Tensor, "N D"]
-    seen: Int[Tensor, " N"]
+    predicted: Int[Tensor, " N"]
 
     def first(self, count: int) -> "PictureSet":
         return PictureSet(
-            self.pictures[:count], self.label[:count], self.features[:count], self.seen[:count]
+            self.pictures[:count], self.label[:count], self.features[:count], self.predicted[:count]
         )
 
 
@@ -123,66 +124,48 @@ def evaluate_class_conditional(
     queries: int = 1000,
     seed: int = 0,
 ) -> Generator[str, None, ClassConditionalReport]:
-    """Yield a line on what is being done, and return the report.
+    """Yields messages about progress and returns the report.
 
-    Samples are rounded to bytes first, as they would be saved. Training pictures are halved:
-    samples are held against one half, in the classes of the other, the floor. `limit` bounds the
-    pictures that are read of each source, `queries` the samples whose neighbours are looked for.
-    Without `train_judge` there is no classification score. The judge's device is used.
+    Samples are rounded to bytes first, as if saved. Training pictures are split in two halves:
+    samples are compared with the first, in the class proportions of the second, which gives the
+    floor. `limit` bounds the pictures read from each source, `queries` the samples whose nearest
+    neighbours are searched. Without `train_judge` there is no classification score. Runs on the
+    judge's device.
 
     Raises:
-        ValueError: the sources have no classes, or not those and the size that the judge reads.
+        ValueError: the sources have no classes, or not the classes and size of the judge.
     """
     classes = train.info.classes
     _check(train, test, judge)
     yield "reading real pictures"
-    real = judged(judge, *read_pictures(train, limit, seed))
-    held_out = judged(judge, *read_pictures(test, limit, seed + 1))
+    real = judge_pictures(judge, *read_pictures(train, limit, seed))
+    held_out = judge_pictures(judge, *read_pictures(test, limit, seed + 1))
     count = samples_per_class * len(classes)
-    drawn = []
-    asked = torch.arange(count) % len(classes)
-    for start in range(0, count, BATCH):
-        yield f"drawing pictures: {start:,} of {count:,}"
-        images = to_pictures(sample(asked[start : start + BATCH], seed + start))
-        drawn.append(torch.from_numpy(images).permute(0, 3, 1, 2))
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))  # for jackknives
-    samples = judged(judge, torch.cat(drawn)[order], asked[order])
-
-    half = len(real.label) // 2  # two disjoint sets of training pictures
-    labels = real.label[half:]
-    ours, theirs = with_classes(samples, labels), with_classes(held_out, labels)
-    size = min(len(ours), half)
-    if size < MIN_SIZE:
-        raise ValueError(
-            f"{train.info.name}: {size} samples have as many training pictures of their classes in "
-            f"each of two halves; {MIN_SIZE} are needed: take more samples a class or more pictures"
-        )
-    reference, other = real.features[:size], real.features[half : half + size]
-    yield f"distances between sets of {size:,} pictures"
-    distance, floor = _distances(ours, reference), _distances(other, reference)
-    unseen = _distances(theirs[:size], reference) if len(theirs) >= MIN_SIZE else None
+    samples = yield from _draw_samples(sample, judge, len(classes), count, seed)
+    sets = _match_sets(train.info.name, samples, real, held_out)
+    yield f"distances between sets of {len(sets.reference):,} pictures"
+    distance = _distances(sets.samples, sets.reference)
+    floor = _distances(sets.other, sets.reference)
+    unseen = None
+    if len(sets.held_out) >= MIN_SIZE:
+        unseen = _distances(sets.held_out[: len(sets.reference)], sets.reference)
     yield "neighbourhoods: precision, recall, density, coverage"
-    shares, share_floor = prdc(reference, ours), prdc(reference, other)
-    yield "each class on its own"
-    seen = conditional_accuracy(samples.seen, samples.label, len(classes))
-    rows = _class_reports(classes, seen, samples, real, held_out)
+    shares, share_floor = prdc(sets.reference, sets.samples), prdc(sets.reference, sets.other)
+    yield "each class"
+    conditional = conditional_accuracy(samples.predicted, samples.label, len(classes))
+    rows = _class_reports(classes, conditional, samples, real, held_out)
     yield f"nearest of {len(real.label):,} training pictures"
     pixels, features, pairs = _memorisation(samples.first(queries), held_out.first(queries), real)
     score = None
     if train_judge is not None:
-        size = min(count, len(real.label))
-        yield f"a classifier learns from {size:,} samples"
-        on_samples = _trained(train_judge, samples.first(size), held_out)
-        yield f"a classifier learns from {size:,} real pictures"
-        on_real = _trained(train_judge, real.first(size), held_out)
-        score = ClassificationScore(on_samples, on_real, size)
+        score = yield from _classification_score(train_judge, samples, real, held_out)
     return ClassConditionalReport(
         source=train.info.name,
         samples=count,
         samples_per_class=samples_per_class,
         seed=seed,
-        judge=accuracy(held_out.seen, held_out.label),
-        accuracy=seen,
+        judge=accuracy(held_out.predicted, held_out.label),
+        accuracy=conditional,
         distance=distance,
         held_out=unseen,
         floor=floor,
@@ -197,12 +180,49 @@ def evaluate_class_conditional(
     )
 
 
+def _draw_samples(
+    sample: Sample, judge: Classifier, classes: int, count: int, seed: int
+) -> Generator[str, None, PictureSet]:
+    """Samples of all classes in turn, shuffled."""
+    pictures = []
+    labels = torch.arange(count) % classes
+    for start in range(0, count, BATCH):
+        yield f"drawing pictures: {start:,} of {count:,}"
+        images = to_pictures(sample(labels[start : start + BATCH], seed + start))
+        pictures.append(torch.from_numpy(images).permute(0, 3, 1, 2))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))  # for jackknives
+    return judge_pictures(judge, torch.cat(pictures)[order], labels[order])
+
+
+class _Sets(NamedTuple):
+    """Features of the sets that are compared; the first three are equally many."""
+
+    samples: Float[Tensor, "N D"]
+    reference: Float[Tensor, "N D"]  # the first half of the training pictures
+    other: Float[Tensor, "N D"]  # the second half
+    held_out: Float[Tensor, "M D"]  # test pictures
+
+
+def _match_sets(name: str, samples: PictureSet, real: PictureSet, held_out: PictureSet) -> _Sets:
+    half = len(real.label) // 2  # two disjoint sets of training pictures
+    labels = real.label[half:]
+    matched = match_classes(samples, labels)
+    size = min(len(matched), half)
+    if size < MIN_SIZE:
+        raise ValueError(
+            f"{name}: only {size} samples match the classes of half of the training pictures; "
+            f"{MIN_SIZE} are needed: draw more samples per class or use more training pictures"
+        )
+    reference, other = real.features[:size], real.features[half : half + size]
+    return _Sets(matched, reference, other, match_classes(held_out, labels))
+
+
 def _check(train_source: Source, test_source: Source, judge: Classifier) -> None:
     train, test = train_source.info, test_source.info
     if not train.classes or train.classes != test.classes:
         raise ValueError(
             f"{train.name}: training and test pictures need the same classes, at least one; "
-            f"there are {len(train.classes)} and {len(test.classes)}"
+            f"they have {len(train.classes)} and {len(test.classes)}"
         )
     config = judge.config
     size = (config.height, config.width, config.channels)
@@ -214,7 +234,7 @@ def _check(train_source: Source, test_source: Source, judge: Classifier) -> None
 
 
 def read_pictures(source: Source, limit: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pictures and classes of a source in random order; of an endless one the first `limit`."""
+    """Pictures and labels of a source in random order, at most `limit`."""
     generator = torch.Generator().manual_seed(seed)
     length = source.info.length or limit
     indices = torch.randperm(length, generator=generator)[:limit].tolist()
@@ -226,32 +246,32 @@ def read_pictures(source: Source, limit: int, seed: int) -> tuple[Tensor, Tensor
     return torch.cat(pictures), torch.cat(labels).long()
 
 
-def _floats(pictures: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+def _to_floats(pictures: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
     return pictures.float().div_(127.5).sub_(1)
 
 
-def judged(judge: Classifier, pictures: Tensor, label: Tensor) -> PictureSet:
-    """Features and answers of a judge, on the CPU."""
+def judge_pictures(judge: Classifier, pictures: Tensor, label: Tensor) -> PictureSet:
+    """Features and predictions of the judge, on the CPU."""
     device = next(judge.parameters()).device
-    features, seen = [], []
+    features, predicted = [], []
     judge.eval()
     with torch.inference_mode():
         for part in pictures.split(BATCH):
-            feature = judge.features(_floats(part).to(device)).float()
+            feature = judge.features(_to_floats(part).to(device)).float()
             features.append(feature.cpu())
-            seen.append(judge.logits(feature)[0].argmax(1).cpu())
-    return PictureSet(pictures, label, torch.cat(features), torch.cat(seen))
+            predicted.append(judge.logits(feature)[0].argmax(1).cpu())
+    return PictureSet(pictures, label, torch.cat(features), torch.cat(predicted))
 
 
-def with_classes(found: PictureSet, labels: Int[Tensor, " N"]) -> Float[Tensor, "M D"]:
-    """Features of pictures whose classes are these, one by one, for as long as there are enough.
+def match_classes(pictures: PictureSet, labels: Int[Tensor, " N"]) -> Float[Tensor, "M D"]:
+    """Features of one picture per label, up to the first label whose pictures are used up.
 
-    Samples come equally many of each class. Taken so, they would differ from real pictures that do
-    not, and even if those do on average: KID is unbiased only if classes vary by chance on both
-    sides, since in a set of equal shares two pictures rarely are of one class.
+    Samples are equally many of each class. Compared so, they would differ from real pictures, even
+    real ones that are balanced on average: KID is unbiased only if class counts vary by chance in
+    both sets, since in a balanced set two pictures are less often of one class.
     """
     rows = [
-        iter((found.label == label).nonzero()[:, 0].tolist())
+        iter((pictures.label == label).nonzero()[:, 0].tolist())
         for label in range(int(labels.max()) + 1)
     ]
     chosen = []
@@ -260,7 +280,7 @@ def with_classes(found: PictureSet, labels: Int[Tensor, " N"]) -> Float[Tensor, 
         if row is None:
             break
         chosen.append(row)
-    return found.features[chosen]
+    return pictures.features[chosen]
 
 
 def _distances(features: Float[Tensor, "N D"], reference: Float[Tensor, "M D"]) -> Distances:
@@ -270,7 +290,7 @@ def _distances(features: Float[Tensor, "N D"], reference: Float[Tensor, "M D"]) 
 
 def _class_reports(
     classes: tuple[str, ...],
-    seen: ConditionalAccuracy,
+    conditional: ConditionalAccuracy,
     samples: PictureSet,
     real: PictureSet,
     held_out: PictureSet,
@@ -280,14 +300,16 @@ def _class_reports(
     )
     rows = []
     for label, name in enumerate(classes):
-        ours = samples.features[samples.label == label]
-        theirs = real.features[real.label == label]
-        size = min(len(ours), len(theirs) // 2)
+        drawn = samples.features[samples.label == label]
+        training = real.features[real.label == label]
+        size = min(len(drawn), len(training) // 2)
         enough = size >= 4
-        reference, other = theirs[:size], theirs[size : 2 * size]
-        distance = _distances(ours[:size], reference) if enough else None
+        reference, other = training[:size], training[size : 2 * size]
+        distance = _distances(drawn[:size], reference) if enough else None
         floor = _distances(other, reference) if enough else None
-        rows.append(ClassReport(name, seen.per_class[label], distance, floor, variety[label]))
+        rows.append(
+            ClassReport(name, conditional.per_class[label], distance, floor, variety[label])
+        )
     return tuple(rows)
 
 
@@ -308,6 +330,19 @@ def _memorisation(
     )
 
 
-def _trained(train_judge: TrainJudge, pictures: PictureSet, held_out: PictureSet) -> Accuracy:
-    judge = train_judge(_floats(pictures.pictures), pictures.label)
-    return accuracy(judged(judge, held_out.pictures, held_out.label).seen, held_out.label)
+def _classification_score(
+    train_judge: TrainJudge, samples: PictureSet, real: PictureSet, held_out: PictureSet
+) -> Generator[str, None, ClassificationScore]:
+    """Accuracy on test pictures of a classifier trained on samples, and on as many real ones."""
+    size = min(len(samples.label), len(real.label))
+
+    def train_and_test(pictures: PictureSet) -> Accuracy:
+        judge = train_judge(_to_floats(pictures.pictures), pictures.label)
+        predicted = judge_pictures(judge, held_out.pictures, held_out.label).predicted
+        return accuracy(predicted, held_out.label)
+
+    yield f"a classifier learns from {size:,} samples"
+    on_samples = train_and_test(samples.first(size))
+    yield f"a classifier learns from {size:,} real pictures"
+    on_real = train_and_test(real.first(size))
+    return ClassificationScore(on_samples, on_real, size)

@@ -18,7 +18,7 @@ from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.samplers import Step
 from triptych.diffusion.sampling import shares
 from triptych.diffusion.spacing import Kind
-from triptych.systems.class_to_image.clip_guidance import guided_by
+from triptych.systems.class_to_image.clip_guidance import guide_with_clip
 from triptych.systems.class_to_image.request import ClassToImage
 from triptych.systems.cvae import model as cvae
 from triptych.systems.pixel_diffusion import model as pixel_diffusion
@@ -141,7 +141,7 @@ def diffused(
         guidance=request.guidance,
         rescale=request.rescale,
         eta=request.eta,
-        steer=partial(guided_by, request, judge) if judge else None,
+        steer=partial(guide_with_clip, request, judge) if judge else None,
     )
     walked = pixel_diffusion.sampling_levels(model, request.steps, spacing, sampler, request.eta)
     drawn = shares(sampler or model.config.sampler, steps, walked)

@@ -1,48 +1,43 @@
-"""Plots of an evaluation: accuracy, distance and diversity of each class, confusion, neighbours.
+"""Plots of a report and of diffusion curves, as PNG files."""
 
-matplotlib comes with the extra `evaluation` and is loaded only when something is drawn.
-"""
-
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from triptych.scores.memorisation import QUANTILES, Memorisation
-from triptych.scores.style import BLUE, GREY, RED, STYLE
+from triptych.scores.style import BLUE, GREY, RED, STYLE, new_figure, require_matplotlib
+from triptych.systems.class_to_image.diffusion_curves import Curves
 from triptych.systems.class_to_image.judge import ClassConditionalReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+GREEN = "#7a9a4a"
+
 
 def draw_plots(report: ClassConditionalReport, folder: Path) -> tuple[Path, ...]:
-    """Draw `classes.png`, `confusion.png` and `neighbours.png`."""
-    if find_spec("matplotlib") is None:
-        raise ValueError("plots need matplotlib: pip install 'triptych[evaluation]'")
+    """Draw `classes.png`, `confusion.png` and `neighbours.png`.
+
+    Raises:
+        ValueError: matplotlib is missing.
+    """
+    require_matplotlib()
     import matplotlib
 
-    drawn = []
+    paths = []
     with matplotlib.rc_context(STYLE):
         for draw in (_draw_classes, _draw_confusion, _draw_neighbours):
-            drawn.append(draw(report, folder))
-    return tuple(drawn)
-
-
-def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
-    """A figure that belongs to no window and no global list."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
+            paths.append(draw(report, folder))
+    return tuple(paths)
 
 
 def _draw_classes(report: ClassConditionalReport, folder: Path) -> Path:
-    """Accuracy, kernel distance and diversity of each class, one panel each."""
+    """Accuracy, FID and diversity of each class, one panel each."""
     rows = report.classes
     x = np.arange(len(rows))
-    figure, (top, middle, bottom) = _figure(min(16.0, max(7.0, 0.5 * len(rows))), 6.0, 3)
+    figure = new_figure(min(16.0, max(7.0, 0.5 * len(rows))), 6.0)
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
     shares = [row.accuracy for row in rows]
     top.bar(x, [s.value for s in shares], color=BLUE)
     below, above = (
@@ -50,14 +45,14 @@ def _draw_classes(report: ClassConditionalReport, folder: Path) -> Path:
         [max(0, s.high - s.value) for s in shares],
     )
     top.errorbar(x, [s.value for s in shares], (below, above), fmt="none", color="black", lw=1)
-    _level(top, report.judge.value, "judge on real pictures")
-    _level(top, shares[0].chance, "chance")
+    _mark_level(top, report.judge.value, "judge on real pictures")
+    _mark_level(top, shares[0].chance, "chance")
     top.set(title="Conditional accuracy", ylim=(0, 1.05))
     for shift, part, colour in ((-0.2, "samples", BLUE), (0.2, "floor", GREY)):
-        found = [getattr(row, part) for row in rows]
+        distances = [getattr(row, part) for row in rows]
         middle.bar(
             x + shift,
-            [np.nan if f is None else f.frechet.value for f in found],
+            [np.nan if d is None else d.frechet.value for d in distances],
             width=0.4,
             color=colour,
             label={"samples": "samples", "floor": "training against training"}[part],
@@ -65,7 +60,7 @@ def _draw_classes(report: ClassConditionalReport, folder: Path) -> Path:
     middle.set(title="FID, logarithmic", yscale="log")
     middle.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
     bottom.bar(x, [np.nan if r.diversity is None else r.diversity for r in rows], color=BLUE)
-    _level(bottom, 1.0, "as varied as real pictures")
+    _mark_level(bottom, 1.0, "as varied as real pictures")
     bottom.set(title="Diversity", xticks=x)
     rotation = 45 if max(len(row.name) for row in rows) > 3 else 0
     bottom.set_xticklabels([row.name for row in rows], rotation=rotation)
@@ -73,7 +68,7 @@ def _draw_classes(report: ClassConditionalReport, folder: Path) -> Path:
     return folder / "classes.png"
 
 
-def _level(axes: "Axes", height: float, name: str) -> None:
+def _mark_level(axes: "Axes", height: float, name: str) -> None:
     axes.axhline(height, color=RED, lw=1, ls="--")
     axes.annotate(
         name, (1.0, height), xycoords=("axes fraction", "data"), xytext=(4, 0),
@@ -82,12 +77,13 @@ def _level(axes: "Axes", height: float, name: str) -> None:
 
 
 def _draw_confusion(report: ClassConditionalReport, folder: Path) -> Path:
-    """Row: the class asked for. Shade: the share of its samples seen as each class."""
+    """Rows: the requested class. Shade: the share of its samples predicted as each class."""
     counts = np.array(report.accuracy.confusion)
     shares = counts / counts.sum(1, keepdims=True)
     names = [row.name for row in report.classes]
     side = min(12.0, max(4.5, 0.5 * len(names)))
-    figure, (axes,) = _figure(side, side)
+    figure = new_figure(side, side)
+    axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= 25:
         for (row, column), share in np.ndenumerate(shares):
@@ -95,7 +91,11 @@ def _draw_confusion(report: ClassConditionalReport, folder: Path) -> Path:
                 colour = "white" if share > 0.6 else "black"
                 text = f"{100 * share:.3g}"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    axes.set(title="Seen by the judge, % of the class asked for", xlabel="seen", ylabel="asked for")
+    axes.set(
+        title="Predicted by the judge, % of the requested class",
+        xlabel="predicted",
+        ylabel="requested",
+    )
     rotation = 90 if max(map(len, names)) > 3 else 0
     axes.set_xticks(range(len(names)), names, rotation=rotation)
     axes.set_yticks(range(len(names)), names)
@@ -106,14 +106,12 @@ def _draw_confusion(report: ClassConditionalReport, folder: Path) -> Path:
 
 def _draw_neighbours(report: ClassConditionalReport, folder: Path) -> Path:
     """The samples closest to a training picture above it, and the distributions of distances."""
-    from matplotlib.figure import Figure
-
     count, _, height, width, _ = report.pairs.shape
-    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
+    figure = new_figure(9.0, 4.0)
     grid = figure.add_gridspec(2, 2)
     axes = figure.add_subplot(grid[0, :])
     gap = max(1, width // 14)
-    framed = np.pad(  # white around every picture, so that a row and a column are one array
+    framed = np.pad(  # a white frame around every picture
         report.pairs, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255
     )
     sheet = framed.transpose(1, 2, 0, 3, 4).reshape(2 * (height + gap), count * (width + gap), -1)
@@ -125,18 +123,16 @@ def _draw_neighbours(report: ClassConditionalReport, folder: Path) -> Path:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title("The samples closest to a training picture")
-    for column, (found, space) in enumerate(
-        ((report.pixels, "pixels"), (report.features, "features"))
-    ):
-        _draw_distances(figure.add_subplot(grid[1, column]), found, space)
+    _draw_distances(figure.add_subplot(grid[1, 0]), report.pixels, "pixels")
+    _draw_distances(figure.add_subplot(grid[1, 1]), report.features, "features")
     figure.savefig(folder / "neighbours.png")
     return folder / "neighbours.png"
 
 
-def _draw_distances(axes: "Axes", found: Memorisation, space: str) -> None:
-    """Both distributions: a curve to the left of the grey one is closer than unseen pictures."""
-    axes.plot(found.samples, QUANTILES, "o-", color=BLUE, ms=4, label="samples")
-    axes.plot(found.held_out, QUANTILES, "o-", color=GREY, ms=4, label="unseen real pictures")
+def _draw_distances(axes: "Axes", distances: Memorisation, space: str) -> None:
+    """Both distributions; samples to the left of the grey curve are closer than unseen pictures."""
+    axes.plot(distances.samples, QUANTILES, "o-", color=BLUE, ms=4, label="samples")
+    axes.plot(distances.held_out, QUANTILES, "o-", color=GREY, ms=4, label="unseen real pictures")
     axes.set(
         title=f"To the nearest training picture, in {space}",
         xlabel="distance",
@@ -145,3 +141,72 @@ def _draw_distances(axes: "Axes", found: Memorisation, space: str) -> None:
     )
     axes.set_xlim(left=0)
     axes.legend(frameon=False)
+
+
+def draw_guidance_curve(curves: Curves, path: Path) -> Path:
+    """Accuracy, KID, and precision, recall and diversity against the guidance scale."""
+    figure = new_figure(11.0, 3.2)
+    first, second, third = panels = _curve_panels(figure, 3)
+    points = sorted(curves.guidance, key=lambda p: p.guidance)
+    x = [p.guidance for p in points]
+    accuracies = [p.accuracy for p in points]
+    first.plot(x, [a.value for a in accuracies], "o-", color=BLUE)
+    first.fill_between(x, [a.low for a in accuracies], [a.high for a in accuracies], alpha=0.2)
+    first.axhline(curves.judge.value, ls=":", color="grey", label="real test pictures")
+    first.set_title("conditional accuracy")
+    second.plot(x, [1000 * p.kernel.value for p in points], "o-", color=RED)
+    low, high = ([1000 * getattr(p.kernel, end) for p in points] for end in ("low", "high"))
+    second.fill_between(x, low, high, alpha=0.2, color=RED)
+    second.axhline(1000 * curves.floor.value, ls=":", color="grey", label="other real pictures")
+    second.set_title("KID x 1000")
+    for name, color in (("precision", BLUE), ("recall", RED), ("diversity", GREEN)):
+        values = [getattr(p, name) for p in points]
+        if all(v is not None for v in values):
+            third.plot(x, values, "o-", color=color, label=name)
+    third.set_title("fidelity and variety")
+    for axes in panels:
+        axes.set_xlabel("guidance scale")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=140)
+    return path
+
+
+def draw_sampler_curves(curves: Curves, path: Path) -> Path:
+    """FID and accuracy against network calls, one line per sampler.
+
+    All points have the same number of pictures, so their FIDs are comparable; KID of so few
+    pictures is too noisy.
+    """
+    figure = new_figure(11.0, 4.6)
+    import matplotlib
+
+    left, right = _curve_panels(figure, 2)
+    names = list(dict.fromkeys(p.sampler for p in curves.samplers))
+    colors = matplotlib.colormaps["tab20"]
+    for number, name in enumerate(names):
+        points = sorted((p for p in curves.samplers if p.sampler == name), key=lambda p: p.calls)
+        style = {"color": colors(number), "label": name, "ms": 4}
+        calls = [p.calls for p in points]
+        left.plot(calls, [p.frechet.value for p in points], "o-", **style)
+        right.plot(calls, [p.accuracy.value for p in points], "o-", **style)
+    right.axhline(curves.judge.value, ls=":", color="grey")
+    left.set_yscale("log")
+    left.set_title("FID in features of the judge")
+    right.set_title("conditional accuracy")
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_xticks(sorted({p.calls for p in curves.samplers if p.sampler == names[0]}))
+        axes.get_xaxis().set_major_formatter(matplotlib.ticker.ScalarFormatter())
+        axes.set_xlabel("network calls")
+    right.legend(frameon=False, fontsize=7, ncols=2, loc="lower right")
+    figure.savefig(path, dpi=140)
+    return path
+
+
+def _curve_panels(figure: Any, count: int) -> Any:
+    panels = figure.subplots(1, count)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return panels

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from triptych import runtime
 from triptych.config import to_json
-from triptych.systems.class_to_image.diffusion_curves import draw_curves_of, write_curves
+from triptych.systems.class_to_image.diffusion_curves import compute_curves
 from triptych.systems.class_to_image.judge import TrainJudge, evaluate_class_conditional
 from triptych.systems.class_to_image.pipeline import DIFFUSION, diffused, draw
-from triptych.systems.class_to_image.report_files import write_report
+from triptych.systems.class_to_image.report_files import write_curves, write_report
 from triptych.systems.class_to_image.request import ClassToImage, EvaluateClasses
 from triptych.systems.classifier.model import Classifier
 from triptych.systems.classifier.request import PRESETS, TrainClassifier
@@ -78,7 +78,7 @@ def _curves(
 
     config = run.loaded.config
     curves = yield from indent(
-        draw_curves_of(
+        compute_curves(
             sample,
             run.train,
             run.test,

@@ -1,8 +1,9 @@
-"""Write an evaluation down: numbers as JSON, a page as Markdown, and the plots that it shows.
+"""Writes a report, or diffusion curves: numbers as JSON, a Markdown page, and its plots.
 
-Each carries what is needed to get the same again: command, seed, versions and hardware.
+JSON and page state what is needed to reproduce them: command, seed, versions and hardware.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,20 @@ from triptych.scores.accuracy import Accuracy
 from triptych.scores.environment import environment
 from triptych.scores.fid import Estimate
 from triptych.scores.memorisation import QUANTILES
+from triptych.systems.class_to_image.diffusion_curves import Curves, Point
 from triptych.systems.class_to_image.judge import ClassConditionalReport, Distances
-from triptych.systems.class_to_image.plots import draw_plots
+from triptych.systems.class_to_image.plots import (
+    draw_guidance_curve,
+    draw_plots,
+    draw_sampler_curves,
+)
 
 
 def write_report(report: ClassConditionalReport, folder: Path, *, command: str) -> tuple[Path, ...]:
-    """Write `report.json`, `report.md` and the plots it shows; returns their paths.
+    """Write `report.json`, `report.md` and its plots; returns their paths.
 
     Raises:
-        ValueError: matplotlib is missing; the numbers are written nevertheless.
+        ValueError: matplotlib is missing; JSON and page are written nevertheless.
     """
     folder.mkdir(parents=True, exist_ok=True)
     setting = environment(command)
@@ -32,7 +38,7 @@ def write_report(report: ClassConditionalReport, folder: Path, *, command: str) 
 
 
 def markdown(report: ClassConditionalReport, setting: dict[str, Any]) -> str:
-    """The report as a page: each number with its interval and what to hold it against."""
+    """The report as Markdown: each number with its interval and a comparison."""
     fidelity = report.accuracy.overall
     parts = [
         f"# Evaluation on {report.source}\n\n"
@@ -44,8 +50,8 @@ def markdown(report: ClassConditionalReport, setting: dict[str, Any]) -> str:
             _share(fidelity),
             f"chance {fidelity.chance:.1%}; judge on real test pictures {_share(report.judge)}",
         ),
-        _row("FID", _estimate(report.distance.frechet), _against(report, "frechet")),
-        _row("KID x 1000", _estimate(report.distance.kernel, 1000), _against(report, "kernel")),
+        _row("FID", _estimate(report.distance.frechet), _compare(report, "frechet")),
+        _row("KID x 1000", _estimate(report.distance.kernel, 1000), _compare(report, "kernel")),
     ]
     for name in ("precision", "recall", "density", "coverage"):
         ours, floor = getattr(report.prdc, name), getattr(report.prdc_floor, name)
@@ -59,25 +65,25 @@ def markdown(report: ClassConditionalReport, setting: dict[str, Any]) -> str:
                 f"trained on as many real pictures {_share(report.score.real)}",
             )
         )
-    for space, found in (("pixels", report.pixels), ("features", report.features)):
+    for space, near in (("pixels", report.pixels), ("features", report.features)):
         parts.append(
             _row(
                 f"samples near a training picture, in {space}",
-                f"{found.closer:.1%} ({found.low:.1%} to {found.high:.1%}) of {found.count:,}",
-                f"{found.expected:.0%} of unseen real pictures",
+                f"{near.closer:.1%} ({near.low:.1%} to {near.high:.1%}) of {near.count:,}",
+                f"{near.expected:.0%} of unseen real pictures",
             )
         )
         parts.append(
             _row(
                 f"sample nearer to training than an unseen picture, in {space}",
-                f"{found.nearer:.1%} of pairs",
+                f"{near.nearer:.1%} of pairs",
                 "50 % when they are alike",
             )
         )
-    held = report.distance
+    sizes = report.distance
     parts.append(
-        f"\nDistances compare {held.count:,} samples with {held.reference:,} training pictures. "
-        f"Neighbours were looked for among {report.training:,} training pictures.\n"
+        f"\nDistances compare {sizes.count:,} samples with {sizes.reference:,} training pictures. "
+        f"Neighbours were searched among {report.training:,} training pictures.\n"
     )
     parts += ["## Classes\n", _classes(report)]
     parts += ["![Classes](classes.png)\n\n![Confusion](confusion.png)\n"]
@@ -91,27 +97,28 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _share(found: Accuracy) -> str:
-    return f"{found.value:.2%} ({found.low:.2%} to {found.high:.2%})"
+def _share(share: Accuracy) -> str:
+    return f"{share.value:.2%} ({share.low:.2%} to {share.high:.2%})"
 
 
-def _estimate(found: Estimate, scale: float = 1.0) -> str:
-    return f"{found.value * scale:.3g} ({found.low * scale:.3g} to {found.high * scale:.3g})"
+def _estimate(estimate: Estimate, scale: float = 1.0, form: str = ".3g") -> str:
+    value, low, high = (scale * x for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
-def _against(report: ClassConditionalReport, kind: str) -> str:
+def _compare(report: ClassConditionalReport, kind: str) -> str:
     scale = 1000 if kind == "kernel" else 1
-    against = f"training against training {_estimate(getattr(report.floor, kind), scale)}"
+    floor = f"training against training {_estimate(getattr(report.floor, kind), scale)}"
     if report.held_out is None:
-        return against
+        return floor
     unseen = _estimate(getattr(report.held_out, kind), scale)
-    return f"{against}; test against training {unseen}, {report.held_out.count:,} test pictures"
+    return f"{floor}; test against training {unseen}, {report.held_out.count:,} test pictures"
 
 
-def _distance(found: Distances | None) -> tuple[str, str]:
-    if found is None:
+def _distance(distances: Distances | None) -> tuple[str, str]:
+    if distances is None:
         return "too few", "too few"
-    return f"{found.frechet.value:.3g}", f"{found.kernel.value * 1000:.3g}"
+    return f"{distances.frechet.value:.3g}", f"{distances.kernel.value * 1000:.3g}"
 
 
 def _classes(report: ClassConditionalReport) -> str:
@@ -122,8 +129,8 @@ def _classes(report: ClassConditionalReport) -> str:
     for row in report.classes:
         (frechet, kernel), (frechet_floor, kernel_floor) = map(_distance, (row.samples, row.floor))
         variety = "too few" if row.diversity is None else f"{row.diversity:.2f}"
-        shown = _share(row.accuracy)
-        lines.append(_row(row.name, shown, frechet, frechet_floor, kernel, kernel_floor, variety))
+        share = _share(row.accuracy)
+        lines.append(_row(row.name, share, frechet, frechet_floor, kernel, kernel_floor, variety))
     return "\n".join(lines) + "\n"
 
 
@@ -132,9 +139,57 @@ def _quantiles(report: ClassConditionalReport) -> str:
         _row("", *(f"{level:.0%}" for level in QUANTILES)),
         "|---" * (len(QUANTILES) + 1) + "|",
     ]
-    for space, found in (("pixels", report.pixels), ("features", report.features)):
-        for who in ("samples", "held_out"):
-            numbers = getattr(found, who)
-            name = f"{who.replace('_', ' ')}, {space}"
+    for space, near in (("pixels", report.pixels), ("features", report.features)):
+        for pictures in ("samples", "held_out"):
+            numbers = getattr(near, pictures)
+            name = f"{pictures.replace('_', ' ')}, {space}"
             lines.append(_row(name, *(f"{number:.3g}" for number in numbers)))
     return "\n".join(lines) + "\n"
+
+
+def write_curves(curves: Curves, folder: Path, *, command: str) -> tuple[Path, ...]:
+    """Write `diffusion-curves.json` and `.md`, and a plot of each curve; returns their paths.
+
+    Raises:
+        ValueError: matplotlib is missing; JSON and page are written nevertheless.
+    """
+    setting = environment(command)
+    data, page = folder / "diffusion-curves.json", folder / "diffusion-curves.md"
+    write_json(data, {"environment": setting} | to_json(curves))
+    page.write_text(curves_markdown(curves, setting), encoding="utf-8")
+    paths = [data, page]
+    if curves.guidance:
+        paths.append(draw_guidance_curve(curves, folder / "guidance.png"))
+    if curves.samplers:
+        paths.append(draw_sampler_curves(curves, folder / "samplers.png"))
+    return tuple(paths)
+
+
+def curves_markdown(curves: Curves, setting: dict[str, Any]) -> str:
+    """Both curves as Markdown tables."""
+    lines = [
+        f"`{setting['command']}`, {curves.samples} pictures a point, seed {curves.seed}",
+        "",
+        f"The judge reads {curves.judge.value:.2%} of real test pictures; KID x 1000 of other "
+        f"training pictures {1000 * curves.floor.value:.2f}.",
+        "",
+    ]
+    if curves.guidance:
+        lines += _curve_table("guidance", [(f"{p.guidance:g}", p) for p in curves.guidance])
+    if curves.samplers:
+        points = [(f"{p.sampler}, {p.calls}", p) for p in curves.samplers]
+        lines += _curve_table("sampler, calls", points)
+    lines.append(f"```json\n{json.dumps(setting)}\n```")
+    return "\n".join(lines) + "\n"
+
+
+def _curve_table(heading: str, points: list[tuple[str, Point]]) -> list[str]:
+    columns = (heading, "accuracy", "KID x 1000", "FID", "precision", "recall", "diversity")
+    lines = [_row(*columns), "|---" * len(columns) + "|"]
+    for name, p in points:
+        variety = "" if p.diversity is None else f"{p.diversity:.2f}"
+        kernel = _estimate(p.kernel, 1000, ".2f")
+        shares = (f"{p.precision:.3f}", f"{p.recall:.3f}", variety)
+        cells = (name, f"{p.accuracy.value:.2%}", kernel, f"{p.frechet.value:.3f}", *shares)
+        lines.append(_row(*cells))
+    return [*lines, ""]

@@ -1,8 +1,8 @@
-"""A small residual network that reads labels off pictures (arXiv:1512.03385, arXiv:1603.05027).
+"""A small residual network that classifies pictures (arXiv:1512.03385, arXiv:1603.05027).
 
-It judges conditional samples: its answers say whether a picture shows what was asked for, and its
-features are the space in which sets of pictures are compared. Several groups of labels (shape,
-colour, size) are read by one network; a plain class label is a single group.
+The judge of conditional samples: its predictions say whether a picture shows the requested class,
+and sets of pictures are compared in its features. One network may predict several groups of labels
+(shape, colour, size); a plain class label is one group.
 
 Dimensions: B pictures, C channels, H height, W width, D features, G groups of labels, K labels of
 a group, I and O channels into and out of a block.
@@ -22,15 +22,15 @@ from triptych.system import ModelKind
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Size of a classifier."""
+    """Configuration of a classifier."""
 
     height: int
     width: int
     channels: int
     groups: tuple[int, ...]
-    """How many labels each group has to choose from: (10,) for plain classes, ten of them."""
+    """Number of labels in each group: (10,) for ten plain classes."""
     widths: tuple[int, ...] = (24, 48, 96)
-    """Channels of each stage; all but the first halve the picture. The last is the features' D."""
+    """Channels of each stage; all but the first halve the side. The last is D."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "channels"):
@@ -43,9 +43,10 @@ class ClassifierConfig:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a shortcut; normalised before each, so the shortcut stays untouched.
+    """Two convolutions, each after a norm and ReLU, and a shortcut around them.
 
-    Batch normalisation: at equal time on two cores it read MNIST better than group normalisation.
+    Batch normalisation: in equal time on two cores it was more accurate on MNIST than group
+    normalisation.
     """
 
     def __init__(self, inner: int, outer: int, stride: int):
@@ -60,7 +61,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
         h = F.relu(self.norm1(x))
-        if self.shortcut is not None:  # averaged, not skipped over: every pixel counts
+        if self.shortcut is not None:  # averaged, so that no pixel is skipped
             x = h if self.stride == 1 else F.avg_pool2d(h, self.stride, ceil_mode=True)
             x = self.shortcut(x)
         residual: Tensor = self.conv2(F.relu(self.norm2(self.conv1(h))))
@@ -68,7 +69,7 @@ class ResidualBlock(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Pictures to logits, one set for each group of labels; made for sides of 8 to 64 pixels."""
+    """Pictures to logits of each group of labels; for sides of 8 to 64 pixels."""
 
     def __init__(self, config: ClassifierConfig):
         super().__init__()
@@ -84,26 +85,27 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(last, labels) for labels in config.groups])
 
     def features(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-        """What the heads decide from: the space of the distances between sets of pictures.
+        """Pooled features before the heads, of pictures in [-1, 1].
 
-        Pictures are in [-1, 1] and of the configured size. Put the classifier into evaluation mode
-        first: in training mode a feature depends on the whole batch.
+        Put the classifier into evaluation mode first, or features depend on the batch.
+
+        Raises:
+            ValueError: the pictures are not of the configured size.
         """
         expected = (self.config.channels, self.config.height, self.config.width)
         if tuple(image.shape[1:]) != expected:
-            given = " x ".join(map(str, image.shape[1:]))
-            wanted = " x ".join(map(str, expected))
-            raise ValueError(f"this classifier reads pictures of {wanted} (C x H x W), not {given}")
-        # Channels last runs a third faster on a CPU; the weights stay as files want them.
+            size, actual = (" x ".join(map(str, s)) for s in (expected, image.shape[1:]))
+            raise ValueError(f"this classifier reads pictures of {size} (C x H x W), not {actual}")
+        # channels last runs a third faster on a CPU
         x = self.stem(image).contiguous(memory_format=torch.channels_last)
         return F.relu(self.norm(self.blocks(x))).mean((2, 3))
 
     def logits(self, features: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B K"], ...]:
-        """The heads alone, for features at hand."""
+        """The heads alone, on features."""
         return tuple(head(features) for head in self.heads)
 
     def forward(self, image: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K"], ...]:
-        """One tensor of logits for each group, in the order of the configuration."""
+        """One tensor of logits per group, in the order of the configuration."""
         return self.logits(self.features(image))
 
 
@@ -117,26 +119,28 @@ def objective(
 ) -> Loss:
     """Cross-entropy with smoothed labels (arXiv:1512.00567), summed over pictures and groups.
 
-    `label` holds indices, (B,) for a single group. `shift` moves each picture by up to so many
-    pixels each way, its edge repeated: worth it where the label does not depend on the place.
-    Terms: `accuracy`, the share of right answers over all groups.
+    `label` holds indices, (B,) for a single group. `shift` augments: each picture moves by up to
+    `shift` pixels each way. Term: `accuracy`, over all groups.
+
+    Raises:
+        ValueError: labels of another number of groups.
     """
     label = label[:, None] if label.ndim == 1 else label
     if label.shape[1] != len(model.config.groups):
-        groups, given = len(model.config.groups), label.shape[1]
-        raise ValueError(f"labels need a column for each of {groups} groups, not {given}")
-    logits = model(shifted(image, shift) if shift else image)
-    total, right = image.new_zeros((), dtype=torch.float32), image.new_zeros(())
+        groups, columns = len(model.config.groups), label.shape[1]
+        raise ValueError(f"labels need a column for each of {groups} groups, not {columns}")
+    logits = model(shift_randomly(image, shift) if shift else image)
+    total, correct = image.new_zeros((), dtype=torch.float32), image.new_zeros(())
     for answers, truth in zip(logits, label.T, strict=True):
         total = total + F.cross_entropy(
             answers.float(), truth, reduction="sum", label_smoothing=smoothing
         )
-        right = right + (answers.argmax(1) == truth).sum()
-    return Loss(total, len(image), {"accuracy": right / label.numel()})
+        correct = correct + (answers.argmax(1) == truth).sum()
+    return Loss(total, len(image), {"accuracy": correct / label.numel()})
 
 
-def shifted(image: Float[Tensor, "B C H W"], pixels: int) -> Float[Tensor, "B C H W"]:
-    """Each picture moved on its own by up to `pixels` either way, its edge repeated."""
+def shift_randomly(image: Float[Tensor, "B C H W"], pixels: int) -> Float[Tensor, "B C H W"]:
+    """Each picture moved by up to `pixels` in both directions, its edge repeated."""
     batch, channels, height, width = image.shape
     dy, dx = torch.randint(-pixels, pixels + 1, (2, batch, 1)).to(image.device)
     rows = (torch.arange(height, device=image.device) + dy).clamp(0, height - 1)  # (B, H)

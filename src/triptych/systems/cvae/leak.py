@@ -1,7 +1,7 @@
-"""Does a code still say the class? A small network tries to read it.
+"""Leak probe: a small network tries to read the class from latent codes.
 
-A conditional model is told the class, so its latent code need not carry it; what a network can
-still read from the code has leaked.
+A conditional model gets the class as its condition, so its latent code need not carry it; what a
+network can still read from the code has leaked.
 
 Dimensions: N and M codes, Z numbers of a code, K classes.
 """
@@ -30,14 +30,17 @@ def leak_probe(
 ) -> Accuracy:
     """Test accuracy of a two-layer network trained to read the class from codes.
 
-    Codes are scaled to zero mean and unit variance by the training ones. Chance means that nothing
-    leaks that such a network can use. Same arguments, same answer, on one machine and thread count;
-    the global random state is left as it was.
+    Codes are standardised with mean and deviation of the training codes. Accuracy at chance means
+    no leak that such a network can use. Deterministic on one machine and thread count; the global
+    random state is restored.
+
+    Raises:
+        ValueError: codes and labels differ in number.
     """
     if len(train_codes) != len(train_labels) or len(test_codes) != len(test_labels):
-        raise ValueError("codes and labels must be as many, in training and in test")
+        raise ValueError("there must be as many labels as codes, in training and in test")
     mean, std = train_codes.mean(0), train_codes.std(0, correction=0)
-    scale = torch.where(std > 1e-6 * std.max(), std, torch.inf)  # a number that never varies says 0
+    scale = torch.where(std > 1e-6 * std.max(), std, torch.inf)  # constant numbers become 0
     x, x_test = (train_codes - mean) / scale, (test_codes - mean) / scale
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     with torch.random.fork_rng(devices=[]):
@@ -58,5 +61,5 @@ def leak_probe(
         loss.backward()
         optimizer.step()
     with torch.inference_mode():
-        seen = torch.cat([probe(part).argmax(1) for part in x_test.split(8192)])
-    return accuracy(seen, test_labels)
+        predicted = torch.cat([probe(part).argmax(1) for part in x_test.split(8192)])
+    return accuracy(predicted, test_labels)

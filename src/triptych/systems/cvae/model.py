@@ -1,11 +1,11 @@
 """Conditional VAE (Kingma & Welling arXiv:1312.6114; Sohn et al. NIPS 2015; Dykeman 2016).
 
-An encoder reads a picture and its condition into a Gaussian over z; a decoder draws the picture
-from z and the condition. What the condition already says, z need not: that is why one z gives ten
+An encoder maps a picture and its condition to a Gaussian over z; a decoder draws the picture from z
+and the condition. What the condition determines need not be stored in z, so that one z gives ten
 digits of one style.
 
 Dimensions: B pictures, C channels, H height, W width, Z latent, N numbers of a condition, E
-features of a condition, K importance samples, S steps.
+condition features, K importance samples, S interpolation steps.
 """
 
 import math
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.nn.conditions import condition_vector
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind
 
@@ -24,19 +25,19 @@ Images = Float[Tensor, "B C H W"]  # in [-1, 1]
 Codes = Float[Tensor, "B Z"]
 Features = Float[Tensor, "B E"]
 Condition = Tensor | None
-"""What the model is told, by the configuration's `condition`:
+"""The condition of a batch, by the configuration's `condition`:
 
 none        None
 label       int64 (B,), a class from 0 to condition_size - 1
 attributes  float (B, N), 1 where the attribute holds, else 0
 vector      float (B, N), any numbers, best scaled to about [-1, 1]
-image       float (B, C + 1, H, W): the visible pixels, 0 elsewhere, and a plane, 1 where they are
+image       float (B, C + 1, H, W): visible pixels, 0 elsewhere, and their mask (`partial_view`)
 """
 
 
 @dataclass(frozen=True)
 class CvaeConfig:
-    """Size and kind of a conditional VAE."""
+    """Configuration of a conditional VAE."""
 
     height: int
     width: int
@@ -45,13 +46,13 @@ class CvaeConfig:
     condition_size: int = 0
     """Classes, attributes, or numbers of the vector; not used for `none` and `image`."""
     latent: int = 16
-    """Numbers in z; 0 predicts from the condition alone, without chance (Sohn's baseline)."""
+    """Numbers in z; 0 predicts from the condition alone, without noise (Sohn's baseline)."""
     network: Literal["mlp", "convolutional"] = "convolutional"
     widths: tuple[int, ...] = (32, 64, 256)
     """Hidden layers from picture to z; of the convolutional ones the last is fully connected."""
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     learned_prior: bool = False
-    """p(z | condition) is learned instead of the standard normal."""
+    """Learn p(z | condition) instead of using the standard normal."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "channels"):
@@ -63,8 +64,8 @@ class CvaeConfig:
             raise ValueError(f"widths must be positive numbers, at least one, not {self.widths}")
         if self.condition in ("label", "attributes", "vector") and self.condition_size < 1:
             raise ValueError(
-                f"condition {self.condition!r} needs condition_size, how many classes or numbers "
-                f"it has: at least 1, not {self.condition_size}"
+                f"condition {self.condition!r} needs condition_size, its number of classes, "
+                f"attributes or columns: at least 1, not {self.condition_size}"
             )
         if self.condition == "none" and (self.latent == 0 or self.learned_prior):
             raise ValueError("without a condition there must be a latent and no learned prior")
@@ -86,7 +87,7 @@ class Gaussian(NamedTuple):
     log_variance: Codes
 
     def at(self, noise: Float[Tensor, "*K B Z"]) -> Float[Tensor, "*K B Z"]:
-        """The sample that standard normal noise stands for."""
+        """The sample that belongs to standard normal noise (the reparameterisation trick)."""
         return self.mean + (0.5 * self.log_variance).exp() * noise
 
     def log_density(self, z: Float[Tensor, "*K B Z"]) -> Float[Tensor, "*K B"]:
@@ -94,12 +95,18 @@ class Gaussian(NamedTuple):
         return -0.5 * (squares + self.log_variance + math.log(2 * math.pi)).sum(-1)
 
 
-class Layer(nn.Module):
-    """A linear layer or convolution that the condition shifts.
+def kl_divergence(q: Gaussian, p: Gaussian) -> Codes:
+    """KL(q || p) in nats for each number of z, in closed form."""
+    ratio = q.log_variance - p.log_variance
+    distance = (q.mean - p.mean).square() * (-p.log_variance).exp()
+    return 0.5 * (ratio.exp() + distance - 1 - ratio)
 
-    To add a linear function of the condition is to append the condition to the input, as units or
-    as constant planes, but costs next to nothing. (Planes would differ at a border padded with
-    zeros.)
+
+class Layer(nn.Module):
+    """A linear layer or convolution whose output a linear function of the condition shifts.
+
+    The same as appending the condition to the input, as units or constant planes, at almost no
+    cost (but for planes at a border padded with zeros).
     """
 
     def __init__(self, linear: nn.Module, width: int, features: int):
@@ -116,7 +123,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A picture and a condition to a vector."""
+    """Picture and condition to a vector."""
 
     def __init__(self, config: CvaeConfig, channels: int, features: int, outputs: int):
         super().__init__()
@@ -144,7 +151,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z and a condition to logits or means of pixels: the encoder's layers in reverse."""
+    """z and condition to logits or means of pixels: the encoder's layers in reverse."""
 
     def __init__(self, config: CvaeConfig, features: int):
         super().__init__()
@@ -176,7 +183,10 @@ class Decoder(nn.Module):
 
 
 class Cvae(nn.Module):
-    """Encoder q(z | picture, condition), prior p(z | condition), decoder p(picture | both)."""
+    """Encoder q(z | picture, condition), prior p(z | condition), decoder p(picture | z, condition).
+
+    `features` embeds the condition once; the other methods take its result.
+    """
 
     def __init__(self, config: CvaeConfig):
         super().__init__()
@@ -198,40 +208,32 @@ class Cvae(nn.Module):
         if config.likelihood == "gaussian":  # one learned variance of all pixels (arXiv:2006.13202)
             self.log_variance = nn.Parameter(torch.zeros(()))
 
-    def features(self, condition: Condition, pictures: int) -> Features:
-        """The condition as numbers; computed once and given to every part of the model."""
-        kind, size = self.config.condition, self.config.condition_size
-        weight = next(self.parameters())
-        if condition is None:
-            if kind != "none":
-                raise ValueError(f"this model is conditional on {kind!r}: give a condition")
-            return weight.new_zeros(pictures, 0)
-        if len(condition) != pictures:
-            raise ValueError(f"{len(condition)} conditions were given for {pictures} pictures")
-        if kind == "none":
-            raise ValueError("this model is unconditional: its condition must be None")
-        if kind == "image":
-            view: Tensor = self.view(condition, weight.new_zeros(pictures, 0))
-            return view
-        if kind == "label":
-            return F.one_hot(condition, size).to(weight.dtype)
-        if condition.shape != (pictures, size):
-            raise ValueError(
-                f"{kind} must have shape {(pictures, size)}, not {tuple(condition.shape)}"
-            )
-        return condition.to(weight.dtype)
+    def features(self, condition: Condition, batch: int) -> Features:
+        """The condition of `batch` pictures as numbers.
+
+        Raises:
+            ValueError: the condition is not of the model's kind, or not of this many pictures.
+        """
+        config, weight = self.config, next(self.parameters())
+        if config.condition != "image" or condition is None:
+            kind, size = config.condition, config.condition_size
+            return condition_vector(kind, size, condition, batch, weight)
+        if len(condition) != batch:
+            raise ValueError(f"{len(condition)} conditions were given for {batch} pictures")
+        view: Tensor = self.view(condition, weight.new_zeros(batch, 0))
+        return view
 
     def posterior(self, image: Images, features: Features) -> Gaussian:
         """q(z | picture, condition), in float32 also under autocast."""
         if not self.config.latent:
-            return _standard(features, 0)
-        return _halves(self.encoder(image, features))
+            return _standard_normal(features, 0)
+        return _gaussian(self.encoder(image, features))
 
     def prior(self, features: Features) -> Gaussian:
         """p(z | condition): the standard normal unless it is learned."""
         if not self.config.learned_prior:
-            return _standard(features, self.config.latent)
-        return _halves(self.prior_network(features))
+            return _standard_normal(features, self.config.latent)
+        return _gaussian(self.prior_network(features))
 
     def log_likelihood(
         self, image: Images, condition: Condition, z: Codes, features: Features
@@ -255,7 +257,7 @@ class Cvae(nn.Module):
             logs = logs * (1 - condition[:, -1:].float())
         return logs.flatten(1).sum(1)
 
-    def draw(self, z: Codes, condition: Condition, features: Features) -> Images:
+    def decode(self, z: Codes, condition: Condition, features: Features) -> Images:
         """The mean picture at z, in [-1, 1]; pixels that the condition shows stay as they are."""
         output = self.decoder(z, features).float()
         bernoulli = self.config.likelihood == "bernoulli"
@@ -268,25 +270,14 @@ class Cvae(nn.Module):
         return image
 
 
-def _halves(vector: Float[Tensor, "B _"]) -> Gaussian:
+def _gaussian(vector: Float[Tensor, "B _"]) -> Gaussian:
     mean, log_variance = vector.float().chunk(2, 1)
     return Gaussian(mean, log_variance)
 
 
-def _standard(features: Features, latent: int) -> Gaussian:
+def _standard_normal(features: Features, latent: int) -> Gaussian:
     zeros = features.new_zeros(len(features), latent, dtype=torch.float32)
     return Gaussian(zeros, zeros)
-
-
-def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-
-
-def kl_divergence(q: Gaussian, p: Gaussian) -> Codes:
-    """KL(q || p) in nats for each number of z, in closed form."""
-    ratio = q.log_variance - p.log_variance
-    distance = (q.mean - p.mean).square() * (-p.log_variance).exp()
-    return 0.5 * (ratio.exp() + distance - 1 - ratio)
 
 
 def objective(
@@ -298,23 +289,23 @@ def objective(
     free_bits: float = 0.0,
     noise: Codes | None = None,
 ) -> Loss:
-    """The negative evidence lower bound: what it costs, in nats, to describe these pictures.
+    """The negative evidence lower bound in nats, summed over the batch.
 
     `beta` weighs the KL term (beta-VAE; raised from 0 it is a KL warm-up). `free_bits` nats of each
-    number of z, averaged over the batch, are not punished (arXiv:1606.04934, section 4.2); with
-    them the sum depends on how a batch is cut into parts. `noise` is standard normal; None draws it
-    from torch's generator. Terms, in nats per picture and without beta and free bits: `elbo`, which
-    is -(reconstruction + kl), `reconstruction`, `kl`.
+    number of z, averaged over the batch, are not penalised (arXiv:1606.04934, section 4.2); the sum
+    then depends on how a batch is split. `noise` is standard normal; None draws it from torch's
+    generator. Terms, in nats per picture and without beta and free bits: `elbo`, which is
+    -(reconstruction + kl), `reconstruction`, `kl`.
     """
     features = model.features(condition, len(image))
     q, p = model.posterior(image, features), model.prior(features)
     z = q.at(torch.randn_like(q.mean) if noise is None else noise)
     reconstruction = -model.log_likelihood(image, condition, z, features).sum()
     each = kl_divergence(q, p).sum(0)  # (Z,)
-    punished = each.clamp_min(free_bits * len(image)) if free_bits else each
+    penalised = each.clamp_min(free_bits * len(image)) if free_bits else each
     count, kl = len(image), each.sum()
     return Loss(
-        reconstruction + beta * punished.sum(),
+        reconstruction + beta * penalised.sum(),
         count,
         {
             "elbo": -(reconstruction + kl).detach() / count,
@@ -349,7 +340,7 @@ def importance_weighted_nll(
     total = image.new_full((len(image),), -torch.inf, dtype=torch.float32)
     for start in range(0, samples, chunk):
         k = min(chunk, samples - start)
-        # one draw per sample, so that chunks do not change the estimate
+        # one draw per sample, so that the chunk size does not change the estimate
         noise = torch.stack([_normal_like(q.mean, generator) for _ in range(k)])
         z = q.at(noise)  # (k, B, Z)
         likelihood = model.log_likelihood(
@@ -363,28 +354,32 @@ def importance_weighted_nll(
     return math.log(samples) - total
 
 
+def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
 @torch.no_grad()
 def sample(model: Cvae, condition: Condition, noise: Codes) -> Images:
     """Pictures of these conditions, in [-1, 1]; the noise is standard normal, one row a picture."""
     features = model.features(condition, len(noise))
-    return model.draw(model.prior(features).at(noise), condition, features)
+    return model.decode(model.prior(features).at(noise), condition, features)
 
 
 @torch.no_grad()
 def reconstruct(
     model: Cvae, image: Images, condition: Condition, noise: Codes | None = None
 ) -> Images:
-    """Pictures through z and back; without noise z is the posterior's mean."""
+    """Pictures encoded and decoded; without noise z is the posterior's mean."""
     features = model.features(condition, len(image))
     q = model.posterior(image, features)
-    return model.draw(q.mean if noise is None else q.at(noise), condition, features)
+    return model.decode(q.mean if noise is None else q.at(noise), condition, features)
 
 
 @torch.no_grad()
 def swap(model: Cvae, image: Images, source: Condition, target: Condition) -> Images:
     """The same style under another condition: encode with `source`, decode with `target`."""
     q = model.posterior(image, model.features(source, len(image)))
-    return model.draw(q.mean, target, model.features(target, len(image)))
+    return model.decode(q.mean, target, model.features(target, len(image)))
 
 
 @torch.no_grad()
@@ -396,7 +391,7 @@ def interpolate(
     start, end = (model.posterior(image, features).mean for image in (first, second))
     shares = torch.linspace(0, 1, steps, device=start.device).tolist()
     return torch.stack(
-        [model.draw(start.lerp(end, share), condition, features) for share in shares]
+        [model.decode(start.lerp(end, share), condition, features) for share in shares]
     )
 
 
@@ -404,10 +399,10 @@ def interpolate(
 def shared_z(
     model: Cvae, conditions: Tensor, noise: Float[Tensor, "R Z"]
 ) -> Float[Tensor, "R N C H W"]:
-    """Every row one z, every column one of N conditions: what is style, and what is class."""
+    """A grid with one z per row and one of N conditions per column: style against class."""
     rows, columns = len(noise), len(conditions)
-    everything = conditions.repeat(rows, *[1] * (conditions.ndim - 1))
-    pictures: Tensor = sample(model, everything, noise.repeat_interleave(columns, 0))
+    repeated = conditions.repeat(rows, *[1] * (conditions.ndim - 1))
+    pictures: Tensor = sample(model, repeated, noise.repeat_interleave(columns, 0))
     grid: Tensor = pictures.unflatten(0, (rows, columns))
     return grid
 

@@ -1,8 +1,8 @@
 """Class-conditional diffusion on pixels (Ho et al. arXiv:2006.11239; guidance arXiv:2207.12598).
 
-A U-Net learns what a noisy picture of a condition was; sampling starts from noise and asks it again
-and again. The theory is in `diffusion/`, the network in `models/unet.py`; this file says what the
-network is told and ties them together.
+A U-Net learns to denoise pictures of a condition; sampling starts from noise and denoises it step
+by step. Schedules, losses and samplers are in `diffusion/`, the network in `unet.py`; this file
+encodes the condition and puts them together.
 
 Dimensions: B pictures, C channels, H height, W width, N numbers of a condition.
 """
@@ -31,18 +31,19 @@ from triptych.diffusion.sampling import sample as draw
 from triptych.diffusion.schedule import Discrete, Edm, Flow, Levels, Schedule, betas, zero_terminal
 from triptych.diffusion.spacing import Kind, Spacing
 from triptych.diffusion.walks import walk
+from triptych.nn.conditions import condition_vector
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind
 from triptych.systems.pixel_diffusion.unet import UNet, UNetConfig
 
-OVER_SIGMA = ("karras", "exponential", "polyexponential", "beta_sigma")
+SIGMA_SPACINGS = ("karras", "exponential", "polyexponential", "beta_sigma")
 Condition = Tensor | None
 """None, int64 (B,) class labels, or float (B, N) attributes or numbers."""
 
 
 @dataclass(frozen=True)
 class PixelDiffusionConfig:
-    """Size and kind of a pixel diffusion model."""
+    """Configuration of a pixel diffusion model."""
 
     height: int
     width: int
@@ -59,31 +60,32 @@ class PixelDiffusionConfig:
     head_width: int = 32
     time_width: int = 256
     conditioning: Literal["add", "scale_shift"] = "scale_shift"
-    """How time and condition reach a block: added, or as scale and shift of its normalisation."""
+    """How a block uses time and condition: added, or as scale and shift of its normalisation."""
     patch: int = 1
-    """Squares of so many pixels a side become one place of the U-Net."""
+    """Side of the squares of pixels that become channels of one position of the U-Net."""
     groups: int = 16
     dropout: float = 0.0
     schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "edm", "flow"] = "flow"
     zero_terminal_snr: bool = False
     """Stretch a table of betas to end in pure noise (arXiv:2305.08891)."""
     shift: float = 1.0
-    """Of a flow's time, towards noise."""
+    """Shift of a flow's time towards noise; 1 is none."""
     predicts: Predicts = "flow"
     sampler: str = "dpmpp_2m"
-    """What `generate` uses where nothing else is asked for, and so with the next four."""
+    """Default of `generate`, as are steps, guidance and spacing."""
     steps: int = 20
     guidance: float = 2.0
     spacing: Kind = "trailing"
     dropped: float = 0.1
-    """How often the condition was left out in training; 0 forbids guidance."""
+    """Share of training pictures without their condition; 0 forbids guidance."""
     clip: bool = True
-    """Keep x0 in [-1, 1] at every step."""
+    """Clamp x0 to [-1, 1] at every step."""
 
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.channels) < 1:
             raise ValueError(
-                f"pictures need a size: {self.height} x {self.width} x {self.channels}"
+                "height, width and channels must be at least 1, not "
+                f"{self.height} x {self.width} x {self.channels}"
             )
         if self.condition != "none" and self.condition_size < 1:
             raise ValueError(
@@ -91,18 +93,20 @@ class PixelDiffusionConfig:
                 f"{self.condition_size}"
             )
         if self.zero_terminal_snr and self.schedule in ("edm", "flow"):
-            raise ValueError(f"zero_terminal_snr is for tables of betas, not for {self.schedule}")
-        if (self.schedule == "edm") != (self.predicts == "edm"):
-            raise ValueError("an EDM schedule and EDM's prediction go together")
-        if self.schedule == "edm" and self.spacing not in OVER_SIGMA:
             raise ValueError(
-                f"an EDM schedule is walked over sigma: spacing {', '.join(OVER_SIGMA)}, not "
+                f"zero_terminal_snr is for schedules of betas, not for {self.schedule}"
+            )
+        if (self.schedule == "edm") != (self.predicts == "edm"):
+            raise ValueError("schedule edm and predicts edm go together: give both or neither")
+        if self.schedule == "edm" and self.spacing not in SIGMA_SPACINGS:
+            raise ValueError(
+                f"an EDM schedule needs a spacing over sigma ({', '.join(SIGMA_SPACINGS)}), not "
                 f"{self.spacing}"
             )
 
 
-def schedule_of(config: PixelDiffusionConfig) -> Schedule:
-    """The noise schedule that a configuration names."""
+def build_schedule(config: PixelDiffusionConfig) -> Schedule:
+    """The noise schedule of a configuration."""
     if config.schedule == "edm":
         return Edm()
     if config.schedule == "flow":
@@ -112,14 +116,15 @@ def schedule_of(config: PixelDiffusionConfig) -> Schedule:
 
 
 class PixelDiffusion(nn.Module):
-    """A U-Net that is told the time and the condition, with its schedule."""
+    """A U-Net conditioned on time and, if there is one, a condition; with its noise schedule."""
 
     def __init__(self, config: PixelDiffusionConfig):
         super().__init__()
         self.config = config
-        self.schedule = schedule_of(config)
+        self.schedule = build_schedule(config)
         self.kind = parameterisation(config.predicts, self.schedule)
-        self.told = config.condition_size + 1 if config.condition != "none" else 0
+        # one number more than the condition: 1 where it is left out
+        self.vector_size = config.condition_size + 1 if config.condition != "none" else 0
         self.unet = UNet(
             UNetConfig(
                 config.channels,
@@ -129,7 +134,7 @@ class PixelDiffusion(nn.Module):
                 config.attention,
                 config.head_width,
                 config.time_width,
-                vector=self.told,
+                vector=self.vector_size,
                 conditioning=config.conditioning,
                 patch=config.patch,
                 groups=config.groups,
@@ -137,41 +142,35 @@ class PixelDiffusion(nn.Module):
             )
         )
 
-    def tell(
+    def encode_condition(
         self, condition: Condition, count: int, dropped: Bool[Tensor, " B"] | None = None
     ) -> Conditioning:
-        """The condition as the network is told it: {"vector": (B, N + 1)}, or nothing at all.
+        """The network's conditioning: {"vector": (B, N + 1)}, or {} of an unconditional model.
 
-        One-hot for a label. The last number is 1 where nothing is told (`condition` None, or
-        `dropped`): the network learns both at once, for guidance.
+        The last number is 1, and the others 0, without a condition (None, or `dropped`): the
+        network learns both cases, for guidance.
 
         Raises:
-            ValueError: the condition has another shape than the model's.
+            ValueError: the condition is not of the model's kind or shape.
         """
-        config = self.config
-        device = self.unet.conv_in.weight
-        if not self.told:
-            if condition is not None:
-                raise ValueError("a condition was given to a model that takes none")
+        kind, size = self.config.condition, self.config.condition_size
+        weight = self.unet.conv_in.weight
+        if kind == "none":
+            condition_vector(kind, size, condition, count, weight)
             return {}
+        absent = F.one_hot(weight.new_full((count,), size).long()).to(weight)
         if condition is None:
-            return {"vector": F.one_hot(device.new_full((count,), self.told - 1).long()).to(device)}
-        if config.condition == "label":
-            condition = F.one_hot(condition, config.condition_size)
-        expected = (count, config.condition_size)
-        if condition.shape != expected:
-            raise ValueError(
-                f"{config.condition} must give a {expected} array, not {tuple(condition.shape)}"
-            )
-        vector = F.pad(condition.to(device), (0, 1))  # (B, N + 1)
+            return {"vector": absent}
+        vector = condition_vector(kind, size, condition, count, weight)
+        vector = F.pad(vector, (0, 1))  # (B, N + 1)
         if dropped is not None:
-            vector = vector.where(~dropped[:, None], self.tell(None, count)["vector"])
+            vector = vector.where(~dropped[:, None], absent)
         return {"vector": vector}
 
     def predict(
         self, x: Float[Tensor, "B C H W"], time: Float[Tensor, " B"], cond: Conditioning
     ) -> Float[Tensor, "B C H W"]:
-        """The network's own prediction, of the kind that the configuration says."""
+        """The network's output, of the kind `config.predicts`."""
         prediction: Tensor = self.unet(x, time, cond.get("vector"))
         return prediction
 
@@ -183,19 +182,24 @@ class PixelDiffusion(nn.Module):
         rescale: float = 0.0,
         steer: Callable[[Denoiser], Denoiser] | None = None,
     ) -> Denoiser:
-        """What samplers ask: the expected picture in [-1, 1], guided towards the condition, and
-        then by whatever `steer` puts around it.
+        """The expected picture in [-1, 1], guided towards the condition; `steer` wraps the guided
+        denoiser, before x0 is clamped.
+
+        Raises:
+            ValueError: guidance of a model that was never trained without its condition.
         """
         denoise = conditional_denoiser(self.predict, self.schedule, self.config.predicts)
-        cond = self.tell(condition, count)
-        if condition is None:  # nothing to be guided towards
+        cond = self.encode_condition(condition, count)
+        if condition is None:  # nothing to guide towards
             guidance = 1.0
         if guidance != 1 and not self.config.dropped:
             raise ValueError(
                 "this model was never trained without its condition (drop 0), which guidance "
-                f"leads away from: guidance must be 1, not {guidance}"
+                f"needs: guidance must be 1, not {guidance}"
             )
-        guided = rescaled(denoise, cond, self.tell(None, count), guidance, rescale, self.kind)
+        guided = rescaled(
+            denoise, cond, self.encode_condition(None, count), guidance, rescale, self.kind
+        )
         steered = steer(guided) if steer else guided
         return clipped(steered) if self.config.clip else steered
 
@@ -211,14 +215,13 @@ def objective(
     noise: Float[Tensor, "B C H W"] | None = None,
     at: Levels | None = None,
 ) -> Loss:
-    """What training minimises: the matching loss at random levels, the condition dropped at times.
+    """The matching loss at random noise levels, with the condition left out at the rate `drop`.
 
-    Noise and levels are drawn unless they are given, as they are for numbers on held-out pictures.
-    Term: `mse`, of the network's own prediction.
+    Noise and levels (`at`) are drawn unless they are given. Term: `mse`, of the network's output.
     """
     count, device = len(image), image.device
     dropped = torch.rand(count, device=device) < drop if drop and condition is not None else None
-    cond = model.tell(condition, count, dropped)
+    cond = model.encode_condition(condition, count, dropped)
     at = at or training_levels(model.schedule, count, device)
     noise = offset_noise(torch.randn_like(image), offset) if noise is None else noise
     return matching(
@@ -241,17 +244,17 @@ def sample(
 ) -> Iterator[Step]:
     """Pictures of these conditions, step by step; the last step's x is in [-1, 1].
 
-    What is not given is the configuration's. Put the model into evaluation mode first.
+    Defaults are the configuration's. Put the model into evaluation mode first.
     """
     config = model.config
     sampler = sampler or config.sampler
-    walked = sampling_levels(model, steps, spacing, sampler, eta)
+    levels = sampling_levels(model, steps, spacing, sampler, eta)
     start = noise.start((config.channels, config.height, config.width))
-    x = (walked[0].sigma * start).to(next(model.parameters()).device)
+    x = (levels[0].sigma * start).to(next(model.parameters()).device)
     denoise = model.denoiser(
         condition, len(x), config.guidance if guidance is None else guidance, rescale, steer
     )
-    return draw(sampler, denoise, x, walked, noise, eta=eta)
+    return draw(sampler, denoise, x, levels, noise, eta=eta)
 
 
 def sampling_levels(
@@ -261,7 +264,7 @@ def sampling_levels(
     sampler: str = "",
     eta: float | None = None,
 ) -> list[Level]:
-    """The levels that `sample` walks."""
+    """The noise levels of the steps of `sample`."""
     config = model.config
     chosen = Spacing(spacing or config.spacing, whole_times=config.schedule not in ("edm", "flow"))
     sampler, steps = sampler or config.sampler, steps or config.steps

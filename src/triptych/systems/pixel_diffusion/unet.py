@@ -1,11 +1,11 @@
 """The U-Net of diffusion models (Ho et al. arXiv:2006.11239; Dhariwal & Nichol arXiv:2105.05233).
 
-A noisy picture and a time in, a prediction for every pixel out. Levels of falling resolution,
-residual blocks and self-attention in each; every block on the way down hands its output to one on
+Noisy picture and time in, a prediction for every pixel out. Levels of falling resolution, each with
+residual blocks and self-attention; skip connections lead from every block on the way down to one on
 the way up.
 
-Dimensions: B pictures, C channels, O output channels, H height, W width, V vector,
-E features of the time.
+Dimensions: B pictures, C channels, O output channels, H height, W width, V condition
+numbers, E features of the time.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from triptych.nn.position import timestep_embedding
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Size and kind of a U-Net."""
+    """Configuration of a U-Net."""
 
     in_channels: int
     out_channels: int
@@ -32,19 +32,19 @@ class UNetConfig:
     blocks: int = 1
     """Residual blocks per level on the way down; on the way up there is one more."""
     attention: tuple[int, ...] = (1,)
-    """Levels with self-attention, the first is 0; between down and up there always is one."""
+    """Levels with self-attention, from 0; the middle block always has it."""
     head_width: int = 32
-    """Channels of one attention head."""
+    """Channels per attention head."""
     time_width: int = 256
-    """Numbers in the embedding of the time."""
+    """Width of the time embedding."""
     vector: int = 0
-    """Numbers of a further condition, added to the embedding of the time; 0 for none."""
+    """Numbers of a condition whose projection is added to the time embedding; 0 for none."""
     conditioning: Literal["add", "scale_shift"] = "add"
-    """The embedding is added to the channels, or scales and shifts the normalised ones."""
+    """The time embedding is added to the channels, or scales and shifts the normalised ones."""
     patch: int = 1
-    """Squares of 1, 2 or 4 pixels become channels in front, and pixels again at the end."""
+    """Side of the squares of pixels that become channels at the input: 1, 2 or 4."""
     groups: int = 32
-    """Groups of channels that are normalised together."""
+    """Groups of the group normalisation."""
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -56,8 +56,8 @@ class UNetConfig:
         for width in self.widths:
             if width % self.groups:
                 raise ValueError(
-                    f"widths must be multiples of groups, {self.groups}, so that they can be "
-                    f"normalised: {width} is not"
+                    f"widths must be multiples of groups, {self.groups}, for group normalisation: "
+                    f"{width} is not"
                 )
         levels = len(self.widths)
         for level in self.attention:
@@ -80,7 +80,7 @@ class UNetConfig:
 
 
 class Block(nn.Module):
-    """A residual block and, where the level has it, attention."""
+    """A residual block and, optionally, self-attention."""
 
     def __init__(self, config: UNetConfig, channels: int, out: int, *, attention: bool):
         super().__init__()
@@ -103,7 +103,7 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """A noisy picture of any size, and its time, to a prediction per pixel; zeros at first."""
+    """A noisy picture of any size and its time to a prediction per pixel; initialised to 0."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -113,7 +113,7 @@ class UNet(nn.Module):
         self.time = Features(width, config.time_width)
         self.vector_proj = nn.Linear(config.vector, config.time_width) if config.vector else None
         self.conv_in = nn.Conv2d(config.in_channels * area, width, 3, padding=1)
-        skips = [width]  # channels of what the way down hands over
+        skips = [width]  # channels of the skip connections
         last = len(config.widths) - 1
         down, up = [], []
         for level, out in enumerate(config.widths):
@@ -149,10 +149,10 @@ class UNet(nn.Module):
         time: Num[Tensor, " B"],
         vector: Float[Tensor, "B V"] | None = None,
     ) -> Float[Tensor, "B O H W"]:
-        """Time is in the unit that the network is trained with, such as steps from 0 to 999.
+        """`time` is in the units of training, such as steps 0 to 999; `vector` is the condition.
 
         Raises:
-            ValueError: a vector without `config.vector`, or none with it.
+            ValueError: `vector` is given but `config.vector` is 0, or the other way round.
         """
         if (vector is None) != (self.vector_proj is None):
             given = "no vector" if vector is None else "a vector"

@@ -1,11 +1,11 @@
 """Conditional WGAN-GP (Mirza & Osindero arXiv:1411.1784; Gulrajani et al. arXiv:1704.00028).
 
-A generator draws a picture from noise and a condition. A critic, kept to slopes of about 1, scores
-how much more real a picture of that condition looks than a generated one; the generator learns to
-score high.
+A generator draws a picture from noise and a condition. A critic, whose gradient is kept near norm
+1, scores how much more real a picture of that condition looks than a generated one; the generator
+is trained to score high.
 
 Dimensions: B pictures, C channels, H height, W width, Z latent, N numbers of a condition, K
-classes, S steps.
+classes, I units, S interpolation steps.
 """
 
 import math
@@ -20,19 +20,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from triptych.nn.conditions import condition_vector
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind
 
 Condition = Tensor | None
 """None, int64 (B,) class labels, or float (B, N) attributes, 1 where the attribute holds."""
 
-COLLAPSED = 0.5
-"""A class whose `class_spread` is below this share of the real pictures' has likely lost modes."""
-
 
 @dataclass(frozen=True)
 class WganConfig:
-    """Size and kind of a conditional WGAN."""
+    """Configuration of a conditional WGAN."""
 
     height: int
     width: int
@@ -41,17 +39,17 @@ class WganConfig:
     condition_size: int = 0
     """Classes or attributes."""
     latent: int = 64
-    """Numbers of noise."""
+    """Numbers of noise per picture."""
     generator_widths: tuple[int, ...] = (128, 64)
-    """Channels of the generator from its smallest planes on; each doubles the side once."""
+    """Channels of the generator, from its smallest feature maps; each doubles the side."""
     critic_widths: tuple[int, ...] = (64, 128)
-    """Channels of the critic; each halves the side once."""
+    """Channels of the critic; each halves the side."""
     critic: Literal["planes", "projection"] = "planes"
-    """The condition as extra planes of the picture, or as an inner product (arXiv:1802.05637)."""
+    """The condition as extra channels of the picture, or as an inner product (arXiv:1802.05637)."""
     generator_hidden: tuple[int, ...] = ()
-    """Widths of dense layers between the noise and the generator's smallest planes."""
+    """Widths of dense layers between the noise and the generator's smallest feature maps."""
     critic_hidden: tuple[int, ...] = ()
-    """Widths of dense layers between the critic's smallest planes and its score."""
+    """Widths of dense layers between the critic's smallest feature maps and its score."""
     generator: Literal["input", "norms"] = "input"
     """The condition beside the noise, or there and in every batch norm (arXiv:1707.00683)."""
 
@@ -61,8 +59,8 @@ class WganConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.condition != "none" and self.condition_size < 1:
             raise ValueError(
-                f"condition {self.condition!r} needs condition_size, how many classes or "
-                f"attributes there are: at least 1, not {self.condition_size}"
+                f"condition {self.condition!r} needs condition_size, its number of classes or "
+                f"attributes: at least 1, not {self.condition_size}"
             )
         for name in ("generator_widths", "critic_widths"):
             widths = getattr(self, name)
@@ -76,36 +74,24 @@ class WganConfig:
                 )
 
 
-def condition_vector(
+def encode_condition(
     config: WganConfig, condition: Condition, like: Tensor
 ) -> Float[Tensor, "B N"]:
-    """The condition of each row of `like` as numbers: one-hot for labels."""
-    if (condition is None) != (config.condition == "none"):
-        given = "no condition" if condition is None else "a condition"
-        raise ValueError(f"{given} was given to a model with condition {config.condition!r}")
-    if condition is None:
-        return like.new_zeros(len(like), 0)
-    if config.condition == "label":
-        condition = F.one_hot(condition, config.condition_size)
-    expected = (len(like), config.condition_size)
-    if condition.shape != expected:
-        raise ValueError(
-            f"{config.condition} must give a {expected} array, not {tuple(condition.shape)}"
-        )
-    return condition.to(like.dtype)
+    """The condition of each row of `like` as numbers."""
+    return condition_vector(config.condition, config.condition_size, condition, len(like), like)
 
 
 class ConditionalNorm(nn.Module):
     """Batch norm whose scale and shift the condition changes (de Vries et al., arXiv:1707.00683).
 
-    Both are linear in the condition's numbers, so that it may lie between two conditions.
+    Both are linear in the condition, so that two conditions can be interpolated.
     """
 
     def __init__(self, channels: int, size: int):
         super().__init__()
         self.norm = nn.BatchNorm1d(channels)
         self.change = nn.Linear(size, 2 * channels, bias=False)
-        nn.init.zeros_(self.change.weight)  # starts as the norm that every condition shares
+        nn.init.zeros_(self.change.weight)  # a plain batch norm at first
 
     def forward(self, x: Float[Tensor, "B I *S"], vector: Float[Tensor, "B N"]) -> Tensor:
         scale, shift = self.change(vector)[:, :, None].chunk(2, 1)
@@ -115,7 +101,7 @@ class ConditionalNorm(nn.Module):
 
 
 class Generator(nn.Module):
-    """Noise with the condition appended to a picture in [-1, 1]."""
+    """Noise and condition to a picture in [-1, 1]."""
 
     def __init__(self, config: WganConfig):
         super().__init__()
@@ -124,30 +110,29 @@ class Generator(nn.Module):
         widths = config.generator_widths
         step = 2 ** len(widths)
         shape = (widths[0], config.height // step, config.width // step)
-        told = size if config.generator == "norms" else 0
+        in_norms = size if config.generator == "norms" else 0
         layers: list[nn.Module] = []
         norm: nn.Module
         inner = config.latent + size
         for outer in config.generator_hidden:
-            norm = ConditionalNorm(outer, told) if told else nn.BatchNorm1d(outer)
+            norm = ConditionalNorm(outer, in_norms) if in_norms else nn.BatchNorm1d(outer)
             layers += [nn.Linear(inner, outer, bias=False), norm, nn.ReLU()]
             inner = outer
         layers += [nn.Linear(inner, math.prod(shape), bias=False), nn.Unflatten(1, shape)]
         for channels, out in zip(widths, (*widths[1:], config.channels), strict=True):
-            norm = ConditionalNorm(channels, told) if told else nn.BatchNorm2d(channels)
+            norm = ConditionalNorm(channels, in_norms) if in_norms else nn.BatchNorm2d(channels)
             layers += [norm, nn.ReLU(), nn.ConvTranspose2d(channels, out, 4, 2, 1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(
         self, noise: Float[Tensor, "B Z"], condition: Condition
     ) -> Float[Tensor, "B C H W"]:
-        vector = condition_vector(self.config, condition, noise)
-        return self.draw(noise, vector)
+        return self.generate(noise, encode_condition(self.config, condition, noise))
 
-    def draw(
+    def generate(
         self, noise: Float[Tensor, "B Z"], vector: Float[Tensor, "B N"]
     ) -> Float[Tensor, "B C H W"]:
-        """The condition is numbers here, so that it may lie between two conditions."""
+        """Pictures of encoded conditions, which may be interpolated."""
         x = torch.cat([noise, vector], 1)
         for layer in self.layers:
             x = layer(x, vector) if isinstance(layer, ConditionalNorm) else layer(x)
@@ -155,7 +140,7 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """A picture and its condition to a score; no batch norm, since the penalty is per picture."""
+    """Picture and condition to a score; no batch norm, since the penalty is per picture."""
 
     def __init__(self, config: WganConfig):
         super().__init__()
@@ -177,10 +162,10 @@ class Critic(nn.Module):
             self.projection = nn.Linear(size, features, bias=False)
 
     def forward(self, image: Float[Tensor, "B C H W"], condition: Condition) -> Float[Tensor, " B"]:
-        vector = condition_vector(self.config, condition, image)
+        vector = encode_condition(self.config, condition, image)
         x = image
         for i, layer in enumerate(self.layers):
-            x = self._first(x, vector) if i == 0 else layer(x)
+            x = self._convolve_first(x, vector) if i == 0 else layer(x)
             x = F.leaky_relu(x, 0.2)
         x = x.flatten(1)
         for dense in self.dense:
@@ -190,11 +175,11 @@ class Critic(nn.Module):
             score = score + (self.projection(vector) * x).sum(1, dtype=image.dtype)
         return score
 
-    def _first(self, image: Tensor, vector: Float[Tensor, "B N"]) -> Tensor:
-        """The first convolution of the picture with the condition appended as constant planes.
+    def _convolve_first(self, image: Tensor, vector: Float[Tensor, "B N"]) -> Tensor:
+        """The first convolution, over the picture with the condition as constant extra channels.
 
-        A convolution is linear, so what it makes of a plane of ones is computed once per plane and
-        not once per picture; the answer, borders included, is the same.
+        A convolution is linear, so each channel of ones is convolved once for the whole batch and
+        then scaled per picture; the result, borders included, is the same.
         """
         layer = self.layers[0]
         assert isinstance(layer, nn.Conv2d)
@@ -209,7 +194,7 @@ class Critic(nn.Module):
 
 
 class Wgan(nn.Module):
-    """The generator and its critic."""
+    """Generator and critic."""
 
     def __init__(self, config: WganConfig):
         super().__init__()
@@ -231,12 +216,12 @@ def gradient_penalty(
     *,
     factor: Literal["uniform", "normal"] = "uniform",
 ) -> Penalty:
-    """How far the critic's slope between real and fake is from 1 (arXiv:1704.00028, section 4).
+    """(|gradient of the critic| - 1)^2 between real and fake (arXiv:1704.00028, section 4).
 
     Each picture gets its own mixing factor, uniform in [0, 1]. `normal` draws it from a standard
-    normal, as the lecture's code does: two in three mixtures then lie outside the segment that the
-    theory speaks of. The norm runs over all axes but the first, in the picture's precision also
-    under autocast, and its own gradient is 0 where it is 0.
+    normal, as the lecture's code does: two in three mixtures are then outside the segment that the
+    theory is about. The norm is over all axes but the first, in the picture's precision also under
+    autocast, and its gradient is 0 where it is 0.
     """
     shape = (len(real), *[1] * (real.ndim - 1))
     draw = {"uniform": torch.rand, "normal": torch.randn}[factor]
@@ -256,16 +241,16 @@ def critic_objective(
     gp_weight: float = 10.0,
     factor: Literal["uniform", "normal"] = "uniform",
 ) -> Loss:
-    """What the critic minimises: scores of fakes minus scores of real pictures, plus the penalty.
+    """The critic's loss: scores of fakes minus scores of real pictures, plus the penalty.
 
-    Terms are named as in the lecture: `c_loss`, `c_wass_loss` (minus it estimates the Wasserstein
+    Terms, named as in the lecture: `c_loss`, `c_wass_loss` (minus it estimates the Wasserstein
     distance), `c_gp` (unweighted); and `gradient_norm`, `gradient_norm_std` over the mixed
     pictures.
     """
     with torch.no_grad():
         fake = model.generator(noise, condition)
-    both = None if condition is None else torch.cat([condition, condition])
-    fake_score, real_score = model.critic(torch.cat([fake, image]), both).chunk(2)
+    twice = None if condition is None else torch.cat([condition, condition])
+    fake_score, real_score = model.critic(torch.cat([fake, image]), twice).chunk(2)
     penalty, norms = gradient_penalty(model.critic, image, fake, condition, factor=factor)
     wasserstein = fake_score - real_score
     total = (wasserstein + gp_weight * penalty).sum()
@@ -283,9 +268,9 @@ def critic_objective(
 
 
 def generator_objective(model: Wgan, condition: Condition, noise: Float[Tensor, "B Z"]) -> Loss:
-    """What the generator minimises: minus the critic's score of its pictures. Term: `g_loss`."""
+    """The generator's loss: minus the critic's score of its pictures. Term: `g_loss`."""
     fake = model.generator(noise, condition)
-    # the critic's weights are constants here: gradients that nobody uses are not computed
+    # the critic's weights as constants, so that no gradients are computed for them
     frozen = {name: weight.detach() for name, weight in model.critic.named_parameters()}
     total = -functional_call(model.critic, frozen, (fake, condition)).sum()
     return Loss(total, len(noise), {"g_loss": total.detach() / len(noise)})
@@ -304,11 +289,10 @@ def sample(
 
 
 def truncate(noise: Float[Tensor, "B Z"], threshold: float) -> Float[Tensor, "B Z"]:
-    """Noise to normal noise that never exceeds the threshold: fidelity against variety.
+    """Standard normal noise mapped to a normal truncated at +- threshold: fidelity against variety.
 
-    BigGAN's truncation trick (arXiv:1809.11096, section 3.1) without drawing again: each number
-    keeps its rank, so one seed stays one picture, and a threshold that grows gives the noise
-    itself.
+    BigGAN's truncation trick (arXiv:1809.11096, section 3.1) by quantiles instead of resampling: a
+    seed keeps its picture, and for a large threshold the noise does not change.
     """
     if threshold <= 0:
         raise ValueError(f"the threshold must be positive, not {threshold}")
@@ -326,21 +310,24 @@ def interpolate_conditions(
     noise: Float[Tensor, "B Z"],
     steps: int,
 ) -> Float[Tensor, "S B C H W"]:
-    """From one condition to another at fixed noise, ends included: what the condition changes."""
+    """From one condition to another at fixed noise, ends included."""
     config = generator.config
-    start, end = (condition_vector(config, c, noise) for c in (first, second))
+    start, end = (encode_condition(config, c, noise) for c in (first, second))
     shares = torch.linspace(0, 1, steps).tolist()
-    return torch.stack([generator.draw(noise, start.lerp(end, share)) for share in shares])
+    return torch.stack([generator.generate(noise, start.lerp(end, share)) for share in shares])
+
+
+COLLAPSED = 0.5
+"""A class whose `class_spread` is below this share of the real pictures' has likely lost modes."""
 
 
 def class_spread(
     images: Float[Tensor, "B C H W"], labels: Int[Tensor, " B"], classes: int
 ) -> Float[Tensor, " K"]:
-    """How much the pictures of a class differ: root mean square distance of two, in pixels.
+    """Root mean square pixel distance between two pictures of a class.
 
-    Compare it with the same of real pictures: a ratio below `COLLAPSED` says that a class has
-    likely lost modes. From variances, so it costs one pass; NaN for a class with fewer than two
-    pictures.
+    Against the same of real pictures, a ratio below `COLLAPSED` suggests lost modes. Computed from
+    variances in one pass; NaN for a class with fewer than two pictures.
     """
     spreads = []
     for label in range(classes):

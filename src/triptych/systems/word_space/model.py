@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind
-from triptych.systems.classifier.model import Classifier, ClassifierConfig, shifted
+from triptych.systems.classifier.model import Classifier, ClassifierConfig, shift_randomly
 
 QUANTILES = 201  # of the distances of a class's pictures from its word
 CHUNK = 1024  # points whose distances to all others are in memory at once
@@ -197,7 +197,7 @@ def objective(
     """
     config = model.config
     place = _places(label, config.seen)
-    features = model.network.features(shifted(image, shift) if shift else image)
+    features = model.network.features(shift_randomly(image, shift) if shift else image)
     mapped = model.map(features if fine_tune else features.detach()).float()
     seen = model.words[list(config.seen)]
     if config.method == "socher":
