@@ -1,8 +1,8 @@
 """Conditional VAE: pictures of a class, with attributes, or completed from a part (Sohn 2015).
 
 In reading order: `request.py` (settings, presets), `model.py` (the model, its objective, how it
-samples), `recipe.py` (how it is trained), `report.py` (likelihood, figures), `leak.py` (does the
-latent code still tell the class?).
+samples), `recipe.py` (how it is trained), `report.py` (the evaluation of a run), `likelihood.py`
+(its nats), `leak.py` (does the latent code reveal the class?), `figures.py`.
 """
 
 from triptych.system import System
