@@ -319,7 +319,7 @@ LECTURE = "Steps: {}, Sampler: Euler a, CFG scale: 7.0, Seed: 1117431804, Size: 
 
 def lecture(options: argparse.Namespace) -> None:
     """A model of XL's size, random weights, drawn by `triptych generate --from-parameters`."""
-    from triptych.systems.stable_diffusion.published.folder.read import configuration
+    from triptych.systems.stable_diffusion.published.folder.read import parse_configs
     from triptych.text.tokenizer import clip_tokenizer
     from triptych.weights.skeleton import skeleton
 
@@ -333,7 +333,7 @@ def lecture(options: argparse.Namespace) -> None:
             name: json.loads((told / name / f"{file}.json").read_text())
             for name, file in names.items()
         }
-        config, _ = configuration(index, parts)
+        config, _ = parse_configs(index, parts)
         model = skeleton(lambda: StableDiffusion(config)).to(torch.bfloat16).to_empty(device="cpu")
         torch.manual_seed(0)
         for name, weight in model.named_parameters():

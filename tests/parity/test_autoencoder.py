@@ -68,7 +68,7 @@ def test_moments_and_decoded_pictures(form, size):
     torch.testing.assert_close(posterior.kl(), theirs.kl(), atol=1e-2, rtol=1e-4)
     z = torch.randn(theirs.mean.shape, generator=torch.Generator().manual_seed(2))
     decoded = peer.decode(z).sample
-    torch.testing.assert_close(ours.decode(ours.scaled(z)), decoded, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.decode(ours.scale(z)), decoded, atol=1e-4, rtol=1e-4)
     assert decoded.std() > 0.1
 
 
@@ -92,7 +92,7 @@ def test_scaled_latents_are_those_of_the_pipelines(form):
         z = (z - (config.shift_factor or 0)) * config.scaling_factor
     torch.testing.assert_close(ours.encode(picture(16, 16), noise), z, atol=1e-4, rtol=1e-4)
     mode = ours.encode(picture(16, 16))
-    torch.testing.assert_close(ours.unscaled(mode), theirs.mode(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.unscale(mode), theirs.mode(), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -135,9 +135,9 @@ def test_gradients():
 def test_in_bfloat16_both_are_as_near_to_float32():
     peer, ours = pair()
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    exact = ours.decode(ours.scaled(z))
+    exact = ours.decode(ours.scale(z))
     theirs = peer.to(torch.bfloat16).decode(z.to(torch.bfloat16)).sample.float()
-    back = ours.to(torch.bfloat16).decode(ours.scaled(z))
+    back = ours.to(torch.bfloat16).decode(ours.scale(z))
     assert back.dtype == torch.float32
     error = [((x - exact).square().mean() / exact.square().mean()).sqrt() for x in (back, theirs)]
     assert error[0] < 1.2 * error[1] < 0.1

@@ -1,7 +1,7 @@
-"""Autoencoders that are published by themselves: KL ones, and the tiny ones of the TAESD family.
+"""Load a published autoencoder: KL, or tiny (TAESD).
 
-A tiny one comes as two files, encoder and decoder, as one with both, or as a folder of diffusers. A
-KL one has a `config.json`, in a folder or beside its file, since its shapes do not tell the scale
+A tiny one is two files, encoder and decoder, one file with both, or a diffusers folder. A KL one
+needs a `config.json`, in its folder or beside its file, because its tensors do not show the scale
 of its latents.
 """
 
@@ -26,8 +26,8 @@ from triptych.weights.variants import chosen
 
 VAE = "first_stage_model."
 ENDS = ("encoder", "decoder")
-FIRST = {"encoder": "0.weight", "decoder": "1.weight"}
-"""The first layer of each half of a tiny autoencoder; the decoder's is behind a bend."""
+FIRST_LAYER = {"encoder": "0.weight", "decoder": "1.weight"}
+"""The first layer with weights in TAESD's two files; layer 0 of the decoder is a clamp."""
 
 
 def recognise(found: Layout) -> bool:
@@ -38,12 +38,14 @@ def recognise(found: Layout) -> bool:
 
 
 def is_autoencoder(names: Iterable[str]) -> bool:
-    """Whether a file of these tensors is an autoencoder and nothing else."""
-    own = set(names)
-    return _is_half(own) or (all(
-        name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", VAE, "loss."))
-        for name in own
-    ) and any("conv_in.weight" in name or ".layers.0." in name for name in own))  # fmt: skip
+    """Whether a file with these tensors is an autoencoder and nothing else."""
+    names = set(names)
+    if _is_taesd_half(names):
+        return True
+    prefixes = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", VAE, "loss.")
+    return all(name.startswith(prefixes) for name in names) and any(
+        "conv_in.weight" in name or ".layers.0." in name for name in names
+    )
 
 
 def load_published(
@@ -54,41 +56,43 @@ def load_published(
 
 
 def load_autoencoder(path: Path, dtype: torch.dtype | None = None) -> Published:
-    """A folder of diffusers with an `AutoencoderKL` or `AutoencoderTiny`, or a file of either.
+    """Load a diffusers folder with an `AutoencoderKL` or `AutoencoderTiny`, or a file of either.
 
-    Weights come in `dtype`; None keeps the type that each is stored in.
+    Weights are cast to `dtype`; None keeps the dtype in which each is stored.
 
     Raises:
-        ValueError: another kind of model; the other half of a tiny autoencoder, or the
+        ValueError: the model is of another kind; the other half of a tiny autoencoder, or the
             configuration of a KL one, is missing; or tensors do not fit.
     """
     try:
         if path.is_dir():
-            return _of_diffusers(read_json(path / "config.json"), chosen(path)[0], dtype)
+            return _from_config(read_json(path / "config.json"), chosen(path)[0], dtype)
         names = set(read_header(path).shapes)
-        if _is_half(names):
-            return _of_halves(path, names, dtype)
+        if _is_taesd_half(names):
+            return _from_taesd_halves(path, names, dtype)
         if any(".layers." in name for name in names):
-            return _of_both(path, dtype)
-        stored = path.parent / "config.json"
-        notes = read_json(stored) if stored.is_file() else {}
-        if not isinstance(notes, Mapping) or "_class_name" not in notes:
+            return _from_taesd_file(path, dtype)
+        beside = path.parent / "config.json"
+        stored = read_json(beside) if beside.is_file() else {}
+        if not isinstance(stored, Mapping) or "_class_name" not in stored:
             raise ValueError(
-                "an autoencoder's file does not say the scale of its latents (0.18215 in Stable "
-                "Diffusion 1.x and 2.x, 0.13025 in XL): put the config.json of the publisher's "
-                "folder `vae` beside it"
+                "the file of an autoencoder does not contain the scale of its latents (0.18215 in "
+                "Stable Diffusion 1.x and 2.x, 0.13025 in XL): put the config.json of the "
+                "publisher's folder `vae` beside it"
             )
-        return _of_diffusers(notes, path, dtype)
+        return _from_config(stored, path, dtype)
     except ValueError as error:
         about = "" if str(error).startswith(f"{path}") else f"{path}: "
         raise ValueError(f"{about}{error}") from error
 
 
-def _of_diffusers(stored: Mapping[str, Any], file: Path, dtype: torch.dtype | None) -> Published:
+def _from_config(
+    stored: Mapping[str, Any], file: Path, dtype: torch.dtype | None
+) -> Published:
     state = read_cast(file, dtype)
     if stored.get("_class_name") == "AutoencoderTiny":
         tiny = tiny_published.from_diffusers(stored)
-        return _tiny(tiny, convert(state, tiny_published.diffusers_rules(tiny)))
+        return _build_tiny(tiny, convert(state, tiny_published.diffusers_rules(tiny)))
     config = published_autoencoder.from_diffusers(stored)
     state = {
         name.removeprefix(VAE): x for name, x in published_autoencoder.without_loss(state).items()
@@ -105,44 +109,45 @@ def _of_diffusers(stored: Mapping[str, Any], file: Path, dtype: torch.dtype | No
     return Published("autoencoder", config, model)
 
 
-def _of_both(path: Path, dtype: torch.dtype | None) -> Published:
-    """One file under diffusers' names, which tell the configuration."""
+def _from_taesd_file(path: Path, dtype: torch.dtype | None) -> Published:
+    """One file with diffusers' names; the shapes of its tensors give the configuration."""
     state = read_cast(path, dtype)
     prefix = "encoder.layers."
     first = {n.removeprefix(prefix): x for n, x in state.items() if n.startswith(prefix)}
     config = tiny_published.from_taesd(first)
-    return _tiny(config, convert(state, tiny_published.diffusers_rules(config)))
+    return _build_tiny(config, convert(state, tiny_published.diffusers_rules(config)))
 
 
-def _of_halves(path: Path, names: set[str], dtype: torch.dtype | None) -> Published:
-    """TAESD's own two files, of which one was given."""
-    given = "encoder" if FIRST["encoder"] in names else "decoder"
-    other = ENDS[1 - ENDS.index(given)]
-    if given not in path.name:
+def _from_taesd_halves(
+    path: Path, names: set[str], dtype: torch.dtype | None
+) -> Published:
+    """TAESD's two files; `path` is one of them."""
+    half = "encoder" if FIRST_LAYER["encoder"] in names else "decoder"
+    other = ENDS[1 - ENDS.index(half)]
+    if half not in path.name:
         raise ValueError(
-            f"is the {given} of a tiny autoencoder: call it {path.stem}_{given}{path.suffix}, and "
-            f"its other half {path.stem}_{other}{path.suffix}"
+            f"is the {half} of a tiny autoencoder: rename it to {path.stem}_{half}{path.suffix}, "
+            f"and its other half to {path.stem}_{other}{path.suffix}"
         )
-    partner = path.with_name(path.name.replace(given, other))
+    partner = path.with_name(path.name.replace(half, other))
     if not partner.is_file():
         raise ValueError(
-            f"is the {given} of a tiny autoencoder, and {partner.name} is not beside it: fetch it "
-            "from where this one is"
+            f"is the {half} of a tiny autoencoder, and {partner.name} is not beside it: download "
+            "it from where you got this one"
         )
-    paths = {given: path, other: partner}
+    paths = {half: path, other: partner}
     encoder, decoder = (read_cast(paths[end], dtype) for end in ENDS)
     config = tiny_published.from_taesd(encoder)
     ours: dict[str, Tensor] = convert(encoder, tiny_published.encoder_rules(config))
-    return _tiny(config, ours | convert(decoder, tiny_published.decoder_rules(config)))
+    return _build_tiny(config, ours | convert(decoder, tiny_published.decoder_rules(config)))
 
 
-def _tiny(config: TinyAutoencoderConfig, state: dict[str, Tensor]) -> Published:
+def _build_tiny(config: TinyAutoencoderConfig, state: dict[str, Tensor]) -> Published:
     model = skeleton(lambda: TinyAutoencoder(config))
     fill(model, state)
     return Published("tiny-autoencoder", config, model)
 
 
-def _is_half(names: Iterable[str]) -> bool:
-    own = set(names)
-    blocks = any(name.endswith(".conv.0.weight") and name[:1].isdigit() for name in own)
-    return blocks and all(name[:1].isdigit() for name in own)
+def _is_taesd_half(names: set[str]) -> bool:
+    numbered = [name for name in names if name[:1].isdigit()]
+    return len(numbered) == len(names) and any(n.endswith(".conv.0.weight") for n in numbered)

@@ -1,9 +1,8 @@
 """The KL autoencoder of latent diffusion (Rombach et al., arXiv:2112.10752).
 
-A picture becomes a small grid of numbers, the latents, and a picture again; diffusion then works on
-the grid, which has 1/48 of the numbers. The latents are kept near a standard normal by a slight
-penalty, and the pictures sharp by a network that tells patches of theirs from real ones (Esser et
-al., arXiv:2012.09841).
+It encodes a picture as latents, with 1/48 of the numbers, on which diffusion works, and decodes
+them. A small KL term keeps the latents near a standard normal; a patch discriminator keeps the
+pictures sharp (Esser et al., arXiv:2012.09841).
 
 Dimensions: B pictures, C channels, H height, W width, Z latent channels, h w latent sides, O output
 channels.
@@ -24,7 +23,7 @@ from triptych.nn.convolution import PixelAttention, ResBlock, Upsample
 from triptych.nn.norm import GroupNorm
 from triptych.nn.tiles import continued, tiled
 
-EPS = 1e-6  # of every norm here, ten times less than elsewhere
+EPS = 1e-6  # of all norms in this model
 
 
 @dataclass(frozen=True)
@@ -40,53 +39,52 @@ class AutoencoderConfig:
     groups: int = 32
     """Groups of channels that are normalised together."""
     attention: bool = True
-    """Attention over all pixels between the blocks of the smallest grid."""
+    """Self attention between the blocks of the coarsest level."""
     quant_conv: bool = True
-    """A 1 x 1 convolution behind the encoder and one before the decoder."""
+    """A 1 x 1 convolution after the encoder and one before the decoder."""
     scale: float = 0.18215
-    """Latents are multiplied by it on the way out: 1 / their standard deviation (section D.1)."""
+    """Encoded latents are multiplied by it: 1 / their standard deviation (section D.1)."""
     shift: float = 0.0
-    """Subtracted before that."""
+    """Subtracted before scaling."""
     channel_means: tuple[float, ...] = ()
-    """Subtracted channel by channel, where they are measured so; empty for zeros."""
+    """Subtracted per channel, too; empty for zeros."""
     channel_stds: tuple[float, ...] = ()
-    """Divided by channel by channel; empty for ones."""
+    """Each channel is divided by its own; empty for ones."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "latent_channels", "blocks", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"widths must be positive numbers, at least one, not {self.widths}")
+            raise ValueError(f"widths must be positive numbers, one per level, not {self.widths}")
         for width in self.widths:
             if width % self.groups:
                 raise ValueError(
-                    f"widths must be multiples of groups, {self.groups}, so that they can be "
-                    f"normalised: {width} is not"
+                    f"widths must be multiples of groups ({self.groups}), which {width} is not"
                 )
         if not self.scale > 0:
             raise ValueError(f"scale must be positive, not {self.scale}")
         for name in ("channel_means", "channel_stds"):
             if len(getattr(self, name)) not in (0, self.latent_channels):
                 raise ValueError(
-                    f"{name} must be empty or one number for each of {self.latent_channels} latent "
-                    f"channels, not {len(getattr(self, name))} numbers"
+                    f"{name} must be empty or have one number for each of {self.latent_channels} "
+                    f"latent channels, not {len(getattr(self, name))}"
                 )
         if self.channel_stds and not min(self.channel_stds) > 0:
             raise ValueError(f"channel_stds must be positive, not {self.channel_stds}")
 
     @property
     def factor(self) -> int:
-        """How many pixels of a side become one: 8 for four levels."""
+        """Downsampling of height and width: 8 for four levels."""
         return 1 << (len(self.widths) - 1)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(Z, h, w) of a picture of any size; sides that are no multiple of `factor` round up."""
+        """(Z, h, w) of a picture of any size; sides are rounded up to multiples of `factor`."""
         return self.latent_channels, -(-height // self.factor), -(-width // self.factor)
 
 
 class Gaussian(NamedTuple):
-    """What the encoder says: every latent number with an uncertainty, before scaling."""
+    """The posterior of latents before scaling: independent normal distributions."""
 
     mean: Float[Tensor, "B Z h w"]
     logvar: Float[Tensor, "B Z h w"]  # within [-30, 20]
@@ -95,31 +93,31 @@ class Gaussian(NamedTuple):
         return self.mean
 
     def sample(self, noise: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B Z h w"]:
-        """One draw, made of standard normal noise."""
+        """A sample, from standard normal noise."""
         return self.mean + (0.5 * self.logvar).exp() * noise
 
     def kl(self) -> Float[Tensor, " B"]:
-        """Nats from here to a standard normal, per picture (arXiv:1312.6114, appendix B)."""
+        """KL divergence from a standard normal, nats per picture (arXiv:1312.6114, appendix B)."""
         nats = 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar)
         return nats.flatten(1).sum(1)
 
 
-class Halve(nn.Module):
-    """Half the side. The filter lies on the pixels themselves, with zeros right and below only."""
+class Downsample(nn.Module):
+    """Half the height and width; pads with zeros on the right and below only, as LDM does."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H2 W2"]:
-        around = self.conv.padding_mode  # `nn/circular.py` may have set it
-        mode = "constant" if around == "zeros" else around
+        padding = self.conv.padding_mode  # `nn/circular.py` may have changed it
+        mode = "constant" if padding == "zeros" else padding
         half: Tensor = self.conv(F.pad(x, (0, 1, 0, 1), mode=mode))
         return half
 
 
 class Level(nn.Module):
-    """Residual blocks, then half or twice the side where another level follows."""
+    """Residual blocks, then half or twice the height and width where another level follows."""
 
     def __init__(
         self,
@@ -133,7 +131,7 @@ class Level(nn.Module):
         self.blocks = nn.ModuleList(
             ResBlock(inner, outer, groups=groups, eps=EPS) for inner, outer in pairwise(widths)
         )
-        self.downsample = Halve(widths[-1]) if downsample else None
+        self.downsample = Downsample(widths[-1]) if downsample else None
         self.upsample = Upsample(widths[-1]) if upsample else None
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O H2 W2"]:
@@ -147,7 +145,7 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """Two residual blocks at the smallest grid, every pixel looking at every other between them."""
+    """Two residual blocks with self attention between them, at the coarsest level."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -167,7 +165,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures to the means and log variances of latents, stacked as channels."""
+    """Pictures to means and log variances of latents, concatenated as channels."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -194,7 +192,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents, not scaled, to pictures."""
+    """Unscaled latents to pictures."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -227,14 +225,14 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """Pictures in [-1, 1] to scaled latents and back.
 
-    A picture of any size: it is continued to the right and below, by its last column and row, up to
-    multiples of `config.factor`; `decode` cuts that off when it is told the size.
+    Pictures of any size are padded to the right and below with their last column and row, up to
+    multiples of `config.factor`; `decode` crops to `size`.
 
-    `tile` is a side in pixels: larger pictures are worked on in overlapping tiles of that size, in
-    the memory of one, which changes them slightly, since norms and attention then see a tile only.
+    `tile` is a side in pixels: larger pictures are processed in overlapping tiles of that size, in
+    the memory of one tile. This changes the result slightly: norms and attention see only a tile.
 
-    In half precision, pictures that come out as infinity or not a number are done again in
-    float32, with a warning: the published SDXL autoencoder overflows float16.
+    In half precision, pictures with infinities or NaNs are computed again in float32, with a
+    warning: the published SDXL autoencoder overflows float16.
     """
 
     def __init__(self, config: AutoencoderConfig):
@@ -244,21 +242,21 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(config)
 
     def posterior(self, image: Float[Tensor, "B C H W"], tile: int | None = None) -> Gaussian:
-        """What latents a picture has, before scaling, each with its uncertainty.
+        """The posterior of the latents, before scaling.
 
         Raises:
-            ValueError: another number of channels, or a tile that is too small.
+            ValueError: the picture has another number of channels, or the tile is too small.
         """
         if image.shape[1] != self.config.channels:
             raise ValueError(
-                f"this autoencoder reads pictures of {self.config.channels} channels, "
+                f"this autoencoder needs pictures with {self.config.channels} channels, "
                 f"not {image.shape[1]}"
             )
         factor = self.config.factor
         image = continued(image, factor)
-        side = self._side(tile, image)
+        side = self._tile_side(tile, image)
         moments = tiled(
-            lambda part: finite(self.encoder, part),
+            lambda part: run_without_overflow(self.encoder, part),
             image,
             side=side,
             overlap=_overlap(side, factor),
@@ -274,9 +272,9 @@ class Autoencoder(nn.Module):
         *,
         tile: int | None = None,
     ) -> Float[Tensor, "B Z h w"]:
-        """Scaled latents of a picture: the likeliest, or with standard normal noise a draw."""
+        """Scaled latents: the mode of the posterior, or with standard normal noise a sample."""
         posterior = self.posterior(image, tile)
-        return self.scaled(posterior.mode() if noise is None else posterior.sample(noise))
+        return self.scale(posterior.mode() if noise is None else posterior.sample(noise))
 
     def decode(
         self,
@@ -285,10 +283,10 @@ class Autoencoder(nn.Module):
         *,
         tile: int | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """The picture of scaled latents, about in [-1, 1]; `size` is its height and width.
+        """The picture, roughly in [-1, 1], of this height and width.
 
         Raises:
-            ValueError: latents that are none of a picture of that size, or not finite.
+            ValueError: the latents do not have the shape for that size, or are not finite.
         """
         shape = tuple(latents.shape[1:])
         factor = self.config.factor
@@ -296,12 +294,12 @@ class Autoencoder(nn.Module):
         expected = self.config.latent_shape(height, width)
         if shape != expected:
             raise ValueError(
-                f"a picture of {height} x {width} has latents of {expected}, not {shape}"
+                f"the latents of a picture of {height} x {width} have shape {expected}, not {shape}"
             )
-        side = self._side(tile, latents, factor) // factor
+        side = self._tile_side(tile, latents, factor) // factor
         image = tiled(
-            lambda part: finite(self.decoder, part),
-            self.unscaled(latents),
+            lambda part: run_without_overflow(self.decoder, part),
+            self.unscale(latents),
             side=side,
             overlap=_overlap(side, 1),
             grow=factor,
@@ -311,33 +309,33 @@ class Autoencoder(nn.Module):
     def reconstruct(
         self, image: Float[Tensor, "B C H W"], noise: Float[Tensor, "B Z h w"] | None = None
     ) -> Float[Tensor, "B C H W"]:
-        """There and back, at the picture's own size."""
+        """Encode and decode, at the size of the picture."""
         height, width = image.shape[2:]
         return self.decode(self.encode(image, noise), (height, width))
 
-    def scaled(self, z: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B Z h w"]:
-        """What diffusion works on: about unit variance."""
-        means, stds = self._channels(z)
+    def scale(self, z: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B Z h w"]:
+        """Latents for diffusion, of about unit variance."""
+        means, stds = self._channel_statistics(z)
         return (z - self.config.shift - means) / stds * self.config.scale
 
     def scaled_deviation(self, posterior: Gaussian) -> Float[Tensor, "B Z h w"]:
-        """How far the scaled latents of a picture spread around `scaled(posterior.mean)`."""
-        stds = self._channels(posterior.mean)[1]
+        """Standard deviation of the scaled latents around `scale(posterior.mean)`."""
+        stds = self._channel_statistics(posterior.mean)[1]
         return (0.5 * posterior.logvar).exp() / stds * self.config.scale
 
-    def unscaled(self, latents: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B Z h w"]:
-        """What the decoder reads: the inverse of `scaled`."""
-        means, stds = self._channels(latents)
+    def unscale(self, latents: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B Z h w"]:
+        """Latents for the decoder: the inverse of `scale`."""
+        means, stds = self._channel_statistics(latents)
         return latents / self.config.scale * stds + means + self.config.shift
 
-    def _channels(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _channel_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         count = self.config.latent_channels
         means = self.config.channel_means or (0.0,) * count
         stds = self.config.channel_stds or (1.0,) * count
         return like.new_tensor(means)[:, None, None], like.new_tensor(stds)[:, None, None]
 
-    def _side(self, tile: int | None, x: Tensor, factor: int = 1) -> int:
-        """The side of tiles in pixels: that of the whole where nothing is asked for."""
+    def _tile_side(self, tile: int | None, x: Tensor, factor: int = 1) -> int:
+        """The side of a tile in pixels; without `tile`, of the whole picture."""
         if tile is None:
             return factor * max(x.shape[2:])
         step = self.config.factor
@@ -351,13 +349,15 @@ def _overlap(side: int, step: int) -> int:
     return side // 4 // step * step
 
 
-def finite(network: nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B O H2 W2"]:
-    """The network in the precision of its weights; what overflows there again in float32.
+def run_without_overflow(
+    network: nn.Module, x: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "B O H2 W2"]:
+    """Run the network in the dtype of its weights; repeat pictures that overflow in float32.
 
-    Pictures that came out well stay as they are, so that company changes nothing.
+    Other pictures of the batch keep their result, so that none depends on the batch.
 
     Raises:
-        ValueError: it was not finite to begin with.
+        ValueError: the input is not finite.
     """
     kind = next(network.parameters()).dtype
     result: Tensor = network(x.to(kind))
@@ -368,12 +368,12 @@ def finite(network: nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 
         return result
     if not bool(x.isfinite().all()):
         raise ValueError(
-            "the autoencoder was given numbers that are not finite: the network before it "
-            "overflowed. Run that in bfloat16 or float32"
+            "the input of the autoencoder is not finite: the network before it overflowed. Run "
+            "that in bfloat16 or float32"
         )
     warnings.warn(
         f"{int(bad.sum())} of {len(bad)} pictures overflowed {kind} in the autoencoder and are "
-        "done again in float32; bfloat16 would not overflow",
+        "computed again in float32; bfloat16 would not overflow",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -105,7 +105,7 @@ def generator_objective(
     autoencoder = model.autoencoder
     height, width = image.shape[2:]
     posterior = autoencoder.posterior(image)
-    latents = autoencoder.scaled(posterior.sample(noise))
+    latents = autoencoder.scale(posterior.sample(noise))
     decoded = autoencoder.decode(latents, (height, width))
     terms = {"absolute": (decoded - image).detach().abs().mean()}
     distance = None

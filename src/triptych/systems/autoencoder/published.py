@@ -1,6 +1,4 @@
-"""KL autoencoders of diffusers and of LDM's single files: names and configurations as ours, and
-back.
-"""
+"""The KL autoencoder: key maps for diffusers and LDM, and diffusers' configuration."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,7 +11,7 @@ from triptych.weights.keymap import Rule, rename, under
 
 
 def projections(theirs: tuple[str, str, str, str], form: str = "") -> list[Rule]:
-    """The four linear layers of the attention, which some publishers store as convolutions."""
+    """The projections of the attention, which LDM stores as 1 x 1 convolutions."""
     ours = ("q_proj", "k_proj", "v_proj", "out_proj")
     return [
         rule
@@ -37,12 +35,12 @@ ENDS = [
     *layer("quant_conv", "encoder.quant_conv"),
     *layer("post_quant_conv", "decoder.post_quant_conv"),
 ]
-"""What is called the same by everyone."""
+"""Layers with the same names in diffusers and LDM."""
 
 
 def diffusers_rules(names: Iterable[str] = ()) -> list[Rule]:
-    """The names of a diffusers folder's `vae`; files of 2022 call the attention's layers otherwise,
-    which the names of the file show.
+    """The names in a diffusers folder. Files of 2022 have other names in the attention, which is
+    decided by `names`, the tensors of the file.
     """
     old = any(".query." in name for name in names)
     attention = (
@@ -68,9 +66,9 @@ def diffusers_rules(names: Iterable[str] = ()) -> list[Rule]:
 
 
 def ldm_rules(levels: int) -> list[Rule]:
-    """The names of LDM and Stability, below `first_stage_model.` in a whole checkpoint.
+    """LDM's names, in a complete checkpoint under `first_stage_model.`
 
-    There the levels of the decoder are counted from the finest, and the attention is made of
+    The levels of the decoder are numbered from the finest; the projections of the attention are
     1 x 1 convolutions.
     """
     residual = [*RESIDUAL, *layer("nin_shortcut", "shortcut")]
@@ -95,9 +93,7 @@ def ldm_rules(levels: int) -> list[Rule]:
 
 
 def without_loss(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An autoencoder's own checkpoint of LDM without what it was trained against: a perceptual
-    network and a discriminator, below `loss.`.
-    """
+    """A checkpoint of LDM without the perceptual network and discriminator of its training."""
     return {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
 
 
@@ -109,8 +105,8 @@ OTHERS = {
     "PaellaVQModel": "Stable Cascade's quantised autoencoder",
     "VQModel": "a quantised autoencoder",
 }
-FREE = {"force_upcast", "sample_size"}
-"""What says nothing of the architecture: half precision is watched over by the model itself."""
+IGNORED = {"force_upcast", "sample_size"}
+"""Not part of the architecture; our decoder handles overflow in half precision itself."""
 BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 SIZES = {
     "in_channels": "channels",
@@ -120,42 +116,45 @@ SIZES = {
     "mid_block_add_attention": "attention",
     "scaling_factor": "scale",
 }
-ALSO = {
+OTHER_FIELDS = {
     *("act_fn", "block_out_channels", "out_channels", "use_quant_conv", "use_post_quant_conv"),
     *("shift_factor", "latents_mean", "latents_std"),
 }
 
 
 def from_diffusers(config: Mapping[str, Any]) -> AutoencoderConfig:
-    """A diffusers `vae/config.json`; what it leaves out has diffusers' defaults.
+    """Parse a diffusers `vae/config.json`; missing fields have diffusers' defaults.
 
     Raises:
-        ValueError: a configuration of another family, or a field that this autoencoder does not
-            have.
+        ValueError: the autoencoder is of another family, or a field is not supported.
     """
     kind = config.get("_class_name", "AutoencoderKL")
     if kind != "AutoencoderKL":
         what = f" ({OTHERS[kind]})" if kind in OTHERS else ""
         raise ValueError(f"{kind}{what} is not the KL autoencoder of Stable Diffusion")
-    fields = {name for name in config if not name.startswith("_")}  # not what is of diffusers' own
-    if unknown := sorted(fields - FREE - SIZES.keys() - BLOCKS.keys() - ALSO):
+    fields = {
+        name for name in config if not name.startswith("_")
+    }  # others are diffusers' bookkeeping
+    if unknown := sorted(fields - IGNORED - SIZES.keys() - BLOCKS.keys() - OTHER_FIELDS):
         raise ValueError(f"the autoencoder's configuration has unknown fields: {unknown}")
     widths = tuple(config.get("block_out_channels", (64,)))
     for name, plain in BLOCKS.items():
-        found = list(config.get(name, [plain]))
-        if found != [plain] * len(widths):
-            raise ValueError(f"{name} must be {plain} for each of {len(widths)} widths: {found}")
+        kinds = list(config.get(name, [plain]))
+        if kinds != [plain] * len(widths):
+            raise ValueError(
+                f"{name} must be {plain} for each of {len(widths)} levels, not {kinds}"
+            )
     if config.get("act_fn", "silu") not in ("silu", "swish"):
-        raise ValueError(f"act_fn {config['act_fn']!r} is unknown here; known is 'silu'")
-    given = {ours: config[theirs] for theirs, ours in SIZES.items() if theirs in config}
-    given.setdefault("blocks", 1)  # theirs; ours are Stable Diffusion's
-    if config.get("out_channels", 3) != given.setdefault("channels", 3):
-        raise ValueError("in_channels and out_channels differ, which an autoencoder's cannot")
+        raise ValueError(f"act_fn is {config['act_fn']!r}; supported: 'silu'")
+    sizes = {ours: config[theirs] for theirs, ours in SIZES.items() if theirs in config}
+    sizes.setdefault("blocks", 1)  # diffusers' default
+    if config.get("out_channels", 3) != sizes.setdefault("channels", 3):
+        raise ValueError("in_channels and out_channels differ, which is not supported")
     convs = [config.get(name, True) for name in ("use_quant_conv", "use_post_quant_conv")]
     if convs[0] != convs[1]:
-        raise ValueError("use_quant_conv and use_post_quant_conv differ, which is unknown here")
+        raise ValueError("use_quant_conv and use_post_quant_conv differ, which is not supported")
     return AutoencoderConfig(
-        **given,
+        **sizes,
         widths=widths,
         quant_conv=convs[0],
         shift=config.get("shift_factor") or 0.0,
@@ -165,7 +164,7 @@ def from_diffusers(config: Mapping[str, Any]) -> AutoencoderConfig:
 
 
 def to_diffusers(config: AutoencoderConfig) -> dict[str, Any]:
-    """Our configuration as a diffusers `vae/config.json`."""
+    """Write a diffusers `vae/config.json`."""
     levels = len(config.widths)
     return {
         "_class_name": "AutoencoderKL",

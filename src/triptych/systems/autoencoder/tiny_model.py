@@ -1,7 +1,7 @@
-"""Tiny autoencoders of published latents: the TAESD family of Ollin Boer Bohan.
+"""Tiny autoencoders of published latents: TAESD by Ollin Boer Bohan (github.com/madebyollin/taesd).
 
-Some convolutions that were trained to answer as a large autoencoder does, in a hundredth of its
-time: for previews while a picture is made, and as a real latent space to train in.
+A few convolutions, distilled from a large autoencoder and a hundred times as fast: for previews
+during sampling, and as a latent space to train in.
 
 Dimensions: B pictures, C channels, H height, W width, Z latent channels, h w latent sides.
 """
@@ -19,7 +19,7 @@ from triptych.system import ModelKind
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
 
 RANGE = 3.0
-"""Latents are bent into -3 to 3 before they are decoded; in 8 bits they are kept in that range."""
+"""The decoder clamps its input softly to -3 to 3."""
 
 
 @dataclass(frozen=True)
@@ -32,31 +32,31 @@ class TinyAutoencoderConfig:
     channels: int = 3
     latent_channels: int = 4
     width: int = 64
-    """Channels of every layer between."""
+    """Channels of the hidden layers."""
     blocks: tuple[int, ...] = (1, 3, 3, 3)
     """Blocks per level from the finest; each level after the first halves the side."""
     global_norm: bool = False
-    """Blocks of the smallest grid also see the picture as a whole, through a group norm."""
+    """Blocks of the coarsest level also get features of the whole picture, by a group norm."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "latent_channels", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.blocks or min(self.blocks) < 0:
-            raise ValueError(f"blocks must be counts, at least one, not {self.blocks}")
+            raise ValueError(f"blocks must have one count per level, not {self.blocks}")
 
     @property
     def factor(self) -> int:
-        """How many pixels of a side become one."""
+        """Downsampling of height and width."""
         return 1 << (len(self.blocks) - 1)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(Z, h, w) of a picture of any size; sides that are no multiple of `factor` round up."""
+        """(Z, h, w) of a picture of any size; sides are rounded up to multiples of `factor`."""
         return self.latent_channels, -(-height // self.factor), -(-width // self.factor)
 
 
 class GlobalNorm(nn.Module):
-    """Many channels at each place, normalised over the whole picture: what it is like all over."""
+    """Features that are normalised over the whole picture."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -70,7 +70,7 @@ class GlobalNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Three convolutions beside a shortcut."""
+    """Three convolutions with a skip connection."""
 
     def __init__(self, width: int, *, global_norm: bool):
         super().__init__()
@@ -87,9 +87,9 @@ class Block(nn.Module):
 
 
 def _blocks(config: TinyAutoencoderConfig, level: int) -> nn.ModuleList:
-    smallest = config.global_norm and level == len(config.blocks) - 1
+    global_norm = config.global_norm and level == len(config.blocks) - 1
     return nn.ModuleList(
-        Block(config.width, global_norm=smallest) for _ in range(config.blocks[level])
+        Block(config.width, global_norm=global_norm) for _ in range(config.blocks[level])
     )
 
 
@@ -118,7 +118,7 @@ class TinyEncoder(nn.Module):
 
 
 class TinyDecoder(nn.Module):
-    """Latents to pictures in [0, 1], about."""
+    """Latents to pictures, roughly in [0, 1]."""
 
     def __init__(self, config: TinyAutoencoderConfig):
         super().__init__()
@@ -142,13 +142,13 @@ class TinyDecoder(nn.Module):
 
 
 class TinyAutoencoder(nn.Module):
-    """Pictures in [-1, 1] to latents and back, with the latents of a large autoencoder.
+    """Pictures in [-1, 1] to the scaled latents of a large autoencoder, and back.
 
-    They are scaled as that one's `encode` gives them, so either decodes what the other encoded;
-    there is no uncertainty, and no factor on the way out. (FLUX.2's are those before 2 x 2 of them
-    become channels, normalised.) Inside, pictures are in [0, 1].
+    Either decodes what the other encoded. Latents are deterministic and need no further scale.
+    (FLUX.2's are those before 2 x 2 of them become channels and are normalised.) Encoder and
+    decoder work on pictures in [0, 1].
 
-    Any size is handled as `Autoencoder` does: continued to the right and below, cut by `decode`.
+    Pictures of any size are padded to the right and below, and cropped by `decode`.
     """
 
     def __init__(self, config: TinyAutoencoderConfig):
@@ -160,14 +160,14 @@ class TinyAutoencoder(nn.Module):
     def encode(
         self, image: Float[Tensor, "B C H W"], *, tile: int | None = None
     ) -> Float[Tensor, "B Z h w"]:
-        """Scaled latents of a picture; larger ones than `tile` pixels in overlapping tiles.
+        """Scaled latents; pictures larger than `tile` pixels are encoded in overlapping tiles.
 
         Raises:
-            ValueError: another number of channels.
+            ValueError: the picture has another number of channels.
         """
         if image.shape[1] != self.config.channels:
             raise ValueError(
-                f"this autoencoder reads pictures of {self.config.channels} channels, "
+                f"this autoencoder needs pictures with {self.config.channels} channels, "
                 f"not {image.shape[1]}"
             )
         factor = self.config.factor
@@ -190,10 +190,10 @@ class TinyAutoencoder(nn.Module):
         *,
         tile: int | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """The picture of scaled latents, about in [-1, 1]; `size` is its height and width.
+        """The picture, roughly in [-1, 1], of this height and width.
 
         Raises:
-            ValueError: latents that are none of a picture of that size.
+            ValueError: the latents do not have the shape for that size.
         """
         shape = tuple(latents.shape[1:])
         factor = self.config.factor
@@ -201,7 +201,7 @@ class TinyAutoencoder(nn.Module):
         expected = self.config.latent_shape(height, width)
         if shape != expected:
             raise ValueError(
-                f"a picture of {height} x {width} has latents of {expected}, not {shape}"
+                f"the latents of a picture of {height} x {width} have shape {expected}, not {shape}"
             )
         kind = self.decoder.conv_in.weight.dtype
         side = -(-tile // factor) if tile else max(shape[1:])

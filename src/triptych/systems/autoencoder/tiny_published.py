@@ -1,4 +1,7 @@
-"""Tiny autoencoders: TAESD's own two files and diffusers' one, which count layers in a row."""
+"""TAESD: key maps for its two files and for diffusers' one, and diffusers' configuration.
+
+All of them name layers by their index in an `nn.Sequential`.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +23,7 @@ BLOCK = [
 
 
 def encoder_rules(config: TinyAutoencoderConfig) -> list[Rule]:
-    """`taesd_encoder.pth` and its like."""
+    """The names in files such as `taesd_encoder.pth`."""
     rules, place = layer("0", "encoder.conv_in"), 1
     for level, blocks in enumerate(config.blocks):
         if level > 0:
@@ -33,11 +36,11 @@ def encoder_rules(config: TinyAutoencoderConfig) -> list[Rule]:
 
 
 def decoder_rules(config: TinyAutoencoderConfig, first: int = 1) -> list[Rule]:
-    """`taesd_decoder.pth` and its like; the bend before its first layer is a layer there."""
-    rules, place = layer(f"{first}", "decoder.conv_in"), first + 2  # an activation between
+    """The names in files such as `taesd_decoder.pth`, where layer 0 is the clamp of the input."""
+    rules, place = layer(f"{first}", "decoder.conv_in"), first + 2  # an activation follows
     for level, blocks in enumerate(reversed(config.blocks)):
         if level > 0:
-            place += 1  # twice the side, without weights
+            place += 1  # upsampling has no weights
             rules.append(rename(f"{place}.weight", f"decoder.upsample.{level - 1}.weight"))
             place += 1
         for block in range(blocks):
@@ -47,7 +50,7 @@ def decoder_rules(config: TinyAutoencoderConfig, first: int = 1) -> list[Rule]:
 
 
 def diffusers_rules(config: TinyAutoencoderConfig) -> list[Rule]:
-    """Both in one file; `taef2.safetensors` is named so too."""
+    """Diffusers' names, encoder and decoder in one file; also those of `taef2.safetensors`."""
     return [
         *under(encoder_rules(config), "encoder.layers."),
         *under(decoder_rules(config, first=0), "decoder.layers."),
@@ -55,16 +58,15 @@ def diffusers_rules(config: TinyAutoencoderConfig) -> list[Rule]:
 
 
 def from_taesd(encoder: Mapping[str, Tensor]) -> TinyAutoencoderConfig:
-    """The configuration of an encoder's file of eightfold reduction, read off its shapes.
+    """The configuration of a TAESD encoder with a factor of 8, from the shapes of its tensors.
 
     Raises:
-        ValueError: the tensors of another kind of model.
+        ValueError: they are the tensors of another model.
     """
     last = max((int(name.split(".")[0]) for name in encoder if name[:1].isdigit()), default=-1)
     if last != 14 or not {"0.weight", "1.conv.0.weight", "2.weight"} <= encoder.keys():
         raise ValueError(
-            "these are not the tensors of a TAESD encoder of eightfold reduction, whose layers are "
-            "0 to 14"
+            "these are not the tensors of a TAESD encoder with a factor of 8 (layers 0 to 14)"
         )
     width, channels = encoder["0.weight"].shape[:2]
     return TinyAutoencoderConfig(
@@ -75,7 +77,7 @@ def from_taesd(encoder: Mapping[str, Tensor]) -> TinyAutoencoderConfig:
     )
 
 
-PLAIN: dict[str, Any] = {
+FIXED: dict[str, Any] = {
     "act_fn": "relu",
     "upsample_fn": "nearest",
     "upsampling_scaling_factor": 2,
@@ -84,9 +86,9 @@ PLAIN: dict[str, Any] = {
     "scaling_factor": 1.0,
     "shift_factor": 0.0,
 }
-"""What every published tiny autoencoder says."""
+"""Fields that have the same value in all published tiny autoencoders."""
 WIDTHS = ("block_out_channels", "encoder_block_out_channels", "decoder_block_out_channels")
-KNOWN = {
+OTHER_FIELDS = {
     "force_upcast",
     *("num_encoder_blocks", "num_decoder_blocks", "in_channels", "out_channels"),
     "latent_channels",
@@ -94,43 +96,45 @@ KNOWN = {
 
 
 def from_diffusers(config: Mapping[str, Any]) -> TinyAutoencoderConfig:
-    """A diffusers `config.json` of class AutoencoderTiny; what it leaves out has its defaults.
+    """Parse the `config.json` of an AutoencoderTiny; missing fields have diffusers' defaults.
 
     Raises:
-        ValueError: a configuration of another family, or one that is unknown here.
+        ValueError: the autoencoder is of another family, or a field is not supported.
     """
     kind = config.get("_class_name", "AutoencoderTiny")
     if kind != "AutoencoderTiny":
         raise ValueError(f"{kind} is not diffusers' AutoencoderTiny")
-    fields = {name for name in config if not name.startswith("_")}  # not what is of diffusers' own
-    if unknown := sorted(fields - PLAIN.keys() - KNOWN - {*WIDTHS}):
+    fields = {
+        name for name in config if not name.startswith("_")
+    }  # others are diffusers' bookkeeping
+    if unknown := sorted(fields - FIXED.keys() - OTHER_FIELDS - {*WIDTHS}):
         raise ValueError(f"the tiny autoencoder's configuration has unknown fields: {unknown}")
-    for name, value in PLAIN.items():
+    for name, value in FIXED.items():
         if config.get(name, value) != value:
-            raise ValueError(f"{name} {config[name]!r} is unknown here; known is {value!r}")
+            raise ValueError(f"{name} is {config[name]!r}; supported: {value!r}")
     blocks = tuple(config.get("num_encoder_blocks", (1, 3, 3, 3)))
     if tuple(config.get("num_decoder_blocks", (3, 3, 3, 1))) != blocks[::-1]:
         raise ValueError("num_decoder_blocks must be num_encoder_blocks in reverse order")
     widths = {width for name in WIDTHS for width in config.get(name, ())} or {64}
     if len(widths) != 1:
-        raise ValueError(f"all levels must have as many channels; here are {sorted(widths)}")
+        raise ValueError(f"all levels must have the same number of channels, not {sorted(widths)}")
     channels = config.get("in_channels", 3)
     if config.get("out_channels", 3) != channels:
-        raise ValueError("in_channels and out_channels differ, which an autoencoder's cannot")
+        raise ValueError("in_channels and out_channels differ, which is not supported")
     return TinyAutoencoderConfig(channels, config.get("latent_channels", 4), widths.pop(), blocks)
 
 
 def to_diffusers(config: TinyAutoencoderConfig) -> dict[str, Any]:
-    """Our configuration as a diffusers `config.json`.
+    """Write a diffusers `config.json`.
 
     Raises:
-        ValueError: diffusers has no tiny autoencoder of FLUX.2's form.
+        ValueError: the configuration is FLUX.2's, which diffusers does not have.
     """
     if config.global_norm:
-        raise ValueError("diffusers' AutoencoderTiny has no global norm: keep TAESD's own form")
+        raise ValueError("diffusers' AutoencoderTiny has no global norm: keep TAESD's format")
     return {
         "_class_name": "AutoencoderTiny",
-        **PLAIN,
+        **FIXED,
         **{name: [config.width] * len(config.blocks) for name in WIDTHS},
         "force_upcast": False,
         "in_channels": config.channels,

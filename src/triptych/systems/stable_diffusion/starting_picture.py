@@ -193,7 +193,7 @@ def encoded(
         return latents.expand(len(noise.streams), -1, -1, -1)
     posterior = coder.posterior(image, tile)
     draws = noise.start(posterior.mean.shape[1:]).to(device)
-    return coder.scaled(posterior.sample(draws))
+    return coder.scale(posterior.sample(draws))
 
 
 def tile_of(height: int, width: int) -> int | None:

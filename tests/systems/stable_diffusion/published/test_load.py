@@ -32,7 +32,7 @@ from triptych.systems.stable_diffusion.model import (
     StableDiffusion,
     StableDiffusionConfig,
 )
-from triptych.systems.stable_diffusion.published.folder.read import OTHERS, PIPELINES, described
+from triptych.systems.stable_diffusion.published.folder.read import OTHERS, PIPELINES, read_folder
 from triptych.systems.stable_diffusion.published.text_encoder import transformers_rules
 from triptych.systems.stable_diffusion.published.unet import diffusers_rules
 from triptych.systems.stable_diffusion.unet import LatentUNetConfig
@@ -90,7 +90,7 @@ def published(name, folder):
 @needs_data
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_published_configuration_builds_as_a_whole(name, tmp_path):
-    folder = described(published(name, tmp_path / name))
+    folder = read_folder(published(name, tmp_path / name))
     config = folder.config
     model = skeleton(lambda: StableDiffusion(config))
     assert all(x.is_meta for x in model.state_dict().values())
@@ -120,18 +120,20 @@ def test_single_files_mean_what_the_published_folders_do(tmp_path):
     """The bundled configurations and the folders make the same whole, block for block read."""
     from triptych.systems.stable_diffusion.published.load import file_config
     from triptych.systems.stable_diffusion.published.single_file.read import (
-        described as file_described,
+        describe_header,
     )
-    from triptych.systems.stable_diffusion.published.single_file.write import _tensors
-    from triptych.systems.stable_diffusion.published.single_file.write import published as family_of
+    from triptych.systems.stable_diffusion.published.single_file.write import (
+        _tensors,
+        published_family,
+    )
     from triptych.weights.files.read import Header
 
     for name in PUBLISHED:
-        config = described(published(name, tmp_path / name)).config
-        family = family_of(config)
+        config = read_folder(published(name, tmp_path / name)).config
+        family = published_family(config)
         tensors = _tensors(skeleton(lambda c=config: StableDiffusion(c)), config, family)
         shapes = {key: tuple(x.shape) for key, x in tensors.items()}
-        found = file_described(Header(shapes, {}), Path(name), config.schedule.predicts)
+        found = describe_header(Header(shapes, {}), Path(name), config.schedule.predicts)
         read, _ = file_config(found)
         sampler = config.sampling.sampler  # which differs between folders of one family
         assert read == replace(
@@ -155,7 +157,7 @@ def test_single_files_mean_what_the_published_folders_do(tmp_path):
 )
 def test_other_families_are_refused_by_name(name, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        described(published(name, tmp_path / name))
+        read_folder(published(name, tmp_path / name))
 
 
 def test_pipelines_do_what_those_of_diffusers_do():

@@ -1,13 +1,11 @@
-"""What a checkpoint of Stable Diffusion is as a whole: for `weights inspect` and `doctor`.
-
-Only headers and small configurations are read.
+"""Family, parts and missing parts of a Stable Diffusion checkpoint, for `weights inspect` and
+`weights doctor`. Only headers and configurations are read.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.systems.stable_diffusion.published.folder.read import NETWORKS, described
+from triptych.systems.stable_diffusion.published.folder.read import NETWORKS, read_folder
 from triptych.systems.stable_diffusion.published.single_file.read import UNET, describe_single_file
 from triptych.systems.stable_diffusion.published.tokenizers import NAMES
 from triptych.weights.files.read import read_header
@@ -16,54 +14,56 @@ from triptych.weights.layouts import Layout
 
 @dataclass(frozen=True)
 class Summary:
-    """A checkpoint in a few words."""
+    """What a checkpoint is."""
 
     family: str
     predicts: str
-    """noise, velocity, ...; empty where nothing says."""
+    """noise, velocity, ...; empty where unknown."""
     parts: tuple[str, ...]
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    """What someone should know; where the checkpoint does not load, why."""
+    """For the user; if the checkpoint does not load, the reason."""
 
     def __str__(self) -> str:
         predicts = f", predicts {self.predicts}" if self.predicts else ""
         return f"{self.family}{predicts}: {', '.join(self.parts)}"
 
 
-def summary(found: Layout) -> Summary | None:
-    """Of a layout that is a whole Stable Diffusion, or was meant to be one; else None."""
-    if found.form == "diffusers" and found.declared.startswith("StableDiffusion"):
-        return _folder(found)
-    if found.form == "file":
+def summary(layout: Layout) -> Summary | None:
+    """The summary of a complete Stable Diffusion, or of one that was meant to be; else None."""
+    if layout.form == "diffusers" and layout.declared.startswith("StableDiffusion"):
+        return _inspect_folder(layout)
+    if layout.form == "file":
         try:
-            shapes = read_header(found.path).shapes
+            shapes = read_header(layout.path).shapes
         except ValueError:
-            return None  # which is said of the file itself
+            return None  # reported as an error of the file itself
         if any(name.startswith(UNET) for name in shapes):
-            return _file(found.path, shapes)
+            return _inspect_file(layout.path)
     return None
 
 
-def _folder(found: Layout) -> Summary:
-    parts = tuple(name for name in NETWORKS if (found.path / name).is_dir())
-    wanted = [name.replace("text_encoder", "tokenizer") for name in parts if "text" in name]
-    missing = [
-        name for name in wanted if not any((found.path / name / file).is_file() for file in NAMES)
-    ]
+def _inspect_folder(layout: Layout) -> Summary:
+    parts = tuple(name for name in NETWORKS if (layout.path / name).is_dir())
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in parts if "text" in name]
+    missing = tuple(
+        name
+        for name in tokenizers
+        if not any((layout.path / name / file).is_file() for file in NAMES)
+    )
     try:
-        read = described(found.path)
+        folder = read_folder(layout.path)
     except ValueError as error:
-        return Summary(found.declared, "", parts, tuple(missing), (f"does not load: {error}",))
-    predicts = read.config.schedule.predicts
-    return Summary(found.declared, predicts, parts, tuple(missing), read.notes)
+        return Summary(layout.declared, "", parts, missing, (f"does not load: {error}",))
+    predicts = folder.config.schedule.predicts
+    return Summary(layout.declared, predicts, parts, missing, folder.notes)
 
 
-def _file(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Summary:
+def _inspect_file(path: Path) -> Summary:
     try:
-        read = describe_single_file(path)
+        file = describe_single_file(path)
     except ValueError as error:
         why = str(error).removeprefix(f"{path}: ")
         return Summary("a U-Net under LDM's names", "", ("unet",), (), (why,))
-    notes = tuple(line for line in read.notes if "has no" not in line)
-    return Summary(read.family, read.predicts, tuple(read.parts), read.missing, notes)
+    notes = tuple(line for line in file.notes if "has no" not in line)
+    return Summary(file.family, file.predicts, tuple(file.parts), file.missing, notes)

@@ -1,7 +1,8 @@
-"""Published Stable Diffusion checkpoints as a whole: a diffusers folder, or a single file.
+"""Load a published Stable Diffusion: a diffusers folder or a single file.
 
-Both become one configuration, one model whose parameters are the file's, and a tokenizer for each
-text tower. What they leave open is a `Reading`; nothing else is guessed, executed or fetched.
+Both become a configuration, a model whose parameters are mapped from the files, and a tokenizer for
+each text tower. A `Reading` chooses between readings that a checkpoint allows; nothing is guessed,
+executed or downloaded.
 """
 
 from collections.abc import Mapping
@@ -19,9 +20,9 @@ from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffu
 from triptych.systems.stable_diffusion.published import unet as published_unet
 from triptych.systems.stable_diffusion.published.folder.read import (
     NETWORKS,
-    assembled,
-    completed,
-    described,
+    add_own_settings,
+    combine,
+    read_folder,
 )
 from triptych.systems.stable_diffusion.published.single_file.read import (
     Part,
@@ -45,20 +46,17 @@ from triptych.weights.layouts import Layout
 from triptych.weights.loaded import AS_STORED, Published, Reading
 from triptych.weights.skeleton import skeleton
 
-ADVICE = (
-    "get the whole file, or the folder of its publisher that has model_index.json, whose parts are "
-    "complete"
-)
+ADVICE = "get a complete file, or the publisher's folder with model_index.json"
 
 
-class Whole(NamedTuple):
-    """A text-to-image model with what reads its prompts."""
+class TextToImageParts(NamedTuple):
+    """A text-to-image model and its tokenizers."""
 
     config: StableDiffusionConfig
     model: StableDiffusion
     tokenizers: tuple[Tokenizer, ...]
     notes: tuple[str, ...]
-    """What someone should know, such as what was left out."""
+    """For the user, such as which parts are left out."""
 
 
 def recognise(found: Layout) -> bool:
@@ -82,15 +80,15 @@ def load_published(
 
 def load_stable_diffusion(
     path: Path, dtype: torch.dtype | None = None, reading: Reading = AS_STORED
-) -> Whole:
-    """A folder with `model_index.json`, or a `.safetensors` or `.ckpt` with all parts.
+) -> TextToImageParts:
+    """Load a folder with `model_index.json`, or a `.safetensors` or `.ckpt` with all parts.
 
-    Weights come in `dtype`; None maps them in the type that each is stored in. There are never two
-    copies of them.
+    Weights are cast to `dtype`; None keeps the dtype in which each is stored. There is never a
+    second copy of them in memory.
 
     Raises:
-        ValueError: it is something else, by its name; a part or a vocabulary is missing; tensors
-            do not fit; or what must be known is not said.
+        ValueError: the checkpoint is of another family, which is named; a part or a vocabulary is
+            missing; tensors do not fit; or the prediction type is unknown.
     """
     try:
         return (_folder if path.is_dir() else _file)(path, dtype, reading)
@@ -99,32 +97,33 @@ def load_stable_diffusion(
         raise ValueError(f"{about}{error}") from error
 
 
-def _folder(path: Path, dtype: torch.dtype | None, reading: Reading) -> Whole:
+def _folder(path: Path, dtype: torch.dtype | None, reading: Reading) -> TextToImageParts:
     if reading.weights != "raw":
         raise ValueError(
-            "a diffusers folder has its averaged weights as a variant, if at all: leave out "
-            "--weights ema"
+            "averaged weights of a diffusers folder are a variant: leave out --weights ema"
         )
-    found = described(path, reading.variant)
-    config = _predicting(found.config, reading.predicts)
-    names = [name for name in NETWORKS if name.startswith("text") and name in found.files]
+    folder = read_folder(path, reading.variant)
+    config = _with_prediction(folder.config, reading.predicts)
+    names = [name for name in NETWORKS if name.startswith("text") and name in folder.files]
     towers = {
         name.replace("text_encoder", "tokenizer"): tower
         for name, tower in zip(names, config.text, strict=True)
     }
     tokenizers = folder_tokenizers(path, towers)
     model = skeleton(lambda: StableDiffusion(config))
-    for name, module in _modules(model, names).items():
-        state = read_cast(found.files[name], dtype)
+    for name, module in _parts_of_model(model, names).items():
+        state = read_cast(folder.files[name], dtype)
         rules = folder_rules(config, name, names, state)
-        _fill(module, state, rules, f"{found.files[name]}")
-    return Whole(config, model, tokenizers, found.notes)
+        _fill_module(module, state, rules, f"{folder.files[name]}")
+    return TextToImageParts(config, model, tokenizers, folder.notes)
 
 
 def folder_rules(
     config: StableDiffusionConfig, part: str, towers: list[str], names: Mapping[str, Any]
 ) -> list[Rule]:
-    """The table for a part of a folder; `names` are those of the file, `towers` the text parts."""
+    """The key map of a part of a folder. `names` are the tensors of its file, `towers` the names of
+    the text parts.
+    """
     if part == "unet":
         return published_unet.diffusers_rules(config.unet)
     if part == "vae" and config.tiny is not None:
@@ -134,45 +133,45 @@ def folder_rules(
     return transformers_rules(config.text[towers.index(part)], names)
 
 
-def _file(path: Path, dtype: torch.dtype | None, reading: Reading) -> Whole:
+def _file(path: Path, dtype: torch.dtype | None, reading: Reading) -> TextToImageParts:
     if reading.variant:
         raise ValueError("a single file has no variants: leave out --variant")
-    found = describe_single_file(path, predicts=reading.predicts, weights=reading.weights)
-    if found.missing:
-        raise ValueError(f"has no {' and no '.join(found.missing)}: {ADVICE}")
-    config, notes = file_config(found)
-    towers = [name for name in found.parts if name.startswith("text")]
+    file = describe_single_file(path, predicts=reading.predicts, weights=reading.weights)
+    if file.missing:
+        raise ValueError(f"has no {' and no '.join(file.missing)}: {ADVICE}")
+    config, notes = file_config(file)
+    towers = [name for name in file.parts if name.startswith("text")]
     pads = [
-        tower.text.end if found.parts[name].names == "transformers" else 0
+        tower.text.end if file.parts[name].names == "transformers" else 0
         for name, tower in zip(towers, config.text, strict=True)
     ]
     tokenizers = file_tokenizers(path, config.text, pads)
     model = skeleton(lambda: StableDiffusion(config))
-    names = split_names(read_header(path).shapes, found)
-    for name, module in _modules(model, towers).items():
-        own = names[name]
-        tensors = read_cast(path, dtype, set(own.values()))
-        state = {ours: tensors[theirs] for ours, theirs in own.items()}
-        rules = file_rules(config, name, found.parts[name], state)
-        _fill(module, state, rules, f"{found.parts[name].prefix}*")
-    return Whole(config, model, tokenizers, (*found.notes, *notes))
+    names = split_names(read_header(path).shapes, file)
+    for name, module in _parts_of_model(model, towers).items():
+        stored = names[name]
+        tensors = read_cast(path, dtype, set(stored.values()))
+        state = {short: tensors[full] for short, full in stored.items()}
+        rules = file_rules(config, name, file.parts[name], state)
+        _fill_module(module, state, rules, f"{file.parts[name].prefix}*")
+    return TextToImageParts(config, model, tokenizers, (*file.notes, *notes))
 
 
-def file_config(found: SingleFile) -> tuple[StableDiffusionConfig, tuple[str, ...]]:
-    """The configuration of a single file whose parts are all there; and what should be said."""
+def file_config(file: SingleFile) -> tuple[StableDiffusionConfig, tuple[str, ...]]:
+    """The configuration of a complete single file; and notes."""
     towers = tuple(
-        part.config for part in found.parts.values() if isinstance(part.config, TextEncoderConfig)
+        part.config for part in file.parts.values() if isinstance(part.config, TextEncoderConfig)
     )
-    unet, vae = found.parts["unet"].config, found.parts["vae"].config
+    unet, vae = file.parts["unet"].config, file.parts["vae"].config
     assert isinstance(unet, Mapping) and isinstance(vae, Mapping)
-    config, notes = assembled(index_of(found), unet, vae, towers, found.scheduler)
-    return completed(config, found.own), notes
+    config, notes = combine(pipeline_index(file), unet, vae, towers, file.scheduler)
+    return add_own_settings(config, file.own), notes
 
 
-def index_of(found: SingleFile) -> dict[str, Any]:
-    """The `model_index.json` of the published folder, as far as it says how pictures are drawn."""
-    large, refines = "XL" in found.family, "refiner" in found.family
-    kind = "Inpaint" if found.inpaints else "Img2Img" if refines else ""
+def pipeline_index(file: SingleFile) -> dict[str, Any]:
+    """The fields of the published folder's `model_index.json` that `combine` reads."""
+    large, refines = "XL" in file.family, "refiner" in file.family
+    kind = "Inpaint" if file.inpaints else "Img2Img" if refines else ""
     index = {"_class_name": f"StableDiffusion{'XL' * large}{kind}Pipeline"}
     if large:
         return index | {
@@ -185,7 +184,7 @@ def index_of(found: SingleFile) -> dict[str, Any]:
 def file_rules(
     config: StableDiffusionConfig, name: str, part: Part, names: Mapping[str, Any]
 ) -> list[Rule]:
-    """The table for a part of a single file; `names` are those below its prefix."""
+    """The key map of a part of a single file; `names` are its tensors without the prefix."""
     if name == "unet":
         return published_unet.ldm_rules(config.unet)
     if name == "vae":
@@ -197,19 +196,23 @@ def file_rules(
     return transformers_rules(part.config, names)
 
 
-def _predicting(config: StableDiffusionConfig, predicts: Predicts | None) -> StableDiffusionConfig:
+def _with_prediction(
+    config: StableDiffusionConfig, predicts: Predicts | None
+) -> StableDiffusionConfig:
     if predicts is None or predicts == config.schedule.predicts:
         return config
     return replace(config, schedule=replace(config.schedule, predicts=predicts))
 
 
-def _modules(model: StableDiffusion, towers: list[str]) -> dict[str, nn.Module]:
-    """The parts by diffusers' names, the largest first."""
+def _parts_of_model(model: StableDiffusion, towers: list[str]) -> dict[str, nn.Module]:
+    """The parts of the model by diffusers' names, the largest first."""
     texts = dict(zip(towers, model.text, strict=True))
     return {"unet": model.unet, **texts, "vae": model.autoencoder}
 
 
-def _fill(module: nn.Module, state: dict[str, Tensor], rules: list[Rule], where: str) -> None:
+def _fill_module(
+    module: nn.Module, state: dict[str, Tensor], rules: list[Rule], where: str
+) -> None:
     try:
         fill(module, convert(state, rules))
     except ValueError as error:

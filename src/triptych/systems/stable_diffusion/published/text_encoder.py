@@ -1,8 +1,8 @@
-"""Text towers of Stable Diffusion: their names on the left, ours on the right.
+"""Text towers of Stable Diffusion: configurations and key maps.
 
-Folders hold transformers' CLIPTextModel (SD 1.x: CLIP L; SD 2.x: OpenCLIP H without its last block)
-or CLIPTextModelWithProjection (XL: OpenCLIP bigG). Single files hold either transformers' names or
-OpenCLIP's own, below a prefix, and OpenCLIP's towers whole.
+Folders have transformers' CLIPTextModel (1.x: CLIP L; 2.x: OpenCLIP H without its last block) or
+CLIPTextModelWithProjection (XL: OpenCLIP bigG). Single files use the names of transformers or of
+OpenCLIP under a prefix, and have OpenCLIP's towers with all blocks.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,36 +18,36 @@ PREFIX = "text_model."
 CLIP_L = TextEncoderConfig(
     TextConfig(width=768, layers=12, heads=12, hidden=3072, activation="quick_gelu")
 )
-"""OpenAI's ViT-L/14, of SD 1.x, and XL's first tower, which is read at its penultimate layer."""
+"""OpenAI's ViT-L/14: the tower of 1.x and, read before its last block, the first one of XL."""
 
 OPENCLIP_H = TextEncoderConfig(
     TextConfig(width=1024, layers=24, heads=16, hidden=4096), dim=1024, skip=1
 )
-"""LAION's ViT-H/14 as single files of SD 2.x hold it: whole, and read before its last block."""
+"""LAION's ViT-H/14 with all blocks, as in single files of 2.x; read before its last block."""
 
 OPENCLIP_BIGG = TextEncoderConfig(
     TextConfig(width=1280, layers=32, heads=20, hidden=5120), dim=1280, skip=1, norm=False
 )
-"""LAION's ViT-bigG/14, XL's second tower and the refiner's only one."""
+"""LAION's ViT-bigG/14: the second tower of XL and the only one of its refiner."""
 
 
 def from_transformers(
     stored: Mapping[str, Any], *, skip: int = 0, norm: bool = True
 ) -> TextEncoderConfig:
-    """A `text_encoder/config.json` of a diffusers folder.
+    """Parse a `text_encoder/config.json` of a diffusers folder.
 
-    Which layer is read is not in there but in the kind of pipeline: give `skip=1, norm=False` for
-    XL. An `eos_token_id` of 2 is an error that the first published files carry: it means the
-    highest number of the vocabulary.
+    Which layer is read depends on the pipeline: for XL pass `skip=1, norm=False`. An
+    `eos_token_id` of 2 is an error in early published files: it means the last token of the
+    vocabulary.
 
     Raises:
-        ValueError: a text model that is not CLIP's, by its name.
+        ValueError: the text model is not CLIP's.
     """
     kind = stored.get("model_type")
     if kind != "clip_text_model":
         raise ValueError(
-            f"the text encoder is of model_type {kind!r}; Stable Diffusion 1.x, 2.x and XL read "
-            "CLIP's text towers (clip_text_model)"
+            f"the text encoder has model_type {kind!r}; supported: clip_text_model, as in Stable "
+            "Diffusion 1.x, 2.x and XL"
         )
     projected = _projected(stored.get("architectures"))
     vocabulary = stored.get("vocab_size", 49408)
@@ -72,19 +72,19 @@ def _projected(architectures: Any) -> bool:
     known = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
     name = architectures[0] if isinstance(architectures, list) and architectures else None
     if name not in known:
-        raise ValueError(f"its architecture is {name!r}; known here are {', '.join(known)}")
+        raise ValueError(f"the architecture is {name!r}; supported: {', '.join(known)}")
     return known[name]
 
 
 def to_transformers(config: TextEncoderConfig) -> dict[str, Any]:
-    """Our configuration as a `text_encoder/config.json`; which layer is read is not said there.
+    """Write a `text_encoder/config.json`, which does not include which layer is read.
 
     Raises:
-        ValueError: a tower that transformers' CLIP does not have.
+        ValueError: transformers' CLIP has no such tower.
     """
     text = config.text
     if not text.causal or text.pool != "end":
-        raise ValueError("transformers' CLIP text tower is causal and read at its end token")
+        raise ValueError("transformers' CLIP text tower must be causal and pooled at its end token")
     kind = "CLIPTextModel" if config.dim is None else "CLIPTextModelWithProjection"
     return {
         "architectures": [kind],
@@ -105,11 +105,10 @@ def to_transformers(config: TextEncoderConfig) -> dict[str, Any]:
 
 
 def transformers_rules(config: TextEncoderConfig, names: Iterable[str] = (PREFIX,)) -> list[Rule]:
-    """The names in a folder, and below `cond_stage_model.transformer.` in single files.
+    """The names in a folder, and under `cond_stage_model.transformer.` in single files.
 
-    Published files have them below `text_model.`; transformers 5 writes a tower that has no
-    projection without. `names` are those of the file that is to be read; a file that is to be
-    written has the published ones.
+    Published files have the prefix `text_model.`; transformers 5 leaves it out for a tower without
+    projection. `names` are the tensors of the file to read; the default is the published form.
     """
     prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
     projection = [rename("text_projection.weight", "projection.weight")]
@@ -122,6 +121,6 @@ OPENCLIP_RULES = [
     drop("logit_scale"),
     drop("attn_mask"),
 ]
-"""OpenCLIP's names, as single files have them below `cond_stage_model.model.`,
+"""OpenCLIP's names, in single files under `cond_stage_model.model.`,
 `conditioner.embedders.1.model.` (XL) and `conditioner.embedders.0.model.` (the refiner).
 """

@@ -1,7 +1,7 @@
-"""The tokenizers of a published Stable Diffusion: one for each text tower.
+"""The tokenizers of a published Stable Diffusion, one for each text tower.
 
-A diffusers folder has them. A single file does not: its vocabulary is CLIP's, and is looked for
-beside the file and among what was downloaded before; it is never fetched.
+A diffusers folder contains them. A single file does not: CLIP's vocabulary is searched beside it
+and in the cache of earlier downloads; it is never downloaded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,16 +25,18 @@ CACHED = (  # repositories with CLIP's vocabulary
 
 
 def folder_tokenizers(path: Path, towers: Mapping[str, TextEncoderConfig]) -> tuple[Tokenizer, ...]:
-    """Those of a diffusers folder, by the names of their folders; they also say what they pad with.
+    """Read the tokenizers of a diffusers folder; the keys of `towers` are their subfolders.
 
     Raises:
-        ValueError: one is missing or damaged, or its tokens are not the tower's.
+        ValueError: one is missing or damaged, or does not fit its tower.
     """
     for name in towers:
         if not (path / name).is_dir():
-            raise ValueError(f"its {name} is missing: fetch the folder from where the rest is")
+            raise ValueError(
+                f"its folder {name} is missing: download it from where you got the others"
+            )
     return tuple(
-        _fitting(path / name, clip_tokenizer(path / name, tower.text.length), tower)
+        _check_tokenizer(path / name, clip_tokenizer(path / name, tower.text.length), tower)
         for name, tower in towers.items()
     )
 
@@ -42,17 +44,17 @@ def folder_tokenizers(path: Path, towers: Mapping[str, TextEncoderConfig]) -> tu
 def file_tokenizers(
     file: Path, towers: Sequence[TextEncoderConfig], pads: Sequence[int]
 ) -> tuple[Tokenizer, ...]:
-    """Those of a single file, from a vocabulary beside it or in the hub's cache.
+    """The tokenizers for a single file, from a vocabulary beside it or in the hub's cache.
 
-    `pads` is what each tower's texts are padded with.
+    `pads` are the padding tokens of the towers.
 
     Raises:
-        ValueError: there is none; says which file to put where.
+        ValueError: there is no vocabulary; says which file to put where.
     """
-    source = _vocabulary(file)
+    source = _find_vocabulary(file)
     try:
         return tuple(
-            _fitting(source, clip_tokenizer(source, tower.text.length, pad=pad), tower)
+            _check_tokenizer(source, clip_tokenizer(source, tower.text.length, pad=pad), tower)
             for tower, pad in zip(towers, pads, strict=True)
         )
     except ValueError as error:
@@ -60,17 +62,17 @@ def file_tokenizers(
         raise ValueError(f"{about}{error}") from error
 
 
-def _vocabulary(file: Path) -> Path:
+def _find_vocabulary(file: Path) -> Path:
     for name in NAMES:
         path = file.parent / name
         if path.is_file() and (name != "vocab.json" or path.with_name("merges.txt").is_file()):
             return path
     for repo, name in CACHED:
-        found = cached(repo, name)
-        if found is not None and (
-            not name.endswith("vocab.json") or found.with_name("merges.txt").is_file()
+        file_in_cache = cached(repo, name)
+        if file_in_cache is not None and (
+            not name.endswith("vocab.json") or file_in_cache.with_name("merges.txt").is_file()
         ):
-            return found
+            return file_in_cache
     raise ValueError(
         f"a single file has no vocabulary, and there is none beside it: put the tokenizer.json of "
         f"openai/clip-vit-large-patch14 into {file.parent} (or vocab.json and merges.txt of any "
@@ -78,12 +80,11 @@ def _vocabulary(file: Path) -> Path:
     )
 
 
-def _fitting(source: Path, tokenizer: Tokenizer, tower: TextEncoderConfig) -> Tokenizer:
-    text, around = tower.text, tokenizer.config
-    if tokenizer.vocabulary > text.vocabulary or around.end != text.end:
+def _check_tokenizer(source: Path, tokenizer: Tokenizer, tower: TextEncoderConfig) -> Tokenizer:
+    text, end = tower.text, tokenizer.config.end
+    if tokenizer.vocabulary > text.vocabulary or end != text.end:
         raise ValueError(
-            f"{source} has {tokenizer.vocabulary:,} tokens and ends texts with {around.end}; the "
-            f"text tower knows {text.vocabulary:,} and ends them with {text.end}: it is of another "
-            "model"
+            f"{source} has {tokenizer.vocabulary:,} tokens and the end token {end}; the text tower "
+            f"has {text.vocabulary:,} and {text.end}: they belong to different models"
         )
     return tokenizer

@@ -1,4 +1,4 @@
-"""Diffusers' `UNet2DConditionModel`: its names and its configuration as ours, and back."""
+"""The U-Net of Stable Diffusion: key maps for diffusers and LDM, and diffusers' configuration."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -6,6 +6,41 @@ from typing import Any, Literal
 from triptych.systems.stable_diffusion.unet import LatentUNetConfig
 from triptych.weights.diffusers_names import RESIDUAL, layer
 from triptych.weights.keymap import Rule, rename, split, under
+
+ATTENTION = [
+    *(rename(f"to_{x}.weight", f"{x}_proj.weight") for x in "qkv"),
+    *layer("to_out.0", "out_proj"),
+]
+
+BLOCK = [
+    *layer("norm1", "attn_norm"),
+    *under(ATTENTION, "attn1.", "attn."),
+    *layer("norm2", "context_norm"),
+    *under(ATTENTION, "attn2.", "context_attn."),
+    *layer("norm3", "mlp_norm"),
+    *(split(f"ff.net.0.proj.{x}", f"mlp.up.{x}", f"mlp.gate.{x}") for x in ("weight", "bias")),
+    *layer("ff.net.2", "mlp.down"),
+]
+"""A transformer block, with the same names in diffusers and LDM."""
+
+
+def transformer_rules(config: LatentUNetConfig) -> list[Rule]:
+    """A spatial transformer, with the same names in diffusers and LDM."""
+    form = "1 x 1" if config.projections == "convolution" else ""
+    projections = [
+        rule
+        for name in ("proj_in", "proj_out")
+        for rule in (
+            rename(f"{name}.weight", f"{name}.weight", form),
+            rename(f"{name}.bias", f"{name}.bias"),
+        )
+    ]
+    return [
+        *layer("norm", "norm"),
+        *projections,
+        *under(BLOCK, "transformer_blocks.{}.", "blocks.{}."),
+    ]
+
 
 LDM_RESIDUAL = [
     *layer("in_layers.0", "norm1"),
@@ -18,8 +53,8 @@ LDM_RESIDUAL = [
 
 
 def ldm_rules(config: LatentUNetConfig) -> list[Rule]:
-    """The names under `model.diffusion_model.`, where all blocks of a way are counted through."""
-    inside = transformer(config)
+    """LDM's names, under `model.diffusion_model.`; blocks are numbered across levels."""
+    inside = transformer_rules(config)
     rules = [
         *layer("time_embed.0", "time.up"),
         *layer("time_embed.2", "time.down"),
@@ -56,40 +91,9 @@ def ldm_rules(config: LatentUNetConfig) -> list[Rule]:
     return rules
 
 
-ATTENTION = [
-    *(rename(f"to_{x}.weight", f"{x}_proj.weight") for x in "qkv"),
-    *layer("to_out.0", "out_proj"),
-]
-
-BLOCK = [
-    *layer("norm1", "attn_norm"),
-    *under(ATTENTION, "attn1.", "attn."),
-    *layer("norm2", "context_norm"),
-    *under(ATTENTION, "attn2.", "context_attn."),
-    *layer("norm3", "mlp_norm"),
-    *(split(f"ff.net.0.proj.{x}", f"mlp.up.{x}", f"mlp.gate.{x}") for x in ("weight", "bias")),
-    *layer("ff.net.2", "mlp.down"),
-]
-"""The inside of a transformer block, which LDM's own files share."""
-
-
-def transformer(config: LatentUNetConfig) -> list[Rule]:
-    """A spatial transformer, the same in both libraries."""
-    form = "1 x 1" if config.projections == "convolution" else ""
-    ways = [
-        rule
-        for name in ("proj_in", "proj_out")
-        for rule in (
-            rename(f"{name}.weight", f"{name}.weight", form),
-            rename(f"{name}.bias", f"{name}.bias"),
-        )
-    ]
-    return [*layer("norm", "norm"), *ways, *under(BLOCK, "transformer_blocks.{}.", "blocks.{}.")]
-
-
 def diffusers_rules(config: LatentUNetConfig) -> list[Rule]:
-    """The names of a diffusers folder's `unet`."""
-    inside = transformer(config)
+    """The names in a diffusers folder."""
+    inside = transformer_rules(config)
     rules = [
         *layer("time_embedding.linear_1", "time.up"),
         *layer("time_embedding.linear_2", "time.down"),
@@ -125,7 +129,7 @@ OTHERS = {
     "Kandinsky3UNet": "Kandinsky 3",
     "ControlNetModel": "a ControlNet",
 }
-PLAIN: dict[str, tuple[Any, ...]] = {  # what a field may say without changing the architecture
+SUPPORTED: dict[str, tuple[Any, ...]] = {  # values with which a field changes nothing
     "act_fn": ("silu", "swish"),
     "addition_embed_type": (None, "text_time"),
     "attention_type": ("default",),
@@ -166,36 +170,37 @@ READ = {
 CONDITIONING: dict[str, Literal["add", "scale_shift"]] = {
     "default": "add", "scale_shift": "scale_shift"
 }  # fmt: skip
-SILENT = {"sample_size", "upcast_attention", "addition_embed_type_num_heads"}
-"""The size it was trained at, a precaution of float16 attention that our kernels take always, and
-a number of other kinds of embedding.
+IGNORED = {"sample_size", "upcast_attention", "addition_embed_type_num_heads"}
+"""The training resolution, an option for float16 attention that our kernels do not need, and a
+parameter of an unsupported embedding.
 """
 
 
 def from_diffusers(config: Mapping[str, Any]) -> LatentUNetConfig:
-    """A diffusers `config.json`; what it leaves out has that library's defaults.
+    """Parse a diffusers `config.json`; missing fields have diffusers' defaults.
 
-    Its `attention_head_dim` is the number of heads, not their width: a slip that the published
-    files keep (huggingface/diffusers#2011).
+    `attention_head_dim` is the number of heads, not their width: an error that the published files
+    keep (huggingface/diffusers#2011).
 
     Raises:
-        ValueError: another kind of network, by its name, or a field that changes the architecture
-            in a way that this U-Net does not have.
+        ValueError: the network is of another kind, which is named, or a field is not supported.
     """
     kind = config.get("_class_name", "UNet2DConditionModel")
     if kind != "UNet2DConditionModel":
         what = f" ({OTHERS[kind]})" if kind in OTHERS else ""
-        raise ValueError(f"{kind}{what} is no U-Net of Stable Diffusion 1.x, 2.x or XL")
-    _check(config)
+        raise ValueError(f"{kind}{what} is not the U-Net of Stable Diffusion 1.x, 2.x or XL")
+    _check_fields(config)
     widths = tuple(config.get("block_out_channels", (320, 640, 1280, 1280)))
     levels = len(widths)
     depths = _per_level(config.get("transformer_layers_per_block", 1), levels)
     only = _per_level(config.get("only_cross_attention", False), levels)
     linear = config.get("use_linear_projection", False)
     added = config.get("projection_class_embeddings_input_dim") or 0
-    told = config.get("resnet_time_scale_shift", "default")
-    if told not in CONDITIONING:
-        raise ValueError(f"resnet_time_scale_shift {told!r} is unknown: default or scale_shift")
+    time_shift = config.get("resnet_time_scale_shift", "default")
+    if time_shift not in CONDITIONING:
+        raise ValueError(
+            f"resnet_time_scale_shift is {time_shift!r}; supported: default, scale_shift"
+        )
     if bool(added) != (config.get("addition_embed_type") == "text_time"):
         raise ValueError("addition_embed_type and projection_class_embeddings_input_dim disagree")
     return LatentUNetConfig(
@@ -205,7 +210,7 @@ def from_diffusers(config: Mapping[str, Any]) -> LatentUNetConfig:
         blocks=config.get("layers_per_block", 2),
         transformers=tuple(
             depth if reads else 0
-            for depth, reads in zip(depths, _reads(config, levels), strict=True)
+            for depth, reads in zip(depths, _levels_with_attention(config, levels), strict=True)
         ),
         middle=depths[-1],
         heads=tuple(_per_level(config.get("attention_head_dim", 8), levels)),
@@ -215,22 +220,23 @@ def from_diffusers(config: Mapping[str, Any]) -> LatentUNetConfig:
         size_waves=config.get("addition_time_embed_dim") or 256,
         labels=config.get("num_class_embeds") or 0,
         groups=config.get("norm_num_groups", 32),
-        conditioning=CONDITIONING[told],
+        conditioning=CONDITIONING[time_shift],
         projections="linear" if linear else "convolution",
     )
 
 
 def to_diffusers(config: LatentUNetConfig) -> dict[str, Any]:
-    """Our configuration as a diffusers `config.json`.
+    """Write a diffusers `config.json`.
 
     Raises:
-        ValueError: diffusers gives the middle as many transformer blocks as the last level.
+        ValueError: the middle does not have as many transformer blocks as the last level, which
+            diffusers requires.
     """
     last = config.transformers[-1]
     if last not in (0, config.middle):
         raise ValueError(
-            f"diffusers has no U-Net with {config.middle} transformer blocks in the middle and "
-            f"{last} in the last level"
+            f"diffusers needs as many transformer blocks in the middle ({config.middle}) as in the "
+            f"last level ({last})"
         )
     levels = range(len(config.widths))
     reads = ["CrossAttn" if depth else "" for depth in config.transformers]
@@ -264,40 +270,39 @@ def to_diffusers(config: LatentUNetConfig) -> dict[str, Any]:
     return stored
 
 
-def _check(config: Mapping[str, Any]) -> None:
-    """Nothing in a configuration is passed over."""
+def _check_fields(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a field, or a value of a field, that is not supported."""
     for name, value in config.items():
-        if name.startswith("_") or name in READ or name in SILENT:
+        if name.startswith("_") or name in READ or name in IGNORED:
             continue
-        if name not in PLAIN:
-            raise ValueError(f"{name} is {value!r}: a field of an architecture unknown here")
-        if value not in PLAIN[name]:
-            raise ValueError(
-                f"{name} is {value!r}; this U-Net has {' or '.join(map(repr, PLAIN[name]))} alone"
-            )
+        if name not in SUPPORTED:
+            raise ValueError(f"the field {name} ({value!r}) is not supported")
+        if value not in SUPPORTED[name]:
+            supported = " or ".join(map(repr, SUPPORTED[name]))
+            raise ValueError(f"{name} is {value!r}; supported: {supported}")
     for name in ("layers_per_block", "cross_attention_dim"):
         if isinstance(config.get(name), list | tuple):
-            raise ValueError(f"{name} differs from level to level, which this U-Net has not")
+            raise ValueError(f"{name} differs between levels, which is not supported")
 
 
 def _per_level(value: Any, levels: int) -> list[Any]:
-    """A number for all levels, or one for each."""
+    """One value per level, from a list or a single value."""
     if not isinstance(value, list | tuple):
         return [value] * levels
     if len(value) != levels or any(isinstance(one, list | tuple) for one in value):
-        raise ValueError(f"{value} is not a number for each of {levels} levels")
+        raise ValueError(f"expected one value for each of {levels} levels, not {value}")
     return list(value)
 
 
-def _reads(config: Mapping[str, Any], levels: int) -> list[bool]:
-    """Which levels read the context, on both ways alike."""
+def _levels_with_attention(config: Mapping[str, Any], levels: int) -> list[bool]:
+    """Which levels have cross attention; they must be the same on the way down and up."""
     default = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
     down = list(config.get("down_block_types", default))
     up = list(config.get("up_block_types", [kind.replace("Down", "Up") for kind in down[::-1]]))
     for kind in (*down, *up):
         if kind.removeprefix("CrossAttn") not in ("DownBlock2D", "UpBlock2D"):
-            raise ValueError(f"a level of kind {kind} is unknown here")
+            raise ValueError(f"the block type {kind} is not supported")
     reads = [kind.startswith("CrossAttn") for kind in down]
     if len(down) != levels or reads[::-1] != [kind.startswith("CrossAttn") for kind in up]:
-        raise ValueError(f"the levels down are {down}, up {up}: this U-Net has the same on both")
+        raise ValueError(f"down_block_types {down} and up_block_types {up} do not match")
     return reads

@@ -63,7 +63,7 @@ def moments(
     if not isinstance(autoencoder, Autoencoder):
         return autoencoder.encode(image).contiguous(), None
     posterior = autoencoder.posterior(image)
-    mean, deviation = autoencoder.scaled(posterior.mean), autoencoder.scaled_deviation(posterior)
+    mean, deviation = autoencoder.scale(posterior.mean), autoencoder.scaled_deviation(posterior)
     return mean.contiguous(), deviation.contiguous()
 
 

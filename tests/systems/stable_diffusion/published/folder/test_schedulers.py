@@ -65,11 +65,11 @@ def test_out_and_back(name, kind, spacing):
     """diffusers builds what we write, with the same noise; and it is read as it was."""
     sampler = next(s.name for s in SAMPLERS.values() if name in s.aliases)
     karras = spacing == "karras"
-    if karras and name not in schedulers.KARRAS:
+    if karras and name not in schedulers.SIGMA_SPACING:
         spacing = "linspace"
     spacing = "lcm" if name in schedulers.DISTILLED else spacing
     spacing = "linspace" if name == schedulers.SINGLESTEP and not karras else spacing
-    zero = name in schedulers.TERMINAL and kind == "scaled_linear"
+    zero = name in schedulers.ZERO_TERMINAL_SNR and kind == "scaled_linear"
     predicts = "velocity" if zero else "noise"
     schedule = ScheduleConfig(kind, 0.0009, 0.011, 900, zero, 1.0, predicts)
     sampling = SamplingConfig(sampler, 50, spacing, 3, "clean")
@@ -138,8 +138,8 @@ def test_the_schedule_is_exact_where_the_sampler_cannot_be(schedule, sampling, n
 @pytest.mark.parametrize(
     ("schedule", "words"),
     [
-        (ScheduleConfig("flow", predicts="velocity"), "flow schedule of a network that predicts"),
-        (ScheduleConfig(predicts="edm"), "table of betas of a network that predicts edm"),
+        (ScheduleConfig("flow", predicts="velocity"), "flow scheduler for a network that predicts"),
+        (ScheduleConfig(predicts="edm"), "scheduler with betas for a network that predicts edm"),
     ],
 )
 def test_what_diffusers_has_not_is_refused(schedule, words):
@@ -158,39 +158,39 @@ def test_what_diffusers_has_not_is_refused(schedule, words):
             {"_class_name": "SASolverScheduler", "algorithm_type": "noise_prediction"},
             "algorithm_type is 'noise_prediction'",
         ),
-        ({"_class_name": "IPNDMScheduler"}, "table of noise of its own"),
+        ({"_class_name": "IPNDMScheduler"}, "noise table of Dance Diffusion"),
         (
             {"_class_name": "FlowMatchHeunDiscreteScheduler"},
-            "only FlowMatchEulerDiscreteScheduler is read",
+            "only FlowMatchEulerDiscreteScheduler is",
         ),
         ({"_class_name": "DDIMScheduler"}, "clip_sample is true"),
-        ({"beta_schedule": "laplace"}, "beta_schedule is 'laplace'; known are linear"),
+        ({"beta_schedule": "laplace"}, "beta_schedule is 'laplace'; supported: linear"),
         ({"prediction_type": "flow_prediction"}, "prediction_type is 'flow_prediction'"),
         ({"timestep_spacing": "AYS"}, "timestep_spacing is 'AYS'"),
         ({"trained_betas": [0.1]}, r"trained_betas is \[0.1\]"),
         ({"thresholding": True}, "thresholding is True"),
-        ({"never_heard_of": 7}, "never_heard_of is 7: a field that is unknown"),
+        ({"never_heard_of": 7}, r"field never_heard_of \(7\) is not supported"),
         ({"final_sigmas_type": "sigma_min"}, "final_sigmas_type is 'sigma_min'"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas is True"),
-        ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "are both true"),
+        ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "are both set"),
         ({"_class_name": "PNDMScheduler", "skip_prk_steps": False}, "skip_prk_steps is False"),
         (
             {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 1},
-            "are dpmsolver.. midpoint 1; known",
+            "are dpmsolver.. midpoint 1; supported",
         ),
-        ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "are  bh1 2; known"),
+        ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "are  bh1 2; supported"),
     ],
 )
-def test_what_is_not_known_is_named_with_its_value(changes, words):
+def test_what_is_not_supported_is_named_with_its_value(changes, words):
     with pytest.raises(ValueError, match=words):
         from_diffusers({"_class_name": "EulerDiscreteScheduler"} | changes)
 
 
-def test_sigmas_between_leading_times_are_said():
+def test_sigmas_between_leading_timesteps_are_noted():
     leading = {"timestep_spacing": "leading", "use_karras_sigmas": True}
     read = from_diffusers({"_class_name": "EulerDiscreteScheduler"} | leading)
     assert read.sampling.spacing == "karras"
-    assert "between its leading times" in read.notes[0]
+    assert "between the leading timesteps" in read.notes[0]
     assert from_diffusers({"_class_name": "UniPCMultistepScheduler"} | leading).notes == ()
 
 

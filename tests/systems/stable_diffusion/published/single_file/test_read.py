@@ -16,7 +16,7 @@ from triptych.systems.stable_diffusion.published.single_file import configs as s
 from triptych.systems.stable_diffusion.published.single_file import read as single_file
 from triptych.systems.stable_diffusion.published.single_file.read import (
     describe_single_file,
-    split_single_file,
+    split_names,
 )
 from triptych.systems.stable_diffusion.published.text_encoder import (
     OPENCLIP_RULES,
@@ -85,6 +85,12 @@ THEIRS = {  # diffusers' names of them
     "1.x": "v1", "1.x inpainting": "inpainting", "2.x": "v2", "2.x inpainting": "inpainting_v2",
     "XL": "xl_base", "XL inpainting": "xl_inpaint", "XL refiner": "xl_refiner",
 }  # fmt: skip
+
+
+def split_single_file(state, file):
+    """A file's tensors by part, without prefixes."""
+    names = split_names(state, file)
+    return {part: {n: state[full] for n, full in own.items()} for part, own in names.items()}
 
 
 def tensors(shapes):

@@ -1,16 +1,16 @@
-"""A diffusers folder of Stable Diffusion: what its many small configurations say together.
+"""The configuration of a diffusers folder of Stable Diffusion; no weights are read.
 
-`model_index.json` names a pipeline and its parts, each in a folder of its own. Which layer of a
-text tower is read, and what a request leaves open, is in no file but in the pipeline's code; it is
-the table here. Nothing is loaded.
+`model_index.json` names a pipeline and its parts, each in a subfolder. Defaults that are only in
+the pipeline's code, such as which layer of a text tower is read, are in a table here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from triptych import config
+from triptych.config import from_json, read_json, to_json
 from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.autoencoder import tiny_published
 from triptych.systems.clip.model import TextEncoderConfig
@@ -23,26 +23,26 @@ from triptych.weights.variants import chosen
 Json = Mapping[str, Any]
 
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
-OWN = "triptych.json"
-"""What a folder that was made here says beyond diffusers' files; diffusers passes over it."""
+OWN_FILE = "triptych.json"
+"""Settings that diffusers' files cannot express, in folders written here; diffusers ignores it."""
 
 
-class Pipeline(NamedTuple):
-    """What a pipeline does where a request says nothing."""
+class PipelineDefaults(NamedTuple):
+    """Defaults in the code of a pipeline class."""
 
     guidance: float = 7.5
     steps: int = 50
 
 
 PIPELINES = {
-    "StableDiffusionPipeline": Pipeline(),
-    "StableDiffusionImg2ImgPipeline": Pipeline(),
-    "StableDiffusionInpaintPipeline": Pipeline(),
-    "StableDiffusionXLPipeline": Pipeline(5.0),
-    "StableDiffusionXLImg2ImgPipeline": Pipeline(5.0),
-    "StableDiffusionXLInpaintPipeline": Pipeline(),
+    "StableDiffusionPipeline": PipelineDefaults(),
+    "StableDiffusionImg2ImgPipeline": PipelineDefaults(),
+    "StableDiffusionInpaintPipeline": PipelineDefaults(),
+    "StableDiffusionXLPipeline": PipelineDefaults(5.0),
+    "StableDiffusionXLImg2ImgPipeline": PipelineDefaults(5.0),
+    "StableDiffusionXLInpaintPipeline": PipelineDefaults(),
 }
-OTHERS = {  # a part of a pipeline's name: what it is
+OTHERS = {  # part of the name of an unsupported pipeline: what it is
     "ControlNet": "a ControlNet beside a Stable Diffusion",
     "Adapter": "an adapter beside a Stable Diffusion",
     "StableDiffusion3": "Stable Diffusion 3",
@@ -55,7 +55,7 @@ OTHERS = {  # a part of a pipeline's name: what it is
     "LatentUpscale": "a latent upscaler",
     "Upscale": "the x4 upscaler, which enlarges a picture",
     "AnimateDiff": "AnimateDiff",
-    "LatentConsistency": "a latent consistency model, whose network is told its guidance",
+    "LatentConsistency": "a latent consistency model, whose U-Net takes guidance as input",
     "Flux": "FLUX",
     "PixArt": "PixArt",
     "Sana": "Sana",
@@ -64,7 +64,7 @@ OTHERS = {  # a part of a pipeline's name: what it is
 }
 LEFT_OUT = {
     "safety_checker": "the safety checker",
-    "feature_extractor": "",  # of the safety checker
+    "feature_extractor": "",  # part of the safety checker
     "image_encoder": "the image encoder (for picture prompts)",
     "watermarker": "the watermarker",
     "add_watermarker": "",
@@ -77,153 +77,154 @@ READ = {
 
 
 class Folder(NamedTuple):
-    """What a folder says, and where its weights are."""
+    """The configuration of a folder, and the files with its weights."""
 
     config: StableDiffusionConfig
     files: Mapping[str, Path]
-    """By part, in the order of `NETWORKS`; what `read_weights` takes."""
+    """By part, in the order of `NETWORKS`."""
     notes: tuple[str, ...]
-    """What someone should know, such as what is left out."""
+    """For the user, such as which parts are left out."""
 
 
-def described(path: Path, variant: str = "") -> Folder:
-    """The configuration of a folder, and which files hold it.
+def read_folder(path: Path, variant: str = "") -> Folder:
+    """Read the configuration of a folder and find the files with weights of this variant.
 
     Raises:
-        ValueError: another family, by its name; a part that is missing, or a field of a
-            configuration that means something not known here.
+        ValueError: the folder is of another family, which is named; a part is missing; or a field
+            of a configuration is not supported.
     """
-    index = _object(path / "model_index.json")
+    index = _read_object(path / "model_index.json")
     _check_pipeline(index)
     parts: dict[str, Json] = {}
     for name in (*NETWORKS, "scheduler"):
-        if _declared(index, name):
+        if _has_part(index, name):
             file = "scheduler_config.json" if name == "scheduler" else "config.json"
-            parts[name] = _part(path, name, file)
+            parts[name] = _read_part(path, name, file)
     _check_parts(index, parts)
-    built, notes = configuration(index, parts)
-    own = path / OWN
+    config, notes = parse_configs(index, parts)
+    own = path / OWN_FILE
     if own.is_file():
-        built = completed(built, _object(own))
-    files, found = {}, set()
+        config = add_own_settings(config, _read_object(own))
+    files, variants = {}, set()
     for name in (name for name in NETWORKS if name in parts):
-        files[name], which = chosen(path / name, variant)
-        found.add(which)
-    if variant and variant not in found:
+        files[name], used = chosen(path / name, variant)
+        variants.add(used)
+    if variant and variant not in variants:
         raise ValueError(f"no part has weights of the variant {variant!r}")
-    used = ", ".join(sorted(name or "the plain ones" for name in found))
-    if found != {variant}:
-        notes = (*notes, f"of the weights' variants these are read: {used}")
-    return Folder(built, files, (*_left_out(index), *notes))
+    if variants != {variant}:
+        listed = ", ".join(sorted(name or "no variant" for name in variants))
+        notes = (*notes, f"variants of the weights that are used: {listed}")
+    return Folder(config, files, (*_left_out_notes(index), *notes))
 
 
-def configuration(
+def parse_configs(
     index: Json, parts: Mapping[str, Json]
 ) -> tuple[StableDiffusionConfig, tuple[str, ...]]:
-    """`model_index.json` and the configurations of the parts, as ours; and what should be said."""
-    kind = index["_class_name"]
-    large = "XL" in kind
-    towers = tuple(
-        _within(
-            name,
-            lambda name=name: text_encoder.from_transformers(  # type: ignore[misc]
-                parts[name], skip=1 if large else 0, norm=not large
-            ),
-        )
-        for name in ("text_encoder", "text_encoder_2")
-        if name in parts
-    )
-    return assembled(index, parts["unet"], parts["vae"], towers, parts["scheduler"])
+    """Our configuration from `model_index.json` and the configurations of the parts; and notes."""
+    large = "XL" in index["_class_name"]
+    towers = []
+    for name in ("text_encoder", "text_encoder_2"):
+        if name in parts:
+            with _in_part(name):
+                towers.append(
+                    text_encoder.from_transformers(
+                        parts[name], skip=1 if large else 0, norm=not large
+                    )
+                )
+    return combine(index, parts["unet"], parts["vae"], tuple(towers), parts["scheduler"])
 
 
-def assembled(
+def combine(
     index: Json, unet: Json, vae: Json, towers: tuple[TextEncoderConfig, ...], scheduler: Json
 ) -> tuple[StableDiffusionConfig, tuple[str, ...]]:
-    """The whole from diffusers' configurations and text towers of ours; and what should be said."""
+    """Our configuration from diffusers' configurations and our text towers; and notes."""
     kind = index["_class_name"]
     large = "XL" in kind
-    tiny = vae.get("_class_name") == "AutoencoderTiny"
-    network = _within("unet", lambda: published_unet.from_diffusers(unet))
-    schedule, sampling, notes = _within("scheduler", lambda: schedulers.from_diffusers(scheduler))
-    built = StableDiffusionConfig(
-        unet=network,
-        text=towers,
-        schedule=schedule,
-        autoencoder=None
-        if tiny
-        else _within("vae", lambda: published_autoencoder.from_diffusers(vae)),
-        tiny=_within("vae", lambda: tiny_published.from_diffusers(vae)) if tiny else None,
-    )
-    latents = (built.autoencoder or built.tiny).latent_channels  # type: ignore[union-attr]
+    with _in_part("unet"):
+        network = published_unet.from_diffusers(unet)
+    with _in_part("scheduler"):
+        schedule, sampling, notes = schedulers.from_diffusers(scheduler)
+    autoencoder = tiny = None
+    with _in_part("vae"):
+        if vae.get("_class_name") == "AutoencoderTiny":
+            tiny = tiny_published.from_diffusers(vae)
+        else:
+            autoencoder = published_autoencoder.from_diffusers(vae)
+    config = StableDiffusionConfig(network, towers, schedule, autoencoder=autoencoder, tiny=tiny)
+    latents = (autoencoder or tiny).latent_channels  # type: ignore[union-attr]
     if latents != network.out_channels:
         raise ValueError(
-            f"the autoencoder's latents have {latents} channels, the U-Net predicts "
-            f"{network.out_channels}: one of the two is of another model"
+            f"the autoencoder has {latents} latent channels and the U-Net predicts "
+            f"{network.out_channels}: they belong to different models"
         )
     if large != bool(network.added):
-        raise ValueError(f"{kind} does not fit a U-Net that is told {network.added} added numbers")
-    if large and index.get("requires_aesthetics_score", False) != (built.sizes == 5):
         raise ValueError(
-            f"requires_aesthetics_score does not fit a U-Net that is told {built.sizes} sizes"
+            f"{kind} does not fit a U-Net with projection_class_embeddings_input_dim "
+            f"{network.added}"
         )
-    height, width = _size(unet.get("sample_size") or (128 if large else 64), built.factor)
-    plain = PIPELINES[kind]
+    if large and index.get("requires_aesthetics_score", False) != (config.sizes == 5):
+        raise ValueError(
+            f"requires_aesthetics_score does not fit a U-Net that reads {config.sizes} sizes"
+        )
+    height, width = _size(unet.get("sample_size") or (128 if large else 64), config.factor)
+    defaults = PIPELINES[kind]
     sampling = replace(
         sampling,
-        steps=plain.steps,
-        guidance=plain.guidance,
+        steps=defaults.steps,
+        guidance=defaults.guidance,
         height=height,
         width=width,
         zeros_for_empty=large and bool(index.get("force_zeros_for_empty_prompt", True)),
     )
-    return replace(built, sampling=sampling), notes
+    return replace(config, sampling=sampling), notes
 
 
-def completed(built: StableDiffusionConfig, own: Json) -> StableDiffusionConfig:
-    """With what `triptych.json` says beyond diffusers' files.
+def add_own_settings(config: StableDiffusionConfig, own: Json) -> StableDiffusionConfig:
+    """The configuration with the settings of `triptych.json`.
 
     Raises:
-        ValueError: it has a field that is none of the sampling, or that is not `dropped`.
+        ValueError: it has other fields than `sampling` and `dropped`.
     """
     if unknown := sorted(own.keys() - {"sampling", "dropped"}):
-        raise ValueError(f"{OWN} has unknown fields: {', '.join(unknown)}")
-    given = own.get("sampling", {})
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{OWN}: sampling must be an object")
-    sampling = config.to_json(built.sampling) | dict(given)
-    whole = config.to_json(built) | {"sampling": sampling}
-    whole |= {"dropped": own.get("dropped", built.dropped)}
-    return config.from_json(StableDiffusionConfig, whole, OWN)
+        raise ValueError(f"{OWN_FILE} has unknown fields: {', '.join(unknown)}")
+    settings = own.get("sampling", {})
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{OWN_FILE}: sampling must be an object")
+    stored = to_json(config) | {
+        "sampling": to_json(config.sampling) | dict(settings),
+        "dropped": own.get("dropped", config.dropped),
+    }
+    return from_json(StableDiffusionConfig, stored, OWN_FILE)
 
 
-def beyond(wanted: StableDiffusionConfig, read: StableDiffusionConfig) -> dict[str, Any]:
-    """What `triptych.json` must say so that files that read as one configuration become the other.
+def own_settings(config: StableDiffusionConfig, read: StableDiffusionConfig) -> dict[str, Any]:
+    """The content of `triptych.json` for a model with `config`, where the other files of the folder
+    are read as `read`.
 
     Raises:
-        ValueError: they differ in more than what a request leaves open; names where.
+        ValueError: they differ in fields that `triptych.json` does not have.
     """
     own: dict[str, Any] = {}
-    mine, theirs = config.to_json(wanted.sampling), config.to_json(read.sampling)
-    if differs := {name: mine[name] for name in mine if mine[name] != theirs[name]}:
+    ours, theirs = to_json(config.sampling), to_json(read.sampling)
+    if differs := {name: ours[name] for name in ours if ours[name] != theirs[name]}:
         own["sampling"] = differs
-    if wanted.dropped != read.dropped:
-        own["dropped"] = wanted.dropped
-    if lost := _differences(config.to_json(wanted), config.to_json(completed(read, own))):
-        raise ValueError(f"the other program's files cannot say {'; '.join(lost[:3])}")
+    if config.dropped != read.dropped:
+        own["dropped"] = config.dropped
+    if lost := _differences(to_json(config), to_json(add_own_settings(read, own))):
+        raise ValueError(f"the other program's files cannot express {'; '.join(lost[:3])}")
     return own
 
 
-def _differences(wanted: Any, read: Any, where: str = "") -> list[str]:
+def _differences(ours: Any, read: Any, where: str = "") -> list[str]:
     """Where two configurations in JSON differ, in words."""
-    if isinstance(wanted, Mapping) and isinstance(read, Mapping):
-        deeper = f"{where}." if where else ""
-        names = {**wanted, **read}
+    if isinstance(ours, Mapping) and isinstance(read, Mapping):
+        prefix = f"{where}." if where else ""
         return [
             line
-            for name in names
-            for line in _differences(wanted.get(name), read.get(name), f"{deeper}{name}")
+            for name in {**ours, **read}
+            for line in _differences(ours.get(name), read.get(name), f"{prefix}{name}")
         ]
-    return [] if wanted == read else [f"{where} {wanted}, which would be read as {read}"]
+    return [] if ours == read else [f"{where} {ours}, which would be read as {read}"]
 
 
 def _check_pipeline(index: Json) -> None:
@@ -231,64 +232,62 @@ def _check_pipeline(index: Json) -> None:
     if kind in PIPELINES:
         for name, value in index.items():
             if name not in READ and name not in LEFT_OUT and not name.startswith("_"):
-                raise ValueError(f"model_index.json has {name} = {value!r}: a part unknown here")
+                raise ValueError(f"model_index.json has {name} = {value!r}, which is not supported")
         return
     what = next((what for name, what in OTHERS.items() if name in f"{kind}"), "")
     raise ValueError(
-        f"is a {kind}{f' ({what})' if what else ''}; here Stable Diffusion 1.x, 2.x and XL load: "
-        f"{', '.join(PIPELINES)}"
+        f"is a {kind}{f' ({what})' if what else ''}; supported: {', '.join(PIPELINES)}"
     )
 
 
 def _check_parts(index: Json, parts: Mapping[str, Json]) -> None:
     for name in ("unet", "vae", "scheduler"):
         if name not in parts:
-            raise ValueError(f"model_index.json names no {name}: the model is not whole without it")
+            raise ValueError(f"model_index.json names no {name}, so the model is incomplete")
     kind = parts["scheduler"].get("_class_name")
-    if kind is None and isinstance(index["scheduler"], list):  # published before it was said
+    if kind is None and isinstance(index["scheduler"], list):  # early files do not have it
         parts["scheduler"] = dict(parts["scheduler"]) | {"_class_name": index["scheduler"][1]}  # type: ignore[index]
 
 
-def _left_out(index: Json) -> tuple[str, ...]:
-    named = [what for name, what in LEFT_OUT.items() if what and _declared(index, name)]
-    return (f"left out: {' and '.join(named)}",) if named else ()
+def _left_out_notes(index: Json) -> tuple[str, ...]:
+    parts = [what for name, what in LEFT_OUT.items() if what and _has_part(index, name)]
+    return (f"left out: {' and '.join(parts)}",) if parts else ()
 
 
-def _declared(index: Json, name: str) -> bool:
+def _has_part(index: Json, name: str) -> bool:
     """Whether a part is named, and not as `[null, null]`."""
     kind = index.get(name)
     return isinstance(kind, list) and len(kind) == 2 and kind[1] is not None
 
 
-def _part(path: Path, name: str, file: str) -> Json:
+def _read_part(path: Path, name: str, file: str) -> Json:
     if not (path / name).is_dir():
-        raise ValueError(
-            f"its part {name} is missing: fetch the folder {name} from where the rest is"
-        )
-    return _object(path / name / file)
+        raise ValueError(f"its folder {name} is missing: download it from where you got the others")
+    return _read_object(path / name / file)
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(
-            f"{path.parent.name}/{path.name} is missing: fetch it from where the rest is"
+            f"{path.parent.name}/{path.name} is missing: download it from where you got the others"
         )
-    found = config.read_json(path)
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is not a JSON object. Fetch it again")
-    return found
+    stored = read_json(path)
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} is not a JSON object: download it again")
+    return stored
 
 
 def _size(sample: Any, factor: int) -> tuple[int, int]:
     sides = sample if isinstance(sample, list | tuple) else [sample, sample]
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"unet: sample_size is {sample!r}, which is no side of latents")
+        raise ValueError(f"unet: sample_size must be one or two positive integers, not {sample!r}")
     return sides[0] * factor, sides[1] * factor
 
 
-def _within(part: str, read: Any) -> Any:
-    """What `read` gives; an error says in which part it was."""
+@contextmanager
+def _in_part(part: str) -> Iterator[None]:
+    """Put the name of a part before the message of a ValueError."""
     try:
-        return read()
+        yield
     except ValueError as error:
         raise ValueError(f"{part}: {error}") from error

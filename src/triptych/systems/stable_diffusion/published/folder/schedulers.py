@@ -1,8 +1,8 @@
-"""A diffusers `scheduler_config.json` as our schedule and sampling, and back.
+"""A diffusers `scheduler_config.json` as our schedule and sampling settings, and back.
 
-Three things stand mixed there: how the network was trained (the betas, what it predicts), which
-sampler the publisher prefers, and how that spreads its steps. What a class is not told has that
-class's own default.
+The file mixes three things: how the network was trained (betas, prediction type), which sampler the
+publisher prefers, and how that sampler spaces its timesteps. A field that is missing has the
+default of its scheduler class.
 """
 
 from collections.abc import Mapping
@@ -26,48 +26,48 @@ BETAS = {
 }
 FLOW = "FlowMatchEulerDiscreteScheduler"
 SINGLESTEP = "DPMSolverSinglestepScheduler"
-"""Goes evenly over times whatever it is told, and ends with a step of first order whatever it is
-told: diffusers turns lower_order_final on where the end is the clean picture.
+"""Always spaces timesteps by linspace and always ends with a first-order step: diffusers sets
+`lower_order_final` where the final sigma is 0.
 """
-OWN_TABLE = "IPNDMScheduler"
-"""Its noise is a table of its own (Dance Diffusion's), not betas."""
-TABULAR = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
-"""What spreads its steps in strides where it is not told otherwise; the others: evenly."""
+IPNDM = "IPNDMScheduler"
+"""Has a fixed noise table (Dance Diffusion's) instead of betas."""
+LEADING_BY_DEFAULT = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
+"""Classes whose default `timestep_spacing` is "leading"; the others have "linspace"."""
 DISTILLED = ("LCMScheduler", "TCDScheduler")
-"""What walks the times of a distillation, whatever it is told."""
-LATE = (
+"""Classes that always use the timesteps of a consistency distillation."""
+SD_BETAS_BY_DEFAULT = (
     "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
     "LCMScheduler", "TCDScheduler",
 )  # fmt: skip
-"""What has Stable Diffusion's betas where it is told none."""
-TERMINAL = (
+"""Classes whose default betas are Stable Diffusion's, 0.00085 to 0.012; others: 0.0001 to 0.02."""
+ZERO_TERMINAL_SNR = (
     "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
     "LCMScheduler", "TCDScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
-"""What can end in pure noise."""
-KARRAS = (
+"""Classes that support `rescale_betas_zero_snr`."""
+SIGMA_SPACING = (
     "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler", "DEISMultistepScheduler", SINGLESTEP,
     "SASolverScheduler",
 )  # fmt: skip
-"""What can spread its steps over sigma."""
-CLIPPED = ("DDIMScheduler", "DDPMScheduler")
-"""What clips the picture where it is not told to leave it, which would cut latents."""
+"""Classes that read the flags in `SIGMAS`; the others ignore them."""
+CLIPS_BY_DEFAULT = ("DDIMScheduler", "DDPMScheduler")
+"""Classes whose `clip_sample` is true unless it is set."""
 
 SIGMAS: dict[str, Kind] = {
     "use_karras_sigmas": "karras",
     "use_exponential_sigmas": "exponential",
     "use_beta_sigmas": "beta_sigma",
 }
-SPACED: tuple[Kind, ...] = ("linspace", "leading", "trailing")
+TIMESTEP_SPACINGS: tuple[Kind, ...] = ("linspace", "leading", "trailing")
 READ = {
     *("_class_name", "beta_start", "beta_end", "beta_schedule", "num_train_timesteps"),
     *("prediction_type", "rescale_betas_zero_snr", "timestep_spacing", "steps_offset"),
     *("set_alpha_to_one", "clip_sample", "algorithm_type", "solver_type", "solver_order"),
     *("shift", *SIGMAS),
 }
-PLAIN: dict[str, tuple[Any, ...]] = {  # what a field may say without changing what is computed
+SUPPORTED: dict[str, tuple[Any, ...]] = {  # values with which a field changes nothing
     "trained_betas": (None,),
     "thresholding": (False,),
     "interpolation_type": ("linear",),
@@ -95,31 +95,31 @@ PLAIN: dict[str, tuple[Any, ...]] = {  # what a field may say without changing w
     "lambda_min_clipped": (float("-inf"), None),
     "skip_prk_steps": (True,),
 }
-SILENT = {  # numbers of what PLAIN turns off
+IGNORED = {  # parameters of features that SUPPORTED turns off
     *("dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value", "flow_shift"),
     *("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type"),
 }
 
 
 class Scheduler(NamedTuple):
-    """What a scheduler's configuration says."""
+    """A parsed scheduler configuration."""
 
     schedule: ScheduleConfig
     sampling: SamplingConfig
-    """Of it: sampler, spacing, offset and end."""
+    """Only sampler, spacing, offset and end are set."""
     notes: tuple[str, ...] = ()
-    """What someone should know."""
+    """Differences from diffusers, for the user."""
 
 
 class Solver(NamedTuple):
-    """A variant of a multistep solver, as a class's own fields say it."""
+    """`algorithm_type`, `solver_type` and `solver_order` of a solver's configuration."""
 
     algorithm: str
     kind: str
     order: int
 
 
-SOLVERS: dict[str, dict[Solver, str]] = {  # the first one is the class's default
+SOLVERS: dict[str, dict[Solver, str]] = {  # the first one is the default of the class
     "DPMSolverMultistepScheduler": {
         Solver("dpmsolver++", "midpoint", 2): "dpmpp_2m",
         Solver("sde-dpmsolver++", "midpoint", 2): "dpmpp_2m_sde",
@@ -136,85 +136,88 @@ SOLVERS: dict[str, dict[Solver, str]] = {  # the first one is the class's defaul
 
 
 def from_diffusers(stored: Mapping[str, Any]) -> Scheduler:
-    """Schedule and sampling of a `scheduler_config.json`.
+    """Parse a `scheduler_config.json`.
 
     Raises:
-        ValueError: a scheduler, or a field of it, that means something not known here; names the
-            field and its value.
+        ValueError: the scheduler, or the value of a field, is not supported.
     """
     name = stored.get("_class_name")
     if not isinstance(name, str):
-        raise ValueError("the scheduler's configuration has no _class_name that says which it is")
+        raise ValueError("the scheduler's configuration has no _class_name")
     if name.startswith("EDM") or "sigma_data" in stored:
         raise ValueError(
-            f"the scheduler {name} is of a network trained in EDM's form (Playground 2.5 is), "
-            "which is not Stable Diffusion's"
+            f"the scheduler {name} is for a network trained in EDM's form (Playground 2.5), which "
+            "is not supported"
         )
-    _check(stored)
-    if name == OWN_TABLE:
+    _check_fields(stored)
+    if name == IPNDM:
         raise ValueError(
-            f"the scheduler {name} is of a network trained on a table of noise of its own (Dance "
-            "Diffusion's), not on betas; the sampler can be asked for by name, ipndm"
+            f"the scheduler {name} is for a network trained on the noise table of Dance Diffusion, "
+            "not on betas; to use its sampler, ask for ipndm"
         )
     if name.startswith("FlowMatch") and name != FLOW:
         raise ValueError(
-            f"the scheduler {name} is of a flow model, of whose schedulers only {FLOW} is read; "
-            "the sampler can be asked for by name"
+            f"the scheduler {name} is not supported; of the schedulers of flow models only {FLOW} "
+            "is. Its sampler can be asked for by name"
         )
     if name == FLOW:
         sampling = SamplingConfig(sampler="euler", spacing="linspace", offset=0, end="clean")
         shift = float(stored.get("shift", 1.0))
         return Scheduler(ScheduleConfig(kind="flow", shift=shift, predicts="flow"), sampling)
     sampler = _sampler(stored, name)
-    if stored.get("clip_sample", name in CLIPPED):
-        raise ValueError(
-            "clip_sample is true: the scheduler would clip latents as if they were pictures"
-        )
+    if stored.get("clip_sample", name in CLIPS_BY_DEFAULT):
+        raise ValueError("the scheduler's clip_sample is true, which would clip latents to [-1, 1]")
     default = "scaled_linear" if name in DISTILLED else "linear"
     schedule = ScheduleConfig(
-        kind=_of(BETAS, stored, "beta_schedule", default),  # type: ignore[arg-type]
-        beta_start=stored.get("beta_start", 0.00085 if name in LATE else 0.0001),
-        beta_end=stored.get("beta_end", 0.012 if name in LATE else 0.02),
+        kind=_lookup(BETAS, stored, "beta_schedule", default),  # type: ignore[arg-type]
+        beta_start=stored.get("beta_start", 0.00085 if name in SD_BETAS_BY_DEFAULT else 0.0001),
+        beta_end=stored.get("beta_end", 0.012 if name in SD_BETAS_BY_DEFAULT else 0.02),
         times=stored.get("num_train_timesteps", 1000),
         zero_terminal_snr=bool(stored.get("rescale_betas_zero_snr", False)),
-        predicts=_of(PREDICTS, stored, "prediction_type", "epsilon"),  # type: ignore[arg-type]
+        predicts=_lookup(PREDICTS, stored, "prediction_type", "epsilon"),  # type: ignore[arg-type]
     )
-    whole = stored.get("set_alpha_to_one", name != "PNDMScheduler")
+    ends_clean = stored.get("set_alpha_to_one", name != "PNDMScheduler")
     sampling = SamplingConfig(
         sampler=sampler,
         spacing=_spacing(stored, name),
         offset=stored.get("steps_offset", 0),
-        end="clean" if whole else "least",
+        end="clean" if ends_clean else "least",
     )
-    return Scheduler(schedule, sampling, _said(stored, name, sampling.spacing))
+    return Scheduler(schedule, sampling, _spacing_notes(stored, name, sampling.spacing))
 
 
-def _said(stored: Mapping[str, Any], name: str, spacing: Kind) -> tuple[str, ...]:
-    """Sigmas that are spread begin where the times do, but in solvers; here always at the most."""
-    evenly = stored.get("timestep_spacing", "linspace") == "linspace"
-    if spacing not in SIGMAS.values() or evenly or name in SOLVERS:
+def _spacing_notes(stored: Mapping[str, Any], name: str, spacing: Kind) -> tuple[str, ...]:
+    """Where sigmas are spaced, most classes of diffusers start at the first timestep of
+    `timestep_spacing`; we always start at the largest sigma.
+    """
+    timesteps = stored.get("timestep_spacing", "linspace")
+    if spacing not in SIGMAS.values() or timesteps == "linspace" or name in SOLVERS:
         return ()
-    return (f"{name} would spread {spacing} sigmas between its {stored['timestep_spacing']} times; "
-            "here they go over the whole schedule",)  # fmt: skip
+    return (
+        f"in diffusers {name} spaces its {spacing} sigmas between the {timesteps} timesteps; here "
+        "they cover the whole schedule",
+    )
 
 
 def to_diffusers(schedule: ScheduleConfig, sampling: SamplingConfig) -> dict[str, Any]:
-    """A `scheduler_config.json` of the schedule, exactly; and of the sampling, as far as diffusers
-    has a class with that sampler on that schedule, else a plain one.
+    """Write a `scheduler_config.json`.
+
+    The schedule is exact. The sampler is, too, where diffusers has a class with it on that
+    schedule; otherwise DDIM or DDPM takes its place.
 
     Raises:
-        ValueError: diffusers has no such schedule, or no such prediction.
+        ValueError: diffusers has no such schedule or prediction type.
     """
     if schedule.kind == "flow":
         if schedule.predicts != "flow":
             raise ValueError(
-                f"diffusers has no flow schedule of a network that predicts {schedule.predicts}"
+                f"diffusers has no flow scheduler for a network that predicts {schedule.predicts}"
             )
         return {"_class_name": FLOW, "num_train_timesteps": 1000, "shift": schedule.shift}
     kinds = {ours: theirs for theirs, ours in PREDICTS.items()}
     if schedule.predicts not in kinds:
         raise ValueError(
-            f"diffusers has no table of betas of a network that predicts {schedule.predicts}"
+            f"diffusers has no scheduler with betas for a network that predicts {schedule.predicts}"
         )
     tables = {ours: theirs for theirs, ours in BETAS.items()}
     name, own = _scheduler(schedule, sampling)
@@ -235,48 +238,50 @@ def to_diffusers(schedule: ScheduleConfig, sampling: SamplingConfig) -> dict[str
     if schedule.zero_terminal_snr:
         stored["rescale_betas_zero_snr"] = True
     sigmas = next((flag for flag, kind in SIGMAS.items() if kind == sampling.spacing), None)
-    if sampling.spacing in SPACED:
+    if sampling.spacing in TIMESTEP_SPACINGS:
         stored["timestep_spacing"] = sampling.spacing
-    elif sigmas is not None and name in KARRAS:
+    elif sigmas is not None and name in SIGMA_SPACING:
         stored |= {"timestep_spacing": "linspace", sigmas: True}
     return stored
 
 
 def _scheduler(schedule: ScheduleConfig, sampling: SamplingConfig) -> tuple[str, dict[str, Any]]:
-    """The class for a sampler, or a plain one where the schedule asks for more than it has."""
+    """The scheduler class and its own fields; DDIM or DDPM where no class has both the sampler and
+    the schedule.
+    """
     name, own = "", {}
     for known, variants in SOLVERS.items():
         for (algorithm, kind, order), sampler in variants.items():
             if sampler == sampling.sampler:
-                notes = {"algorithm_type": algorithm} if algorithm else {}
-                name, own = known, notes | {"solver_type": kind, "solver_order": order}
+                own = {"algorithm_type": algorithm} if algorithm else {}
+                name, own = known, own | {"solver_type": kind, "solver_order": order}
     if not name:
-        of = (n for n in find_sampler(sampling.sampler).aliases if n.endswith("Scheduler"))
-        name = next(of, "DDIMScheduler")
-        name = "DDIMScheduler" if name == OWN_TABLE else name
-    if schedule.zero_terminal_snr and name not in TERMINAL:
+        aliases = find_sampler(sampling.sampler).aliases
+        name = next((alias for alias in aliases if alias.endswith("Scheduler")), "DDIMScheduler")
+        name = "DDIMScheduler" if name == IPNDM else name
+    if schedule.zero_terminal_snr and name not in ZERO_TERMINAL_SNR:
         name, own = "DDIMScheduler", {}
     if schedule.kind == "sigmoid":
         name, own = "DDPMScheduler", {}
     return name, own
 
 
-def _check(stored: Mapping[str, Any]) -> None:
-    """Nothing in a configuration is passed over."""
+def _check_fields(stored: Mapping[str, Any]) -> None:
+    """Raise ValueError for a field, or a value of a field, that is not supported."""
     for field, value in stored.items():
-        if field in READ or field in SILENT or field.startswith("_"):
+        if field in READ or field in IGNORED or field.startswith("_"):
             continue
-        if field not in PLAIN:
-            raise ValueError(f"the scheduler's {field} is {value!r}: a field that is unknown here")
+        if field not in SUPPORTED:
+            raise ValueError(f"the scheduler's field {field} ({value!r}) is not supported")
         if field == "lower_order_final" and stored.get("_class_name") == SINGLESTEP:
             continue
-        if value not in PLAIN[field]:
-            known = " or ".join(map(repr, PLAIN[field]))
-            raise ValueError(f"the scheduler's {field} is {value!r}; known here is {known}")
+        if value not in SUPPORTED[field]:
+            supported = " or ".join(map(repr, SUPPORTED[field]))
+            raise ValueError(f"the scheduler's {field} is {value!r}; supported: {supported}")
     if stored.get("_class_name") == "PNDMScheduler" and not stored.get("skip_prk_steps", False):
         raise ValueError(
-            "the scheduler's skip_prk_steps is False: it would begin with Runge-Kutta steps, which "
-            "no published Stable Diffusion does"
+            "the scheduler's skip_prk_steps is False, which starts with Runge-Kutta steps; "
+            "supported: True"
         )
 
 
@@ -284,46 +289,49 @@ def _sampler(stored: Mapping[str, Any], name: str) -> str:
     variants = SOLVERS.get(name)
     if name == "SASolverScheduler" and stored.get("algorithm_type") == "noise_prediction":
         raise ValueError(
-            f"the scheduler's algorithm_type is 'noise_prediction'; known of {name} is "
+            f"the scheduler's algorithm_type is 'noise_prediction'; supported for {name}: "
             "'data_prediction'"
         )
     if variants is None:
         return parse_sampler(name)[0]
     default = next(iter(variants))
-    notes = Solver(
+    solver = Solver(
         stored.get("algorithm_type", default.algorithm) if default.algorithm else "",
         stored.get("solver_type", default.kind),
         stored.get("solver_order", default.order),
     )
-    if notes not in variants:
-        known = ", ".join(f"{s.algorithm} {s.kind} {s.order}".strip() for s in variants)
+    if solver not in variants:
+        supported = ", ".join(" ".join(map(str, variant)).strip() for variant in variants)
         raise ValueError(
             f"the scheduler's algorithm_type, solver_type and solver_order are "
-            f"{notes.algorithm} {notes.kind} {notes.order}; known of {name} are {known}"
+            f"{' '.join(map(str, solver))}; supported for {name}: {supported}"
         )
-    return variants[notes]
+    return variants[solver]
 
 
 def _spacing(stored: Mapping[str, Any], name: str) -> Kind:
     flags = [flag for flag in SIGMAS if stored.get(flag)]
     if len(flags) > 1:
-        raise ValueError(f"the scheduler's {' and '.join(flags)} are both true")
-    if flags and name in KARRAS:  # others are not asked for it, and ignore it
+        raise ValueError(f"the scheduler's {' and '.join(flags)} are both set")
+    if flags and name in SIGMA_SPACING:
         return SIGMAS[flags[0]]
     if name in DISTILLED:
-        return "lcm"  # it has its own, whatever is said
+        return "lcm"
     if name == SINGLESTEP:
         return "linspace"
-    spacing = stored.get("timestep_spacing", "leading" if name in TABULAR else "linspace")
-    if spacing not in SPACED:
+    spacing = stored.get(
+        "timestep_spacing", "leading" if name in LEADING_BY_DEFAULT else "linspace"
+    )
+    if spacing not in TIMESTEP_SPACINGS:
         raise ValueError(
-            f"the scheduler's timestep_spacing is {spacing!r}; known are {', '.join(SPACED)}"
+            f"the scheduler's timestep_spacing is {spacing!r}; supported: "
+            f"{', '.join(TIMESTEP_SPACINGS)}"
         )
     return spacing  # type: ignore[no-any-return]
 
 
-def _of(known: Mapping[str, str], stored: Mapping[str, Any], field: str, default: str) -> str:
+def _lookup(known: Mapping[str, str], stored: Mapping[str, Any], field: str, default: str) -> str:
     value = stored.get(field, default)
     if value not in known:
-        raise ValueError(f"the scheduler's {field} is {value!r}; known are {', '.join(known)}")
+        raise ValueError(f"the scheduler's {field} is {value!r}; supported: {', '.join(known)}")
     return known[value]

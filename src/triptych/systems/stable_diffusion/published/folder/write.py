@@ -1,11 +1,10 @@
-"""A text-to-image model as a folder that diffusers loads.
+"""Write a text-to-image model as a folder that diffusers loads.
 
-What a folder says is read back before anything is written: where diffusers has no word for
-something, it is refused by name, or, if it is only what a request leaves open, kept in
-`triptych.json`, which diffusers passes over.
+The configuration is read back before anything is written. What diffusers cannot express is an
+error, or, where it is only a default of sampling, goes into `triptych.json`, which diffusers
+ignores.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +20,9 @@ from triptych.systems.stable_diffusion.published import text_encoder
 from triptych.systems.stable_diffusion.published import unet as published_unet
 from triptych.systems.stable_diffusion.published.folder import schedulers
 from triptych.systems.stable_diffusion.published.folder.read import (
-    OWN,
-    beyond,
-    configuration,
+    OWN_FILE,
+    own_settings,
+    parse_configs,
 )
 from triptych.text.tokenizer import Tokenizer
 from triptych.weights.files.read import write_safetensors
@@ -32,12 +31,11 @@ from triptych.weights.keymap import Rule, export
 Json = dict[str, Any]
 
 VERSION = "0.30.0"
-"""The version of diffusers whose form a folder has; its pipeline for inpainting asks for one."""
-UNREAD = "left out, because it is never read: the text tower's"
+"""The version of diffusers whose format is written; its inpainting pipeline requires one."""
 
 
-class Readable(NamedTuple):
-    """A model without the text layers that are in its file and never read."""
+class Trimmed(NamedTuple):
+    """A configuration without the text layers that are never read."""
 
     config: StableDiffusionConfig
     notes: tuple[str, ...]
@@ -46,23 +44,23 @@ class Readable(NamedTuple):
 def write_diffusers(
     model: StableDiffusion, tokenizers: tuple[Tokenizer, ...], folder: Path
 ) -> tuple[str, ...]:
-    """Every part in a folder of its own, weights in the type that they have here.
+    """Write every part to a subfolder, weights in the dtype of the model.
 
-    Returns what someone should know, such as layers that are left out.
+    Returns notes for the user, such as layers that are left out.
 
     Raises:
-        ValueError: diffusers has no such model; names what it lacks.
+        ValueError: diffusers cannot express the model; names what it lacks.
         OSError: the disk is full or the folder cannot be written.
     """
-    config, notes = readable(model.config)
+    config, notes = trim_towers(model.config)
     index = pipeline_index(config)
-    parts = configurations(config)
-    own = beyond(config, configuration(index, parts)[0])
+    parts = part_configs(config)
+    own = own_settings(config, parse_configs(index, parts)[0])
     for tokenizer in tokenizers:
         if tokenizer.pairs() is None:
             raise ValueError(
-                "the pipelines of diffusers read CLIP's byte pairs, and this model's vocabulary is "
-                "of another form"
+                "the pipelines of diffusers need a byte-pair vocabulary like CLIP's, which this "
+                "model does not have"
             )
     names = [name for name in parts if name.startswith("text")]
     for name, tokenizer in zip(names, tokenizers, strict=True):
@@ -72,32 +70,35 @@ def write_diffusers(
         file = "scheduler_config.json" if name == "scheduler" else "config.json"
         write_json(folder / name / file, stored)
     towers = dict(zip(names, zip(model.text, config.text, strict=True), strict=True))
-    _write(folder / "unet", model.unet, published_unet.diffusers_rules(config.unet))
+    _write_module(folder / "unet", model.unet, published_unet.diffusers_rules(config.unet))
     rules = published_autoencoder.diffusers_rules()
     if config.tiny is not None:
         rules = tiny_published.diffusers_rules(config.tiny)
-    _write(folder / "vae", model.autoencoder, rules)
+    _write_module(folder / "vae", model.autoencoder, rules)
     for name, (module, tower) in towers.items():
-        state = read_part(module, tower)
+        state = tower_state(module, tower)
         tensors = export(state, text_encoder.transformers_rules(tower))
         write_safetensors(folder / name / "model.safetensors", tensors, {"format": "pt"})
     if own:
-        write_json(folder / OWN, own)
-        notes = (*notes, f"what diffusers' files cannot say is in {OWN}: {', '.join(_words(own))}")
+        write_json(folder / OWN_FILE, own)
+        listed = [*own.get("sampling", {}), *(name for name in own if name != "sampling")]
+        notes = (
+            *notes,
+            f"settings that diffusers does not have are in {OWN_FILE}: {', '.join(listed)}",
+        )
     write_json(folder / "model_index.json", index)
     return notes
 
 
-def readable(config: StableDiffusionConfig) -> Readable:
-    """Without text layers that are never read, which published folders do not have either.
+def trim_towers(config: StableDiffusionConfig) -> Trimmed:
+    """Remove text layers that are never read, which published folders do not have either.
 
     Raises:
-        ValueError: the model is of a kind that no pipeline of diffusers is.
+        ValueError: no pipeline of diffusers has such text towers, or pixels as latents.
     """
     if config.patch:
         raise ValueError(
-            "pipelines of diffusers have an autoencoder; this model's latents are squares of "
-            f"{config.patch} pixels"
+            "pipelines of diffusers need an autoencoder; this model's latents are patches of pixels"
         )
     large = bool(config.unet.added)
     if len(config.text) > 1 + large:
@@ -109,22 +110,23 @@ def readable(config: StableDiffusionConfig) -> Readable:
         for tower in config.text:
             if tower.skip != 1 or tower.norm:
                 raise ValueError(
-                    "diffusers' XL reads the layer before the last one of its text towers without "
-                    f"a norm; this model skips {tower.skip} with{'' if tower.norm else 'out'} one"
+                    "diffusers' XL skips the last block of its text towers and reads without a "
+                    f"norm; this model skips {tower.skip}, with{'' if tower.norm else 'out'} a norm"
                 )
-        return Readable(config, ())
+        return Trimmed(config, ())
     (tower,) = config.text
     if not tower.norm:
-        raise ValueError("diffusers normalises what it reads of a text tower; this model does not")
-    left = ["projection"] * (tower.dim is not None)
-    left += [f"last {tower.skip} blocks" if tower.skip > 1 else "last block"] * bool(tower.skip)
+        raise ValueError("diffusers normalises the states of its text tower; this model does not")
+    removed = ["projection"] * (tower.dim is not None)
+    removed += [f"last {tower.skip} blocks" if tower.skip > 1 else "last block"] * bool(tower.skip)
+    notes = (f"left out of the text tower, because never read: {' and '.join(removed)}",)
     text = replace(tower.text, layers=tower.text.layers - tower.skip)
-    cut = replace(config, text=(TextEncoderConfig(text),))
-    return Readable(cut, (f"{UNREAD} {' and '.join(left)}",) if left else ())
+    trimmed = replace(config, text=(TextEncoderConfig(text),))
+    return Trimmed(trimmed, notes if removed else ())
 
 
-def read_part(module: nn.Module, tower: TextEncoderConfig) -> dict[str, Tensor]:
-    """The tensors of a text tower that its cut configuration still has."""
+def tower_state(module: nn.Module, tower: TextEncoderConfig) -> dict[str, Tensor]:
+    """The tensors of a text tower that its trimmed configuration has."""
     kept = {}
     for name, tensor in module.state_dict().items():
         words = name.split(".")
@@ -140,26 +142,26 @@ def pipeline_index(config: StableDiffusionConfig) -> Json:
     """The `model_index.json` of a model.
 
     Raises:
-        ValueError: no pipeline gives the U-Net its input.
+        ValueError: no pipeline of diffusers has a U-Net with such inputs.
     """
     unet, large = config.unet, bool(config.unet.added)
     extra = unet.in_channels - unet.out_channels
     kinds = {0: "", unet.out_channels + 1: "Inpaint"}
     if unet.labels or extra not in kinds:
         raise ValueError(
-            f"no pipeline of diffusers has a U-Net with {unet.in_channels} channels in, "
-            f"{unet.out_channels} out and {unet.labels} labels"
+            f"no supported pipeline of diffusers has a U-Net with {unet.in_channels} input "
+            f"channels, {unet.out_channels} output channels and {unet.labels} labels"
         )
     kind = kinds[extra]
     if large and config.sizes not in (5, 6):
-        raise ValueError(f"diffusers' XL tells its U-Net 5 or 6 sizes, not {config.sizes}")
+        raise ValueError(f"the U-Net of diffusers' XL reads 5 or 6 sizes, not {config.sizes}")
     refines = large and config.sizes == 5
     kind = "Img2Img" if refines and not kind else kind
     index: Json = {
         "_class_name": f"StableDiffusion{'XL' * large}{kind}Pipeline",
         "_diffusers_version": VERSION,
     }
-    names = towers_of(config)
+    names = tower_names(config)
     for name, tower in zip(names, config.text, strict=True):
         projected = "" if tower.dim is None else "WithProjection"
         index[name] = ["transformers", f"CLIPTextModel{projected}"]
@@ -180,21 +182,21 @@ def pipeline_index(config: StableDiffusionConfig) -> Json:
     return index | empty | {"requires_safety_checker": False}
 
 
-def towers_of(config: StableDiffusionConfig) -> tuple[str, ...]:
-    """What diffusers calls the text towers: a single one of XL is its second."""
+def tower_names(config: StableDiffusionConfig) -> tuple[str, ...]:
+    """Diffusers' names of the text towers; if XL has only one, it is the second."""
     if config.unet.added:
         return ("text_encoder", "text_encoder_2")[-len(config.text) :]
     return ("text_encoder",)
 
 
-def configurations(config: StableDiffusionConfig) -> dict[str, Json]:
-    """The configuration of every part, by its folder."""
+def part_configs(config: StableDiffusionConfig) -> dict[str, Json]:
+    """The configuration of every part, by the name of its folder."""
     sampling, factor = config.sampling, config.factor
     sides = [-(-side // factor) for side in (sampling.height, sampling.width)]
     unet = published_unet.to_diffusers(config.unet)
     unet |= {"sample_size": sides[0] if sides[0] == sides[1] else sides}
     if config.unet.context == 1024:
-        unet["upcast_attention"] = True  # of 2.x, which overflows float16 in diffusers without it
+        unet["upcast_attention"] = True  # 2.x overflows float16 in diffusers without it
     if config.tiny is not None:
         vae = tiny_published.to_diffusers(config.tiny)
     else:
@@ -202,20 +204,20 @@ def configurations(config: StableDiffusionConfig) -> dict[str, Json]:
         vae = published_autoencoder.to_diffusers(config.autoencoder)
         vae |= {"sample_size": max(sampling.height, sampling.width)}
     parts = {"unet": unet, "vae": vae}
-    for name, tower in zip(towers_of(config), config.text, strict=True):
+    for name, tower in zip(tower_names(config), config.text, strict=True):
         parts[name] = text_encoder.to_transformers(tower)
     parts["scheduler"] = schedulers.to_diffusers(config.schedule, sampling)
     return parts
 
 
-def _write(folder: Path, module: nn.Module, rules: list[Rule]) -> None:
+def _write_module(folder: Path, module: nn.Module, rules: list[Rule]) -> None:
     tensors = export(module.state_dict(), rules)
     file = folder / "diffusion_pytorch_model.safetensors"
     write_safetensors(file, tensors, {"format": "pt"})
 
 
 def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """In the form that every version of transformers reads."""
+    """Write the files that all versions of transformers read."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs, around = tokenizer.pairs(), tokenizer.config
     assert pairs is not None and around.start is not None and around.end is not None
@@ -233,7 +235,3 @@ def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     write_json(folder / "special_tokens_map.json", special)
     stored = {"model_max_length": around.length, "tokenizer_class": "CLIPTokenizer"}
     write_json(folder / "tokenizer_config.json", special | stored)
-
-
-def _words(own: Mapping[str, Any]) -> list[str]:
-    return [*own.get("sampling", {}), *(name for name in own if name != "sampling")]

