@@ -134,7 +134,7 @@ def test_variants_and_shards(form, tmp_path):
     assert mixed.model.unet.conv_in.weight.dtype == torch.float32
     with pytest.raises(ValueError, match="no part has weights of the variant 'fp8'"):
         load(str(tmp_path / "whole"), reading=Reading(variant="fp8"))
-    with pytest.raises(ValueError, match="averaged weights as a variant"):
+    with pytest.raises(ValueError, match="averaged weights of a diffusers folder are a variant"):
         load(str(tmp_path / "whole"), reading=Reading(weights="ema"))
 
 
@@ -337,7 +337,9 @@ def test_other_faults_of_single_files(single):
         load(str(path), reading=Reading(weights="ema"))
     told = load(str(path), reading=Reading(predicts="velocity"))
     assert told.config.schedule.predicts == "velocity"
-    with pytest.raises(ValueError, match="note 'triptych' in its header that is no JSON object"):
+    with pytest.raises(
+        ValueError, match="metadata 'triptych' in its header that is not a JSON object"
+    ):
         load(written(path, dict, {"triptych": "{"}))
     same(before.model, load(written(path, dict), dtype="float32").model)  # no notes at all
     (path.parent / "tokenizer.json").unlink()

@@ -100,7 +100,7 @@ def test_tiny_autoencoders_have_their_names_and_shapes(channels):
     [
         ({"_class_name": "PaellaVQModel"}, "Stable Cascade's quantised autoencoder"),
         ({"_class_name": "UNet2DModel"}, "UNet2DModel is not the KL autoencoder"),
-        ({"act_fn": "relu"}, "act_fn 'relu' is unknown"),
+        ({"act_fn": "relu"}, "act_fn is 'relu'; supported"),
         ({"out_channels": 4}, "in_channels and out_channels differ"),
         ({"use_quant_conv": False}, "use_quant_conv and use_post_quant_conv differ"),
         ({"down_block_types": ["AttnDownEncoderBlock2D"]}, "down_block_types must be"),

@@ -109,11 +109,14 @@ def test_sizes_beside_a_vector():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vector": None}, "vector and sizes make 8 numbers, and this U-Net is told 13"),
-        ({"sizes": None}, "make 5 numbers"),
-        ({"label": None}, "label: none was given to a U-Net of 7 labels"),
-        ({"context": torch.zeros(2, 4, 5)}, "a context of 5 numbers a token were given"),
-        ({"x": torch.zeros(2, 4, 6, 6)}, "4 channels .* to a U-Net of 3 and 6"),
+        ({"vector": None}, "vector and embedded sizes have width 8, but this U-Net needs 13"),
+        ({"sizes": None}, "have width 5"),
+        ({"label": None}, "label is missing in a U-Net with 7 labels"),
+        (
+            {"context": torch.zeros(2, 4, 5)},
+            "needs 3 channels and a context of width 6, not 3 and 5",
+        ),
+        ({"x": torch.zeros(2, 4, 6, 6)}, "needs 3 channels and a context of width 6, not 4 and 6"),
     ],
 )
 def test_what_is_missing_or_too_much_is_named(changes, message):
@@ -123,12 +126,12 @@ def test_what_is_missing_or_too_much_is_named(changes, message):
         network()(**given)
 
 
-def test_a_network_that_is_told_nothing_more_says_so():
+def test_a_network_without_labels_and_vector():
     model = network(added=0, labels=0)
     assert model(*batch()).shape == (2, 2, 6, 9)
-    with pytest.raises(ValueError, match="label: one was given to a U-Net of 0 labels"):
+    with pytest.raises(ValueError, match="label is not expected in a U-Net with 0 labels"):
         model(*batch(), label=torch.tensor([1, 1]))
-    with pytest.raises(ValueError, match="make 5 numbers, and this U-Net is told 0"):
+    with pytest.raises(ValueError, match="have width 5, but this U-Net needs 0"):
         model(*batch(), vector=torch.zeros(2, 5))
 
 
@@ -136,11 +139,11 @@ def test_a_network_that_is_told_nothing_more_says_so():
     ("changes", "message"),
     [
         ({"blocks": 0}, "blocks must be at least 1, not 0"),
-        ({"widths": ()}, "at least one"),
-        ({"transformers": (1,)}, "transformers must have a number for each of the 2 widths"),
-        ({"heads": (2, 2, 2)}, "heads must have a number for each of the 2 widths"),
-        ({"heads": (3, 4)}, "a width of 8 does not divide into 3 heads"),
-        ({"groups": 16}, "a width of 8 does not divide into 16 groups"),
+        ({"widths": ()}, "one per level"),
+        ({"transformers": (1,)}, "transformers must have one number for each of 2 levels"),
+        ({"heads": (2, 2, 2)}, "heads must have one number for each of 2 levels"),
+        ({"heads": (3, 4)}, "a width of 8 is not divisible by 3 heads"),
+        ({"groups": 16}, "a width of 8 is not divisible by 16 groups"),
         ({"only_context": (2,)}, "levels from 0 to 1, not 2"),
         ({"transformers": (-1, 0)}, "at least 0"),
         ({"size_waves": 3}, "size_waves must be even"),

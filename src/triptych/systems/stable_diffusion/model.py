@@ -1,9 +1,8 @@
 """Latent diffusion from text (Rombach et al. arXiv:2112.10752; SDXL: arXiv:2307.01952).
 
-Text towers read a prompt, a U-Net learns what noisy latents of such a picture were, and an
-autoencoder turns pictures into latents and back. The theory is in `diffusion/`, each network in its
-own file; this one says what the U-Net is told and ties them together. Stable Diffusion 1.x, 2.x, XL
-and small models trained from nothing are values of one configuration.
+Text towers encode the prompt, a U-Net denoises latents, and an autoencoder converts between
+pictures and latents. Schedules and samplers are in `diffusion/`. Stable Diffusion 1.x, 2.x, XL and
+small models that are trained from scratch differ only in their configuration.
 
 Dimensions: B pictures, C channels, H height, W width, Z latent channels, h w latent sides, T tokens
 of a text, D width of the context, V numbers of the pooled vector, N sizes.
@@ -29,7 +28,7 @@ from triptych.diffusion.guidance import rescaled
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.objective import matching, offset_noise, training_levels
 from triptych.diffusion.samplers import Denoiser, Level, Step
-from triptych.diffusion.sampling import sample as walk
+from triptych.diffusion.sampling import sample as run_sampler
 from triptych.diffusion.schedule import Discrete, Flow, Levels, Schedule, betas, zero_terminal
 from triptych.diffusion.spacing import Kind
 from triptych.nn.loss import Loss
@@ -42,48 +41,48 @@ from triptych.systems.stable_diffusion.unet import LatentUNet, LatentUNetConfig
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How noise is added, and what the U-Net says of it; the defaults are Stable Diffusion 1.x."""
+    """How noise is added and what the U-Net predicts; the defaults are Stable Diffusion 1.x."""
 
     kind: Literal["linear", "scaled_linear", "cosine", "sigmoid", "flow"] = "scaled_linear"
     beta_start: float = 0.00085
     beta_end: float = 0.012
     times: int = 1000
-    """Training times of a table of betas."""
+    """Number of training timesteps; not used by "flow"."""
     zero_terminal_snr: bool = False
-    """Stretch a table of betas to end in pure noise (arXiv:2305.08891)."""
+    """Rescale the betas so that the last timestep is pure noise (arXiv:2305.08891)."""
     shift: float = 1.0
-    """Of a flow's time, towards noise."""
+    """Shift of the timesteps of "flow" towards noise."""
     predicts: Predicts = "noise"
 
     def __post_init__(self) -> None:
-        if self.zero_terminal_snr and self.kind == "flow":
-            raise ValueError("zero_terminal_snr is for tables of betas, not for flow")
+        if self.zero_terminal_snr and self.parameterisation == "flow":
+            raise ValueError("zero_terminal_snr is for schedules with betas, not for flow")
 
     def schedule(self) -> Schedule:
-        """The schedule of these numbers."""
-        if self.kind == "flow":
+        """The schedule with these settings."""
+        if self.parameterisation == "flow":
             return Flow(self.shift)
-        table = betas(self.kind, self.beta_start, self.beta_end, self.times)
+        table = betas(self.parameterisation, self.beta_start, self.beta_end, self.times)
         return Discrete(tuple(zero_terminal(table) if self.zero_terminal_snr else table))
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """What a request leaves open; the defaults are Stable Diffusion 1.x."""
+    """Defaults of sampling, for what a request leaves open; those of Stable Diffusion 1.x."""
 
     sampler: str = "plms"
     steps: int = 50
     spacing: Kind = "leading"
     offset: int = 1
-    """Added to the times of `leading`."""
+    """Added to the timesteps of `leading` spacing."""
     end: Literal["clean", "least"] = "least"
-    """Where DDIM and PLMS end: at the picture, or at the least noise of the table."""
+    """Where DDIM and PLMS end: at x0, or at the smallest noise of the schedule."""
     guidance: float = 7.5
     rescale: float = 0.0
     height: int = 512
     width: int = 512
     zeros_for_empty: bool = False
-    """An empty negative prompt is zeros instead of the states of an empty text, as in SDXL."""
+    """Encode an empty negative prompt as zeros, as SDXL does."""
 
 
 CLIP_L = TextEncoderConfig(
@@ -95,45 +94,46 @@ CLIP_L = TextEncoderConfig(
 class StableDiffusionConfig:
     """The parts of a text-to-image model; the defaults are Stable Diffusion 1.x.
 
-    Exactly one of `autoencoder`, `tiny` and `patch` says what latents are.
+    Exactly one of `autoencoder`, `tiny` and `patch` is set; it defines the latents.
     """
 
     unet: LatentUNetConfig = field(default_factory=LatentUNetConfig)
     text: tuple[TextEncoderConfig, ...] = (CLIP_L,)
-    """Towers whose states stand beside each other; the last one gives the pooled vector."""
+    """Towers whose states are concatenated; the last one gives the pooled vector."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     autoencoder: AutoencoderConfig | None = field(default_factory=AutoencoderConfig)
     tiny: TinyAutoencoderConfig | None = None
     patch: int = 0
-    """Without an autoencoder: squares of so many pixels a side are the places of the U-Net."""
+    """Without an autoencoder: latents are patches of pixels with this side."""
     dropped: float = 0.1
-    """How often the text was left out in training; 0 forbids guidance."""
+    """Probability of dropping the text in training; with 0 there is no guidance."""
 
     def __post_init__(self) -> None:
         if (self.autoencoder is not None) + (self.tiny is not None) + (self.patch > 0) != 1:
-            raise ValueError("give exactly one of autoencoder, tiny and patch")
+            raise ValueError("set exactly one of autoencoder, tiny and patch")
         if not self.text:
-            raise ValueError("a text-to-image model has at least one text tower")
+            raise ValueError("a text-to-image model needs at least one text tower")
         width = sum(tower.text.width for tower in self.text)
         if width != self.unet.context:
             raise ValueError(
-                f"the text towers make {width} numbers a token, the U-Net reads {self.unet.context}"
+                f"the text towers have width {width} together, but the U-Net reads a context of "
+                f"width {self.unet.context}"
             )
         if self.unet.added and self.text[-1].dim is None:
             raise ValueError(
-                "the U-Net is told a pooled vector: the last text tower needs a projection (dim)"
+                "the U-Net reads a pooled vector: the last text tower needs a projection (dim)"
             )
 
     @property
     def factor(self) -> int:
-        """How many pixels of a side become one place of the U-Net."""
+        """Downsampling of height and width from pixels to latents."""
         kind = self.autoencoder or self.tiny
         return self.patch if kind is None else kind.factor
 
     @property
     def sizes(self) -> int:
-        """How many sizes the U-Net is told: 6 in SDXL, 5 in its refiner, mostly none."""
+        """Numbers of the size conditioning: 6 in SDXL, 5 in its refiner, else 0."""
         return self.unet.sizes(self.text[-1].dim or 0) if self.unet.added else 0
 
     @property
@@ -143,12 +143,12 @@ class StableDiffusionConfig:
         return self.unet.out_channels // self.patch**2 if kind is None else kind.channels
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(Z, h, w) of a picture of any size; sides that are no multiple of `factor` round up."""
+        """(Z, h, w) of a picture of any size; sides are rounded up to multiples of `factor`."""
         return self.unet.out_channels, -(-height // self.factor), -(-width // self.factor)
 
 
 class Patches(nn.Module):
-    """Pixels as their own latents: squares of them become channels, and nothing is lost."""
+    """Pixels as latents, without loss: patches become channels."""
 
     def __init__(self, side: int):
         super().__init__()
@@ -157,7 +157,7 @@ class Patches(nn.Module):
     def encode(
         self, image: Float[Tensor, "B C H W"], *, tile: int | None = None
     ) -> Float[Tensor, "B Z h w"]:
-        """A picture of any size, continued by its last column and row to multiples of the side."""
+        """Latents of a picture, padded with its last column and row to multiples of the side."""
         height, width = image.shape[2:]
         image = F.pad(image, (0, -width % self.side, 0, -height % self.side), mode="replicate")
         return F.pixel_unshuffle(image, self.side)
@@ -176,13 +176,13 @@ class Patches(nn.Module):
 
 
 class StableDiffusion(nn.Module):
-    """Text towers, a U-Net, and whatever makes latents, with their schedule."""
+    """Text towers, U-Net, autoencoder and schedule."""
 
     def __init__(self, config: StableDiffusionConfig):
         super().__init__()
         self.config = config
         self.schedule = config.schedule.schedule()
-        self.kind = parameterisation(config.schedule.predicts, self.schedule)
+        self.parameterisation = parameterisation(config.schedule.predicts, self.schedule)
         self.text = nn.ModuleList(TextTransformer(t.text, t.dim) for t in config.text)
         self.unet = LatentUNet(config.unet)
         self.autoencoder: Autoencoder | TinyAutoencoder | Patches = (
@@ -196,34 +196,34 @@ class StableDiffusion(nn.Module):
     def encode_text(
         self, tokens: Sequence[Int64[Tensor, "B T"]], *, skip: int | None = None
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B V"] | None]:
-        """What every token says, and the pooled vector where the U-Net is told one.
+        """The states of every token, and the pooled vector if the U-Net reads one.
 
-        One tensor of whole windows for each tower. `skip` is how many of the last blocks are not
-        read; None reads the layer that the model was trained with.
+        `tokens` has one tensor of complete windows per tower. `skip` blocks at the end of each
+        tower are not used; None is the number that the model was trained with.
 
         Raises:
-            ValueError: another number of towers, or more skipped than a tower has.
+            ValueError: there is another number of towers, or a tower has fewer blocks.
         """
         if len(tokens) != len(self.text):
-            raise ValueError(f"{len(tokens)} texts for {len(self.text)} text towers")
+            raise ValueError(f"{len(tokens)} tensors of tokens for {len(self.text)} text towers")
         states, vector = [], None
         for tower, config, ids in zip(self.text, self.config.text, tokens, strict=True):
-            read, vector = tower.states_and_vector(  # type: ignore[operator]
+            state, vector = tower.states_and_vector(  # type: ignore[operator]
                 ids,
                 skip=config.skip if skip is None else skip,
                 norm=config.norm,
                 projected=config.dim is not None,
             )
-            states.append(read)
+            states.append(state)
         return torch.cat(states, dim=-1), vector if self.config.unet.added else None
 
     def predict(
         self, x: Float[Tensor, "B Z h w"], time: Float[Tensor, " B"], cond: Conditioning
     ) -> Float[Tensor, "B Z h w"]:
-        """The U-Net's own prediction.
+        """The output of the U-Net.
 
-        It is told `context` (B, T, D) and, where its configuration has them, `vector` (B, V),
-        `sizes` (B, N) and `label` (B,); `beside` (B, C, h, w) are further channels of its input.
+        `cond` has `context` (B, T, D) and, where the configuration has them, `vector` (B, V),
+        `sizes` (B, N) and `label` (B,); `beside` (B, C, h, w) is concatenated to `x`.
         """
         if "beside" in cond:
             x = torch.cat([x, cond["beside"].to(x.dtype)], dim=1)
@@ -240,18 +240,18 @@ class StableDiffusion(nn.Module):
     def denoiser(
         self, cond: Conditioning, uncond: Conditioning, guidance: float, rescale: float = 0.0
     ) -> Denoiser:
-        """What samplers ask: the expected latents, guided from `uncond` towards `cond`.
+        """The denoiser for samplers, with classifier-free guidance.
 
         Raises:
-            ValueError: guidance of a model that was never trained without its text.
+            ValueError: guidance is not 1, but the text was never dropped in training.
         """
         if guidance != 1 and not self.config.dropped:
             raise ValueError(
-                "this model was never trained without its text (drop 0), which guidance leads "
-                f"away from: guidance must be 1, not {guidance}"
+                "this model was trained without dropping its text (drop 0), so it has no "
+                f"guidance: guidance must be 1, not {guidance}"
             )
         denoise = conditional_denoiser(self.predict, self.schedule, self.config.schedule.predicts)
-        return rescaled(denoise, cond, uncond, guidance, rescale, self.kind)
+        return rescaled(denoise, cond, uncond, guidance, rescale, self.parameterisation)
 
 
 def objective(
@@ -265,17 +265,17 @@ def objective(
     noise: Float[Tensor, "B Z h w"] | None = None,
     at: Levels | None = None,
 ) -> Loss:
-    """What training minimises: the matching loss of scaled latents at random levels.
+    """The training loss of scaled latents at random noise levels.
 
-    Where text is to be dropped for guidance, `cond` already holds the states of an empty text.
-    Noise and levels are drawn unless they are given. `min_snr` and `measured` weigh levels, as in
-    `matching`. Term: `mse`, of the quantity that is measured, else of the U-Net's own prediction.
+    Where the text is dropped, `cond` must already encode an empty text. `noise` and the levels `at`
+    are drawn unless given. `min_snr` and `measured` weight levels, as in `matching`. Term: `mse`,
+    the squared error of `measured`, by default of what the U-Net predicts.
     """
     at = at or training_levels(model.schedule, len(latents), latents.device)
     noise = offset_noise(torch.randn_like(latents), offset) if noise is None else noise
     return matching(
         lambda x, time: model.predict(x, time, cond),
-        model.kind,
+        model.parameterisation,
         latents,
         noise,
         at,
@@ -297,28 +297,29 @@ def sample(
     spacing: Kind | None = None,
     guidance: float | None = None,
 ) -> Iterator[Step]:
-    """Latents of these prompts, step by step; `decode` the last step's x.
+    """Sample latents step by step; decode the x of the last step.
 
-    What is not given is the configuration's. Put the model into evaluation mode first.
+    Arguments that are left out have the configuration's defaults. The model must be in evaluation
+    mode.
     """
     config = model.config.sampling
-    walked, scale = sampling_walk(model, sampler, steps, spacing)
+    levels, scale = sampling_levels(model, sampler, steps, spacing)
     shape = model.config.latent_shape(height or config.height, width or config.width)
     x = (scale * noise.start(shape)).to(cond["context"].device)
-    chosen = config.guidance if guidance is None else guidance
-    denoise = model.denoiser(cond, uncond, chosen, config.rescale)
-    return walk(sampler or config.sampler, denoise, x, walked, noise)
+    guidance = config.guidance if guidance is None else guidance
+    denoise = model.denoiser(cond, uncond, guidance, config.rescale)
+    return run_sampler(sampler or config.sampler, denoise, x, levels, noise)
 
 
-def sampling_walk(
+def sampling_levels(
     model: StableDiffusion, sampler: str = "", steps: int = 0, spacing: Kind | None = None
 ) -> tuple[list[Level], float]:
-    """The levels that a sampler walks, and what noise is multiplied with at the first.
+    """The noise levels of the steps, as in diffusers, and the scale of the initial noise.
 
-    What is not given is the configuration's; the reading is diffusers'.
+    Arguments that are left out have the configuration's defaults.
 
     Raises:
-        ValueError: the schedule has no such spacing, or not so many steps.
+        ValueError: the schedule has no such spacing, or fewer steps.
     """
     config = model.config.sampling
     return diffusers_walk(

@@ -32,7 +32,7 @@ from triptych.systems.stable_diffusion.encode_prompts import (
     encode_prompts,
     expand_batch,
 )
-from triptych.systems.stable_diffusion.model import StableDiffusion, sampling_walk
+from triptych.systems.stable_diffusion.model import StableDiffusion, sampling_levels
 from triptych.systems.stable_diffusion.openvino import conversion_said, in_openvino, unet_conversion
 from triptych.systems.stable_diffusion.request import TextToImage, parse_size
 from triptych.systems.stable_diffusion.starting_picture import (
@@ -225,7 +225,7 @@ def walk_of(request: TextToImage, model: StableDiffusion) -> tuple[list[Level], 
             model.schedule, request.sampler, request.steps, kind, xl=xl
         )
     else:
-        walked, scale = sampling_walk(model, request.sampler, request.steps, kind)
+        walked, scale = sampling_levels(model, request.sampler, request.steps, kind)
     return (start_at(walked, request.strength) if request.strength else walked), scale
 
 

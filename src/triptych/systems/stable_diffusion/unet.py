@@ -1,8 +1,8 @@
 """The U-Net of latent diffusion (Rombach et al. arXiv:2112.10752; SDXL: arXiv:2307.01952).
 
-Noisy latents, a time and a text in, a prediction for every latent pixel out. As the U-Net on
-pixels, with transformers behind the residual blocks that read the text; Stable Diffusion 1.x, 2.x
-and XL, their inpainting forms and the upscaler are values of its configuration.
+Predicts from noisy latents, a timestep and the states of a text. Like the U-Net on pixels, but the
+residual blocks are followed by transformers that attend to the text. Stable Diffusion 1.x, 2.x, XL,
+their inpainting models and the x4 upscaler differ only in the configuration.
 
 Dimensions: B pictures, C channels, O output channels, H height, W width, S tokens of the context, D
 width of the context, V pooled vector, N sizes, E features, R channels with a skip beside them.
@@ -25,42 +25,40 @@ from triptych.nn.spatial_transformer import SpatialTransformer
 
 @dataclass(frozen=True)
 class LatentUNetConfig:
-    """Size and kind of a latent U-Net; the defaults are Stable Diffusion 1.x."""
+    """Architecture of the U-Net; the defaults are Stable Diffusion 1.x."""
 
     in_channels: int = 4
-    """4 of the latents; inpainting has 9 (mask and masked picture), the upscaler 7 (picture)."""
+    """4 for latents; 9 for inpainting (with mask and masked picture), 7 for the upscaler."""
     out_channels: int = 4
     widths: tuple[int, ...] = (320, 640, 1280, 1280)
     """Channels per level; each level after the first halves the side."""
     blocks: int = 2
     """Residual blocks per level on the way down; on the way up there is one more."""
     transformers: tuple[int, ...] = (1, 1, 1, 0)
-    """Transformer blocks behind every residual block of a level; 0 for none."""
+    """Transformer blocks after every residual block, per level; 0 for none."""
     middle: int = 1
     """Transformer blocks between down and up."""
     heads: tuple[int, ...] = (8, 8, 8, 8)
-    """Attention heads per level; the middle has those of the last."""
+    """Attention heads per level; the middle has as many as the last level."""
     context: int = 768
-    """Numbers per token of the context."""
+    """Width of the context."""
     only_context: tuple[int, ...] = ()
-    """Levels whose pixels look at the context alone, never at each other; the first is 0."""
+    """Levels, counted from 0, that have cross attention but no self attention."""
     added: int = 0
-    """Numbers of the pooled vector and of the waves of all sizes together; 0 where the network is
-    told neither. SDXL: 1280 + 6 x 256; its refiner: 1280 + 5 x 256.
+    """Width of the pooled vector and the embedded sizes together; 0 for neither. SDXL: 1280 + 6 x
+    256; its refiner: 1280 + 5 x 256.
     """
     size_waves: int = 256
-    """Numbers that one size becomes."""
+    """Width of the sinusoidal embedding of one size."""
     labels: int = 0
-    """Labels that are told apart, such as noise levels of the upscaler's picture; 0 for none."""
+    """Number of class labels, such as noise levels of the upscaler; 0 for none."""
     groups: int = 32
     """Groups of channels that are normalised together."""
     conditioning: Literal["add", "scale_shift"] = "add"
-    """Time, vector and sizes are added to the channels, as in all published forms, or scale and
-    shift the normalised ones.
-    """
+    """How the time embedding acts in a residual block; all published models "add" it."""
     projections: Literal["convolution", "linear"] = "convolution"
-    """What a published file holds on the way into and out of transformers (SD 1.x the first, later
-    ones the second): the same numbers in another shape, so only conversion looks at it.
+    """How files store proj_in and proj_out of transformers: 1.x as 1 x 1 convolutions, later models
+    as linear layers. Used only in conversion.
     """
 
     def __post_init__(self) -> None:
@@ -68,22 +66,22 @@ class LatentUNetConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"widths must be positive numbers, at least one, not {self.widths}")
+            raise ValueError(f"widths must be positive numbers, one per level, not {self.widths}")
         for name in ("transformers", "heads"):
             if len(getattr(self, name)) != len(self.widths):
                 raise ValueError(
-                    f"{name} must have a number for each of the {len(self.widths)} widths, not "
+                    f"{name} must have one number for each of {len(self.widths)} levels, not "
                     f"{getattr(self, name)}"
                 )
         for width, heads in zip(self.widths, self.heads, strict=True):
             if heads < 1 or width % heads:
-                raise ValueError(f"a width of {width} does not divide into {heads} heads")
+                raise ValueError(f"a width of {width} is not divisible by {heads} heads")
             if width % self.groups:
-                raise ValueError(f"a width of {width} does not divide into {self.groups} groups")
+                raise ValueError(f"a width of {width} is not divisible by {self.groups} groups")
         for level in self.only_context:
             if not 0 <= level < len(self.widths):
                 raise ValueError(
-                    f"only_context must name levels from 0 to {len(self.widths) - 1}, not {level}"
+                    f"only_context must have levels from 0 to {len(self.widths) - 1}, not {level}"
                 )
         if min(self.transformers) < 0 or self.added < 0 or self.labels < 0:
             raise ValueError("transformers, added and labels must be at least 0")
@@ -92,26 +90,26 @@ class LatentUNetConfig:
 
     @property
     def time_width(self) -> int:
-        """Numbers in the features that every residual block is told."""
+        """Width of the time embedding."""
         return 4 * self.widths[0]
 
     def sizes(self, vector: int) -> int:
-        """How many sizes the network is told beside a pooled vector of so many numbers.
+        """Numbers of the size conditioning, given the width of the pooled vector.
 
         Raises:
-            ValueError: no number of sizes fits: the vector is of another text encoder.
+            ValueError: the vector does not fit `added`.
         """
         sizes, rest = divmod(self.added - vector, self.size_waves)
         if sizes < 0 or rest:
             raise ValueError(
-                f"a vector of {vector} numbers and sizes of {self.size_waves} each do not make "
-                f"the {self.added} that this U-Net is told: it needs another text encoder"
+                f"a pooled vector of width {vector} and sizes of width {self.size_waves} do not "
+                f"add up to the {self.added} of this U-Net: it needs another text encoder"
             )
         return sizes
 
 
 def residual(config: LatentUNetConfig, channels: int, out: int) -> ResBlock:
-    """A residual block as every level has them."""
+    """A residual block with the settings of the configuration."""
     return ResBlock(
         channels,
         out,
@@ -151,7 +149,7 @@ class Block(nn.Module):
 
 
 class Middle(nn.Module):
-    """Between down and up: two residual blocks with a transformer between them."""
+    """Two residual blocks with a transformer between them, at the coarsest level."""
 
     def __init__(self, config: LatentUNetConfig):
         super().__init__()
@@ -174,7 +172,7 @@ class Middle(nn.Module):
 
 
 class LatentUNet(nn.Module):
-    """Noisy latents of any size, and what they are of, to a prediction; zeros at first."""
+    """The U-Net, for latents of any size; predicts zeros before training."""
 
     def __init__(self, config: LatentUNetConfig):
         super().__init__()
@@ -184,7 +182,7 @@ class LatentUNet(nn.Module):
         self.added = Features(config.added, config.time_width) if config.added else None
         self.label = nn.Embedding(config.labels, config.time_width) if config.labels else None
         self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
-        skips = [width]  # channels of what the way down hands over
+        skips = [width]  # channels of the skip connections
         last = len(config.widths) - 1
         down, up = [], []
         for level, (out, count) in enumerate(zip(config.widths, config.transformers, strict=True)):
@@ -202,8 +200,8 @@ class LatentUNet(nn.Module):
             out, count = config.widths[level], config.transformers[level]
             blocks = []
             for _ in range(config.blocks + 1):
-                both = width + skips.pop()
-                blocks.append(Block(config, both, out, level=level, transformers=count))
+                joined = width + skips.pop()
+                blocks.append(Block(config, joined, out, level=level, transformers=count))
                 width = out
             up.append(Up(blocks, Upsample(width) if level > 0 else None))
         self.up = nn.ModuleList(up)
@@ -222,20 +220,20 @@ class LatentUNet(nn.Module):
         sizes: Num[Tensor, "B N"] | None = None,
         label: Int[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B O H W"]:
-        """Latents as the schedule scales them, further channels behind them; times from 0 to 999.
+        """Predict from noisy latents, with further channels concatenated, and timesteps 0 to 999.
 
-        `context` are the hidden states of the text encoders, and of SDXL also `vector`, the pooled
-        embedding of the text, and `sizes`: original height and width, top and left of the crop,
-        target height and width in pixels; of its refiner the last two are an aesthetic score
-        (arXiv:2307.01952, section 2.2). `label` is the noise level of the upscaler's picture.
+        `context` are states of the text towers. SDXL also has `vector`, the pooled embedding of
+        the text, and `sizes`: original height and width, top and left of the crop, target height
+        and width in pixels; its refiner has an aesthetic score in place of the last two
+        (arXiv:2307.01952, section 2.2). `label` is the noise level of the upscaler's input.
 
         Raises:
-            ValueError: a condition that this U-Net is not told, or one that it lacks.
+            ValueError: an input is missing, or one is not in the configuration.
         """
         if x.shape[1] != self.config.in_channels or context.shape[2] != self.config.context:
             raise ValueError(
-                f"{x.shape[1]} channels and a context of {context.shape[2]} numbers a token were "
-                f"given to a U-Net of {self.config.in_channels} and {self.config.context}"
+                f"the U-Net needs {self.config.in_channels} channels and a context of width "
+                f"{self.config.context}, not {x.shape[1]} and {context.shape[2]}"
             )
         features = F.silu(self._features(time, vector, sizes, label))  # (B, E)
         h = self.conv_in(x)
@@ -252,26 +250,23 @@ class LatentUNet(nn.Module):
     def _features(
         self, time: Tensor, vector: Tensor | None, sizes: Tensor | None, label: Tensor | None
     ) -> Tensor:
-        """The sum of what the network is told about the whole picture."""
+        """The sum of the embeddings of time, label, and vector with sizes."""
         features: Tensor = self.time(timestep_embedding(time, self.config.widths[0]))
         if (label is None) != (self.label is None):
-            raise ValueError(f"label: {_told(label)} a U-Net of {self.config.labels} labels")
+            state = "missing" if label is None else "not expected"
+            raise ValueError(f"label is {state} in a U-Net with {self.config.labels} labels")
         if self.label is not None:
             features = features + self.label(label)
         parts = [] if vector is None else [vector]
         if sizes is not None:
             waves = timestep_embedding(sizes.flatten(), self.config.size_waves)
             parts.append(waves.view(len(sizes), -1))  # (B, N x size_waves)
-        given = sum(part.shape[1] for part in parts)
-        if given != self.config.added:
+        width = sum(part.shape[1] for part in parts)
+        if width != self.config.added:
             raise ValueError(
-                f"vector and sizes make {given} numbers, and this U-Net is told "
-                f"{self.config.added}: a vector, and sizes of {self.config.size_waves} each"
+                f"vector and embedded sizes have width {width}, but this U-Net needs "
+                f"{self.config.added}; a size has width {self.config.size_waves}"
             )
         if self.added is not None:
             features = features + self.added(torch.cat([p.to(features.dtype) for p in parts], 1))
         return features
-
-
-def _told(condition: Tensor | None) -> str:
-    return "none was given to" if condition is None else "one was given to"

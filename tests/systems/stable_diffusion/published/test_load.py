@@ -290,20 +290,20 @@ def test_what_a_request_leaves_open_is_kept_beside(tmp_path):
 
 SMALL_VECTOR = replace(TOWER, dim=6, skip=1, norm=False)
 REFUSED = {
-    "squares of 2 pixels": replace(
+    "patches of pixels": replace(
         OURS, autoencoder=None, patch=2, unet=replace(UNET, in_channels=12, out_channels=12)
     ),
     "1 text towers, not 2": replace(
         OURS, unet=replace(UNET, context=32), text=(TOWER, TOWER)
     ),
     "this model does not": replace(OURS, text=(replace(TOWER, norm=False),)),
-    "skips 0 with one": replace(
+    "skips 0, with a norm": replace(
         OURS, unet=replace(UNET, added=6 + 48, size_waves=8), text=(replace(TOWER, dim=6),)
     ),
     "5 or 6 sizes, not 4": replace(
         OURS, unet=replace(UNET, added=6 + 32, size_waves=8), text=(SMALL_VECTOR,)
     ),
-    "5 channels in, 4 out": replace(OURS, unet=replace(UNET, in_channels=5)),
+    "5 input channels, 4 output channels": replace(OURS, unet=replace(UNET, in_channels=5)),
     "and 7 labels": replace(OURS, unet=replace(UNET, labels=7)),
     "no global norm": replace(
         OURS, autoencoder=None, tiny=TinyAutoencoderConfig(width=8, blocks=(1, 1), global_norm=True)
@@ -324,9 +324,7 @@ def test_text_layers_that_are_never_read_are_left_out_and_it_is_said(tmp_path):
     config = replace(OURS, text=(replace(TOWER, dim=5, skip=1),))
     run = trained(tmp_path / "run", config)
     said = convert_checkpoint(str(run), tmp_path / "out", "diffusers")
-    assert said == (
-        "left out, because it is never read: the text tower's projection and last block",
-    )
+    assert said == ("left out of the text tower, because never read: projection and last block",)
     before, after = (load(str(p), dtype="float32") for p in (run, tmp_path / "out"))
     tokens = [TOKENIZER.encode(CAPTIONS).tokens]
     assert after.config.text[0].text.layers == 2
@@ -338,7 +336,7 @@ def test_text_layers_that_are_never_read_are_left_out_and_it_is_said(tmp_path):
 
 def test_a_size_that_no_program_knows_is_no_single_file(tmp_path):
     run = trained(tmp_path / "run", OURS)
-    with pytest.raises(ValueError, match="has 8 channels and attends to vectors of 16"):
+    with pytest.raises(ValueError, match="has 8 channels and a context of width 16"):
         convert_checkpoint(str(run), tmp_path / "out.safetensors", "single-file")
     with pytest.raises(ValueError, match=r"should end in \.safetensors"):
         convert_checkpoint(str(run), tmp_path / "out.ckpt", "single-file")
@@ -434,9 +432,9 @@ def edited(path, **changes):
 
 
 BROKEN = {
-    "its part vae is missing": lambda f: shutil.rmtree(f / "vae"),
+    "its folder vae is missing": lambda f: shutil.rmtree(f / "vae"),
     "names no vae": lambda f: edited(f / "model_index.json", vae=[None, None]),
-    "its tokenizer is missing": lambda f: shutil.rmtree(f / "tokenizer"),
+    "its folder tokenizer is missing": lambda f: shutil.rmtree(f / "tokenizer"),
     "holds no tokenizer": lambda f: [
         (f / "tokenizer" / name).unlink() for name in ("vocab.json", "tokenizer.json")
     ],
@@ -446,30 +444,30 @@ BROKEN = {
     "scheduler/scheduler_config.json is missing": lambda f: (
         f / "scheduler" / "scheduler_config.json"
     ).unlink(),
-    "controlnet = .* a part unknown here": lambda f: edited(
+    "controlnet = .* is not supported": lambda f: edited(
         f / "model_index.json", controlnet=["diffusers", "ControlNetModel"]
     ),
     "StableDiffusionControlNetPipeline .a ControlNet": lambda f: edited(
         f / "model_index.json", _class_name="StableDiffusionControlNetPipeline"
     ),
-    "does not fit a U-Net that is told 0": lambda f: edited(
+    "does not fit a U-Net with projection_class_embeddings_input_dim 0": lambda f: edited(
         f / "model_index.json", _class_name="StableDiffusionXLPipeline"
     ),
     "unet: act_fn is 'gelu'": lambda f: edited(f / "unet" / "config.json", act_fn="gelu"),
     "vae: .* unknown fields": lambda f: edited(f / "vae" / "config.json", what=1),
-    "text_encoder: the text encoder is of model_type 't5'": lambda f: edited(
+    "text_encoder: the text encoder has model_type 't5'": lambda f: edited(
         f / "text_encoder" / "config.json", model_type="t5"
     ),
-    "the text towers make 16 numbers": lambda f: edited(
+    "the text towers have width 16 together": lambda f: edited(
         f / "unet" / "config.json", cross_attention_dim=24
     ),
-    "latents have 5 channels, the U-Net predicts 4": lambda f: edited(
+    "5 latent channels and the U-Net predicts 4": lambda f: edited(
         f / "vae" / "config.json", latent_channels=5
     ),
     "scheduler: the scheduler's beta_schedule is 'what'": lambda f: edited(
         f / "scheduler" / "scheduler_config.json", beta_schedule="what"
     ),
-    "sample_size is 'big'": lambda f: edited(f / "unet" / "config.json", sample_size="big"),
+    "sample_size must be one or two positive integers, not 'big'": lambda f: edited(f / "unet" / "config.json", sample_size="big"),
     "unet/diffusion_pytorch_model.*cut short": lambda f: (
         (path := f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(
             path.read_bytes()[:-5]
@@ -481,7 +479,7 @@ BROKEN = {
     "vae.*weights do not fit the model": lambda f: edited(
         f / "vae" / "config.json", block_out_channels=[8, 32]
     ),
-    "is of another model": lambda f: edited(f / "text_encoder" / "config.json", vocab_size=99),
+    "belong to different models": lambda f: edited(f / "text_encoder" / "config.json", vocab_size=99),
     "as bf16, fp16 alone: say which, as in --variant bf16": lambda f: [
         shutil.copy(
             f / "vae" / "diffusion_pytorch_model.safetensors",

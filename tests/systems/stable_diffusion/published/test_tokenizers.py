@@ -143,5 +143,5 @@ def test_pairs_are_a_whole_vocabulary(published, tmp_path):
 
 def test_missing_folders_are_named(tmp_path):
     tower = TextEncoderConfig(TextConfig())
-    with pytest.raises(ValueError, match="its tokenizer_2 is missing"):
+    with pytest.raises(ValueError, match="its folder tokenizer_2 is missing"):
         folder_tokenizers(tmp_path, {"tokenizer_2": tower})

@@ -199,13 +199,13 @@ STRANGE = {
     "depth map": unet(320, 1024, 5, **SD_2),
     "InstructPix2Pix": unet(320, 768, 8),
     "size that is not among": unet(128, 64),
-    "takes 6 channels": unet(320, 768, 6),
+    "reads 6 channels": unet(320, 768, 6),
     "a LoRA": {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight": (4, 4)},
     "give the folder": {"down_blocks.0.resnets.0.conv1.weight": (1,)},
     "an autoencoder without": {"first_stage_model.encoder.down.0.block.0.conv1.weight": (1,)},
     "a text encoder without": {"text_model.encoder.layers.0.mlp.fc1.bias": (1,)},
     "textual-inversion": {"emb_params": (2, 768)},
-    "no Stable Diffusion: .* but what": {"what.weight": (1,)},
+    "not a Stable Diffusion: .* but what": {"what.weight": (1,)},
 }
 
 
