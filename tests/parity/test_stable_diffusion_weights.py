@@ -303,7 +303,7 @@ def test_a_ckpt_of_training_with_averaged_weights(single):
 
 
 BROKEN = {
-    "has no vae: get the whole file": lambda s: {
+    "has no vae: get a complete file": lambda s: {
         n: x for n, x in s.items() if not n.startswith("first_stage_model.")
     },
     "has no text_encoder: get": lambda s: {
@@ -374,7 +374,7 @@ def test_the_doctor_and_inspect_know_a_single_file(single, capsys):
     assert run(["weights", "inspect", str(path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)["whole"]
     assert facts["parts"] == ["unet", "vae", "text_encoder"] and facts["missing"] == []
-    written(path, BROKEN["has no vae: get the whole file"])
+    written(path, BROKEN["has no vae: get a complete file"])
     assert run(["weights", "doctor", str(path)]) == 3
     assert "has no vae: fetch it" in capsys.readouterr().out
     assert run(["weights", "inspect", str(path)]) == 0

@@ -467,7 +467,9 @@ BROKEN = {
     "scheduler: the scheduler's beta_schedule is 'what'": lambda f: edited(
         f / "scheduler" / "scheduler_config.json", beta_schedule="what"
     ),
-    "sample_size must be one or two positive integers, not 'big'": lambda f: edited(f / "unet" / "config.json", sample_size="big"),
+    "sample_size must be one or two positive integers, not 'big'": lambda f: edited(
+        f / "unet" / "config.json", sample_size="big"
+    ),
     "unet/diffusion_pytorch_model.*cut short": lambda f: (
         (path := f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(
             path.read_bytes()[:-5]
@@ -479,7 +481,9 @@ BROKEN = {
     "vae.*weights do not fit the model": lambda f: edited(
         f / "vae" / "config.json", block_out_channels=[8, 32]
     ),
-    "belong to different models": lambda f: edited(f / "text_encoder" / "config.json", vocab_size=99),
+    "belong to different models": lambda f: edited(
+        f / "text_encoder" / "config.json", vocab_size=99
+    ),
     "as bf16, fp16 alone: say which, as in --variant bf16": lambda f: [
         shutil.copy(
             f / "vae" / "diffusion_pytorch_model.safetensors",
