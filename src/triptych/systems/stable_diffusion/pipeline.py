@@ -26,7 +26,7 @@ from triptych.diffusion.spacing import Kind
 from triptych.nn.circular import circular
 from triptych.nn.int8 import int8
 from triptych.systems.stable_diffusion.adapters.learned_words import learned_words
-from triptych.systems.stable_diffusion.adapters.loras import merged
+from triptych.systems.stable_diffusion.adapters.loras import merged_loras
 from triptych.systems.stable_diffusion.encode_prompts import (
     EncodedPrompts,
     encode_prompts,
@@ -91,7 +91,7 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
     prompt, marks = loras_in(request.prompt)
     away = request.negative if request.guidance != 1 else ""  # which is then not asked
     with (
-        merged(model, request.loras, marks, loaded.name) as changes,
+        merged_loras(model, request.loras, marks, loaded.name) as changes,
         int8(model.unet, request.quantize == "int8"),
     ):
         with (

@@ -29,8 +29,8 @@ from triptych.systems.stable_diffusion.adapters.lora_files import (
 from triptych.systems.stable_diffusion.adapters.lora_updates import (
     Update,
     merge,
-    of_module,
     restore,
+    updates_of,
 )
 from triptych.systems.stable_diffusion.published.unet import diffusers_rules, from_diffusers
 from triptych.systems.stable_diffusion.unet import LatentUNet
@@ -324,7 +324,7 @@ def test_what_is_trained_here_is_a_file_that_others_read(unets):
     for name, parameter in ours.named_parameters():
         if "lora_up" in name:
             parameter.normal_(0, 0.1)
-    trained = {n: u for n, u in of_module(ours).items() if "transformer" in n}
+    trained = {n: u for n, u in updates_of(ours).items() if "transformer" in n}
     target = unet_target(unets[1])
     file = export_lora(trained, target)
     theirs, alphas = _convert_non_diffusers_lora_to_diffusers(dict(file))
@@ -367,7 +367,7 @@ def test_alphas_beside_the_tensors(unets, tmp_path):
     for update in read_lora(peft, [target]).updates["unet"].values():
         assert update.alpha / update.rank == pytest.approx(6 / 3**0.5)
     (peft / "adapter_config.json").write_text(json.dumps({"lora_alpha": 6, "use_dora": True}))
-    with pytest.raises(ValueError, match="use_dora is True: only plain LoRA"):
+    with pytest.raises(ValueError, match="use_dora is True; only plain LoRA"):
         read_lora(peft, [target])
     own = parse_lora(as_kohya(made), [target], {"": Alpha(99.0)})
     assert {u.alpha for u in own.updates["unet"].values()} == {1.0, 2.0, 3.0, 4.0}
@@ -387,20 +387,20 @@ FLUX = "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight"
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((FLUX, FLUX.replace("lora_A", "lora_B")), "none of its 1 layers, such as .* of FLUX"),
+        ((FLUX, FLUX.replace("lora_A", "lora_B")), "none of its 1 layers, such as .* for FLUX"),
         (
             ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight",
              "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"),
-            "LoRA of FLUX",
+            "LoRA for FLUX",
         ),
-        (("a.lora_down.weight", "a.lora_up.weight"), "of another family of models"),
-        (("conv_in.weight",), "conv_in.weight is no part of a LoRA"),
+        (("a.lora_down.weight", "a.lora_up.weight"), "for another family of models"),
+        (("conv_in.weight",), "conv_in.weight is not part of a LoRA"),
         (("lora_unet_x.hada_w1_a",), "LoHa"),
         (("lora_unet_x.lokr_w1",), "LoKr"),
         (("lora_unet_x.dora_scale",), "DoRA"),
-        (("lora_unet_conv_in.alpha",), "holds no LoRA"),
-        (("lora_unet_conv_in.lora_up.weight",), "has only up: the file is not whole"),
-        ((), "holds no LoRA"),
+        (("lora_unet_conv_in.alpha",), "contains no LoRA"),
+        (("lora_unet_conv_in.lora_up.weight",), "has only up: the file is incomplete"),
+        ((), "contains no LoRA"),
     ],
 )  # fmt: skip
 def test_what_is_no_lora_of_this_model_is_refused(unets, names, message):
@@ -419,13 +419,15 @@ def test_a_lora_of_another_family_is_refused_by_its_name(unets, width, family, k
     layer = f"{BLOCK}.attn2.to_k"
     made = {layer: (torch.zeros(4, width), torch.zeros(16, 4), 1.0)}
     file = as_kohya(made) if kohya else named(made, "{layer}.lora_{letter}.weight")
-    with pytest.raises(ValueError, match=rf"here is \(16, 20\): it is a LoRA of .*{family}"):
+    with pytest.raises(
+        ValueError, match=rf"in this model is \(16, 20\): it is a LoRA for .*{family}"
+    ):
         parse_lora(file, [unet_target(unets[1])])
 
 
 def test_an_update_of_an_unknown_weight_is_refused(unets):
     update = Update(torch.zeros(2, 5), torch.zeros(5, 2), 1.0)
-    with pytest.raises(ValueError, match="which the model lacks"):
+    with pytest.raises(ValueError, match="which the model does not have"):
         merge(unets[1], ({"nothing.weight": update}, 1.0))
     with pytest.raises(ValueError, match=r"is \(5, 5\), not \(16, 4, 3, 3\)"):
         merge(unets[1], ({"conv_in.weight": update}, 1.0))

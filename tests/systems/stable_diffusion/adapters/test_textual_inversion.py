@@ -74,14 +74,14 @@ def test_xl_has_vectors_for_both_encoders(tmp_path):
         ({"emb_params": vectors(1, 768)}, (768, 1280), "1.x .* this model is .* XL"),
         (
             {"clip_l": vectors(1, 768), "clip_g": vectors(1, 1280)}, (768,),
-            r"XL \(CLIP ViT-L and OpenCLIP ViT-bigG\), and this model is .* 1.x",
+            r"XL \(CLIP ViT-L and OpenCLIP ViT-bigG\), but this model is .* 1.x",
         ),
         (
             {"clip_l": vectors(1, 768), "clip_g": vectors(2, 1280)}, (768, 1280),
             "different numbers of vectors",
         ),
         ({"a": vectors(1, 768), "b": vectors(1, 768)}, (768,), "two words"),
-        ({"conv.weight": torch.zeros(4, 4, 3, 3)}, (768,), "no textual inversion"),
+        ({"conv.weight": torch.zeros(4, 4, 3, 3)}, (768,), "not a textual inversion"),
         ({f"l{i}": vectors(2, i + 1) for i in range(9)}, (768,), "among 9 tensors"),
         ({}, (768,), "a word for nothing"),
     ],

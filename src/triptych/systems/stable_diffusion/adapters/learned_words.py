@@ -1,7 +1,7 @@
-"""Textual inversion: words of a prompt that a few learned vectors stand for (arXiv:2208.01618).
+"""Textual inversion while pictures are sampled: words with learned vectors (arXiv:2208.01618).
 
-A file of the folder `embeddings` is named in a prompt by its name without the ending, as a word
-like any other, weights and all: `(my-style:1.2)`.
+A prompt names a file in the folder `embeddings` by its name without the ending, like any other
+word, with a weight if needed: `(my-style:1.2)`.
 """
 
 import re
@@ -23,13 +23,14 @@ ENDINGS = (".safetensors", ".pt", ".bin")
 def learned_words(
     model: StableDiffusion, tokenizers: Sequence[Tokenizer], prompts: Sequence[str]
 ) -> Iterator[tuple[tuple[Tokenizer, ...], tuple[str, ...]]]:
-    """Inside, the model's towers know the learned words that these prompts name; after it they are
-    as before. Gives tokenizers that know them too, and a sentence about each word.
+    """Add the learned words in these prompts to the model's text towers, and remove them on exit.
+
+    Yields tokenizers that have these words, and a note about each.
 
     Raises:
-        ValueError: a file that is no embedding, or one for another family of models.
+        ValueError: a file is not an embedding, or for another family of models.
     """
-    files = {name: path for name, path in _there().items() if _named(name, prompts)}
+    files = {name: path for name, path in _find_files().items() if _is_named(name, prompts)}
     widths = [tower.text.width for tower in model.config.text]
     words = {name: read_word(path, widths).vectors for name, path in files.items()}
     counts = {name: len(vectors[0]) for name, vectors in words.items()}
@@ -38,7 +39,7 @@ def learned_words(
     try:
         if words:
             for number, (weight, tokenizer) in enumerate(zip(weights, tokenizers, strict=True)):
-                known = weight.data[: tokenizer.vocabulary]  # rows behind it belong to no token
+                known = weight.data[: tokenizer.vocabulary]  # further rows belong to no token
                 added = [vectors[number].to(known) for vectors in words.values()]
                 weight.data = torch.cat([known, *added])
         notes = (
@@ -50,12 +51,12 @@ def learned_words(
             weight.data = original
 
 
-def _there() -> dict[str, Path]:
+def _find_files() -> dict[str, Path]:
     if not FOLDER.is_dir():
         return {}
     return {file.stem: file for file in sorted(FOLDER.iterdir()) if file.suffix in ENDINGS}
 
 
-def _named(name: str, prompts: Sequence[str]) -> bool:
+def _is_named(name: str, prompts: Sequence[str]) -> bool:
     pattern = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
     return any(pattern.search(prompt) for prompt in prompts)

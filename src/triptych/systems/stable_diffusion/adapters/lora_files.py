@@ -1,7 +1,7 @@
-"""LoRA files of others: kohya's, diffusers' and PEFT's names, linear and convolutional layers.
+"""LoRA files in the formats of kohya, diffusers and PEFT, for linear and convolutional layers.
 
-A file says by names of its own which layers it changes; here they become names of ours. What finds
-no place is counted and named, and a file of which nothing does is refused.
+Names of layers are mapped to ours. Layers that the model does not have are reported, and a file
+without any matching layer is an error.
 """
 
 import json
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from triptych.config import read_json
 from triptych.systems.clip.published import TRANSFORMERS_TEXT
-from triptych.systems.stable_diffusion.adapters.lora_updates import Update, fits, of_module
+from triptych.systems.stable_diffusion.adapters.lora_updates import Update, fits, updates_of
 from triptych.systems.stable_diffusion.published.unet import diffusers_rules, ldm_rules
 from triptych.systems.stable_diffusion.unet import LatentUNet
 from triptych.weights.files.read import read_weights, write_safetensors
@@ -28,14 +28,14 @@ from triptych.weights.skeleton import skeleton
 KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder",
          "lora_te2_": "text_encoder_2"}  # fmt: skip
 ROLES = {"A": "down", "B": "up"}
-ENDINGS = (  # what stands behind a layer's name, and which of kohya, diffusers, PEFT it tells
+SUFFIXES = (  # format, and what follows the name of a layer
     ("kohya", re.compile(r"\.lora_(down|up|mid)\.weight$")),
     ("PEFT", re.compile(r"\.lora_(A|B)(?:\.[\w-]+)?\.weight$")),
     ("diffusers", re.compile(r"\.lora(?:_linear_layer)?\.(down|up)\.weight$")),
     ("diffusers", re.compile(r"_lora\.(down|up)\.weight$")),
     ("", re.compile(r"\.(alpha)$")),
 )
-REFUSED = {  # parts of other methods: what they are
+REFUSED = {  # part of a tensor's name: the unsupported method that it belongs to
     "hada_": "LoHa, products of low-rank matrices",
     "lokr_": "LoKr, Kronecker products",
     "dora_scale": "DoRA, directions and magnitudes",
@@ -44,105 +44,110 @@ REFUSED = {  # parts of other methods: what they are
     "on_input": "(IA)3, scales of activations",
     "diff": "whole differences",
 }
-STRANGERS = {
+OTHER_FAMILIES = {
     "double_blocks": "FLUX",
     "single_transformer_blocks": "FLUX",
     "joint_blocks": "Stable Diffusion 3",
     "transformer.transformer_blocks": "Stable Diffusion 3 or FLUX",
     "lora_prior": "Stable Cascade",
 }
-CONTEXTS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL",
-            1280: "the refiner of Stable Diffusion XL"}  # fmt: skip
+CONTEXT_FAMILIES = {
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    1280: "the refiner of Stable Diffusion XL",
+    2048: "Stable Diffusion XL",
+}
+"""Families by the width of their context."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A model that a file may change, and what its layers are called in files."""
+    """A model that a file may change, with the names of its layers in files."""
 
     part: str
-    """unet, text_encoder or text_encoder_2, as diffusers calls the parts of a pipeline."""
+    """unet, text_encoder or text_encoder_2, as in diffusers."""
     shapes: Mapping[str, tuple[int, ...]]
-    """Of our weights."""
+    """Shapes of our weights."""
     layers: Mapping[str, tuple[str, ...]]
-    """Published names of layers, each with our weights that it is made of."""
+    """Names of layers in files, and our weights that each consists of."""
     exported: Mapping[str, str]
-    """Our weights, each with the layer that diffusers calls so."""
+    """Our weights, and diffusers' name of the layer of each."""
 
 
 def unet_target(model: LatentUNet) -> Target:
-    """A U-Net, whose layers files call by diffusers' names or by LDM's."""
+    """A U-Net, by diffusers' and LDM's names."""
     config = model.config
-    return _target("unet", model, [diffusers_rules(config), ldm_rules(config)])
+    return _build_target("unet", model, [diffusers_rules(config), ldm_rules(config)])
 
 
 def text_target(model: nn.Module, part: str = "text_encoder") -> Target:
-    """A text tower of CLIP's (`models/clip.py: TextTransformer`), under transformers' names."""
+    """A text tower of CLIP (`TextTransformer`), by transformers' names."""
     rules = [
         *under(TRANSFORMERS_TEXT, "text_model."),
         rename("text_projection.weight", "projection.weight"),
     ]
-    return _target(part, model, [rules])
+    return _build_target(part, model, [rules])
 
 
-def _target(part: str, model: nn.Module, tables: Sequence[Sequence[Rule]]) -> Target:
+def _build_target(part: str, model: nn.Module, tables: Sequence[Sequence[Rule]]) -> Target:
     shapes = {name: tuple(x.shape) for name, x in model.named_parameters() if x.ndim > 1}
     layers: dict[str, tuple[str, ...]] = {}
     exported: dict[str, str] = {}
     for rules in tables:
-        found = {
+        named = {
             name.removesuffix(".weight"): ours for name, ours in counterparts(shapes, rules).items()
         }
-        exported = exported or {name: layer for layer, ours in found.items() for name in ours}
-        layers |= found
-    # kohya's names have no dots; diffusers once called the projections of both towers alike
+        exported = exported or {name: layer for layer, ours in named.items() for name in ours}
+        layers |= named
+    # kohya's names have no dots; early diffusers used the U-Net's names in text towers, too
     flat = {name.replace(".", "_"): ours for name, ours in layers.items()}
     old = {
-        re.sub(r"self_attn\.(?:(\w)_proj|out_proj)$", _old, name): ours
+        re.sub(r"self_attn\.(?:(\w)_proj|out_proj)$", _old_attention_name, name): ours
         for name, ours in layers.items()
     }
     return Target(part, shapes, {**flat, **old, **layers}, exported)
 
 
-def _old(match: re.Match[str]) -> str:
+def _old_attention_name(match: re.Match[str]) -> str:
     return f"self_attn.to_{match[1]}" if match[1] else "self_attn.to_out.0"
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file in terms of our models."""
+    """A LoRA file, mapped to our weights."""
 
     form: str
     """kohya, diffusers or PEFT."""
     updates: dict[str, dict[str, Update]]
-    """By part, then by the weight of ours that it is for."""
+    """By part, then by the name of our weight."""
     matched: tuple[str, ...]
-    """Layers of the file that found their place."""
+    """Layers of the file that the model has."""
     unmatched: tuple[str, ...]
-    """Layers of the file that no part has."""
+    """Layers of the file that the model does not have."""
 
     def __str__(self) -> str:
-        found = [update for part in self.updates.values() for update in part.values()]
-        ranks = sorted({update.rank for update in found})
-        alphas = sorted({update.alpha for update in found})
+        updates = [update for part in self.updates.values() for update in part.values()]
+        ranks = sorted({update.rank for update in updates})
+        alphas = sorted({update.alpha for update in updates})
         return (
-            f"{self.form} LoRA of rank {_span(ranks)}, alpha {_span(alphas)}: "
+            f"{self.form} LoRA of rank {_format_range(ranks)}, alpha {_format_range(alphas)}: "
             f"{len(self.matched)} layers matched, {len(self.unmatched)} unmatched"
         )
 
 
 class Alpha(NamedTuple):
-    """What a file says of its alphas beside its tensors."""
+    """An alpha that a file declares in its metadata."""
 
     value: float
-    by_root: bool = False
-    """Updates are divided by the square root of the rank (arXiv:2312.03732)."""
+    rank_stabilised: bool = False
+    """rsLoRA: scaled by alpha / sqrt(rank) (arXiv:2312.03732)."""
 
 
 def read_lora(path: Path, targets: Sequence[Target]) -> Lora:
-    """A LoRA file, or PEFT's folder of `adapter_model.safetensors` and `adapter_config.json`.
+    """Read a LoRA file, or PEFT's folder of `adapter_model.safetensors` and `adapter_config.json`.
 
     Raises:
-        ValueError: what is wrong with the file, or which family of models it is for.
+        ValueError: the file is damaged, or for another family of models, which is named.
     """
     folder = path if path.is_dir() else None
     if folder is not None:
@@ -150,10 +155,10 @@ def read_lora(path: Path, targets: Sequence[Target]) -> Lora:
         names = [f"{stem}.{ending}" for ending in ("safetensors", "bin") for stem in stems]
         path = next((folder / name for name in names if (folder / name).is_file()), path)
         if path == folder:
-            raise ValueError(f"{folder} holds no LoRA: there is no {' or '.join(names)}")
+            raise ValueError(f"{folder} contains no LoRA: there is no {' or '.join(names)}")
     tensors = read_weights(path)
     try:
-        alphas = _declared(path)
+        alphas = _read_alphas(path)
         return parse_lora(tensors, targets, alphas)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -164,52 +169,52 @@ def parse_lora(
     targets: Sequence[Target],
     alphas: Mapping[str, Alpha] | None = None,
 ) -> Lora:
-    """Tensors of a LoRA file as updates of our weights.
+    """Parse the tensors of a LoRA file.
 
-    A layer's alpha is its own, else the one in `alphas` of its part (or of "", any part), else its
-    rank.
+    The alpha of a layer is its own tensor, else that of its part (or of "", any part) in `alphas`,
+    else its rank.
 
     Raises:
-        ValueError: another method than LoRA, by its name; a layer without one of its halves; no
-            layer that the targets have, or layers of other shapes: which family it is for.
+        ValueError: the file is of another method, which is named; a layer lacks `up` or `down`; no
+            layer matches, or shapes differ: the message names the family it is for.
     """
-    form, layers = _layers(tensors)
+    form, layers = _group_by_layer(tensors)
     alphas = alphas or {}
     updates: dict[str, dict[str, Update]] = {}
     matched, unmatched = [], []
     for layer, halves in layers.items():
         if not {"down", "up"} <= halves.keys():
-            raise ValueError(f"{layer} has only {' and '.join(halves)}: the file is not whole")
-        place = _place(layer, targets)
-        if place is None:
+            raise ValueError(f"{layer} has only {' and '.join(halves)}: the file is incomplete")
+        match = _find_layer(layer, targets)
+        if match is None:
             unmatched.append(layer)
             continue
-        target, ours = place
-        whole = _update(halves, alphas.get(target.part) or alphas.get(""))
+        target, ours = match
+        update = _build_update(halves, alphas.get(target.part) or alphas.get(""))
         rows = [target.shapes[name][0] for name in ours]
-        if sum(rows) != len(whole.up):
-            raise ValueError(_misfit(layer, whole.shape, target, ours, tensors))
-        for name, up in zip(ours, whole.up.split(rows), strict=True):
-            part = Update(whole.down, up, whole.alpha, whole.mid)
+        if sum(rows) != len(update.up):
+            raise ValueError(_misfit_message(layer, update.shape, target, ours, tensors))
+        for name, up in zip(ours, update.up.split(rows), strict=True):
+            part = Update(update.down, up, update.alpha, update.mid)
             if not fits(part, target.shapes[name]):
-                raise ValueError(_misfit(layer, whole.shape, target, ours, tensors))
+                raise ValueError(_misfit_message(layer, update.shape, target, ours, tensors))
             if name in updates.setdefault(target.part, {}):
-                raise ValueError(f"two layers of the file update {name}; the second is {layer}")
+                raise ValueError(f"two layers of the file update {name}; the second one is {layer}")
             updates[target.part][name] = part
         matched.append(layer)
     if not matched:
         parts = " or ".join(target.part for target in targets)
         raise ValueError(
-            f"none of its {len(unmatched)} layers, such as {unmatched[0]}, is one of the {parts} "
-            f"here: it is a LoRA of {_family(tensors) or 'another family of models'}"
+            f"none of its {len(unmatched)} layers, such as {unmatched[0]}, is in the {parts} of "
+            f"this model: it is a LoRA for {_family(tensors) or 'another family of models'}"
         )
     return Lora(form, updates, tuple(matched), tuple(unmatched))
 
 
 def export_lora(updates: Mapping[str, Update], target: Target) -> dict[str, Tensor]:
-    """Updates of one part as a file of kohya's names, which diffusers and others read.
+    """The tensors of a LoRA file in kohya's format, which diffusers and others read.
 
-    Where a published layer is several of ours, its update is theirs side by side.
+    Where a layer in files consists of several of our weights, their updates are joined.
     """
     prefixes = {part: prefix for prefix, part in KOHYA.items() if prefix != "lora_te1_"}
     layers: dict[str, list[str]] = {}
@@ -217,36 +222,36 @@ def export_lora(updates: Mapping[str, Update], target: Target) -> dict[str, Tens
         layers.setdefault(target.exported[name], []).append(name)
     tensors: dict[str, Tensor] = {}
     for layer in layers:
-        whole = _joined(updates, target, target.layers[layer])
+        update = _join_updates(updates, target, target.layers[layer])
         name = prefixes[target.part] + layer.replace(".", "_")
-        tensors[f"{name}.lora_down.weight"] = whole.down
-        tensors[f"{name}.lora_up.weight"] = whole.up
-        tensors[f"{name}.alpha"] = torch.tensor(whole.alpha)
-        if whole.mid is not None:
-            tensors[f"{name}.lora_mid.weight"] = whole.mid
+        tensors[f"{name}.lora_down.weight"] = update.down
+        tensors[f"{name}.lora_up.weight"] = update.up
+        tensors[f"{name}.alpha"] = torch.tensor(update.alpha)
+        if update.mid is not None:
+            tensors[f"{name}.lora_mid.weight"] = update.mid
     return tensors
 
 
 def write_lora(unet: LatentUNet, path: Path) -> None:
-    """The updates that `nn.lora.add` gave a U-Net and training filled, alone, in kohya's form.
+    """Write the trained low-rank layers (`nn.lora`) of a U-Net in kohya's format.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; what was there before stays.
+        OSError: the disk is full or the folder cannot be written; an older file is kept.
     """
     target = unet_target(skeleton(lambda: LatentUNet(unet.config)))
-    write_safetensors(path, export_lora(of_module(unet), target), {"format": "pt"})
+    write_safetensors(path, export_lora(updates_of(unet), target), {"format": "pt"})
 
 
-def _joined(updates: Mapping[str, Update], target: Target, ours: Sequence[str]) -> Update:
-    """One update of a published layer that is several of ours."""
+def _join_updates(updates: Mapping[str, Update], target: Target, ours: Sequence[str]) -> Update:
+    """One update of a layer that consists of several of our weights."""
     if len(ours) == 1:
         return updates[ours[0]]
-    found = [updates[name] for name in ours if name in updates]
-    first = found[0]
-    same = all(u.down is first.down or torch.equal(u.down, first.down) for u in found)
-    if len(found) == len(ours) and same and len({u.alpha for u in found}) == 1:
-        return Update(first.down, torch.cat([u.up for u in found]), first.alpha, first.mid)
-    rank = sum(update.rank for update in found)
+    parts = [updates[name] for name in ours if name in updates]
+    first = parts[0]
+    same = all(u.down is first.down or torch.equal(u.down, first.down) for u in parts)
+    if len(parts) == len(ours) and same and len({u.alpha for u in parts}) == 1:
+        return Update(first.down, torch.cat([u.up for u in parts]), first.alpha, first.mid)
+    rank = sum(update.rank for update in parts)
     rows, column = [], 0
     for name in ours:
         row = first.up.new_zeros(target.shapes[name][0], rank)
@@ -255,65 +260,67 @@ def _joined(updates: Mapping[str, Update], target: Target, ours: Sequence[str]) 
             row[:, column : column + one.rank] = one.up * (one.alpha / one.rank)
             column += one.rank
         rows.append(row)
-    return Update(torch.cat([update.down for update in found]), torch.cat(rows), float(rank))
+    return Update(torch.cat([update.down for update in parts]), torch.cat(rows), float(rank))
 
 
-def _layers(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, dict[str, Tensor]]]:
-    """Whose form it is, and the halves of every layer by its name there."""
+def _group_by_layer(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, dict[str, Tensor]]]:
+    """The format of a file, and the tensors of every layer by the layer's name in the file."""
     layers: dict[str, dict[str, Tensor]] = {}
     forms = []
     for name, tensor in tensors.items():
-        form, ending = _ending(name)
+        form, ending = _match_suffix(name)
         layer = name[: ending.start()].replace(".processor.", ".")
-        layer = re.sub(r"\.to_out$", ".to_out.0", layer)  # of diffusers' first form
+        layer = re.sub(r"\.to_out$", ".to_out.0", layer)  # in early diffusers
         layers.setdefault(layer, {})[ROLES.get(ending[1], ending[1])] = tensor
         forms += [form] if form else []
     if not forms:
-        raise ValueError("it holds no LoRA: no name ends like lora_down.weight or lora_A.weight")
+        raise ValueError("it contains no LoRA: no name ends in lora_down.weight or lora_A.weight")
     return max(set(forms), key=forms.count), layers
 
 
-def _ending(name: str) -> tuple[str, re.Match[str]]:
-    """Whose form a name has, and what stands behind the layer's."""
-    for form, pattern in ENDINGS:
+def _match_suffix(name: str) -> tuple[str, re.Match[str]]:
+    """The format of a tensor's name, and the match of its suffix."""
+    for form, pattern in SUFFIXES:
         if match := pattern.search(name):
             return form, match
     for part, method in REFUSED.items():
         if f".{part}" in name:
-            raise ValueError(f"{name} is of {method}: only low-rank updates (LoRA, LoCon) load")
-    raise ValueError(f"{name} is no part of a LoRA")
+            raise ValueError(
+                f"{name} belongs to {method}; supported: low-rank updates (LoRA, LoCon)"
+            )
+    raise ValueError(f"{name} is not part of a LoRA")
 
 
-def _place(layer: str, targets: Iterable[Target]) -> tuple[Target, tuple[str, ...]] | None:
-    """The part and our weights that a layer's name in a file stands for."""
+def _find_layer(layer: str, targets: Iterable[Target]) -> tuple[Target, tuple[str, ...]] | None:
+    """The target and our weights of a layer in a file; None if no target has it."""
     layer = layer.removeprefix("base_model.model.")
-    wanted = ""
-    for prefix, part in (*KOHYA.items(), *((f"{p}.", p) for p in KOHYA.values())):
+    part = ""
+    for prefix, name in (*KOHYA.items(), *((f"{p}.", p) for p in KOHYA.values())):
         if layer.startswith(prefix):
-            wanted, layer = part, layer.removeprefix(prefix)
+            part, layer = name, layer.removeprefix(prefix)
             break
     for target in targets:
-        if wanted in ("", target.part) and layer in target.layers:
+        if part in ("", target.part) and layer in target.layers:
             return target, target.layers[layer]
     return None
 
 
-def _update(halves: Mapping[str, Tensor], declared: Alpha | None) -> Update:
+def _build_update(halves: Mapping[str, Tensor], declared: Alpha | None) -> Update:
     down, up = halves["down"], halves["up"]
     if down.ndim < 2 or up.ndim < 2 or not len(down) or up[0].numel() != len(down):
-        raise ValueError(f"halves of {tuple(up.shape)} and {tuple(down.shape)} do not multiply")
+        raise ValueError(f"up {tuple(up.shape)} and down {tuple(down.shape)} do not fit each other")
     rank = len(down)
     if "alpha" in halves:
         alpha = float(halves["alpha"])
     elif declared is not None:
-        alpha = declared.value * (rank**0.5 if declared.by_root else 1)
+        alpha = declared.value * (rank**0.5 if declared.rank_stabilised else 1)
     else:
         alpha = float(rank)
     return Update(down, up, alpha, halves.get("mid"))
 
 
-def _declared(path: Path) -> dict[str, Alpha]:
-    """Alphas that stand in a safetensors header (diffusers) or in PEFT's `adapter_config.json`."""
+def _read_alphas(path: Path) -> dict[str, Alpha]:
+    """Alphas in the metadata of a safetensors file (diffusers) or PEFT's `adapter_config.json`."""
     settings: dict[str, Any] = {}
     beside = path.with_name("adapter_config.json")
     if beside.is_file():
@@ -325,47 +332,46 @@ def _declared(path: Path) -> dict[str, Alpha]:
         try:
             settings = json.loads(stored)
         except ValueError as error:
-            raise ValueError("its lora_adapter_metadata is no JSON. Fetch it again") from error
+            raise ValueError("its lora_adapter_metadata is not JSON: download it again") from error
     if not isinstance(settings, dict):
-        raise ValueError("what it says of its LoRA is no JSON object. Fetch it again")
+        raise ValueError("its LoRA metadata is not a JSON object: download it again")
     alphas: dict[str, Alpha] = {}
     for name, value in settings.items():
         part, _, field = name.rpartition(".")
         if field in ("alpha_pattern", "use_dora", "layer_replication") and value:
-            raise ValueError(f"its {field} is {value!r}: only plain LoRA loads")
+            raise ValueError(f"its {field} is {value!r}; only plain LoRA is supported")
         if field == "lora_alpha" and isinstance(value, int | float):
             root = bool(settings.get(f"{part}.use_rslora", False))
             alphas[part] = Alpha(float(value), root)
     return alphas
 
 
-def _misfit(
+def _misfit_message(
     layer: str,
     shape: tuple[int, ...],
     target: Target,
     ours: Sequence[str],
     tensors: Mapping[str, Tensor],
 ) -> str:
-    wanted = target.shapes[ours[0]]
-    family = _family(tensors)
-    of = f"it is a LoRA of {family}" if family else "it is a LoRA of another family of models"
+    rows, *others = target.shapes[ours[0]]
     return (
-        f"{layer} updates a layer of shape {shape}, which here is "
-        f"{(len(ours) * wanted[0], *wanted[1:])}: {of}"
+        f"{layer} updates a layer of shape {shape}, which in this model is "
+        f"{(len(ours) * rows, *others)}: it is a LoRA for "
+        f"{_family(tensors) or 'another family of models'}"
     )
 
 
 def _family(tensors: Mapping[str, Tensor]) -> str:
-    """Whom a LoRA is for, by its names or by the width of the text that its U-Net reads."""
+    """The family of models that a LoRA is for, by its names or the width of its context."""
     for name, tensor in tensors.items():
-        for part, family in STRANGERS.items():
+        for part, family in OTHER_FAMILIES.items():
             if part in name:
                 return family
         if re.search(r"attn2[._](processor\.)?to_k[._]\w*(lora\.|_)?(down|A)\b", name):
-            return CONTEXTS.get(tensor.shape[1], "")
+            return CONTEXT_FAMILIES.get(tensor.shape[1], "")
     return ""
 
 
-def _span(values: Sequence[float]) -> str:
+def _format_range(values: Sequence[float]) -> str:
     shown = [f"{value:g}" for value in values]
     return shown[0] if len(shown) == 1 else f"{shown[0]} to {shown[-1]}"

@@ -1,4 +1,4 @@
-"""LoRA files in the weights of a text-to-image model, for as long as pictures are drawn."""
+"""LoRA files merged into a text-to-image model while pictures are sampled."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,39 +19,39 @@ from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.request import parse_lora
 
 FOLDERS = (Path("loras"), Path("."))
-"""Where `<lora:NAME:WEIGHT>` in a prompt looks for NAME."""
+"""Where the NAME of `<lora:NAME:WEIGHT>` in a prompt is searched."""
 ENDINGS = (".safetensors", ".pt", ".bin")
 LISTED = 5
 
 
 @contextmanager
-def merged(
+def merged_loras(
     model: StableDiffusion, files: Sequence[str], marks: Sequence[str], name: str
 ) -> Iterator[tuple[str, ...]]:
-    """Inside, the model's weights have these LoRAs in them; after it they are as before, to the
-    bit. Gives a sentence about each: its rank, and how many of its layers matched.
+    """Merge LoRAs into the model, and restore its weights exactly on exit.
 
-    `files` are FILE:WEIGHT; `marks` NAME:WEIGHT as they stand in prompts, which name a file of
-    `FOLDERS` without its ending and never a path.
+    Yields a note about each: its rank, and how many of its layers matched. `files` are
+    FILE:WEIGHT; `marks` are NAME:WEIGHT from the prompt, where NAME is a file in `FOLDERS` without
+    its ending, never a path. `name` of the model is for messages.
 
     Raises:
-        ValueError: a file that is not there or no LoRA, or one for another family of models.
+        ValueError: a file does not exist, is not a LoRA, or is for another family of models.
     """
-    wanted = [parse_lora(file) for file in files]
-    wanted += [(str(installed_lora(mark)), weight) for mark, weight in map(parse_lora, marks)]
+    paths = [parse_lora(file) for file in files]
+    paths += [(str(installed_lora(mark)), weight) for mark, weight in map(parse_lora, marks)]
     parts: dict[str, nn.Module] = {"unet": model.unet}
     for number, tower in enumerate(model.text):
         parts["text_encoder" if number == 0 else f"text_encoder_{number + 1}"] = tower
     targets = [unet_target(model.unet)]
     targets += [text_target(tower, part) for part, tower in parts.items() if part != "unet"]
-    found = [(file, _read(file, targets, name), weight) for file, weight in wanted]
+    loras = [(file, _read(file, targets, name), weight) for file, weight in paths]
     originals = {}
     try:
         for part, module in parts.items():
-            updates = [(lora.updates.get(part, {}), weight) for _, lora, weight in found]
+            updates = [(lora.updates.get(part, {}), weight) for _, lora, weight in loras]
             if any(update for update, _ in updates):
                 originals[part] = merge(module, *updates)
-        yield tuple(_said(file, lora, weight) for file, lora, weight in found)
+        yield tuple(_describe(file, lora, weight) for file, lora, weight in loras)
     finally:
         for part, weights in originals.items():
             restore(parts[part], weights)
@@ -60,7 +60,7 @@ def merged(
 def _read(file: str, targets: Sequence[Target], name: str) -> Lora:
     path = Path(file)
     if not path.exists():
-        raise ValueError(f"no LoRA {file}: there is no such file")
+        raise ValueError(f"no LoRA {file}: the file does not exist")
     try:
         return read_lora(path, targets)
     except ValueError as error:
@@ -68,29 +68,30 @@ def _read(file: str, targets: Sequence[Target], name: str) -> Lora:
 
 
 def installed_lora(name: str) -> Path:
-    """The file in `FOLDERS` of a name in a prompt, which a stranger may have written: a plain name,
-    with its ending or without.
+    """The file of a LoRA that a prompt names, with or without its ending.
+
+    Only names of files in `FOLDERS` are accepted, because a prompt may come from a stranger.
 
     Raises:
-        ValueError: there is none; offers the nearest.
+        ValueError: there is none; names the nearest.
     """
-    there = {
+    installed = {
         file.name.removesuffix(file.suffix): file
         for folder in reversed(FOLDERS)
         for ending in ENDINGS
         for file in sorted(folder.glob(f"*{ending}"))
     }
-    there |= {file.name: file for file in there.values()}
-    if name not in there:
-        looked = " and ".join(str(folder.resolve().name) or "." for folder in FOLDERS)
+    installed |= {file.name: file for file in installed.values()}
+    if name not in installed:
+        folders = " and ".join(str(folder.resolve().name) or "." for folder in FOLDERS)
         raise ValueError(
-            f"no LoRA {name[:60]!r} in the folders {looked}: put {name[:60]}.safetensors there, or "
-            f"give --loras FILE:WEIGHT.{nearest(name, list(there))}"
+            f"no LoRA {name[:60]!r} in the folders {folders}: put {name[:60]}.safetensors there, "
+            f"or give --loras FILE:WEIGHT.{nearest(name, list(installed))}"
         )
-    return there[name]
+    return installed[name]
 
 
-def _said(file: str, lora: Lora, weight: float) -> str:
+def _describe(file: str, lora: Lora, weight: float) -> str:
     more = ""
     if lora.unmatched:
         shown = ", ".join(lora.unmatched[:LISTED])

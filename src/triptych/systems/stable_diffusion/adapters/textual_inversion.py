@@ -1,4 +1,4 @@
-"""Textual inversion: files of a few learned vectors that stand for a new word (arXiv:2208.01618).
+"""Files of textual inversion: the learned vectors of a new word (arXiv:2208.01618).
 
 Dimensions: N vectors of the word, D width of a text encoder.
 """
@@ -20,27 +20,27 @@ FAMILIES = {
     (768, 1280, 4096): "Stable Diffusion 3",
 }
 UNNAMED = ("emb_params", "string_to_param.*", "clip_l", "clip_g")
-"""Names of tensors that say nothing of the word: it is the file's own name then."""
+"""Names of tensors in files that do not contain the word, which is then the name of the file."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word that a text encoder did not know, in the vectors that it is trained to be."""
+    """A new word and its learned vectors."""
 
     name: str
-    """What stands for it in a prompt."""
+    """The word in a prompt."""
     vectors: tuple[Float[Tensor, "N D"], ...]
-    """One for each text encoder, in the order asked for."""
+    """For each text tower, in the order of the model."""
 
 
 def read_word(path: Path, widths: Sequence[int]) -> Word:
-    """An embedding file of AUTOMATIC1111's (`.pt`, `.safetensors`) or diffusers' form.
+    """Read an embedding file in the format of AUTOMATIC1111 (`.pt`, `.safetensors`) or diffusers.
 
-    `widths` are those of the model's text encoders. A file of diffusers says its word, such as
-    `<cat-toy>`; of others it is the file's name without its ending.
+    `widths` are those of the model's text towers. A file of diffusers contains its word, such as
+    `<cat-toy>`; for others it is the file's name without its ending.
 
     Raises:
-        ValueError: what is wrong with the file, or which family of models it is for.
+        ValueError: the file is damaged, or for another family of models, which is named.
     """
     try:
         return parse_word(read_weights(path), widths, path.stem)
@@ -50,37 +50,37 @@ def read_word(path: Path, widths: Sequence[int]) -> Word:
 
 
 def parse_word(tensors: Mapping[str, Tensor], widths: Sequence[int], name: str) -> Word:
-    """Tensors of an embedding file as vectors per text encoder.
+    """Parse the tensors of an embedding file.
 
     Raises:
-        ValueError: they are no embedding, or one for other text encoders.
+        ValueError: they are not an embedding, or one for other text towers.
     """
-    # the first programs kept the word's token number too
-    found = {key: x for key, x in tensors.items() if not key.startswith("string_to_token")}
+    # early files also have the token of the word
+    embeddings = {key: x for key, x in tensors.items() if not key.startswith("string_to_token")}
     rows: dict[int, Tensor] = {}
-    for key, tensor in found.items():
+    for key, tensor in embeddings.items():
         vectors = tensor[None] if tensor.ndim == 1 else tensor
-        if vectors.ndim != 2 or not vectors.is_floating_point() or len(found) > 3:
+        if vectors.ndim != 2 or not vectors.is_floating_point() or len(embeddings) > 3:
             raise ValueError(
-                f"{key} is of shape {tuple(tensor.shape)} among {len(found)} tensors: the file is "
-                "no textual inversion, which has one to three of (vectors, width)"
+                f"{key} has shape {tuple(tensor.shape)}, among {len(embeddings)} tensors: the file "
+                "is not a textual inversion, which has one to three tensors (vectors, width)"
             )
         if vectors.shape[1] in rows:
-            raise ValueError(f"it holds two words for an encoder of width {vectors.shape[1]}")
+            raise ValueError(f"it contains two words for a text tower of width {vectors.shape[1]}")
         rows[vectors.shape[1]] = vectors
     if sorted(rows) != sorted(widths):
         raise ValueError(
-            f"it is a word for {_family(list(rows))}, and this model is {_family(widths)}"
+            f"it is a word for {_family(list(rows))}, but this model is {_family(widths)}"
         )
     if len({len(vectors) for vectors in rows.values()}) > 1:
         counts = ", ".join(str(len(vectors)) for vectors in rows.values())
-        raise ValueError(f"its encoders have different numbers of vectors: {counts}")
-    spoken = next((key for key in found if key not in UNNAMED), name)
-    return Word(spoken, tuple(rows[width] for width in widths))
+        raise ValueError(f"its text towers have different numbers of vectors: {counts}")
+    word = next((key for key in embeddings if key not in UNNAMED), name)
+    return Word(word, tuple(rows[width] for width in widths))
 
 
 def _family(widths: Sequence[int]) -> str:
-    """Whom vectors of these widths are for."""
+    """The family of models whose text towers have these widths."""
     known = FAMILIES.get(tuple(sorted(widths)))
-    encoders = " and ".join(ENCODERS.get(w, f"an encoder of width {w}") for w in sorted(widths))
+    encoders = " and ".join(ENCODERS.get(w, f"a text tower of width {w}") for w in sorted(widths))
     return f"{known} ({encoders})" if known else encoders or "nothing"
