@@ -17,12 +17,12 @@ from triptych.requests import TextToImage
 from triptych.systems.stable_diffusion.parameters_text import (
     Infotext,
     infotext_of,
-    loras_in,
     parse_infotext,
     parse_pairs,
     replay,
     write_infotext,
 )
+from triptych.text.weighting import loras_in
 from triptych.vision.images import read_parameters, read_request, save_picture
 
 LECTURE = (
@@ -110,8 +110,8 @@ def test_samplers_and_schedules(line, expected):
     ("line", "words"),
     [
         ("Sampler: Eulr a", "no sampler 'Eulr a'. Did you mean 'euler a'"),
-        ("Sampler: Euler, Schedule type: Turbo", "no schedule 'Turbo' here; there are: Automatic"),
-        ("Steps: many", "Steps is 'many', which is no number"),
+        ("Sampler: Euler, Schedule type: Turbo", "'Turbo' is not supported; supported: Automatic"),
+        ("Steps: many", "Steps is 'many', which is not a number"),
         ("Size: 8x8", "each 16 to 4096 pixels"),
         ("CFG scale: nan", "guidance must be 0 to 100"),
     ],
@@ -126,7 +126,7 @@ def test_a_text_without_settings():
         "a cat\nSteps: 20, Sampler: Euler"
     )
     assert parse_infotext("") == Infotext()
-    with pytest.raises(ValueError, match="there are no settings in it"):
+    with pytest.raises(ValueError, match="the text has no settings"):
         replay(parse_infotext("a cat"))
 
 

@@ -31,7 +31,7 @@ from triptych.systems.stable_diffusion.encode_prompts import (
 )
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.preview import preview_of
-from triptych.systems.stable_diffusion.starting_picture import spherical, start_of
+from triptych.systems.stable_diffusion.starting_picture import interpolate_noise, prepare_start
 from triptych.vision.images import open_picture, save_picture, to_pictures
 
 
@@ -135,7 +135,7 @@ def test_what_is_not_asked_is_the_models(tiny) -> None:
 def test_philox_noise_is_the_start(tiny) -> None:
     model = tiny.model
     noise = PictureNoise([11], "philox")
-    start = start_of(model, noise, None, 1.0, (64, 64))  # type: ignore[arg-type]
+    start = prepare_start(model, noise, None, 1.0, (64, 64))  # type: ignore[arg-type]
     assert torch.equal(start.x[0], philox_normal(11, 0, (4, 8, 8)))
     assert psnr(pictures(tiny, noise_source="philox"), pictures(tiny)) < 40
 
@@ -161,11 +161,11 @@ def test_of_several_variations_the_variation_seed_counts(tiny) -> None:
 def test_the_great_circle_in_closed_form() -> None:
     right, up = torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2)
     right[..., 0] = up[..., 1] = 2.0
-    third = spherical(right, up, 1 / 3).flatten()
+    third = interpolate_noise(right, up, 1 / 3).flatten()
     assert third.tolist() == pytest.approx([3**0.5, 1.0], abs=1e-6)  # 30 degrees
-    assert torch.allclose(spherical(right, right, 0.3), right)
+    assert torch.allclose(interpolate_noise(right, right, 0.3), right)
     noise = torch.randn(2, 4, 64, 64, generator=torch.Generator().manual_seed(0))
-    between = spherical(noise[:1], noise[1:], 0.5)
+    between = interpolate_noise(noise[:1], noise[1:], 0.5)
     assert float(between.std()) == pytest.approx(1, abs=0.02)  # a straight line would have 0.71
 
 

@@ -1,4 +1,4 @@
-"""The U-Net of a text-to-image model in OpenVINO, for as long as pictures are drawn.
+"""The U-Net of a text-to-image model in OpenVINO, while pictures are sampled.
 
 Dimensions: B pictures, C channels, O output channels, h w latent sides, S tokens of the context, D
 width of the context, V pooled vector, N sizes.
@@ -19,7 +19,7 @@ from triptych.weights.openvino import Conversion, Input, compiled, conversion_of
 
 
 class Positional(nn.Module):
-    """A U-Net as OpenVINO takes it: float32 in their order in, float32 out."""
+    """A U-Net for OpenVINO: positional inputs and output in float32."""
 
     def __init__(self, unet: LatentUNet):
         super().__init__()
@@ -28,15 +28,15 @@ class Positional(nn.Module):
     def forward(self, x: Tensor, time: Tensor, context: Tensor, *added: Tensor) -> Tensor:
         vector, sizes = added or (None, None)
         weight = self.unet.conv_in.weight
-        found: Tensor = self.unet(
+        output: Tensor = self.unet(
             x.to(weight.dtype), time, context.to(weight.dtype), vector=vector, sizes=sizes
         )
-        return found.float()
+        return output.float()
 
 
 class OpenVinoUNet(nn.Module):
-    """A converted U-Net in the place of the one that it was converted from; compiled for every
-    size of pictures and batches as it comes, in two seconds for Stable Diffusion 1.x.
+    """A converted U-Net in place of the original. It is compiled anew for each shape of its inputs,
+    which takes two seconds for Stable Diffusion 1.x.
     """
 
     def __init__(self, config: LatentUNetConfig, folder: Path, half: bool):
@@ -53,14 +53,14 @@ class OpenVinoUNet(nn.Module):
         sizes: Num[Tensor, "B N"] | None = None,
         label: None = None,
     ) -> Float[Tensor, "B O h w"]:
-        given = [x, time, context, *(one for one in (vector, sizes) if one is not None)]
-        shapes = tuple(tuple(one.shape) for one in given)
+        inputs = [x, time, context, *(one for one in (vector, sizes) if one is not None)]
+        shapes = tuple(tuple(one.shape) for one in inputs)
         network = compiled(self.folder, self.in_bfloat16, torch.get_num_threads(), shapes)
-        return network(*(one.float() for one in given)).to(x.dtype)
+        return network(*(one.float() for one in inputs)).to(x.dtype)
 
 
 def unet_conversion(model: StableDiffusion, tiling: bool) -> Conversion:
-    """Where the conversion of the model's U-Net lies, with the weights that it has now.
+    """Where the conversion of the U-Net with its current weights is, or will be.
 
     Raises:
         ValueError: OpenVINO is not installed.
@@ -68,30 +68,29 @@ def unet_conversion(model: StableDiffusion, tiling: bool) -> Conversion:
     return conversion_of(model.unet, model.config.unet, "unet", tiling=tiling)
 
 
-def conversion_said(
+def describe_conversion(
     conversion: Conversion, model: StableDiffusion, *, lora: bool
 ) -> tuple[str, ...]:
-    """What someone should know before a conversion: that it takes a while, what it takes of the
-    disk, and what else lies there.
-    """
+    """Notes before a conversion: its duration, its size on disk, and older conversions."""
     size = sum(parameter.nbytes for parameter in model.unet.parameters())
-    with_lora = " with these LoRAs, for which it is another network," if lora else ""
-    notes = (
-        f"the U-Net{with_lora} is converted for OpenVINO, once: about a minute for Stable "
-        f"Diffusion 1.x. It stays in {conversion.folder} ({size / 1e9:.1f} GB)"
+    with_loras = " with these LoRAs" if lora else ""
+    note = (
+        f"the U-Net{with_loras} is being converted for OpenVINO, which is needed once and takes "
+        f"about a minute for Stable Diffusion 1.x; kept in {conversion.folder} "
+        f"({size / 1e9:.1f} GB)"
     )
     count, taken = conversion.others()
     if not count:
-        return (notes,)
-    return (notes, f"beside it lie {count} others ({taken / 1e9:.1f} GB), which may be deleted")
+        return (note,)
+    return (note, f"{count} other conversions ({taken / 1e9:.1f} GB) there may be deleted")
 
 
 @contextmanager
 def in_openvino(
     model: StableDiffusion, conversion: Conversion | None, dtype: torch.dtype, tiling: bool
 ) -> Iterator[None]:
-    """Inside, OpenVINO computes the model's U-Net, if there is a conversion or one to be made;
-    after it torch does again.
+    """Run the model's U-Net in OpenVINO, converting it first if needed; without a conversion, in
+    torch.
 
     Raises:
         OSError: the conversion cannot be written.
@@ -104,21 +103,20 @@ def in_openvino(
             convert(Positional(model.unet), unet_inputs(model.config), conversion)
     half = dtype == torch.bfloat16
     unet = model.unet
-    replaced = OpenVinoUNet(model.config.unet, conversion.folder, half)
-    model.unet = replaced  # type: ignore[assignment]
+    model.unet = OpenVinoUNet(model.config.unet, conversion.folder, half)  # type: ignore[assignment]
     try:
         yield
     finally:
         model.unet = unet
 
 
-def unet_inputs(whole: StableDiffusionConfig) -> list[Input]:
-    """What a U-Net is called with, of any size.
+def unet_inputs(model_config: StableDiffusionConfig) -> list[Input]:
+    """Example inputs of the U-Net for tracing, and which of their dimensions are dynamic.
 
-    The examples' sides are odd on every level: an even one would be doubled by a filter that knows
-    nothing else. They are small, so that nothing which is for large pictures only is followed.
+    Sides are odd at every level, so that upsampling is traced with its size as an input; they are
+    small, so that branches for large pictures are not traced.
     """
-    config = whole.unet
+    config = model_config.unet
     side = 2 ** len(config.widths)
     shapes = [
         ((2, config.in_channels, side + 1, 2 * side + 1), (-1, config.in_channels, -1, -1)),
@@ -126,6 +124,6 @@ def unet_inputs(whole: StableDiffusionConfig) -> list[Input]:
         ((2, 7, config.context), (-1, -1, config.context)),
     ]
     if config.added:
-        vector, sizes = whole.text[-1].dim or 0, whole.sizes
+        vector, sizes = model_config.text[-1].dim or 0, model_config.sizes
         shapes += [((2, vector), (-1, vector)), ((2, sizes), (-1, sizes))]
     return [Input(torch.full(example, 0.5), shape) for example, shape in shapes]

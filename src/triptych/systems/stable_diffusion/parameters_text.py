@@ -1,4 +1,4 @@
-"""The text that AUTOMATIC1111 and many after it write into pictures, read and written.
+"""Read and write the text that AUTOMATIC1111 and other programs store in pictures.
 
 ```
 a red cat, <lora:style:0.8>
@@ -6,8 +6,8 @@ Negative prompt: blurry
 Steps: 20, Sampler: Euler a, CFG scale: 7.0, Seed: 1117431804, Size: 712x1024, Model: SD XL
 ```
 
-The form is lossy: lines lose the spaces around them, a prompt's line may look like a negative
-prompt, and keys have at least two characters. The exact record of a picture is our JSON beside it.
+The format is lossy: lines lose the spaces around them, a line of a prompt may look like a negative
+prompt, and keys have at least two characters. The exact record of a picture is our JSON.
 """
 
 import json
@@ -19,17 +19,17 @@ from typing import Any, NamedTuple
 
 from triptych.diffusion.names import SAMPLERS, SPACINGS, parse_sampler
 from triptych.systems.stable_diffusion.request import TextToImage, parse_lora
+from triptych.text.weighting import loras_in
 
 MAX_TEXT = 64 * 1024  # characters
 NEGATIVE = "Negative prompt:"
 OURS = "Conventions"
-"""A key of our own: whose reading of a sampler the picture was drawn with."""
+"""Our own key: whose conventions for samplers the picture was drawn with."""
 QUOTED = re.compile(r'"(?:\\.|[^\\"])++"')
 SPACE = re.compile(r"\s*")
 KEY_CHARACTER = re.compile(r"[\w \-/]")
-LORA = re.compile(r"<lora:([^<>:]+)(?::([^<>:]*))?>")
 
-NO_SETTINGS = {  # keys that tell something and change nothing
+INFORMATION = {  # keys that do not change the picture
     *("Model hash", "VAE hash", "VAE", "Version", "User", "Lora hashes", "TI hashes", "Hashes"),
     *("Created Date", "Civitai resources", "Civitai metadata", "Model", "Init image hash"),
 }
@@ -49,18 +49,16 @@ class Infotext:
 
 
 def parse_infotext(text: str) -> Infotext:
-    """Read the text of any program that writes this form.
+    """Read the text of any program that writes this format.
 
-    The last line holds settings if there are at least three in it; otherwise it belongs to the
-    prompt.
+    The last line has the settings if there are at least three; otherwise it belongs to the prompt.
 
     Raises:
-        ValueError: more than 64 KiB.
+        ValueError: the text has more than 65,536 characters.
     """
     if len(text) > MAX_TEXT:
         raise ValueError(
-            f"{len(text):,} characters of parameters; at most {MAX_TEXT:,} are read: is it a "
-            "picture's own text?"
+            f"{len(text):,} characters of parameters; at most {MAX_TEXT:,} are supported"
         )
     lines = [line.strip() for line in text.strip().split("\n")]
     pairs = parse_pairs(lines[-1])
@@ -80,10 +78,10 @@ def parse_infotext(text: str) -> Infotext:
 
 
 def parse_pairs(line: str) -> list[tuple[str, str]]:
-    """The `Key: value` pairs of a line, whatever stands between them; linear in its length.
+    """The `Key: value` pairs of a line, in linear time; other text is skipped.
 
-    A key is letters, digits, spaces, hyphens and slashes, at least two characters before a colon. A
-    value ends at a comma, unless it is a whole JSON string.
+    A key is at least two letters, digits, spaces, hyphens or slashes before a colon. A value ends
+    at a comma, unless it is a complete JSON string.
     """
     pairs: list[tuple[str, str]] = []
     start = 0
@@ -95,109 +93,103 @@ def parse_pairs(line: str) -> list[tuple[str, str]]:
         start = colon + 1
         if len(key) < 2:
             continue
-        value_at = _after_space(line, start)
+        value_at = _skip_space(line, start)
         quoted = QUOTED.match(line, value_at)
         end = quoted.end() if quoted else -1
         if not quoted or (end < len(line) and line[end] != ","):
             end = line.find(",", value_at)
             end = len(line) if end < 0 else end
-        pairs.append((key, _unquoted(line[value_at:end].strip())))
+        pairs.append((key, _unquote(line[value_at:end].strip())))
         start = end + 1
     return pairs
 
 
-def _after_space(line: str, place: int) -> int:
+def _skip_space(line: str, place: int) -> int:
     match = SPACE.match(line, place)
     return match.end() if match else place
 
 
-def _unquoted(value: str) -> str:
+def _unquote(value: str) -> str:
     if len(value) < 2 or value[0] != '"' or value[-1] != '"':
         return value
     try:
-        found: Any = json.loads(value)
+        parsed: Any = json.loads(value)
     except (ValueError, RecursionError):
         return value
-    return found if isinstance(found, str) else value
+    return parsed if isinstance(parsed, str) else value
 
 
 def write_infotext(info: Infotext) -> str:
-    """The text of settings in their order, for a picture's file.
+    """The text for a picture's file, with settings in their order.
 
-    Values with a comma, colon or line end, and those that would be read as another value, are
-    JSON strings. A setting that is called like its value is written once, as there.
+    Values that would otherwise be read as something else, such as those with a comma or colon, are
+    written as JSON strings. A setting whose value equals its key is written as the key alone.
     """
-    settings = ", ".join(k if k == v else f"{k}: {_quoted(v)}" for k, v in info.pairs)
+    settings = ", ".join(k if k == v else f"{k}: {_quote(v)}" for k, v in info.pairs)
     negative = f"\n{NEGATIVE} {info.negative}" if info.negative else ""
     text = f"{info.prompt}{negative}\n{settings}".strip()
-    # neither zeros nor halves of surrogate pairs can stand in a file
+    # zeros and lone surrogates cannot be stored
     return text.replace("\0", " ").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _quoted(value: str) -> str:
+def _quote(value: str) -> str:
     plain = not re.search(r"[,\n:]", value) and not value.startswith('"') and value == value.strip()
     return value if plain else json.dumps(value, ensure_ascii=False)
 
 
-def loras_in(prompt: str) -> tuple[str, tuple[str, ...]]:
-    """A prompt without its `<lora:NAME:WEIGHT>` marks, and those as `NAME:WEIGHT`.
-
-    AUTOMATIC1111 keeps its low-rank updates inside the prompt; without a weight they count once.
-    """
-    loras = tuple(f"{name.strip()}:{weight or 1}" for name, weight in LORA.findall(prompt))
-    return (LORA.sub("", prompt).strip(), loras) if loras else (prompt, ())
-
-
 class Replay(NamedTuple):
-    """What a picture's text asks for, with AUTOMATIC1111's conventions."""
+    """The request of a picture's text."""
 
     request: TextToImage
-    model_hash: str  # the first ten digits of the checkpoint's SHA-256, or of an older digest
-    notes: tuple[str, ...]  # settings that are not followed, one sentence each
+    model_hash: str
+    """The first ten digits of the checkpoint's SHA-256, or an older kind of hash."""
+    notes: tuple[str, ...]
+    """Settings that are ignored."""
 
 
 def replay(info: Infotext, model: str = "") -> Replay:
-    """The request that draws the picture again; `model` stands in for the one that it names.
+    """The request that draws a picture again; `model` replaces the model that the text names.
 
-    Where the text is silent the noise is a CUDA device's (`philox`) and the schedule is
-    AUTOMATIC1111's own for the sampler.
+    By default the noise is that of a CUDA device (`philox`), and the spacing is what AUTOMATIC1111
+    chooses for the sampler.
 
     Raises:
-        ValueError: no settings, an unknown sampler (names the nearest), or a value of another kind.
+        ValueError: there are no settings, a sampler is unknown (names the nearest), or a value has
+            the wrong type.
     """
     if not info.pairs:
         raise ValueError(
-            "there are no settings in it, such as `Steps: 20, Sampler: Euler a, CFG scale: 7, "
-            "Seed: 1, Size: 512x512`"
+            "the text has no settings, such as `Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: "
+            "1, Size: 512x512`"
         )
     notes: list[str] = []
     sampler, spacing = _sampler(info, notes)
     prompt, loras = loras_in(info.prompt)
+    prompt = prompt.strip() if loras else prompt
     fields: dict[str, Any] = {
         "prompt": prompt,
         "negative": info.negative,
         "loras": loras,
         "sampler": sampler,
         "spacing": spacing,
-        "noise_source": _noise(info, notes),
+        "noise_source": _noise_source(info, notes),
         "conventions": _conventions(info),
         "size": info.get("Size").replace(" ", "").lower(),
     }
-    followed = {"Sampler", "Schedule type", "RNG", "Size", OURS} | NO_SETTINGS
-    for key, (field, read) in SETTINGS.items():
-        followed.add(key)
-        if (value := info.get(key)) and (number := _read(key, value, read)) is not None:
-            fields[field] = number
-    if not fields.get("variation_strength"):  # a seed without it changes nothing
+    for key, (field, parse) in SETTINGS.items():
+        if (value := info.get(key)) and (parsed := _parse_value(key, value, parse)) is not None:
+            fields[field] = parsed
+    if not fields.get("variation_strength"):  # without it the variation seed has no effect
         fields.pop("variation_seed", None)
     if name := model or info.get("Model"):
         fields["model"] = name
-    notes += [f"{k}: {v[:60]} is not followed" for k, v in info.pairs if k not in followed]
+    used = {"Sampler", "Schedule type", "RNG", "Size", OURS, *SETTINGS, *INFORMATION}
+    notes += [f"{key}: {value[:60]} is ignored" for key, value in info.pairs if key not in used]
     return Replay(TextToImage(**fields), info.get("Model hash"), tuple(notes))
 
 
 def _seed(value: str) -> int | None:
-    return int(value) if int(value) >= 0 else None  # -1 draws one
+    return int(value) if int(value) >= 0 else None  # -1 means random
 
 
 SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
@@ -211,15 +203,15 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def _read(key: str, value: str, read: Callable[[str], Any]) -> Any:
+def _parse_value(key: str, value: str, parse: Callable[[str], Any]) -> Any:
     try:
-        return read(value)
+        return parse(value)
     except ValueError:
-        raise ValueError(f"{key} is {value[:60]!r}, which is no number") from None
+        raise ValueError(f"{key} is {value[:60]!r}, which is not a number") from None
 
 
 def _sampler(info: Infotext, notes: list[str]) -> tuple[str, str]:
-    """Our names of the sampler and of the spacing, which stands behind it or apart."""
+    """Our names of the sampler and the spacing, which is a suffix or in `Schedule type`."""
     written = info.get("Sampler")
     if not written:
         return "", ""
@@ -230,8 +222,8 @@ def _sampler(info: Infotext, notes: list[str]) -> tuple[str, str]:
             spacing = _automatic(sampler)
             if spacing in ("karras", "exponential"):
                 notes.append(
-                    f"no Schedule type: read as Automatic, which is {spacing} for {written}; "
-                    "before version 1.9 it was Uniform: linspace"
+                    f"no Schedule type: Automatic is assumed, which is {spacing} for {written}; "
+                    "before version 1.9 it was Uniform (linspace)"
                 )
         return sampler, spacing or _automatic(sampler)
     known = {label.lower(): name for name, label in SPACINGS.items() if label}
@@ -240,7 +232,7 @@ def _sampler(info: Infotext, notes: list[str]) -> tuple[str, str]:
     if schedule.lower() not in known:
         labels = [label for label in SPACINGS.values() if label]
         raise ValueError(
-            f"no schedule {schedule[:60]!r} here; there are: Automatic, Uniform, "
+            f"the schedule type {schedule[:60]!r} is not supported; supported: Automatic, Uniform, "
             f"{', '.join(labels)}"
         )
     return sampler, known[schedule.lower()]
@@ -252,20 +244,20 @@ def _automatic(sampler: str) -> str:
     return record.automatic1111.spacing if record and record.automatic1111 else ""
 
 
-def _noise(info: Infotext, notes: list[str]) -> str:
+def _noise_source(info: Infotext, notes: list[str]) -> str:
     source = info.get("RNG", "GPU").upper()
     if source == "CPU":
         return "cpu"
     if source not in ("GPU", "NV"):
-        notes.append(f"RNG: {source[:60]} is unknown; noise is drawn as a CUDA device draws it")
+        notes.append(f"RNG: {source[:60]} is unknown; GPU is assumed")
     return "philox"
 
 
 def _conventions(info: Infotext) -> str:
-    """AUTOMATIC1111's, unless we wrote the text and say otherwise."""
+    """AUTOMATIC1111's, unless the text has our key."""
     named = info.get(OURS, "automatic1111")
     if named not in ("automatic1111", "diffusers"):
-        raise ValueError(f"{OURS} are automatic1111 or diffusers, not {named[:60]!r}")
+        raise ValueError(f"{OURS} must be automatic1111 or diffusers, not {named[:60]!r}")
     return named
 
 
@@ -277,18 +269,17 @@ def infotext_of(
     model_hash: str = "",
     version: str = "",
 ) -> Infotext:
-    """The settings of one picture in the order that AUTOMATIC1111 writes them.
+    """The settings of one picture in AUTOMATIC1111's order.
 
-    `seed` is this picture's own, `size` its width and height. What the request leaves to the model
-    (steps, sampler, guidance) should be filled in before; what is still open is left out. Files
-    are named without their folders.
+    `seed` is the seed of this picture, `size` its width and height. Fields of the request that are
+    not set are left out, so fill in the model's defaults first. Files are named without folders.
     """
     marks = (parse_lora(lora) for lora in request.loras)
     loras = [f"<lora:{_plain_name(name)}:{weight:g}>" for name, weight in marks]
     sampler, behind = parse_sampler(request.sampler) if request.sampler else ("", "")
     spacing = request.spacing or behind
     label = "Uniform" if spacing == "linspace" else SPACINGS.get(spacing) or spacing
-    if spacing and label == spacing == _automatic(sampler):  # it has no name for DDIM's own
+    if spacing and label == spacing == _automatic(sampler):  # it has no name for DDIM's spacing
         label = "Automatic"
     varied = request.variation_strength > 0
     settings: dict[str, Any] = {

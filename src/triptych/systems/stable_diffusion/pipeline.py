@@ -33,14 +33,18 @@ from triptych.systems.stable_diffusion.encode_prompts import (
     expand_batch,
 )
 from triptych.systems.stable_diffusion.model import StableDiffusion, sampling_levels
-from triptych.systems.stable_diffusion.openvino import conversion_said, in_openvino, unet_conversion
+from triptych.systems.stable_diffusion.openvino import (
+    describe_conversion,
+    in_openvino,
+    unet_conversion,
+)
 from triptych.systems.stable_diffusion.request import TextToImage, parse_size
 from triptych.systems.stable_diffusion.starting_picture import (
     Original,
     Start,
     open_original,
-    start_of,
-    tile_of,
+    prepare_start,
+    tile_side,
 )
 from triptych.text.weighting import loras_in
 from triptych.vision.images import to_pictures
@@ -107,7 +111,7 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
         if request.backend == "openvino":
             conversion = unet_conversion(model, request.tiling)
             if not conversion.there:
-                notes += conversion_said(conversion, model, lora=bool(changes))
+                notes += describe_conversion(conversion, model, lora=bool(changes))
                 yield Drawing(request, _none_yet(request, model), 0.0, None, notes)
         with in_openvino(model, conversion, dtype, request.tiling):
             yield from _pictures(request, model, text, original, dtype, notes)
@@ -248,9 +252,9 @@ def _drawn(
         vary = streams, request.variation_strength
     whole = request.strength in (None, 1.0)
     with _computing(model, dtype, request.tiling):
-        start = start_of(
+        start = prepare_start(
             model, noise, walked[0], scale, _size(request),
-            original=original, whole=whole, vary=vary,
+            original=original, from_noise=whole, vary=vary,
         )  # fmt: skip
     cond, uncond = (expand_batch(one, len(rows)) for one in (text.cond, text.uncond))
     if start.beside is not None:
@@ -284,7 +288,7 @@ def _decoded(
 ) -> UInt8[np.ndarray, "B H W C"]:
     size = _size(request)
     # a tile's edges are not the picture's, so what is to meet itself is decoded whole
-    tile = None if request.tiling else tile_of(*size)
+    tile = None if request.tiling else tile_side(*size)
     with _computing(model, dtype, request.tiling):
         return to_pictures(model.autoencoder.decode(latents, size, tile=tile).float().cpu())
 
