@@ -55,14 +55,14 @@ class ScheduleConfig:
     predicts: Predicts = "noise"
 
     def __post_init__(self) -> None:
-        if self.zero_terminal_snr and self.parameterisation == "flow":
+        if self.zero_terminal_snr and self.kind == "flow":
             raise ValueError("zero_terminal_snr is for schedules with betas, not for flow")
 
     def schedule(self) -> Schedule:
         """The schedule with these settings."""
-        if self.parameterisation == "flow":
+        if self.kind == "flow":
             return Flow(self.shift)
-        table = betas(self.parameterisation, self.beta_start, self.beta_end, self.times)
+        table = betas(self.kind, self.beta_start, self.beta_end, self.times)
         return Discrete(tuple(zero_terminal(table) if self.zero_terminal_snr else table))
 
 

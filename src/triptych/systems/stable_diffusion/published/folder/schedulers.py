@@ -249,12 +249,14 @@ def _scheduler(schedule: ScheduleConfig, sampling: SamplingConfig) -> tuple[str,
     """The scheduler class and its own fields; DDIM or DDPM where no class has both the sampler and
     the schedule.
     """
-    name, own = "", {}
+    name = ""
+    own: dict[str, Any] = {}
     for known, variants in SOLVERS.items():
         for (algorithm, kind, order), sampler in variants.items():
             if sampler == sampling.sampler:
-                own = {"algorithm_type": algorithm} if algorithm else {}
-                name, own = known, own | {"solver_type": kind, "solver_order": order}
+                name, own = known, {"solver_type": kind, "solver_order": order}
+                if algorithm:
+                    own["algorithm_type"] = algorithm
     if not name:
         aliases = find_sampler(sampling.sampler).aliases
         name = next((alias for alias in aliases if alias.endswith("Scheduler")), "DDIMScheduler")
