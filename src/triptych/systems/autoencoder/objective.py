@@ -1,8 +1,8 @@
-"""What an autoencoder and its patch discriminator minimise (arXiv:2112.10752, appendix G).
+"""The losses of the autoencoder and its patch discriminator (arXiv:2112.10752, appendix G).
 
-Pictures must come back: value by value, in the features of a network that sees, and so that no
-patch looks generated (Esser et al., arXiv:2012.09841); the latents are drawn slightly towards a
-standard normal.
+The autoencoder minimises a reconstruction error per value, a perceptual distance, an adversarial
+loss (Esser et al., arXiv:2012.09841) and a small KL divergence of the latents from a standard
+normal.
 
 Dimensions: B pictures, C channels, H height, W width, Z latent channels, h w latent sides.
 """
@@ -26,21 +26,21 @@ from triptych.systems.autoencoder.perceptual import (
 )
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""Two batches of pictures to one perceptual distance per picture, (B,)."""
+"""From two batches of pictures to the perceptual distance of each pair, (B,)."""
 AddUp = Callable[[Sequence[Tensor]], None]
-"""Replaces tensors by their sums over the processes that share a batch."""
+"""Replaces tensors in place by their sums over all processes that share a batch."""
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each part counts; the defaults are those of the published autoencoders."""
+    """Weights of the loss terms; the defaults are those of the published autoencoders."""
 
     kl: float = 1e-6
-    """Of the nats of the latents, against the sum over the values of a picture."""
+    """Of the KL divergence in nats, relative to the error summed over a picture."""
     perceptual: float = 1.0
-    """Of the perceptual distance, at every value of a picture."""
+    """Of the perceptual distance, which is added to the error of every value."""
     adversarial: float = 0.5
-    """Of the discriminator's opinion, after it is brought to the reconstruction's size."""
+    """Of the adversarial loss, after `adaptive_weight`."""
 
     def __post_init__(self) -> None:
         for name in ("kl", "perceptual", "adversarial"):
@@ -49,11 +49,11 @@ class LossWeights:
 
 
 class Reconstruction(nn.Module):
-    """What the generator's update moves: an autoencoder and how far off it believes a value is.
+    """The autoencoder and its likelihood, which the generator's update trains.
 
-    "l1" counts absolute differences. "gaussian" is the likelihood of a normal distribution whose
-    variance, one for all values, is learned; with `kl` 1 and nothing else the objective then is
-    minus the evidence lower bound, in nats. `deviation` is what it starts from.
+    "l1" is the absolute error. "gaussian" is a normal distribution with one learned variance for
+    all values, initially `deviation` squared; with `kl` 1 and no other terms the loss is then the
+    negative evidence lower bound in nats.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class Reconstruction(nn.Module):
         decoded: Float[Tensor, "B C H W"],
         distance: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, " B"]:
-        """The sum over the values of each picture, the (weighted) distance added to every value."""
+        """The error of each picture, summed over its values, with `distance` added to each value."""
         difference = (decoded - image).flatten(1)  # (B, C H W)
         values = difference.shape[1]
-        off = difference.abs() if self.logvar is None else 0.5 * difference.square()
-        off = off.sum(1)
+        error = difference.abs() if self.logvar is None else 0.5 * difference.square()
+        error = error.sum(1)
         if distance is not None:
-            off = off + values * distance
+            error = error + values * distance
         if self.logvar is None:
-            return off
-        return off / self.logvar.exp() + 0.5 * values * (self.logvar + math.log(2 * math.pi))
+            return error
+        return error / self.logvar.exp() + 0.5 * values * (self.logvar + math.log(2 * math.pi))
 
 
 def generator_objective(
@@ -95,12 +95,13 @@ def generator_objective(
     discriminator: PatchDiscriminator | None = None,
     add_up: AddUp = lambda tensors: None,
 ) -> Loss:
-    """What the autoencoder minimises. Without a discriminator nothing adversarial is counted: give
-    none for the first steps, until reconstructions are worth judging. `add_up` adds the gradients
-    that are weighed over the processes which a batch is spread over.
+    """The loss of the autoencoder.
 
-    Terms: `absolute` (mean difference of a value), `kl` (nats a picture), `perceptual`, `g_loss`
-    (minus the mean score), `adaptive_weight`, and `sigma`, the learned deviation.
+    The discriminator is optional; leave it out in the first steps, until reconstructions are good.
+    `add_up` sums the gradients of `adaptive_weight` over the processes that share a batch.
+
+    Terms: `absolute` (mean absolute error), `kl` (nats per picture), `perceptual`, `g_loss` (minus
+    the mean score), `adaptive_weight`, and `sigma`, the learned standard deviation.
     """
     autoencoder = model.autoencoder
     height, width = image.shape[2:]
@@ -118,13 +119,13 @@ def generator_objective(
     terms["kl"] = kl.detach().mean()
     total = error + weights.kl * kl.sum()
     if discriminator is not None and weights.adversarial:
-        # its weights are constants here: gradients that nobody uses are not computed
+        # detached weights, so that no gradients of the discriminator are computed
         frozen = {name: weight.detach() for name, weight in discriminator.named_parameters()}
-        opinion = hinge_generator(functional_call(discriminator, frozen, (decoded,)))
+        scores = hinge_generator(functional_call(discriminator, frozen, (decoded,)))
         last = autoencoder.decoder.conv_out.weight
-        balance = adaptive_weight(error, opinion.sum(), last, add_up)
-        total = total + weights.adversarial * balance * opinion.sum()
-        terms |= {"g_loss": opinion.detach().mean(), "adaptive_weight": balance}
+        balance = adaptive_weight(error, scores.sum(), last, add_up)
+        total = total + weights.adversarial * balance * scores.sum()
+        terms |= {"g_loss": scores.detach().mean(), "adaptive_weight": balance}
     if model.logvar is not None:
         terms["sigma"] = (0.5 * model.logvar.detach()).exp()
     return Loss(total, len(image), terms)
@@ -136,17 +137,17 @@ def adaptive_weight(
     last: Tensor,
     add_up: AddUp = lambda tensors: None,
 ) -> Float[Tensor, ""]:
-    """How much stronger the reconstruction pulls at the last layer (arXiv:2012.09841, eq. 7).
+    """Ratio of the gradient norms of both losses at the last layer (arXiv:2012.09841, eq. 7).
 
-    At most 10,000; a constant, through which no gradient flows.
+    At most 10,000, and detached.
     """
     gradients = [
         torch.autograd.grad(loss, last, retain_graph=True)[0]
         for loss in (reconstruction, adversarial)
     ]
     add_up(gradients)
-    pull, push = (gradient.norm() for gradient in gradients)
-    weight: Tensor = (pull / (push + 1e-6)).clamp(max=1e4).detach()
+    norm, adversarial_norm = (gradient.norm() for gradient in gradients)
+    weight: Tensor = (norm / (adversarial_norm + 1e-6)).clamp(max=1e4).detach()
     return weight
 
 
@@ -156,13 +157,13 @@ def discriminator_objective(
     image: Float[Tensor, "B C H W"],
     noise: Float[Tensor, "B Z h w"],
 ) -> Loss:
-    """What the discriminator minimises, on pictures and their reconstructions.
+    """The loss of the discriminator on pictures and their reconstructions.
 
-    Terms: `d_loss` (1 for one that knows nothing), and the mean scores `real` and `fake`.
+    Terms: `d_loss` (1 for scores of 0), and the mean scores `real` and `fake`.
     """
     with torch.no_grad():
         decoded = model.autoencoder.reconstruct(image, noise)
-    # together, since norms are of a picture alone
+    # one batch is enough, because norms do not mix pictures
     real, fake = discriminator(torch.cat([image, decoded])).chunk(2)
     loss = hinge_critic(real, fake)
     return Loss(
