@@ -73,7 +73,7 @@ class Reconstruction(nn.Module):
         decoded: Float[Tensor, "B C H W"],
         distance: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, " B"]:
-        """The error of each picture, summed over its values, with `distance` added to each value."""
+        """The error of each picture, summed over values, with `distance` added to each value."""
         difference = (decoded - image).flatten(1)  # (B, C H W)
         values = difference.shape[1]
         error = difference.abs() if self.logvar is None else 0.5 * difference.square()
