@@ -119,7 +119,7 @@ def test_variants_and_shards(form, tmp_path):
     save(pipeline.to(torch.float16), half, variant="fp16", max_shard_size="20KB")
     save(pipeline, half, variant="fp16")  # both forms, of which the file counts
     read = load(str(half), dtype="stored")
-    assert read.notes == ("of the weights' variants these are read: fp16",)
+    assert read.notes == ("variants of the weights that are used: fp16",)
     assert {x.dtype for x in read.model.state_dict().values()} == {torch.float16}
     again = load(str(half), dtype="stored", reading=Reading(variant="fp16"))
     assert again.notes == ()
@@ -130,7 +130,7 @@ def test_variants_and_shards(form, tmp_path):
     assert {x.dtype for x in cast.state_dict().values()} == {torch.bfloat16}
     shutil.copytree(tmp_path / "whole" / "unet", half / "unet", dirs_exist_ok=True)
     mixed = load(str(half), dtype="stored")
-    assert mixed.notes == ("of the weights' variants these are read: fp16, the plain ones",)
+    assert mixed.notes == ("variants of the weights that are used: fp16, the plain ones",)
     assert mixed.model.unet.conv_in.weight.dtype == torch.float32
     with pytest.raises(ValueError, match="no part has weights of the variant 'fp8'"):
         load(str(tmp_path / "whole"), reading=Reading(variant="fp8"))
@@ -363,7 +363,7 @@ def test_what_2x_predicts_is_told_once_and_kept(tmp_path, monkeypatch):
     told = Reading(predicts="velocity")
     convert_checkpoint(str(path), tmp_path / "out", "diffusers", told)
     assert load(str(tmp_path / "out")).config.schedule.predicts == "velocity"
-    assert "do not say what the network predicts" in str(list(examine(path))[1].what)
+    assert "does not declare what the network predicts" in str(list(examine(path))[1].what)
 
 
 def test_the_doctor_and_inspect_know_a_single_file(single, capsys):

@@ -101,7 +101,7 @@ def lora_file(model: StableDiffusion, folder: Path, *, name: str = "style", widt
     [("euler", 60), ("dpmpp_2m", 60), ("dpm_adaptive", 60), ("euler_ancestral", 45), ("tcd", 45)],
 )
 def test_a_picture_does_not_depend_on_its_company(tiny, monkeypatch, sampler, least) -> None:
-    monkeypatch.setattr(text_to_image, "AT_ONCE", 3 * 64 * 64)  # chunks of three
+    monkeypatch.setattr(text_to_image, "BATCH_PIXELS", 3 * 64 * 64)  # batches of three
     many = pictures(tiny, n=5, sampler=sampler)
     for i in (0, 2, 3, 4):
         (alone,) = pictures(tiny, seed=3 + i, sampler=sampler)
@@ -471,7 +471,7 @@ def test_pictures_and_masks_that_do_not_do(tiny, tmp_path) -> None:
         ({"image": file, "mask": half_mask(tmp_path, 32, 64)}, "32x64 pixels, the picture 64x64"),
         ({"image": file, "mask": str(black)}, "black.png is black"),
         ({"image": file, "mask": str(tmp_path / "thin.png")}, "too thin"),
-        ({"image": file, "mask": mask, "size": "72x64"}, "size is the picture's, 64x64"),
+        ({"image": file, "mask": mask, "size": "72x64"}, "size must be the picture's, 64x64"),
         ({"image": photo(tmp_path, 12, 64)}, "16 to 4096"),
         ({"image": file, "strength": 0.1}, "leaves no step of 3"),
     ):
@@ -491,7 +491,7 @@ def test_models_that_draw_no_prompts_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="model for inpainting"):
         pictures(painter, image=photo(tmp_path))
     speechless = replace(loaded(), tokenizers=())
-    with pytest.raises(ValueError, match=r"0 vocabularies for 1 text"):
+    with pytest.raises(ValueError, match=r"0 tokenizers for 1 text"):
         pictures(speechless)
 
 

@@ -1,4 +1,4 @@
-"""TextToImage: pictures from a prompt, alone, from a picture, or within one.
+"""Text to image, image to image and inpainting.
 
 Dimensions: B pictures, Z latent channels, h w latent sides, N pictures in all, H height, W width,
 C channels.
@@ -20,7 +20,7 @@ from triptych.diffusion.editing import inpainting, start_at
 from triptych.diffusion.names import SAMPLERS, parse_sampler
 from triptych.diffusion.noise import PictureNoise, Stream
 from triptych.diffusion.samplers import Level, Step
-from triptych.diffusion.sampling import sample as walk
+from triptych.diffusion.sampling import sample as run_sampler
 from triptych.diffusion.sampling import shares
 from triptych.diffusion.spacing import Kind
 from triptych.nn.circular import circular
@@ -52,59 +52,59 @@ from triptych.weights.loaded import Load, Loaded
 from triptych.weights.openvino import require_openvino
 
 MODEL = "stable-diffusion"
-AT_ONCE = 1024 * 1024  # pixels of all pictures that go through the networks together
-MOST = 64  # pictures
+BATCH_PIXELS = 1024 * 1024  # pixels of a batch
+MAX_BATCH = 64
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """Pictures so far; the last one that is yielded holds all that were asked for."""
+    """The state of sampling; the last item has all pictures."""
 
     request: TextToImage
-    """As asked, with everything filled in that it left open: it draws the same again."""
+    """The request with all defaults filled in, which draws the same pictures again."""
     pictures: UInt8[np.ndarray, "N H W C"]
     done: float = 1.0
-    """The share of the work that is done, for a bar."""
+    """Progress from 0 to 1."""
     guess: Float[Tensor, "B Z h w"] | None = None
-    """Latents of the pictures that are being drawn, as the model expects them to end."""
+    """The model's current estimate of the latents of the batch, for previews."""
     notes: tuple[str, ...] = ()
-    """What someone should know: how a long prompt was read, what a LoRA changed."""
+    """For the user: how a long prompt was split, which layers a LoRA changed."""
 
     def seeds(self, number: int) -> tuple[int, int | None]:
-        """The seed and the variation seed of picture `number`, which alone draw it."""
+        """The seed and the variation seed of picture `number`."""
         return _seeds(self.request, number)
 
 
 def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
-    """Draw the pictures; an item after every step of the sampler, and one before the first where
-    the U-Net must be converted for OpenVINO, which takes a while.
+    """Sample the pictures. Yields after every step, and before the first one if the U-Net is to be
+    converted for OpenVINO, which takes a while.
 
-    LoRAs are in the model's weights from the first item to the last, and out of them again when
-    the iterator ends or is closed; so is OpenVINO's U-Net in its place.
+    LoRAs and OpenVINO's U-Net are in the model while the iterator runs, and removed when it ends
+    or is closed.
 
     Raises:
-        ValueError: another kind of model, or something that it cannot do; a file that is no
-            picture or LoRA for it.
+        ValueError: the model is of another kind or does not support the request; a file is not a
+            picture, or not a LoRA for this model.
     """
     loaded = load_model(request, load)
     model = drawing_model(loaded)
-    dtype = _precision(request, model)
-    original = _original(request, model)
-    request = filled(request, model, original)
+    dtype = _compute_dtype(request, model)
+    original = _open_original(request, model)
+    request = fill_defaults(request, model, original)
     _check_tiling(request, model)
     prompt, marks = loras_in(request.prompt)
-    away = request.negative if request.guidance != 1 else ""  # which is then not asked
+    negative = request.negative if request.guidance != 1 else ""  # it has no effect at 1
     with (
         merged_loras(model, request.loras, marks, loaded.name) as changes,
         int8(model.unet, request.quantize == "int8"),
     ):
         with (
-            _computing(model, dtype),
-            learned_words(model, loaded.tokenizers, (prompt, away)) as (tokenizers, words),
+            _inference(model, dtype),
+            learned_words(model, loaded.tokenizers, (prompt, negative)) as (tokenizers, words),
         ):
             text = encode_prompts(
-                model, tokenizers, prompt, away, _size(request),
-                clip_skip=request.clip_skip, automatic1111=_a1111(request),
+                model, tokenizers, prompt, negative, _size(request),
+                clip_skip=request.clip_skip, automatic1111=_is_automatic1111(request),
             )  # fmt: skip
         notes = (*(original.notes if original else ()), *changes, *words, *text.notes)
         conversion = None
@@ -112,16 +112,16 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
             conversion = unet_conversion(model, request.tiling)
             if not conversion.there:
                 notes += describe_conversion(conversion, model, lora=bool(changes))
-                yield Drawing(request, _none_yet(request, model), 0.0, None, notes)
+                yield Drawing(request, _no_pictures(request, model), 0.0, None, notes)
         with in_openvino(model, conversion, dtype, request.tiling):
-            yield from _pictures(request, model, text, original, dtype, notes)
+            yield from _sample_all(request, model, text, original, dtype, notes)
 
 
-def _none_yet(request: TextToImage, model: StableDiffusion) -> UInt8[np.ndarray, "0 H W C"]:
+def _no_pictures(request: TextToImage, model: StableDiffusion) -> UInt8[np.ndarray, "0 H W C"]:
     return np.empty((0, *_size(request), model.config.channels), np.uint8)
 
 
-def _pictures(
+def _sample_all(
     request: TextToImage,
     model: StableDiffusion,
     text: EncodedPrompts,
@@ -129,19 +129,19 @@ def _pictures(
     dtype: torch.dtype,
     notes: tuple[str, ...],
 ) -> Iterator[Drawing]:
-    """All pictures of a filled request, as many at once as fit."""
+    """Sample all pictures of a request with defaults filled in, in batches."""
     height, width = _size(request)
-    done = _none_yet(request, model)
-    alone = request.deterministic or not SAMPLERS[request.sampler].batched
-    chunk = 1 if alone else max(1, min(AT_ONCE // (height * width), MOST))
-    for first in range(0, request.n, chunk):
-        rows = range(first, min(first + chunk, request.n))
-        drawn = None
-        for share, drawn in _drawn(request, model, text, original, rows, dtype):
-            whole = (first + share * len(rows)) / request.n
-            yield Drawing(request, done, min(whole, 0.999), drawn.x0, notes)
-        assert drawn is not None
-        pictures = _decoded(request, model, drawn.x, dtype)
+    done = _no_pictures(request, model)
+    single = request.deterministic or not SAMPLERS[request.sampler].batched
+    batch = 1 if single else max(1, min(BATCH_PIXELS // (height * width), MAX_BATCH))
+    for first in range(0, request.n, batch):
+        rows = range(first, min(first + batch, request.n))
+        step = None
+        for share, step in _sample_batch(request, model, text, original, rows, dtype):
+            progress = (first + share * len(rows)) / request.n
+            yield Drawing(request, done, min(progress, 0.999), step.x0, notes)
+        assert step is not None
+        pictures = _decode(request, model, step.x, dtype)
         if original is not None and original.paint is not None:
             pictures = np.where(original.paint[:, :, None], pictures, original.picture)
         done = np.concatenate([done, pictures])
@@ -149,15 +149,14 @@ def _pictures(
 
 
 def load_model(request: TextToImage, load: Load) -> Loaded:
-    """The model that a request names, its weights read in the precision that it computes in: there
-    is never a larger copy of them, and nothing to convert at a step.
+    """Load the model of a request, with weights in the precision that it computes in.
 
     Raises:
-        ValueError: there is no such model, or it draws no prompts; OpenVINO is not installed.
+        ValueError: the model does not exist or is of another kind; OpenVINO is not installed.
     """
     by_openvino = request.backend == "openvino"
     if by_openvino:
-        require_openvino()  # before anything takes its time
+        require_openvino()  # before loading, which takes long
     device = runtime.device("cpu" if by_openvino else "auto")
     loaded = load(request.model, device, runtime.precision(request.precision, device))
     drawing_model(loaded)
@@ -165,39 +164,38 @@ def load_model(request: TextToImage, load: Load) -> Loaded:
 
 
 def drawing_model(loaded: Loaded) -> StableDiffusion:
-    """The model, if it draws from prompts and has what that takes.
+    """The text-to-image model of `loaded`.
 
     Raises:
-        ValueError: it does not; says what it is.
+        ValueError: it is another kind of model, lacks tokenizers, or its U-Net has unsupported
+            inputs.
     """
     model = loaded.model
     if not isinstance(model, StableDiffusion):
-        raise ValueError(
-            f"{loaded.name} is a {loaded.card.model}; pictures of a prompt come from {MODEL}"
-        )
+        raise ValueError(f"{loaded.name} is a {loaded.card.model}; a prompt needs a {MODEL}")
     if len(loaded.tokenizers) != len(model.text):
         raise ValueError(
-            f"{loaded.name} has {len(loaded.tokenizers)} vocabularies for {len(model.text)} text "
+            f"{loaded.name} has {len(loaded.tokenizers)} tokenizers for {len(model.text)} text "
             "towers: put the tokenizer.json of its publisher beside it"
         )
-    latents, reads = model.config.unet.out_channels, model.config.unet.in_channels
-    if reads not in (latents, 2 * latents + 1):
+    latents, inputs = model.config.unet.out_channels, model.config.unet.in_channels
+    if inputs not in (latents, 2 * latents + 1):
         raise ValueError(
-            f"{loaded.name} draws no pictures of a prompt alone: its U-Net reads {reads} channels, "
-            f"not {latents} (latents) or {2 * latents + 1} (inpainting)"
+            f"{loaded.name} is not supported: its U-Net reads {inputs} channels, not {latents} "
+            f"(latents) or {2 * latents + 1} (inpainting)"
         )
     return model
 
 
-def filled(
+def fill_defaults(
     request: TextToImage, model: StableDiffusion, original: Original | None = None
 ) -> TextToImage:
-    """The request with what it left to the model, to the picture and to chance."""
+    """The request with defaults of the model, the size of the picture, and random seeds."""
     config = model.config.sampling
-    sampler, behind = parse_sampler(request.sampler or config.sampler)
-    spacing = request.spacing or behind
+    sampler, suffix = parse_sampler(request.sampler or config.sampler)
+    spacing = request.spacing or suffix
     if not spacing:
-        spacing = automatic1111(sampler).spacing if _a1111(request) else config.spacing
+        spacing = automatic1111(sampler).spacing if _is_automatic1111(request) else config.spacing
     size = parse_size(request.size) or (config.width, config.height)
     strength = request.strength
     if original is not None:
@@ -220,20 +218,20 @@ def filled(
     )
 
 
-def walk_of(request: TextToImage, model: StableDiffusion) -> tuple[list[Level], float]:
-    """The levels that a filled request walks, and what noise is multiplied with at the first."""
+def noise_levels(request: TextToImage, model: StableDiffusion) -> tuple[list[Level], float]:
+    """The noise levels of a request with defaults filled in, and the scale of the first noise."""
     kind = cast(Kind, request.spacing)
-    if _a1111(request):
+    if _is_automatic1111(request):
         xl = model.config.unet.added > 0
-        walked, scale = automatic1111_walk(
+        levels, scale = automatic1111_walk(
             model.schedule, request.sampler, request.steps, kind, xl=xl
         )
     else:
-        walked, scale = sampling_levels(model, request.sampler, request.steps, kind)
-    return (start_at(walked, request.strength) if request.strength else walked), scale
+        levels, scale = sampling_levels(model, request.sampler, request.steps, kind)
+    return (start_at(levels, request.strength) if request.strength else levels), scale
 
 
-def _drawn(
+def _sample_batch(
     request: TextToImage,
     model: StableDiffusion,
     text: EncodedPrompts,
@@ -241,60 +239,60 @@ def _drawn(
     rows: range,
     dtype: torch.dtype,
 ) -> Iterator[tuple[float, Step]]:
-    """The steps of a sampler, each with the share of the way that is done."""
+    """Run the sampler on one batch; yields each step with the progress from 0 to 1."""
     assert request.guidance is not None
-    walked, scale = walk_of(request, model)
+    levels, scale = noise_levels(request, model)
     seeds = [_seeds(request, number) for number in rows]
     noise = PictureNoise([seed for seed, _ in seeds], request.noise_source)
     vary = None
     if request.variation_strength:
         streams = [Stream(other or 0, request.noise_source) for _, other in seeds]
         vary = streams, request.variation_strength
-    whole = request.strength in (None, 1.0)
-    with _computing(model, dtype, request.tiling):
+    from_noise = request.strength in (None, 1.0)
+    with _inference(model, dtype, request.tiling):
         start = prepare_start(
-            model, noise, walked[0], scale, _size(request),
-            original=original, from_noise=whole, vary=vary,
+            model, noise, levels[0], scale, _size(request),
+            original=original, from_noise=from_noise, vary=vary,
         )  # fmt: skip
     cond, uncond = (expand_batch(one, len(rows)) for one in (text.cond, text.uncond))
     if start.beside is not None:
         cond, uncond = ({**one, "beside": start.beside} for one in (cond, uncond))
     denoise = model.denoiser(cond, uncond, request.guidance, request.rescale)
     if start.known is not None and start.paint is not None:
-        denoise = inpainting(denoise, start.known, start.paint, start.noise, walked[0])
-    steps = walk(request.sampler, denoise, start.x.float(), walked, noise)
-    steps_done = shares(request.sampler, steps, walked)
+        denoise = inpainting(denoise, start.known, start.paint, start.noise, levels[0])
+    steps = run_sampler(request.sampler, denoise, start.x.float(), levels, noise)
+    with_progress = shares(request.sampler, steps, levels)
     while True:
-        # entered anew for each step: a mode that is left open over a yield would be the caller's
-        with _computing(model, dtype, request.tiling):
-            drawn = next(steps_done, None)
-        if drawn is None:
+        # entered again for each step: a mode left open over a yield would apply to the caller
+        with _inference(model, dtype, request.tiling):
+            item = next(with_progress, None)
+        if item is None:
             return
-        share, step = drawn
+        share, step = item
         if share == 1:
-            step = step._replace(x=_with_known(step.x, start))
+            step = step._replace(x=_restore_original(step.x, start))
         yield share, step
 
 
-def _with_known(x: Tensor, start: Start) -> Tensor:
-    """Samplers that end at the least noise leave it in what is known, too."""
+def _restore_original(x: Tensor, start: Start) -> Tensor:
+    """Remove noise outside the mask, which samplers that end at the smallest noise leave."""
     if start.known is None or start.paint is None:
         return x
     return x.where(start.paint, start.known.to(x.dtype))
 
 
-def _decoded(
+def _decode(
     request: TextToImage, model: StableDiffusion, latents: Tensor, dtype: torch.dtype
 ) -> UInt8[np.ndarray, "B H W C"]:
     size = _size(request)
-    # a tile's edges are not the picture's, so what is to meet itself is decoded whole
+    # with circular padding a tile's edges would wrap around instead of the picture's
     tile = None if request.tiling else tile_side(*size)
-    with _computing(model, dtype, request.tiling):
+    with _inference(model, dtype, request.tiling):
         return to_pictures(model.autoencoder.decode(latents, size, tile=tile).float().cpu())
 
 
 @contextmanager
-def _computing(model: StableDiffusion, dtype: torch.dtype, tiling: bool = False) -> Iterator[None]:
+def _inference(model: StableDiffusion, dtype: torch.dtype, tiling: bool = False) -> Iterator[None]:
     device = next(model.parameters()).device
     half = dtype == torch.bfloat16
     with (
@@ -305,63 +303,64 @@ def _computing(model: StableDiffusion, dtype: torch.dtype, tiling: bool = False)
         yield
 
 
-def _precision(request: TextToImage, model: StableDiffusion) -> torch.dtype:
+def _compute_dtype(request: TextToImage, model: StableDiffusion) -> torch.dtype:
     weight = next(model.unet.parameters())
     if request.backend == "openvino" and weight.device.type != "cpu":
         raise ValueError(
-            f"OpenVINO computes on the CPU here, and the model that was handed in is on "
-            f"{weight.device}: hand in what `ready` gives, or take the backend torch"
+            f"OpenVINO runs on the CPU, but the model is on {weight.device}: load it with `ready`, "
+            "or use the backend torch"
         )
-    chosen = runtime.precision(request.precision, weight.device)
-    dtype = torch.bfloat16 if chosen == "bfloat16" else torch.float32
+    precision = runtime.precision(request.precision, weight.device)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     if weight.dtype not in (torch.float32, dtype):
         raise ValueError(
-            f"the model that was handed in has weights in {weight.dtype}, which do not compute in "
-            f"{chosen}: hand in float32, or what `ready` gives"
+            f"the model has weights in {weight.dtype}, which do not compute in {precision}: load "
+            "it in float32, or with `ready`"
         )
     return dtype
 
 
-def _original(request: TextToImage, model: StableDiffusion) -> Original | None:
-    paints = model.config.unet.in_channels > model.config.unet.out_channels
-    if paints and not (request.image and request.mask):
+def _open_original(request: TextToImage, model: StableDiffusion) -> Original | None:
+    inpaints = model.config.unet.in_channels > model.config.unet.out_channels
+    if inpaints and not (request.image and request.mask):
         raise ValueError(
-            "this is a model for inpainting: give it a picture with --image and where to paint "
-            "with --mask"
+            "this is a model for inpainting: give a picture with --image and a mask with --mask"
         )
     if not request.image:
         return None
     size = parse_size(request.size)
-    found = open_original(
+    original = open_original(
         request.image, request.mask, size and (size[1], size[0]), model.config.channels
     )
-    height, width = found.picture.shape[:2]
-    parse_size(f"{width}x{height}")  # of a picture the limits are the same
-    return found
+    height, width = original.picture.shape[:2]
+    parse_size(f"{width}x{height}")  # a picture has the same limits
+    return original
 
 
 def _check_tiling(request: TextToImage, model: StableDiffusion) -> None:
     factor = model.config.factor
     if request.tiling and any(side % factor for side in _size(request)):
         raise ValueError(
-            f"pictures that meet when they are laid side by side have sides of a multiple of "
-            f"{factor} pixels here, not {request.size}"
+            f"with tiling, sides must be a multiple of {factor} pixels for this model, not "
+            f"{request.size}"
         )
 
 
-def _a1111(request: TextToImage) -> bool:
+def _is_automatic1111(request: TextToImage) -> bool:
     return request.conventions == "automatic1111"
 
 
 def _size(request: TextToImage) -> tuple[int, int]:
-    """Height and width of a filled request."""
+    """Height and width of a request with defaults filled in."""
     size = parse_size(request.size)
     assert size is not None
     return size[1], size[0]
 
 
 def _seeds(request: TextToImage, number: int) -> tuple[int, int | None]:
-    """Of varied pictures the seed stays and the variation seed counts, as in AUTOMATIC1111."""
+    """The seeds of a picture: with a variation, only the variation seed counts up, as in
+    AUTOMATIC1111.
+    """
     assert request.seed is not None
     if request.variation_strength:
         assert request.variation_seed is not None
