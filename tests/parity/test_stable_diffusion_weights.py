@@ -130,7 +130,7 @@ def test_variants_and_shards(form, tmp_path):
     assert {x.dtype for x in cast.state_dict().values()} == {torch.bfloat16}
     shutil.copytree(tmp_path / "whole" / "unet", half / "unet", dirs_exist_ok=True)
     mixed = load(str(half), dtype="stored")
-    assert mixed.notes == ("variants of the weights that are used: fp16, the plain ones",)
+    assert mixed.notes == ("variants of the weights that are used: fp16, no variant",)
     assert mixed.model.unet.conv_in.weight.dtype == torch.float32
     with pytest.raises(ValueError, match="no part has weights of the variant 'fp8'"):
         load(str(tmp_path / "whole"), reading=Reading(variant="fp8"))
