@@ -11,7 +11,7 @@ from triptych.scenes.captions import OPPOSITE, RELATION_WORDS
 from triptych.scenes.reader import matches, read, strict
 from triptych.systems.stable_diffusion.report import (
     evaluate_text_to_image,
-    judged,
+    judge,
     write_text_to_image,
 )
 from triptych.vision.images import to_pictures
@@ -28,7 +28,7 @@ def true():
 
 def test_true_pictures_are_near_and_as_said(true):
     pictures, prompts = true
-    shares, near = judged(pictures, prompts)
+    shares, near = judge(pictures, prompts)
     assert near.keys() == shares.keys() == {"all", "1 object"}
     nearest = near["all"]
     assert shares["all"]["whole"].value == 1
@@ -50,11 +50,11 @@ def test_blurred_pictures_are_too_far_off_and_still_the_nearest(true):
     pictures, prompts = true
     blurred = sum(np.roll(pictures.astype(float), i, 1 + i % 2) for i in range(-3, 4)) / 7
     blurred = blurred.round().astype(np.uint8)
-    shares, near = judged(blurred, prompts)
+    shares, near = judge(blurred, prompts)
     nearest = near["all"]
     assert shares["all"]["whole"].value < 0.2
     assert nearest.counted.value > 0.8 and nearest.shares["colour"].value > 0.9
-    assert nearest.distances[0] > judged(pictures, prompts)[1]["all"].distances[2]
+    assert nearest.distances[0] > judge(pictures, prompts)[1]["all"].distances[2]
 
 
 def test_pictures_of_two_regions_are_not_counted(true):
@@ -63,7 +63,7 @@ def test_pictures_of_two_regions_are_not_counted(true):
     two = to_pictures(take(SceneSource("scenes-two", "test", 64), range(4))["image"])
     mixed = np.concatenate([two, pictures[4:]])
     mixed[4, -3:] = 255, 0, 0  # too wide for an object
-    nearest = judged(mixed, prompts)[1]["all"]
+    nearest = judge(mixed, prompts)[1]["all"]
     assert (nearest.counted.right, nearest.counted.of) == (COUNT - 5, COUNT)
     assert nearest.shares["shape"].value == nearest.shares["colour"].value == 1
 
@@ -71,7 +71,7 @@ def test_pictures_of_two_regions_are_not_counted(true):
 def test_two_objects_are_dealt_out_as_the_prompt_says_whichever_is_read_first() -> None:
     two = take(SceneSource("scenes-two", "test", 64), range(80))
     pictures, prompts = to_pictures(two["image"]), list(two["caption"])
-    shares, near = judged(pictures, prompts)
+    shares, near = judge(pictures, prompts)
     assert {"2 objects", "relation", "number of alike objects"} < near.keys()
     assert near["all"].counted.right == near["all"].counted.of == 80
     for group in near:
@@ -80,7 +80,7 @@ def test_two_objects_are_dealt_out_as_the_prompt_says_whichever_is_read_first() 
         assert {name: share.of for name, share in near[group].shares.items()} == named
     turned = [said for said in map(_turned, prompts) if said]
     related = [i for i, said in enumerate(prompts) if _turned(said)]
-    shares = judged(pictures[related], turned)[1]["relation"].shares
+    shares = judge(pictures[related], turned)[1]["relation"].shares
     assert shares["relation"].of == len(related) > 2
     assert shares["colour"].value == shares["shape"].value == 1
     assert shares["relation"].right == shares["whole"].right == 0
@@ -97,7 +97,7 @@ def _turned(prompt: str) -> str:
 
 def test_other_prompts_are_other_objects(true):
     pictures, prompts = true
-    nearest = judged(pictures, prompts[1:] + prompts[:1])[1]["all"]
+    nearest = judge(pictures, prompts[1:] + prompts[:1])[1]["all"]
     assert nearest.counted.value == 1
     assert nearest.shares["shape"].value < 0.5 and nearest.shares["colour"].value < 0.5
 
@@ -105,7 +105,7 @@ def test_other_prompts_are_other_objects(true):
 def test_where_there_is_nothing_there_is_no_distance(true):
     pictures, prompts = true
     empty = np.full_like(pictures, 128)
-    nearest = judged(empty, prompts)[1]["all"]
+    nearest = judge(empty, prompts)[1]["all"]
     assert nearest.counted.right == 0 and nearest.shares == {}
     assert nearest.distances is None
 

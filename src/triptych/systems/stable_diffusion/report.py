@@ -1,7 +1,7 @@
-"""Do pictures show what their prompts say, and do they look like pictures of that kind?
+"""Report on pictures from text: do they show their prompts, and do they look real?
 
-Of the built-in world an exact judge says so, attribute by attribute; of any data a CLIP says how
-well pictures fit their texts, and how far apart drawn and real pictures are in its features.
+For the built-in world an exact judge checks every attribute. For any data a CLIP scores how well
+pictures fit their texts, and measures the distance between generated and real pictures.
 
 Dimensions: N prompts, H height, W width, C channels.
 """
@@ -37,84 +37,76 @@ from triptych.weights.loaded import Loaded
 
 Pictures = UInt8[np.ndarray, "N H W C"]
 Shares = dict[str, Share]
-Seen = tuple[Sequence[tuple[Thing, float] | None], GroundColour | None, Texture | None, int]
-"""What `matches` says of a picture."""
+Matches = tuple[Sequence[tuple[Thing, float] | None], GroundColour | None, Texture | None, int]
+"""The result of `matches` for a picture."""
 Draw = Callable[[Sequence[str], float, int], Pictures]
-"""(prompts, guidance, first seed) to one picture a prompt."""
+"""(prompts, guidance, first seed) to one picture per prompt."""
 CURVE = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)  # strengths of guidance
-FIRST = 100_000  # prompts of endless data are counted from here: no training run looks at these
+FIRST_PROMPT = 100_000  # of endless data; training does not reach it
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """Drawn against real pictures through the eyes of a CLIP."""
+    """Generated against real pictures, in the features of a CLIP."""
 
     kernel: Estimate
-    """KID in its features."""
+    """KID."""
     floor: Estimate
-    """KID of as many other real pictures."""
+    """KID of the same number of other real pictures."""
     alignment: Alignment
-    """CLIP score of drawn pictures with their prompts."""
+    """CLIP score of generated pictures with their prompts."""
     real: Alignment
-    """Of the real pictures with the same prompts."""
+    """CLIP score of the real pictures with the same prompts."""
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """What the judge finds before it is strict: how near pictures are, and not only how many are
-    near enough.
-    """
+    """The judge without its threshold: how near pictures are, not only whether they are right."""
 
     counted: Share
-    """Pictures with as many regions beside the ground as the prompt has objects; the rest counts
-    those alone.
-    """
+    """Pictures with as many regions as the prompt has objects; the other fields are about those."""
     shares: Shares
-    """What is right as a whole and in each attribute, were every region the object that redraws it
-    best, however far off.
-    """
+    """Correct pictures and attributes, if every region is taken for its nearest object."""
     distances: tuple[float, float, float] | None
-    """Quartiles of how far the regions are from their best objects; None where there is none."""
+    """Quartiles of the distance of regions from their nearest objects; None without regions."""
     limit: float
-    """Within which the judge takes a region for an object."""
+    """The judge's threshold of that distance."""
 
 
 @dataclass(frozen=True)
 class TextToImageReport:
-    """What pictures of one setting are worth."""
+    """The results of one guidance."""
 
     source: str
     prompts: int
     guidance: float
     seed: int
     judged: dict[str, Shares]
-    """By the exact judge: for groups of prompts, the share that is right as a whole and in each
-    attribute. Empty for other data.
+    """Per group of prompts: the share of correct pictures, and of correct attributes. Empty for
+    other data than the built-in world.
     """
     nearest: dict[str, Nearest]
-    """Of the same groups."""
+    """Per group of prompts."""
     likeness: Likeness | None
-    """None without a CLIP to look through."""
+    """None without a CLIP."""
 
 
-def prompts_of(source: Source, count: int) -> tuple[list[str], Pictures]:
-    """Captions of held-out pictures and the pictures, never more than there are.
+def take_prompts(source: Source, count: int) -> tuple[list[str], Pictures]:
+    """The first captions of a source, at most `count`, and their pictures.
 
     Raises:
         ValueError: the source has no captions.
     """
     length = source.info.length
-    first, count = (FIRST, count) if length is None else (0, min(count, length))
+    first, count = (FIRST_PROMPT, count) if length is None else (0, min(count, length))
     batch = take(source, range(first, first + count))
     if "caption" not in batch:
-        raise ValueError(f"{source.info.name} has no captions to draw pictures of")
+        raise ValueError(f"{source.info.name} has no captions, which this report needs as prompts")
     return list(batch["caption"]), to_pictures(batch["image"])
 
 
-def groups_of(prompts: Iterable[str]) -> dict[str, list[int]]:
-    """Prompts of the built-in world by what they ask for: which of them count, relate, or plainly
-    describe.
-    """
+def group_prompts(prompts: Iterable[str]) -> dict[str, list[int]]:
+    """Rows of prompts of the built-in world, by number of objects, relation and repetition."""
     groups: dict[str, list[int]] = {"all": []}
     for row, prompt in enumerate(prompts):
         claim = parse(prompt)
@@ -128,59 +120,59 @@ def groups_of(prompts: Iterable[str]) -> dict[str, list[int]]:
     return groups
 
 
-def judged(
+def judge(
     pictures: Pictures, prompts: Sequence[str]
 ) -> tuple[dict[str, Shares], dict[str, Nearest]]:
-    """The share of pictures of the built-in world that are what their prompt says, as a whole and
-    attribute by attribute, for each group of prompts; and how near they are.
+    """For each group of prompts of the built-in world: the share of correct pictures and
+    attributes, and how near pictures are.
     """
-    seen = [matches(picture) for picture in pictures]
+    readings = [matches(picture) for picture in pictures]
     limit = threshold(pictures.shape[1])
     shares, nearest = {}, {}
-    for name, rows in groups_of(prompts).items():
-        pairs = [(seen[row], prompts[row]) for row in rows]
-        verdicts = (satisfies(strict(*found), notes) for found, notes in pairs)
-        shares[name] = _named(report(verdicts))
+    for name, rows in group_prompts(prompts).items():
+        pairs = [(readings[row], prompts[row]) for row in rows]
+        verdicts = (satisfies(strict(*reading), prompt) for reading, prompt in pairs)
+        shares[name] = _nonempty(report(verdicts))
         nearest[name] = _nearest(pairs, limit)
     return shares, nearest
 
 
-def _named(shares: Mapping[str, Share]) -> Shares:
+def _nonempty(shares: Mapping[str, Share]) -> Shares:
     return {what: share for what, share in shares.items() if share.of}
 
 
-def _nearest(pairs: Sequence[tuple[Seen, str]], limit: float) -> Nearest:
+def _nearest(pairs: Sequence[tuple[Matches, str]], limit: float) -> Nearest:
     verdicts, distances = [], []
-    for (found, ground, texture, _), notes in pairs:
-        claim = parse(notes)
-        near = [match for match in found if match is not None]
-        if len(near) == len(found) == len(claim.things):
-            verdicts.append(holds(claim, [thing for thing, _ in near], ground, texture))
-            distances += [distance for _, distance in near]
-    quarters = np.quantile(distances, [0.25, 0.5, 0.75]).tolist() if distances else None
-    shares = _named(report(verdicts))
-    shares.pop("count", None)  # all have it
+    for (regions, ground, texture, _), prompt in pairs:
+        claim = parse(prompt)
+        matched = [match for match in regions if match is not None]
+        if len(matched) == len(regions) == len(claim.things):
+            verdicts.append(holds(claim, [thing for thing, _ in matched], ground, texture))
+            distances += [distance for _, distance in matched]
+    quartiles = np.quantile(distances, [0.25, 0.5, 0.75]).tolist() if distances else None
+    shares = _nonempty(report(verdicts))
+    shares.pop("count", None)  # always correct here
     return Nearest(
         Share(len(verdicts), len(pairs)),
         shares,
-        tuple(quarters) if quarters else None,
+        tuple(quartiles) if quartiles else None,
         limit,
     )
 
 
-def likeness(
+def compare_with_clip(
     drawn: Pictures, real: Pictures, others: Pictures, prompts: Sequence[str], clip: Loaded
 ) -> Likeness:
-    """Drawn pictures against the real ones of the same prompts, and those against other real
+    """Compare generated pictures with the real ones of the same prompts, and those with other real
     ones.
     """
-    seen, truth, rest = (clip.embed_image(list(p)) for p in (drawn, real, others))
+    ours, theirs, further = (clip.embed_image(list(p)) for p in (drawn, real, others))
     text = clip.embed_text(list(prompts))
     return Likeness(
-        kernel_distance(seen, truth),
-        kernel_distance(rest, truth),
-        alignment(seen, text),
-        alignment(truth, text),
+        kernel_distance(ours, theirs),
+        kernel_distance(further, theirs),
+        alignment(ours, text),
+        alignment(theirs, text),
     )
 
 
@@ -194,41 +186,43 @@ def evaluate_text_to_image(
     clip: Loaded | None = None,
     seed: int = 0,
 ) -> Generator[str, None, list[TextToImageReport]]:
-    """Yield a line on what is being done, and return a report for each guidance.
+    """Yield progress messages, and return a report for each guidance.
 
-    Prompts and seeds are the same for all. The judge's groups of the built-in world are joined by
-    `held-out pairs`: one-object prompts with shape and colour that never met in training.
+    Prompts and seeds are the same for all. The built-in world has another group of prompts,
+    `held-out pairs`: single objects whose shape and colour never occurred together in training.
 
     Raises:
         ValueError: the data has no captions.
     """
-    prompts, real = prompts_of(test, count)
+    prompts, real = take_prompts(test, count)
     others = to_pictures(take(train, range(len(prompts)))["image"])
     unseen: list[str] = []
     if isinstance(test, SceneSource):
-        unseen, _ = prompts_of(SceneSource(test.name, "held-out", test.size), count)
+        unseen, _ = take_prompts(SceneSource(test.name, "held-out", test.size), count)
     source = f"{test.info.name} {test.info.split}"
     reports = []
     for scale in guidance:
         yield f"{len(prompts) + len(unseen):,} pictures at guidance {scale:g}"
         pictures = draw(prompts, scale, seed)
         world = isinstance(test, SceneSource)
-        shares, nearest = judged(pictures, prompts) if world else ({}, {})
+        shares, nearest = judge(pictures, prompts) if world else ({}, {})
         if unseen:
-            apart, near = judged(draw(unseen, scale, seed), unseen)
-            shares["held-out pairs"], nearest["held-out pairs"] = apart["all"], near["all"]
-        alike = likeness(pictures, real, others, prompts, clip) if clip else None
-        reports.append(TextToImageReport(source, len(prompts), scale, seed, shares, nearest, alike))
+            held_out, near = judge(draw(unseen, scale, seed), unseen)
+            shares["held-out pairs"], nearest["held-out pairs"] = held_out["all"], near["all"]
+        likeness = compare_with_clip(pictures, real, others, prompts, clip) if clip else None
+        reports.append(
+            TextToImageReport(source, len(prompts), scale, seed, shares, nearest, likeness)
+        )
     return reports
 
 
 def write_text_to_image(
     reports: Sequence[TextToImageReport], folder: Path, *, command: str
 ) -> tuple[Path, ...]:
-    """`text-to-image.json`, a table as Markdown, and the curves over guidance; returns the paths.
+    """Write `text-to-image.json`, tables in Markdown, and plots over guidance; return the paths.
 
     Raises:
-        ValueError: matplotlib is missing; the numbers are written nevertheless.
+        ValueError: matplotlib is missing; the other files are written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     numbers, page = folder / "text-to-image.json", folder / "text-to-image.md"
@@ -243,46 +237,56 @@ def write_text_to_image(
 
 
 def markdown(reports: Sequence[TextToImageReport], setting: Mapping[str, Any]) -> str:
-    """The numbers as tables, each with its interval and what to hold it against."""
+    """Tables of the numbers with intervals and reference values."""
     first = reports[0]
     lines = [
         f"# Pictures from text, {first.source}\n",
         f"{first.prompts:,} prompts, seed {first.seed}. Intervals are 95 %.\n",
     ]
     for group in first.judged:
-        names = list(first.judged[group])
-        lines += [f"## {group}\n", "| guidance | " + " | ".join(names) + " |"]
-        lines.append("|---" * (len(names) + 1) + "|")
-        for found in reports:
-            cells = [_share(found.judged[group][name]) for name in names]
-            lines.append(f"| {found.guidance:g} | " + " | ".join(cells) + " |")
-        lines.append("")
+        lines += _judged_table(reports, group)
     if first.nearest:
         lines += [
             "## By the nearest objects\n",
-            "What would be right were every region the object that redraws it best, of pictures "
-            "with as many regions as their prompt has objects; and how far off those objects are: "
-            "quartiles of the mean error over the mean contrast. The judge takes regions within "
+            "What is correct if every region is taken for its nearest object, for pictures with as "
+            "many regions as their prompt has objects; and the distance of those objects, the "
+            "quartiles of mean error over mean contrast. The judge's threshold is "
             f"{first.nearest['all'].limit:.3f}.\n",
         ]
     for group in first.nearest:
-        names = [name for name in first.judged[group] if name != "count"]
-        columns = ["guidance", "as many regions", *names, "nearest quarter", "half",
-                   "three quarters"]  # fmt: skip
-        lines += [f"### {group}\n", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        lines += [_near(found.guidance, found.nearest[group], names) for found in reports]
-        lines.append("")
+        lines += _nearest_table(reports, group)
     if first.likeness is not None:
         lines += [
-            "## Through the eyes of CLIP\n",
+            "## In the features of CLIP\n",
             "| guidance | KID x 1000 | real against real | CLIP score | of real pictures | own "
             "prompt preferred | by real pictures |",
             "|---|---|---|---|---|---|---|",
         ]
-        lines += [_alike(found) for found in reports if found.likeness is not None]
+        lines += [_likeness_row(report) for report in reports if report.likeness is not None]
         lines.append("")
     facts = "\n".join(f"- {name}: {value}" for name, value in setting.items() if value is not None)
     return "\n".join([*lines, f"## Setting\n\n{facts}\n"])
+
+
+def _judged_table(reports: Sequence[TextToImageReport], group: str) -> list[str]:
+    names = list(reports[0].judged[group])
+    lines = [f"## {group}\n", "| guidance | " + " | ".join(names) + " |"]
+    lines.append("|---" * (len(names) + 1) + "|")
+    for row in reports:
+        cells = [_share(row.judged[group][name]) for name in names]
+        lines.append(f"| {row.guidance:g} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _nearest_table(reports: Sequence[TextToImageReport], group: str) -> list[str]:
+    names = [name for name in reports[0].judged[group] if name != "count"]
+    columns = [
+        *("guidance", "as many regions", *names),
+        *("nearest quarter", "half", "three quarters"),
+    ]
+    lines = [f"### {group}\n", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines += [_nearest_row(report.guidance, report.nearest[group], names) for report in reports]
+    return [*lines, ""]
 
 
 def _share(share: Share) -> str:
@@ -290,15 +294,15 @@ def _share(share: Share) -> str:
     return f"{share.value:.1%} ({low:.1%} to {high:.1%}) of {share.of}"
 
 
-def _near(guidance: float, near: Nearest, names: Sequence[str]) -> str:
+def _nearest_row(guidance: float, near: Nearest, names: Sequence[str]) -> str:
     shares = [_share(near.shares[name]) if name in near.shares else "-" for name in names]
     distances = [f"{d:.3f}" for d in near.distances] if near.distances else ["-"] * 3
     return "| " + " | ".join([f"{guidance:g}", _share(near.counted), *shares, *distances]) + " |"
 
 
-def _alike(found: TextToImageReport) -> str:
-    alike = found.likeness
-    assert alike is not None
+def _likeness_row(report: TextToImageReport) -> str:
+    likeness = report.likeness
+    assert likeness is not None
 
     def distance(e: Estimate) -> str:
         return f"{1000 * e.value:.3g} ({1000 * e.low:.3g} to {1000 * e.high:.3g})"
@@ -310,9 +314,9 @@ def _alike(found: TextToImageReport) -> str:
         return "-" if a.preferred is None else f"{a.preferred:.1%}"
 
     cells = [
-        f"{found.guidance:g}", distance(alike.kernel), distance(alike.floor),
-        score(alike.alignment), score(alike.real), preferred(alike.alignment),
-        preferred(alike.real),
+        f"{report.guidance:g}", distance(likeness.kernel), distance(likeness.floor),
+        score(likeness.alignment), score(likeness.real), preferred(likeness.alignment),
+        preferred(likeness.real),
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
@@ -325,25 +329,25 @@ def _plot(reports: Sequence[TextToImageReport], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    scales = [found.guidance for found in reports]
+    scales = [report.guidance for report in reports]
     panels = [g for g in ("all", "held-out pairs") if g in reports[0].judged]
-    alike = [found.likeness for found in reports if found.likeness is not None]
-    count = len(panels) + bool(alike)
+    likenesses = [report.likeness for report in reports if report.likeness is not None]
+    count = len(panels) + bool(likenesses)
     figure, axes = pyplot.subplots(1, count, figsize=(5 * count, 4), squeeze=False)
     for axis, group in zip(axes[0], panels, strict=False):
         for name in reports[0].judged[group]:
-            shares = [found.judged[group][name] for found in reports]
+            shares = [report.judged[group][name] for report in reports]
             values = np.array([share.value for share in shares])
             spread = np.abs(np.array([share.interval for share in shares]).T - values)
             axis.errorbar(scales, values, spread, marker="o", capsize=2, label=name)
         axis.set(title=group, xlabel="guidance", ylabel="share right", ylim=(0, 1.02))
         axis.legend(fontsize=8)
-    if alike:
+    if likenesses:
         axis = axes[0, -1]
-        kernels = np.array([1000 * a.kernel.value for a in alike])
-        spread = np.array([(1000 * a.kernel.low, 1000 * a.kernel.high) for a in alike]).T
+        kernels = np.array([1000 * a.kernel.value for a in likenesses])
+        spread = np.array([(1000 * a.kernel.low, 1000 * a.kernel.high) for a in likenesses]).T
         axis.errorbar(scales, kernels, np.abs(spread - kernels), marker="o", capsize=2)
-        axis.axhline(1000 * alike[0].floor.value, linestyle=":", color="gray")
+        axis.axhline(1000 * likenesses[0].floor.value, linestyle=":", color="gray")
         axis.set(title="KID x 1000 in CLIP's features; dotted: real", xlabel="guidance", ylim=0)
     figure.tight_layout()
     figure.savefig(path, dpi=100)

@@ -14,7 +14,7 @@ from triptych.data.scene_source import SceneSource
 from triptych.data.source import Source
 from triptych.systems.stable_diffusion.draw_prompts import Tokenizers, draw_prompts
 from triptych.systems.stable_diffusion.model import StableDiffusion
-from triptych.systems.stable_diffusion.report import judged as by_judge
+from triptych.systems.stable_diffusion.report import judge
 from triptych.vision.grids import contact_sheet
 
 SHOWN = 15  # prompts of a run's sheet
@@ -55,7 +55,7 @@ def judged(
     them at most.
     """
     pictures = draw_prompts(model, tokenizers, prompts, guidance=guidance)
-    shares, nearest = by_judge(pictures, prompts)
+    shares, nearest = judge(pictures, prompts)
     row = {name: share.value for name, share in shares["all"].items()}
     if nearest["all"].distances:
         row["nearest"] = nearest["all"].distances[1]
