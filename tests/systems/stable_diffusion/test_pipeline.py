@@ -418,7 +418,7 @@ def test_loras_of_others_are_refused(tiny, tmp_path) -> None:
     save_file({f"{layer}.{k}.weight": v for k, v in halves.items()}, stranger)
     with pytest.raises(ValueError, match=r"none of its 1 layers.*FLUX"):
         pictures(tiny, loras=(str(stranger),))
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match="the file does not exist"):
         pictures(tiny, loras=("nowhere.safetensors",))
 
 
@@ -449,7 +449,7 @@ def test_unpainted_pixels_stay_at_any_size(channels, tmp_path) -> None:
 def test_another_size_covers_and_says_so(tiny, tmp_path) -> None:
     last = drawn(tiny, image=photo(tmp_path, 128, 64), size="64x64")
     assert last.pictures.shape == (1, 64, 64, 3)
-    assert any("cut around its middle" in line for line in last.notes)
+    assert any("cropped around its middle" in line for line in last.notes)
     gradient = np.zeros((64, 128, 3), np.uint8)
     gradient[:, 32:96] = 200
     save_picture(tmp_path / "band.png", gradient)

@@ -151,7 +151,7 @@ def test_single_files_mean_what_the_published_folders_do(tmp_path):
         ("stable-diffusion-3-medium-diffusers", r"is a StableDiffusion3Pipeline \(Stable Diff"),
         ("stable-cascade", "Stable Cascade"),
         ("stable-cascade-prior", "Stable Cascade"),
-        ("playground-v2.5-1024px-aesthetic", r"EDM's form \(Playground 2.5 is\)"),
+        ("playground-v2.5-1024px-aesthetic", r"EDM's form \(Playground 2.5\)"),
         ("ddpm-butterflies-128", "diffusion on pixels"),
     ],
 )

@@ -159,12 +159,14 @@ def test_what_2x_predicts_is_never_guessed(tmp_path, monkeypatch):
     digest = single_file.digest_of(path)
     for predicts in ("noise", "velocity"):
         known = {digest: (path.stat().st_size, predicts)}
-        monkeypatch.setattr(single_file, "KNOWN", known)
+        monkeypatch.setattr(single_file, "PUBLISHED_2X", known)
         assert describe_single_file(path).predicts == predicts
-    monkeypatch.setattr(single_file, "KNOWN", {"0" * 64: (path.stat().st_size, "noise")})
+    monkeypatch.setattr(single_file, "PUBLISHED_2X", {"0" * 64: (path.stat().st_size, "noise")})
     with pytest.raises(ValueError, match="--predicts"):
         describe_single_file(path)
-    monkeypatch.setattr(single_file, "KNOWN", {digest: (1, "noise")})  # another size: not hashed
+    monkeypatch.setattr(
+        single_file, "PUBLISHED_2X", {digest: (1, "noise")}
+    )  # another size: not hashed
     monkeypatch.setattr(single_file, "digest_of", None)
     with pytest.raises(ValueError, match="--predicts"):
         describe_single_file(path)
