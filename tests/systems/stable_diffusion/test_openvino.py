@@ -159,7 +159,7 @@ def test_a_later_start_takes_what_is_there(tmp_path, cache, monkeypatch) -> None
     folder = str(saved(tmp_path / "run"))
     first, *_, last = run(asked(model=folder, backend="openvino"))
     assert first.done == 0 and len(first.pictures) == 0
-    assert any("once: about a minute" in line and str(cache) in line for line in first.notes)
+    assert any("about a minute" in line and str(cache) in line for line in first.notes)
     written = times(cache)
     conversions._kept.clear()  # as a new process finds it
     no_more_conversions(monkeypatch)
