@@ -86,9 +86,7 @@ def load_autoencoder(path: Path, dtype: torch.dtype | None = None) -> Published:
         raise ValueError(f"{about}{error}") from error
 
 
-def _from_config(
-    stored: Mapping[str, Any], file: Path, dtype: torch.dtype | None
-) -> Published:
+def _from_config(stored: Mapping[str, Any], file: Path, dtype: torch.dtype | None) -> Published:
     state = read_cast(file, dtype)
     if stored.get("_class_name") == "AutoencoderTiny":
         tiny = tiny_published.from_diffusers(stored)
@@ -118,9 +116,7 @@ def _from_taesd_file(path: Path, dtype: torch.dtype | None) -> Published:
     return _build_tiny(config, convert(state, tiny_published.diffusers_rules(config)))
 
 
-def _from_taesd_halves(
-    path: Path, names: set[str], dtype: torch.dtype | None
-) -> Published:
+def _from_taesd_halves(path: Path, names: set[str], dtype: torch.dtype | None) -> Published:
     """TAESD's two files; `path` is one of them."""
     half = "encoder" if FIRST_LAYER["encoder"] in names else "decoder"
     other = ENDS[1 - ENDS.index(half)]

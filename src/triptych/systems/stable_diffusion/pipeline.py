@@ -307,7 +307,7 @@ def _compute_dtype(request: TextToImage, model: StableDiffusion) -> torch.dtype:
     weight = next(model.unet.parameters())
     if request.backend == "openvino" and weight.device.type != "cpu":
         raise ValueError(
-            f"OpenVINO runs on the CPU, but the model is on {weight.device}: load it with `ready`, "
+            f"OpenVINO runs on the CPU, but the model is on {weight.device}: load it with `load_model`, "
             "or use the backend torch"
         )
     precision = runtime.precision(request.precision, weight.device)
@@ -315,7 +315,7 @@ def _compute_dtype(request: TextToImage, model: StableDiffusion) -> torch.dtype:
     if weight.dtype not in (torch.float32, dtype):
         raise ValueError(
             f"the model has weights in {weight.dtype}, which do not compute in {precision}: load "
-            "it in float32, or with `ready`"
+            "it in float32, or with `load_model`"
         )
     return dtype
 
