@@ -307,8 +307,8 @@ def _compute_dtype(request: TextToImage, model: StableDiffusion) -> torch.dtype:
     weight = next(model.unet.parameters())
     if request.backend == "openvino" and weight.device.type != "cpu":
         raise ValueError(
-            f"OpenVINO runs on the CPU, but the model is on {weight.device}: load it with `load_model`, "
-            "or use the backend torch"
+            f"OpenVINO runs on the CPU, but the model is on {weight.device}: load it with "
+            "`load_model`, or use the backend torch"
         )
     precision = runtime.precision(request.precision, weight.device)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
