@@ -161,7 +161,7 @@ def test_siglip2_as_transformers(models, tmp_path):
     [
         (b"", "0 pieces"),
         (b"\x0a\x05\x0a", "damaged|cut short"),
-        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "no protocol buffer"),
+        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "not a protocol buffer"),
         (b"hello world, I am no model", "not a SentencePiece model"),
         (b"\x0a\x03\x0a\x01a\x1a\x02\x28\x00", "unescaped"),
         (b"\x0a\x03\x0a\x01a\x12\x03\xc0\x01\x01", "after words"),

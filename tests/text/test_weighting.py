@@ -16,7 +16,7 @@ from triptych.text.weighting import (
     pad_windows,
     parse,
     prompt_windows,
-    written,
+    write_prompt,
 )
 
 TOKENIZER = train_tokenizer(CAPTIONS, 600, 77)
@@ -77,11 +77,11 @@ def test_break_ends_a_block_inside_brackets_too():
 
 
 def test_a_weight_out_of_range_is_said():
-    with pytest.raises(ValueError, match=r"'word' is to count 101 times; weights are -100 to 100"):
+    with pytest.raises(ValueError, match=r"'word' the weight 101, outside -100 to 100"):
         parse("(word:101)")
-    with pytest.raises(ValueError, match="take brackets away"):
+    with pytest.raises(ValueError, match="remove some brackets"):
         parse("(" * 9000 + "x" + ")" * 9000)
-    with pytest.raises(ValueError, match="times"):
+    with pytest.raises(ValueError, match="weight"):
         parse(f"(x:{'9' * 5000})")
 
 
@@ -105,7 +105,7 @@ def test_what_is_written_is_read_again(blocks):
             if merged[-1] and merged[-1][-1].weight == weight:
                 text = merged[-1].pop().text + text
             merged[-1].append(Part(text, weight))
-    assert parse(written(blocks)) == merged
+    assert parse(write_prompt(blocks)) == merged
 
 
 @given(st.text(st.sampled_from("ab()[]:\\1.2 BREAK,<>|")), st.sampled_from(["literal", "weighs"]))
@@ -114,7 +114,7 @@ def test_no_prompt_breaks_the_parser_and_nothing_but_brackets_is_lost(prompt, un
     try:
         blocks = parse(prompt, unclosed=unclosed)
     except ValueError as error:
-        assert "times" in str(error)
+        assert "the weight" in str(error)
         return
     read = "".join(part.text for block in blocks for part in block)
     letters = [c for c in prompt.replace("BREAK", "") if c in "ab ,<>|"]
@@ -146,7 +146,7 @@ def test_one_bracket_around_a_long_number_is_linear():
 
 def test_a_prompt_beyond_the_limit_is_refused():
     assert len(prompt_windows("a" * MAX_PROMPT, TOKENIZER).tokens) > 1
-    with pytest.raises(ValueError, match="1,000,000 characters; at most 32,000 are read"):
+    with pytest.raises(ValueError, match="1,000,000 characters, more than the limit of 32,000"):
         prompt_windows("a" * 1_000_000, TOKENIZER)
 
 
@@ -213,7 +213,9 @@ def test_no_token_is_lost_and_every_window_is_whole(words):
 def test_break_fills_the_window_and_empty_ones_are_kept():
     windows = prompt_windows("red BREAK red", TOKENIZER)
     assert inner(windows) == [WORD, WORD]
-    assert "2 tokens and is read in 2 windows of 75: window 2 begins with 'red'" in windows.notes[0]
+    assert (
+        "2 tokens and is split into 2 windows of 75: window 2 begins with 'red'" in windows.notes[0]
+    )
     assert inner(prompt_windows("red BREAK BREAK red", TOKENIZER)) == [WORD, [], WORD]
     assert inner(prompt_windows("red BREAK", TOKENIZER)) == [WORD]
     assert inner(prompt_windows("BREAK red", TOKENIZER)) == [[], WORD]
@@ -234,7 +236,7 @@ def test_windows_of_two_prompts_are_made_as_many():
     assert torch.equal(padded.tokens[1:2], prompt_windows("", TOKENIZER).tokens)
     assert padded.weights.shape == (3, 77)
     assert torch.equal(pad_windows(short, 1, TOKENIZER).tokens, short.tokens)
-    with pytest.raises(ValueError, match="has 3 windows already, not 1"):
+    with pytest.raises(ValueError, match="has 3 windows, more than 1"):
         pad_windows(long, 1, TOKENIZER)
 
 

@@ -4,9 +4,9 @@ SigLIP and Gemma are published with one. The file is a protocol buffer of three 
 here: the pieces with their scores, the kind of model, and how text is normalised before it (Kudo
 and Richardson 2018, arXiv:1808.06226). It is read by a few lines of wire format, not executed.
 
-What is known to differ from SentencePiece itself: a control piece such as `</s>` that stands in the
-text becomes that token, as in transformers; and where a character rule spans a grapheme of several
-characters, `tokenizers` asks the rules for the grapheme and SentencePiece for its longest prefix.
+Known differences from SentencePiece itself: a control piece such as `</s>` inside a text becomes
+that token, as in transformers; and where a normalisation rule spans several characters of one
+grapheme, `tokenizers` looks up the whole grapheme and SentencePiece its longest prefix.
 """
 
 import struct
@@ -30,7 +30,7 @@ class Piece(NamedTuple):
 
 
 class Vocabulary(NamedTuple):
-    """What such a file says, as far as encoding and decoding need it."""
+    """The settings that encoding and decoding need."""
 
     pieces: list[Piece]
     model: int
@@ -44,7 +44,7 @@ def read_vocabulary(data: bytes) -> Vocabulary:
     """The content of a SentencePiece file.
 
     Raises:
-        ValueError: it is not one, it is damaged, or it has a setting that is not supported.
+        ValueError: not such a file, a damaged one, or one with a setting that is not supported.
     """
     pieces: list[Piece] = []
     trainer: dict[int, bytes | int] = {}
@@ -93,10 +93,10 @@ def sentencepiece_tokenizer(data: bytes) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in special])
     symbols = [p.text for p in vocabulary.pieces if p.kind == USER_DEFINED]
     if symbols and vocabulary.dummy_prefix and vocabulary.model != WORDS:
-        # `tokenizers` normalises what stands between them apart: each would get a space in front.
+        # `tokenizers` normalises the text between symbols separately, each with a space in front.
         raise ValueError(
-            f"symbols such as {symbols[0]!r} together with a space before the text are not "
-            "supported; convert the model to tokenizer.json with its own library"
+            f"a SentencePiece model with user-defined symbols, such as {symbols[0]!r}, and a space "
+            "before the text is not supported: convert it to tokenizer.json with its own library"
         )
     tokenizer.add_tokens([AddedToken(s, normalized=False) for s in symbols])
     return tokenizer
@@ -106,10 +106,10 @@ def _model(vocabulary: Vocabulary) -> BPE | Unigram | WordLevel:
     pieces = vocabulary.pieces
     unknown = next((i for i, piece in enumerate(pieces) if piece.kind == UNKNOWN), None)
     if unknown is None:
-        raise ValueError("a SentencePiece model without a piece for the unknown")
+        raise ValueError("the SentencePiece model has no piece for unknown characters")
     ids = {piece.text: number for number, piece in enumerate(pieces)}
     if len(ids) != len(pieces):
-        raise ValueError("a SentencePiece model that has a piece twice")
+        raise ValueError("the SentencePiece model has a piece twice")
     if vocabulary.model == UNIGRAM:
         scores = [(piece.text, piece.score) for piece in pieces]
         return Unigram(scores, unknown, vocabulary.byte_fallback)
@@ -124,9 +124,9 @@ def _model(vocabulary: Vocabulary) -> BPE | Unigram | WordLevel:
 
 
 def _merges(pieces: Sequence[Piece], ids: dict[str, int]) -> list[tuple[str, str]]:
-    """Pairs in the order in which they are merged: by the score of what they make.
+    """Pairs in the order in which they are merged: by the score of the result.
 
-    SentencePiece joins whichever neighbours make the best piece, so every way to cut a piece in two
+    SentencePiece merges the neighbours that make the best piece, so every split of a piece into two
     pieces is a merge.
     """
     usable = {p.text for p in pieces if p.kind in (NORMAL, USER_DEFINED)}
@@ -171,7 +171,7 @@ def _piece(fields: dict[int, bytes | int]) -> Piece:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Number and value of each field of a protocol buffer message, unknown ones among them."""
+    """Number and value of each field of a protocol buffer message, unknown fields included."""
     place = 0
     while place < len(data):
         key, place = _varint(data, place)
@@ -185,7 +185,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
         elif kind in (FIXED32, FIXED64):
             size = 4 if kind == FIXED32 else 8
         else:
-            raise ValueError("not a SentencePiece model: no protocol buffer")
+            raise ValueError("not a SentencePiece model: not a protocol buffer")
         if place + size > len(data):
             raise ValueError("not a SentencePiece model, or one cut short")
         yield key >> 3, data[place : place + size]
@@ -202,4 +202,4 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
             return value, place
         shift += 7
         if shift > 63:
-            raise ValueError("not a SentencePiece model: no protocol buffer")
+            raise ValueError("not a SentencePiece model: not a protocol buffer")

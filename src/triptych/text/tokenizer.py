@@ -1,8 +1,8 @@
-"""Strings to tokens and back, for CLIP, SigLIP, Gemma and vocabularies of one's own.
+"""Strings to tokens and back, for CLIP, SigLIP, Gemma and vocabularies learned from captions.
 
-Splitting is done by the `tokenizers` library; what a model expects around it is data: the start and
-end tokens, the padding, the length, and how SigLIP's text is cleaned. Getting these wrong costs a
-published SigLIP between 12 and 70 points of accuracy without any error.
+The `tokenizers` library splits the text; `TokenizerConfig` holds what a model expects around it:
+start and end tokens, padding, length, and how SigLIP's text is cleaned. Getting these wrong costs
+a published SigLIP between 12 and 70 points of accuracy without any error.
 
 Dimensions: B texts, T tokens.
 """
@@ -43,7 +43,7 @@ class TokenizerConfig:
     """What a model expects of its tokens besides the vocabulary."""
 
     length: int = 77
-    """The most tokens of a text, start and end among them, and what is padded to."""
+    """Tokens per text, including start and end; shorter texts are padded to it."""
     pad: int = 0
     """The token after the end: 0 in open_clip, the end token again in transformers' CLIP."""
     start: int | None = None
@@ -51,35 +51,35 @@ class TokenizerConfig:
     end: int | None = None
     """The token after every text, kept when the text is cut."""
     lower: bool = False
-    """Lower case, letter by letter, where the vocabulary does not do it itself: SigLIP 2."""
+    """Lower-case the text first, for vocabularies that do not do it themselves: SigLIP 2."""
     canonical: bool = False
     """Lower case, no punctuation, single spaces: SigLIP 1."""
     written_pad: bool = False
-    """The padding token, written out in a text, is that token: so transformers reads `!` where a
+    """The padding token is recognised inside a text: transformers reads `!` as padding where a
     folder pads with it (SD 2.x, XL's second tower); open_clip reads an exclamation mark.
     """
 
     def __post_init__(self) -> None:
         around = (self.start is not None) + (self.end is not None)
         if self.length <= around:
-            raise ValueError(f"length {self.length} has no room for text beside {around} tokens")
+            raise ValueError(f"length {self.length} leaves no room for text beside {around} tokens")
         if min(self.pad, self.start or 0, self.end or 0) < 0:
-            raise ValueError(f"tokens are not negative: {self}")
+            raise ValueError(f"token numbers must be at least 0: {self}")
 
 
 class Encoded(NamedTuple):
     """Texts as tokens."""
 
     tokens: Int64[Tensor, "B T"]
-    lengths: Int64[Tensor, " B"]  # of each text with its start and end, before padding
-    cut: tuple[str, ...]  # the end of each text that had no room; empty where all of it had
+    lengths: Int64[Tensor, " B"]  # with start and end, before padding
+    cut: tuple[str, ...]  # the end of each text that did not fit, or ""
 
 
 class Tokenizer:
     """Text to the tokens that a model was trained on, and back.
 
-    Texts mean what they mean to the published libraries (transformers, where these differ): a
-    special token written out in a text becomes that token.
+    Follows the published libraries (transformers, where they differ): the name of a special token
+    inside a text becomes that token.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, config: TokenizerConfig):
@@ -89,8 +89,8 @@ class Tokenizer:
             token = getattr(config, name)
             if token is not None and token >= self.vocabulary:
                 raise ValueError(
-                    f"the {name} token {token} is not among the {self.vocabulary:,} of the "
-                    "vocabulary: are the settings of another tokenizer?"
+                    f"the {name} token {token} is not in the vocabulary of {self.vocabulary:,} "
+                    "tokens: the settings belong to another tokenizer"
                 )
         backend.no_truncation()
         backend.no_padding()
@@ -102,12 +102,12 @@ class Tokenizer:
             backend.add_special_tokens([AddedToken(backend.id_to_token(config.pad), special=True)])
         self._backend = backend
         self._suffix: str = getattr(backend.model, "end_of_word_suffix", None) or ""
-        self._words: dict[str, list[int]] = {}  # in small letters, with the tokens of each
-        self._word = re.compile("((?!))")  # finds none
+        self._words: dict[str, list[int]] = {}  # learned words in lower case, with their tokens
+        self._word = re.compile("((?!))")  # never matches
 
     def with_words(self, words: Mapping[str, int]) -> "Tokenizer":
-        """The same, but each of these words is, in `pieces`, so many tokens of its own: further
-        ones, numbered from `vocabulary` on, in capitals or not.
+        """A copy in which `pieces` turns each of these words into `count` new tokens, numbered from
+        `vocabulary` on; case does not matter.
         """
         other = copy.copy(self)
         other._words, first = {}, self.vocabulary
@@ -115,19 +115,19 @@ class Tokenizer:
             other._words[word.lower()] = list(range(first, first + count))
             first += count
         longest_first = sorted(words, key=len, reverse=True)
-        known = "|".join(map(re.escape, longest_first)) or "(?!)"
-        other._word = re.compile(rf"(?<!\w)({known})(?!\w)", re.IGNORECASE)
+        alternatives = "|".join(map(re.escape, longest_first)) or "(?!)"
+        other._word = re.compile(rf"(?<!\w)({alternatives})(?!\w)", re.IGNORECASE)
         return other
 
     def encode(self, texts: Sequence[str], *, full: bool = True) -> Encoded:
         """Tokens of each text: start, text, end, padding.
 
         `full` pads to the model's length; otherwise only to the longest of these texts, which is
-        exact for a causal tower that reads the end token. A text that is too long loses its end,
-        never its end token, and `cut` says what was lost (of SigLIP 1: in its cleaned form).
+        exact for a causal tower pooled at the end token. A text that is too long is cut before its
+        end token, and `cut` has what was lost (for SigLIP 1 in its cleaned form).
         """
         if isinstance(texts, str):
-            raise ValueError(f"expected a list of texts, not the one string {texts[:40]!r}")
+            raise ValueError(f"texts must be a list of strings, not the string {texts[:40]!r}")
         rows, cut = [], []
         for text in texts:
             row, lost = self._row(text)
@@ -140,25 +140,24 @@ class Tokenizer:
         return Encoded(tokens, lengths, tuple(cut))
 
     def decode(self, tokens: Int64[Tensor, "B T"] | Sequence[Sequence[int]]) -> list[str]:
-        """The text up to each row's end token. CLIP's has lost its capitals and its spacing."""
+        """The text up to each row's end token. CLIP's tokens do not keep capitals and spacing."""
         rows = tokens.tolist() if isinstance(tokens, Tensor) else tokens
         return [self._text(list(row)) for row in rows]
 
     def pieces(self, text: str) -> list[int]:
-        """The tokens of a text alone, however many: no start, no end, no padding."""
-        found: list[int] = []
+        """All tokens of a text, without start, end, padding or a limit."""
+        tokens: list[int] = []
         for place, part in enumerate(self._word.split(text)):
-            found += self._words[part.lower()] if place % 2 else self._split(part)[0].ids
-        return found
+            tokens += self._words[part.lower()] if place % 2 else self._split(part)[0].ids
+        return tokens
 
     def name(self, token: int) -> str:
         """A token as the vocabulary spells it."""
         return self._backend.id_to_token(token) or ""
 
     def pairs(self) -> tuple[dict[str, int], list[str]] | None:
-        """The numbers of all tokens and the merges of CLIP's byte pairs; None for another kind.
-
-        What `vocab.json` and `merges.txt` of a transformers folder hold.
+        """Token numbers and merges of a CLIP vocabulary, None for another kind: the content of
+        `vocab.json` and `merges.txt` in a transformers folder.
         """
         model = json.loads(self._backend.to_str())["model"]
         if model.get("type") != "BPE" or self._suffix != SUFFIX:
@@ -167,16 +166,16 @@ class Tokenizer:
         return dict(self._backend.get_vocab(with_added_tokens=True)), merges
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`, which transformers reads too; the file appears whole or not."""
+        """Write `tokenizer.json`, which transformers reads too; atomic."""
         with atomic.replace_file(folder / "tokenizer.json") as temporary:
             temporary.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
 
     def _split(self, text: str) -> tuple[tokenizers.Encoding, str]:
-        """A text's tokens, and the text that they were split from."""
-        if not text.isascii():  # half of a surrogate pair, which JSON can hold, is no text
+        """The encoding, and the cleaned text that its offsets refer to."""
+        if not text.isascii():  # replace lone surrogates, which JSON can contain
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         text = canonical(text) if self.config.canonical else text
-        # Not encode_batch: its threads would warn in every process that is forked later.
+        # Not encode_batch: after its threads have run, every forked process prints a warning.
         return self._backend.encode(text, add_special_tokens=False), text
 
     def _row(self, text: str) -> tuple[list[int], str]:
@@ -210,32 +209,34 @@ def canonical(text: str) -> str:
 
 
 def open_tokenizer(source: Path, config: TokenizerConfig) -> Tokenizer:
-    """A tokenizer whose settings are known, from its folder or its file.
+    """A tokenizer with these settings, from its folder or file.
 
     A folder has `tokenizer.json`, or `vocab.json` and `merges.txt`, or OpenAI's
-    `bpe_simple_vocab_16e6.txt.gz`, or a SentencePiece model; each may also be given itself.
+    `bpe_simple_vocab_16e6.txt.gz`, or a SentencePiece model; a path to one of these files works
+    too.
 
     Raises:
-        ValueError: there is none of them, or it cannot be read.
+        ValueError: no such file, or one that cannot be read.
     """
     return Tokenizer(_backend(source), config)
 
 
 def clip_tokenizer(source: Path, length: int = 77, *, pad: int | None = None) -> Tokenizer:
-    """CLIP's byte-pair tokenizer, from a folder or file as `open_tokenizer` takes.
+    """CLIP's byte-pair tokenizer, from a folder or file as in `open_tokenizer`.
 
-    Texts are treated as transformers' CLIPTokenizer treats them: lower case, single spaces, but
-    HTML entities and broken encodings stay as they are (open_clip repairs them first).
+    Texts are cleaned as in transformers' CLIPTokenizer: lower case, single spaces; HTML entities
+    and broken encodings stay as they are (open_clip repairs them first).
 
-    `pad` None is what the folder's `tokenizer_config.json` or `special_tokens_map.json` says, else
-    0. Raises ValueError as `open_tokenizer`, and for a vocabulary without CLIP's special tokens.
+    `pad` None takes the padding token of the folder's `tokenizer_config.json` or
+    `special_tokens_map.json`, else 0. Raises ValueError as `open_tokenizer`, and for a vocabulary
+    without CLIP's special tokens.
     """
     backend = _backend(source)
     start = _token(backend, START, "<start_of_text>", "<s>")
     end = _token(backend, END, "<end_of_text>", "</s>")
     if start is None or end is None:
-        raise ValueError(f"{source} is not a CLIP tokenizer: it has no {START} and {END}")
-    named = _named_pad(source) if pad is None else None
+        raise ValueError(f"{source} is not a CLIP tokenizer: it has no {START} and {END} tokens")
+    named = _read_pad(source) if pad is None else None
     if pad is None:
         pad = 0 if named is None else (backend.token_to_id(named) or 0)
     written = named is not None and pad not in (start, end)
@@ -260,25 +261,25 @@ def siglip_tokenizer(source: Path, length: int = 64, canonical: bool = True) -> 
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> Tokenizer:
-    """A vocabulary of one's own, in the form of CLIP's: byte pairs with marked ends of words.
+    """Learn a vocabulary of CLIP's form from captions: byte pairs with marked word ends.
 
-    All bytes, all bytes at the end of a word, then the most frequent pairs of the captions that
-    occur twice, then the start and the end token, which has the highest number and also pads, as in
-    transformers. The same captions give the same vocabulary. It is smaller than asked where the
-    captions have no more pairs.
+    All bytes, all bytes at the end of a word, then the most frequent pairs that occur at least
+    twice, then the start and the end token, which has the highest number and also pads, as in
+    transformers. The same captions give the same vocabulary. It has fewer than `vocabulary` tokens
+    if the captions have too few pairs.
 
     Raises:
-        ValueError: fewer than 514 tokens, which is what every such vocabulary has.
+        ValueError: `vocabulary` is below 514, the bytes and special tokens alone.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters = alphabet + [letter + SUFFIX for letter in alphabet]
     if vocabulary < len(letters) + 2:
-        raise ValueError(f"a vocabulary has at least {len(letters) + 2} tokens, not {vocabulary}")
+        raise ValueError(f"vocabulary must be at least {len(letters) + 2} tokens, not {vocabulary}")
     learner = tokenizers.Tokenizer(BPE(end_of_word_suffix=SUFFIX))
     _clip_text(learner)
     trainer = BpeTrainer(
         vocab_size=vocabulary - 2, min_frequency=2, show_progress=False, end_of_word_suffix=SUFFIX,
-        # Without numbers of their own the letters are counted in a random order, which breaks ties.
+        # Fixed numbers for the letters: else they come in a random order, which breaks ties.
         special_tokens=letters,
     )  # fmt: skip
     learner.train_from_iterator(iter(captions), trainer)
@@ -290,30 +291,30 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> To
 
 def _backend(source: Path) -> tokenizers.Tokenizer:
     if source.is_dir():
-        source = _inside(source)
+        source = _find_file(source)
     try:
         if source.name == "vocab.json":
-            return _pairs(source)
+            return _read_vocab_json(source)
         data = _read(source)
         if ".txt" in source.suffixes:
             lines = data.decode("utf-8").split("\n")
-            return _clip_backend(_split(lines[1 : CLIP_MERGES + 1]))
+            return _clip_backend(_read_merges(lines[1 : CLIP_MERGES + 1]))
         if data.lstrip()[:1] == b"{":
             return tokenizers.Tokenizer.from_buffer(data)
         return sentencepiece_tokenizer(data)
-    except Exception as error:  # of `tokenizers`, which raises plain ones
+    except Exception as error:  # `tokenizers` raises plain Exceptions
         if isinstance(error, OSError):
             raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{source} cannot be read as a tokenizer: {reason}") from None
 
 
-def _inside(folder: Path) -> Path:
+def _find_file(folder: Path) -> Path:
     names = ("tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz", *SENTENCEPIECE)
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise ValueError(f"{folder} holds no tokenizer: none of {', '.join(names)}")
+    raise ValueError(f"{folder} has no tokenizer file: none of {', '.join(names)}")
 
 
 def _read(path: Path) -> bytes:
@@ -322,19 +323,19 @@ def _read(path: Path) -> bytes:
     with gzip.open(path) if packed else path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
+        raise ValueError(f"the file is larger than {MAX_BYTES >> 20} MiB")
     if data.startswith(b"version https://git-lfs"):
-        raise ValueError("a git-lfs pointer: fetch the file with `git lfs pull`")
+        raise ValueError("it is a git-lfs pointer; fetch the file with `git lfs pull`")
     return data
 
 
-def _pairs(vocabulary: Path) -> tokenizers.Tokenizer:
-    """`vocab.json` and `merges.txt`, the older form of a transformers folder."""
+def _read_vocab_json(vocabulary: Path) -> tokenizers.Tokenizer:
+    """From `vocab.json` and `merges.txt`, the older form of a transformers folder."""
     lines = _read(vocabulary.with_name("merges.txt")).decode("utf-8").split("\n")
-    return _clip_backend(_split(lines), json.loads(_read(vocabulary)))
+    return _clip_backend(_read_merges(lines), json.loads(_read(vocabulary)))
 
 
-def _split(lines: Sequence[str]) -> list[tuple[str, ...]]:
+def _read_merges(lines: Sequence[str]) -> list[tuple[str, ...]]:
     return [
         tuple(s.split()) for s in lines if re.fullmatch(r"\S+ \S+\r?", s) and s[0:9] != "#version:"
     ]
@@ -343,7 +344,7 @@ def _split(lines: Sequence[str]) -> list[tuple[str, ...]]:
 def _clip_backend(
     merges: Sequence[tuple[str, ...]], ids: dict[str, int] | None = None
 ) -> tokenizers.Tokenizer:
-    """CLIP's splitting around the merges; OpenAI's numbering unless `ids` has another."""
+    """CLIP's splitting with these merges; OpenAI's numbering unless `ids` has another."""
     if ids is None:
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         names = alphabet + [letter + SUFFIX for letter in alphabet]
@@ -354,7 +355,7 @@ def _clip_backend(
     _clip_text(backend)
     backend.decoder = tokenizers.decoders.ByteLevel()
     start, end = ids[START], ids[END]
-    # As published: capitals matter in an end token that is written out, not in a start token.
+    # As published: inside a text the end token is case-sensitive, the start token is not.
     marks = [AddedToken(START, normalized=True), AddedToken(END, normalized=False)]
     backend.add_special_tokens(marks)
     backend.post_processor = processors.RobertaProcessing(
@@ -379,21 +380,21 @@ def _token(backend: tokenizers.Tokenizer, *names: str) -> int | None:
     return next((i for i in map(backend.token_to_id, names) if i is not None), None)
 
 
-def _named_pad(source: Path) -> str | None:
+def _read_pad(source: Path) -> str | None:
     """The padding token that a transformers folder names.
 
-    Where its two files differ, transformers believes special_tokens_map.json of older folders,
-    which have no `added_tokens_decoder` (SD 2.x pads with `!`), tokenizer_config.json of others.
+    Where its two files differ, transformers follows special_tokens_map.json in older folders, which
+    have no `added_tokens_decoder` (SD 2.x pads with `!`), and tokenizer_config.json in others.
     """
     folder = source if source.is_dir() else source.parent
-    found: list[dict[str, Any]] = []
+    files: list[dict[str, Any]] = []
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
         data: Any = json.loads(_read(path)) if path.is_file() else {}
-        found.append(data if isinstance(data, dict) else {})
-    if "added_tokens_decoder" not in found[0]:
-        found.reverse()
-    for data in found:
+        files.append(data if isinstance(data, dict) else {})
+    if "added_tokens_decoder" not in files[0]:
+        files.reverse()
+    for data in files:
         pad = data.get("pad_token")
         pad = pad.get("content") if isinstance(pad, dict) else pad
         if isinstance(pad, str):

@@ -1,9 +1,9 @@
-r"""Weighted prompts: some words count more than others, and no prompt is too long for its window.
+r"""Prompts with weights on their words, and prompts longer than a text encoder's window.
 
-The grammar is the one that AUTOMATIC1111 documents: `(word)` counts 1.1 times, `((word))` 1.1 * 1.1
-times, `(word:1.3)` 1.3 times, `[word]` 1 / 1.1 times; `\(`, `\)`, `\[`, `\]` and `\\` are
-themselves; `BREAK` begins a new window of tokens. A text of more tokens than a window has is read
-in several windows, which a tower encodes one by one and the network attends to as one long text.
+The grammar is the one that AUTOMATIC1111 documents: `(word)` has weight 1.1, `((word))` 1.1 * 1.1,
+`(word:1.3)` 1.3, `[word]` 1 / 1.1; `\(`, `\)`, `\[`, `\]` and `\\` are plain characters; `BREAK`
+starts a new window. A prompt with more tokens than a window holds is split into several windows,
+which are encoded one by one and concatenated for cross-attention.
 
 Dimensions: N windows, T tokens of a window, D width.
 """
@@ -21,15 +21,13 @@ from triptych.text.limits import MAX_PROMPT
 from triptych.text.tokenizer import Tokenizer
 
 Unclosed = Literal["literal", "weighs"]
-"""What a bracket without its partner is: a character of the text, or, where AUTOMATIC1111's reading
-is asked for, a weight of everything that follows it.
-"""
+"""An unclosed bracket is a plain character, or (as AUTOMATIC1111) weighs all that follows it."""
 
 STEP = 1.1
-MAX_WEIGHT = 100.0  # fifty brackets deep; beyond, the text encoder's states are noise
-BACKTRACK = 20  # tokens: AUTOMATIC1111's default
+MAX_WEIGHT = 100.0  # about 48 nested brackets
+BACKTRACK = 20  # tokens; AUTOMATIC1111's default
 
-SCAN = re.compile(  # every branch consumes what it looked at, so scanning is linear
+TOKEN = re.compile(  # possessive, so that no branch backtracks and scanning is linear
     r"\\[()\[\]\\]"
     r"|:\s*+[+-]?(?:\d++(?:\.\d*+)?|\.\d++)\s*+\)"  # the end of (word:1.3)
     r"|[()\[\]]"
@@ -43,36 +41,36 @@ SCHEDULE = re.compile(
 
 
 class Part(NamedTuple):
-    """A stretch of a prompt and how much it counts."""
+    """Text of a prompt with one weight."""
 
     text: str
     weight: float
 
 
 class PromptWindows(NamedTuple):
-    """A prompt as a text tower reads it, window by window."""
+    """A prompt as tokens of a text encoder, window by window."""
 
     tokens: Int64[Tensor, "N T"]
     weights: Float[Tensor, "N T"]  # 1 for the start, the end and the padding
-    notes: tuple[str, ...]  # what someone should know: where windows begin, what is not obeyed
+    notes: tuple[str, ...]  # for the user: where windows begin, syntax that is not supported
 
 
 def parse(prompt: str, *, unclosed: Unclosed = "literal") -> list[list[Part]]:
-    r"""The weighted parts of a prompt, in a list for each stretch between `BREAK`s.
+    r"""The weighted parts of a prompt, one list for each block between `BREAK`s.
 
-    Neighbours of equal weight are one part. Brackets of the two kinds may cross. Time is linear in
+    Neighbours of equal weight are merged. Round and square brackets may cross. Time is linear in
     the length.
 
     Raises:
-        ValueError: a weight beyond -100 to 100.
+        ValueError: a weight outside -100 to 100.
     """
-    found: list[str] = SCAN.findall(prompt)  # strings: match objects would cost a second per MB
-    factors, closing = _pairs(found, unclosed)
+    scanned: list[str] = TOKEN.findall(prompt)  # match objects would cost a second per MB
+    factors, closing = _match_brackets(scanned, unclosed)
     nested: dict[str, list[float]] = {"(": [1.0], "[": [1.0]}
     blocks: list[list[Part]] = [[]]
-    texts: list[str] = []  # of the part that is being read, and its weight
-    counts = 1.0
-    for place, text in enumerate(found):
+    texts: list[str] = []  # the current part and its weight
+    current = 1.0
+    for place, text in enumerate(scanned):
         if place in factors:
             levels = nested[text]
             levels.append(levels[-1] * factors[place])
@@ -80,17 +78,17 @@ def parse(prompt: str, *, unclosed: Unclosed = "literal") -> list[list[Part]]:
             nested["[" if text == "]" else "("].pop()
         else:
             weight = nested["("][-1] * nested["["][-1]
-            if weight != counts:
-                _end_part(blocks[-1], texts, counts)
-                texts, counts = [], weight
+            if weight != current:
+                _end_part(blocks[-1], texts, current)
+                texts, current = [], weight
             escaped = len(text) == 2 and text[0] == "\\"
             first, *others = BREAK.split(text[1:] if escaped else text)
             texts.append(first)
-            for stretch in others:
-                _end_part(blocks[-1], texts, counts)
+            for after_break in others:
+                _end_part(blocks[-1], texts, current)
                 blocks.append([])
-                texts = [stretch]
-    _end_part(blocks[-1], texts, counts)
+                texts = [after_break]
+    _end_part(blocks[-1], texts, current)
     return blocks
 
 
@@ -100,18 +98,20 @@ def _end_part(block: list[Part], texts: list[str], weight: float) -> None:
         return
     if not abs(weight) <= MAX_WEIGHT:
         raise ValueError(
-            f"{text[:40]!r} is to count {weight:g} times; weights are -{MAX_WEIGHT:g} to "
-            f"{MAX_WEIGHT:g}: take brackets away, or write (text:1.3)"
+            f"the prompt gives {text[:40]!r} the weight {weight:g}, outside -{MAX_WEIGHT:g} to "
+            f"{MAX_WEIGHT:g}: remove some brackets, or write (text:1.3)"
         )
     block.append(Part(text, weight))
 
 
-def _pairs(found: Sequence[str], unclosed: Unclosed) -> tuple[dict[int, float], set[int]]:
-    """The factor of each bracket that opens a pair, and the brackets that close one."""
+def _match_brackets(
+    scanned: Sequence[str], unclosed: Unclosed
+) -> tuple[dict[int, float], set[int]]:
+    """The positions of opening brackets with their factors, and those of closing brackets."""
     waiting: dict[str, list[int]] = {"(": [], "[": []}
     factors: dict[int, float] = {}
     closing: set[int] = set()
-    for place, text in enumerate(found):
+    for place, text in enumerate(scanned):
         if text in waiting:
             waiting[text].append(place)
         elif text == "]" and waiting["["]:
@@ -125,12 +125,12 @@ def _pairs(found: Sequence[str], unclosed: Unclosed) -> tuple[dict[int, float], 
     return factors, closing
 
 
-def written(blocks: Sequence[Sequence[Part]]) -> str:
-    """The prompt that `parse` reads as these parts; a text with `BREAK` in it has none."""
-    return " BREAK ".join("".join(map(_written, block)) for block in blocks)
+def write_prompt(blocks: Sequence[Sequence[Part]]) -> str:
+    """The prompt that `parse` reads as these parts, none of which may contain `BREAK`."""
+    return " BREAK ".join("".join(map(_write_part, block)) for block in blocks)
 
 
-def _written(part: Part) -> str:
+def _write_part(part: Part) -> str:
     text = re.sub(r"[()\[\]\\]", r"\\\g<0>", part.text)
     if part.weight == 1:
         return text
@@ -138,9 +138,9 @@ def _written(part: Part) -> str:
 
 
 def loras_in(prompt: str) -> tuple[str, tuple[str, ...]]:
-    """A prompt without its `<lora:NAME:WEIGHT>` marks, and those as `NAME:WEIGHT`.
+    """A prompt without its `<lora:NAME:WEIGHT>` tags, and the tags as `NAME:WEIGHT`.
 
-    AUTOMATIC1111 keeps its low-rank updates inside the prompt; without a weight they count once.
+    AUTOMATIC1111 selects LoRAs inside the prompt; the default weight is 1.
     """
     loras = tuple(f"{name.strip()}:{weight or 1}" for name, weight in LORA.findall(prompt))
     return (LORA.sub("", prompt), loras) if loras else (prompt, ())
@@ -153,18 +153,18 @@ def prompt_windows(
     unclosed: Unclosed = "literal",
     backtrack: int = BACKTRACK,
 ) -> PromptWindows:
-    """Tokens and weights of a prompt, in as many windows as it needs; none of it is lost.
+    """Tokens and weights of a prompt, in as many windows as it needs; nothing is cut off.
 
-    A window that is full ends behind its last comma, if that is among its last `backtrack` tokens,
-    so that what a comma holds together stays together; 0 never looks for one. An empty prompt is
-    one empty window.
+    A full window ends after its last comma, if that is among its last `backtrack` tokens, so that
+    phrases between commas stay together; 0 ignores commas. An empty prompt is one empty window.
 
     Raises:
         ValueError: more than MAX_PROMPT characters, or a weight out of range.
     """
     if len(prompt) > MAX_PROMPT:
         raise ValueError(
-            f"a prompt of {len(prompt):,} characters; at most {MAX_PROMPT:,} are read: shorten it"
+            f"the prompt has {len(prompt):,} characters, more than the limit of {MAX_PROMPT:,}: "
+            "shorten it"
         )
     config = tokenizer.config
     room = config.length - (config.start is not None) - (config.end is not None)
@@ -179,46 +179,46 @@ def prompt_windows(
             tokens += pieces
             weights += [weight] * len(pieces)
         if tokens or not rows or number < len(blocks) - 1:
-            for start, end in _stretches(tokens, room, comma, backtrack):
+            for start, end in _split_windows(tokens, room, comma, backtrack):
                 rows.append((tokens[start:end], weights[start:end]))
-    padded = [_padded(*row, tokenizer) for row in rows]
+    padded = [_pad_window(*row, tokenizer) for row in rows]
     return PromptWindows(
         torch.tensor([tokens for tokens, _ in padded], dtype=torch.int64),
         torch.tensor([weights for _, weights in padded], dtype=torch.float32),
-        _said(prompt, [tokens for tokens, _ in rows], tokenizer, room),
+        _notes(prompt, [tokens for tokens, _ in rows], tokenizer, room),
     )
 
 
-def _stretches(
+def _split_windows(
     tokens: list[int], room: int, comma: list[int], backtrack: int
 ) -> list[tuple[int, int]]:
-    """Where each window of these tokens starts and ends."""
-    found, start = [], 0
+    """Start and end of each window."""
+    windows, start = [], 0
     while len(tokens) - start > room:
         end = start + room
-        if [tokens[end]] != comma:  # a comma that comes next leaves nothing to keep together
+        if [tokens[end]] != comma:  # a comma right after the window already ends a phrase
             for place in range(end - 1, max(end - backtrack, start) - 1, -1):
                 if [tokens[place]] == comma:
                     end = place + 1
                     break
-        found.append((start, end))
+        windows.append((start, end))
         start = end
-    return [*found, (start, len(tokens))]
+    return [*windows, (start, len(tokens))]
 
 
-def _padded(
+def _pad_window(
     tokens: list[int], weights: list[float], tokenizer: Tokenizer
 ) -> tuple[list[int], list[float]]:
     config = tokenizer.config
     before = [] if config.start is None else [config.start]
     after = [] if config.end is None else [config.end]
     row = before + tokens + after
-    after_it = config.length - len(row)
-    ones = [1.0] * (len(after) + after_it)
-    return row + [config.pad] * after_it, [1.0] * len(before) + weights + ones
+    padding = config.length - len(row)
+    ones = [1.0] * (len(after) + padding)
+    return row + [config.pad] * padding, [1.0] * len(before) + weights + ones
 
 
-def _said(
+def _notes(
     prompt: str, rows: Sequence[list[int]], tokenizer: Tokenizer, room: int
 ) -> tuple[str, ...]:
     notes = []
@@ -231,28 +231,28 @@ def _said(
         ]
         more = "" if len(rows) <= 9 else f", and {len(rows) - 9} more"
         notes.append(
-            f"the prompt has {sum(map(len, rows))} tokens and is read in {len(rows)} windows of "
+            f"the prompt has {sum(map(len, rows))} tokens and is split into {len(rows)} windows of "
             f"{room}: window {', window '.join(begins)}{more}"
         )
     if found := SCHEDULE.search(prompt):
         notes.append(
-            f"{found.group()[:60]!r} is read as text that counts less: prompts that change from "
+            f"{found.group()[:60]!r} is read as text with a lower weight: prompts that change from "
             "step to step are not supported"
         )
     if re.search(r"\bAND\b", prompt):
-        notes.append("AND is read as a word: prompts are not composed here")
+        notes.append("AND is read as a word: composed prompts are not supported")
     return tuple(notes)
 
 
 def pad_windows(windows: PromptWindows, count: int, tokenizer: Tokenizer) -> PromptWindows:
-    """The same prompt followed by empty windows, so that it has as many as another one.
+    """Append empty windows until there are `count`.
 
-    The two prompts of guidance go through the network as one batch, which has one length.
+    The prompt and the negative prompt go through the network as one batch of one length.
     """
     missing = count - len(windows.tokens)
     if missing < 0:
-        raise ValueError(f"the prompt has {len(windows.tokens)} windows already, not {count}")
-    tokens, weights = _padded([], [], tokenizer)
+        raise ValueError(f"the prompt has {len(windows.tokens)} windows, more than {count}")
+    tokens, weights = _pad_window([], [], tokenizer)
     return PromptWindows(
         torch.cat([windows.tokens, torch.tensor([tokens], dtype=torch.int64).expand(missing, -1)]),
         torch.cat([windows.weights, torch.tensor([weights]).expand(missing, -1)]),
@@ -263,12 +263,11 @@ def pad_windows(windows: PromptWindows, count: int, tokenizer: Tokenizer) -> Pro
 def emphasise(
     hidden: Float[Tensor, "N T D"], weights: Float[Tensor, "N T"]
 ) -> Float[Tensor, "N T D"]:
-    """Hidden states times their weights, then scaled so that each window keeps its mean.
+    """Hidden states times their weights, rescaled so that each window keeps its mean.
 
-    What AUTOMATIC1111 calls its original emphasis. The pooled vector is left as it is there. The
-    mean of a tower's states is close to 0 and the scale can then be wild; AUTOMATIC1111 itself
-    recommends the way without it for Stable Diffusion XL: `emphasise_plainly`. Weights of 1 change
-    nothing, to the bit.
+    AUTOMATIC1111's "Original" emphasis; the pooled vector is left unchanged. Where the mean is
+    close to 0 the scale can be extreme: for Stable Diffusion XL AUTOMATIC1111 recommends "No norm",
+    `emphasise_plainly`. Weights of 1 change nothing, to the bit.
     """
     states = hidden.float()
     weighted = states * weights[..., None]
@@ -280,5 +279,5 @@ def emphasise(
 def emphasise_plainly(
     hidden: Float[Tensor, "N T D"], weights: Float[Tensor, "N T"]
 ) -> Float[Tensor, "N T D"]:
-    """Hidden states times their weights and nothing else: AUTOMATIC1111's "No norm"."""
+    """Hidden states times their weights: AUTOMATIC1111's "No norm" emphasis."""
     return (hidden.float() * weights[..., None]).to(hidden.dtype)

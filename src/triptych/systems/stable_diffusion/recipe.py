@@ -50,7 +50,7 @@ from triptych.systems.stable_diffusion.training.held_out_prompts import (
 )
 from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
 from triptych.systems.stable_diffusion.unet import LatentUNetConfig
-from triptych.text.templates import TEMPLATES
+from triptych.text.templates import template_set
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
 from triptych.train.distributed import World
 from triptych.train.optimizer import build_optimizer
@@ -70,7 +70,7 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
-    templates = _templates(request.templates)
+    templates = template_set(request.templates)
     torch.manual_seed(runtime.key(training.seed, "weights"))
     if request.pictures:
         source = beginning(source, request.pictures)
@@ -163,7 +163,7 @@ def _cache(
     *,
     texts: bool,
 ) -> LatentCache:
-    templates = () if source.info.has_captions else _templates(request.templates)
+    templates = () if source.info.has_captions else template_set(request.templates)
     return LatentCache(
         Path(request.cache),
         source,
@@ -247,12 +247,6 @@ def held_out_loss(
         loss = objective(model, latents, cond, measured=measured, noise=noise.to(device), at=levels)
         total += float(loss.total)
     return total / count
-
-
-def _templates(name: str) -> tuple[str, ...]:
-    if name not in TEMPLATES:
-        raise ValueError(f"templates are {', '.join(TEMPLATES)}, not {name!r}")
-    return TEMPLATES[name]
 
 
 def _start(

@@ -32,7 +32,7 @@ from triptych.systems.siglip.model import (
 )
 from triptych.systems.two_towers.matching import held_out_matches
 from triptych.systems.two_towers.request import Towers, TrainClip, TrainSiglip
-from triptych.text.templates import TEMPLATES
+from triptych.text.templates import template_set
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam
@@ -49,7 +49,7 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
     training, towers = request.training, request.towers
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
-    templates = _templates(towers.templates)
+    templates = template_set(towers.templates)
     model, tokenizer, transform = _start(request, source, templates, load)
     model = model.to(device)
     initial = copy.deepcopy(model).requires_grad_(False) if towers.interpolate < 1 else None
@@ -143,12 +143,6 @@ def _changes(towers: Towers) -> Augmentation:
         contrast=towers.colour,
         saturation=towers.colour,
     )
-
-
-def _templates(name: str) -> tuple[str, ...]:
-    if name not in TEMPLATES:
-        raise ValueError(f"templates are {', '.join(TEMPLATES)}, not {name!r}")
-    return TEMPLATES[name]
 
 
 def _start(

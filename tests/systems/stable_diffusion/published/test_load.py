@@ -435,7 +435,7 @@ BROKEN = {
     "its folder vae is missing": lambda f: shutil.rmtree(f / "vae"),
     "names no vae": lambda f: edited(f / "model_index.json", vae=[None, None]),
     "its folder tokenizer is missing": lambda f: shutil.rmtree(f / "tokenizer"),
-    "holds no tokenizer": lambda f: [
+    "has no tokenizer file": lambda f: [
         (f / "tokenizer" / name).unlink() for name in ("vocab.json", "tokenizer.json")
     ],
     "unet has no weights": lambda f: (
