@@ -87,7 +87,8 @@ def test_among_what_was_downloaded(published, tmp_path):
     shutil.rmtree(repo)
     stranger = train_tokenizer(["a b c"], 520, 77)
     stranger.save(file.parent)
-    with pytest.raises(ValueError, match=r"tokenizer\.json: the pad token 49407 is not in the vocabulary"):
+    words = r"tokenizer\.json: the pad token 49407 is not in the vocabulary"
+    with pytest.raises(ValueError, match=words):
         file_tokenizers(file, (CLIP_L,), (49407,))
     (file.parent / "tokenizer.json").unlink()
     beside(published, file.parent, "vocab.json")  # half of a vocabulary is none
