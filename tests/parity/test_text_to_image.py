@@ -21,7 +21,7 @@ from tests.systems.stable_diffusion.tiny_stable_diffusion import UNET, config, l
 from triptych.requests import TextToImage
 from triptych.running import run
 from triptych.systems.stable_diffusion.draw_prompts import draw_prompts
-from triptych.systems.stable_diffusion.encode_prompts import encode_prompts
+from triptych.systems.stable_diffusion.inputs.encode_prompts import encode_prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the reference's own
 ENOUGH = 55.0  # dB

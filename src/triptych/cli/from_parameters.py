@@ -25,7 +25,7 @@ def replayed(source: str, model: str = "") -> tuple[TextToImage, tuple[str, ...]
     Raises:
         ValueError: no such picture, none that carries a request, or one of an unknown model.
     """
-    from triptych.systems.stable_diffusion.parameters_text import parse_infotext, replay
+    from triptych.systems.stable_diffusion.inputs.parameters_text import parse_infotext, replay
 
     text: str | None = source
     if _is_picture(source):

@@ -150,7 +150,7 @@ def recorded(request: TextToImage, model: str) -> dict[str, Any]:
 
 def parameters_of(request: TextToImage, model: str) -> str:
     """AUTOMATIC1111's text of one picture."""
-    from triptych.systems.stable_diffusion.parameters_text import infotext_of, write_infotext
+    from triptych.systems.stable_diffusion.inputs.parameters_text import infotext_of, write_infotext
 
     size = parse_size(request.size)
     assert size is not None and request.seed is not None

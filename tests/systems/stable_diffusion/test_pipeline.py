@@ -23,15 +23,18 @@ from triptych.nn.circular import circular
 from triptych.requests import TextToImage
 from triptych.running import run
 from triptych.systems.stable_diffusion import pipeline as text_to_image
-from triptych.systems.stable_diffusion import starting_picture
-from triptych.systems.stable_diffusion.encode_prompts import (
+from triptych.systems.stable_diffusion.inputs import starting_picture
+from triptych.systems.stable_diffusion.inputs.encode_prompts import (
     encode_prompts,
     size_conditioning,
     uncropped,
 )
+from triptych.systems.stable_diffusion.inputs.starting_picture import (
+    interpolate_noise,
+    prepare_start,
+)
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.preview import preview_of
-from triptych.systems.stable_diffusion.starting_picture import interpolate_noise, prepare_start
 from triptych.vision.images import open_picture, save_picture, to_pictures
 
 

@@ -1,11 +1,11 @@
-"""Text to image by latent diffusion: Stable Diffusion 1.x, 2.x and XL, or one's own (Rombach 2022).
+"""Text to image by latent diffusion: Stable Diffusion 1.x, 2.x and XL, and models trained here
+(Rombach 2022).
 
-In reading order: `request.py` (what can be asked, settings, presets), `unet.py` (the network),
-`model.py` (text towers, network, autoencoder and schedule as one model), `encode_prompts.py`,
-`starting_picture.py`, `pipeline.py` (a request carried out), `adapters/` (LoRA, learned words),
-`published/` (folders of diffusers and single files, both ways), `recipe.py` and `training/` (how it
-is trained), `report.py` (a run judged), `parameters_text.py` (AUTOMATIC1111's record of a picture),
-`preview.py`, `openvino.py`.
+In reading order: `request.py` (requests, settings, presets), `unet.py`, `model.py` (text towers,
+U-Net, autoencoder and schedule as one model), `inputs/` (prompts, starting pictures,
+AUTOMATIC1111's texts), `pipeline.py` (sampling), `adapters/` (LoRA, learned words), `published/`
+(diffusers folders and single files, read and written), `recipe.py` and `training/`, `report.py`
+(evaluation), `preview.py`, `openvino.py`.
 """
 
 from triptych.system import System

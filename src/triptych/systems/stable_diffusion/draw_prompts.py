@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from triptych.diffusion.denoiser import Conditioning
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.spacing import Kind
-from triptych.systems.stable_diffusion.encode_prompts import (
+from triptych.systems.stable_diffusion.inputs.encode_prompts import (
     BAD_SCORE,
     GOOD_SCORE,
     size_conditioning,

@@ -27,10 +27,17 @@ from triptych.nn.circular import circular
 from triptych.nn.int8 import int8
 from triptych.systems.stable_diffusion.adapters.learned_words import learned_words
 from triptych.systems.stable_diffusion.adapters.loras import merged_loras
-from triptych.systems.stable_diffusion.encode_prompts import (
+from triptych.systems.stable_diffusion.inputs.encode_prompts import (
     EncodedPrompts,
     encode_prompts,
     expand_batch,
+)
+from triptych.systems.stable_diffusion.inputs.starting_picture import (
+    Original,
+    Start,
+    open_original,
+    prepare_start,
+    tile_side,
 )
 from triptych.systems.stable_diffusion.model import StableDiffusion, sampling_levels
 from triptych.systems.stable_diffusion.openvino import (
@@ -39,13 +46,6 @@ from triptych.systems.stable_diffusion.openvino import (
     unet_conversion,
 )
 from triptych.systems.stable_diffusion.request import TextToImage, parse_size
-from triptych.systems.stable_diffusion.starting_picture import (
-    Original,
-    Start,
-    open_original,
-    prepare_start,
-    tile_side,
-)
 from triptych.text.weighting import loras_in
 from triptych.vision.images import to_pictures
 from triptych.weights.loaded import Load, Loaded

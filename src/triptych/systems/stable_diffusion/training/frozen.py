@@ -15,7 +15,7 @@ from triptych.data.order.buckets import bucketed, shapes
 from triptych.data.source import Source
 from triptych.diffusion.denoiser import Conditioning
 from triptych.systems.stable_diffusion.adapters.lora_files import write_lora
-from triptych.systems.stable_diffusion.encode_prompts import size_conditioning, uncropped
+from triptych.systems.stable_diffusion.inputs.encode_prompts import size_conditioning, uncropped
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
 from triptych.systems.stable_diffusion.training.latent_cache import (
     LatentCache,

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from tests.linear import check_linear
 from triptych.diffusion.names import SAMPLERS
 from triptych.requests import TextToImage
-from triptych.systems.stable_diffusion.parameters_text import (
+from triptych.systems.stable_diffusion.inputs.parameters_text import (
     Infotext,
     infotext_of,
     parse_infotext,
