@@ -82,9 +82,9 @@ def test_a_long_grid_is_fine():
     ("pictures", "rows", "said"),
     [
         (noise(2, 2, 4, 4, 1), ["one"], "1 names for 2 rows"),
-        (noise(2, 2, 4, 4, 2), [], "expected bytes"),
-        (noise(2, 2, 4, 4, 1).astype(float), [], "expected bytes"),
-        (np.zeros((0, 2, 4, 4, 1), np.uint8), [], "expected bytes"),
+        (noise(2, 2, 4, 4, 2), [], "must be bytes"),
+        (noise(2, 2, 4, 4, 1).astype(float), [], "must be bytes"),
+        (np.zeros((0, 2, 4, 4, 1), np.uint8), [], "must be bytes"),
     ],
 )
 def test_wrong_input_is_refused(pictures, rows, said):
@@ -116,5 +116,5 @@ def test_a_contact_sheet_shows_every_picture_whole_above_its_label(monkeypatch):
         assert np.ptp(columns) + 1 == pytest.approx(160 * width / long, abs=1)
         (place,) = (place for line, place in written if line == labels[n])
         assert place[1] > rows.max() and abs(place[0] - columns.mean()) < 2
-    with pytest.raises(ValueError, match="6 labels for 7 pictures"):
+    with pytest.raises(ValueError, match="7 pictures need as many labels, not 6"):
         grids.contact_sheet(pictures, labels[:6])

@@ -1,7 +1,7 @@
 """Random crops, flips and colours for contrastive training, on whole batches at once.
 
-A caption must stay true of its picture: crops are large, a flip (which turns left into right, and
-letters around) and changes of colour are off unless asked for.
+A caption must stay true of its picture: crops are large by default, and flips (which swap left and
+right and mirror letters) and colour changes are off.
 
 Dimensions: B pictures, H height, W width.
 """
@@ -14,56 +14,56 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-DRAWS = 8  # uniform numbers per picture, whatever is switched on
+DRAWS = 8  # uniform numbers per picture, used or not
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much of a picture may change; the defaults are CLIP's crop of 90 to 100 %."""
+    """Ranges of random changes; the default is CLIP's crop of 90 to 100 % of the area."""
 
     crop: tuple[float, ...] = (0.9, 1.0)
-    """Least and greatest share of the area that is kept; (1, 1) is the whole picture."""
+    """Smallest and largest share of the area that is kept; (1, 1) keeps all of it."""
     ratio: float = 4 / 3
-    """A crop is at most this much wider or taller in proportion than the picture."""
+    """Largest change of the aspect ratio."""
     flip: bool = False
-    """Left and right exchanged in half of the pictures."""
+    """Mirror half of the pictures left to right."""
     brightness: float = 0.0
-    """Light is multiplied by up to 1 - this and 1 + this; so are contrast and saturation."""
+    """Scaled by a random factor from 1 - this to 1 + this; likewise contrast and saturation."""
     contrast: float = 0.0
     saturation: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.crop) != 2 or not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise ValueError(f"crop is a range of areas within (0, 1], not {self.crop}")
+            raise ValueError(f"crop must be a range of areas within (0, 1], not {self.crop}")
         if self.ratio < 1:
             raise ValueError(f"ratio must be at least 1, not {self.ratio}")
         if not all(0 <= x < 1 for x in (self.brightness, self.contrast, self.saturation)):
-            raise ValueError(f"changes of colour must be in [0, 1): {self}")
+            raise ValueError(f"brightness, contrast and saturation must be in [0, 1): {self}")
 
 
 def augment(
     images: Float[Tensor, "B 3 H W"], settings: Augmentation, generator: torch.Generator
 ) -> Float[Tensor, "B 3 H W"]:
-    """Each picture of [-1, 1] changed in its own way; the size stays.
+    """Change each picture, in [-1, 1], at random; the size stays the same.
 
-    Picture i takes row i of one draw of (B, 8) from the generator (on the CPU), so what happens to
-    it depends on the generator and on its place only, not on what is switched on.
+    Picture i uses row i of one draw of (B, 8) from the generator (on the CPU), so its crop is the
+    same whichever other changes are enabled.
     """
     draw = torch.rand(len(images), DRAWS, generator=generator).to(images.device, images.dtype)
     if settings.crop != (1, 1) or settings.ratio != 1 or settings.flip:
-        images = _cropped(images, settings, draw)
+        images = _crop(images, settings, draw)
     if settings.brightness or settings.contrast or settings.saturation:
-        images = _coloured(images, settings, draw[:, 5:])
+        images = _change_colours(images, settings, draw[:, 5:])
     return images
 
 
-def _cropped(
+def _crop(
     images: Float[Tensor, "B 3 H W"], settings: Augmentation, draw: Float[Tensor, "B 8"]
 ) -> Float[Tensor, "B 3 H W"]:
     low, high = settings.crop
     area = low + (high - low) * draw[:, 0]
     stretch = torch.exp((2 * draw[:, 1] - 1) * math.log(settings.ratio) / 2)
-    # a side that would be longer than the picture's makes the other longer instead
+    # a crop must not be longer than the picture in either direction
     stretch = torch.maximum(torch.minimum(stretch, area.rsqrt()), area.sqrt())
     width, height = area.sqrt() * stretch, area.sqrt() / stretch  # relative
     x, y = (2 * draw[:, 2] - 1) * (1 - width), (2 * draw[:, 3] - 1) * (1 - height)  # of the centre
@@ -74,7 +74,7 @@ def _cropped(
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def _coloured(
+def _change_colours(
     images: Float[Tensor, "B 3 H W"], settings: Augmentation, draw: Float[Tensor, "B 3"]
 ) -> Float[Tensor, "B 3 H W"]:
     limits = (settings.brightness, settings.contrast, settings.saturation)

@@ -20,17 +20,17 @@ from torch import Tensor
 Form = Literal["xyxy", "xywh", "cxcywh"]
 """Corners; left, top, width, height (COCO); centre, width, height (YOLO)."""
 
-COLOURS = (  # as unlike one another as eight can be, also for the colour-blind (Okabe and Ito 2008)
+COLOURS = (  # distinct for colour-blind people too (Okabe and Ito 2008)
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66),
     (0, 114, 178), (213, 94, 0), (204, 121, 167), (0, 0, 0),
 )  # fmt: skip
-HEAT = np.array(  # from cold to hot, each step brighter than the one before
+HEAT = np.array(  # from cold to hot, each step brighter
     [(0, 0, 40), (70, 10, 110), (170, 35, 95), (240, 110, 30), (255, 240, 140)], np.float64
 )
 
 
 def to_xyxy(boxes: Float[Tensor, "*N 4"], form: Form) -> Float[Tensor, "*N 4"]:
-    """Boxes of another form as corners, in the same units."""
+    """Convert boxes of another form to corners, in the same units."""
     _check(boxes)
     first, second = boxes[..., :2], boxes[..., 2:]
     if form == "xyxy":
@@ -39,11 +39,11 @@ def to_xyxy(boxes: Float[Tensor, "*N 4"], form: Form) -> Float[Tensor, "*N 4"]:
         return torch.cat([first, first + second], -1)
     if form == "cxcywh":
         return torch.cat([first - second / 2, first + second / 2], -1)
-    raise ValueError(f"boxes are xyxy, xywh or cxcywh, not {form!r}")
+    raise ValueError(f"form must be xyxy, xywh or cxcywh, not {form!r}")
 
 
 def from_xyxy(boxes: Float[Tensor, "*N 4"], form: Form) -> Float[Tensor, "*N 4"]:
-    """Corners as boxes of another form: the inverse of `to_xyxy`."""
+    """Convert corners to another form: the inverse of `to_xyxy`."""
     _check(boxes)
     first, second = boxes[..., :2], boxes[..., 2:]
     if form == "xyxy":
@@ -52,31 +52,31 @@ def from_xyxy(boxes: Float[Tensor, "*N 4"], form: Form) -> Float[Tensor, "*N 4"]
         return torch.cat([first, second - first], -1)
     if form == "cxcywh":
         return torch.cat([(first + second) / 2, second - first], -1)
-    raise ValueError(f"boxes are xyxy, xywh or cxcywh, not {form!r}")
+    raise ValueError(f"form must be xyxy, xywh or cxcywh, not {form!r}")
 
 
 def absolute(boxes: Float[Tensor, "*N 4"], height: int, width: int) -> Float[Tensor, "*N 4"]:
-    """Relative boxes of any form in pixels of a picture of this height and width."""
+    """Convert relative boxes of any form to pixels."""
     _check(boxes)
     return boxes * boxes.new_tensor([width, height, width, height])
 
 
 def relative(boxes: Float[Tensor, "*N 4"], height: int, width: int) -> Float[Tensor, "*N 4"]:
-    """Boxes in pixels, of any form, relative to the picture's width and height."""
+    """Convert boxes of any form from pixels to the picture's width and height."""
     _check(boxes)
     if height < 1 or width < 1:
-        raise ValueError(f"a picture of {width} x {height} pixels has no boxes")
+        raise ValueError(f"a picture must have pixels, not {width} x {height}")
     return boxes / boxes.new_tensor([width, height, width, height])
 
 
 def clip(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
-    """Relative corners cut off at the picture's edges; a box outside becomes empty."""
+    """Clip relative corners to the picture; a box outside becomes empty."""
     _check(boxes)
     return boxes.clamp(0, 1)
 
 
 def area(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
-    """Of corners; 0 for a box whose corners are the wrong way round."""
+    """Area of corners; 0 if they are swapped."""
     _check(boxes)
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
 
@@ -87,7 +87,7 @@ def iou(first: Float[Tensor, "N 4"], second: Float[Tensor, "M 4"]) -> Float[Tens
     corner = torch.maximum(first[:, None, :2], second[None, :, :2])  # (N, M, 2)
     opposite = torch.minimum(first[:, None, 2:], second[None, :, 2:])
     shared = (opposite - corner).clamp(min=0).prod(-1)
-    # of an empty box with corners the wrong way round nothing is shared either
+    # boxes with swapped corners overlap with nothing
     shared = shared.where((area(first)[:, None] > 0) & (area(second)[None] > 0), 0.0)
     union = areas - shared
     return shared / union.where(union > 0, 1.0)
@@ -101,21 +101,24 @@ def suppress(
 ) -> Int64[Tensor, " K"]:
     """Non-maximum suppression: which boxes to keep, best first.
 
-    Greedily: the best box stays, and every box of the same label that overlaps it by more than
-    `threshold` (intersection over union) goes. Of equal scores the earlier box is better. Without
+    Greedy: the best box is kept, and every box of the same label that overlaps it by more than
+    `threshold` (intersection over union) is dropped. Of equal scores the earlier box wins. Without
     labels all boxes compete.
 
     Raises:
-        ValueError: lengths that differ, a score that is no number, a threshold outside [0, 1].
+        ValueError: lengths differ, a score is NaN, or the threshold is outside [0, 1].
     """
     _check(boxes)
     labels = torch.zeros_like(scores, dtype=torch.int64) if labels is None else labels
     if not len(boxes) == len(scores) == len(labels):
-        raise ValueError(f"{len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels")
+        raise ValueError(
+            f"boxes, scores and labels must be as many, not {len(boxes)}, {len(scores)} and "
+            f"{len(labels)}"
+        )
     if scores.isnan().any() or boxes.isnan().any():
         raise ValueError("a box or a score is not a number (NaN)")
     if not 0 <= threshold <= 1:
-        raise ValueError(f"the threshold is an overlap in [0, 1], not {threshold}")
+        raise ValueError(f"threshold must be in [0, 1], not {threshold}")
     left = scores.argsort(descending=True, stable=True)
     kept: list[Tensor] = []
     while len(left):
@@ -137,7 +140,7 @@ def draw_boxes(
     Boxes of one label have one colour. Later boxes are drawn over earlier ones.
     """
     if not len(boxes) == len(labels) == len(labels if scores is None else scores):
-        raise ValueError(f"{len(boxes)} boxes need as many labels and scores")
+        raise ValueError(f"{len(boxes)} boxes need {len(boxes)} labels and scores")
     image = _image(picture)
     draw = ImageDraw.Draw(image)
     size = max(10, round(math.sqrt(image.width * image.height) / 32))  # pixels of a letter
@@ -162,14 +165,14 @@ def draw_boxes(
 def draw_heat(
     picture: UInt8[np.ndarray, "H W C"], heat: Float[Tensor, "h w"], strength: float = 0.6
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """A copy of the picture under a heat map with values in [0, 1], smoothed to its size.
+    """A copy of the picture under a heat map in [0, 1], interpolated to its size.
 
     Raises:
-        ValueError: values outside [0, 1] (divide by the largest), or a strength that is.
+        ValueError: values outside [0, 1] (divide by the largest), or a strength outside it.
     """
     values = heat.detach().float().cpu().numpy()
     if values.ndim != 2 or not values.size or not (values.min() >= 0 and values.max() <= 1):
-        raise ValueError(f"a heat map (h, w) has values in [0, 1], not {tuple(heat.shape)} "
+        raise ValueError(f"a heat map must be (h, w) in [0, 1], not {tuple(heat.shape)} "
                          f"from {values.min() if values.size else 0:g} to "
                          f"{values.max() if values.size else 0:g}")  # fmt: skip
     if not 0 <= strength <= 1:
@@ -184,13 +187,11 @@ def draw_heat(
 
 def _image(picture: UInt8[np.ndarray, "H W C"]) -> Image.Image:
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] not in (1, 3):
-        raise ValueError(
-            f"expected a picture of bytes (H, W, 3), not {picture.dtype} {picture.shape}"
-        )
+        raise ValueError(f"a picture must be bytes (H, W, 3), not {picture.dtype} {picture.shape}")
     whole = np.repeat(picture, 3 // picture.shape[2], axis=2)
     return Image.fromarray(np.ascontiguousarray(whole))
 
 
 def _check(boxes: Tensor) -> None:
     if boxes.shape[-1:] != (4,) or not boxes.is_floating_point():
-        raise ValueError(f"expected boxes (N, 4) of floats, not {boxes.dtype} {tuple(boxes.shape)}")
+        raise ValueError(f"boxes must be floats (N, 4), not {boxes.dtype} {tuple(boxes.shape)}")

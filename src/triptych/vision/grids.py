@@ -1,4 +1,4 @@
-"""Labelled grids of pictures: what training, evaluation and the figures show people.
+"""Labelled grids of pictures, for training, evaluation and figures.
 
 Dimensions: R rows, K columns, H height, W width, C channels.
 """
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from triptych.vision.images import to_pictures
-from triptych.vision.lettering import FONT, fitted, height_of, width_of, write
+from triptych.vision.lettering import FONT, fit_text, height_of, width_of, write
 
 CELL = 56  # pixels: smaller pictures are enlarged to about this
 GAP, MARGIN = 6, 16
@@ -31,24 +31,25 @@ def labelled_grid(
 ) -> UInt8[np.ndarray, "_H _W 3"]:
     """Lay out pictures as a table with names beside the rows and above the columns.
 
-    Tiny pictures are enlarged by a whole factor, without smoothing. A label that is too long is
-    broken into lines, then set smaller; nothing of it is cut. Empty `rows` or `columns` leave no
-    space for labels.
+    Tiny pictures are enlarged by a whole factor, without smoothing. Long labels are broken into
+    lines, then set in a smaller font, never cut. Empty `rows` or `columns` take no space.
     """
     shape = pictures.shape
     if pictures.dtype != np.uint8 or pictures.ndim != 5 or shape[4] not in (1, 3) or 0 in shape:
-        raise ValueError(f"expected bytes (R, K, H, W, 1 or 3), not {pictures.dtype} {shape}")
+        raise ValueError(
+            f"pictures must be bytes (R, K, H, W, 1 or 3), not {pictures.dtype} {shape}"
+        )
     for name, labels, count in (("rows", rows, shape[0]), ("columns", columns, shape[1])):
         if labels and len(labels) != count:
             raise ValueError(f"{len(labels)} names for {count} {name}")
     scale = max(1, math.ceil(CELL / max(shape[2], shape[3])))
     height, width = shape[2] * scale, shape[3] * scale
-    beside = [fitted(label, ROW_LABELS, height) for label in rows]
-    above = [fitted(label, width, 6 * FONT) for label in columns]
+    beside = [fit_text(label, ROW_LABELS, height) for label in rows]
+    above = [fit_text(label, width, 6 * FONT) for label in columns]
     left = MARGIN + (max(width_of(*label) for label in beside) + 2 * GAP if beside else 0)
     grid_width = shape[1] * (width + GAP) - GAP
     full_width = max(left + grid_width + MARGIN, NARROWEST if title else 0)
-    heading = fitted(title, full_width - 2 * MARGIN, 4 * TITLE, TITLE) if title else None
+    heading = fit_text(title, full_width - 2 * MARGIN, 4 * TITLE, TITLE) if title else None
     top = MARGIN + (height_of(*heading) + 2 * GAP if heading else 0)
     top += max(height_of(*label) for label in above) + GAP if above else 0
     # A label may be taller than its picture when even the smallest font needs more lines.
@@ -86,17 +87,17 @@ def labelled_tensors(
 def contact_sheet(
     pictures: Sequence[UInt8[np.ndarray, "_H _W _C"]], labels: Sequence[str], title: str = ""
 ) -> UInt8[np.ndarray, "_H _W 3"]:
-    """Pictures of any shapes in reading order, each whole in a square cell above its own label.
+    """Pictures of any shapes in reading order, each in a square cell above its label.
 
     Raises:
         ValueError: there are no pictures, or not as many labels.
     """
     if not pictures or len(labels) != len(pictures):
-        raise ValueError(f"{len(labels)} labels for {len(pictures)} pictures, at least one")
+        raise ValueError(f"{len(pictures)} pictures need as many labels, not {len(labels)}")
     columns = min(len(pictures), ACROSS)
     width = max(MARGIN + columns * (THUMBNAIL + 2 * GAP) - 2 * GAP + MARGIN, NARROWEST)
-    heading = fitted(title, width - 2 * MARGIN, 4 * TITLE, TITLE) if title else None
-    below = [fitted(label, THUMBNAIL, 3 * FONT) for label in labels]
+    heading = fit_text(title, width - 2 * MARGIN, 4 * TITLE, TITLE) if title else None
+    below = [fit_text(label, THUMBNAIL, 3 * FONT) for label in labels]
     under = max(height_of(*label) for label in below)
     top = MARGIN + (height_of(*heading) + 2 * GAP if heading else 0)
     pitch = THUMBNAIL + GAP + under + 2 * GAP

@@ -1,7 +1,7 @@
-"""Open pictures safely, save them with the request that made them, and turn tensors into them.
+"""Read pictures safely, save them with the request that made them, and convert tensors to them.
 
-A picture file is untrusted: only five formats are decoded, its size is read from the header before
-any pixel is, and only regular files are opened.
+Picture files are untrusted: only five formats are decoded, the size is checked in the header before
+any pixel is decoded, and only regular files are opened.
 
 Dimensions: B pictures, H height, W width, C channels (1 grey, 3 red green blue).
 """
@@ -32,18 +32,18 @@ MAX_PIXELS = 40_000_000
 MAX_SIDE = 16_384
 MAX_BYTES = 200_000_000  # an uncompressed picture of MAX_PIXELS fits
 MAX_REQUEST = 64 * 1024  # bytes of embedded JSON
-MAX_EXIF = 65_527  # bytes: a JPEG's segment less its own head
+MAX_EXIF = 65_527  # bytes: a JPEG segment without its header
 ORIENTATION, EXIF_IFD, USER_COMMENT, DESCRIPTION = 0x0112, 0x8769, 0x9286, 0x010E
 ASCII, UNICODE = b"ASCII\0\0\0", b"UNICODE\0"
-OURS = "triptych "  # before our JSON where a description is what we share with others
+OURS = "triptych "  # marks our JSON in the EXIF description
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
-UNDECODABLE: tuple[type[Exception], ...] = (  # all that Pillow's readers were seen to raise
+UNDECODABLE: tuple[type[Exception], ...] = (  # what Pillow's readers raise on damaged files
     OSError, ValueError, SyntaxError, EOFError, MemoryError, ArithmeticError,
     LookupError, TypeError, AttributeError, RecursionError, struct.error,
 )  # fmt: skip
 
-# The readers are called directly: `Image.open` knows seventy formats and warns about sizes that are
-# refused here anyway.
+# The readers are called directly: `Image.open` would try seventy formats and warn about sizes that
+# are refused here anyway.
 SIGNATURES = (
     (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
     (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
@@ -51,21 +51,28 @@ SIGNATURES = (
     (re.compile(rb"GIF8[79]a"), GifImageFile),
     (re.compile(rb"BM"), BmpImageFile),
 )
-NO_PICTURES = (
+CONVERT = "convert it to PNG or JPEG"
+UNSUPPORTED = (
     (
         re.compile(rb"version https://git-lfs"),
         "a git-lfs pointer: fetch the file with `git lfs pull`",
     ),
-    (re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg", re.I | re.S), "an SVG drawing"),
-    (re.compile(rb"\s*<(!doctype html|html|head|body)", re.I), "an HTML page"),
-    (re.compile(rb"%PDF"), "a PDF document"),
-    (re.compile(rb"....ftyp(avif|avis|heic|heix|mif1)", re.S), "HEIC or AVIF, which is not read"),
-    (re.compile(rb"II\*\0|MM\0\*"), "TIFF, which is not read"),
+    (
+        re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg", re.I | re.S),
+        "an SVG drawing: " + CONVERT,
+    ),
+    (
+        re.compile(rb"\s*<(!doctype html|html|head|body)", re.I),
+        "an HTML page",
+    ),
+    (re.compile(rb"%PDF"), "a PDF document: " + CONVERT),
+    (re.compile(rb"....ftyp(avif|avis|heic|heix|mif1)", re.S), "HEIC or AVIF: " + CONVERT),
+    (re.compile(rb"II\*\0|MM\0\*"), "TIFF: " + CONVERT),
 )
 
 
 class Header(NamedTuple):
-    """What the first bytes of a picture say."""
+    """Format and size of a picture, from its first bytes."""
 
     format: str  # PNG, JPEG, WEBP, GIF or BMP
     height: int  # as shown, after EXIF rotation
@@ -79,36 +86,37 @@ def open_picture(
     """Decode a picture file (a path or its bytes): the first frame, upright, in 8 bits.
 
     Transparent parts become white; colour profiles are ignored. `channels` is 1, 3, or None for
-    what the file has. `near` allows a JPEG to be decoded at a reduced scale, never below twice that
-    many pixels a side, for when it is about to be shrunk to `near`.
+    the number in the file. With `near` a JPEG may be decoded at a reduced scale, but not below
+    `2 * near` pixels a side: faster when it is resized to `near` anyway.
 
-    Raises ValueError with the reason for anything that is not a sound picture within the limits.
+    Raises:
+        ValueError: with the reason, if this is not an undamaged picture within the limits.
     """
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, not {channels}")
     try:
         data = file if isinstance(file, bytes) else read_part(file)
-        image = _lazily(io.BytesIO(data), data[:1024])
+        image = _open_lazily(io.BytesIO(data), data[:1024])
         if near is not None and isinstance(image, JpegImageFile):
             image.draft(image.mode, (2 * near, 2 * near))
         image.load()
-        return _pixels(_upright(image), channels)
+        return _to_array(_rotate_upright(image), channels)
     except UNDECODABLE as error:
         raise ValueError(_reason(error)) from None
 
 
 def read_header(data: bytes) -> Header:
-    """The format and size of a picture from the beginning of its file, without decoding it.
+    """Format and size of a picture from the first bytes of its file, without decoding it.
 
-    Raises ValueError as `open_picture`, and where the header is longer than `data`.
+    Raises ValueError as `open_picture`, and if the header is longer than `data`.
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":  # a WebP's EXIF comes after its pixels
         width, height = _webp_size(data)
         _check_size(width, height)
         return Header("WEBP", height, width, False)
     try:
-        image = _lazily(io.BytesIO(data), data[:1024])
-        # Only what was met before the pixels: asking for more would decode a PNG.
+        image = _open_lazily(io.BytesIO(data), data[:1024])
+        # Only EXIF before the pixels: `getexif` would decode a PNG to find it after them.
         turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     except UNDECODABLE as error:
         raise ValueError(_reason(error)) from None
@@ -117,10 +125,10 @@ def read_header(data: bytes) -> Header:
 
 
 def read_part(path: str | Path, offset: int = 0, size: int | None = None) -> bytes:
-    """The bytes of a regular file, or a part of them; fewer where the file ends before.
+    """`size` bytes of a regular file from `offset` on, fewer if it ends before; None is the rest.
 
-    A pipe, socket or device is refused without waiting for it. Raises ValueError for those and for
-    more than MAX_BYTES, OSError where the file cannot be read.
+    Raises ValueError for more than MAX_BYTES and for a pipe, socket or device (without waiting for
+    it), OSError if the file cannot be read.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -140,14 +148,14 @@ def read_part(path: str | Path, offset: int = 0, size: int | None = None) -> byt
         os.close(handle)
 
 
-def _lazily(file: BinaryIO, head: bytes) -> Image.Image:
+def _open_lazily(file: BinaryIO, head: bytes) -> Image.Image:
     if not head:
         raise ValueError("an empty file")
     reader = next((reader for signature, reader in SIGNATURES if signature.match(head)), None)
     if reader is None:
-        other = next((what for pattern, what in NO_PICTURES if pattern.match(head)), None)
-        raise ValueError(other or "not a PNG, JPEG, WebP, GIF or BMP picture")
-    if reader is WebPImageFile:  # its reader decodes the whole file when it is opened
+        reason = next((text for pattern, text in UNSUPPORTED if pattern.match(head)), None)
+        raise ValueError(reason or "not a PNG, JPEG, WebP, GIF or BMP picture")
+    if reader is WebPImageFile:  # Pillow decodes a WebP when it opens it
         _check_size(*_webp_size(head))
     image: Image.Image = reader(file)
     _check_size(*image.size)
@@ -176,16 +184,16 @@ def _check_size(width: int, height: int) -> None:
         raise ValueError(f"{width} x {height} pixels, more than {limit}")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _rotate_upright(image: Image.Image) -> Image.Image:
     try:
         if image.getexif().get(ORIENTATION, 1) == 1:
             return image  # exif_transpose would copy it
         return ImageOps.exif_transpose(image)
-    except UNDECODABLE:  # the notes beside the pixels are damaged; the pixels are not
+    except UNDECODABLE:  # damaged EXIF data does not spoil the pixels
         return image
 
 
-def _pixels(image: Image.Image, channels: int | None) -> UInt8[np.ndarray, "H W C"]:
+def _to_array(image: Image.Image, channels: int | None) -> UInt8[np.ndarray, "H W C"]:
     grey = image.mode in GREY_MODES if channels is None else channels == 1
     if image.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
@@ -199,7 +207,7 @@ def _pixels(image: Image.Image, channels: int | None) -> UInt8[np.ndarray, "H W 
 
 
 def _reason(error: BaseException) -> str:
-    """One line, without names of memory addresses that Pillow puts into its messages."""
+    """The reason as one phrase to put after a file's name, without Pillow's memory addresses."""
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     if isinstance(error, OSError) and error.strerror:
@@ -208,9 +216,9 @@ def _reason(error: BaseException) -> str:
     text = re.sub(r"<_io\.\w+ object at 0x[0-9a-f]+>", "it", text)
     if "truncated" in text or "cut short" in text:
         return "cut short"
-    return (
-        text if type(error) is ValueError and text else f"damaged ({text or type(error).__name__})"
-    )
+    if type(error) is ValueError and text:
+        return text
+    return f"damaged ({text or type(error).__name__})"
 
 
 def resize_crop(
@@ -223,13 +231,11 @@ def resize_crop(
 def resize_cover(
     picture: UInt8[np.ndarray, "H W C"], high: int, wide: int
 ) -> UInt8[np.ndarray, "{high} {wide} C"]:
-    """A picture resampled with antialiasing until it just covers `high` x `wide` pixels; what is
-    over is cut off evenly on both sides.
-    """
+    """Resize with antialiasing to cover `high` x `wide` pixels, then crop the centre."""
     height, width, channels = picture.shape
     if (height, width) == (high, wide):
         return picture
-    tall = height * wide > width * high  # and so cut above and below
+    tall = height * wide > width * high  # top and bottom are cropped
     kept_h, kept_w = (width * high / wide, width) if tall else (height, height * wide / high)
     left, top = (width - kept_w) / 2, (height - kept_h) / 2
     image = Image.fromarray(picture[:, :, 0] if channels == 1 else picture)
@@ -239,7 +245,7 @@ def resize_cover(
 
 
 def to_pictures(images: Float[Tensor, "B C H W"]) -> UInt8[np.ndarray, "B H W C"]:
-    """Tensors in [-1, 1] as pictures of bytes: values outside are clipped, NaN becomes black."""
+    """Tensors in [-1, 1] as 8-bit pictures; values outside are clipped, NaN becomes black."""
     scaled = images.detach().float().add(1).mul(127.5).nan_to_num(nan=0.0)
     bytes_ = scaled.round_().clamp_(0, 255).to(torch.uint8)
     return np.ascontiguousarray(bytes_.permute(0, 2, 3, 1).cpu().numpy())
@@ -253,25 +259,28 @@ def save_picture(
 ) -> None:
     """Write a PNG, JPEG or WebP (by the ending of `path`) that carries the request that made it.
 
-    The file appears whole or not at all. A PNG keeps every pixel; WebP is written without loss too.
-    Values of the request that are local paths are left out, so a shared picture tells nothing
-    about the machine that it was made on. `parameters` is AUTOMATIC1111's text (`infotext.py`),
-    which other programs read; it lies where they look for it: a PNG's text, the EXIF comment.
+    The file is replaced atomically. PNG and WebP are lossless. Local paths in the request are left
+    out, so that a shared picture reveals nothing about the machine it was made on. `parameters` is
+    AUTOMATIC1111's text (`systems/stable_diffusion/parameters_text.py`), stored where other
+    programs look for it: a PNG text chunk or the EXIF comment.
 
     Raises:
-        ValueError: another ending, or records that do not fit the file.
+        ValueError: another ending, or a request or text that is too long for the file.
     """
     formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
     kind = formats.get(path.suffix.lower())
     if kind is None:
-        raise ValueError(f"pictures are saved as .png, .jpg or .webp, not {path.name!r}")
+        raise ValueError(f"{path.name!r} must end in .png, .jpg or .webp")
     image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
     options: dict[str, Any] = {}
     if kind != "PNG":
         options = {"quality": 95} if kind == "JPEG" else {"lossless": True}
-    text = "" if request is None else json.dumps(_without_paths(request))
+    text = "" if request is None else json.dumps(_drop_paths(request))
     if len(text) > MAX_REQUEST - 1024:
-        raise ValueError(f"the request is {len(text):,} bytes of JSON; {MAX_REQUEST:,} fit")
+        raise ValueError(
+            f"the request has {len(text):,} bytes of JSON, too many for a picture's limit of "
+            f"{MAX_REQUEST:,}"
+        )
     if kind == "PNG":
         options["pnginfo"] = PngInfo()
         for name, record in (("parameters", parameters), ("triptych", text)):
@@ -281,15 +290,17 @@ def save_picture(
         options["exif"] = _exif(text, parameters)
         if kind == "JPEG" and len(options["exif"]) > MAX_EXIF:
             raise ValueError(
-                f"the request and its text are {len(options['exif']):,} bytes; {MAX_EXIF:,} fit "
-                "into a JPEG: save a .png or .webp"
+                f"the request and its text have {len(options['exif']):,} bytes and a JPEG holds "
+                f"{MAX_EXIF:,}: save a .png or .webp"
             )
     with replace_file(path) as temporary, temporary.open("wb") as file:
         image.save(file, kind, **options)
 
 
 def _exif(request: str, parameters: str) -> bytes:
-    """The comment belongs to what other programs read there; our JSON then is the description."""
+    """With `parameters` these are the comment, for other programs, and the request is the
+    description; without, the request is the comment.
+    """
     exif = Image.Exif()
     if parameters:
         comment = UNICODE + parameters.encode("utf-16-be")
@@ -302,10 +313,10 @@ def _exif(request: str, parameters: str) -> bytes:
 
 
 def read_request(path: Path) -> dict[str, Any] | None:
-    """The request inside a picture that `save_picture` wrote; None where there is none."""
+    """The request inside a picture that `save_picture` wrote; None if there is none."""
     try:
         data = read_part(path)
-        image = _lazily(io.BytesIO(data), data[:1024])
+        image = _open_lazily(io.BytesIO(data), data[:1024])
         text = image.info.get("triptych")
         if isinstance(image, JpegImageFile | WebPImageFile):
             exif = image.getexif()
@@ -324,33 +335,33 @@ def read_request(path: Path) -> dict[str, Any] | None:
 
 
 def read_parameters(path: Path) -> str | None:
-    """AUTOMATIC1111's text inside a picture of any program; None where there is none.
+    """AUTOMATIC1111's text inside a picture of any program; None if there is none.
 
-    It is a PNG's text chunk `parameters`, before or behind the pixels, the EXIF comment of a JPEG
-    or WebP, or the comment of a GIF.
+    It is the text chunk `parameters` of a PNG, before or after the pixels, the EXIF comment of a
+    JPEG or WebP, or the comment of a GIF.
 
     Raises:
-        ValueError: the file is no sound picture; says why.
+        ValueError: the file is not an undamaged picture; the message has path and reason.
     """
     try:
         data = read_part(path)
-        image = _lazily(io.BytesIO(data), data[:1024])
+        image = _open_lazily(io.BytesIO(data), data[:1024])
         if isinstance(image, PngImageFile):
             if "parameters" not in image.info and b"parameters" in data:
-                image.load()  # chunks behind the pixels are read with them
+                image.load()  # reads the chunks after the pixels
             text = image.info.get("parameters")
         elif isinstance(image, GifImageFile):
-            text = _comment(image.info.get("comment", b""))
+            text = _decode_comment(image.info.get("comment", b""))
         else:
-            text = _comment(image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b""))
+            text = _decode_comment(image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b""))
     except UNDECODABLE as error:
         raise ValueError(f"{path}: {_reason(error)}") from None
     return str(text) if text else None
 
 
-def _comment(data: Any) -> str:
-    """Eight bytes that name the encoding, and the text. Programs disagree on the order of bytes of
-    `UNICODE`: where more of the even bytes are zero, the high byte comes first.
+def _decode_comment(data: Any) -> str:
+    """Eight bytes name the encoding, the text follows. Programs disagree on the byte order of
+    `UNICODE`: it is big-endian if more of the even bytes are zero.
     """
     if not isinstance(data, bytes):
         return str(data)
@@ -364,17 +375,17 @@ def _comment(data: Any) -> str:
     return "" if text.startswith("{") else text  # our JSON, or ComfyUI's
 
 
-def _without_paths(value: Any) -> Any:
+def _drop_paths(value: Any) -> Any:
     if isinstance(value, dict):
-        kept = {name: _without_paths(item) for name, item in value.items() if not _is_path(item)}
+        kept = {name: _drop_paths(item) for name, item in value.items() if not _is_path(item)}
         return kept
     if isinstance(value, list | tuple):
-        return [_without_paths(item) for item in value if not _is_path(item)]
+        return [_drop_paths(item) for item in value if not _is_path(item)]
     return value
 
 
 def _is_path(value: Any) -> bool:
-    """A path object, or a string that is all one absolute path: prompts keep their slashes."""
+    """A path object, or a string that is one absolute path; prompts may contain slashes."""
     if isinstance(value, os.PathLike):
         return True
     pattern = r"(~|file://)?(/[^/\0]+){2,}/?|~/.*|[A-Za-z]:[\\/].*|\\\\.*"

@@ -1,4 +1,4 @@
-"""Text in pictures: broken into lines, then set smaller, and nothing of it cut."""
+"""Text in pictures: broken into lines, then set in a smaller font, never cut."""
 
 import math
 import unicodedata
@@ -14,20 +14,20 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Colour = tuple[int, int, int]
 
 
-def fitted(text: str, width: int, height: int, size: int = FONT) -> tuple[list[str], int]:
-    """Lines and font size that fit into a width, and into the height where that is possible."""
-    # The built-in font has no accents: better a plain letter than a box.
+def fit_text(text: str, width: int, height: int, size: int = FONT) -> tuple[list[str], int]:
+    """Break a text into lines that fit the width and, if possible, the height; with the font size."""
+    # The built-in font has no accents: draw plain letters, not boxes.
     letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     text = " ".join("".join(letters).split()) or " "
     for smaller in range(size, SMALLEST - 1, -1):
-        lines = _broken(text, width, _font(smaller), by_letter=smaller == SMALLEST)
+        lines = _break_lines(text, width, _font(smaller), by_letter=smaller == SMALLEST)
         if width_of(lines, smaller) <= width and height_of(lines, smaller) <= height:
             return lines, smaller
     return lines, SMALLEST
 
 
-def _broken(text: str, width: int, font: Font, by_letter: bool) -> list[str]:
-    """Lines of whole words; `by_letter` also breaks words that are wider than a line."""
+def _break_lines(text: str, width: int, font: Font, by_letter: bool) -> list[str]:
+    """Break between words; `by_letter` also breaks words that are wider than a line."""
     lines: list[str] = []
     for word in text.split(" "):
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -65,7 +65,7 @@ def write(
     align: str,
     fill: Colour = INK,
 ) -> None:
-    """Lines below one another from `y` on, `left` of, `centre`d at or up to (`right`) `x`."""
+    """Draw lines from `y` down; `align` says whether `x` is their left, centre or right."""
     anchor = {"left": "la", "centre": "ma", "right": "ra"}[align]
     for number, line in enumerate(lines):
         place = (x, y + round(number * size * LINE))

@@ -1,9 +1,8 @@
-"""From pictures to what a model reads: resize, crop, normalise, as each family does it.
+"""Resize, crop and normalise pictures, as each family of models does it.
 
 Pixels equal those of Pillow, and so of the published processors, to 1 of 255. Pictures are shrunk
-by torch's byte kernel on channels-last pixels, four to ten times as fast as Pillow; of thin ones
-only what the crop keeps is computed. The pictures of a batch are resized in as many threads as
-torch has.
+by torch's byte kernel on channels-last pixels, four to ten times as fast as Pillow; for thin ones
+only the cropped part is computed. A batch is resized in as many threads as torch has.
 
 Dimensions: B pictures, H height, W width, C channels (1 or 3), S side, N patches, P patch side.
 """
@@ -30,25 +29,25 @@ HALF = (0.5, 0.5, 0.5)  # SigLIP: [-1, 1]
 
 Interpolation = Literal["bicubic", "bilinear"]
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-WASTE = 4  # resized pixels per kept pixel from which on only the kept ones are computed
+WASTE = 4  # above this many resized pixels per cropped pixel, only the crop is computed
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """What one model does to a picture before it looks at it; as it stands, CLIP's at 224."""
+    """Preprocessing of a model with pictures of one size; the defaults are CLIP's at 224."""
 
     size: int = 224
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     resize: Literal["shortest", "squash"] = "shortest"
-    """Shortest side to `size` and a square from the middle (CLIP), or both sides (SigLIP)."""
+    """`shortest`: the shorter side becomes `size` (CLIP); `squash`: both sides do (SigLIP)."""
     interpolation: Interpolation = "bicubic"
     crop: bool = True
-    """Cut the middle square out; needed with `shortest`, nothing to cut after `squash`."""
+    """Crop the centre square; required with `shortest`, no effect with `squash`."""
     centre: Literal["down", "even"] = "down"
-    """Half a pixel too much: rounded down (transformers) or to even (OpenAI's own, open_clip)."""
+    """Rounding of a half-pixel offset: down (transformers) or to even (OpenAI, open_clip)."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -60,20 +59,20 @@ class ImageTransform:
     def __call__(
         self, pictures: Sequence[UInt8[np.ndarray, "_H _W _C"]]
     ) -> Float[Tensor, "B 3 S S"]:
-        """Resized, cropped and normalised; grey pictures become three equal channels.
+        """Resize, crop and normalise; grey pictures become three equal channels.
 
         Raises:
-            ValueError: something that is no picture of bytes (H, W, 1 or 3).
+            ValueError: something is not an 8-bit picture (H, W, 1 or 3).
         """
         return self._batch(pictures, self._pixels)
 
     def open(self, files: Sequence[Path | bytes]) -> Float[Tensor, "B 3 S S"]:
-        """The same for picture files, decoded in the same threads by `vision.images`.
+        """The same for picture files, which are decoded in the same threads.
 
         Raises:
-            ValueError: a file that is no sound picture, naming it.
+            ValueError: a file is not an undamaged picture; the message names it.
         """
-        return self._batch(files, lambda file: self._pixels(_opened(file)))
+        return self._batch(files, lambda file: self._pixels(_open(file)))
 
     def normalise(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         """Images in [-1, 1] as the model reads them, without resizing."""
@@ -81,7 +80,7 @@ class ImageTransform:
         return (images * 0.5 + (0.5 - mean)) / std
 
     def inverse(self, normalised: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        """What `normalise` was given."""
+        """The inverse of `normalise`: images in [-1, 1]."""
         mean, std = _columns(self.mean, normalised), _columns(self.std, normalised)
         return (normalised * std + (mean - 0.5)) * 2
 
@@ -90,7 +89,7 @@ class ImageTransform:
     ) -> Float[Tensor, "B 3 S S"]:
         images = torch.empty(len(items), 3, self.size, self.size)
 
-        def fill(number: int) -> None:  # a picture at a time, while it is in the cache
+        def fill(number: int) -> None:  # one picture at a time stays in the processor's cache
             _normalise(pixels(items[number]), self.mean, self.std, images[number])
 
         _in_threads(fill, len(items))
@@ -100,24 +99,24 @@ class ImageTransform:
         height, width = _sides(picture)
         side = self.size
         if self.resize == "squash":
-            return _resized(picture, (side, side), (0, 0, side, side), self.interpolation)
+            return _resize(picture, (side, side), (0, 0, side, side), self.interpolation)
         short, long = min(height, width), max(height, width)
         longer = int(side * long / short)
-        left = self._middle(longer - side)
+        left = self._crop_offset(longer - side)
         if height > width:
             box = (left, 0, side, side)
-            return _resized(picture, (longer, side), box, self.interpolation)
-        return _resized(picture, (side, longer), (0, left, side, side), self.interpolation)
+            return _resize(picture, (longer, side), box, self.interpolation)
+        return _resize(picture, (side, longer), (0, left, side, side), self.interpolation)
 
-    def _middle(self, spare: int) -> int:
+    def _crop_offset(self, spare: int) -> int:
         return round(spare / 2) if self.centre == "even" else spare // 2
 
 
 class Patches(NamedTuple):
-    """Pictures of different shapes as rows of patches, padded to one length."""
+    """Pictures of different shapes as sequences of patches, padded to one length."""
 
     patches: Float[Tensor, "B N D"]  # D = P * P * 3: row, column, colour
-    mask: Bool[Tensor, "B N"]  # True where there is a patch
+    mask: Bool[Tensor, "B N"]  # False for padding
     grid: Int64[Tensor, "B 2"]  # patches down and across
 
 
@@ -125,7 +124,7 @@ class Patches(NamedTuple):
 class PatchTransform:
     """SigLIP 2's NaFlex: pictures keep their shape and become at most `patches` patches.
 
-    A picture is resized, up or down, to the largest whole number of patches a side that fits
+    A picture is resized, up or down, to the largest whole number of patches per side that fits
     (Tschannen 2025, arXiv:2502.14786, section 2.4.2).
     """
 
@@ -137,11 +136,13 @@ class PatchTransform:
 
     def __post_init__(self) -> None:
         if self.patch < 1 or self.patches < 1:
-            raise ValueError(f"no {self.patches} patches of {self.patch} pixels")
+            raise ValueError(
+                f"patches and their side must be at least 1, not {self.patches} and {self.patch}"
+            )
         _check_scales(self.mean, self.std)
 
     def __call__(self, pictures: Sequence[UInt8[np.ndarray, "_H _W _C"]]) -> Patches:
-        """Patches, mask and grid; raises ValueError for what is no picture of bytes."""
+        """Patches, mask and grid; raises ValueError for anything but 8-bit pictures."""
         side, count = self.patch, len(pictures)
         shapes = [patch_grid(*_sides(p), side, self.patches) for p in pictures]
         values = torch.zeros(count, self.patches, side * side * 3)
@@ -150,7 +151,7 @@ class PatchTransform:
         def fill(number: int) -> None:
             rows, columns = shapes[number]
             size = (rows * side, columns * side)
-            pixels = _resized(pictures[number], size, (0, 0, *size), self.interpolation)
+            pixels = _resize(pictures[number], size, (0, 0, *size), self.interpolation)
             image = torch.empty(3, *size)
             _normalise(pixels, self.mean, self.std, image)
             cut = image.unflatten(2, (columns, side)).unflatten(1, (rows, side))  # (3, R, P, K, P)
@@ -162,10 +163,10 @@ class PatchTransform:
 
 
 def patch_grid(height: int, width: int, patch: int, patches: int) -> tuple[int, int]:
-    """Patches down and across that a picture of this shape gets, at most `patches` together.
+    """Rows and columns of patches for a picture of this shape, at most `patches` in all.
 
-    The scale is found by halving an interval to 1e-5, as the published processor does: its end
-    decides which of two neighbouring grids is taken, so it is not a detail.
+    The scale is bisected to 1e-5, as in the published processor: the tolerance decides between
+    neighbouring grids.
     """
     low, high = 1e-6, 100.0
 
@@ -179,33 +180,33 @@ def patch_grid(height: int, width: int, patch: int, patches: int) -> tuple[int, 
     return sides(low)
 
 
-def _resized(
+def _resize(
     picture: UInt8[np.ndarray, "H W C"],
     size: tuple[int, int],
     box: tuple[int, int, int, int],
     interpolation: Interpolation,
 ) -> UInt8[Tensor, "h w C"]:
-    """The picture at `size` (height, width), of which `box` (top, left, h, w) is kept.
+    """Resize to `size` (height, width) and crop `box` (top, left, height, width).
 
-    Across, rounded to bytes, then down: Pillow's order from the beginning and torch's. (Pillow 13
-    goes down first where that is cheaper, which shows where noise is clipped.)
+    Columns first, rounded to bytes, then rows: torch's order, and Pillow's before version 13, which
+    does rows first where that is cheaper; where noise is clipped, the two differ.
     """
     pixels = torch.from_numpy(np.require(picture, requirements=["C", "W"]))  # (H, W, C)
     top, left, rows, columns = box
     shrinks = size[0] <= picture.shape[0] and size[1] <= picture.shape[1]
     if shrinks and size[0] * size[1] <= WASTE * rows * columns:
-        return _shrunk(pixels, size, interpolation)[top : top + rows, left : left + columns]
-    pixels = _along(pixels.transpose(0, 1), size[1], left, columns, interpolation)
-    return _along(pixels.transpose(0, 1), size[0], top, rows, interpolation)
+        return _shrink(pixels, size, interpolation)[top : top + rows, left : left + columns]
+    pixels = _resize_rows(pixels.transpose(0, 1), size[1], left, columns, interpolation)
+    return _resize_rows(pixels.transpose(0, 1), size[0], top, rows, interpolation)
 
 
-def _along(
+def _resize_rows(
     pixels: UInt8[Tensor, "H W C"], size: int, first: int, count: int, interpolation: Interpolation
 ) -> UInt8[Tensor, "h W C"]:
-    """Rows `first` to `first + count` of the pixels at `size` rows.
+    """Resize to `size` rows and keep rows `first` to `first + count`.
 
-    Where a side grows torch's byte kernel is up to 2 of 255 off Pillow, so this is Pillow; of a
-    thin picture (1 x 10,000 at 224 x 2,240,000) only the kept pixels are computed, by its rules.
+    When enlarging, torch's byte kernel is up to 2 of 255 off Pillow, so this uses Pillow; for thin
+    pictures (1 x 10,000 at 224 x 2,240,000) only the cropped rows are computed, by Pillow's rules.
     """
     if size == len(pixels):
         return pixels[first : first + count]
@@ -220,10 +221,10 @@ def _along(
     return summed.to(torch.uint8).view(count, *part.shape[1:])
 
 
-def _shrunk(
+def _shrink(
     pixels: UInt8[Tensor, "H W C"], size: tuple[int, int], interpolation: Interpolation
 ) -> UInt8[Tensor, "h w C"]:
-    planes = pixels.permute(2, 0, 1)[None]  # a view, channels last, for which the kernel is written
+    planes = pixels.permute(2, 0, 1)[None]  # a channels-last view: the fast case of the kernel
     resized: Tensor = F.interpolate(planes, size, mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0)
 
@@ -231,7 +232,9 @@ def _shrunk(
 def _weights(
     length: int, size: int, first: int, count: int, interpolation: Interpolation
 ) -> tuple[int, Float[Tensor, "n m"]]:
-    """Pixels `first` to `first + count` of `size` as sums of source pixels from a start on."""
+    """First source pixel, and the weights of source pixels for output pixels `first` to
+    `first + count` of `size`.
+    """
     scale = length / size
     stretch, radius = max(scale, 1.0), 2 if interpolation == "bicubic" else 1
     centres = (torch.arange(first, first + count, dtype=torch.float64) + 0.5) * scale
@@ -254,7 +257,7 @@ def _normalise(
     into: Float[Tensor, "3 h w"],
 ) -> None:
     """Bytes to (x / 255 - mean) / std, in one multiplication and one addition."""
-    into.copy_(pixels.permute(2, 0, 1).contiguous())  # reordered while a pixel is a byte
+    into.copy_(pixels.permute(2, 0, 1).contiguous())  # transposing bytes is cheaper than floats
     into.mul_(_columns([1 / (255 * s) for s in std], into))
     into.add_(_columns([-m / s for m, s in zip(mean, std, strict=True)], into))
 
@@ -265,34 +268,34 @@ def _in_threads(work: Callable[[int], None], count: int) -> None:
         for number in range(count):
             work(number)
         return
-    inference = torch.is_inference_mode_enabled()  # a thread does not have it of its own accord
+    inference = torch.is_inference_mode_enabled()  # threads do not inherit it
 
-    def alike(number: int) -> None:
+    def run(number: int) -> None:
         with torch.inference_mode(inference):
             work(number)
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(alike, range(count)))  # raises what a thread raised
+        list(pool.map(run, range(count)))  # raises the exceptions of the threads
 
 
-def _opened(file: Path | bytes) -> UInt8[np.ndarray, "H W 3"]:
+def _open(file: Path | bytes) -> UInt8[np.ndarray, "H W 3"]:
     try:
         return open_picture(file, channels=3)
     except ValueError as error:
-        name = file if isinstance(file, Path) else f"a file of {len(file):,} bytes"
+        name = file if isinstance(file, Path) else f"a picture of {len(file):,} bytes"
         raise ValueError(f"{name}: {error}") from None
 
 
 def _sides(picture: UInt8[np.ndarray, "H W C"]) -> tuple[int, int]:
     shape: tuple[int, ...] = getattr(picture, "shape", ())
     if getattr(picture, "dtype", None) != np.uint8 or len(shape) != 3 or 0 in shape:
-        raise ValueError(f"expected a picture of bytes (H, W, 3), not {_told(picture)}")
+        raise ValueError(f"a picture must be bytes (H, W, 3), not {_describe(picture)}")
     if shape[2] not in (1, 3):
-        raise ValueError(f"expected a picture of 1 or 3 channels (H, W, C), not {_told(picture)}")
+        raise ValueError(f"a picture must have 1 or 3 channels (H, W, C), not {_describe(picture)}")
     return shape[0], shape[1]
 
 
-def _told(value: object) -> str:
+def _describe(value: object) -> str:
     shape = getattr(value, "shape", None)
     return (
         f"{getattr(value, 'dtype', '')} {tuple(shape)}" if shape is not None else repr(value)[:40]
@@ -302,7 +305,7 @@ def _told(value: object) -> str:
 def _check_scales(mean: Sequence[float], std: Sequence[float]) -> None:
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ValueError(
-            f"expected a mean and a positive deviation of 3 colours, not {mean}, {std}"
+            f"mean and std must be 3 numbers, those of std above 0, not {mean} and {std}"
         )
 
 

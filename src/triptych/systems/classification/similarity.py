@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
 from triptych.vision.grids import FAINT, GAP, MARGIN, PAPER, TITLE
-from triptych.vision.lettering import FONT, INK, Colour, fitted, height_of, width_of, write
+from triptych.vision.lettering import FONT, INK, Colour, fit_text, height_of, width_of, write
 
 CELL = 68  # pixels a side
 BETWEEN = 34  # pixels between matrices
@@ -75,13 +75,13 @@ def similarity_picture(
             raise ValueError(
                 f"{reading.title}: expected finite {shape}, not {reading.values.shape}"
             )
-    beside = [fitted(name, NAMES, CELL) for name in names]
-    above = [fitted(label, CELL - 2, LABEL_LINES * FONT) for label in labels]
+    beside = [fit_text(name, NAMES, CELL) for name in names]
+    above = [fit_text(label, CELL - 2, LABEL_LINES * FONT) for label in labels]
     matrix = len(labels) * CELL
     left = MARGIN + max(width_of(*name) for name in beside) + 2 * GAP + CELL + BETWEEN // 2
     width = left + len(readings) * (matrix + BETWEEN) - BETWEEN + MARGIN
-    heading = fitted(title, width - 2 * MARGIN, 4 * TITLE, TITLE) if title else None
-    titles = [fitted(reading.title, matrix, 4 * FONT) for reading in readings]
+    heading = fit_text(title, width - 2 * MARGIN, 4 * TITLE, TITLE) if title else None
+    titles = [fit_text(reading.title, matrix, 4 * FONT) for reading in readings]
     y = MARGIN + (height_of(*heading) + 2 * GAP if heading else 0)
     under_titles = y + max(height_of(*lines) for lines in titles) + GAP
     top = under_titles + max(height_of(*label) for label in above) + GAP
@@ -128,7 +128,7 @@ def _matrix(draw: ImageDraw.ImageDraw, reading: Reading, left: int, top: int, pi
         best = column == int(reading.values[row].argmax())
         box = (x + 1, y + 1, x + CELL - 2, y + pitch - 2)
         draw.rectangle(box, fill=colour, outline=INK if best else FAINT, width=2 if best else 1)
-        lines, size = fitted(reading.text(float(value)), CELL - 4, CELL)
+        lines, size = fit_text(reading.text(float(value)), CELL - 4, CELL)
         dark = sum(colour) < 460
         at = y + (pitch - math.ceil(size * 1.1)) // 2
         fill = WHITE if dark else INK

@@ -330,7 +330,7 @@ def test_what_is_no_picture_or_does_not_fit(tmp_path):
     path.write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"a\.png: not a PNG"):
         read_parameters(path)
-    with pytest.raises(ValueError, match=r"fit into a JPEG: save a \.png"):
+    with pytest.raises(ValueError, match=r"a JPEG holds 65,527: save a \.png"):
         save_picture(tmp_path / "a.jpg", PICTURE, {"a": "b" * 20_000}, "c" * 30_000)
     assert not (tmp_path / "a.jpg").exists()
     save_picture(tmp_path / "a.webp", PICTURE, {"a": "b" * 20_000}, "c" * 30_000)
