@@ -11,7 +11,7 @@ from triptych.diffusion.names import SAMPLERS, SPACINGS, parse_sampler
 from triptych.diffusion.sampling import DETERMINISTIC, STOCHASTIC
 from triptych.requests import ClassToImage
 from triptych.running import run
-from triptych.systems.class_to_image.pipeline import diffused
+from triptych.systems.class_to_image.pipeline import sample_diffusion
 from triptych.systems.pixel_diffusion.model import PixelDiffusion, PixelDiffusionConfig
 from triptych.weights.loaded import Card, Loaded
 
@@ -39,7 +39,7 @@ def final(model: Loaded, seeds: list[int], **fields) -> torch.Tensor:
     if fields.get("sampler") in ALONE and len(seeds) > 1:  # as `run` does: see below
         return torch.cat([final(model, [seed], **fields) for seed in seeds])
     labels = torch.tensor([seed % 4 for seed in seeds])
-    *_, (share, last) = diffused(ClassToImage(**fields), model, labels, seeds)
+    *_, (share, last) = sample_diffusion(ClassToImage(**fields), model, labels, seeds)
     assert share == 1
     return last.x
 
@@ -104,7 +104,7 @@ def test_a_sampler_that_finds_its_own_steps_draws_one_at_a_time(name) -> None:
         for i in range(3):
             assert np.array_equal(three[i], pictures(1, 7 + i, **more)[0])
     with pytest.raises(ValueError, match="draw one at a time"):
-        list(diffused(ClassToImage(sampler=name), model, torch.tensor([0, 1]), [1, 2]))
+        list(sample_diffusion(ClassToImage(sampler=name), model, torch.tensor([0, 1]), [1, 2]))
 
 
 def test_more_steps_refine_a_picture_of_dpmpp_sde() -> None:
@@ -128,7 +128,7 @@ def test_progress_reaches_one_and_pictures_are_complete() -> None:
 
 def test_grad_mode_is_the_callers_between_steps() -> None:
     model = loaded()
-    for _ in diffused(ClassToImage(), model, torch.tensor([0]), [1]):
+    for _ in sample_diffusion(ClassToImage(), model, torch.tensor([0]), [1]):
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 

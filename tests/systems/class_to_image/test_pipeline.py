@@ -66,20 +66,20 @@ def test_every_class_in_turn_is_each_class_alone() -> None:
 def test_a_class_name_is_not_mistaken_for_its_number() -> None:
     model = loaded()
     request = ClassToImage(label="3", seed=0)  # the class called 3 is number 3, called 7 number 2
-    assert class_to_image.class_labels(request, model.card) == [3] * 10
+    assert class_to_image.choose_labels(request, model.card) == [3] * 10
     request = ClassToImage(label="7", seed=0)
-    assert class_to_image.class_labels(request, model.card) == [2] * 10
+    assert class_to_image.choose_labels(request, model.card) == [2] * 10
     request = ClassToImage(label="1", seed=0)  # no class of this name: the number
-    assert class_to_image.class_labels(request, model.card) == [1] * 10
+    assert class_to_image.choose_labels(request, model.card) == [1] * 10
 
 
 def test_attributes_and_vectors_arrive_as_the_model_was_trained() -> None:
-    condition, names = class_to_image.chosen(
+    condition, names = class_to_image.choose_conditions(
         ClassToImage(attributes=("large", "red"), n=2), loaded(condition="attributes").card
     )
     assert condition is not None and condition.tolist() == [[1, 0, 1]] * 2
     assert names == ("large red",) * 2
-    condition, _ = class_to_image.chosen(
+    condition, _ = class_to_image.choose_conditions(
         ClassToImage(vector=(12.0, 5.0), n=1), loaded(condition="vector").card
     )
     assert condition is not None and condition.tolist() == [[1.0, 0.0]]

@@ -1,4 +1,4 @@
-"""A trained run judged by a classifier: what `triptych evaluate` does for models of classes."""
+"""Evaluation of a trained run of a class-conditional model, for `triptych evaluate`."""
 
 import tempfile
 from collections.abc import Generator
@@ -13,7 +13,7 @@ from triptych import runtime
 from triptych.config import to_json
 from triptych.systems.class_to_image.diffusion_curves import compute_curves
 from triptych.systems.class_to_image.judge import TrainJudge, evaluate_class_conditional
-from triptych.systems.class_to_image.pipeline import DIFFUSION, diffused, draw
+from triptych.systems.class_to_image.pipeline import DIFFUSION, sample_diffusion, sample_from_noise
 from triptych.systems.class_to_image.report_files import write_curves, write_report
 from triptych.systems.class_to_image.request import ClassToImage, EvaluateClasses
 from triptych.systems.classifier.model import Classifier
@@ -23,16 +23,16 @@ from triptych.vision.images import to_pictures
 
 
 def evaluate(options: EvaluateClasses, run: TrainedRun) -> Generator[str, None, dict[str, Any]]:
-    """Judge samples of every class, and with `curves` a diffusion model at many settings.
+    """Evaluates samples of every class, and with `curves` a diffusion model at many settings.
 
-    Yields messages and returns the figures, which are also in files of `run.folder`.
+    Yields messages and returns the numbers, which are also written to `run.folder`.
 
     Raises:
         ValueError: `judge` is no run folder of a classifier.
     """
     condition = run.loaded.card.config.get("condition")
     if condition != "label":
-        yield f"conditioned on {condition}: there is no class for a judge to check"
+        yield f"conditioned on {condition}: there are no classes to judge"
         return {}
     judge = _judge(options, run)
 
@@ -40,9 +40,10 @@ def evaluate(options: EvaluateClasses, run: TrainedRun) -> Generator[str, None, 
         seeds = range(seed, seed + len(labels))
         if run.loaded.card.model == DIFFUSION:
             request = ClassToImage(guidance=options.guidance)
-            *_, (_, last) = diffused(request, run.loaded, labels, seeds)
+            *_, (_, last) = sample_diffusion(request, run.loaded, labels, seeds)
             return last.x.float().cpu()
-        return draw(run.loaded, labels, runtime.noise((run.loaded.config.latent,), seeds))
+        noise = runtime.noise((run.loaded.config.latent,), seeds)
+        return sample_from_noise(run.loaded, labels, noise)
 
     report = yield from indent(
         evaluate_class_conditional(
@@ -61,11 +62,11 @@ def evaluate(options: EvaluateClasses, run: TrainedRun) -> Generator[str, None, 
     yield f"conditional accuracy {overall.value:.2%} ({real})"
     kid, floor = 1000 * report.distance.kernel.value, 1000 * report.floor.kernel.value
     yield f"KID x 1000 {kid:.3g}, training against training {floor:.3g}"
-    figures = to_json(report)
-    del figures["pairs"]
+    numbers = to_json(report)
+    del numbers["pairs"]
     if options.curves and run.loaded.card.model == DIFFUSION:
-        figures["curves"] = yield from _curves(options, run, judge)
-    return {"classes": figures}
+        numbers["curves"] = yield from _curves(options, run, judge)
+    return {"classes": numbers}
 
 
 def _curves(
@@ -73,7 +74,9 @@ def _curves(
 ) -> Generator[str, None, dict[str, Any]]:
     def sample(labels: Tensor, seed: int, sampler: str, steps: int, guidance: float) -> Tensor:
         request = ClassToImage(sampler=sampler, steps=steps, guidance=guidance)
-        *_, (_, last) = diffused(request, run.loaded, labels, range(seed, seed + len(labels)))
+        *_, (_, last) = sample_diffusion(
+            request, run.loaded, labels, range(seed, seed + len(labels))
+        )
         return last.x.float().cpu()
 
     config = run.loaded.config
@@ -92,12 +95,12 @@ def _curves(
     )
     for path in write_curves(curves, run.folder, command=run.command):
         yield f"  {path}"
-    figures: dict[str, Any] = to_json(curves)
-    return figures
+    numbers: dict[str, Any] = to_json(curves)
+    return numbers
 
 
 def _judge(options: EvaluateClasses, run: TrainedRun) -> Classifier:
-    """The named classifier, or the one that belongs to this data, trained if need be."""
+    """The given classifier, or one for this data beside the run, trained if it is missing."""
     training = run.request.training
     size = f"-{training.size}" if training.size else ""
     beside = run.run.resolve().parent / f"judge-{Path(training.data).stem}{size}"
@@ -107,12 +110,12 @@ def _judge(options: EvaluateClasses, run: TrainedRun) -> Classifier:
     request = _classifier(training.data, training.size, options.judge_steps, run)
     model = run.train_model(request, folder, "judge").model
     if not isinstance(model, Classifier):
-        raise ValueError(f"{folder} is not a classifier's run: a judge is a classifier")
+        raise ValueError(f"{folder} is not a run of a classifier, which a judge has to be")
     return model
 
 
 def _train_on_samples(options: EvaluateClasses, run: TrainedRun) -> TrainJudge:
-    """Trains a classifier like the judge on given pictures: the classification accuracy score."""
+    """A function that trains a classifier like the judge on given pictures."""
 
     def train(images: Tensor, labels: Tensor) -> Classifier:
         with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +131,7 @@ def _train_on_samples(options: EvaluateClasses, run: TrainedRun) -> TrainJudge:
 
 
 def _classifier(data: str, size: int, steps: int, run: TrainedRun) -> TrainClassifier:
-    """The preset for pictures of this size: large ones are shifted a little while it learns."""
+    """The preset for pictures of this size; large ones are shifted as augmentation."""
     side = min(run.train.info.shape[:2])
     preset = PRESETS["mnist" if side >= 16 else "digits"]
     training = replace(preset.training, data=data, size=size, steps=steps or preset.training.steps)
