@@ -8,14 +8,14 @@ from triptych.diffusion.settings import check_sampling
 
 @dataclass(frozen=True)
 class ClassToImage:
-    """Generate pictures of a class, with attributes, that complete one, or of nothing special."""
+    """Generate pictures of a class, with attributes, completed from a part, or unconditionally."""
 
     model: str = "runs/demo"
     """A run folder."""
     label: str = ""
-    """A class by its name or number; empty takes every class in turn."""
+    """A class by name or number; empty: all classes in turn."""
     attributes: tuple[str, ...] = ()
-    """Attributes that the pictures have, by name."""
+    """Names of the attributes of the pictures."""
     vector: tuple[float, ...] = ()
     """One number per continuous condition, in the order of the model's columns."""
     image: str = ""
@@ -23,35 +23,35 @@ class ClassToImage:
     n: int = 10
     """How many pictures."""
     seed: int | None = None
-    """Picture i uses seed + i. None draws one, and says which."""
+    """Picture i uses seed + i. None: a random seed, which is printed."""
     truncation: float = 0.0
-    """GAN, VAE: above 0, no number of the noise exceeds it: more typical, less varied pictures."""
+    """GAN, VAE: truncate the noise at +- this, for more typical, less varied pictures; 0: off."""
     guidance: float | None = None
-    """Diffusion: how far to go from any picture towards the condition; 1 is plain sampling."""
+    """Diffusion: classifier-free guidance scale; 1 is none. None: the model's."""
     rescale: float = 0.0
-    """Diffusion: the share of contrast that guidance added which is taken back."""
+    """Diffusion: guidance rescale, the share of added contrast to remove, 0 to 1."""
     steps: int = 0
-    """Diffusion: steps of the sampler; 0 is what the model's configuration says."""
+    """Diffusion: steps of the sampler; 0: the model's."""
     sampler: str = ""
-    """Diffusion: the algorithm, by our name, AUTOMATIC1111's or diffusers'. Empty: the model's."""
+    """Diffusion: sampler, by our name, AUTOMATIC1111's or diffusers'. Empty: the model's."""
     spacing: str = ""
-    """Diffusion: how the steps are spread, such as karras or trailing. Empty: the model's."""
+    """Diffusion: spacing of the steps, such as karras or trailing. Empty: the model's."""
     eta: float | None = None
-    """Diffusion: how much fresh noise a stochastic sampler adds; DDIM adds some above 0."""
+    """Diffusion: amount of noise that a stochastic sampler adds, 0 to 1; with DDIM, 0 is none."""
     noise_source: Literal["cpu", "philox"] = "cpu"
-    """Diffusion: `philox` draws the numbers that a CUDA device would."""
+    """Diffusion: `philox` draws the same noise as a CUDA device."""
     clip_prompt: str = ""
-    """Diffusion: what a CLIP is to see in the pictures while they are drawn."""
+    """Diffusion: a prompt that a CLIP guides the pictures towards."""
     clip: str = ""
-    """Diffusion: the CLIP or SigLIP that reads clip_prompt."""
+    """Diffusion: the CLIP or SigLIP of clip_prompt."""
     clip_scale: float = 1.0
-    """Diffusion: how strongly it pulls; 1 takes its logit for the logarithm of a probability."""
+    """Diffusion: strength of CLIP guidance; at 1 the logit is used as a log-probability."""
     clip_cutouts: int = 0
-    """Diffusion: show it so many random squares of the picture instead of the whole."""
+    """Diffusion: random squares of the picture that the CLIP sees; 0: the full picture."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Diffusion: what the network computes in; auto is bfloat16 where the device is fast at it."""
+    """Diffusion: precision of the network; auto: bfloat16 where the device is fast at it."""
     deterministic: bool = False
-    """Pictures one at a time, so that each is the same to the bit whatever its company."""
+    """Draw pictures one at a time: bit-identical for any n."""
 
     def __post_init__(self) -> None:
         check_sampling(self)
@@ -60,7 +60,9 @@ class ClassToImage:
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be 0 to 1, not {self.eta}")
         if bool(self.clip) != bool(self.clip_prompt):
-            raise ValueError("clip and clip_prompt go together: a model, and what it is to see")
+            raise ValueError(
+                "clip and clip_prompt go together: a model, and the prompt it guides towards"
+            )
         if not 0 <= self.clip_scale <= 1e6:
             raise ValueError(f"clip_scale must be 0 to 1000000, not {self.clip_scale}")
         if not 0 <= self.clip_cutouts <= 256:
@@ -69,24 +71,24 @@ class ClassToImage:
 
 @dataclass(frozen=True)
 class EvaluateClasses:
-    """How the pictures of a class-conditional model are judged."""
+    """Options of the evaluation of a class-conditional model."""
 
     samples_per_class: int = 1000
-    """Pictures drawn of each class."""
+    """Samples per class."""
     judge: str = ""
-    """A classifier's run folder; by default one beside RUN, trained there if it is missing."""
+    """Run folder of a classifier; empty: one beside RUN, trained there if it is missing."""
     judge_steps: int = 0
-    """Training steps of a judge that has to be trained; 0 is what its preset says."""
+    """Training steps of a missing judge; 0: its preset's."""
     score: bool = True
     """Also train classifiers on samples and on real pictures: the classification accuracy score."""
     guidance: float | None = None
-    """Diffusion: the guidance that samples are drawn with; None is the model's own."""
+    """Diffusion: guidance scale of the samples. None: the model's."""
     curves: bool = False
     """Diffusion: also plot quality against guidance, and against network calls for every sampler.
-    Takes long: 78 settings, each with one and a half times `curve_samples` pictures.
+    Slow: 78 settings with 1.5 times `curve_samples` pictures each.
     """
     curve_samples: int = 200
-    """Pictures that each point of the curves is judged on."""
+    """Pictures per point of the curves."""
 
     def __post_init__(self) -> None:
         for name in ("samples_per_class", "curve_samples"):

@@ -11,10 +11,13 @@ class TrainClassifier:
 
     training: Training = field(default_factory=lambda: Training(ema_halflife=50, schedule="cosine"))
     widths: tuple[int, ...] = (24, 48, 96)
+    """Channels of each stage; all but the first halve the side."""
     shift: int = 0
-    """Move every training picture by up to so many pixels."""
+    """Augmentation: move each training picture by up to this many pixels."""
     learning_rate: float = 4e-3
+    """Learning rate of AdamW."""
     weight_decay: float = 1e-2
+    """Weight decay of AdamW."""
 
 
 PRESETS = {

@@ -12,25 +12,31 @@ class TrainCvae:
 
     training: Training = field(default_factory=Training)
     condition: Literal["label", "attributes", "vector", "quadrants", "none"] = "label"
-    """What the model is told: the class, the attributes, numbers, visible quadrants, or nothing."""
+    """Condition of a picture: class, attributes, numbers, visible quadrants, or none."""
     quadrants: int = 1
-    """With condition `quadrants`: how many of the four are visible."""
+    """With condition `quadrants`: how many of the four quadrants are visible, 1 to 3."""
     latent: int = 16
+    """Numbers of the latent code z."""
     network: Literal["mlp", "convolutional"] = "convolutional"
+    """Layers of encoder and decoder."""
     widths: tuple[int, ...] = (32, 64, 256)
+    """Hidden layers of the encoder; the decoder has them in reverse."""
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    """Of a pixel: its grey value as a probability, or a normal density with a learned variance."""
     learned_prior: bool = False
     """Learn p(z | condition) instead of the standard normal."""
     beta: float = 1.0
     """Weight of the KL term; 1 is the evidence lower bound."""
     kl_warmup: int = 0
-    """Steps over which beta rises from zero."""
+    """Steps over which beta rises from 0."""
     free_bits: float = 0.0
-    """Nats per latent dimension that the KL term does not punish (arXiv:1606.04934)."""
+    """Nats per latent dimension that the KL term does not penalise (arXiv:1606.04934)."""
     learning_rate: float = 1e-3
+    """Learning rate of AdamW."""
     weight_decay: float = 0.0
+    """Weight decay of AdamW."""
     max_norm: float = 100.0
-    """Gradients are scaled down to this norm; the objective is in nats a picture, not a pixel."""
+    """Largest gradient norm, before clipping; the loss is in nats per picture, not per pixel."""
 
 
 PRESETS = {
@@ -70,12 +76,12 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class EvaluateVae:
-    """How the likelihood of a VAE is estimated."""
+    """Options of the likelihood estimate of a VAE."""
 
     likelihood_samples: int = 100
-    """Importance samples for the likelihood of each picture."""
+    """Importance samples per picture for the likelihood."""
     likelihood_pictures: int = 1000
-    """Test pictures that the likelihood is estimated on."""
+    """Number of test pictures for the likelihood."""
 
     def __post_init__(self) -> None:
         for name in ("likelihood_samples", "likelihood_pictures"):

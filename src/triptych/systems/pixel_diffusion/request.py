@@ -18,41 +18,55 @@ class TrainPixelDiffusion:
         )
     )
     condition: Condition = "label"
+    """What pictures are conditioned on: class, attributes, numbers, or nothing."""
     drop: float = 0.1
-    """How often the condition is left out, so that sampling can be guided; 0 forbids guidance."""
+    """Share of pictures trained without their condition, for guidance; 0 forbids guidance."""
     widths: tuple[int, ...] = (64, 128, 128)
     """Channels of the U-Net's levels; each level after the first halves the side."""
     blocks: int = 1
+    """Residual blocks per level."""
     attention: tuple[int, ...] = (2,)
     """Levels with self-attention, counted from 0."""
     head_width: int = 32
+    """Channels per attention head."""
     time_width: int = 256
+    """Width of the time embedding."""
     conditioning: Literal["add", "scale_shift"] = "scale_shift"
-    """How time and condition reach a block: added, or as scale and shift of its normalisation."""
+    """How a block uses time and condition: added, or as scale and shift of its normalisation."""
     patch: int = 1
-    """Squares of so many pixels a side (1, 2 or 4) become one place of the U-Net."""
+    """Side of the squares of pixels that become channels at the U-Net's input: 1, 2 or 4."""
     groups: int = 16
+    """Groups of the group normalisation."""
     dropout: float = 0.0
+    """Dropout rate of the residual blocks."""
     noise_schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "edm", "flow"] = "flow"
+    """The noise schedule: betas of DDPM, EDM, or rectified flow."""
     zero_terminal_snr: bool = False
-    """Stretch a table of betas so that it ends in pure noise."""
+    """Rescale a schedule of betas so that it ends in pure noise (arXiv:2305.08891)."""
     shift: float = 1.0
-    """Of a flow's time, towards noise; above 1 for large pictures."""
+    """Shift of a flow's time towards noise; 1 is none, above 1 is for large pictures."""
     predicts: Literal["noise", "velocity", "sample", "flow", "edm"] = "flow"
-    """What the network says: the noise, a mixture of noise and picture, or the picture."""
+    """The network's output: the noise, the picture (sample), or a combination of both."""
     min_snr: float = 0.0
-    """Above 0, clean levels count less: gamma of arXiv:2303.09556, there 5."""
+    """Gamma of min-SNR weighting, which is 5 in arXiv:2303.09556; 0 is none."""
     offset: float = 0.0
-    """Offset noise, so that very dark and bright pictures are learned too; there 0.1."""
+    """Strength of offset noise, for very dark and bright pictures; usually 0.1, 0 is none."""
     sampler: str = "dpmpp_2m"
-    """What `generate` uses unless told otherwise; so with steps, guidance and spacing."""
+    """Default sampler of `generate`."""
     sampling_steps: int = 20
+    """Default steps of `generate`."""
     guidance: float = 2.0
+    """Default guidance scale of `generate`."""
     spacing: str = "trailing"
+    """Default spacing of the steps of `generate`."""
     learning_rate: float = 1e-3
+    """Learning rate of AdamW."""
     weight_decay: float = 0.0
+    """Weight decay of AdamW."""
     beta2: float = 0.99
+    """AdamW's decay rate of the second moment."""
     max_norm: float = 1.0
+    """Largest gradient norm, before clipping."""
 
 
 PRESETS = {

@@ -14,29 +14,37 @@ class TrainWgan:
 
     training: Training = field(default_factory=lambda: Training(batch_size=64, ema_halflife=500))
     condition: Condition = "label"
+    """What pictures are conditioned on: class, attributes, or nothing."""
     latent: int = 64
+    """Numbers of noise per picture."""
     generator_widths: tuple[int, ...] = (128, 64)
+    """Channels of the generator, from its smallest feature maps; each doubles the side."""
     critic_widths: tuple[int, ...] = (64, 128)
+    """Channels of the critic; each halves the side."""
     critic: Literal["planes", "projection"] = "planes"
-    """The condition as extra channels, as in the lecture, or by projection (arXiv:1802.05637)."""
+    """The critic's condition: extra channels (the lecture), or a projection (arXiv:1802.05637)."""
     generator_hidden: tuple[int, ...] = ()
-    """Widths of dense layers between the noise and the generator's smallest planes."""
+    """Widths of dense layers between the noise and the generator's smallest feature maps."""
     critic_hidden: tuple[int, ...] = ()
-    """Widths of dense layers between the critic's smallest planes and its score."""
+    """Widths of dense layers between the critic's smallest feature maps and its score."""
     generator: Literal["input", "norms"] = "input"
-    """The condition beside the noise, or there and in every batch norm (arXiv:1707.00683)."""
+    """The generator's condition: with the noise, or also in each batch norm (arXiv:1707.00683)."""
     critic_steps: int = 3
+    """Critic updates per generator update."""
     gp_weight: float = 10.0
+    """Weight of the gradient penalty."""
     gp_factor: Literal["uniform", "normal"] = "uniform"
-    """How real and fake are mixed: the paper's U[0, 1], or the lecture's normal distribution."""
+    """Distribution of the factor that mixes real and fake: U[0, 1] (paper), or normal (lecture)."""
     critic_data: Literal["fresh", "same"] = "fresh"
-    """A fresh batch for every critic step (the paper), or one batch for the whole step (the
-    lecture).
-    """
+    """A fresh batch for each critic update (paper), or one batch for all of a step (lecture)."""
     learning_rate: float = 2e-4
+    """Learning rate of the generator."""
     critic_learning_rate: float = 2e-4
+    """Learning rate of the critic."""
     beta1: float = 0.0
+    """Adam's decay rate of the first moment, of both networks."""
     beta2: float = 0.9
+    """Adam's decay rate of the second moment, of both networks."""
 
 
 PRESETS = {
