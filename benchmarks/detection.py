@@ -94,11 +94,11 @@ def tuned(
         for extent in EXTENTS:
             found = []
             for heat, truth in zip(maps, truths, strict=True):
-                boxes = heatmaps.found(heat, FAINT, extent, asked.nms, asked.limit)
+                boxes = heatmaps.find_boxes(heat, FAINT, extent, asked.nms, asked.limit)
                 names = tuple(asked.labels[k] for k in boxes.labels.tolist())
                 scores = tuple(boxes.scores.tolist())
                 size = truth.height, truth.width
-                found.append(Annotated(truth.file, *size, boxes.boxes, names, scores))
+                found.append(Annotated(truth.file, *size, boxes.corners, names, scores))
             ap50 = average_precision(truths, found, request.labels).ap50
             if ap50 > best:
                 best, chosen = ap50, replace(asked, extent=extent)
@@ -114,7 +114,7 @@ def judged(request: Detect, loaded: Loaded, given: World, threshold: float) -> D
 
     def find(picture: np.ndarray) -> tuple[torch.Tensor, tuple[str, ...], list[float]]:
         result = last(replace(request, threshold=FAINT), loaded, picture, queries)
-        return result.found.boxes, result.names, result.found.scores.tolist()
+        return result.boxes.corners, result.names, result.boxes.scores.tolist()
 
     return evaluate(find, *given, request.labels, threshold=threshold)
 
@@ -128,9 +128,9 @@ def asked_alone(request: Detect, loaded: Loaded, given: World) -> dict[str, floa
         label = absent[7 * number % len(absent)]
         asked = replace(request, labels=(label,))
         result = last(asked, loaded, picture, embed_queries(asked, loaded))
-        scores = tuple(result.found.scores.tolist())
+        scores = tuple(result.boxes.scores.tolist())
         size = truth.height, truth.width
-        found.append(Annotated(truth.file, *size, result.found.boxes, result.names, scores))
+        found.append(Annotated(truth.file, *size, result.boxes.corners, result.names, scores))
         labels.append(label)
     hits = [
         false_positives([truth], [one], [label])

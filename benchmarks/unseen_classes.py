@@ -36,10 +36,10 @@ from triptych.systems.classifier.model import objective as classify
 from triptych.systems.word_space.model import WordSpace, WordSpaceConfig, rank_loss, squared_error
 from triptych.systems.word_space.report import (
     Answers,
-    answers,
-    report,
-    threshold_keeping,
-    trade_off,
+    answer_by_scores,
+    choose_threshold,
+    compute_trade_off,
+    evaluate_answers,
 )
 from triptych.systems.word_space.word_vectors import read_word_vectors
 
@@ -211,7 +211,7 @@ def socher(
     model = word_space("socher", network, words, seen, data, features)
     calibration, test = model.map(features.calibration), model.map(features.test)
     model.fit_novelty(calibration, data.calibration_label)
-    among_unseen = answers(model.scores(test), seen).among_unseen
+    among_unseen = answer_by_scores(model.scores(test), seen).among_unseen
     (logits,) = network.logits(features.test * features.deviation + features.mean)
     among_seen = torch.tensor(seen)[logits.argmax(1)]
     found = {}
@@ -229,8 +229,8 @@ def devise(
     model = word_space("devise", network, words, seen, data, features)
 
     def scored(of_calibration: Tensor, of_test: Tensor) -> tuple[Answers, Tensor]:
-        novelty = answers(model.scores(model.map(of_calibration)), seen).novelty
-        return answers(model.scores(model.map(of_test)), seen), novelty
+        novelty = answer_by_scores(model.scores(model.map(of_calibration)), seen).novelty
+        return answer_by_scores(model.scores(model.map(of_test)), seen), novelty
 
     found = {"DeViSE": scored(features.calibration, features.test)}
     model.network.requires_grad_(True).train()
@@ -287,8 +287,8 @@ def contrastive(
     def scores(of: Tensor) -> Tensor:
         return F.normalize(image_tower(of)) @ F.normalize(text_tower(words)).T
 
-    own = answers(scores(features.calibration), seen).novelty
-    return answers(scores(features.test), seen), own
+    own = answer_by_scores(scores(features.calibration), seen).novelty
+    return answer_by_scores(scores(features.test), seen), own
 
 
 def run_pair(
@@ -310,9 +310,9 @@ def run_pair(
         for kind in ("CLIP", "SigLIP"):
             found[kind] = contrastive(kind, words, seen, data, features)
         for method, (given, calibration) in found.items():
-            threshold = threshold_keeping(calibration, KEPT)
-            numbers = dataclasses.asdict(report(given, data.truth, seen, 10, threshold))
-            curve = trade_off(given, data.truth, seen, 10)
+            threshold = choose_threshold(calibration, KEPT)
+            numbers = dataclasses.asdict(evaluate_answers(given, data.truth, seen, 10, threshold))
+            curve = compute_trade_off(given, data.truth, seen, 10)
             grid = torch.linspace(0, len(curve.seen) - 1, 101).round().long()
             rows.append(
                 {"pair": name, "seed": seed, "method": method} | numbers

@@ -91,7 +91,7 @@ def test_bad_input_has_its_exit_code(picture: Path, tmp_path: Path, capsys) -> N
         assert run(words(path)) == 3
         assert says in capsys.readouterr().err
     assert run(words(picture, "--scales", "12")) == 3
-    assert "give a smaller one" in capsys.readouterr().err
+    assert "choose a smaller scale" in capsys.readouterr().err
     assert run(words(picture, "--json", "--format", "coco")) == 2
     usage = [words(picture, "--threshold", "2"), words(picture, "--method", "guess")]
     for wrong in (["detect", str(picture)], ["detect", "--labels", "a"], *usage):

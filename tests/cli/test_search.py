@@ -120,7 +120,7 @@ def test_search_names_broken_files_without_letting_them_write_to_the_terminal(
         (["search", "nowhere", "cat"], "no folder 'nowhere'"),
         (["search", "FOLDER", "cat", "--sheet", "nowhere/x.png"], "no such folder"),
         (["search", "FOLDER", "cat", "--image", "FOLDER"], "not a regular file"),
-        (["search", "FOLDER", "cat", "--index", "FOLDER"], "holds other things"),
+        (["search", "FOLDER", "cat", "--index", "FOLDER"], "has other files in it"),
         (["generate", "--rerank", "cat"], "--rerank and --judge go together"),
     ],
 )

@@ -23,9 +23,9 @@ def drive(folder: Path, kills: int) -> None:
     torch.set_num_threads(1)
     from tests.systems.stable_diffusion.tiny_stable_diffusion import config, model
     from tests.systems.stable_diffusion.training.test_latent_cache import CODER, cache_of, write
-    from triptych.systems.stable_diffusion.training import latent_cache as latents
+    from triptych.systems.stable_diffusion.training import cached_latents, fill_cache
 
-    latents.SHARD = latents.TEXTS = latents.MOST = 2
+    cached_latents.SHARD = fill_cache.TEXTS = fill_cache.MOST = 2
     pictures = write(folder / "pictures", 41)
     made = model(config(autoencoder=CODER))
 

@@ -43,21 +43,25 @@ def main(arguments: list[str]) -> int:
         say(f"triptych: --json and --format {parsed.format} both want stdout: give one, or --out")
         return 2
     from triptych.running import run
-    from triptych.systems.detection.annotations import Annotated, plain, written
+    from triptych.systems.detection.annotations import Annotated, format_boxes, to_plain_json
 
     result = _shown(run(parsed.request))
     labels = parsed.request.labels
-    scores = tuple(result.found.scores.tolist())
+    scores = tuple(result.boxes.scores.tolist())
     picture = Annotated(
-        parsed.request.picture, *result.size, result.found.boxes, result.names, scores
+        parsed.request.picture, *result.size, result.boxes.corners, result.names, scores
     )
     files = _saved(parsed, result, picture) if parsed.out else []
     if parsed.json:
-        print(json.dumps({"request": _recorded(parsed.request), **plain(picture), "files": files}))
+        print(
+            json.dumps(
+                {"request": _recorded(parsed.request), **to_plain_json(picture), "files": files}
+            )
+        )
     elif parsed.format and not parsed.out:
-        print(written(picture, labels, parsed.format), end="")
+        print(format_boxes(picture, labels, parsed.format), end="")
     else:
-        for row in plain(picture)["boxes"]:
+        for row in to_plain_json(picture)["boxes"]:
             left, top, right, bottom = (round(x) for x in row["pixels"])
             print(_plain(f"{row['score']:.3f}  {left} {top} {right} {bottom}  {row['label']}"))
     missing = [label for label in labels if label not in result.names]
@@ -69,7 +73,7 @@ def main(arguments: list[str]) -> int:
 
 def _saved(parsed: Arguments, result: "Detections", picture: "Annotated") -> list[str]:
     """Write pictures and boxes; returns their paths."""
-    from triptych.systems.detection.annotations import ENDINGS, written
+    from triptych.systems.detection.annotations import ENDINGS, format_boxes
     from triptych.vision.boxes import draw_boxes, draw_heat
     from triptych.vision.images import open_picture, save_picture
 
@@ -88,7 +92,7 @@ def _saved(parsed: Arguments, result: "Detections", picture: "Annotated") -> lis
     if parsed.format:
         stem = Path(picture.name).stem
         files.append(parsed.out / f"{stem}{ENDINGS[parsed.format]}")
-        text = written(picture, parsed.request.labels, parsed.format)
+        text = format_boxes(picture, parsed.request.labels, parsed.format)
         files[-1].write_text(text, encoding="utf-8")
         if parsed.format == "yolo":  # its lines name labels by number
             files.append(parsed.out / "classes.txt")

@@ -15,7 +15,7 @@ from triptych.cli.words import parted, plain
 from triptych.systems.search.request import Search
 
 if TYPE_CHECKING:
-    from triptych.systems.search.pipeline import Found
+    from triptych.systems.search.pipeline import SearchResults
 
 SHOWN = 12  # skipped pictures that people see; JSON has all
 CELLS = 100  # pictures of a contact sheet
@@ -96,7 +96,7 @@ def _with_threshold(arguments: list[str]) -> list[str]:
     return words
 
 
-def _shown(work: "Iterator[Found]") -> "Found":
+def _shown(work: "Iterator[SearchResults]") -> "SearchResults":
     """Runs to the result, under a live bar on a terminal."""
     if not sys.stderr.isatty():
         *_, found = work
@@ -117,9 +117,9 @@ def _shown(work: "Iterator[Found]") -> "Found":
     return found
 
 
-def _tell(found: "Found") -> None:
+def _tell(found: "SearchResults") -> None:
     """What happened, to people."""
-    from triptych.systems.search.pipeline import spelled
+    from triptych.systems.search.pipeline import format_query
 
     index = found.index
     assert index is not None
@@ -134,18 +134,18 @@ def _tell(found: "Found") -> None:
     if found.request.duplicates is not None:
         pictures = sum(map(len, found.groups))
         say(f"near duplicates: {pictures:,} pictures, groups of them: {len(found.groups):,}")
-    elif query := spelled(found.request):
+    elif query := format_query(found.request):
         say(plain(f"nearest to: {query}"))
 
 
-def _as_json(found: "Found") -> dict[str, Any]:
-    from triptych.systems.search.pipeline import spelled
+def _as_json(found: "SearchResults") -> dict[str, Any]:
+    from triptych.systems.search.pipeline import format_query
 
     index = found.index
     assert index is not None
     notes: dict[str, Any] = {
         "folder": found.request.folder,
-        "query": spelled(found.request),
+        "query": format_query(found.request),
         "pictures": len(index.names),
         "new": found.new,
         "index": str(found.place),
@@ -158,11 +158,11 @@ def _as_json(found: "Found") -> dict[str, Any]:
     return notes | {"threshold": found.request.duplicates, "groups": groups}
 
 
-def _write_sheet(path: Path, found: "Found") -> None:
+def _write_sheet(path: Path, found: "SearchResults") -> None:
     """The pictures that were found, in reading order; near duplicates by the number of their
     group.
     """
-    from triptych.systems.search.pipeline import spelled
+    from triptych.systems.search.pipeline import format_query
     from triptych.vision.grids import contact_sheet
     from triptych.vision.images import open_picture, save_picture
 
@@ -182,7 +182,7 @@ def _write_sheet(path: Path, found: "Found") -> None:
         except (ValueError, OSError):  # it was there a moment ago
             continue
         labels.append(label)
-    title = spelled(found.request) or f"near duplicates in {folder.resolve().name}"
+    title = format_query(found.request) or f"near duplicates in {folder.resolve().name}"
     save_picture(path, contact_sheet(pictures, labels, title))
     more = f", the first {len(shown)} of {len(cells)}" if len(shown) < len(cells) else ""
     say(f"{path}: {len(labels)} pictures{more}")

@@ -14,7 +14,7 @@ from triptych.running import run
 from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.systems.detection import dense
 from triptych.systems.detection.annotations import Annotated
-from triptych.systems.detection.pipeline import cells, detect, embed_queries, scores
+from triptych.systems.detection.pipeline import detect, embed_queries, heat_map_size, score_vectors
 from triptych.systems.detection.report import evaluate
 from triptych.systems.siglip.model import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from triptych.vision.images import save_picture
@@ -48,7 +48,7 @@ def canvas(height: int, width: int, *things) -> np.ndarray:
 
 def pixels(result) -> list[tuple[str, list[float]]]:
     height, width = result.size
-    boxes = result.found.boxes * torch.tensor([width, height, width, height])
+    boxes = result.boxes.corners * torch.tensor([width, height, width, height])
     return [(n, b) for n, b in zip(result.names, boxes.tolist(), strict=True)]
 
 
@@ -79,17 +79,17 @@ def test_two_things_of_one_label_are_two_boxes_and_an_absent_label_is_none(metho
 
 def test_dense_resizes_without_squashing_and_pads_by_repeating() -> None:
     """A picture of 52 x 100 for patches of 8 at scale 1 of 64: 33 x 64 pixels, 5 x 8 patches."""
-    (size,) = dense.passes(52, 100, 64, 8, (1.0,))
+    (size,) = dense.plan_passes(52, 100, 64, 8, (1.0,))
     assert (size.height, size.width, size.grid) == (33, 64, (5, 8))
     down, across = size.edges(52, 100)
     assert across[-1] == 100 and down[-1] == pytest.approx(40 * 52 / 33)
-    ready = dense.pixels(
+    ready = dense.prepare_pixels(
         canvas(52, 100, ("red", 0, 40, 100, 52)), size, ImageTransform(64, HALF, HALF)
     )
     assert ready.shape == (1, 3, 40, 64)
     assert torch.equal(ready[:, :, 33:], ready[:, :, 32:33].expand(-1, -1, 7, -1))
-    with pytest.raises(ValueError, match="give a smaller one"):
-        dense.passes(52, 100, 512, 4, (2.0,))
+    with pytest.raises(ValueError, match="choose a smaller scale"):
+        dense.plan_passes(52, 100, 512, 4, (2.0,))
 
 
 def test_the_dense_heat_map_is_the_softmax_of_mean_colours() -> None:
@@ -108,11 +108,11 @@ def test_the_dense_heat_map_is_the_softmax_of_mean_colours() -> None:
 
 def test_patches_are_pooled_over_their_neighbours() -> None:
     vectors = F.normalize(torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
-    ours = dense.pooled(vectors, 3)
+    ours = dense.pool_neighbours(vectors, 3)
     inner, corner = vectors[0:3, 1:4].mean((0, 1)), vectors[2:, 3:].mean((0, 1))
     assert torch.allclose(ours[1, 2], inner / inner.norm(), atol=1e-6)
     assert torch.allclose(ours[3, 4], corner / corner.norm(), atol=1e-6)
-    assert torch.equal(dense.pooled(vectors, 1), vectors)
+    assert torch.equal(dense.pool_neighbours(vectors, 1), vectors)
 
 
 def test_the_tower_is_told_how_far_patches_reach() -> None:
@@ -123,10 +123,12 @@ def test_the_tower_is_told_how_far_patches_reach() -> None:
 
 
 def test_without_scales_the_longer_side_has_24_patches() -> None:
-    assert [p.grid for p in dense.passes(480, 640, 224, 16)] == [(18, 24)]
-    assert [p.grid for p in dense.passes(64, 64, 336, 14)] == [(24, 24)]
-    assert [p.grid for p in dense.passes(64, 64, 32, 16)] == [(8, 8)]  # four times its own side
-    assert [p.grid for p in dense.passes(64, 64, 448, 14)] == [(32, 32)]  # never below its own
+    assert [p.grid for p in dense.plan_passes(480, 640, 224, 16)] == [(18, 24)]
+    assert [p.grid for p in dense.plan_passes(64, 64, 336, 14)] == [(24, 24)]
+    assert [p.grid for p in dense.plan_passes(64, 64, 32, 16)] == [
+        (8, 8)
+    ]  # four times its own side
+    assert [p.grid for p in dense.plan_passes(64, 64, 448, 14)] == [(32, 32)]  # never below its own
 
 
 def tiny_clip(seed: int = 0) -> Loaded:
@@ -150,7 +152,7 @@ def test_windows_one_by_one_and_in_batches_give_the_same(contrast) -> None:
     many = last(replace(asked, method="window-batched"), tiny_clip(), picture)
     # plain cosines are stretched from their mean to their largest, and rounding with them
     assert torch.allclose(one.heat, many.heat, atol=1e-5 if contrast else 1e-3)
-    assert torch.allclose(one.found.boxes, many.found.boxes) and len(one.found.boxes)
+    assert torch.allclose(one.boxes.corners, many.boxes.corners) and len(one.boxes.corners)
     assert one.names == many.names
     assert float(one.heat.std()) > 1e-5
 
@@ -196,9 +198,11 @@ def test_scores_are_shares_among_labels_and_background() -> None:
     asked = request("red", "blue")
     queries = embed_queries(asked, loaded)
     everything = request("red", "blue", *BACKGROUND, background=())
-    whole = scores(everything, loaded, queries.labels, embed_queries(everything, loaded))
+    whole = score_vectors(everything, loaded, queries.labels, embed_queries(everything, loaded))
     assert torch.allclose(whole.sum(1), torch.ones(2), atol=1e-5)
-    assert torch.allclose(scores(asked, loaded, queries.labels, queries), whole[:, :2], atol=1e-6)
+    assert torch.allclose(
+        score_vectors(asked, loaded, queries.labels, queries), whole[:, :2], atol=1e-6
+    )
 
 
 def test_templates_are_averaged_to_unit_length() -> None:
@@ -225,7 +229,7 @@ def test_the_world_s_objects_are_found_by_their_colour() -> None:
 
     def find(picture):
         *_, result = detect(asked, loaded, picture, queries)
-        return result.found.boxes, result.names, result.found.scores.tolist()
+        return result.boxes.corners, result.names, result.boxes.scores.tolist()
 
     report = evaluate(find, list(world["image"]), truths, tuple(PAINT), threshold=0.5)
     assert report.precision.ap50 >= 0.8
@@ -245,7 +249,7 @@ def test_a_picture_file_is_read_and_progress_is_told(tmp_path) -> None:
 
 def test_only_two_towers_detect() -> None:
     loaded = replace(colour_model(), card=Card("cvae", {}))
-    with pytest.raises(ValueError, match="colours is a cvae: detecting needs a CLIP or SigLIP"):
+    with pytest.raises(ValueError, match="colours is a cvae: detection needs a CLIP or SigLIP"):
         last(request("red"), loaded, canvas(16, 16))
 
 
@@ -253,15 +257,15 @@ def test_only_two_towers_detect() -> None:
     ("labels", "fields", "says"),
     [
         ((), {}, "at least one"),
-        (("a", " "), {}, "none that is empty"),
-        (("a", "b", "a"), {}, "'a' stands there twice"),
+        (("a", " "), {}, "no empty ones"),
+        (("a", "b", "a"), {}, "'a' is given twice"),
         (("a",), {"threshold": 1.5}, "threshold must be in"),
         (("a",), {"nms": -0.1}, "nms must be in"),
         (("a",), {"stride": 0}, "stride must be at least 1"),
         (("a",), {"windows": (0,)}, "sides in patches"),
         (("a",), {"scales": (0.0,)}, "above 0"),
         (("a",), {"templates": ()}, "templates"),
-        (("a",), {"pool": 2}, "odd side"),
+        (("a",), {"pool": 2}, "must be odd"),
         (("a",), {"reach": -2}, "reach must be at least -1"),
     ],
 )
@@ -271,6 +275,6 @@ def test_a_request_says_what_is_wrong_with_it(labels, fields, says) -> None:
 
 
 def test_large_pictures_get_small_maps() -> None:
-    assert cells(3000, 4000) == (120, 160)
-    assert cells(64, 64) == (64, 64)
-    assert cells(2, 4000) == (1, 160)
+    assert heat_map_size(3000, 4000) == (120, 160)
+    assert heat_map_size(64, 64) == (64, 64)
+    assert heat_map_size(2, 4000) == (1, 160)

@@ -117,7 +117,7 @@ def test_absent_labels_that_are_found_are_counted() -> None:
     assert (strict.value, strict.count) == (pytest.approx(1 / 6), 6)  # b, once
     assert strict.low < strict.value < strict.high
     assert false_positives(truths, found, LABELS).value == pytest.approx(2 / 6)
-    with pytest.raises(ValueError, match="none is absent"):
+    with pytest.raises(ValueError, match="no absent ones"):
         false_positives(truths[:1], nothing[:1], ("a",))
 
 
@@ -139,10 +139,10 @@ def test_a_report_holds_the_boxes_of_other_pictures_as_its_floor() -> None:
 
 def test_what_cannot_be_judged_is_refused() -> None:
     truths = squares()
-    with pytest.raises(ValueError, match="3 pictures with truth, 2"):
+    with pytest.raises(ValueError, match="3 pictures with true boxes, 2"):
         average_precision(truths, moved(truths, 0)[:2], LABELS)
-    with pytest.raises(ValueError, match="without scores"):
+    with pytest.raises(ValueError, match="have no scores"):
         average_precision(truths, truths, LABELS)
     empty = [Annotated("p.png", 4, 4, torch.zeros(0, 4), ())]
-    with pytest.raises(ValueError, match="nothing to find"):
+    with pytest.raises(ValueError, match="no picture has a true box"):
         average_precision(empty, empty, LABELS)

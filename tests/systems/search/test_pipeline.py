@@ -12,7 +12,7 @@ from tests.systems.clip.tiny_clip import picture, pictures, tiny_clip
 from triptych.requests import Search
 from triptych.running import run
 from triptych.systems.search import pipeline as search
-from triptych.systems.search.pipeline import Found, Term, spelled, terms
+from triptych.systems.search.pipeline import SearchResults, Term, format_query, parse_terms
 from triptych.vision.images import open_picture, save_picture
 
 CLIP = tiny_clip()
@@ -28,9 +28,9 @@ def folder(tmp_path: Path) -> Path:
     return pictures(tmp_path / "photos", 9)
 
 
-def found(folder: Path, **fields) -> Found:
+def found(folder: Path, **fields) -> SearchResults:
     *_, last = triptych.run(Search(str(folder), **fields), CLIP)
-    assert isinstance(last, Found) and last.done == 1
+    assert isinstance(last, SearchResults) and last.done == 1
     return last
 
 
@@ -87,23 +87,23 @@ def test_a_difference_leads_away(folder: Path) -> None:
     ],
 )
 def test_a_weight_stands_in_brackets_behind_a_colon(text: str, term: Term) -> None:
-    assert terms(Search("x", text=(text,))) == [term]
+    assert parse_terms(Search("x", text=(text,))) == [term]
 
 
 def test_a_query_is_spelled_as_people_read_it() -> None:
     request = Search(
         "x", text=("(at night:0.5)",), image=("deep/a.jpg",), minus=("day",), minus_image=("b.jpg",)
     )
-    assert spelled(request) == "0.5 at night + a.jpg - day - b.jpg"
+    assert format_query(request) == "0.5 at night + a.jpg - day - b.jpg"
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"text": ("cat",), "minus": ("cat",)}, "cancels itself out: cat - cat"),
+        ({"text": ("cat",), "minus": ("cat",)}, "cancel each other out: cat - cat"),
         ({"image": ("nowhere.png",)}, "nowhere.png: No such file"),
-        ({"text": ("(cat:0)",)}, "cancels itself out"),
-        ({"text": ("cat",), "index": "."}, "holds other things"),
+        ({"text": ("(cat:0)",)}, "cancel each other out"),
+        ({"text": ("cat",), "index": "."}, "has other files in it"),
     ],
 )
 def test_nonsense_is_said_before_anything_is_computed(folder, monkeypatch, fields, words) -> None:
@@ -117,9 +117,9 @@ def test_nonsense_is_said_before_anything_is_computed(folder, monkeypatch, field
     ("fields", "words"),
     [
         ({"k": 0}, "k must be"),
-        ({"duplicates": 1.5}, "duplicates is a cosine"),
-        ({"duplicates": 0.9, "text": ("cat",)}, "without a query"),
-        ({"minus": ("cat",)}, "only leads away"),
+        ({"duplicates": 1.5}, "duplicates must be a cosine"),
+        ({"duplicates": 0.9, "text": ("cat",)}, "exclude each other"),
+        ({"minus": ("cat",)}, "only subtracts"),
     ],
 )
 def test_requests_check_themselves(fields, words) -> None:

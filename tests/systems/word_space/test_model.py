@@ -17,7 +17,7 @@ from triptych.systems.word_space.model import (
     fit_outliers,
     gaussian_novelty,
     log_likelihoods,
-    mixture,
+    mix_classes,
     objective,
     outlier_probability,
     rank_loss,
@@ -145,7 +145,7 @@ def test_outlier_probability_is_loop(significance):
 def test_the_mixture_is_a_distribution_and_novelty_decides():
     among_seen = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
     among_unseen = torch.tensor([[0.2, 0.8], [1.0, 0.0]])
-    found = mixture(among_seen, among_unseen, torch.tensor([0.25, 1.0]), (0, 3), (1, 2))
+    found = mix_classes(among_seen, among_unseen, torch.tensor([0.25, 1.0]), (0, 3), (1, 2))
     torch.testing.assert_close(found[0], torch.tensor([0.675, 0.05, 0.2, 0.075]))
     assert found[1].tolist() == [0.0, 1.0, 0.0, 0.0]
 
@@ -235,18 +235,18 @@ def test_what_does_not_fit_is_named():
     network = ClassifierConfig(8, 8, 1, (2,), widths=(8,))
     with pytest.raises(ValueError, match="different numbers below 3"):
         WordSpaceConfig(network, (0, 3), 3, 4)
-    with pytest.raises(ValueError, match="3 seen classes apart"):
+    with pytest.raises(ValueError, match="group of 3 labels"):
         WordSpaceConfig(network, (0, 1, 2), 4, 4)
-    with pytest.raises(ValueError, match="more than 20 neighbours"):
+    with pytest.raises(ValueError, match="more than the 20 neighbours"):
         WordSpaceConfig(network, (0, 1), 3, 4, points=20)
     made = model()
-    with pytest.raises(ValueError, match=r"labels \[1, 4\] are not of the seen"):
+    with pytest.raises(ValueError, match=r"labels \[1, 4\] are not among the seen"):
         objective(made, torch.zeros(3, 1, 8, 8), torch.tensor([0, 1, 4]))
     with pytest.raises(ValueError, match=r"shape \(5, 4\), not \(4, 4\)"):
         made.set_words(torch.zeros(4, 4))
     with pytest.raises(ValueError, match="no pictures of the seen classes"):
         fit_gaussians(torch.zeros(3, 4), torch.tensor([0, 0, 2]), torch.zeros(3, 4))
-    with pytest.raises(ValueError, match="got only 10 pictures"):
+    with pytest.raises(ValueError, match="got only 10"):
         made.fit_novelty(torch.randn(10, 4), torch.tensor([0, 2, 3, 0, 2, 3, 0, 2, 3, 0]))
     with pytest.raises(ValueError, match="more points than 5"):
         fit_outliers(torch.randn(5, 2), 5)

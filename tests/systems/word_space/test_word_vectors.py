@@ -62,26 +62,26 @@ def test_a_name_of_several_words_is_their_mean(tmp_path):
 
 def test_unknown_words_are_all_named_with_the_nearest_known_ones(tmp_path):
     vectors = read_word_vectors(written(tmp_path, "v.json", json.dumps(WORDS)))
-    with pytest.raises(ValueError, match=r"'trucks' \(near it: truck\); 'xyzzy'\. Rename"):
+    with pytest.raises(ValueError, match=r"'trucks' \(similar: truck\); 'xyzzy'\. Rename"):
         vectors.of(["cat", "fire trucks", "xyzzy"])
 
 
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.txt", f"{LINES}dog 1.0 2.0\n", "line 4 has 2 numbers, others have 3"),
+        ("a.txt", f"{LINES}dog 1.0 2.0\n", "line 4 has 2 numbers instead of 3"),
         ("a.txt", f"{LINES}dog 1.0 x 2.0\n", "line 4, 'dog'"),
         ("a.txt", f"{LINES}\n", "line 4 is empty"),
-        ("a.txt", f"4 3\n{LINES}", "announces 4 words, 3 follow"),
+        ("a.txt", f"4 3\n{LINES}", "says 4 words, but there are 3"),
         ("a.txt", f"3 2\n{LINES}dog 1.0\n", "line 5"),
         ("a.txt", f"{LINES}dog 1.0 nan 2.0\n", "'dog' is not finite"),
-        ("a.txt", LINES + LINES, "3 words twice, 'fire'"),
+        ("a.txt", LINES + LINES, "3 repeated words, such as 'fire'"),
         ("a.txt", "", "no words"),
         ("a.txt", b"\xff\xfe 1 2\n", "cannot be read as word vectors"),
-        ("a.bin", b"3 3\nxx", "binary form"),
+        ("a.bin", b"3 3\nxx", "binary format"),
         ("a.json", "[1, 2]", "an object from each word"),
-        ("a.json", '{"a": [1, 2], "b": [1]}', "'b' has no list of 2 numbers"),
-        ("a.json", '{"a": [1, true]}', "'a' has no list"),
+        ("a.json", '{"a": [1, 2], "b": [1]}', "'b' does not have a list of 2 numbers"),
+        ("a.json", '{"a": [1, true]}', "'a' does not have a list"),
         ("a.json", '{"a": [1], "a": [2]}', "twice"),
         ("a.json", '{"a": [1', "a.json cannot be read"),
         ("a.npz", b"PK\x03\x04 and no more", "a.npz"),
@@ -94,7 +94,7 @@ def test_damage_is_named(tmp_path, name, data, message):
 
 def test_arrays_of_other_kinds_are_refused(tmp_path):
     cases = [
-        ({"w": np.zeros(2)}, "it holds w: expected arrays"),
+        ({"w": np.zeros(2)}, "it has w; expected the arrays"),
         ({"words": np.array([1, 2]), "vectors": np.zeros((2, 3))}, "list of strings"),
         ({"words": np.array(["a", "b"]), "vectors": np.zeros((3, 3))}, r"shape \(2, E\)"),
         ({"words": np.array(["a", None]), "vectors": np.zeros((2, 3))}, "cannot be read"),  # pickle
@@ -110,7 +110,7 @@ def test_a_cut_gzip_and_a_missing_file_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(ValueError, match=r"v\.txt\.gz cannot be read"):
         read_word_vectors(path)
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="there is no file"):
         read_word_vectors(tmp_path / "none.txt")
 
 

@@ -1,8 +1,8 @@
 """Zero-shot detection with any CLIP or SigLIP: boxes around what labels name.
 
-In reading order: `request.py` (what can be asked), `windows.py` and `dense.py` (scores of patches,
-by sliding windows or by one pass of the whole picture), `heatmaps.py` (from scores to boxes),
-`pipeline.py` (a request carried out), `annotations.py` (boxes in COCO's, VOC's and YOLO's form),
+In reading order: `request.py` (the request), `windows.py` and `dense.py` (scores of patches, by
+sliding windows or by one pass of the complete picture), `heatmaps.py` (from scores to boxes),
+`pipeline.py` (runs a request), `annotations.py` (boxes as COCO, VOC and YOLO files),
 `report.py` (average precision).
 """
 

@@ -1,7 +1,6 @@
-"""Boxes as annotation tools and detectors write them: COCO, Pascal VOC, YOLO, and our own JSON.
+"""Boxes as files: COCO, Pascal VOC, YOLO, and our own JSON.
 
-Inside the library a box is relative corners; each form says here what it makes of them. File names
-go in without their folders.
+Boxes come as relative corners. Files contain the names of pictures, never their folders.
 
 Dimensions: N boxes.
 """
@@ -22,40 +21,39 @@ from triptych.vision.boxes import absolute, from_xyxy
 Format = Literal["coco", "voc", "yolo", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 ENDINGS: dict[Format, str] = {"coco": ".coco.json", "voc": ".xml", "yolo": ".txt", "json": ".json"}
-"""What a file of each form is called, after the picture's name without its own ending."""
+"""Suffixes of files, which replace that of the picture."""
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """A picture and the boxes on it."""
+    """A picture and its boxes."""
 
     file: str
-    """Its name; folders before it are left out of everything that is written."""
+    """Its path; only the name is written to files."""
     height: int
     width: int
     boxes: Float[Tensor, "N 4"]
     """Relative corners."""
     labels: tuple[str, ...]
     scores: tuple[float, ...] = ()
-    """In [0, 1]; none where people drew the boxes."""
+    """In [0, 1]; empty for ground truth."""
 
     def __post_init__(self) -> None:
         counts = len(self.boxes), len(self.labels), len(self.scores or self.labels)
         if len(set(counts)) > 1:
             raise ValueError(f"{counts[0]} boxes, {counts[1]} labels and {counts[2]} scores")
         if self.height < 1 or self.width < 1:
-            raise ValueError(f"a picture of {self.width} x {self.height} pixels has no boxes")
+            raise ValueError(f"a picture of {self.width} x {self.height} pixels is empty")
 
     @property
     def name(self) -> str:
         return PurePath(self.file).name
 
 
-def coco(pictures: Sequence[Annotated], labels: Sequence[str]) -> dict[str, Any]:
-    """A COCO data set: boxes as left, top, width and height in pixels, numbers from 1.
+def to_coco(pictures: Sequence[Annotated], labels: Sequence[str]) -> dict[str, Any]:
+    """A COCO data set: boxes as left, top, width and height in pixels, ids counted from 1.
 
-    Detected boxes have their `score` beside them, which `pycocotools` ignores in a truth and reads
-    in a result.
+    Boxes with scores have a `score`, which `pycocotools` reads in results and ignores in truths.
 
     Raises:
         ValueError: a box whose label is not among `labels`.
@@ -68,11 +66,11 @@ def coco(pictures: Sequence[Annotated], labels: Sequence[str]) -> dict[str, Any]
                 {
                     "id": len(annotations) + 1,
                     "image_id": image,
-                    "category_id": _place(picture.labels[number], labels) + 1,
-                    "bbox": [_short(x) for x in box],
-                    "area": _short(box[2] * box[3]),
+                    "category_id": _index(picture.labels[number], labels) + 1,
+                    "bbox": [_rounded(x) for x in box],
+                    "area": _rounded(box[2] * box[3]),
                     "iscrowd": 0,
-                    **({"score": _short(picture.scores[number])} if picture.scores else {}),
+                    **({"score": _rounded(picture.scores[number])} if picture.scores else {}),
                 }
             )
     images = [
@@ -83,8 +81,8 @@ def coco(pictures: Sequence[Annotated], labels: Sequence[str]) -> dict[str, Any]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def voc(picture: Annotated) -> str:
-    """A Pascal VOC file: corners as whole pixels, counted from 1, the last one inside the box."""
+def to_voc(picture: Annotated) -> str:
+    """A Pascal VOC file: corners in whole pixels, counted from 1 and inclusive."""
     root = ElementTree.Element("annotation")
     _child(root, "filename", picture.name)
     size = _child(root, "size")
@@ -93,25 +91,25 @@ def voc(picture: Annotated) -> str:
     _child(root, "segmented", "0")
     corners = absolute(picture.boxes.double(), picture.height, picture.width).tolist()
     for number, (label, (x0, y0, x1, y1)) in enumerate(zip(picture.labels, corners, strict=True)):
-        thing = _child(root, "object")
-        _child(thing, "name", label)
+        element = _child(root, "object")
+        _child(element, "name", label)
         for tag, text in (("pose", "Unspecified"), ("truncated", "0"), ("difficult", "0")):
-            _child(thing, tag, text)
+            _child(element, tag, text)
         left, right = _pixels(x0, x1, picture.width)
         top, bottom = _pixels(y0, y1, picture.height)
-        box = _child(thing, "bndbox")
+        box = _child(element, "bndbox")
         ends = {"xmin": left, "ymin": top, "xmax": right, "ymax": bottom}
         for tag, value in ends.items():
             _child(box, tag, str(value))
         if picture.scores:
-            _child(thing, "score", f"{_short(picture.scores[number]):g}")
+            _child(element, "score", f"{_rounded(picture.scores[number]):g}")
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def yolo(picture: Annotated, labels: Sequence[str]) -> str:
-    """A YOLO file, one line a box: the label's place among `labels` from 0, then centre, width and
-    height, relative; a sixth number is the score. No boxes, no lines.
+def to_yolo(picture: Annotated, labels: Sequence[str]) -> str:
+    """A YOLO file, one line per box: index of the label from 0, relative centre, width and height,
+    and the score if there is one. Empty without boxes.
 
     Raises:
         ValueError: a box whose label is not among `labels`.
@@ -120,20 +118,20 @@ def yolo(picture: Annotated, labels: Sequence[str]) -> str:
     for number, box in enumerate(from_xyxy(picture.boxes.double(), "cxcywh").tolist()):
         scores = picture.scores[number : number + 1]
         numbers = " ".join(f"{x:.6f}" for x in (*box, *scores))
-        lines.append(f"{_place(picture.labels[number], labels)} {numbers}\n")
+        lines.append(f"{_index(picture.labels[number], labels)} {numbers}\n")
     return "".join(lines)
 
 
-def plain(picture: Annotated) -> dict[str, Any]:
-    """Our own JSON: relative corners and pixels side by side."""
+def to_plain_json(picture: Annotated) -> dict[str, Any]:
+    """Our own JSON: corners of boxes both relative and in pixels."""
     pixels = absolute(picture.boxes.double(), picture.height, picture.width).tolist()
     relative = picture.boxes.double().tolist()
     boxes = [
         {
             "label": label,
-            **({"score": _short(picture.scores[number])} if picture.scores else {}),
-            "box": [_short(x) for x in relative[number]],
-            "pixels": [_short(x) for x in pixels[number]],
+            **({"score": _rounded(picture.scores[number])} if picture.scores else {}),
+            "box": [_rounded(x) for x in relative[number]],
+            "pixels": [_rounded(x) for x in pixels[number]],
         }
         for number, label in enumerate(picture.labels)
     ]
@@ -141,31 +139,31 @@ def plain(picture: Annotated) -> dict[str, Any]:
     return {"picture": picture.name, **size, "boxes": boxes}
 
 
-def written(picture: Annotated, labels: Sequence[str], form: Format) -> str:
-    """One picture's boxes as the text of a file of that form.
+def format_boxes(picture: Annotated, labels: Sequence[str], form: Format) -> str:
+    """The boxes of a picture as the text of a file.
 
     Raises:
-        ValueError: an unknown form, or a box whose label is not among `labels`.
+        ValueError: an unknown format, or a box whose label is not among `labels`.
     """
     if form == "coco":
-        return json.dumps(coco([picture], labels)) + "\n"
+        return json.dumps(to_coco([picture], labels)) + "\n"
     if form == "voc":
-        return voc(picture)
+        return to_voc(picture)
     if form == "yolo":
-        return yolo(picture, labels)
+        return to_yolo(picture, labels)
     if form == "json":
-        return json.dumps(plain(picture)) + "\n"
-    raise ValueError(f"boxes are written as {', '.join(FORMATS)}, not {form!r}")
+        return json.dumps(to_plain_json(picture)) + "\n"
+    raise ValueError(f"the formats of boxes are {', '.join(FORMATS)}, not {form!r}")
 
 
-def _place(label: str, labels: Sequence[str]) -> int:
+def _index(label: str, labels: Sequence[str]) -> int:
     if label not in labels:
-        raise ValueError(f"a box is called {label!r}, which is not among the {len(labels)} labels")
+        raise ValueError(f"a box has the label {label!r}, which is not one of {tuple(labels)}")
     return list(labels).index(label)
 
 
 def _pixels(first: float, last: float, length: int) -> tuple[int, int]:
-    """From 1, both inside the picture, at least one pixel."""
+    """First and last pixel, counted from 1, inside the picture; at least one pixel."""
     start = min(max(0, round(first)), length - 1)
     end = min(max(start + 1, round(last)), length)
     return start + 1, end
@@ -173,13 +171,13 @@ def _pixels(first: float, last: float, length: int) -> tuple[int, int]:
 
 def _child(parent: ElementTree.Element, tag: str, text: str | None = None) -> ElementTree.Element:
     child = ElementTree.SubElement(parent, tag)
-    # XML has no way to write a control character, not even as a number
+    # XML cannot express control characters, not even as numbers
     child.text = None if text is None else "".join(c for c in text if c.isprintable())
     return child
 
 
-def _short(number: float) -> float:
-    """Six digits behind the point; no NaN, which JSON lacks."""
+def _rounded(number: float) -> float:
+    """Rounded to six decimals; refuses NaN and infinity, which JSON does not have."""
     if not math.isfinite(number):
-        raise ValueError(f"a box or score is {number}, no finite number")
+        raise ValueError(f"a coordinate or score of a box is {number}, not a finite number")
     return round(number, 6)

@@ -1,9 +1,8 @@
-"""Detect: boxes around what labels name, from a model that only ever saw pictures with texts.
+"""Detect: boxes of objects that labels name, from a model of pictures and texts alone.
 
-Three ways to one heat map a label: each window of the picture embedded by itself, the same windows
-many at once, or the patches of one pass a scale. What is scored, a window or a patch, competes for:
-its score is the share of a label among all labels and some texts that describe nothing. Peaks of
-the heat map become boxes.
+Each label gets a heat map by one of three methods: windows of the picture embedded one at a time,
+the same windows in batches, or the patches of one pass per scale. The score of a window or patch is
+the label's share of a softmax over all labels and some background texts. Peaks become boxes.
 
 Dimensions: H height, W width, L labels, K background texts, E width of the shared space, N windows
 or patches, h w cells of a heat map.
@@ -21,7 +20,7 @@ from torch import Tensor
 from triptych import runtime
 from triptych.systems.clip.model import ClipConfig
 from triptych.systems.detection import dense, heatmaps, windows
-from triptych.systems.detection.heatmaps import Found
+from triptych.systems.detection.heatmaps import ScoredBoxes
 from triptych.systems.detection.request import Detect
 from triptych.systems.siglip.model import SiglipConfig
 from triptych.systems.two_towers.labels import average_prompts, label_prompts
@@ -29,50 +28,50 @@ from triptych.text.templates import TEMPLATES
 from triptych.vision.images import open_picture
 from triptych.weights.loaded import TWO_TOWERS, Load, Loaded
 
-FINEST = 160
-"""Cells of a heat map along the picture's longer side, or its pixels where they are fewer."""
-TOGETHER = 64
-"""Windows that go through the tower at once."""
+CELLS = 160
+"""Most cells of a heat map along the picture's longer side; never more than its pixels."""
+BATCH = 64
+"""Windows in a batch."""
 EXTENT = {"dense": 0.65, "window": 0.85, "window-batched": 0.85}
-"""Windows smear: what stands in many of them fades over their width, so boxes end higher up."""
+"""Windows blur the heat map over their width, so their boxes end at a higher share of the peak."""
 RESNET_STRIDE = 32
-"""Pixels a side of what one place of the modified ResNet's last planes stands for."""
+"""Pixels per side of one cell of the modified ResNet's last feature map."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found so far; only the last one that is yielded has boxes."""
+    """The state of a detection; only the last item has boxes."""
 
     request: Detect
     size: tuple[int, int]
     """Height and width of the picture in pixels."""
-    found: Found
-    """Relative boxes, best first, their scores, and each one's place among the labels."""
+    boxes: ScoredBoxes
+    """Best first; their labels are indices of the request's labels."""
     heat: Float[Tensor, "L h w"]
-    """A score in [0, 1] everywhere in the picture, for every label."""
+    """Scores in [0, 1], a map for every label."""
     done: float = 1.0
     """The share of the work that is done."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """The label of every box."""
-        return tuple(self.request.labels[number] for number in self.found.labels.tolist())
+        return tuple(self.request.labels[number] for number in self.boxes.labels.tolist())
 
 
 @dataclass(frozen=True)
 class Queries:
-    """Labels and background as the model reads them."""
+    """Embeddings of labels and background texts."""
 
     labels: Float[Tensor, "L E"]
     background: Float[Tensor, "K E"]
 
 
 def run(request: Detect, load: Load) -> Iterator[Detections]:
-    """Detect in the picture file of a request; the last item has the boxes.
+    """Detect objects in the picture file of a request; the last item has the boxes.
 
     Raises:
-        ValueError: the model is no CLIP or SigLIP, there is no sound picture, or numbers of the
-            request do not fit it.
+        ValueError: the model is not a CLIP or SigLIP, the file is not a valid picture, or patches
+            or scales do not fit the picture.
     """
     try:
         picture = open_picture(Path(request.picture), channels=3)
@@ -88,20 +87,20 @@ def detect(
     picture: UInt8[np.ndarray, "H W C"],
     queries: Queries | None = None,
 ) -> Iterator[Detections]:
-    """Detect in a picture at hand; `queries` spares embedding the labels again.
+    """Detect objects in a picture; `queries` saves embedding the labels again.
 
     Raises:
         ValueError: as `run`.
     """
     if loaded.card.model not in TWO_TOWERS or loaded.transform is None:
         raise ValueError(
-            f"{loaded.name} is a {loaded.card.model}: detecting needs a CLIP or SigLIP, which "
-            "brings pictures and labels into one space"
+            f"{loaded.name} is a {loaded.card.model}: detection needs a CLIP or SigLIP, "
+            "which embeds pictures and labels in one space"
         )
     queries = queries or embed_queries(request, loaded)
     height, width = picture.shape[:2]
-    nothing = Found(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
-    cold = torch.zeros(len(request.labels), 1, 1)
+    no_boxes = ScoredBoxes(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
+    no_heat = torch.zeros(len(request.labels), 1, 1)
     scoring = (_dense if request.method == "dense" else _windows)(request, loaded, picture, queries)
     while True:
         try:
@@ -109,15 +108,15 @@ def detect(
         except StopIteration as stop:
             heat: Tensor = stop.value
             break
-        yield Detections(request, (height, width), nothing, cold, done)
-    heat = heat if request.contrast else heatmaps.stretched(heat)
+        yield Detections(request, (height, width), no_boxes, no_heat, done)
+    heat = heat if request.contrast else heatmaps.stretch(heat)
     extent = request.extent or EXTENT[request.method]
-    found = heatmaps.found(heat, request.threshold, extent, request.nms, request.limit)
-    yield Detections(request, (height, width), found, heat)
+    boxes = heatmaps.find_boxes(heat, request.threshold, extent, request.nms, request.limit)
+    yield Detections(request, (height, width), boxes, heat)
 
 
 def embed_queries(request: Detect, loaded: Loaded) -> Queries:
-    """The labels, each the average of its sentences, and the background texts as they are."""
+    """Embed the labels, each as the mean of its templates, and the background texts unchanged."""
     sentences: list[str] = []
     for name in request.templates:
         sentences += TEMPLATES.get(name, (name,))
@@ -127,11 +126,11 @@ def embed_queries(request: Detect, loaded: Loaded) -> Queries:
     return Queries(labels, embedded[len(texts) :])
 
 
-def scores(
+def score_vectors(
     request: Detect, loaded: Loaded, vectors: Float[Tensor, "N E"], queries: Queries
 ) -> Float[Tensor, "N L"]:
-    """How well each vector fits each label: its share of the softmax at the model's temperature
-    over labels and background, or the cosine.
+    """Scores of vectors for labels: the softmax over labels and background at the model's
+    temperature, or the cosine where the request is without contrast.
     """
     if not request.contrast:
         return vectors @ queries.labels.T
@@ -145,9 +144,9 @@ def scores(
 def _windows(
     request: Detect, loaded: Loaded, picture: UInt8[np.ndarray, "H W C"], queries: Queries
 ) -> Generator[float, None, Float[Tensor, "L h w"]]:
-    """Yields the share of windows that are done; returns the heat map."""
+    """Yield the share of windows that are done; return the heat maps."""
     height, width = picture.shape[:2]
-    plan = windows.plan(
+    plan = windows.plan_windows(
         height,
         width,
         model_size(loaded),
@@ -155,60 +154,61 @@ def _windows(
         windows=request.windows,
         stride=request.stride,
     )
-    size = 1 if request.method == "window" else TOGETHER
+    size = 1 if request.method == "window" else BATCH
     rows: list[Tensor] = []
-    for number, crops in enumerate(windows.batches(plan, picture, size)):
+    for number, crops in enumerate(windows.batch_crops(plan, picture, size)):
         yield min(1.0, number * size / len(plan))
-        rows.append(scores(request, loaded, loaded.embed_image(crops, size), queries))
-    patches = windows.averaged(plan, torch.cat(rows))
-    return heatmaps.regular(patches, windows.edges(plan), (height, width), cells(height, width))
+        rows.append(score_vectors(request, loaded, loaded.embed_image(crops, size), queries))
+    patches = windows.average_windows(plan, torch.cat(rows))
+    return heatmaps.resample(
+        patches, windows.patch_edges(plan), (height, width), heat_map_size(height, width)
+    )
 
 
 def _dense(
     request: Detect, loaded: Loaded, picture: UInt8[np.ndarray, "H W C"], queries: Queries
 ) -> Generator[float, None, Float[Tensor, "L h w"]]:
-    """Yields the share of passes that are done; returns the mean of their heat maps."""
+    """Yield the share of passes that are done; return the mean of their heat maps."""
     assert loaded.transform is not None
     height, width = picture.shape[:2]
-    sizes = dense.passes(height, width, model_size(loaded), patch_size(loaded), request.scales)
+    sizes = dense.plan_passes(height, width, model_size(loaded), patch_size(loaded), request.scales)
     weight = next(loaded.model.get_submodule("image").parameters())
-    fine = cells(height, width)
-    heat = torch.zeros(len(request.labels), *fine)
+    shape = heat_map_size(height, width)
+    heat = torch.zeros(len(request.labels), *shape)
     reach = None if request.reach < 0 else request.reach
     for number, size in enumerate(sizes):
         yield number / len(sizes)
-        pixels = dense.pixels(picture, size, loaded.transform)
+        pixels = dense.prepare_pixels(picture, size, loaded.transform)
         with torch.inference_mode():
             vectors = loaded.model.patches(pixels.to(weight), reach)[0].cpu()  # type: ignore[operator]
-        vectors = dense.pooled(vectors, request.pool)
-        table = scores(request, loaded, vectors.flatten(0, 1), queries)
+        vectors = dense.pool_neighbours(vectors, request.pool)
+        table = score_vectors(request, loaded, vectors.flatten(0, 1), queries)
         table = table.T.reshape(-1, *vectors.shape[:2])  # (L, h, w)
         edges = size.edges(height, width)
-        heat += heatmaps.regular(table, edges, (height, width), fine)
+        heat += heatmaps.resample(table, edges, (height, width), shape)
     return heat / len(sizes)
 
 
-def cells(height: int, width: int) -> tuple[int, int]:
-    """Cells of the heat map of a picture, down and across."""
-    ratio = min(1.0, FINEST / max(height, width))
+def heat_map_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width of the heat map of a picture, in cells."""
+    ratio = min(1.0, CELLS / max(height, width))
     return max(1, round(ratio * height)), max(1, round(ratio * width))
 
 
 def model_size(loaded: Loaded) -> int:
-    """Pixels of a side of the pictures that the model was trained on."""
-    settings = _settings(loaded)
-    return settings.size
+    """Side of the model's input in pixels."""
+    return _config(loaded).size
 
 
 def patch_size(loaded: Loaded) -> int:
-    """Pixels of a side of what one patch of the image tower sees."""
-    settings = _settings(loaded)
-    if isinstance(settings, SiglipConfig):
-        return settings.image.patch
-    return settings.vit.patch if settings.vit is not None else RESNET_STRIDE
+    """Side of a patch of the image tower in pixels."""
+    config = _config(loaded)
+    if isinstance(config, SiglipConfig):
+        return config.image.patch
+    return config.vit.patch if config.vit is not None else RESNET_STRIDE
 
 
-def _settings(loaded: Loaded) -> ClipConfig | SiglipConfig:
+def _config(loaded: Loaded) -> ClipConfig | SiglipConfig:
     if not isinstance(loaded.config, ClipConfig | SiglipConfig):
-        raise ValueError(f"{loaded.name}: a {loaded.card.model} without its configuration")
+        raise ValueError(f"{loaded.name} is a {loaded.card.model} without a configuration")
     return loaded.config

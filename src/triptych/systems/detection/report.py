@@ -1,5 +1,4 @@
-"""How good boxes are: average precision as COCO defines it, and how often a label that is nowhere
-in a picture is found there nevertheless.
+"""Scores of a detector: average precision as COCO defines it, and false positives of absent labels.
 
 Dimensions: N boxes of a picture.
 """
@@ -18,78 +17,80 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from triptych.scores.accuracy import wilson_interval
-from triptych.systems.detection.annotations import Annotated, coco
+from triptych.systems.detection.annotations import Annotated, to_coco
 
 Detector = Callable[
     [UInt8[np.ndarray, "_H _W _C"]], tuple[Float[Tensor, "N 4"], Sequence[str], Sequence[float]]
 ]
-"""Gives a picture's relative boxes, their labels and their scores."""
+"""A function from a picture to relative boxes, their labels and their scores."""
 
 
 class Precision(NamedTuple):
-    """Average precision in [0, 1], the mean over labels that are in some picture."""
+    """Average precision in [0, 1], the mean over labels that at least one picture has."""
 
     ap: float
-    """The mean over overlaps of 0.50, 0.55, ... 0.95."""
+    """Mean over the thresholds of intersection over union 0.50, 0.55, ... 0.95."""
     ap50: float
-    """A box is right when it overlaps an object of its label by half (intersection over union)."""
+    """At the threshold 0.50."""
     per_label: dict[str, float]
-    """AP50 of each label that is in some picture."""
+    """AP50 of each label that at least one picture has."""
 
 
 @dataclass(frozen=True)
 class FalsePositives:
-    """How often a label is found in a picture that shows nothing of the kind."""
+    """The share of absent labels, over all pictures, for which a box was found."""
 
     value: float
     low: float
     high: float
     """The 95 % interval."""
     count: int
-    """Pairs of a picture and a label that is not in it."""
+    """Pairs of a picture and a label that it does not have."""
 
 
 @dataclass(frozen=True)
 class DetectionReport:
-    """A way of detecting on pictures whose boxes are known."""
+    """The scores of a detector on pictures with known boxes."""
 
     pictures: int
     objects: int
     boxes: int
-    """How many were found, at any score."""
+    """Detected boxes of any score."""
     precision: Precision
     floor: float
-    """AP50 of the same boxes laid on the picture before: what knowing nothing of the picture gets.
-    """
+    """AP50 when every picture gets the boxes of the next one: chance level."""
     absent: FalsePositives
     seconds: float
-    """The median of a picture."""
+    """Median time per picture."""
 
 
 def average_precision(
-    truths: Sequence[Annotated], found: Sequence[Annotated], labels: Sequence[str]
+    truths: Sequence[Annotated], detected: Sequence[Annotated], labels: Sequence[str]
 ) -> Precision:
-    """AP and AP50 of found boxes, by `pycocotools`.
+    """AP and AP50 of detected boxes, by `pycocotools`; one element per picture in both sequences.
 
-    Every picture's found boxes stand at the same place as its truth. Precision is interpolated at
-    101 recalls, and each picture counts its best 100 boxes a label.
+    Precision is interpolated at 101 recalls, over the best 100 boxes per picture and label.
 
     Raises:
-        ValueError: lengths differ, scores are missing, no truth at all, or pycocotools is not
-            installed.
+        ValueError: lengths differ, scores are missing, no picture has a true box, or pycocotools is
+            not installed.
     """
-    if len(truths) != len(found):
-        raise ValueError(f"{len(truths)} pictures with truth, {len(found)} with found boxes")
+    if len(truths) != len(detected):
+        raise ValueError(
+            f"{len(truths)} pictures with true boxes, {len(detected)} with detected ones"
+        )
     if not any(len(truth.boxes) for truth in truths):
-        raise ValueError("no picture has a box: there is nothing to find")
-    if any(len(one.boxes) and not one.scores for one in found):
-        raise ValueError("found boxes without scores cannot be ranked")
+        raise ValueError("no picture has a true box: average precision is undefined")
+    if any(len(each.boxes) and not each.scores for each in detected):
+        raise ValueError("detected boxes have no scores: average precision needs them")
     if find_spec("pycocotools") is None:
         raise ValueError("average precision needs pycocotools: pip install 'triptych[evaluation]'")
     from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it talks while it works
-        judged = COCOeval(_indexed(coco(truths, labels)), _indexed(coco(found, labels)), "bbox")
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        judged = COCOeval(
+            _coco_index(to_coco(truths, labels)), _coco_index(to_coco(detected, labels)), "bbox"
+        )
         judged.evaluate()
         judged.accumulate()
     # overlaps, recalls, labels, areas (the first: all), boxes a picture (the last: 100)
@@ -101,7 +102,7 @@ def average_precision(
     return Precision(float(known.mean()), float(known[0].mean()), per_label)
 
 
-def _indexed(data: dict[str, Any]) -> Any:
+def _coco_index(data: dict[str, Any]) -> Any:
     from pycocotools.coco import COCO
 
     indexed = COCO()
@@ -112,24 +113,24 @@ def _indexed(data: dict[str, Any]) -> Any:
 
 def false_positives(
     truths: Sequence[Annotated],
-    found: Sequence[Annotated],
+    detected: Sequence[Annotated],
     labels: Sequence[str],
     threshold: float = 0.0,
 ) -> FalsePositives:
-    """The share of absent labels with a box of at least `threshold`, wherever it lies.
+    """The share of absent labels for which a box has a score of at least `threshold`.
 
     Raises:
         ValueError: every label is in every picture.
     """
     count = hits = 0
-    for truth, one in zip(truths, found, strict=True):
-        scores = one.scores or (1.0,) * len(one.boxes)
-        seen = {label for label, s in zip(one.labels, scores, strict=True) if s >= threshold}
+    for truth, each in zip(truths, detected, strict=True):
+        scores = each.scores or (1.0,) * len(each.boxes)
+        found = {label for label, s in zip(each.labels, scores, strict=True) if s >= threshold}
         absent = set(labels) - set(truth.labels)
         count += len(absent)
-        hits += len(absent & seen)
+        hits += len(absent & found)
     if not count:
-        raise ValueError("every label is in every picture: none is absent")
+        raise ValueError("every picture has every label: there are no absent ones")
     return FalsePositives(hits / count, *wilson_interval(hits, count), count)
 
 
@@ -141,36 +142,38 @@ def evaluate(
     *,
     threshold: float = 0.0,
 ) -> DetectionReport:
-    """Detect in every picture, and hold what comes against its truth.
+    """Detect in every picture, and compare the boxes with the true ones.
 
     Args:
-        detect: average precision reads the whole ranking, so let it keep faint boxes too.
-        labels: all that was asked for in every picture.
-        threshold: scores from which on a box of an absent label counts as a false positive.
+        detect: should keep boxes of low scores, which average precision ranks as well.
+        labels: all labels that `detect` looks for.
+        threshold: least score of a box that counts as a false positive of an absent label.
 
     Raises:
-        ValueError: fewer than two pictures, as many truths as pictures are missing, or as
+        ValueError: fewer than two pictures, not one truth per picture, or as
             `average_precision`.
     """
     if len(pictures) < 2 or len(pictures) != len(truths):
-        raise ValueError(f"{len(pictures)} pictures, {len(truths)} truths: two or more of each")
-    found, seconds = [], []
+        raise ValueError(
+            f"{len(pictures)} pictures and {len(truths)} truths: give two or more of each"
+        )
+    detected, seconds = [], []
     for picture, truth in zip(pictures, truths, strict=True):
         start = time.perf_counter()
         boxes, names, scores = detect(picture)
         seconds.append(time.perf_counter() - start)
         size = truth.height, truth.width
-        found.append(Annotated(truth.file, *size, boxes, tuple(names), tuple(scores)))
+        detected.append(Annotated(truth.file, *size, boxes, tuple(names), tuple(scores)))
     moved = [
-        replace(one, height=truth.height, width=truth.width)
-        for one, truth in zip([*found[1:], found[0]], truths, strict=True)
+        replace(each, height=truth.height, width=truth.width)
+        for each, truth in zip([*detected[1:], detected[0]], truths, strict=True)
     ]
     return DetectionReport(
         pictures=len(pictures),
         objects=sum(len(truth.boxes) for truth in truths),
-        boxes=sum(len(one.boxes) for one in found),
-        precision=average_precision(truths, found, labels),
+        boxes=sum(len(each.boxes) for each in detected),
+        precision=average_precision(truths, detected, labels),
         floor=average_precision(truths, moved, labels).ap50,
-        absent=false_positives(truths, found, labels, threshold),
+        absent=false_positives(truths, detected, labels, threshold),
         seconds=float(torch.tensor(seconds).median()),
     )

@@ -1,7 +1,7 @@
 """Search with any CLIP or SigLIP: pictures of a folder by texts, pictures, and sums of both.
 
-In reading order: `request.py` (what can be asked), `index.py` (a folder of pictures as vectors on
-disk), `nearest.py` (nearest vectors, near duplicates), `pipeline.py` (a request carried out).
+In reading order: `request.py` (the request), `index.py` (the vectors of a folder of pictures on
+disk), `nearest.py` (nearest vectors, near duplicates), `pipeline.py` (runs a request).
 """
 
 from triptych.system import System

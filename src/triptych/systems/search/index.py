@@ -1,11 +1,10 @@
-"""A folder of pictures as vectors on disk: computed once, brought up to date, resumable anywhere.
+"""The vectors of a folder of pictures on disk: computed once, kept up to date, resumable anywhere.
 
-An index is a folder of numbered safetensors files, each whole in itself: vectors, and for each file
-that was looked at its name, size, time and, where it is no sound picture, the reason. A file
-appears whole or not at all, and of two that speak of one picture the higher number is right, so a
-process may be killed at any moment. Vectors are memory-mapped.
+An index is a folder of numbered safetensors files. Each holds vectors and, for every picture file
+that was read, its name, size, time and, if it is not a valid picture, the reason. Where two files
+have the same picture, the one with the higher number counts.
 
-Dimensions: N pictures, D numbers of a vector.
+Dimensions: N pictures, D width of a vector.
 """
 
 import hashlib
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,102 +24,98 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from triptych import runtime
-from triptych.atomic import lock_folder
+from triptych.atomic import lock_folder, remove_temporary
 from triptych.config import to_json
 from triptych.data.disk.files import is_picture, walk
 from triptych.vision.images import open_picture
 from triptych.vision.transforms import ImageTransform
-from triptych.weights.files.read import read_safetensors, write_safetensors
+from triptych.weights.files.store import Store
 from triptych.weights.loaded import Loaded
 
-BATCH = 32  # pictures that go through the model at once
-SHARD, SECONDS = 256, 20.0  # a file is written after so many pictures, or so much time
-FULL = 65_536  # rows of a file that is left alone
-MANY = 8  # small files from which on they are joined
-FORM = 1  # of what stands in a file
-SAMPLED = 4096  # numbers of each tensor that go into a model's digest
-NAME = re.compile(r"\d{6,}\.safetensors")
-LEFT = re.compile(r"\d{6,}\.safetensors|\.\d{6,}\.safetensors\.tmp-\d+")  # by a kill
+BATCH = 32  # pictures in a batch of the model
+SHARD, SECONDS = 256, 20.0  # a file is written after this many pictures, or after this time
+FULL = 65_536  # most rows of a file
+MANY = 8  # more small files than this are merged
+FORM = 1  # version of the files
+SAMPLED = 4096  # values of each tensor that the digest of a model reads
 OURS = re.compile(r"\.?(\d{6,}\.safetensors|nearest-\w+\.faiss)(\.tmp-\d+)?|lock")
 
 
 class File(NamedTuple):
-    """A picture file as it was when it was looked at."""
+    """A picture file at the time it was read."""
 
-    name: str  # inside the folder
+    name: str  # relative to the folder
     size: int
     time: int  # of its last change, in nanoseconds
-    reason: str = ""  # why it is no sound picture
+    reason: str = ""  # why it is not a valid picture
 
 
 @dataclass(frozen=True)
 class Index:
-    """The sound pictures of a folder and their vectors."""
+    """The valid pictures of a folder and their vectors."""
 
     folder: Path
     place: Path
-    """Where the index lies."""
+    """The folder of the index."""
     names: tuple[str, ...] = ()
     blocks: tuple[Float[Tensor, "_N D"], ...] = ()
-    """Unit length, float32, memory-mapped; one after the other they are the rows of `names`."""
+    """Unit length, float32, memory-mapped; concatenated they are the rows of `names`."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """Files that are no sound pictures, and why."""
+    """Files that are not valid pictures, with the reason."""
     state: str = ""
-    """Changes whenever the rows do."""
+    """A digest that changes whenever the rows do."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an index is."""
+    """The progress of an update."""
 
-    done: int  # pictures looked at in this pass
+    done: int  # pictures read in this update
     total: int
-    index: Index | None  # in the last one
+    index: Index | None  # in the last item
 
 
-@dataclass
-class Shard:
+class Shard(NamedTuple):
     """One file of an index."""
 
     path: Path
     files: list[File]
-    vectors: Float[Tensor, "N D"]  # of those without a reason, in their order
+    vectors: Float[Tensor, "N D"]  # of the files without a reason, in their order
 
 
 def model_digest(loaded: Loaded) -> str:
-    """A name for what a model computes, the same in every precision that it is loaded in.
+    """A digest of what a model computes, the same in every precision that it is loaded in.
 
-    Of each tensor its name, its shape and up to 4,096 of its numbers spread over it, as bfloat16;
-    and what is done to pictures and texts before.
+    It covers the name, the shape and up to 4,096 evenly spaced values (as bfloat16) of each tensor,
+    the tokenizer's configuration and the image transform.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(loaded.model.state_dict().items()):
         flat = tensor.detach().flatten()
         step = max(1, len(flat) // SAMPLED)
         numbers = flat[::step].to("cpu", torch.bfloat16).contiguous().view(torch.uint8)
-        found.update(f"{name} {tuple(tensor.shape)} ".encode() + numbers.numpy().tobytes())
+        digest.update(f"{name} {tuple(tensor.shape)} ".encode() + numbers.numpy().tobytes())
     settings = [to_json(part) for part in (loaded.card.tokenizer, loaded.transform) if part]
-    found.update(json.dumps([loaded.card.model, settings], sort_keys=True).encode())
-    return found.hexdigest()[:32]
+    digest.update(json.dumps([loaded.card.model, settings], sort_keys=True).encode())
+    return digest.hexdigest()[:32]
 
 
 def index_place(folder: Path, model: str, chosen: str = "") -> Path:
-    """Where the index of a folder lies: in the user's cache, never among the pictures, or where it
-    was `chosen` to be.
+    """The folder of an index: `chosen`, or one in the user's cache named by pictures and model.
 
     Raises:
-        ValueError: the chosen folder holds other things.
+        ValueError: the chosen folder has other files in it.
     """
     if chosen:
         place = Path(chosen).expanduser()
         if place.exists() and not place.is_dir():
-            raise ValueError(f"--index {chosen} is a file: give a folder, new or empty")
-        there = [path.name for path in place.iterdir()] if place.is_dir() else []
-        others = sorted(name for name in there if not OURS.fullmatch(name))
+            raise ValueError(f"--index {chosen} is a file: give a new or empty folder")
+        names = [path.name for path in place.iterdir()] if place.is_dir() else []
+        others = sorted(name for name in names if not OURS.fullmatch(name))
         if others:
             raise ValueError(
-                f"--index {chosen} holds other things ({others[0]!r}): give a folder of its own, "
-                "new or empty"
+                f"--index {chosen} already has other files in it ({others[0]!r}): give a new or "
+                "empty folder"
             )
         return place
     real = folder.resolve()
@@ -129,12 +124,12 @@ def index_place(folder: Path, model: str, chosen: str = "") -> Path:
     return runtime.cache_folder("index") / f"{label}-{key}"
 
 
-def opened(path: Path | str, loaded: Loaded) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture as an index reads it: a large JPEG is decoded at a half, quarter or eighth of its
-    size where that is still at least twice what the model looks at.
+def open_reduced(path: Path | str, loaded: Loaded) -> UInt8[np.ndarray, "H W 3"]:
+    """Open a picture; a large JPEG is decoded at a half, quarter or eighth of its size, at least
+    twice the input size of the model.
 
     Raises:
-        ValueError: it is no sound picture.
+        ValueError: it is not a valid picture.
         OSError: it cannot be read.
     """
     size = loaded.transform.size if isinstance(loaded.transform, ImageTransform) else None
@@ -142,11 +137,11 @@ def opened(path: Path | str, loaded: Loaded) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def update(folder: Path, place: Path, loaded: Loaded, model: str) -> Iterator[Progress]:
-    """Bring an index up to date with its folder; the last item that is yielded holds it.
+    """Bring the index in `place` up to date with a folder; the last item that is yielded holds it.
 
-    New and changed files (by size and time) are looked at, removed ones are dropped, broken ones
-    are remembered with the reason. `model` is the model's digest. Stop at any time: what is done
-    is kept, all of it where the generator is closed, all but the last seconds where it is killed.
+    New and changed files (by size and time) are read, removed ones dropped, invalid ones remembered
+    with the reason. `model` is the model's digest. It may be stopped at any time: closing the
+    generator keeps all finished work, killing the process loses that of the last seconds.
 
     Raises:
         ValueError: the folder has no pictures, or the index is of another model.
@@ -154,26 +149,25 @@ def update(folder: Path, place: Path, loaded: Loaded, model: str) -> Iterator[Pr
         OSError: the disk is full or the index cannot be written.
     """
     if not folder.is_dir():
-        raise ValueError(f"no folder {str(folder)!r}")
-    dim = _dim_of(loaded)  # also says that the model embeds pictures
-    files, refused = _pictures(folder)
+        raise ValueError(f"there is no folder {str(folder)!r}")
+    dim = _embedding_size(loaded)  # refuses a model that cannot embed pictures
+    files, refused = _list_pictures(folder)
     if not files:
         why = f" ({len(refused)} were refused: {next(iter(refused.items()))})" if refused else ""
         raise ValueError(f"{folder} holds no pictures{why}")
     with lock_folder(place, instead="give another --index"):
-        shards = _shards(place, model, dim)
-        known = {file[:3] for file in _latest(shards)}
+        store = Store(place, "", "files")
+        known = {file[:3] for file in _latest(_read_shards(store, model, dim))}
         new = [file for file in files.values() if file[:3] not in known]
         yield Progress(0, len(new), None)
-        for done in _added(folder, place, loaded, model, new):
+        for done in _add(folder, store, loaded, model, new):
             yield Progress(done, len(new), None)
-        shards = _shards(place, model, dim)
-        shards = _joined(place, model, shards, files)
-    yield Progress(len(new), len(new), _assembled(folder, place, shards, refused))
+        shards = _tidy(store, model, _read_shards(store, model, dim), files)
+    yield Progress(len(new), len(new), _assemble(folder, place, shards, refused))
 
 
-def _pictures(folder: Path) -> tuple[dict[str, File], dict[str, str]]:
-    """Picture files as they are now, and those that are not even opened."""
+def _list_pictures(folder: Path) -> tuple[dict[str, File], dict[str, str]]:
+    """The picture files of a folder, and those that cannot be opened, with the reason."""
     listing = walk(folder)
     refused = {name: why for name, why in listing.skipped.items() if is_picture(name)}
     files = {}
@@ -183,16 +177,16 @@ def _pictures(folder: Path) -> tuple[dict[str, File], dict[str, str]]:
         try:
             status = os.stat(where.path)
         except OSError as error:
-            refused[name] = error.strerror or "cannot be looked at"
+            refused[name] = error.strerror or "cannot be opened"
             continue
         files[name] = File(name, status.st_size, status.st_mtime_ns)
     return files, refused
 
 
-def _added(
-    folder: Path, place: Path, loaded: Loaded, model: str, new: Sequence[File]
+def _add(
+    folder: Path, store: Store, loaded: Loaded, model: str, new: Sequence[File]
 ) -> Iterator[int]:
-    """Look at pictures and write them to new shards; yields how many were looked at."""
+    """Embed pictures and write them to new files; yields how many are done."""
     files: list[File] = []
     vectors: list[Tensor] = []
     since = time.monotonic()
@@ -200,21 +194,21 @@ def _added(
     def write() -> None:
         nonlocal files, vectors, since
         if files:
-            rows = torch.cat([*vectors, torch.empty(0, _dim_of(loaded))])
-            _write(place, model, files, rows)
+            rows = torch.cat([*vectors, torch.empty(0, _embedding_size(loaded))])
+            _write(store, model, files, rows)
         files, vectors, since = [], [], time.monotonic()
 
     try:
         done = 0
-        for batch, pictures in _decoded(folder, loaded, new):
-            sound = [picture for picture in pictures if not isinstance(picture, str)]
-            rows = loaded.embed_image(sound) if sound else torch.empty(0, _dim_of(loaded))
+        for batch, pictures in _decode(folder, loaded, new):
+            valid = [picture for picture in pictures if not isinstance(picture, str)]
+            rows = loaded.embed_image(valid) if valid else torch.empty(0, _embedding_size(loaded))
             finite = rows.isfinite().all(1)
-            found = iter(finite.tolist())
+            usable = iter(finite.tolist())
             for file, picture in zip(batch, pictures, strict=True):
                 reason = picture if isinstance(picture, str) else ""
-                if not reason and not next(found):
-                    reason = "the model gives no finite vector for it"
+                if not reason and not next(usable):
+                    reason = "its vector is not finite"
                 files.append(file._replace(reason=reason))
             vectors.append(rows[finite])
             done += len(batch)
@@ -227,14 +221,14 @@ def _added(
     write()
 
 
-def _decoded(
+def _decode(
     folder: Path, loaded: Loaded, new: Sequence[File]
 ) -> Iterator[tuple[Sequence[File], list[np.ndarray | str]]]:
-    """Batches of pictures, the next one decoded while the model is busy; or why there is none."""
+    """Batches of pictures, or the reasons why they cannot be read, decoded one batch ahead."""
 
-    def one(file: File) -> np.ndarray | str:
+    def decode(file: File) -> np.ndarray | str:
         try:
-            return opened(folder / file.name, loaded)
+            return open_reduced(folder / file.name, loaded)
         except (ValueError, OSError) as error:
             return (getattr(error, "strerror", None) or str(error)).strip() or "cannot be read"
 
@@ -243,118 +237,106 @@ def _decoded(
         batches = [new[start : start + BATCH] for start in range(0, len(new), BATCH)]
         waiting: list[Future[np.ndarray | str]] = []
         for number, batch in enumerate(batches):
-            current = waiting or [pool.submit(one, file) for file in batch]
+            current = waiting or [pool.submit(decode, file) for file in batch]
             following = batches[number + 1] if number + 1 < len(batches) else ()
-            waiting = [pool.submit(one, file) for file in following]
+            waiting = [pool.submit(decode, file) for file in following]
             yield batch, [future.result() for future in current]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _shards(place: Path, model: str, dim: int) -> list[Shard]:
-    """The files of an index, the highest number first; a damaged one counts as not there."""
-    paths = sorted((p for p in place.iterdir() if NAME.fullmatch(p.name)), key=_number)
+def _read_shards(store: Store, model: str, dim: int) -> list[Shard]:
+    """The files of an index, the highest number first; damaged ones are left out."""
     shards = []
-    for path in reversed(paths):
+    for number in reversed(store.numbers()):
+        if (read := store.read(number)) is None:
+            continue
         try:
-            tensors = read_safetensors(path)
-            notes: Any = json.loads(bytes(tensors["files"].numpy()))
+            notes, vectors = read.notes, read.tensors["vectors"]
             files = [File(*row) for row in notes["files"]]
-            vectors, form, made_by = tensors["vectors"], notes["form"], notes["model"]
-        except (ValueError, LookupError, TypeError):
+            form, made_by = notes["form"], notes["model"]
+        except (LookupError, TypeError):
             continue
         if made_by != model:
             raise ValueError(
-                f"the index in {place} was made by another model, and vectors of two models cannot "
-                "be compared: name that model, or another --index"
+                f"the index in {store.folder} was made by another model, and vectors of different "
+                "models cannot be compared: search with that model, or give another --index"
             )
-        sound = sum(not file.reason for file in files)
-        if form == FORM and vectors.shape == (sound, dim) and vectors.dtype == torch.float32:
-            shards.append(Shard(path, files, vectors))
+        valid = sum(not file.reason for file in files)
+        if form == FORM and vectors.shape == (valid, dim) and vectors.dtype == torch.float32:
+            shards.append(Shard(read.path, files, vectors))
     return shards
 
 
 def _latest(shards: Sequence[Shard]) -> list[File]:
-    """What the highest shard says of each file."""
-    found: dict[str, File] = {}
+    """Each file as the shard with the highest number has it."""
+    latest: dict[str, File] = {}
     for shard in shards:
         for file in shard.files:
-            found.setdefault(file.name, file)
-    return list(found.values())
+            latest.setdefault(file.name, file)
+    return list(latest.values())
 
 
-def _joined(
-    place: Path, model: str, shards: Sequence[Shard], current: dict[str, File]
+def _tidy(
+    store: Store, model: str, shards: Sequence[Shard], current: dict[str, File]
 ) -> list[Shard]:
-    """Without rows that no longer hold, and without a crowd of small files."""
+    """Drop outdated rows, merge many small shards, and remove unreadable files."""
     seen: set[str] = set()
     alive: list[list[bool]] = []
     for shard in shards:
         rows = []
-        for file in shard.files:  # of one name the first: what the others say no longer holds
+        for file in shard.files:  # the first of a name is the latest
             rows.append(file.name in current and file.name not in seen)
             seen.add(file.name)
         alive.append(rows)
     small = [len(shard.files) < FULL // 2 for shard in shards]
-    crowd = sum(small) > MANY
-    moved = [not all(rows) or (crowd and few) for rows, few in zip(alive, small, strict=True)]
-    readable = {shard.path for shard in shards}
-    left = [p for p in place.iterdir() if LEFT.fullmatch(p.name) and p not in readable]
+    merge = sum(small) > MANY
+    moved = [not all(rows) or (merge and few) for rows, few in zip(alive, small, strict=True)]
+    paths = {store.path(number) for number in store.numbers()}
+    damaged = paths - {shard.path for shard in shards}
     if any(moved):
         old = [(s, a) for s, a, m in zip(shards, alive, moved, strict=True) if m]
-        _rewrite(place, model, old)
-    for path in [*left, *(s.path for s, m in zip(shards, moved, strict=True) if m)]:
+        _rewrite(store, model, old)
+    remove_temporary(store.folder)
+    for path in [*damaged, *(s.path for s, m in zip(shards, moved, strict=True) if m)]:
         path.unlink()
-    return _shards(place, model, shards[0].vectors.shape[1]) if any(moved) else list(shards)
+    return _read_shards(store, model, shards[0].vectors.shape[1]) if any(moved) else list(shards)
 
 
-def _rewrite(place: Path, model: str, old: Sequence[tuple[Shard, list[bool]]]) -> None:
-    """The living rows of some shards, by name, in new ones."""
-    found: list[tuple[File, Tensor | None]] = []
+def _rewrite(store: Store, model: str, old: Sequence[tuple[Shard, list[bool]]]) -> None:
+    """Write the rows of some shards that are still valid to new ones, sorted by name."""
+    pairs: list[tuple[File, Tensor | None]] = []
     for shard, alive in old:
         vectors = iter(shard.vectors)
         for file, lives in zip(shard.files, alive, strict=True):
             row = None if file.reason else next(vectors)
             if lives:
-                found.append((file, row))
-    found.sort(key=lambda pair: pair[0].name)
-    for start in range(0, len(found), FULL):
-        part = found[start : start + FULL]
+                pairs.append((file, row))
+    pairs.sort(key=lambda pair: pair[0].name)
+    for start in range(0, len(pairs), FULL):
+        part = pairs[start : start + FULL]
         rows = [row for _, row in part if row is not None]
         empty = old[0][0].vectors[:0]
-        _write(place, model, [file for file, _ in part], torch.stack(rows) if rows else empty)
+        _write(store, model, [file for file, _ in part], torch.stack(rows) if rows else empty)
 
 
-def _write(place: Path, model: str, files: Sequence[File], vectors: Float[Tensor, "N D"]) -> None:
-    numbers = [_number(path) for path in place.iterdir() if NAME.fullmatch(path.name)]
-    path = place / f"{max(numbers, default=0) + 1:06d}.safetensors"
-    notes = json.dumps({"form": FORM, "model": model, "files": files}).encode()
-    write_safetensors(
-        path,
-        {
-            "vectors": vectors.float().contiguous(),
-            "files": torch.frombuffer(bytearray(notes), dtype=torch.uint8),
-        },
-    )
+def _write(store: Store, model: str, files: Sequence[File], vectors: Float[Tensor, "N D"]) -> None:
+    number = max(store.numbers(), default=0) + 1
+    notes = {"form": FORM, "model": model, "files": files}
+    store.write(number, {"vectors": vectors.float().contiguous()}, notes)
 
 
-def _assembled(
-    folder: Path, place: Path, shards: Sequence[Shard], refused: dict[str, str]
-) -> Index:
+def _assemble(folder: Path, place: Path, shards: Sequence[Shard], refused: dict[str, str]) -> Index:
     names = tuple(file.name for shard in shards for file in shard.files if not file.reason)
-    bad = {file.name: file.reason for shard in shards for file in shard.files if file.reason}
+    invalid = {file.name: file.reason for shard in shards for file in shard.files if file.reason}
     state = hashlib.sha256()
     for shard in shards:
         status = shard.path.stat()
         state.update(f"{shard.path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
     blocks = tuple(shard.vectors for shard in shards if len(shard.vectors))
-    skipped = dict(sorted((refused | bad).items()))
+    skipped = dict(sorted((refused | invalid).items()))
     return Index(folder, place, names, blocks, skipped, state.hexdigest()[:16])
 
 
-def _number(path: Path) -> int:
-    return int(path.stem)
-
-
-def _dim_of(loaded: Loaded) -> int:
+def _embedding_size(loaded: Loaded) -> int:
     return loaded.embed_image([]).shape[1]

@@ -1,8 +1,7 @@
-"""Nearest rows of an index, exactly or through faiss, and groups of rows that are nearly equal.
+"""Nearest rows of an index, exactly or by faiss, and groups of near duplicates.
 
-Rows and queries have unit length, so a dot product is a cosine. Scores that are reported are summed
-in double precision row by row: equal pictures have equal scores wherever they lie, and ties are
-broken by name.
+Rows and queries have unit length, so a dot product is a cosine. Reported scores are computed in
+double precision row by row, so equal pictures have equal scores; ties are broken by name.
 
 Dimensions: N rows, D numbers of a vector, Q queries, k matches.
 """
@@ -20,11 +19,11 @@ from torch import Tensor
 
 from triptych.atomic import replace_file
 
-CHUNK = 16_384  # rows whose scores are computed at once
-SIDE = 2_048  # of the blocks of pairs that are compared at once
-ROUNDING = 1e-5  # more than float32 can be wrong about a cosine
-LARGE = 300_000  # rows from which on an exact search takes noticeably long
-ENOUGH = 4  # times k: what faiss is asked for, since it only guesses
+CHUNK = 16_384  # rows of one matrix product
+SIDE = 2_048  # rows and columns of a block of pairs
+ROUNDING = 1e-5  # above the error of a cosine in float32
+LARGE = 300_000  # most rows that are searched exactly by default
+CANDIDATES = 4  # faiss returns this many times k rows, of which the best k are kept
 
 Blocks = Sequence[Float[Tensor, "_N D"]]
 
@@ -37,34 +36,34 @@ class Match(NamedTuple):
 def nearest(
     blocks: Blocks, names: Sequence[str], query: Float[Tensor, " D"], k: int
 ) -> list[Match]:
-    """The k rows with the greatest cosine, the best first; of equal ones the first by name.
+    """The k rows with the greatest cosine, best first and equal ones by name; compares all rows.
 
-    Blocks, one after the other, are the rows of `names`. Every row is looked at.
+    The concatenated blocks are the rows of `names`.
 
     Raises:
-        ValueError: k is below 1, or the query has another length than the rows.
+        ValueError: k is below 1, or the query has another width than the rows.
     """
     _check(blocks, query, k)
-    found: list[Match] = []
+    matches: list[Match] = []
     start = 0
     for block in blocks:
         for chunk in block.split(CHUNK):
             scores = chunk @ query.float()
             least = scores.topk(min(k, len(scores))).values[-1]
             rows = (scores >= least - ROUNDING).nonzero().flatten()
-            found += _scored(chunk, rows, names, query, start)
+            matches += _score(chunk, rows, names, query, start)
             start += len(chunk)
-        found = _best(found, k)
-    return _best(found, k)
+        matches = _best(matches, k)
+    return _best(matches, k)
 
 
 def nearest_by_faiss(
     blocks: Blocks, names: Sequence[str], query: Float[Tensor, " D"], k: int, store: Path | None
 ) -> list[Match]:
-    """The same by faiss: exact (`IndexFlatIP`) up to 300,000 rows, beyond them by inverted lists
-    (`IndexIVFFlat`), which look at an eighth of the rows and may miss some.
+    """The same by faiss: exactly (`IndexFlatIP`) up to 300,000 rows; of more rows by inverted lists
+    (`IndexIVFFlat`), which compare an eighth of the rows and may miss some.
 
-    The lists are kept in `store`, which must belong to exactly these rows.
+    The lists are kept in the file `store`, whose name must change with the rows.
 
     Raises:
         ValueError: faiss is not installed, with the command that installs it; or as `nearest`.
@@ -72,16 +71,16 @@ def nearest_by_faiss(
     _check(blocks, query, k)
     faiss = require_faiss()
     index = _faiss_index(faiss, blocks, store)
-    count = min(ENOUGH * k, len(names))
+    count = min(CANDIDATES * k, len(names))
     _, rows = index.search(query.float()[None].numpy(), count)
-    found: list[Match] = []
-    wanted = torch.tensor(sorted(row for row in rows[0].tolist() if row >= 0))
+    matches: list[Match] = []
+    candidates = torch.tensor(sorted(row for row in rows[0].tolist() if row >= 0))
     start = 0
     for block in blocks:
-        inside = wanted[(wanted >= start) & (wanted < start + len(block))] - start
-        found += _scored(block, inside, names, query, start)
+        inside = candidates[(candidates >= start) & (candidates < start + len(block))] - start
+        matches += _score(block, inside, names, query, start)
         start += len(block)
-    return _best(found, k)
+    return _best(matches, k)
 
 
 def require_faiss() -> Any:
@@ -100,23 +99,23 @@ def require_faiss() -> Any:
 
 
 class Groups(NamedTuple):
-    """Rows that belong together, as far as they are known."""
+    """Groups of near duplicates."""
 
     done: float  # the share of all pairs that were compared
-    groups: tuple[tuple[int, ...], ...]  # of two rows and more, in the last item
+    groups: tuple[tuple[int, ...], ...]  # rows, at least two each; empty until the last item
 
 
 def duplicates(blocks: Blocks, threshold: float) -> Iterator[Groups]:
-    """Rows that are connected by pairs whose cosine is at least the threshold.
+    """Connected components of the rows, joined by pairs whose cosine is at least the threshold.
 
-    All pairs are compared, a block of them at a time: memory does not grow with their number. A
-    group is a chain: its first and last need not be alike. Groups and their rows come in order.
+    All pairs are compared, a block at a time, so memory does not grow with their number. Two rows
+    of a group may be connected only through others. Groups and their rows are in ascending order.
 
     Raises:
-        ValueError: the threshold is no cosine above 0.
+        ValueError: the threshold is not in (0, 1].
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"a threshold is a cosine above 0, at most 1, not {threshold}")
+        raise ValueError(f"the threshold of duplicates is a cosine in (0, 1], not {threshold}")
     parts = [part for block in blocks for part in block.split(SIDE)]
     starts = [0]
     for part in parts:
@@ -137,10 +136,10 @@ def duplicates(blocks: Blocks, threshold: float) -> Iterator[Groups]:
 
 
 def _unite(parent: Int64[Tensor, " N"], alike: Bool[Tensor, "I J"], i: int, j: int) -> None:
-    """Join the trees of all pairs, each row's parent being the least row of its group.
+    """Join the components of all pairs; a row's parent ends as the least row of its component.
 
-    Every pair hooks the greater of its two roots under the least that any pair offers it, then all
-    paths are halved until they are short: no loop over pairs (Shiloach and Vishkin 1982).
+    Each pass hooks the greater root of every pair under the least root it is paired with, then
+    halves all paths until they are short: no loop over pairs (Shiloach and Vishkin 1982).
     """
     rows, columns = alike.nonzero(as_tuple=True)
     rows, columns = rows + i, columns + j
@@ -158,12 +157,12 @@ def _check(blocks: Blocks, query: Float[Tensor, " D"], k: int) -> None:
         raise ValueError(f"k must be at least 1, not {k}")
     if any(block.shape[1:] != query.shape for block in blocks):
         raise ValueError(
-            f"a query of shape {tuple(query.shape)} for rows of {blocks[0].shape[1]} numbers: "
-            "is it another model's?"
+            f"the query has shape {tuple(query.shape)}, the rows have {blocks[0].shape[1]} "
+            "numbers: they are of different models"
         )
 
 
-def _scored(
+def _score(
     block: Float[Tensor, "N D"],
     rows: Int64[Tensor, " R"],
     names: Sequence[str],
@@ -174,23 +173,23 @@ def _scored(
     return [Match(names[start + r], s) for r, s in zip(rows.tolist(), scores, strict=True)]
 
 
-def _best(found: list[Match], k: int) -> list[Match]:
-    return sorted(found, key=lambda match: (-match.score, match.name))[:k]
+def _best(matches: list[Match], k: int) -> list[Match]:
+    return sorted(matches, key=lambda match: (-match.score, match.name))[:k]
 
 
 def _faiss_index(faiss: Any, blocks: Blocks, store: Path | None) -> Any:
     count, dim = sum(map(len, blocks)), blocks[0].shape[1]
     if count <= LARGE:
-        index = faiss.IndexFlatIP(dim)  # made faster than it is read
+        index = faiss.IndexFlatIP(dim)  # faster to build than to read
         for block in blocks:
             index.add(block.numpy())
         return index
     if store is not None and store.exists():
-        with suppress(RuntimeError):  # damaged: made again
+        with suppress(RuntimeError):  # damaged: build it again
             return faiss.read_index(str(store), faiss.IO_FLAG_MMAP)
     lists = round(4 * math.sqrt(count))
     index = faiss.index_factory(dim, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
-    step = max(1, count // (64 * lists))  # faiss wants 39 to 256 examples a list
+    step = max(1, count // (64 * lists))  # faiss trains on 39 to 256 rows per list
     index.train(torch.cat([block[::step] for block in blocks]).numpy())
     index.nprobe = max(1, lists // 8)
     for block in blocks:

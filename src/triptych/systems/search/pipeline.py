@@ -1,4 +1,4 @@
-"""Search: the pictures of a folder that are nearest to texts, pictures, and sums of both."""
+"""Search: pictures of a folder that are nearest to texts, pictures, or weighted sums of both."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triptych import runtime
-from triptych.systems.search.index import Index, index_place, model_digest, opened, update
+from triptych.systems.search.index import Index, index_place, model_digest, open_reduced, update
 from triptych.systems.search.nearest import (
     LARGE,
     Match,
@@ -30,39 +30,39 @@ WEIGHTED = re.compile(r"\((.+):\s*(\d*\.?\d+)\)", re.DOTALL)
 class Term(NamedTuple):
     """One part of a query."""
 
-    text: str  # or the name of a picture file
+    text: str  # or the path of a picture
     picture: bool
-    weight: float  # below 0 leads away
+    weight: float  # negative: away from it
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is known so far; the last one that is yielded is the result."""
+class SearchResults:
+    """The state of a search; the last item is the result."""
 
     request: Search
     place: Path
-    """Where the index lies."""
+    """The folder of the index."""
     done: float
     """The share of the work that is done."""
     new: int
-    """Pictures that were not in the index, or have changed."""
+    """Pictures that were not in the index or have changed since."""
     index: Index | None = None
     matches: tuple[Match, ...] = ()
-    """The best first."""
+    """Best first."""
     groups: tuple[tuple[Match, ...], ...] = ()
-    """Near duplicates: each with its cosine with the first of its group."""
+    """Near duplicates, each with its cosine to the first of its group."""
     notes: tuple[str, ...] = ()
 
 
-def run(request: Search, load: Load) -> Iterator[Found]:
+def run(request: Search, load: Load) -> Iterator[SearchResults]:
     """Bring the index of the folder up to date, then answer the query.
 
     Raises:
-        ValueError: the model is no CLIP or SigLIP; the folder has no pictures; the index is of
-            another model; or a part of the query is no text or sound picture, named.
+        ValueError: the model is not a CLIP or SigLIP; the folder has no pictures; the index is of
+            another model; or a picture of the query is not valid.
     """
     loaded = load(request.model, runtime.device())
-    query, notes = _query(request, loaded)  # before an hour of work, not after
+    query, notes = _encode_query(request, loaded)  # its errors come before a long update
     if request.backend == "faiss":
         require_faiss()
     folder, model = Path(request.folder).expanduser(), model_digest(loaded)
@@ -71,71 +71,73 @@ def run(request: Search, load: Load) -> Iterator[Found]:
     for progress in update(folder, place, loaded, model):
         index, new = progress.index, progress.total
         if index is None:
-            yield Found(request, place, progress.done / max(progress.total, 1), new)
+            yield SearchResults(request, place, progress.done / max(progress.total, 1), new)
     assert index is not None
     if request.duplicates is not None:
-        for known in duplicates(index.blocks, request.duplicates):
-            groups = _named(known.groups, index)
-            yield Found(request, place, known.done, new, index, (), groups, notes)
+        for part in duplicates(index.blocks, request.duplicates):
+            groups = _name_groups(part.groups, index)
+            yield SearchResults(request, place, part.done, new, index, (), groups, notes)
         return
     matches: tuple[Match, ...] = ()
     if query is not None and index.names:
-        found, note = _matches(request, index, query)
-        matches, notes = tuple(found), notes + note
-    yield Found(request, place, 1.0, new, index, matches, (), notes)
+        best, note = _match(request, index, query)
+        matches, notes = tuple(best), notes + note
+    yield SearchResults(request, place, 1.0, new, index, matches, (), notes)
 
 
-def terms(request: Search) -> list[Term]:
-    """The parts of a query, with their weights: 1, or what stands in (text:0.5)."""
-    given = [(t, False, 1) for t in request.text] + [(t, True, 1) for t in request.image]
-    given += [(t, False, -1) for t in request.minus] + [(t, True, -1) for t in request.minus_image]
-    found = []
-    for text, picture, sign in given:
+def parse_terms(request: Search) -> list[Term]:
+    """The parts of a query with their weights, which are 1 or written as in `(text:0.5)`."""
+    parts = [(t, False, 1) for t in request.text] + [(t, True, 1) for t in request.image]
+    parts += [(t, False, -1) for t in request.minus] + [(t, True, -1) for t in request.minus_image]
+    terms = []
+    for text, picture, sign in parts:
         weighted = WEIGHTED.fullmatch(text)
         inner, weight = (weighted[1], float(weighted[2])) if weighted else (text, 1.0)
-        found.append(Term(inner, picture, sign * weight))
-    return found
+        terms.append(Term(inner, picture, sign * weight))
+    return terms
 
 
-def spelled(request: Search) -> str:
-    """A query as people read it: `a.jpg + at night - 0.5 by day`."""
+def format_query(request: Search) -> str:
+    """A query as one line: `a.jpg + at night - 0.5 by day`."""
     parts = []
-    for term in terms(request):
+    for term in parse_terms(request):
         amount = "" if abs(term.weight) == 1 else f"{abs(term.weight):g} "
         name = Path(term.text).name if term.picture else term.text
         parts.append(f"{'-' if term.weight < 0 else '+'} {amount}{name}")
     return " ".join(parts).removeprefix("+ ")
 
 
-def _query(request: Search, loaded: Loaded) -> tuple[Float[Tensor, " D"] | None, tuple[str, ...]]:
-    """The weighted sum of unit vectors, at unit length again; None where nothing is asked."""
-    asked = terms(request)
-    if not asked:
+def _encode_query(
+    request: Search, loaded: Loaded
+) -> tuple[Float[Tensor, " D"] | None, tuple[str, ...]]:
+    """The normalised weighted sum of unit vectors, and notes; None without terms."""
+    terms = parse_terms(request)
+    if not terms:
         return None, ()
-    texts = [term.text for term in asked if not term.picture]
+    texts = [term.text for term in terms if not term.picture]
     notes: tuple[str, ...] = ()
     if texts:
         cut = require_tokenizer(loaded).encode(texts).cut
-        notes = tuple(f"too long, and read without {lost!r}" for lost in cut if lost)
+        notes = tuple(f"too long: {lost!r} was cut off" for lost in cut if lost)
     pictures = []
-    for term in asked:
+    for term in terms:
         if term.picture:
             try:
-                pictures.append(opened(Path(term.text).expanduser(), loaded))
+                pictures.append(open_reduced(Path(term.text).expanduser(), loaded))
             except (ValueError, OSError) as error:
                 why = getattr(error, "strerror", None) or str(error)
                 raise ValueError(f"{term.text}: {why}") from error
-    of_texts = iter(loaded.embed_text(texts) if texts else ())
-    of_pictures = iter(loaded.embed_image(pictures) if pictures else ())
-    rows = [next(of_pictures if term.picture else of_texts) for term in asked]
-    weights = torch.tensor([term.weight for term in asked])
+    text_rows = iter(loaded.embed_text(texts) if texts else ())
+    picture_rows = iter(loaded.embed_image(pictures) if pictures else ())
+    rows = [next(picture_rows if term.picture else text_rows) for term in terms]
+    weights = torch.tensor([term.weight for term in terms])
     total = (weights[:, None] * torch.stack(rows)).sum(0)
     if not float(total.norm()) > 1e-4 * float(weights.abs().sum()):  # NaN as well
-        raise ValueError(f"the query cancels itself out: {spelled(request)}")
+        raise ValueError(f"the terms of the query cancel each other out: {format_query(request)}")
     return F.normalize(total, dim=0), notes
 
 
-def _matches(
+def _match(
     request: Search, index: Index, query: Float[Tensor, " D"]
 ) -> tuple[list[Match], tuple[str, ...]]:
     large = len(index.names) > LARGE
@@ -143,18 +145,18 @@ def _matches(
         return nearest(index.blocks, index.names, query, request.k), ()
     store = index.place / f"nearest-{index.state}.faiss"
     try:
-        found = nearest_by_faiss(index.blocks, index.names, query, request.k, store)
+        matches = nearest_by_faiss(index.blocks, index.names, query, request.k, store)
     except ValueError as error:
         if request.backend == "faiss":
             raise
         exact = nearest(index.blocks, index.names, query, request.k)
-        return exact, (f"searched exactly, which is slow for so many: {error}",)
-    approximate = ("faiss looks at a part of the index only: `--backend exact` misses nothing",)
-    return found, approximate if large else ()
+        return exact, (f"searched exactly, which is slow for this many pictures: {error}",)
+    approximate = ("faiss searches a part of the index: `--backend exact` searches all of it",)
+    return matches, approximate if large else ()
 
 
-def _named(rows: tuple[tuple[int, ...], ...], index: Index) -> tuple[tuple[Match, ...], ...]:
-    """Groups with names and cosines, ordered by name."""
+def _name_groups(rows: tuple[tuple[int, ...], ...], index: Index) -> tuple[tuple[Match, ...], ...]:
+    """Groups as names and cosines, sorted by name."""
     groups = []
     for group in rows:
         members = sorted(group, key=lambda row: index.names[row])

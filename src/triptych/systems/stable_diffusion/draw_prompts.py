@@ -22,7 +22,7 @@ from triptych.systems.stable_diffusion.model import StableDiffusion, sample
 from triptych.text.tokenizer import Tokenizer
 from triptych.vision.images import to_pictures
 
-CHUNK, PIXELS = 50, 1 << 22  # pictures, and pixels, that are drawn at once
+CHUNK, PIXELS = 50, 1 << 22  # most pictures, and most pixels, of a batch
 
 Tokenizers = Sequence[Tokenizer]
 
@@ -33,10 +33,10 @@ def encode_texts(
     texts: Sequence[str],
     score: float = GOOD_SCORE,
 ) -> Conditioning:
-    """The conditioning of plain texts: states, and where the U-Net reads them, the pooled vector
-    and sizes. `score` is the aesthetic score for SDXL's refiner.
+    """The conditioning of texts without weighted words: states, and where the U-Net reads them, the
+    pooled vector and sizes. `score` is the aesthetic score for SDXL's refiner.
 
-    A text that is longer than the window loses its end.
+    The end of a text that is longer than the window is cut.
     """
     device = next(model.parameters()).device
     tokens = [tokenizer.encode(list(texts)).tokens.to(device) for tokenizer in tokenizers]
@@ -62,12 +62,14 @@ def draw_prompts(
     spacing: Kind | None = None,
     first_seed: int = 0,
 ) -> UInt8[np.ndarray, "N _H _W _C"]:
-    """One picture a prompt; picture i has seed i. What is not given is the configuration's."""
+    """One picture per prompt, picture i from seed `first_seed + i`; None, an empty string or 0 mean
+    the model's own setting.
+    """
     size = model.config.sampling.height, model.config.sampling.width
-    found = []
-    together = max(1, min(CHUNK, PIXELS // (size[0] * size[1])))
-    for start in range(0, len(prompts), together):
-        texts = prompts[start : start + together]
+    pictures = []
+    batch = max(1, min(CHUNK, PIXELS // (size[0] * size[1])))
+    for start in range(0, len(prompts), batch):
+        texts = prompts[start : start + batch]
         seeds = [first_seed + start + i for i in range(len(texts))]
         with torch.inference_mode():
             cond = encode_texts(model, tokenizers, texts)
@@ -82,5 +84,5 @@ def draw_prompts(
                 spacing=spacing,
                 guidance=guidance,
             )
-            found.append(to_pictures(model.autoencoder.decode(last.x, size).float().cpu()))
-    return np.concatenate(found)
+            pictures.append(to_pictures(model.autoencoder.decode(last.x, size).float().cpu()))
+    return np.concatenate(pictures)

@@ -34,14 +34,14 @@ from triptych.systems.stable_diffusion.model import (
     objective,
 )
 from triptych.systems.stable_diffusion.request import TrainTextToImage
-from triptych.systems.stable_diffusion.training.cached_latents import Latents
+from triptych.systems.stable_diffusion.training.cached_latents import CachedLatents
+from triptych.systems.stable_diffusion.training.encode_latents import batch_latents
 from triptych.systems.stable_diffusion.training.frozen import (
-    around,
-    cut,
-    latents_of,
-    lora_file,
+    condition_on_sizes,
+    crop_to_buckets,
     refuse_untrainable,
-    told_sizes,
+    separate_unet,
+    write_lora_file,
 )
 from triptych.systems.stable_diffusion.training.held_out_prompts import (
     SHOWN,
@@ -76,7 +76,7 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
         source = beginning(source, request.pictures)
     model, tokenizers = _start(request, source, templates, load)
     _choose_what_moves(model, request)
-    source = cut(source, model.config, request.training.size if request.buckets else 0)
+    source = crop_to_buckets(source, model.config, request.training.size if request.buckets else 0)
     moves = any(p.requires_grad for p in model.text.parameters())
     cache = _cache(request, source, model, tokenizers, texts=not moves) if request.cache else None
     config, read = model.config, reader(source, templates)
@@ -84,20 +84,22 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
     # in memory, so nothing below may hold on to `model` itself.
     alone = not moves and bool(request.cache or request.init)
     learner, whole = (
-        around(model, cache if alone else None, device) if alone else (model.to(device), None)
+        separate_unet(model, cache if alone else None, device)
+        if alone
+        else (model.to(device), None)
     )
     trained: nn.Module = learner.unet if alone else learner
-    told = cache.tell if cache and alone else partial(encode_texts, learner, tokenizers)
+    encode = cache.encode_texts if cache and alone else partial(encode_texts, learner, tokenizers)
 
     def minimise(batch: Batch, step: int) -> Loss:
         texts = read(batch)
         left_out = torch.rand(len(texts)) < request.drop
-        notes = ["" if gone else text for text, gone in zip(texts, left_out.tolist(), strict=True)]
+        chosen = ["" if gone else text for text, gone in zip(texts, left_out.tolist(), strict=True)]
         with torch.set_grad_enabled(moves and torch.is_grad_enabled()):
-            cond = told(notes) | told_sizes(config, batch, source.info.shape, device)
+            cond = encode(chosen) | condition_on_sizes(config, batch, source.info.shape, device)
         return objective(
             learner,
-            latents_of(learner, batch, device, likeliest=request.latents == "likeliest"),
+            batch_latents(learner, batch, device, likeliest=request.latents == "likeliest"),
             cond,
             min_snr=request.min_snr or None,
             measured=request.measured or None,
@@ -135,7 +137,7 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
         exported=trained,
         updates=[Update("", trained, optimizer, minimise, max_norm=request.max_norm)],
         batches=lambda start: _batches(
-            request, cache.pictures() if cache else source, start, world
+            request, cache.open_latents() if cache else source, start, world
         ),
         card=to_json(
             Card(
@@ -151,7 +153,7 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
         prepare=cache.fill if cache else None,
         finished=(lambda module: whole(lora.merge(module))) if whole else None,
         beside=tokenizers[0].save,
-        further=lora_file if request.lora else None,
+        further=write_lora_file if request.lora else None,
     )
 
 
@@ -196,7 +198,7 @@ def _batches(
 
     def of(chosen: Source, begin: int) -> Batches:
         if request.buckets:
-            assert isinstance(chosen, Bucketed | Latents)
+            assert isinstance(chosen, Bucketed | CachedLatents)
             return bucket_batches(
                 chosen,
                 chosen.buckets,

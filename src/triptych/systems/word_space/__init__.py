@@ -1,4 +1,4 @@
-"""Before CLIP: classes that no picture showed, named by word vectors (Socher 2013, DeViSE 2013).
+"""Before CLIP: classes without training pictures, by word vectors (Socher 2013, DeViSE 2013).
 
 In reading order: `request.py` (settings, presets), `word_vectors.py` (files of word vectors),
 `model.py` (both methods), `recipe.py` (how they are trained), `report.py` (accuracy on seen and

@@ -1,14 +1,13 @@
-"""Classes never seen in a picture, by their words: Socher et al. 2013 (arXiv:1301.3666, NIPS) and
-DeViSE (Frome et al., NIPS 2013).
+"""Zero-shot classification by word vectors: Socher et al. 2013 (arXiv:1301.3666, NIPS) and DeViSE
+(Frome et al., NIPS 2013).
 
-Both map a picture's features into a space of word vectors that was learned from text alone, so a
-class is a point there whether pictures of it were at hand or not. Socher: a two-layer map by
-squared error, a detector of novelty, and one model for seen classes beside another for unseen ones.
-DeViSE: a linear map by a hinge rank loss, after which the network itself is tuned; nothing tells
-seen from unseen.
+Both map a picture's features into a space of word vectors learned from text alone, in which every
+class is a point, with or without training pictures. Socher: a two-layer map trained by squared
+error, a novelty detector, and separate classifiers for seen and unseen classes. DeViSE: a linear
+map trained by a hinge rank loss, then fine-tuned together with the network, without a detector.
 
-Dimensions: B pictures, C channels, H height, W width, D features, E numbers of a word vector,
-K classes, S seen and U unseen ones of them, N points, Q quantiles.
+Dimensions: B pictures, C channels, H height, W width, E width of a word vector, K classes, S seen
+and U unseen ones of them, M fitting pictures, N points, Q quantiles.
 """
 
 import math
@@ -24,31 +23,31 @@ from triptych.nn.loss import Loss
 from triptych.system import ModelKind
 from triptych.systems.classifier.model import Classifier, ClassifierConfig, shift_randomly
 
-QUANTILES = 201  # of the distances of a class's pictures from its word
-CHUNK = 1024  # points whose distances to all others are in memory at once
+QUANTILES = 201  # of the distances between a class's pictures and its word
+CHUNK = 1024  # rows of a distance matrix in memory
 
 
 @dataclass(frozen=True)
 class WordSpaceConfig:
-    """Size of a model and which classes it has pictures of."""
+    """The sizes of a model, and the classes it is trained on."""
 
     network: ClassifierConfig
-    """Its one group has a label for each seen class, in the order of `seen`."""
+    """With one group of labels: the seen classes in the order of `seen`."""
     seen: tuple[int, ...]
-    """Indices of the classes that were trained on; the others are known by their words only."""
+    """Indices of the classes that have training pictures; the others have a word only."""
     classes: int
     words: int
-    """E: how many numbers a word vector has."""
+    """E, the width of a word vector."""
     method: Literal["socher", "devise"] = "socher"
     hidden: int = 200
-    """Width of Socher's hidden layer; DeViSE's map is linear."""
+    """Width of the hidden layer of Socher's map; DeViSE's map is linear."""
     margin: float = 0.1
-    """Of DeViSE's hinge."""
+    """Of DeViSE's hinge loss."""
     points: int = 2000
-    """How many mapped pictures of seen classes the outlier detector keeps."""
+    """Mapped pictures of seen classes that the outlier detector keeps."""
     neighbours: int = 20
     significance: float = 3.0
-    """LoOP's lambda: how many standard deviations make an outlier."""
+    """LoOP's lambda, in standard deviations."""
 
     def __post_init__(self) -> None:
         inside = all(0 <= index < self.classes for index in self.seen)
@@ -58,14 +57,16 @@ class WordSpaceConfig:
             )
         if self.network.groups != (len(self.seen),):
             raise ValueError(
-                f"the network must tell the {len(self.seen)} seen classes apart, not "
+                f"the network must have one group of {len(self.seen)} labels, as seen classes, not "
                 f"{self.network.groups}"
             )
         for name in ("words", "hidden", "neighbours"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.points <= self.neighbours:
-            raise ValueError(f"points must be more than {self.neighbours} neighbours")
+            raise ValueError(
+                f"points must be more than the {self.neighbours} neighbours, not {self.points}"
+            )
 
     @property
     def unseen(self) -> tuple[int, ...]:
@@ -73,7 +74,7 @@ class WordSpaceConfig:
 
 
 class WordSpace(nn.Module):
-    """Pictures to points among words, with everything that classes are told from."""
+    """A network, its map to word vectors, the words of all classes, and both novelty detectors."""
 
     words: Float[Tensor, "K E"]
     variance: Float[Tensor, " S"]
@@ -93,48 +94,48 @@ class WordSpace(nn.Module):
             self.map = nn.Sequential(up, nn.Tanh(), down)
         else:
             self.map = nn.Linear(features, config.words, bias=False)
-            # The loss moves it only in directions that differ between seen words. In all others a
-            # random start would stay, and speak for the unseen words.
+            # The loss changes it only along differences of seen words; in all other directions a
+            # random start would remain, and bias the scores of unseen words.
             nn.init.zeros_(self.map.weight)
         self.register_buffer("words", torch.zeros(config.classes, config.words))
-        self.register_buffer("variance", torch.zeros(seen))  # zero until detectors are fitted
+        self.register_buffer("variance", torch.zeros(seen))  # 0 until `fit_novelty`
         self.register_buffer("radii", torch.zeros(seen, QUANTILES))
         self.register_buffer("points", torch.zeros(config.points, config.words))
         self.register_buffer("spread", torch.zeros(config.points))
         self.register_buffer("deviation", torch.zeros(()))
 
     def set_words(self, words: Float[Tensor, "K E"]) -> None:
-        """Give every class its word vector; DeViSE's are scaled to unit length (section 3.1)."""
+        """Set the word vectors of all classes; DeViSE scales them to unit length (section 3.1)."""
         if words.shape != self.words.shape:
             raise ValueError(f"words of shape {tuple(self.words.shape)}, not {tuple(words.shape)}")
         self.words.copy_(F.normalize(words) if self.config.method == "devise" else words)
 
     def embed(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
-        """Where pictures lie among the words."""
+        """Map pictures into the space of word vectors."""
         mapped: Tensor = self.map(self.network.features(image))
         return mapped
 
     def scores(self, mapped: Float[Tensor, "B E"]) -> Float[Tensor, "B K"]:
-        """How near each word is: minus the squared distance, or DeViSE's inner product."""
+        """Scores of all classes: minus the squared distance, or DeViSE's inner product."""
         if self.config.method == "devise":
             return mapped @ self.words.T
         return -torch.cdist(mapped, self.words).square()
 
     @torch.no_grad()
     def fit_novelty(self, mapped: Float[Tensor, "M E"], label: Int[Tensor, " M"]) -> None:
-        """Learn both detectors of novelty from mapped pictures of seen classes.
+        """Fit both novelty detectors to mapped pictures of seen classes.
 
-        `label` indexes all classes. Take pictures that the network was not trained on, if there
-        are any to spare: trained ones lie nearer their words than new ones will.
+        `label` indexes all classes. Use pictures that the network was not trained on if possible:
+        training pictures are nearer their words than others.
         """
-        place = _places(label, self.config.seen)
-        gaussians = fit_gaussians(mapped, place, self.words[list(self.config.seen)])
+        index = _seen_index(label, self.config.seen)
+        gaussians = fit_gaussians(mapped, index, self.words[list(self.config.seen)])
         self.variance.copy_(gaussians.variance)
         self.radii.copy_(gaussians.radii)
         if len(mapped) < self.config.points:
             raise ValueError(
-                f"the outlier detector keeps {self.config.points} points and got only "
-                f"{len(mapped)} pictures: lower `points`"
+                f"the outlier detector needs {self.config.points} pictures and got only "
+                f"{len(mapped)}: lower `points`"
             )
         rows = torch.linspace(0, len(mapped) - 1, self.config.points).round().long()
         outliers = fit_outliers(
@@ -147,9 +148,9 @@ class WordSpace(nn.Module):
     def novelty(
         self, mapped: Float[Tensor, "B E"], detector: Literal["gaussian", "outlier"]
     ) -> Float[Tensor, " B"]:
-        """How novel pictures are, in [0, 1], by one of the two detectors of section 5."""
+        """The novelty of pictures in [0, 1], by one of the two detectors of section 5."""
         if not bool(self.variance.all()):
-            raise ValueError("novelty is unknown before `fit_novelty`")
+            raise ValueError("the novelty detectors are not fitted: call `fit_novelty` first")
         if detector == "outlier":
             outliers = Outliers(self.points, self.spread, self.deviation)
             return outlier_probability(outliers, mapped, self.config.neighbours)
@@ -162,10 +163,10 @@ class WordSpace(nn.Module):
         detector: Literal["gaussian", "outlier"] = "gaussian",
         threshold: float | None = 0.95,
     ) -> Float[Tensor, "B K"]:
-        """Over all classes, seen and unseen, by the mixture over novelty (Socher, equation 2).
+        """Probabilities of all classes, as a mixture over novelty (Socher, equation 2).
 
-        With a threshold, a picture is of an unseen class exactly where its novelty is above it;
-        None takes novelty itself as the probability, as Socher does with the outlier detector.
+        A picture whose novelty is above the threshold is of an unseen class; with None, novelty is
+        the probability of that, as Socher uses the outlier detector.
         """
         features = self.network.features(image)
         mapped = self.map(features)
@@ -175,7 +176,7 @@ class WordSpace(nn.Module):
         (logits,) = self.network.logits(features)
         unseen = list(self.config.unseen)
         among_unseen = log_likelihoods(mapped, self.words[unseen], self.variance.mean())
-        return mixture(
+        return mix_classes(
             logits.softmax(1), among_unseen.softmax(1), novelty, self.config.seen, unseen
         )
 
@@ -189,35 +190,35 @@ def objective(
     smoothing: float = 0.05,
     shift: int = 0,
 ) -> Loss:
-    """The map's loss, summed over pictures, and until `fine_tune` the network's own.
+    """The loss of the map and, without `fine_tune`, that of the network, summed over pictures.
 
-    The network learns the seen classes by cross-entropy while the map learns on features that it
-    cannot change. With `fine_tune`, DeViSE's second stage, the rank loss alone moves both.
-    Terms: `map`, the mean loss of the map, and `accuracy`, of the network among seen classes.
+    The network learns the seen classes by cross-entropy, while the map learns on detached features.
+    With `fine_tune`, DeViSE's second stage, the rank loss alone trains both. Terms: `map`, the mean
+    loss of the map, and `accuracy` of the network on seen classes.
     """
     config = model.config
-    place = _places(label, config.seen)
+    index = _seen_index(label, config.seen)
     features = model.network.features(shift_randomly(image, shift) if shift else image)
     mapped = model.map(features if fine_tune else features.detach()).float()
     seen = model.words[list(config.seen)]
     if config.method == "socher":
-        of_map = squared_error(mapped, place, seen)
+        map_loss = squared_error(mapped, index, seen)
     else:
-        of_map = rank_loss(mapped, place, seen, config.margin)
+        map_loss = rank_loss(mapped, index, seen, config.margin)
     (logits,) = model.network.logits(features)
-    total = of_map
+    total = map_loss
     if not fine_tune:
         total = total + F.cross_entropy(
-            logits.float(), place, reduction="sum", label_smoothing=smoothing
+            logits.float(), index, reduction="sum", label_smoothing=smoothing
         )
-    right = (logits.argmax(1) == place).float().mean()
-    return Loss(total, len(image), {"map": of_map.detach() / len(image), "accuracy": right})
+    right = (logits.argmax(1) == index).float().mean()
+    return Loss(total, len(image), {"map": map_loss.detach() / len(image), "accuracy": right})
 
 
 def squared_error(
     mapped: Float[Tensor, "B E"], label: Int[Tensor, " B"], words: Float[Tensor, "S E"]
 ) -> Float[Tensor, ""]:
-    """Squared distance of pictures from their words, summed over both (Socher, equation 1)."""
+    """Squared distances of pictures from their words, summed (Socher, equation 1)."""
     return (mapped - words[label]).square().sum()
 
 
@@ -227,14 +228,13 @@ def rank_loss(
     words: Float[Tensor, "S E"],
     margin: float = 0.1,
 ) -> Float[Tensor, ""]:
-    """Every wrong word must be less like the picture than the right one, by a margin (DeViSE,
-    equation 1).
+    """Hinge loss that ranks the right word above every wrong one by a margin (DeViSE, equation 1).
 
-    `words` are unit length; likeness is the inner product. Summed over wrong words and pictures.
+    `words` are unit length. Summed over wrong words and pictures.
     """
-    likeness = mapped @ words.T  # (B, S)
-    right = likeness.gather(1, label[:, None])
-    hinge = F.relu(margin - right + likeness)
+    similarity = mapped @ words.T  # (B, S)
+    right = similarity.gather(1, label[:, None])
+    hinge = F.relu(margin - right + similarity)
     return hinge.scatter(1, label[:, None], 0.0).sum()
 
 
@@ -244,17 +244,17 @@ class Gaussians(NamedTuple):
     words: Float[Tensor, "S E"]
     variance: Float[Tensor, " S"]
     radii: Float[Tensor, "S Q"]
-    """Quantiles of the distances of a class's own pictures from its word, ascending."""
+    """Quantiles of the distances between a class's pictures and its word, ascending."""
 
 
 def fit_gaussians(
     mapped: Float[Tensor, "M E"], label: Int[Tensor, " M"], words: Float[Tensor, "S E"]
 ) -> Gaussians:
-    """The variance that makes the mapped pictures of each class most likely, its mean given."""
+    """Maximum-likelihood variances of Gaussians whose means are the words."""
     counts = label.bincount(minlength=len(words))
     if not counts.all():
         missing = (counts == 0).nonzero().flatten().tolist()
-        raise ValueError(f"no pictures of the seen classes {missing} to fit a Gaussian on")
+        raise ValueError(f"no pictures of the seen classes {missing}, which need some to be fitted")
     shares = torch.linspace(0, 1, QUANTILES, device=mapped.device)
     variance, radii = [], []
     for k, word in enumerate(words):
@@ -275,11 +275,10 @@ def log_likelihoods(
 
 
 def gaussian_novelty(gaussians: Gaussians, mapped: Float[Tensor, "B E"]) -> Float[Tensor, " B"]:
-    """The smallest share, over seen classes, of a class's own pictures that lie nearer its word.
+    """The smallest share, over seen classes, of a class's pictures that are nearer its word.
 
-    Novelty above t says that the density is below a threshold T_y for every seen class y, where
-    T_y is chosen so that a share t of that class's pictures stays above it: Socher's indicator
-    for every t at once.
+    Novelty above t means that the density of every seen class y is below a threshold T_y that a
+    share t of its own pictures exceeds: Socher's indicator for all t at once.
     """
     distance = torch.cdist(mapped, gaussians.words)  # (B, S)
     nearer = torch.searchsorted(gaussians.radii, distance.T.contiguous())  # (S, B)
@@ -287,11 +286,11 @@ def gaussian_novelty(gaussians: Gaussians, mapped: Float[Tensor, "B E"]) -> Floa
 
 
 class Outliers(NamedTuple):
-    """Points of seen classes with what LoOP knows of them (Kriegel et al., CIKM 2009)."""
+    """Points of seen classes and their statistics for LoOP (Kriegel et al., CIKM 2009)."""
 
     points: Float[Tensor, "N E"]
     spread: Float[Tensor, " N"]
-    """Root mean square distance of each point from its nearest others (pdist without lambda)."""
+    """Root mean square distance of each point from its neighbours (pdist without lambda)."""
     deviation: Float[Tensor, ""]
     """Lambda times the root mean square of the local outlier factors (nPLOF)."""
 
@@ -299,11 +298,11 @@ class Outliers(NamedTuple):
 def fit_outliers(
     points: Float[Tensor, "N E"], neighbours: int = 20, *, significance: float = 3.0
 ) -> Outliers:
-    """What is usual among the points of seen classes; the paper's k = 20 and lambda = 3."""
+    """Statistics of the points of seen classes; the paper has k = 20 and lambda = 3."""
     if len(points) <= neighbours:
         raise ValueError(f"{neighbours} neighbours need more points than {len(points)}")
     distance, nearest = _nearest(points, points, neighbours + 1)
-    spread = distance[:, 1:].square().mean(1).sqrt()  # without the point itself
+    spread = distance[:, 1:].square().mean(1).sqrt()  # the first is the point itself
     factor = spread / spread[nearest[:, 1:]].mean(1) - 1
     return Outliers(points, spread, significance * factor.square().mean().sqrt())
 
@@ -311,10 +310,10 @@ def fit_outliers(
 def outlier_probability(
     outliers: Outliers, mapped: Float[Tensor, "B E"], neighbours: int = 20
 ) -> Float[Tensor, " B"]:
-    """LoOP: how probably a picture lies outside the seen ones (Socher, section 5, strategy 2).
+    """LoOP: the probability that a picture is an outlier (Socher, section 5, strategy 2).
 
-    Its distance from its nearest seen points is compared with theirs from one another, so dense
-    and sparse regions count alike. The scale is Kriegel's, with the square root of two.
+    Its distance from its neighbours is relative to theirs from their own, which makes dense and
+    sparse regions comparable. The scale is Kriegel's, with the square root of two.
     """
     distance, nearest = _nearest(mapped, outliers.points, neighbours)
     spread = distance.square().mean(1).sqrt()
@@ -322,7 +321,7 @@ def outlier_probability(
     return torch.erf(factor / (outliers.deviation * math.sqrt(2))).clamp_min(0)
 
 
-def mixture(
+def mix_classes(
     among_seen: Float[Tensor, "B S"],
     among_unseen: Float[Tensor, "B U"],
     novelty: Float[Tensor, " B"],
@@ -339,23 +338,23 @@ def mixture(
 def _nearest(
     queries: Float[Tensor, "B E"], points: Float[Tensor, "N E"], count: int
 ) -> tuple[Float[Tensor, "B k"], Int[Tensor, "B k"]]:
-    """Distances of the nearest points, ascending, and which they are."""
-    found = [
-        # The exact form: through a matrix product, a point is not at distance 0 from itself.
+    """Distances of the nearest points, ascending, and their indices."""
+    nearest = [
+        # By a matrix product, a point would not be at distance 0 from itself.
         torch.cdist(chunk, points, compute_mode="donot_use_mm_for_euclid_dist").topk(
             count, largest=False
         )
         for chunk in queries.split(CHUNK)
     ]
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+    return torch.cat([n.values for n in nearest]), torch.cat([n.indices for n in nearest])
 
 
-def _places(label: Int[Tensor, " B"], seen: tuple[int, ...]) -> Int[Tensor, " B"]:
-    """Labels as positions among the seen classes."""
+def _seen_index(label: Int[Tensor, " B"], seen: tuple[int, ...]) -> Int[Tensor, " B"]:
+    """Labels as indices of the seen classes."""
     is_seen: Bool[Tensor, "B S"] = label[:, None] == torch.tensor(seen, device=label.device)
     if not bool(is_seen.any(1).all()):
-        strange = sorted(set(label.tolist()) - set(seen))
-        raise ValueError(f"labels {strange} are not of the seen classes {list(seen)}")
+        unseen = sorted(set(label.tolist()) - set(seen))
+        raise ValueError(f"labels {unseen} are not among the seen classes {list(seen)}")
     return is_seen.int().argmax(1)
 
 

@@ -1,5 +1,6 @@
-"""Recipe: classes that no picture showed, by their words (Socher 2013, DeViSE 2013)."""
+"""Recipe: zero-shot classification by word vectors (Socher 2013, DeViSE 2013)."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,12 @@ from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
 from triptych.systems.classifier.model import ClassifierConfig
 from triptych.systems.word_space.model import WordSpace, WordSpaceConfig, objective
-from triptych.systems.word_space.report import Answers, answers, report, threshold_keeping
+from triptych.systems.word_space.report import (
+    Answers,
+    answer_by_scores,
+    choose_threshold,
+    evaluate_answers,
+)
 from triptych.systems.word_space.request import TrainWordSpace
 from triptych.systems.word_space.word_vectors import read_word_vectors
 from triptych.train.conditioning import card, conditioning
@@ -25,42 +31,29 @@ from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.weights.loaded import Load
 
-HELD_OUT = 10_000  # test pictures at most
-CHUNK = 500
-POINTS, NEIGHBOURS = 2000, 20  # of the outlier detector, where there are so many pictures
-LEAST = 10  # pictures of each class that detectors are fitted on, if training can spare them
-KEPT = 0.9  # share of pictures of seen classes that the reported threshold lets stay seen
+HELD_OUT = 10_000  # most pictures of an evaluation
+BATCH = 500
+POINTS, NEIGHBOURS = 2000, 20  # of the outlier detector; fewer if there are fewer pictures
+LEAST = 10  # pictures of each class to fit the detectors on, or training pictures are used
+KEPT = 0.9  # share of pictures of seen classes that the reported threshold answers as seen
 
 
 def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
-    """The network and its map, trained on the seen classes alone."""
+    """A network and its map to word vectors, trained on the seen classes alone."""
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     given = conditioning("label", source)
     if not isinstance(source, Table):
-        raise ValueError(f"{source.info.name} has no classes with names: take pictures that have")
+        raise ValueError(f"{source.info.name} has no named classes: give --data with class names")
     classes = source.info.classes
-    seen = _seen(classes, request.unseen)
+    seen = _seen_classes(classes, request.unseen)
     if not request.words:
-        raise ValueError("give --words FILE: GloVe or word2vec text, .npz or .json")
+        raise ValueError("give --words FILE: word vectors as GloVe or word2vec text, .npz or .json")
     words = torch.from_numpy(read_word_vectors(Path(request.words)).of(classes))
-    learned, calibration = _apart(of_classes(source, seen), seen, training.seed)
+    learned, calibration = _split(of_classes(source, seen), seen, training.seed)
 
-    height, width, channels = source.info.shape
-    assert calibration.info.length is not None
-    points = min(POINTS, calibration.info.length)
-    config = WordSpaceConfig(
-        ClassifierConfig(height, width, channels, (len(seen),), request.widths),
-        seen,
-        len(classes),
-        words.shape[1],
-        request.method,
-        request.hidden,
-        request.margin,
-        points,
-        min(NEIGHBOURS, points - 1),
-    )
+    config = _config(request, source, seen, words.shape[1], len(calibration.rows))
     torch.manual_seed(runtime.key(training.seed, "weights"))
     model = WordSpace(config).to(device)
     model.set_words(words.to(device))
@@ -73,13 +66,9 @@ def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, WordSpace)
-        return evaluated(module, calibration, test, device)
+        return evaluate_model(module, calibration, test, device)
 
     optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)
-    chance = torch.log(torch.tensor(float(len(seen)))).item()
-    of_map = words[list(seen)].square().sum(1).mean().item()
-    if request.method == "devise":
-        of_map = (len(seen) - 1) * request.margin
     return Recipe(
         model=model,
         exported=model,
@@ -94,29 +83,60 @@ def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
             workers=training.workers,
         ),
         card=to_json(card("word-space", asdict(config), source, given)),
-        chance=(
-            f"before learning: map {of_map:.2f}, loss {of_map + chance:.2f}, accuracy "
-            f"{1 / len(seen):.2f} on seen, {1 / len(config.unseen):.2f} on unseen classes"
-        ),
+        chance=_chance(config, words),
         evaluate=evaluate,
     )
 
 
-def _seen(classes: tuple[str, ...], unseen: str) -> tuple[int, ...]:
-    """Indices of the classes that stay, when those named are kept out of training."""
+def _config(
+    request: TrainWordSpace, source: Table, seen: tuple[int, ...], words: int, pictures: int
+) -> WordSpaceConfig:
+    """`words` is the width of a word vector; `pictures` can be used to fit the detectors."""
+    height, width, channels = source.info.shape
+    points = min(POINTS, pictures)
+    return WordSpaceConfig(
+        ClassifierConfig(height, width, channels, (len(seen),), request.widths),
+        seen,
+        len(source.info.classes),
+        words,
+        request.method,
+        request.hidden,
+        request.margin,
+        points,
+        min(NEIGHBOURS, points - 1),
+    )
+
+
+def _chance(config: WordSpaceConfig, words: Tensor) -> str:
+    seen = len(config.seen)
+    if config.method == "devise":
+        of_map = (seen - 1) * config.margin
+    else:
+        of_map = words[list(config.seen)].square().sum(1).mean().item()
+    loss = of_map + math.log(seen)
+    return (
+        f"before learning: map {of_map:.2f}, loss {loss:.2f}, accuracy {1 / seen:.2f} on seen, "
+        f"{1 / len(config.unseen):.2f} on unseen classes"
+    )
+
+
+def _seen_classes(classes: tuple[str, ...], unseen: str) -> tuple[int, ...]:
+    """Indices of the classes that are not named in `unseen`."""
     names = [name.strip() for name in unseen.split(",") if name.strip()]
     if not names:
-        raise ValueError("give --unseen NAMES: the classes kept out of training, as in cat,truck")
+        raise ValueError("give --unseen NAMES: the classes kept out of training, such as cat,truck")
     for name in names:
         if name not in classes:
-            there = ", ".join(classes[:20])
-            raise ValueError(f"no class {name!r} to keep out.{nearest(name, classes)} Of: {there}")
+            known = ", ".join(classes[:20])
+            raise ValueError(
+                f"--unseen: there is no class {name!r}.{nearest(name, classes)} Classes: {known}"
+            )
     return tuple(k for k, name in enumerate(classes) if name not in names)
 
 
-def _apart(seen: Table, classes: tuple[int, ...], seed: int) -> tuple[Table, Table]:
-    """Pictures to train on, and a tenth that detectors are fitted on; where a tenth is too few,
-    they are fitted on the training pictures, as in Socher et al.
+def _split(seen: Table, classes: tuple[int, ...], seed: int) -> tuple[Table, Table]:
+    """Pictures to train on, and a tenth to fit the detectors on; if that is too few, both are all
+    pictures, as in Socher et al.
     """
     count = len(seen.rows)
     order = torch.randperm(count, generator=runtime.generator(runtime.key(seed, "apart")))
@@ -129,49 +149,50 @@ def _apart(seen: Table, classes: tuple[int, ...], seed: int) -> tuple[Table, Tab
 
 
 @torch.inference_mode()
-def evaluated(
+def evaluate_model(
     model: WordSpace, calibration: Source, test: Source, device: torch.device
 ) -> dict[str, float]:
-    """Fit the detectors that the model carries, then answer the test pictures.
-
-    A threshold keeps nine tenths of the calibration pictures seen.
+    """Fit the detectors of the model, then evaluate it on test pictures, at the threshold at which
+    nine tenths of the calibration pictures are answered as seen.
     """
     seen, classes = model.config.seen, model.config.classes
-    _, mapped, label = _mapped(model, calibration, device)
+    _, mapped, label = _map_pictures(model, calibration, device)
     model.fit_novelty(mapped, label)
-    features, of_test, truth = _mapped(model, test, device)
+    features, of_test, truth = _map_pictures(model, test, device)
     (logits,) = model.network.logits(features)
-    given, own = answers(model.scores(of_test), seen), answers(model.scores(mapped), seen).novelty
+    answers = answer_by_scores(model.scores(of_test), seen)
+    novelty = answer_by_scores(model.scores(mapped), seen).novelty
     if model.config.method == "socher":
-        own = model.novelty(mapped, "gaussian")
+        novelty = model.novelty(mapped, "gaussian")
         among_seen = torch.tensor(seen, device=logits.device)[logits.argmax(1)]
-        given = Answers(among_seen, given.among_unseen, model.novelty(of_test, "gaussian"))
-    given, truth = Answers(*(column.cpu() for column in given)), truth.cpu()
+        answers = Answers(among_seen, answers.among_unseen, model.novelty(of_test, "gaussian"))
+    answers, truth = Answers(*(column.cpu() for column in answers)), truth.cpu()
     is_seen = torch.isin(truth, torch.tensor(seen))
-    if is_seen.all() or not is_seen.any():  # no test pictures of one kind: half of the numbers
-        return {"test_seen": float((given.among_seen == truth).float().mean())}
-    found = report(given, truth, seen, classes, threshold_keeping(own.cpu(), KEPT))
+    if is_seen.all() or not is_seen.any():  # only one kind of test pictures
+        return {"test_seen": float((answers.among_seen == truth).float().mean())}
+    threshold = choose_threshold(novelty.cpu(), KEPT)
+    report = evaluate_answers(answers, truth, seen, classes, threshold)
     return {
-        "test_seen": found.seen.value,
-        "test_unseen": found.unseen.value,
-        "test_all_seen": found.all_seen.value,
-        "test_all_unseen": found.all_unseen.value,
-        "test_harmonic": found.harmonic,
-        "test_detection": found.detection,
-        "test_area": found.area,
+        "test_seen": report.seen.value,
+        "test_unseen": report.unseen.value,
+        "test_all_seen": report.all_seen.value,
+        "test_all_unseen": report.all_unseen.value,
+        "test_harmonic": report.harmonic,
+        "test_detection": report.detection,
+        "test_area": report.area,
     }
 
 
-def _mapped(
+def _map_pictures(
     model: WordSpace, source: Source, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, points among words, and labels of a source's pictures."""
+    """Features, points in the space of words, and labels of the first pictures of a source."""
     count = min(HELD_OUT, source.info.length or HELD_OUT)
     features, labels = [], []
-    for start in range(0, count, CHUNK):
-        rows: Iterable[int] = range(start, min(start + CHUNK, count))
+    for start in range(0, count, BATCH):
+        rows: Iterable[int] = range(start, min(start + BATCH, count))
         batch = take(source, list(rows))
         features.append(model.network.features(batch["image"].to(device)))
         labels.append(batch["label"])
-    found = torch.cat(features)
-    return found, model.map(found), torch.cat(labels).to(device)
+    joined = torch.cat(features)
+    return joined, model.map(joined), torch.cat(labels).to(device)

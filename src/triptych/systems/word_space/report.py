@@ -1,8 +1,7 @@
-"""Accuracy on classes never seen in a picture, and what it costs on those that were.
+"""Accuracy on unseen classes, and its cost on seen ones.
 
-Every method, whatever it does inside, is judged by three things a picture: its answer among the
-seen classes, its answer among the unseen ones, and how novel it takes the picture to be. A
-threshold on novelty chooses between the two answers; moving it walks along the trade-off.
+Each method gives three answers per picture: a seen class, an unseen class, and a novelty. A
+threshold on the novelty chooses between the classes; moving it traces the trade-off.
 
 Dimensions: N pictures, K classes, T thresholds.
 """
@@ -20,27 +19,27 @@ from triptych.scores.accuracy import Accuracy, wilson_interval
 
 
 class Answers(NamedTuple):
-    """What a method says of pictures. Classes are indices among all K."""
+    """The answers of a method; classes are indices of all K."""
 
     among_seen: Int[Tensor, " N"]
     among_unseen: Int[Tensor, " N"]
     novelty: Float[Tensor, " N"]
-    """The larger, the likelier of an unseen class; any scale."""
+    """Larger values for unseen classes, on any scale."""
 
 
 class TradeOff(NamedTuple):
-    """Accuracies at every threshold that changes an answer, from all-unseen to all-seen."""
+    """Accuracies at every threshold that changes an answer, from all unseen to all seen."""
 
     threshold: Float[Tensor, " T"]
-    """A picture is taken for unseen where its novelty is above; ascending from -inf."""
+    """Pictures of a novelty above it are answered as unseen; ascending from -inf."""
     seen: Float[Tensor, " T"]
-    """Share of the pictures of seen classes whose answer among all classes is right."""
+    """Accuracy on pictures of seen classes, answered among all classes."""
     unseen: Float[Tensor, " T"]
 
 
 @dataclass(frozen=True)
 class UnseenReport:
-    """Accuracies on seen and unseen classes, apart and together."""
+    """Accuracies on seen and unseen classes, each alone and among all classes."""
 
     seen: Accuracy
     """Pictures of seen classes, answered among seen classes."""
@@ -52,23 +51,21 @@ class UnseenReport:
     overall: Accuracy
     """All pictures, answered among all classes, at `threshold`."""
     harmonic: float
-    """Harmonic mean of `all_seen` and `all_unseen` (arXiv:1707.00600); 0 where either is."""
+    """Harmonic mean of `all_seen` and `all_unseen` (arXiv:1707.00600)."""
     detection: float
-    """Area under the ROC curve of novelty: how often an unseen picture is taken for more novel
-    than a seen one; chance is one half.
-    """
+    """Area under the ROC curve of novelty, for unseen against seen; chance is one half."""
     area: float
     """Area under the trade-off (Chao 2016, arXiv:1605.04253)."""
     area_chance: float
-    """The same for novelty that knows nothing: half the product of the accuracies apart."""
+    """The same for random novelty: half the product of `seen` and `unseen`."""
     threshold: float
 
 
-def answers(scores: Float[Tensor, "N K"], seen: Sequence[int]) -> Answers:
-    """Answers of a method that only scores classes, such as DeViSE or CLIP.
+def answer_by_scores(scores: Float[Tensor, "N K"], seen: Sequence[int]) -> Answers:
+    """Answers of a method that has scores alone, such as DeViSE or CLIP.
 
-    Novelty is the best unseen score minus the best seen one. So a threshold of t subtracts a bias
-    of -t from the scores of seen classes: calibrated stacking (Chao 2016); zero is plain argmax.
+    Novelty is the best unseen score minus the best seen one, so a threshold t adds t to the scores
+    of seen classes: calibrated stacking (Chao 2016); 0 is the argmax over all classes.
     """
     is_seen = _mask(seen, scores.shape[1], scores.device)
     of_seen, among_seen = scores.masked_fill(~is_seen, -torch.inf).max(1)
@@ -76,15 +73,15 @@ def answers(scores: Float[Tensor, "N K"], seen: Sequence[int]) -> Answers:
     return Answers(among_seen, among_unseen, of_unseen - of_seen)
 
 
-def trade_off(
-    given: Answers, truth: Int[Tensor, " N"], seen: Sequence[int], classes: int
+def compute_trade_off(
+    answers: Answers, truth: Int[Tensor, " N"], seen: Sequence[int], classes: int
 ) -> TradeOff:
-    """Seen against unseen accuracy over all thresholds, exactly: no grid is chosen."""
-    is_seen = _checked(given, truth, seen, classes)[truth]
-    threshold, place = given.novelty.double().unique(return_inverse=True)  # ascending
-    # Above novelty i a picture is unseen: with threshold i, pictures up to place i count as seen.
-    right_seen = (given.among_seen == truth) & is_seen
-    right_unseen = (given.among_unseen == truth) & ~is_seen
+    """Seen and unseen accuracy at every threshold that changes an answer."""
+    is_seen = _check(answers, truth, seen, classes)[truth]
+    threshold, place = answers.novelty.double().unique(return_inverse=True)  # ascending
+    # At threshold i, pictures up to novelty i are answered as seen, the others as unseen.
+    right_seen = (answers.among_seen == truth) & is_seen
+    right_unseen = (answers.among_unseen == truth) & ~is_seen
     gained = torch.zeros(len(threshold), dtype=torch.float64).index_add_(
         0, place.cpu(), right_seen.double().cpu()
     )
@@ -92,22 +89,22 @@ def trade_off(
         0, place.cpu(), right_unseen.double().cpu()
     )
     zero = torch.zeros(1, dtype=torch.float64)
-    upto_seen = torch.cat([zero, gained.cumsum(0)])
-    after_unseen = lost.sum() - torch.cat([zero, lost.cumsum(0)])
+    correct_seen = torch.cat([zero, gained.cumsum(0)])
+    correct_unseen = lost.sum() - torch.cat([zero, lost.cumsum(0)])
     return TradeOff(
         torch.cat([zero - torch.inf, threshold.cpu()]),
-        upto_seen / is_seen.sum().cpu(),
-        after_unseen / (~is_seen).sum().cpu(),
+        correct_seen / is_seen.sum().cpu(),
+        correct_unseen / (~is_seen).sum().cpu(),
     )
 
 
-def area(curve: TradeOff) -> float:
-    """Area under unseen accuracy over seen accuracy, by trapezia."""
+def area_under(curve: TradeOff) -> float:
+    """Area under unseen over seen accuracy, by the trapezoidal rule."""
     return float(torch.trapezoid(curve.unseen, curve.seen))
 
 
-def detection(novelty: Float[Tensor, " N"], is_seen: Bool[Tensor, " N"]) -> float:
-    """How often an unseen picture is more novel than a seen one, ties counting half."""
+def novelty_auc(novelty: Float[Tensor, " N"], is_seen: Bool[Tensor, " N"]) -> float:
+    """Area under the ROC curve of novelty, ties counting half."""
     values, place = novelty.double().unique(return_inverse=True)
     seen = place[is_seen].bincount(minlength=len(values)).double()
     unseen = place[~is_seen].bincount(minlength=len(values)).double()
@@ -115,39 +112,38 @@ def detection(novelty: Float[Tensor, " N"], is_seen: Bool[Tensor, " N"]) -> floa
     return float((unseen * below).sum() / (seen.sum() * unseen.sum()))
 
 
-def threshold_keeping(novelty: Float[Tensor, " M"], share: float) -> float:
-    """The threshold at which so large a share of these pictures stays seen.
+def choose_threshold(novelty: Float[Tensor, " M"], share: float) -> float:
+    """The threshold at which this share of pictures is answered as seen.
 
-    Take pictures of seen classes that were held out of training: nothing of an unseen class is
-    needed to choose it.
+    Use held-out pictures of seen classes; choosing it needs none of unseen ones.
     """
     if not 0 < share <= 1 or not len(novelty):
         raise ValueError(
-            f"a share in (0, 1] of at least one picture, not {share} of {len(novelty)}"
+            f"needs a share in (0, 1] of at least one picture, not {share} of {len(novelty)}"
         )
     ordered = novelty.sort().values
-    return float(ordered[math.ceil(share * len(ordered) - 1e-9) - 1])  # 0.7 * 10 is above 7
+    return float(ordered[math.ceil(share * len(ordered) - 1e-9) - 1])  # 0.7 * 10 is more than 7
 
 
-def report(
-    given: Answers,
+def evaluate_answers(
+    answers: Answers,
     truth: Int[Tensor, " N"],
     seen: Sequence[int],
     classes: int,
     threshold: float,
 ) -> UnseenReport:
-    """All numbers of one method at one threshold, with the trade-off's area.
+    """The report of one method at one threshold.
 
     Raises:
-        ValueError: there are no pictures of seen classes or none of unseen ones, or an answer is
-            of the wrong kind.
+        ValueError: there are no pictures of seen or none of unseen classes, or an answer is of the
+            wrong kind.
     """
-    is_seen = _checked(given, truth, seen, classes)[truth]
-    kinds = len(set(seen))
-    final = torch.where(given.novelty > threshold, given.among_unseen, given.among_seen)
-    curve = trade_off(given, truth, seen, classes)
-    apart_seen = _share(given.among_seen == truth, is_seen, kinds)
-    apart_unseen = _share(given.among_unseen == truth, ~is_seen, classes - kinds)
+    is_seen = _check(answers, truth, seen, classes)[truth]
+    seen_classes = len(set(seen))
+    final = torch.where(answers.novelty > threshold, answers.among_unseen, answers.among_seen)
+    curve = compute_trade_off(answers, truth, seen, classes)
+    apart_seen = _share(answers.among_seen == truth, is_seen, seen_classes)
+    apart_unseen = _share(answers.among_unseen == truth, ~is_seen, classes - seen_classes)
     all_seen = _share(final == truth, is_seen, classes)
     all_unseen = _share(final == truth, ~is_seen, classes)
     both = all_seen.value + all_unseen.value
@@ -158,8 +154,8 @@ def report(
         all_unseen=all_unseen,
         overall=_share(final == truth, torch.ones_like(is_seen), classes),
         harmonic=2 * all_seen.value * all_unseen.value / both if both else 0.0,
-        detection=detection(given.novelty, is_seen),
-        area=area(curve),
+        detection=novelty_auc(answers.novelty, is_seen),
+        area=area_under(curve),
         area_chance=apart_seen.value * apart_unseen.value / 2,
         threshold=threshold,
     )
@@ -171,25 +167,27 @@ def _share(right: Bool[Tensor, " N"], of: Bool[Tensor, " N"], choices: int) -> A
 
 
 def _mask(seen: Sequence[int], classes: int, device: torch.device) -> Bool[Tensor, " K"]:
-    kinds = set(seen)
-    if not kinds or not kinds < set(range(classes)):
-        raise ValueError(f"seen must be some, not all, of the classes 0 to {classes - 1}: {seen}")
+    seen_classes = set(seen)
+    if not seen_classes or not seen_classes < set(range(classes)):
+        raise ValueError(
+            f"seen must be some, not all, of the classes 0 to {classes - 1}, not {seen}"
+        )
     mask = torch.zeros(classes, dtype=torch.bool, device=device)
-    mask[list(kinds)] = True
+    mask[list(seen_classes)] = True
     return mask
 
 
-def _checked(
-    given: Answers, truth: Int[Tensor, " N"], seen: Sequence[int], classes: int
+def _check(
+    answers: Answers, truth: Int[Tensor, " N"], seen: Sequence[int], classes: int
 ) -> Bool[Tensor, " K"]:
     mask = _mask(seen, classes, truth.device)
-    if any(len(column) != len(truth) for column in given):
-        raise ValueError(f"one answer of each kind for each of {len(truth)} pictures")
-    if not mask[given.among_seen].all() or mask[given.among_unseen].any():
+    if any(len(column) != len(truth) for column in answers):
+        raise ValueError(f"needs one answer of each kind for each of {len(truth)} pictures")
+    if not mask[answers.among_seen].all() or mask[answers.among_unseen].any():
         raise ValueError("an answer among seen classes is unseen, or the other way round")
-    if not given.novelty.isfinite().all():
+    if not answers.novelty.isfinite().all():
         raise ValueError("novelty must be finite")
     of_seen = mask[truth]
     if of_seen.all() or not of_seen.any():
-        raise ValueError("both need pictures of seen and of unseen classes")
+        raise ValueError("there must be pictures of seen and of unseen classes")
     return mask

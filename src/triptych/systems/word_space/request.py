@@ -8,30 +8,34 @@ from triptych.train.settings import Training
 
 @dataclass(frozen=True)
 class TrainWordSpace:
-    """Name classes that no picture showed, by word vectors (Socher 2013, DeViSE 2013)."""
+    """Classify pictures of classes without training pictures, by word vectors (Socher 2013, DeViSE
+    2013).
+    """
 
     training: Training = field(default_factory=lambda: Training(ema_halflife=50, schedule="cosine"))
     words: str = ""
     """A file of word vectors: GloVe or word2vec text, plain or .gz; .npz; or .json."""
     unseen: str = ""
-    """Classes kept out of training and tested on, with commas between: cat,truck."""
+    """Classes kept out of training and tested on, separated by commas: cat,truck."""
     method: Literal["socher", "devise"] = "socher"
     widths: tuple[int, ...] = (32, 64, 128)
     hidden: int = 200
-    """Width of Socher's map; DeViSE's is linear."""
+    """Width of the hidden layer of Socher's map; DeViSE's is linear."""
     margin: float = 0.1
-    """By how much DeViSE wants the right word nearer than any wrong one."""
+    """DeViSE's margin between the scores of the right and of any wrong word."""
     fine_tune: float = 0.2
-    """The last share of the steps, in which DeViSE's rank loss moves the network too."""
+    """Last share of the steps, in which DeViSE's rank loss trains the network as well."""
     shift: int = 0
-    """Move every training picture by up to so many pixels."""
+    """Largest random shift of training pictures in pixels."""
     learning_rate: float = 4e-3
     weight_decay: float = 1e-2
     max_norm: float = 10.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.fine_tune <= 1:
-            raise ValueError(f"fine_tune is a share of the steps, 0 to 1, not {self.fine_tune}")
+            raise ValueError(
+                f"fine_tune must be a share of the steps, 0 to 1, not {self.fine_tune}"
+            )
 
 
 PRESETS = {

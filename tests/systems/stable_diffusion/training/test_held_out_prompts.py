@@ -32,7 +32,7 @@ def test_the_journal_says_how_far_half_of_the_objects_are_at_most(monkeypatch) -
         true = take(SceneSource(source, "test", 64), range(12))
         pictures, said = to_pictures(true["image"]), list(true["caption"])
         monkeypatch.setattr(prompts, "draw_prompts", lambda *_, shown=pictures, **__: shown)
-        row = prompts.judged(model(config()), [tokenizer()], said)
+        row = prompts.judge_prompts(model(config()), [tokenizer()], said)
         distances = [d for picture in pictures for d in read(picture).distances]
         assert len(distances) == 12 * objects
         assert row["whole"] == 1 and row["nearest"] == pytest.approx(np.median(distances))

@@ -28,8 +28,9 @@ from triptych.systems.autoencoder.model import AutoencoderConfig
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoderConfig
 from triptych.systems.stable_diffusion.draw_prompts import encode_texts
 from triptych.systems.stable_diffusion.model import StableDiffusion
-from triptych.systems.stable_diffusion.training import latent_cache as module
-from triptych.systems.stable_diffusion.training.frozen import around, encoded, latents_of
+from triptych.systems.stable_diffusion.training import cached_latents, fill_cache
+from triptych.systems.stable_diffusion.training.encode_latents import batch_latents, encode_latents
+from triptych.systems.stable_diffusion.training.frozen import separate_unet
 from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
 from triptych.train.loop import fit
 from triptych.training import build
@@ -76,7 +77,7 @@ def files(cache: LatentCache) -> dict[str, tuple[int, bytes]]:
 def test_latents_and_states_are_those_of_the_model(folder, small, tmp_path) -> None:
     """The deviation too: a draw with given noise is the autoencoder's own draw."""
     cache = cache_of(folder, small, tmp_path / "cache")
-    source, found = cache.source, cache.pictures()
+    source, found = cache.files.source, cache.open_latents()
     batch = next(batches(found, 11, seed=1))
     plain = next(batches(source, 11, seed=1))
     assert batch["caption"] == plain["caption"] and "image" not in batch
@@ -88,7 +89,10 @@ def test_latents_and_states_are_those_of_the_model(folder, small, tmp_path) -> N
         for name, value in encode_texts(small, [tokenizer()], said).items():
             torch.testing.assert_close(cache.encode_texts(said)[name], value)
     assert (batch["deviation"] > 0).all()
-    for visit in (lambda: encoded(small, plain["image"]), lambda: latents_of(small, batch, CPU)):
+    for visit in (
+        lambda: encode_latents(small, plain["image"]),
+        lambda: batch_latents(small, batch, CPU),
+    ):
         torch.manual_seed(7)
         noise = torch.randn_like(batch["mean"])
         torch.manual_seed(7)
@@ -96,12 +100,12 @@ def test_latents_and_states_are_those_of_the_model(folder, small, tmp_path) -> N
             torch.testing.assert_close(visit(), small.autoencoder.encode(plain["image"], noise))
     with torch.inference_mode():
         likeliest = small.autoencoder.encode(plain["image"])
-    torch.testing.assert_close(encoded(small, plain["image"], likeliest=True), likeliest)
-    torch.testing.assert_close(latents_of(small, batch, CPU, likeliest=True), likeliest)
+    torch.testing.assert_close(encode_latents(small, plain["image"], likeliest=True), likeliest)
+    torch.testing.assert_close(batch_latents(small, batch, CPU, likeliest=True), likeliest)
 
 
 def test_worker_processes_read_the_same(folder, small, tmp_path) -> None:
-    found = cache_of(folder, small, tmp_path).pictures()
+    found = cache_of(folder, small, tmp_path).open_latents()
     alone, workers = (batches(found, 4, seed=2, workers=many) for many in (0, 2))
     for _ in range(4):
         left, right = next(alone), next(workers)
@@ -177,9 +181,9 @@ def test_a_resumed_run_from_the_cache_is_exact(folder, tmp_path) -> None:
 
 def test_killed_at_any_moment_it_goes_on_and_ends_alike(folder, small, tmp_path, monkeypatch):
     """Stopped after every single report; a torn file of another life is written again."""
-    monkeypatch.setattr(module, "SHARD", 3)
-    monkeypatch.setattr(module, "TEXTS", 2)
-    monkeypatch.setattr(module, "MOST", 2)
+    monkeypatch.setattr(cached_latents, "SHARD", 3)
+    monkeypatch.setattr(fill_cache, "TEXTS", 2)
+    monkeypatch.setattr(fill_cache, "MOST", 2)
     whole = cache_of(folder, small, tmp_path / "whole")
     reports = list(whole.fill())
     assert reports[-1].done == reports[-1].total
@@ -200,7 +204,8 @@ def test_killed_at_any_moment_it_goes_on_and_ends_alike(folder, small, tmp_path,
     assert files(again) == before  # whole by now, so nothing is written any more
     assert {name: data for name, (_, data) in before.items()} == expected
     assert (
-        again.pictures().read([0, 1, 2])["caption"] == whole.pictures().read([0, 1, 2])["caption"]
+        again.open_latents().read([0, 1, 2])["caption"]
+        == whole.open_latents().read([0, 1, 2])["caption"]
     )
 
 
@@ -244,7 +249,7 @@ def test_a_cache_that_is_not_what_its_name_says_is_refused(folder, small, tmp_pa
     list(cache.fill())
     path = cache.folder / "cache.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pictures": 12}))
-    with pytest.raises(ValueError, match=r"cache.json is not of the pictures .* remove the folder"):
+    with pytest.raises(ValueError, match=r"cache.json does not fit .* remove the folder"):
         list(cache_of(folder, small, tmp_path).fill())
 
 
@@ -253,7 +258,7 @@ def test_broken_pictures_are_named_and_replaced_as_without_a_cache(folder, small
     path.write_bytes(path.read_bytes()[:200])
     source = bucketed(open_source(str(folder), size=32), shapes(32, 8))
     cache = cache_of(folder, small, tmp_path, source=source)
-    found = cache.pictures()
+    found = cache.open_latents()
     assert list(found.info.skipped) == ["train/03.png"]
     cached = bucket_batches(found, found.buckets, 2, seed=0)
     plain = bucket_batches(source, source.buckets, 2, seed=0)
@@ -271,7 +276,7 @@ def test_broken_pictures_are_named_and_replaced_as_without_a_cache(folder, small
 
 def test_half_precision_takes_half_the_disk(folder, small, tmp_path) -> None:
     exact, half = (
-        cache_of(folder, small, tmp_path, precision=p).pictures().read([0, 1])
+        cache_of(folder, small, tmp_path, precision=p).open_latents().read([0, 1])
         for p in ("float32", "float16")
     )
     assert half["mean"].dtype == np.float16
@@ -289,7 +294,7 @@ def test_what_has_no_end_or_no_autoencoder_is_refused(small, tmp_path) -> None:
     endless = open_source("scenes-one", size=32)
     with pytest.raises(ValueError, match=r"is endless.*--pictures"):
         cache_of(tmp_path, small, tmp_path, source=endless)
-    some = cache_of(tmp_path, small, tmp_path, source=beginning(endless, 5)).pictures()
+    some = cache_of(tmp_path, small, tmp_path, source=beginning(endless, 5)).open_latents()
     assert some.info.length == 5 and len(some.read([3, 1])["caption"]) == 2
     with pytest.raises(ValueError, match="keeps latents"):
         TrainTextToImage(cache="x")
@@ -301,7 +306,7 @@ def test_frozen_parts_leave_the_memory_and_come_back_to_draw(folder, tmp_path) -
     made = model(config(autoencoder=CODER))
     cache = cache_of(folder, made, tmp_path)
     expected = {name: x.clone() for name, x in made.state_dict().items()}
-    learner, whole = around(made, cache, torch.device("cpu"))
+    learner, whole = separate_unet(made, cache, torch.device("cpu"))
     frozen = [weakref.ref(p) for part in (made.text, made.autoencoder) for p in part.parameters()]
     unet = made.unet
     del made

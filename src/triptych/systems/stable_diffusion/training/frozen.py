@@ -1,14 +1,10 @@
-"""What training leaves as it is: the frozen parts around a U-Net, and what a step needs of them.
-
-Dimensions: B pictures, C channels, H height, W width, Z latent channels, h w latent sides.
-"""
+"""Training a U-Net alone: the frozen networks around it, and the conditioning by picture sizes."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from triptych.data.disk.table import Table
 from triptych.data.order.buckets import bucketed, shapes
@@ -17,59 +13,57 @@ from triptych.diffusion.denoiser import Conditioning
 from triptych.systems.stable_diffusion.adapters.lora_files import write_lora
 from triptych.systems.stable_diffusion.inputs.encode_prompts import size_conditioning, uncropped
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
-from triptych.systems.stable_diffusion.training.latent_cache import (
-    LatentCache,
-    drawn_latents,
-    moments,
-)
+from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
 from triptych.systems.stable_diffusion.unet import LatentUNet
 from triptych.train.recipe import Batch
 from triptych.weights.skeleton import skeleton
 
 
-def around(
+def separate_unet(
     model: StableDiffusion, cache: LatentCache | None, device: torch.device
 ) -> tuple[StableDiffusion, Callable[[nn.Module], StableDiffusion]]:
-    """What the objective sees of a model of which the U-Net alone moves, and a function that puts
-    the frozen parts around a U-Net.
+    """The model that the objective needs while only the U-Net trains, and a function from a U-Net
+    to the complete model.
+
+    With a cache the first has no frozen networks in memory, and the second maps them from disk.
     """
     config, unet = model.config, model.unet.to(device)
     if cache is not None:
         learner = skeleton(lambda: StableDiffusion(config))
         learner.unet = unet
-        return learner, lambda module: cache.whole(module, device)
+        return learner, lambda module: cache.restore_model(module, device)
     model.to(device)
 
-    def whole(module: nn.Module) -> StableDiffusion:
-        found = skeleton(lambda: StableDiffusion(config))
-        found.text, found.autoencoder = model.text, model.autoencoder
-        found.unet = module  # type: ignore[assignment]
-        return found
+    def complete(module: nn.Module) -> StableDiffusion:
+        around = skeleton(lambda: StableDiffusion(config))
+        around.text, around.autoencoder = model.text, model.autoencoder
+        around.unet = module  # type: ignore[assignment]
+        return around
 
-    return model, whole
+    return model, complete
 
 
-def cut(source: Source, config: StableDiffusionConfig, pixels: int) -> Source:
-    """Pictures in buckets of about `pixels` x `pixels`; with 0 in squares as ever, but with the
-    numbers that SDXL is told of them.
+def crop_to_buckets(source: Source, config: StableDiffusionConfig, size: int) -> Source:
+    """Pictures in aspect-ratio buckets of about `size` x `size` pixels; in squares where `size` is
+    0, with the sizes that SDXL is conditioned on.
 
     Raises:
-        ValueError: a source whose pictures are squares already, or no such buckets.
+        ValueError: all pictures are squares already, or `size` is no multiple of the U-Net's step.
     """
-    if isinstance(source, Table) and (pixels or config.sizes):
+    if isinstance(source, Table) and (size or config.sizes):
         step = config.factor << (len(config.unet.widths) - 1)
-        return bucketed(source, shapes(pixels, step) if pixels else (source.info.shape[:2],))
-    if pixels:
+        return bucketed(source, shapes(size, step) if size else (source.info.shape[:2],))
+    if size:
         raise ValueError(
             f"the pictures of {source.info.name!r} are all square: leave out --buckets"
         )
     return source
 
 
-def told_sizes(
+def condition_on_sizes(
     config: StableDiffusionConfig, batch: Batch, shape: tuple[int, int, int], device: torch.device
 ) -> Conditioning:
-    """The size conditioning of a batch, where the U-Net reads one."""
+    """The size conditioning of a batch, if the U-Net has one; by default nothing is cut off."""
     if not config.sizes:
         return {}
     crop = batch.get("sizes")
@@ -79,44 +73,23 @@ def told_sizes(
     return {"sizes": size_conditioning(config.sizes, crop).to(device)}
 
 
-def encoded(
-    model: StableDiffusion, image: Float[Tensor, "B C H W"], *, likeliest: bool = False
-) -> Float[Tensor, "B Z h w"]:
-    """Scaled latents; of an autoencoder that says how sure it is, a draw or the likeliest."""
-    with torch.no_grad():
-        mean, deviation = moments(model.autoencoder, image)
-        return drawn_latents(mean, None if likeliest else deviation)
-
-
-def latents_of(
-    model: StableDiffusion, batch: Batch, device: torch.device, *, likeliest: bool = False
-) -> Float[Tensor, "B Z h w"]:
-    """Scaled latents of a batch, from its pictures or from the cache."""
-    if "mean" not in batch:
-        return encoded(model, batch["image"].to(device), likeliest=likeliest)
-    deviation = None if likeliest else batch.get("deviation")
-    return drawn_latents(
-        batch["mean"].to(device), None if deviation is None else deviation.to(device)
-    )
-
-
-def lora_file(run: Path, module: nn.Module) -> None:
-    """The low-rank updates of a U-Net beside its merged weights."""
+def write_lora_file(run: Path, module: nn.Module) -> None:
+    """Write the low-rank updates of a U-Net beside its merged weights."""
     assert isinstance(module, LatentUNet)
     write_lora(module, run / "lora.safetensors")
 
 
 def refuse_untrainable(name: str, config: StableDiffusionConfig) -> None:
-    """Raise ValueError for a published model that is told what a folder does not say."""
+    """Raise ValueError for a model whose inputs the training data cannot provide."""
     unet = config.unet
     if unet.in_channels != unet.out_channels or unet.labels:
         raise ValueError(
-            f"{name} reads {unet.in_channels} channels, {unet.out_channels} of which are latents: "
-            "models for inpainting and upscaling cannot be trained here. Go on from one that reads "
-            "latents alone; the pipeline inpaints with it, too"
+            f"{name} reads {unet.in_channels} channels but predicts {unet.out_channels}: models "
+            "for inpainting and upscaling cannot be trained here. Start from a model that reads "
+            "latents only; every such model can inpaint as well"
         )
     if config.sizes not in (0, 6):
         raise ValueError(
-            f"{name} is told how well each picture is liked, which the data does not say: a "
-            "refiner cannot be trained here"
+            f"{name} is conditioned on an aesthetic score, which the data does not have: a refiner "
+            "cannot be trained here"
         )

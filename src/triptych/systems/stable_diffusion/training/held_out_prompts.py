@@ -1,7 +1,4 @@
-"""What a text-to-image model draws for held-out prompts, and whether it is what they say.
-
-Dimensions: N prompts.
-"""
+"""Samples of a text-to-image model for held-out prompts, and whether they show what these say."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,11 +14,11 @@ from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.report import judge
 from triptych.vision.grids import contact_sheet
 
-SHOWN = 15  # prompts of a run's sheet
-JUDGED = 200  # prompts that the exact judge looks at during training
+SHOWN = 15  # prompts of a contact sheet
+JUDGED = 200  # prompts that the exact judge checks during training
 
 
-def prompts_of(test: Source, count: int, templates: Sequence[str]) -> list[str]:
+def choose_prompts(test: Source, count: int, templates: Sequence[str]) -> list[str]:
     """Captions of the first held-out pictures, or sentences of their class names."""
     batch = take_first(test, count)
     if "caption" in batch:
@@ -33,8 +30,8 @@ def prompts_of(test: Source, count: int, templates: Sequence[str]) -> list[str]:
 def prompt_sheet(
     test: Source, tokenizers: Tokenizers, templates: Sequence[str], count: int = SHOWN
 ) -> Callable[[nn.Module], np.ndarray]:
-    """A function of the model: its pictures of the first held-out prompts, each above its own."""
-    prompts = prompts_of(test, count, templates)
+    """A function from a model to a contact sheet: its pictures of the first held-out prompts."""
+    prompts = choose_prompts(test, count, templates)
 
     def draw(module: nn.Module) -> np.ndarray:
         assert isinstance(module, StableDiffusion)
@@ -43,16 +40,16 @@ def prompt_sheet(
     return draw
 
 
-def judged(
+def judge_prompts(
     model: StableDiffusion,
     tokenizers: Tokenizers,
     prompts: Sequence[str],
     *,
     guidance: float | None = None,
 ) -> dict[str, float]:
-    """The share of pictures of the built-in world that are what their prompt says, as a whole and
-    attribute by attribute, by the exact judge; and `nearest`, how far off the objects are, half of
-    them at most.
+    """The share of samples of the built-in world that satisfy their prompt, in everything and
+    attribute by attribute, by the exact judge; and `nearest`, the median distance of regions from
+    the objects that redraw them best.
     """
     pictures = draw_prompts(model, tokenizers, prompts, guidance=guidance)
     shares, nearest = judge(pictures, prompts)
@@ -65,8 +62,8 @@ def judged(
 def held_out_judge(
     test: Source, tokenizers: Tokenizers
 ) -> Callable[[StableDiffusion], dict[str, float]] | None:
-    """`judged` on the first prompts of the built-in world; None for other sources."""
+    """`judge_prompts` on the first prompts of the built-in world; None for another source."""
     if not isinstance(test, SceneSource):
         return None
-    prompts = prompts_of(test, JUDGED, ())
-    return lambda model: judged(model, tokenizers, prompts)
+    prompts = choose_prompts(test, JUDGED, ())
+    return lambda model: judge_prompts(model, tokenizers, prompts)
