@@ -32,7 +32,7 @@ import measure
 import torch
 from torch import Tensor, nn
 
-from triptych.nn.int8 import int8
+from triptych.backends.int8 import int8
 from triptych.requests import TextToImage
 from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
@@ -166,7 +166,7 @@ def by_openvino(options: argparse.Namespace) -> None:
     known to the compiler, as OpenVINO's own notebooks do.
     """
     from triptych.systems.stable_diffusion.openvino import OpenVinoUNet, Positional, unet_inputs
-    from triptych.weights.openvino import Input, conversion_of, convert, traced
+    from triptych.backends.openvino import Input, conversion_of, convert, traced
 
     peer = peer_unet({})
     unet = our_unet(peer)

@@ -23,7 +23,7 @@ from triptych.diffusion.guidance import (
 )
 from triptych.diffusion.samplers import Level, advance, dpmpp_2m, euler
 from triptych.diffusion.schedule import Discrete, Edm, Flow, betas, zero_terminal
-from triptych.diffusion.stochastic import ancestral
+from triptych.diffusion.samplers.stochastic import ancestral
 
 SD = Discrete(tuple(betas("scaled_linear", 0.00085, 0.012)))
 SHAPE = (2, 3, 4, 4)

@@ -35,7 +35,7 @@ from triptych.diffusion.denoiser import consistency, denoiser
 from triptych.diffusion.samplers import Level
 from triptych.diffusion.schedule import Discrete, Edm, Flow, betas, zero_terminal
 from triptych.diffusion.spacing import Spacing, levels
-from triptych.diffusion.walks import downward_steps, walk
+from triptych.diffusion.samplers.levels import downward_steps, walk
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the reference's own
 

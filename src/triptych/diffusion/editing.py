@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from triptych.diffusion.samplers import Denoiser, Level
-from triptych.diffusion.walks import downward_steps
+from triptych.diffusion.samplers.levels import downward_steps
 
 
 def start_at(levels: Sequence[Level], strength: float) -> list[Level]:

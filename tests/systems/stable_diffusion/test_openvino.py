@@ -27,7 +27,7 @@ from triptych.requests import TextToImage
 from triptych.running import run
 from triptych.systems.stable_diffusion import pipeline as text_to_image
 from triptych.systems.stable_diffusion.unet import LatentUNetConfig
-from triptych.weights import openvino as conversions
+from triptych.backends import openvino as conversions
 
 needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="OpenVINO is an extra, not installed here"

@@ -30,7 +30,7 @@ from triptych.diffusion.samplers import Denoiser, Level, Step
 from triptych.diffusion.sampling import sample as draw
 from triptych.diffusion.schedule import Discrete, Edm, Flow, Levels, Schedule, betas, zero_terminal
 from triptych.diffusion.spacing import Kind, Spacing
-from triptych.diffusion.walks import walk
+from triptych.diffusion.samplers.levels import walk
 from triptych.nn.conditions import condition_vector
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.diffusion.conventions import diffusers_walk
+from triptych.diffusion.samplers.conventions import diffusers_walk
 from triptych.diffusion.denoiser import (
     Conditioning,
     Predicts,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from triptych.nn.circular import circular
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
 from triptych.systems.stable_diffusion.unet import LatentUNet, LatentUNetConfig
-from triptych.weights.openvino import Conversion, Input, compiled, conversion_of, convert
+from triptych.backends.openvino import Conversion, Input, compiled, conversion_of, convert
 
 
 class Positional(nn.Module):

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from triptych import runtime
-from triptych.diffusion.conventions import automatic1111, automatic1111_walk
+from triptych.diffusion.samplers.conventions import automatic1111, automatic1111_walk
 from triptych.diffusion.editing import inpainting, start_at
 from triptych.diffusion.names import SAMPLERS, parse_sampler
 from triptych.diffusion.noise import PictureNoise, Stream
@@ -24,7 +24,7 @@ from triptych.diffusion.sampling import sample as run_sampler
 from triptych.diffusion.sampling import shares
 from triptych.diffusion.spacing import Kind
 from triptych.nn.circular import circular
-from triptych.nn.int8 import int8
+from triptych.backends.int8 import int8
 from triptych.systems.stable_diffusion.adapters.learned_words import learned_words
 from triptych.systems.stable_diffusion.adapters.loras import merged_loras
 from triptych.systems.stable_diffusion.inputs.encode_prompts import (
@@ -49,7 +49,7 @@ from triptych.systems.stable_diffusion.request import TextToImage, parse_size
 from triptych.text.weighting import loras_in
 from triptych.vision.images import to_pictures
 from triptych.weights.loaded import Load, Loaded
-from triptych.weights.openvino import require_openvino
+from triptych.backends.openvino import require_openvino
 
 MODEL = "stable-diffusion"
 BATCH_PIXELS = 1024 * 1024  # pixels of a batch

@@ -13,7 +13,7 @@ from triptych.diffusion.editing import start_at
 from triptych.diffusion.samplers import Level
 from triptych.diffusion.schedule import Discrete, Edm, Flow, betas
 from triptych.diffusion.spacing import Spacing, levels
-from triptych.diffusion.walks import Restart, restarting, upwards, walk
+from triptych.diffusion.samplers.levels import Restart, restarting, upwards, walk
 
 SD = Discrete(tuple(betas("scaled_linear", 0.00085, 0.012)))
 KARRAS = Spacing("karras")

@@ -5,7 +5,7 @@ with its own pictures (tests/parity).
 import numpy as np
 import pytest
 
-from triptych.diffusion.conventions import automatic1111, automatic1111_walk, diffusers_walk
+from triptych.diffusion.samplers.conventions import automatic1111, automatic1111_walk, diffusers_walk
 from triptych.diffusion.names import SAMPLERS
 from triptych.diffusion.schedule import Discrete, Edm, Flow, betas, zero_terminal
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
-from triptych.diffusion.dpm_solver import fast_orders
+from triptych.diffusion.samplers.dpm_solver import fast_orders
 from triptych.diffusion.samplers import Level, between
 from triptych.diffusion.schedule import Discrete, Edm, Schedule
 from triptych.diffusion.spacing import Spacing, karras, levels

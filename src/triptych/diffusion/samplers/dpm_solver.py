@@ -20,7 +20,7 @@ from triptych.diffusion.samplers import (
     slide,
     stride,
 )
-from triptych.diffusion.stochastic import Noise, ancestor
+from triptych.diffusion.samplers.stochastic import Noise, ancestor
 
 Seen = list[tuple[Tensor, Level]]  # the noise at each level since a step's start
 

@@ -10,7 +10,7 @@ from tests.diffusion.exact import MEANS, STD, WEIGHTS, even, flow, gaussian, int
 from triptych.diffusion import dpm_solver, samplers, singlestep, stochastic
 from triptych.diffusion.names import SAMPLERS
 from triptych.diffusion.samplers import Level, euler, heun, invert, lagrange_integrals
-from triptych.diffusion.stochastic import added_noise, ancestor
+from triptych.diffusion.samplers.stochastic import added_noise, ancestor
 
 X = torch.linspace(-2, 2, 9, dtype=torch.float64)
 

@@ -22,7 +22,7 @@ from triptych.diffusion.spacing import (
     start_scale,
     times_of,
 )
-from triptych.diffusion.walks import walk
+from triptych.diffusion.samplers.levels import walk
 
 
 def diffusers_walk(

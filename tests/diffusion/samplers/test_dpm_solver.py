@@ -8,7 +8,7 @@ import torch
 
 from tests.diffusion.exact import MEANS, STD, WEIGHTS, even, flow, gaussian, integrated, mixture
 from triptych.diffusion import samplers
-from triptych.diffusion.dpm_solver import Tolerance, by_noise, dpm_adaptive, dpm_fast, fast_orders
+from triptych.diffusion.samplers.dpm_solver import Tolerance, by_noise, dpm_adaptive, dpm_fast, fast_orders
 from triptych.diffusion.samplers import Level
 from triptych.diffusion.sampling import shares
 

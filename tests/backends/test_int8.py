@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from triptych.nn import int8 as module
+from triptych.backends import int8 as module
 from triptych.nn.circular import circular
-from triptych.nn.int8 import Int8Conv2d, Int8Linear, input_bytes, int8, weight_bytes
+from triptych.backends.int8 import Int8Conv2d, Int8Linear, input_bytes, int8, weight_bytes
 from triptych.systems.stable_diffusion.unet import LatentUNet, LatentUNetConfig
 
 needs_vnni = pytest.mark.skipif(
