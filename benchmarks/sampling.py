@@ -19,7 +19,7 @@ from train_unet import peer_model
 from triptych.diffusion.denoiser import conditional_denoiser, denoiser
 from triptych.diffusion.guidance import classifier_free
 from triptych.diffusion.noise import PictureNoise
-from triptych.diffusion.sampling import DETERMINISTIC, STOCHASTIC, sample
+from triptych.diffusion.sampling import DETERMINISTIC, STOCHASTIC, run_sampler
 from triptych.diffusion.schedule import Discrete, betas
 from triptych.diffusion.spacing import Spacing, levels
 from triptych.systems.pixel_diffusion.published import DIFFUSERS
@@ -44,7 +44,7 @@ def idle() -> None:
             noise = PictureNoise([0])
             x = noise.start(SHAPE)
             began = time.perf_counter()
-            for _ in sample(name, guided, x, levels(SD, STEPS, spacing), noise):
+            for _ in run_sampler(name, guided, x, levels(SD, STEPS, spacing), noise):
                 pass
             spent.append((time.perf_counter() - began) / STEPS * 1e3)
         measure.emit(
@@ -96,7 +96,7 @@ def end_to_end(pairs: int, precision: str) -> None:
         began = time.perf_counter()
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, half):
             denoise = denoiser(lambda x, time_: unet(x, time_), table, "noise")
-            *_, last = sample("dpmpp_2m", denoise, start, levels(table, 20, spacing), noise)
+            *_, last = run_sampler("dpmpp_2m", denoise, start, levels(table, 20, spacing), noise)
         reached["ours"] = last.x
         return time.perf_counter() - began
 

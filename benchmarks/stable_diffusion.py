@@ -165,8 +165,8 @@ def by_openvino(options: argparse.Namespace) -> None:
     """Both networks are converted, compiled and called; by hand with the size of the pictures
     known to the compiler, as OpenVINO's own notebooks do.
     """
-    from triptych.systems.stable_diffusion.openvino import OpenVinoUNet, Positional, unet_inputs
     from triptych.backends.openvino import Input, conversion_of, convert, traced
+    from triptych.systems.stable_diffusion.openvino import OpenVinoUNet, Positional, unet_inputs
 
     peer = peer_unet({})
     unet = our_unet(peer)

@@ -91,11 +91,16 @@ def test_reference_libraries_are_never_imported() -> None:
 
 def test_samplers_know_a_denoiser_and_nothing_else() -> None:
     """Only torch and the standard library: so every network, guidance and schedule fits them."""
-    tree = ast.parse((SOURCE / "diffusion" / "samplers.py").read_text())
-    imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    tops = {str(name).split(".")[0] for name in imported}
-    assert tops - set(sys.stdlib_module_names) == {"torch"}
+    steps = "triptych.diffusion.steps"
+    samplers = "triptych.diffusion.samplers"
+    names = ("deterministic", "singlestep", "stochastic", "dpm_solver")
+    allowed = {"torch", steps, *(f"{samplers}.{name}" for name in names)}
+    folder = SOURCE / "diffusion"
+    for path in (folder / "steps.py", *(folder / "samplers" / f"{name}.py" for name in names)):
+        tree = ast.parse(path.read_text())
+        imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        assert imported - set(sys.stdlib_module_names) - {"collections.abc"} <= allowed, path
 
 
 def test_no_drawers() -> None:

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from triptych.backends import int8 as module
+from triptych.backends.int8 import Int8Conv2d, Int8Linear, int8, quantize_input, quantize_weight
 from triptych.nn.circular import circular
-from triptych.backends.int8 import Int8Conv2d, Int8Linear, input_bytes, int8, weight_bytes
 from triptych.systems.stable_diffusion.unet import LatentUNet, LatentUNetConfig
 
 needs_vnni = pytest.mark.skipif(
@@ -22,7 +22,7 @@ def noise_ratio(found, exact):
 def test_weights_are_the_nearest_of_255_numbers_a_row():
     torch.manual_seed(0)
     weight = torch.randn(5, 7, 3, 3) * torch.tensor([1e-6, 1.0, 0.0, 30.0, 2.0]).view(-1, 1, 1, 1)
-    whole, scale = weight_bytes(weight)
+    whole, scale = quantize_weight(weight)
     assert whole.dtype == torch.int8 and whole.abs().max() == 127
     error = (weight - whole * scale.view(-1, 1, 1, 1)).abs().amax((1, 2, 3))
     assert (error <= scale / 2 * 1.0001).all()
@@ -34,19 +34,19 @@ def test_inputs_are_the_nearest_of_255_numbers_and_zero_is_one_of_them(move):
     torch.manual_seed(0)
     x = torch.randn(4, 50) * 3 + move
     x[0, 0] = 0
-    whole, scale, zero = input_bytes(x)
+    whole, scale, zero = quantize_input(x)
     assert whole.dtype == torch.uint8 and 0 <= zero <= 255
     assert ((whole.float() - zero) * scale - x).abs().max() <= scale * 1.001
     assert whole[0, 0] == zero
 
 
 def test_nothing_is_nothing_and_what_is_not_finite_is_said():
-    whole, _, zero = input_bytes(torch.zeros(3, 3))
+    whole, _, zero = quantize_input(torch.zeros(3, 3))
     assert (whole == zero).all()
     with pytest.raises(FloatingPointError, match="finite"):
-        input_bytes(torch.tensor([1.0, float("nan")]))
+        quantize_input(torch.tensor([1.0, float("nan")]))
     with pytest.raises(FloatingPointError, match="finite"):
-        input_bytes(torch.tensor([1.0, float("inf")]))
+        quantize_input(torch.tensor([1.0, float("inf")]))
 
 
 @needs_vnni
@@ -56,9 +56,9 @@ def test_a_linear_layer_is_its_sum_of_whole_numbers(bias):
     layer, x = nn.Linear(48, 40, bias=bias), torch.randn(3, 9, 48) + 0.3
     with torch.inference_mode():
         found = Int8Linear(layer)(x)
-        weight, by = weight_bytes(layer.weight)
+        weight, by = quantize_weight(layer.weight)
         for picture, output in zip(x, found, strict=True):
-            whole, scale, zero = input_bytes(picture)
+            whole, scale, zero = quantize_input(picture)
             sums = (whole.double() - zero) @ weight.double().T
             exact = sums * scale * by + (layer.bias if bias else 0)
             torch.testing.assert_close(output.double(), exact, rtol=1e-5, atol=1e-5)
@@ -74,9 +74,9 @@ def test_a_convolution_is_its_sum_of_whole_numbers(stride, edges):
     layer, x = nn.Conv2d(33, 40, 3, stride=stride, padding=1), torch.randn(2, 33, 9, 6) + 0.3
     with torch.inference_mode(), circular(layer, edges == "circular"):
         found = Int8Conv2d(layer)(x)
-        weight, by = weight_bytes(layer.weight)
+        weight, by = quantize_weight(layer.weight)
         for picture, output in zip(x[:, None], found, strict=True):
-            whole, scale, zero = input_bytes(picture)
+            whole, scale, zero = quantize_input(picture)
             wide = whole.double() - zero
             wide = F.pad(wide, (1, 1, 1, 1), "circular" if edges == "circular" else "constant")
             sums = F.conv2d(wide, weight.double(), stride=stride)[0]
@@ -127,7 +127,7 @@ def test_weights_are_those_on_the_way_in_and_errors_leave_nothing_behind():
         kept.weight += 1
     with pytest.raises(KeyboardInterrupt), int8(network):
         changed = network.middle.first.conv1
-        assert torch.equal(changed.scale, weight_bytes(kept.weight)[1])
+        assert torch.equal(changed.scale, quantize_weight(kept.weight)[1])
         raise KeyboardInterrupt
     assert network.middle.first.conv1 is kept
     with int8(network, False):

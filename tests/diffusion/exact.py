@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from triptych.diffusion.samplers import Level
+from triptych.diffusion.steps import Level
 
 MEANS = torch.tensor([-1.2, 0.4, 1.5], dtype=torch.float64)
 WEIGHTS = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)

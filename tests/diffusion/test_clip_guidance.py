@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tests.diffusion.exact import even, gaussian, mixture
-from triptych.diffusion.clip_guidance import clip_guided
-from triptych.diffusion.samplers import Level, dpmpp_2m, euler
+from triptych.diffusion.clip_guidance import guide_by_score
+from triptych.diffusion.samplers.deterministic import dpmpp_2m, euler
+from triptych.diffusion.steps import Level
 
 LEVELS = [Level(0.6, 0.8), Level(1.0, 3.0), Level(0.3, 0.7), Level(0.99, 0.1)]
 
@@ -36,7 +37,7 @@ def test_a_linear_score_gives_the_exact_posterior_mean(level, scale) -> None:
     """log p(y | x0) = c x0: averaged over what x leaves open it is c E[x0 | x] + c^2 v / 2, whose
     gradient is that of the score of E[x0 | x].
     """
-    guided = clip_guided(gaussian, lambda x0: 1.7 * x0.flatten(1).sum(1), scale)
+    guided = guide_by_score(gaussian, lambda x0: 1.7 * x0.flatten(1).sum(1), scale)
     exact = summed(points(), level, lambda grid: scale * 1.7 * grid)
     assert torch.allclose(guided(points(), level), exact, atol=1e-9)
 
@@ -51,7 +52,7 @@ def test_a_quadratic_score_gives_the_exact_posterior_mean(level) -> None:
     def score(x0: torch.Tensor) -> torch.Tensor:
         return -((seen - x0).square() / (2 * (variance + v))).flatten(1).sum(1)
 
-    guided = clip_guided(gaussian, score)(points(), level)
+    guided = guide_by_score(gaussian, score)(points(), level)
     by_hand = (gaussian(points(), level) / v + seen / variance) / (1 / v + 1 / variance)
     assert torch.allclose(guided, by_hand, atol=1e-12)
     assert torch.allclose(
@@ -63,7 +64,7 @@ def test_a_quadratic_score_gives_the_exact_posterior_mean(level) -> None:
 def test_samples_follow_the_tilted_distribution(sampler) -> None:
     """N(0, 1) times exp(c x) is N(c, 1), whose probability-flow ODE ends at a known place."""
     c, levels = 1.3, even(200)
-    guided = clip_guided(gaussian, lambda x0: c * x0.flatten(1).sum(1))
+    guided = guide_by_score(gaussian, lambda x0: c * x0.flatten(1).sum(1))
     start = points(1)
     *_, last = sampler(guided, start, levels)
     end = levels[-1].alpha * c + (start - levels[0].alpha * c)  # alpha^2 + sigma^2 is 1
@@ -73,7 +74,7 @@ def test_samples_follow_the_tilted_distribution(sampler) -> None:
 
 def test_it_leads_to_the_mode_that_scores_high() -> None:
     """Of a mixture of three, samples go where the score is: three quarters were elsewhere."""
-    guided = clip_guided(mixture, lambda x0: 8 * x0.flatten(1).sum(1))
+    guided = guide_by_score(mixture, lambda x0: 8 * x0.flatten(1).sum(1))
     start = torch.randn(200, 1, 1, 1, generator=torch.Generator().manual_seed(0)).double()
     *_, plain = dpmpp_2m(mixture, start, even(60))
     *_, last = dpmpp_2m(guided, start, even(60))
@@ -86,11 +87,11 @@ def test_pure_noise_other_levels_and_no_scale_are_plain() -> None:
         return 100 * x0.flatten(1).sum(1)
 
     x = points()
-    guided = clip_guided(gaussian, steep, interval=(0.5, 2.0))
+    guided = guide_by_score(gaussian, steep, interval=(0.5, 2.0))
     for level in (Level(0.0, 1.0), Level(1.0, 3.0), Level(1.0, 0.4)):
         assert torch.equal(guided(x, level), gaussian(x, level))
     assert not torch.equal(guided(x, Level(1.0, 1.0)), gaussian(x, Level(1.0, 1.0)))
-    assert clip_guided(gaussian, steep, 0.0) is gaussian
+    assert guide_by_score(gaussian, steep, 0.0) is gaussian
 
 
 def test_a_step_is_never_longer_than_the_most() -> None:
@@ -100,8 +101,8 @@ def test_a_step_is_never_longer_than_the_most() -> None:
     def score(x0: torch.Tensor) -> torch.Tensor:
         return slopes * x0.flatten(1).sum(1)
 
-    shift = clip_guided(gaussian, score, most=0.25)(x, level) - gaussian(x, level)
-    free = clip_guided(gaussian, score)(x, level) - gaussian(x, level)
+    shift = guide_by_score(gaussian, score, most=0.25)(x, level) - gaussian(x, level)
+    free = guide_by_score(gaussian, score)(x, level) - gaussian(x, level)
     sizes = shift.flatten(1).square().mean(1).sqrt()
     assert torch.allclose(sizes[1:], torch.tensor([0.25, 0.25], dtype=torch.float64))
     assert torch.allclose(shift[0], free[0])  # short ones stay as they are
@@ -109,7 +110,7 @@ def test_a_step_is_never_longer_than_the_most() -> None:
 
 
 def test_it_works_where_samplers_run_and_leaves_no_gradients_behind() -> None:
-    guided = clip_guided(gaussian, lambda x0: x0.flatten(1).sum(1))
+    guided = guide_by_score(gaussian, lambda x0: x0.flatten(1).sum(1))
     outside = guided(points(), LEVELS[0])
     with torch.inference_mode():
         inside = guided(points() + 0, LEVELS[0])
@@ -125,9 +126,9 @@ def test_it_works_where_samplers_run_and_leaves_no_gradients_behind() -> None:
 )
 def test_nonsense_is_refused(options, words) -> None:
     with pytest.raises(ValueError, match=words):
-        clip_guided(gaussian, lambda x0: x0.sum(), **options)
+        guide_by_score(gaussian, lambda x0: x0.sum(), **options)
 
 
 def test_a_score_is_one_number_a_picture() -> None:
     with pytest.raises(ValueError, match=r"one number a picture, \(5,\)"):
-        clip_guided(gaussian, lambda x0: x0.sum())(points(), LEVELS[0])
+        guide_by_score(gaussian, lambda x0: x0.sum())(points(), LEVELS[0])

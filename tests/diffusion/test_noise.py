@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from triptych.diffusion.noise import BrownianNoise, PictureNoise, philox, philox_normal
-from triptych.diffusion.samplers import Level
+from triptych.diffusion.steps import Level
 
 KNOWN = [  # the known-answer vectors that the authors of Philox publish (Random123, philox4x32-10)
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -43,7 +43,7 @@ def test_a_picture_has_its_own_stream(source) -> None:
     def three(seeds: list[int]) -> list[torch.Tensor]:
         noise = PictureNoise(seeds, source)
         start = noise.start(shape)
-        noise = noise.device(start)
+        noise = noise.match(start)
         return [start, noise(level, level), noise(level, level)]
 
     together = three([5, 6, 7])

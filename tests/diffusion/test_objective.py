@@ -6,11 +6,11 @@ from torch.distributions import Normal, kl_divergence
 
 from triptych.diffusion.denoiser import PARAMETERISATIONS
 from triptych.diffusion.objective import (
+    add_noise,
     discretised_likelihood,
     gaussian_divergence,
     learned_variance_loss,
     matching,
-    noised,
     offset_noise,
     snr_weight,
     training_levels,
@@ -49,12 +49,12 @@ def test_a_perfect_network_has_no_loss_and_an_error_its_square(name, schedule) -
     assert loss.count == len(x0) and float(loss.terms["mse"]) == pytest.approx(0.25)
     x, time = seen[0]
     assert torch.equal(time, levels.time)
-    assert torch.allclose(x, noised(x0, noise, levels) * kind.scale(alpha, sigma))
+    assert torch.allclose(x, add_noise(x0, noise, levels) * kind.scale(alpha, sigma))
 
 
 def test_min_snr_weights_are_the_published_ones() -> None:
     """arXiv:2303.09556, section 3.4: x0: min(SNR, g); noise: / SNR; velocity: / (SNR + 1)."""
-    levels = SD.drawn((torch.arange(20) + 0.5) / 20)
+    levels = SD.draw((torch.arange(20) + 0.5) / 20)
     snr = (levels.alpha / levels.sigma) ** 2
     for name, divisor in (("sample", 1.0), ("noise", snr), ("velocity", snr + 1)):
         weight = snr_weight(levels, PARAMETERISATIONS[name], 5.0)
@@ -64,9 +64,9 @@ def test_min_snr_weights_are_the_published_ones() -> None:
 def test_min_snr_makes_all_predictions_one_loss() -> None:
     """The same wrong x0 costs the same whatever the network calls it."""
     x0, noise = data()
-    levels = Levels(*(column.double() for column in SD.drawn((torch.arange(8) + 0.5) / 8)))
+    levels = Levels(*(column.double() for column in SD.draw((torch.arange(8) + 0.5) / 8)))
     alpha, sigma = (column.view(-1, 1, 1, 1) for column in levels[:2])
-    x = noised(x0, noise, levels)
+    x = add_noise(x0, noise, levels)
     totals = []
     for name in ("sample", "noise", "velocity"):
         kind = PARAMETERISATIONS[name]

@@ -10,7 +10,7 @@ from triptych.diffusion.schedule import (
     Edm,
     Flow,
     betas,
-    shifted,
+    shift_time,
     zero_terminal,
 )
 from triptych.diffusion.spacing import Spacing, levels, start_scale
@@ -43,7 +43,7 @@ def test_noise_grows_with_time(name) -> None:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_training_draws_are_levels_of_the_schedule(name) -> None:
     schedule = SCHEDULES[name]
-    drawn = schedule.drawn((torch.arange(64) + 0.5) / 64)
+    drawn = schedule.draw((torch.arange(64) + 0.5) / 64)
     for alpha, sigma, time in zip(*(column.tolist() for column in drawn), strict=True):
         level = schedule.at(time)
         assert (alpha, sigma) == pytest.approx((level.alpha, level.sigma), rel=1e-3, abs=1e-6)
@@ -51,12 +51,12 @@ def test_training_draws_are_levels_of_the_schedule(name) -> None:
 
 def test_training_times_are_spread_as_published() -> None:
     share = (torch.arange(10_000) + 0.5) / 10_000
-    edm = Edm().drawn(share).sigma.log()
+    edm = Edm().draw(share).sigma.log()
     assert (edm.mean(), edm.std()) == (pytest.approx(-1.2, abs=0.01), pytest.approx(1.2, abs=0.01))
-    logits = Flow().drawn(share).sigma.logit()
+    logits = Flow().draw(share).sigma.logit()
     assert (logits.mean(), logits.std()) == (pytest.approx(0, abs=0.01), pytest.approx(1, abs=0.01))
-    assert Flow(times="uniform").drawn(share).sigma.mean() == pytest.approx(0.5, abs=1e-3)
-    counts = SD.drawn(share).time.long().bincount(minlength=1000)
+    assert Flow(times="uniform").draw(share).sigma.mean() == pytest.approx(0.5, abs=1e-3)
+    counts = SD.draw(share).time.long().bincount(minlength=1000)
     assert counts.min() == counts.max() == 10  # every training time alike
 
 
@@ -68,7 +68,7 @@ def test_zero_terminal_is_pure_noise_at_the_end_and_keeps_the_start() -> None:
 def test_a_shift_multiplies_the_ratio() -> None:
     """t / (1 - t) is the ratio, and the shift multiplies it (arXiv:2403.03206, equation 23)."""
     t = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
-    moved = shifted(t, 3.0)
+    moved = shift_time(t, 3.0)
     assert torch.allclose(moved / (1 - moved), 3 * t / (1 - t))
 
 

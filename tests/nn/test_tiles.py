@@ -6,20 +6,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from triptych.nn.tiles import continued, shares, starts, tiled
+from triptych.nn.tiles import apply_in_tiles, pad_to_multiple, tile_starts, tile_weights
 
 
 @pytest.mark.parametrize("length", [1, 7, 64, 65, 100, 128, 129, 1000])
 @pytest.mark.parametrize(("side", "overlap", "step"), [(64, 16, 1), (64, 16, 8), (32, 0, 4)])
 def test_tiles_cover_everything_and_their_shares_sum_to_one(length, side, overlap, step):
     length = -(-length // step) * step
-    places = starts(length, side, overlap, step)
+    places = tile_starts(length, side, overlap, step)
     assert places[0] == 0 and all(place % step == 0 for place in places)
     assert max(places) + side >= length and (len(places) == 1 or max(places) + side == length)
     gaps = [after - before for before, after in pairwise(places)]
     assert all(0 < gap <= side - overlap for gap in gaps)
     assert len(places) == 1 or len(places) == -(-(length - overlap) // (side - overlap))
-    weights = shares(places, side, overlap, length)
+    weights = tile_weights(places, side, overlap, length)
     torch.testing.assert_close(weights.sum(0), torch.ones(length))
     assert (weights >= 0).all()
     for weight, place in zip(weights, places, strict=True):
@@ -29,7 +29,7 @@ def test_tiles_cover_everything_and_their_shares_sum_to_one(length, side, overla
 
 
 def test_shares_are_linear_over_the_overlap():
-    (first, second) = shares([0, 6], 10, 4, 16)
+    (first, second) = tile_weights([0, 6], 10, 4, 16)
     expected = torch.tensor([1, 1, 1, 1, 1, 1, 7 / 8, 5 / 8, 3 / 8, 1 / 8, 0, 0, 0, 0, 0, 0])
     torch.testing.assert_close(first, expected)
     torch.testing.assert_close(second, expected.flip(0))
@@ -55,9 +55,9 @@ def test_a_pointwise_network_gives_the_whole(size):
 
         return run
 
-    small = tiled(watched(shrink), x, side=32, overlap=8, shrink=4)
+    small = apply_in_tiles(watched(shrink), x, side=32, overlap=8, shrink=4)
     torch.testing.assert_close(small, shrink(x))
-    large = tiled(watched(grow), x, side=32, overlap=8, grow=4)
+    large = apply_in_tiles(watched(grow), x, side=32, overlap=8, grow=4)
     torch.testing.assert_close(large, grow(x))
     assert all(max(shape[2:]) <= 32 for shape in seen)
     if size == (32, 32):
@@ -67,14 +67,14 @@ def test_a_pointwise_network_gives_the_whole(size):
 
 def test_half_precision_is_summed_in_float32():
     x = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    result = tiled(lambda part: part, x, side=16, overlap=8)
+    result = apply_in_tiles(lambda part: part, x, side=16, overlap=8)
     assert result.dtype == torch.bfloat16
     torch.testing.assert_close(result, x, atol=0, rtol=2**-8)  # one rounding
 
 
 def test_continued():
     x = torch.arange(6.0).reshape(1, 1, 2, 3)
-    wide = continued(x, 4)
+    wide = pad_to_multiple(x, 4)
     assert wide.shape == (1, 1, 4, 4)
     assert wide[0, 0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]
-    assert continued(x, 1) is x
+    assert pad_to_multiple(x, 1) is x

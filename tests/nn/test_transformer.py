@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from triptych.nn import lora
 from triptych.nn.bag_of_words import BagOfWords
-from triptych.nn.patches import check_stem, kept_patches, patch_embedding
+from triptych.nn.patches import check_stem, keep_patches, patch_embedding
 from triptych.nn.position import resize_grid
 from triptych.nn.transformer import ACTIVATIONS, AttentionPool, Block, Transformer
 
@@ -82,11 +82,11 @@ def test_positions_of_a_grid_are_interpolated_and_rows_come_first():
 def test_patches_left_out_are_others_for_every_picture():
     x = torch.arange(20.0).view(1, 20, 1).expand(50, 20, 2)
     torch.manual_seed(0)
-    kept = kept_patches(x, 0.25)
+    kept = keep_patches(x, 0.25)
     assert kept.shape == (50, 5, 2)
     assert all(len(set(row[:, 0].tolist())) == 5 for row in kept)
     assert len({tuple(sorted(row[:, 0].tolist())) for row in kept}) > 40
-    assert kept_patches(x, 0.01).shape[1] == 1
+    assert keep_patches(x, 0.01).shape[1] == 1
 
 
 def test_a_stem_makes_as_many_patches_as_one_filter():

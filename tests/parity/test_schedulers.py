@@ -30,12 +30,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from triptych.diffusion import samplers, singlestep, stochastic
 from triptych.diffusion.denoiser import consistency, denoiser
-from triptych.diffusion.samplers import Level
+from triptych.diffusion.samplers import deterministic, singlestep, stochastic
+from triptych.diffusion.samplers.levels import downward_steps, sampler_levels
 from triptych.diffusion.schedule import Discrete, Edm, Flow, betas, zero_terminal
 from triptych.diffusion.spacing import Spacing, levels
-from triptych.diffusion.samplers.levels import downward_steps, walk
+from triptych.diffusion.steps import Level
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the reference's own
 
@@ -145,19 +145,19 @@ EULERISH: dict[str, Any] = {"whole_times": False}
 SOLVER: dict[str, Any] = {"whole_times": True, "include_cleanest": False}
 CASES: dict[str, tuple[Any, ...]] = {
     # ours, theirs, their settings, our spacing, scaled, which states
-    "ddim": (samplers.euler, "DDIMScheduler", {"clip_sample": False}, {}, False, every),
+    "ddim": (deterministic.euler, "DDIMScheduler", {"clip_sample": False}, {}, False, every),
     "ddim eta": (stochastic.ancestral, "DDIMScheduler", {"clip_sample": False}, {}, False, every),
     "ddpm": (stochastic.ancestral, "DDPMScheduler", {"clip_sample": False}, {}, False, every),
-    "euler": (samplers.euler, "EulerDiscreteScheduler", {}, EULERISH, True, every),
+    "euler": (deterministic.euler, "EulerDiscreteScheduler", {}, EULERISH, True, every),
     "euler a": (stochastic.ancestral, "EulerAncestralDiscreteScheduler", {}, EULERISH, True, every),
-    "heun": (samplers.heun, "HeunDiscreteScheduler", {}, EULERISH, True, second),
-    "dpm2": (samplers.dpm2, "KDPM2DiscreteScheduler", {}, EULERISH, True, second),
+    "heun": (deterministic.heun, "HeunDiscreteScheduler", {}, EULERISH, True, second),
+    "dpm2": (deterministic.dpm2, "KDPM2DiscreteScheduler", {}, EULERISH, True, second),
     "dpm2 a": (
         stochastic.dpm2_ancestral, "KDPM2AncestralDiscreteScheduler", {}, EULERISH, True, second,
     ),
-    "lms": (samplers.lms, "LMSDiscreteScheduler", {}, EULERISH, True, every),
-    "pndm": (samplers.plms, "PNDMScheduler", {"skip_prk_steps": True}, {}, False, after_first),
-    "dpm++ 2m": (samplers.dpmpp_2m, "DPMSolverMultistepScheduler", {}, SOLVER, False, every),
+    "lms": (deterministic.lms, "LMSDiscreteScheduler", {}, EULERISH, True, every),
+    "pndm": (deterministic.plms, "PNDMScheduler", {"skip_prk_steps": True}, {}, False, after_first),
+    "dpm++ 2m": (deterministic.dpmpp_2m, "DPMSolverMultistepScheduler", {}, SOLVER, False, every),
     "dpm++ 2m sde": (
         stochastic.dpmpp_2m_sde, "DPMSolverMultistepScheduler",
         {"algorithm_type": "sde-dpmsolver++"}, SOLVER, False, every,
@@ -171,9 +171,9 @@ CASES: dict[str, tuple[Any, ...]] = {
         singlestep.dpmpp_3s, "DPMSolverSinglestepScheduler", {"solver_order": 3}, SOLVER, False,
         every,
     ),
-    "unipc": (samplers.unipc, "UniPCMultistepScheduler", {}, SOLVER, False, every),
+    "unipc": (deterministic.unipc, "UniPCMultistepScheduler", {}, SOLVER, False, every),
     "deis": (
-        samplers.deis, "DEISMultistepScheduler", {}, {**SOLVER, "end": "least"}, False, every,
+        deterministic.deis, "DEISMultistepScheduler", {}, {**SOLVER, "end": "least"}, False, every,
     ),
     "sa-solver": (
         stochastic.sa_solver, "SASolverScheduler", {}, {**SOLVER, "end": "least"}, False, every,
@@ -317,8 +317,8 @@ def test_a_start_from_pure_noise_equals_the_reference(monkeypatch) -> None:
     """Zero terminal SNR; the reference caps its infinite ratio at 4096."""
     table = zero_terminal(betas("scaled_linear", 0.00085, 0.012))
     for name, ours, steps in (
-        ("DDIM", samplers.euler, 10),
-        ("DPMSolverMultistep", samplers.dpmpp_2m, 20),
+        ("DDIM", deterministic.euler, 10),
+        ("DPMSolverMultistep", deterministic.dpmpp_2m, 20),
     ):
         more = {"clip_sample": False} if name == "DDIM" else {}
         scheduler = reference(
@@ -355,7 +355,10 @@ def test_zero_terminal_betas_equal_the_reference() -> None:
 @pytest.mark.parametrize("steps", [5, 18, 35])
 @pytest.mark.parametrize(
     ("name", "ours"),
-    [("EDMEulerScheduler", samplers.euler), ("EDMDPMSolverMultistepScheduler", samplers.dpmpp_2m)],
+    [
+        ("EDMEulerScheduler", deterministic.euler),
+        ("EDMDPMSolverMultistepScheduler", deterministic.dpmpp_2m),
+    ],
 )
 def test_edm_equals_the_reference(name, ours, steps, monkeypatch) -> None:
     scheduler = reference(name, monkeypatch, True, sigma_min=0.002, sigma_max=80.0, sigma_data=0.5)
@@ -376,7 +379,7 @@ def test_flow_equals_the_reference(steps, shift, monkeypatch) -> None:
     walked = levels(schedule, steps, Spacing("linspace"))
     denoise = denoiser(network, schedule, "flow")
     for step, state in zip(
-        samplers.euler(denoise, start(torch.float64), walked), reached, strict=True
+        deterministic.euler(denoise, start(torch.float64), walked), reached, strict=True
     ):
         assert (step.x - state).abs().max() < 1e-6
 
@@ -408,7 +411,7 @@ def test_tcd_equals_the_reference(gamma, predicts, monkeypatch) -> None:
     for steps in (1, 4, 8, 50):
         noises = draws(torch.float64, steps)
         reached = theirs(scheduler, steps, noises, start(torch.float64), False)
-        walked = walk(schedule, "tcd", steps, Spacing("lcm", whole_times=True), eta=gamma)
+        walked = sampler_levels(schedule, "tcd", steps, Spacing("lcm", whole_times=True), eta=gamma)
         queue = iter(noises)
         denoise = denoiser(network, schedule, PREDICTS[predicts])
         *ours, last = stochastic.tcd(
@@ -441,7 +444,7 @@ def test_ipndm_equals_the_reference_on_its_own_table(steps, monkeypatch) -> None
 
     x = start(torch.float64)
     state = x
-    for t, step in zip(scheduler.timesteps, samplers.ipndm(denoise, x, walked), strict=True):
+    for t, step in zip(scheduler.timesteps, deterministic.ipndm(denoise, x, walked), strict=True):
         output = velocity(state, torch.full((len(x),), float(t), dtype=x.dtype))
         state = scheduler.step(output, t, state, return_dict=False)[0]
         assert (step.x - state).abs().max() < 1e-6

@@ -25,7 +25,7 @@ WHOLE = ("shortcut", "proj_in", "proj_out")
 LEVELS = 254  # of 256: rounding then cannot leave the range
 
 
-def weight_bytes(
+def quantize_weight(
     weight: Float[Tensor, "O ..."],
 ) -> tuple[Int8[Tensor, "O ..."], Float[Tensor, " O"]]:
     """The nearest int8 numbers, and what each output's are to be multiplied with."""
@@ -35,7 +35,7 @@ def weight_bytes(
     return (flat / scale[:, None]).round().to(torch.int8).view(weight.shape), scale
 
 
-def input_bytes(x: Float[Tensor, "..."]) -> tuple[UInt8[Tensor, "..."], float, int]:
+def quantize_input(x: Float[Tensor, "..."]) -> tuple[UInt8[Tensor, "..."], float, int]:
     """The nearest uint8 numbers, their scale, and the one that stands for zero.
 
     Raises:
@@ -58,7 +58,7 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.linear = linear
-        whole, self.scale = weight_bytes(linear.weight)
+        whole, self.scale = quantize_weight(linear.weight)
         self.bias = None if linear.bias is None else linear.bias.detach().float()
         self.packed = torch.ops.onednn.qlinear_prepack(whole, None)
         self.zeros = torch.zeros(len(whole), dtype=torch.int64)
@@ -67,7 +67,7 @@ class Int8Linear(nn.Module):
         return torch.stack([self._one(picture) for picture in x])
 
     def _one(self, x: Float[Tensor, "T C"]) -> Float[Tensor, "T O"]:
-        whole, scale, zero = input_bytes(x)
+        whole, scale, zero = quantize_input(x)
         result: Tensor = torch.ops.onednn.qlinear_pointwise(
             whole, scale, zero, self.packed, self.scale, self.zeros, self.bias,
             1.0, 0, x.dtype, "none", [], "",
@@ -81,7 +81,7 @@ class Int8Conv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
         self.conv = conv  # whose padding may change: `nn.circular`
-        whole, self.scale = weight_bytes(conv.weight)
+        whole, self.scale = quantize_weight(conv.weight)
         self.bias = None if conv.bias is None else conv.bias.detach().float()
         self.packed = torch.ops.onednn.qconv_prepack(
             whole, self.scale, 1.0, 0, conv.stride, conv.padding, conv.dilation, conv.groups, None
@@ -94,7 +94,7 @@ class Int8Conv2d(nn.Module):
     def _one(self, x: Float[Tensor, "1 C H W"]) -> Float[Tensor, "1 O H2 W2"]:
         conv = self.conv
         padding = [int(side) for side in conv.padding]
-        whole, scale, zero = input_bytes(x)
+        whole, scale, zero = quantize_input(x)
         if conv.padding_mode != "zeros":
             down, right = padding
             whole = F.pad(whole.float(), (right, right, down, down), conv.padding_mode)
@@ -122,7 +122,7 @@ def int8(network: nn.Module, wanted: bool = True) -> Iterator[None]:
     """
     if wanted:
         _check(network)
-    found = list(_layers(network)) if wanted else []
+    found = list(_quantizable(network)) if wanted else []
     try:
         for parent, name, layer in found:
             whole = Int8Conv2d(layer) if isinstance(layer, nn.Conv2d) else Int8Linear(layer)
@@ -133,7 +133,7 @@ def int8(network: nn.Module, wanted: bool = True) -> Iterator[None]:
             setattr(parent, name, layer)
 
 
-def _layers(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d | nn.Linear]]:
+def _quantizable(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d | nn.Linear]]:
     inside = {
         id(part)
         for transformer in network.modules()

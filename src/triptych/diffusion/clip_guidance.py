@@ -2,9 +2,9 @@
 
 Bayes says log p(x | y) = log p(x) + log p(y | x) up to a constant, and Tweedie's formula turns a
 gradient of log p(x) at x = alpha x0 + sigma noise into an expected picture, E[x0 | x] =
-(x + sigma^2 grad log p(x)) / alpha (Efron 2011, equation 1.4). So a likelihood moves a denoiser's
-answer by (sigma^2 / alpha) grad_x log p(y | x): classifier guidance (arXiv:2105.05233, section 4)
-written for x0, with CLIP in place of the classifier (arXiv:2112.05744; arXiv:2112.10741, section
+(x + sigma^2 grad log p(x)) / alpha (Efron 2011, equation 1.4). So a likelihood shifts x0 of a
+denoiser by (sigma^2 / alpha) grad_x log p(y | x): classifier guidance (arXiv:2105.05233, section 4)
+written for x0, with CLIP as the classifier (arXiv:2112.05744; arXiv:2112.10741, section
 2.3).
 
 Dimensions: B pictures.
@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from triptych.diffusion.samplers import Denoiser, Level
+from triptych.diffusion.steps import Denoiser, Level
 
 Score = Callable[[Tensor], Float[Tensor, " B"]]
-"""Clean pictures in [-1, 1] to the logarithm of how likely each shows what is wanted."""
+"""Clean pictures x0 in [-1, 1] to log p(y | x0)."""
 
 
-def clip_guided(
+def guide_by_score(
     denoise: Denoiser,
     score: Score,
     scale: float = 1.0,
@@ -31,20 +31,19 @@ def clip_guided(
     most: float = math.inf,
     interval: tuple[float, float] = (0.0, math.inf),
 ) -> Denoiser:
-    """A denoiser that leads towards pictures with a high score.
+    """A denoiser guided towards pictures with a high score.
 
-    The score sees the denoiser's x0, never a noisy picture, and its gradient goes back through the
-    denoiser: log p(y | x) is taken for log p(y | E[x0 | x]) (arXiv:2209.14687, equation 10). That
-    is exact for a score that is linear in x0 where the data are Gaussian; a curved one is pulled at
-    too strongly in the noise. At pure noise, alpha 0, where x says nothing of x0, and outside the
-    interval of sigma / alpha the answer is the plain one.
+    The score is taken at the denoiser's x0, never at a noisy picture, and its gradient goes back
+    through the denoiser: log p(y | x) is approximated by log p(y | E[x0 | x]) (arXiv:2209.14687,
+    equation 10). This is exact for a score linear in x0 and Gaussian data; a curved score guides
+    too strongly at high noise. No guidance at pure noise (alpha 0), or outside the interval.
 
     Args:
-        denoise: What samplers ask; must be differentiable in x.
+        denoise: Must be differentiable in x.
         score: Differentiable; row i may depend on picture i only.
-        scale: 1 is Bayes's rule, 0 costs nothing.
-        most: The root mean square that x0 of one picture may be moved by.
-        interval: Of sigma / alpha: where to guide.
+        scale: 1 is Bayes's rule; 0 returns `denoise`.
+        most: The largest root mean square of the shift of one picture's x0.
+        interval: Of sigma / alpha, in which to guide.
     """
     if not math.isfinite(scale):
         raise ValueError(f"scale must be a finite number, not {scale}")
@@ -56,7 +55,7 @@ def clip_guided(
     def guided(x: Tensor, level: Level) -> Tensor:
         if level.alpha == 0 or not interval[0] < level.ratio <= interval[1]:
             return denoise(x, level)
-        # samplers run in inference mode, whose tensors know no gradients: a copy outside it does
+        # samplers run in inference mode, whose tensors have no gradients: take a copy outside it
         with torch.inference_mode(False), torch.enable_grad():
             at = x.clone().detach().requires_grad_()
             x0 = denoise(at, level)

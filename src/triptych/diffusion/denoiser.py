@@ -1,7 +1,7 @@
-"""From what a network predicts to the denoiser that samplers ask: what is the expected x0?
+"""Denoisers out of networks: from what a network predicts to the expected x0.
 
-Whatever is predicted is a linear function of x and x0 at a level, so each kind is two formulas:
-x0 from the output, and the output from x0. The second is also the training target.
+Every prediction type is a linear function of x and x0 at a level, so each is two formulas: x0 from
+the output, and the output from x0. The second is also the training target.
 
 Dimensions: B pictures, C channels, H height, W width.
 """
@@ -14,30 +14,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from triptych.diffusion.samplers import Denoiser, Level
 from triptych.diffusion.schedule import Schedule
+from triptych.diffusion.steps import Denoiser, Level
 
 Predicts = Literal["noise", "velocity", "sample", "flow", "edm"]
 SIGMA_DATA = 0.5  # the standard deviation of pictures in [-1, 1] that EDM's scaling assumes
 Network = Callable[[Tensor, Tensor], Tensor]
-"""(x, time (B,)) to a prediction of x's shape."""
+"""(x, time (B,)) to a prediction with x's shape."""
 Conditioning = dict[str, Tensor]
-"""What a network is told besides the time: each (B, ...)."""
+"""The network's inputs besides x and time, by name: each (B, ...)."""
 ConditionalNetwork = Callable[[Tensor, Tensor, Conditioning], Tensor]
 ConditionalDenoiser = Callable[[Tensor, Level, Conditioning], Tensor]
 
 
 class Parameterisation(NamedTuple):
-    """alpha and sigma are numbers, or tensors that broadcast against pictures."""
+    """A prediction type; alpha and sigma are numbers, or tensors that broadcast against x."""
 
     x0: Callable[[Any, Any, Any, Any], Any]  # (x, output, alpha, sigma) to x0
     output: Callable[[Any, Any, Any, Any], Any]  # (x, x0, alpha, sigma) to the output
-    target: Callable[[Any, Any, Any, Any], Any]  # (x0, noise, alpha, sigma) to the output wanted
-    scale: Callable[[Any, Any], Any] = lambda alpha, sigma: 1.0  # of x on the network's way in
+    target: Callable[[Any, Any, Any, Any], Any]  # (x0, noise, alpha, sigma) to the target
+    scale: Callable[[Any, Any], Any] = lambda alpha, sigma: 1.0  # of the network's input
 
 
 def _edm_scales(alpha: Any, sigma: Any) -> tuple[Any, Any]:
-    """c_skip and c_out (arXiv:2206.00364, table 1), for x whose picture is scaled by alpha."""
+    """c_skip and c_out (arXiv:2206.00364, table 1), for x = alpha x0 + sigma noise."""
     variance = sigma**2 + (alpha * SIGMA_DATA) ** 2
     return alpha * SIGMA_DATA**2 / variance, sigma * SIGMA_DATA / variance**0.5
 
@@ -58,7 +58,7 @@ def _edm_output(x: Any, x0: Any, alpha: Any, sigma: Any) -> Any:
 
 
 PARAMETERISATIONS: dict[str, Parameterisation] = {
-    # arXiv:2006.11239, section 3.2; says nothing of x0 where alpha is 0
+    # arXiv:2006.11239, section 3.2; does not determine x0 where alpha is 0
     "noise": Parameterisation(
         x0=lambda x, output, alpha, sigma: (x - sigma * output) / alpha,
         output=lambda x, x0, alpha, sigma: (x - alpha * x0) / sigma,
@@ -93,26 +93,26 @@ PARAMETERISATIONS: dict[str, Parameterisation] = {
 def denoiser(network: Network, schedule: Schedule, predicts: Predicts) -> Denoiser:
     """The denoiser of a network that predicts noise, velocity, x0, a flow, or EDM's mixture.
 
-    The answer has x's precision, whatever the network computes in. A level without a time, where a
-    sampler went between two, is looked up by its ratio; x is scaled to the schedule's own alpha.
+    Returns x's dtype, whatever the network computes in. A level without a time is looked up in the
+    schedule by its ratio; x is then rescaled to the schedule's alpha.
 
     Raises:
         ValueError: noise is predicted and the schedule starts at pure noise.
     """
-    told = conditional_denoiser(lambda x, time, _: network(x, time), schedule, predicts)
-    return lambda x, level: told(x, level, {})
+    denoise = conditional_denoiser(lambda x, time, _: network(x, time), schedule, predicts)
+    return lambda x, level: denoise(x, level, {})
 
 
 def conditional_denoiser(
     network: ConditionalNetwork, schedule: Schedule, predicts: Predicts
 ) -> ConditionalDenoiser:
-    """`denoiser` of a network that is told something; what it is told comes with each call."""
+    """`denoiser` of a network with conditioning, which is given in each call."""
     kind = parameterisation(predicts, schedule)
 
     def denoise(
         x: Float[Tensor, "B C H W"], level: Level, cond: Conditioning
     ) -> Float[Tensor, "B C H W"]:
-        x, level = on_schedule(x, level, schedule)
+        x, level = match_schedule(x, level, schedule)
         assert level.time is not None
         time = torch.full((len(x),), level.time, dtype=torch.float32, device=x.device)
         output = network(x * kind.scale(level.alpha, level.sigma), time, cond).to(x.dtype)
@@ -123,24 +123,28 @@ def conditional_denoiser(
 
 
 def parameterisation(predicts: Predicts, schedule: Schedule) -> Parameterisation:
-    """The formulas of a kind of prediction, if it means something all along the schedule."""
+    """The formulas of a prediction type.
+
+    Raises:
+        ValueError: an unknown type, or noise where the schedule starts at pure noise.
+    """
     if predicts not in PARAMETERISATIONS:
         known = ", ".join(PARAMETERISATIONS)
         raise ValueError(f"no parameterisation {predicts!r}; there are {known}")
     if predicts == "noise" and schedule.at(schedule.noisiest).alpha == 0:
         raise ValueError(
-            "a network that predicts noise cannot start from pure noise (alpha 0): there it would "
-            "say nothing of the picture. Predict velocity, or keep some signal in the schedule"
+            "a network that predicts noise cannot start from pure noise (alpha 0), where it does "
+            "not determine the picture. Predict velocity, or keep some signal in the schedule"
         )
     return PARAMETERISATIONS[predicts]
 
 
-def on_schedule(x: Tensor, level: Level, schedule: Schedule) -> tuple[Tensor, Level]:
+def match_schedule(x: Tensor, level: Level, schedule: Schedule) -> tuple[Tensor, Level]:
     """x and level as the network was trained on them."""
     if level.time is not None:
         return x, level
-    own = schedule.of_ratio(level.ratio)
-    return x * (own.alpha / level.alpha), own
+    trained = schedule.of_ratio(level.ratio)
+    return x * (trained.alpha / level.alpha), trained
 
 
 def variance_denoiser(
@@ -148,12 +152,12 @@ def variance_denoiser(
 ) -> Callable[[Tensor, Level], tuple[Tensor, Tensor]]:
     """x0 and v in [0, 1] of a network whose output is noise and v in [-1, 1], twice x's channels.
 
-    v says where the variance of a step lies between its bounds (arXiv:2102.09672, equation 15).
+    v interpolates the variance of a step between its bounds (arXiv:2102.09672, equation 15).
     """
     kind = parameterisation("noise", schedule)
 
     def denoise(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        x, level = on_schedule(x, level, schedule)
+        x, level = match_schedule(x, level, schedule)
         assert level.time is not None
         time = torch.full((len(x),), level.time, dtype=torch.float32, device=x.device)
         noise, v = network(x, time).to(x.dtype).chunk(2, dim=1)
@@ -165,10 +169,9 @@ def variance_denoiser(
 
 
 def consistency(denoise: Denoiser, sigma_data: float = SIGMA_DATA, scale: float = 10.0) -> Denoiser:
-    """The boundary condition of a distilled consistency model: x0 becomes x itself at time 0.
+    """The boundary condition of a distilled consistency model: at time 0, x0 is x itself.
 
-    c_skip and c_out of the time, scaled (arXiv:2310.04378, section 4.1, and latent consistency
-    models' code).
+    c_skip and c_out of the scaled time (arXiv:2310.04378, section 4.1, and its code).
     """
 
     def bounded(x: Tensor, level: Level) -> Tensor:

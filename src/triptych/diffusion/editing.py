@@ -1,7 +1,6 @@
-"""Starting from a picture, and keeping parts of one: written once for every model.
+"""Image-to-image and inpainting, for every model, sampler and guidance.
 
-Image-to-image starts part of the way; inpainting is a denoiser that knows some of the answer. Both
-compose with every sampler and every guidance.
+Image-to-image starts at a later level; inpainting is a denoiser that returns the known part.
 
 Dimensions: B pictures, C channels, H height, W width.
 """
@@ -11,14 +10,14 @@ from collections.abc import Sequence
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from triptych.diffusion.samplers import Denoiser, Level
 from triptych.diffusion.samplers.levels import downward_steps
+from triptych.diffusion.steps import Denoiser, Level
 
 
 def start_at(levels: Sequence[Level], strength: float) -> list[Level]:
-    """The levels of the last `strength` of the way: 1 forgets the picture, towards 0 it stays.
+    """The levels of the last `strength` of the steps: 1 ignores the picture, near 0 keeps it.
 
-    int(steps * strength) steps towards the picture are left, as in diffusers.
+    Keeps int(steps * strength) steps towards the picture, as diffusers does.
 
     Raises:
         ValueError: strength is not in (0, 1], or so small that no step is left.
@@ -34,10 +33,10 @@ def start_at(levels: Sequence[Level], strength: float) -> list[Level]:
     return list(levels[begins[steps - left] :])
 
 
-def noised(
+def add_noise(
     x0: Float[Tensor, "B C H W"], noise: Float[Tensor, "B C H W"], level: Level
 ) -> Float[Tensor, "B C H W"]:
-    """A picture at a level: where image-to-image starts."""
+    """A picture at a noise level: the start of image-to-image."""
     return level.alpha * x0 + level.sigma * noise
 
 
@@ -48,17 +47,16 @@ def inpainting(
     noise: Float[Tensor, "B C H W"],
     first: Level | None = None,
 ) -> Denoiser:
-    """A denoiser that draws where `paint` is True and knows the picture elsewhere.
+    """A denoiser that generates where `paint` is True and keeps the picture `known` elsewhere.
 
-    The network sees the known part with `noise` at its level, and its answer there is replaced by
-    the truth; so a sampler that ends at sigma 0 ends on the known part exactly. What is painted
-    equals replacing the known part of x after every step, as diffusers does. At the level `first`
-    x is taken as it is: diffusers begins with pure noise everywhere, where nothing of a step before
-    could be replaced.
+    The network's input has the known part with `noise` at the level, and its x0 there is replaced
+    by `known`; so a sampler that ends at sigma 0 keeps the known part exactly. The painted part
+    equals that of replacing the known part of x after every step, as diffusers does. At the level
+    `first` x is not replaced: diffusers starts from pure noise everywhere.
     """
 
     def denoise_unknown(x: Tensor, level: Level) -> Tensor:
-        seen = x if level == first else x.where(paint, noised(known, noise, level))
+        seen = x if level == first else x.where(paint, add_noise(known, noise, level))
         return denoise(seen, level).where(paint, known)
 
     return denoise_unknown

@@ -17,11 +17,11 @@ FOREIGN: dict[str, str] = {
     ),
     # diffusers: other directions, and other ends
     "DDIMInverseScheduler": (
-        "goes from a picture to its noise: triptych.diffusion.samplers.invert does that in Python. "
+        "goes from a picture to its noise: diffusion.samplers.deterministic.invert does that. "
         "To draw, use ddim"
     ),
     "DPMSolverMultistepInverseScheduler": (
-        "goes from a picture to its noise: triptych.diffusion.samplers.invert does that in Python. "
+        "goes from a picture to its noise: diffusion.samplers.deterministic.invert does that. "
         "To draw, use dpmpp_2m"
     ),
     "RePaintScheduler": (

@@ -1,4 +1,4 @@
-"""Guidance makes a denoiser out of a conditional one, so it composes with every sampler.
+"""Guidance turns a conditional denoiser into a denoiser, so it composes with every sampler.
 
 Dimensions: B pictures.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from triptych.diffusion.denoiser import ConditionalDenoiser, Conditioning, Parameterisation
-from triptych.diffusion.samplers import Denoiser, Level
+from triptych.diffusion.steps import Denoiser, Level
 
 
 def classifier_free(
@@ -22,16 +22,16 @@ def classifier_free(
     *,
     interval: tuple[float, float] = (0.0, math.inf),
 ) -> Denoiser:
-    """Extrapolate from the unconditional towards the conditional answer (arXiv:2207.12598).
+    """Extrapolate from the unconditional towards the conditional x0 (arXiv:2207.12598).
 
-    `uncond` is the dropped condition, or a negative one to lead away from. Both go through the
-    network as one batch. A scale of 1 is plain conditional sampling and costs one pass, as does a
-    level whose sigma / alpha lies outside the interval (arXiv:2404.07724).
+    `uncond` is the dropped condition, or that of a negative prompt. It goes through the network in
+    one batch with `cond`. A scale of 1 is plain conditional sampling and costs one pass, as does a
+    level whose sigma / alpha is outside the interval (arXiv:2404.07724).
     """
-    return _guided(denoise, cond, uncond, scale, interval, torch.lerp)
+    return _guide(denoise, cond, uncond, scale, interval, torch.lerp)
 
 
-def rescaled(
+def rescale_guidance(
     denoise: ConditionalDenoiser,
     cond: Conditioning,
     uncond: Conditioning,
@@ -41,10 +41,10 @@ def rescaled(
     *,
     interval: tuple[float, float] = (0.0, math.inf),
 ) -> Denoiser:
-    """Classifier-free guidance whose strength of contrast is taken back (arXiv:2305.08891, 3.4).
+    """Classifier-free guidance without the contrast that it adds (arXiv:2305.08891, 3.4).
 
-    The network's own prediction, not x0, gets the standard deviation of the conditional prediction;
-    `rescale` in [0, 1] mixes this with the plain one.
+    Rescales the network's output, not x0, to the standard deviation of the conditional output;
+    `rescale` in [0, 1] interpolates from plain guidance.
     """
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale is a share, 0 to 1, not {rescale}")
@@ -54,48 +54,47 @@ def rescaled(
     def guided(x: Tensor, level: Level) -> Tensor:
         def combine(away: Tensor, towards: Tensor, scale: float) -> Tensor:
             amounts = level.alpha, level.sigma
-            wanted = kind.output(x, towards, *amounts)
+            conditional = kind.output(x, towards, *amounts)
             output = kind.output(x, away.lerp(towards, scale), *amounts)
             axes = tuple(range(1, x.ndim))
-            contrast = wanted.std(axes, keepdim=True) / output.std(axes, keepdim=True)
+            contrast = conditional.std(axes, keepdim=True) / output.std(axes, keepdim=True)
             x0: Tensor = kind.x0(x, output * (rescale * contrast + 1 - rescale), *amounts)
             return x0
 
-        return _guided(denoise, cond, uncond, scale, interval, combine)(x, level)
+        return _guide(denoise, cond, uncond, scale, interval, combine)(x, level)
 
     return guided
 
 
-def plus_plus(
+def cfg_plus_plus(
     denoise: ConditionalDenoiser,
     cond: Conditioning,
     uncond: Conditioning,
     scale: float,
     levels: Sequence[Level],
 ) -> Denoiser:
-    """CFG++ (arXiv:2406.08070, algorithm 2): guided, but on the way that the model knows.
+    """CFG++ (arXiv:2406.08070, algorithm 2): the guided x0 with the unconditional noise.
 
-    DDIM there goes to the guided picture with the unconditional noise:
-    x' = alpha' (u + w (c - u)) + sigma' (x - alpha u) / sigma for the answers c with the condition
-    and u without. That is DDIM's own step guided by w / (1 - s' / s), so it is `classifier_free`
-    whose scale follows the levels; the sampler must be `euler` over the same ones. `scale` is w, 0
-    to 1; the denoiser's answer lies beyond the guided picture until the last step.
+    Its DDIM step is x' = alpha' (u + w (c - u)) + sigma' (x - alpha u) / sigma for the conditional
+    x0 c and the unconditional u. That is DDIM with a guidance scale of w / (1 - s' / s), so this is
+    `classifier_free` with a scale that depends on the level; the sampler must be `euler` over the
+    same levels. `scale` is w, 0 to 1.
 
     Raises:
-        ValueError: when asked at a level that is not one of these.
+        ValueError: when called at a level that is not one of these.
     """
     ahead = dict(pairwise(levels))
 
     def guided(x: Tensor, level: Level) -> Tensor:
         if level not in ahead:
-            raise ValueError("CFG++ is a guidance of DDIM over the levels that it was given")
+            raise ValueError("CFG++ needs the sampler euler over the levels that were given to it")
         steps_scale = scale / (1 - ahead[level].ratio / level.ratio)
         return classifier_free(denoise, cond, uncond, steps_scale)(x, level)
 
     return guided
 
 
-def _guided(
+def _guide(
     denoise: ConditionalDenoiser,
     cond: Conditioning,
     uncond: Conditioning,
@@ -105,21 +104,21 @@ def _guided(
 ) -> Denoiser:
     if cond.keys() != uncond.keys():
         raise ValueError(
-            f"the condition has {sorted(cond)}, what to lead away from {sorted(uncond)}"
+            f"cond has the tensors {sorted(cond)}, uncond {sorted(uncond)}: they must be the same"
         )
     if scale == 1:
         return lambda x, level: denoise(x, level, cond)
-    both = {name: torch.cat([uncond[name], cond[name]]) for name in cond}
+    batch = {name: torch.cat([uncond[name], cond[name]]) for name in cond}
 
     def guided(x: Tensor, level: Level) -> Tensor:
         if not interval[0] < level.ratio <= interval[1]:
             return denoise(x, level, cond)
-        away, towards = denoise(torch.cat([x, x]), level, both).chunk(2)
+        away, towards = denoise(torch.cat([x, x]), level, batch).chunk(2)
         return combine(away, towards, scale)
 
     return guided
 
 
-def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
-    """x0 kept in the range of pictures, as pixel models are sampled (arXiv:2006.11239's code)."""
+def clip_x0(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """Clamps x0 to the range of pictures, as pixel models are sampled (arXiv:2006.11239's code)."""
     return lambda x, level: denoise(x, level).clamp(low, high)

@@ -1,4 +1,4 @@
-"""The noise of a request: picture i has its own stream, so company never changes a picture.
+"""The noise of a request: each picture has its own stream, whatever else is in the batch.
 
 The order of draws is part of the promise (docs/architecture.md): the start at the full shape in
 float32, then one draw a step of a stochastic sampler. Two sources: torch's CPU generator, and the
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from triptych import runtime
-from triptych.diffusion.samplers import Level
+from triptych.diffusion.steps import Level
 
 Source = Literal["cpu", "philox"]
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
-FINEST = 1 / 16  # of a way: pieces so short of a Brownian path are halved no further
+FINEST = 1 / 16  # of a step: shorter segments of a Brownian path are not bisected
 
 
 class Stream:
@@ -32,20 +32,20 @@ class Stream:
     def __init__(self, seed: int, source: Source = "cpu"):
         self.seed, self.source = seed, source
         self.generator = runtime.generator(seed)
-        self.drawn = 0
+        self.draws = 0
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """The next standard normal draw, float32 on the CPU."""
-        self.drawn += 1
+        self.draws += 1
         if self.source == "cpu":
             return torch.randn(tuple(shape), generator=self.generator)
-        return philox_normal(self.seed, self.drawn - 1, shape)
+        return philox_normal(self.seed, self.draws - 1, shape)
 
 
 class PictureNoise:
     """Noise for a batch of pictures, each from its own stream.
 
-    Called with two levels it is the `noise` of a stochastic sampler: the next draw of each stream.
+    Called with two levels it gives the next draw of each stream, as stochastic samplers need.
     """
 
     def __init__(self, seeds: Sequence[int], source: Source = "cpu"):
@@ -56,64 +56,64 @@ class PictureNoise:
         """Standard normal noise (B, *shape), float32 on the CPU."""
         return torch.stack([stream.normal(shape) for stream in self.streams])
 
-    def device(self, x: Tensor) -> "PictureNoise":
-        """The same streams, drawing later noise in x's shape, on its device, in its precision."""
+    def match(self, x: Tensor) -> "PictureNoise":
+        """The same streams; later noise has x's shape, device and dtype."""
         self.like = x
         return self
 
     def __call__(self, level: Level, following: Level) -> Tensor:
-        assert self.like is not None, "call `on` with the start first"
+        assert self.like is not None, "call `match` with x first"
         return self.start(self.like.shape[1:]).to(self.like)
 
 
-class Place(NamedTuple):
-    """A Brownian path at one place, read on the straight piece it lies on."""
+class Point(NamedTuple):
+    """A Brownian path at one place, interpolated on the straight segment that contains it."""
 
     value: Tensor
-    width: float  # of the piece
-    lacking: float  # of the path's variance there
+    width: float  # of the segment
+    missing: float  # variance that the straight line lacks there
 
 
 class BrownianNoise:
     """Increments of one Brownian path a picture, divided by their standard deviation.
 
-    The path runs in s = sigma / alpha from 0 to that of the first finite level. Its values are
-    found by halving (Levy's construction; arXiv:2001.01328, section 4), each from a generator of
-    its own place, so the path of a seed is the same for any number of steps, and more steps refine
-    a picture instead of changing it. Halving ends at pieces of a sixteenth of the way, where the
-    path is read as a straight line; what that lacks of its variance is known, so an increment has
-    variance 1 all the same, and is correlated with its neighbours by 1/64 at most. A way that
-    starts at pure noise takes an ordinary draw.
+    The path runs over s = sigma / alpha, from 0 to that of the first finite level. Its values are
+    found by bisection (Levy's construction; arXiv:2001.01328, section 4), each from a generator
+    seeded by its position, so the path of a seed is the same for any number of steps, and more
+    steps refine a picture instead of changing it. Bisection ends at segments of a sixteenth of the
+    step, where the path is interpolated linearly; the variance that this loses is known, so an
+    increment still has variance 1, and its correlation with its neighbours is at most 1/64. A step
+    from pure noise takes an ordinary draw.
     """
 
     def __init__(self, seeds: Sequence[int], x: Tensor, most: float):
         self.seeds, self.like, self.most = seeds, x, most
-        # the path where it was halved on the way to the places of this way, and of the last one
-        self.halved: tuple[dict[float, Tensor], dict[float, Tensor]] = {}, {}
-        self.known: dict[float, Place] = {}  # where the last way began and ended
+        # midpoints computed for this step, and for the step before
+        self.midpoints: tuple[dict[float, Tensor], dict[float, Tensor]] = {}, {}
+        self.ends: dict[float, Point] = {}  # of the last step
 
     def __call__(self, level: Level, following: Level) -> Tensor:
         if math.isinf(level.ratio):
             return self._normal(-1, 0).to(self.like)
         start, end = level.ratio / self.most, following.ratio / self.most
         finest = FINEST * (start - end)
-        self.halved = {}, self.halved[0]
+        self.midpoints = {}, self.midpoints[0]
         here, there = self._at(start, finest), self._at(end, finest)
-        self.known = {start: here, end: there}
-        variance = start - end - here.lacking - there.lacking
+        self.ends = {start: here, end: there}
+        variance = start - end - here.missing - there.missing
         return ((here.value - there.value) / math.sqrt(variance)).to(self.like)
 
-    def _at(self, place: float, finest: float) -> Place:
-        """The path at a place in [0, 1], read on a straight piece no wider than `finest`."""
-        known = self.known.get(place)
-        if known is not None and known.width <= finest:
-            return known
+    def _at(self, place: float, finest: float) -> Point:
+        """The path at a place in [0, 1], on a segment no wider than `finest`."""
+        end = self.ends.get(place)
+        if end is not None and end.width <= finest:
+            return end
         left, right, depth, index = 0.0, 1.0, 0, 0
-        low, high = torch.zeros(()), self._halved(1.0, lambda: self._normal(0, 0))
+        low, high = torch.zeros(()), self._midpoint(1.0, lambda: self._normal(0, 0))
         while place not in (left, right) and right - left > finest:
             depth += 1
             middle = (left + right) / 2
-            value = self._halved(
+            value = self._midpoint(
                 middle, partial(self._bridge, low, high, right - left, depth, index)
             )
             if place < middle:
@@ -121,19 +121,19 @@ class BrownianNoise:
             else:
                 left, low, index = middle, value, 2 * index + 1
         if place in (left, right):
-            return Place(low if place == left else high, 0.0, 0.0)
+            return Point(low if place == left else high, 0.0, 0.0)
         share = (place - left) / (right - left)
-        lacking = (place - left) * (right - place) / (right - left)
-        return Place(torch.lerp(low, high, share), right - left, lacking)
+        missing = (place - left) * (right - place) / (right - left)
+        return Point(torch.lerp(low, high, share), right - left, missing)
 
-    def _halved(self, place: float, found: Callable[[], Tensor]) -> Tensor:
-        newer, older = self.halved
+    def _midpoint(self, place: float, compute: Callable[[], Tensor]) -> Tensor:
+        newer, older = self.midpoints
         if place not in newer:
-            newer[place] = older[place] if place in older else found()
+            newer[place] = older[place] if place in older else compute()
         return newer[place]
 
     def _bridge(self, low: Tensor, high: Tensor, width: float, depth: int, index: int) -> Tensor:
-        """The middle between two values of the path that are `width` apart."""
+        """The midpoint between two values of the path, `width` apart."""
         normal = self._normal(depth, index)
         return (low + high).mul_(0.5).add_(normal, alpha=math.sqrt(width) / 2)
 
@@ -150,7 +150,7 @@ def philox_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
     """Standard normal noise from Philox 4x32-10, float32: number i of draw `draw` of a seed.
 
     The counter is (draw, 0, i, 0) and the key the seed's two halves; the first two of the four
-    numbers go through Box and Muller's transform, of which the sine is taken.
+    numbers go through the sine branch of the Box-Muller transform.
     """
     count = math.prod(shape)
     place = torch.arange(count, dtype=torch.int64)
@@ -168,7 +168,7 @@ def philox(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox 4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
-    int64 tensors that hold 32-bit numbers, in and out.
+    Takes and returns int64 tensors that hold 32-bit numbers.
     """
     a, b, c, d = counter
     low, high = key

@@ -16,24 +16,24 @@ from triptych.nn.loss import Loss
 
 LEAST_SIGMA = 0.05
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""(x as the network takes it, time (B,)) to its prediction."""
+"""(the network's scaled input, time (B,)) to its prediction."""
 
 
 def training_levels(schedule: Schedule, count: int, device: torch.device | str = "cpu") -> Levels:
-    """One level for each picture of a batch, spread evenly over the schedule's training times.
+    """One level for each picture of a batch, from the schedule's training distribution.
 
-    Each is distributed as the schedule says; together they leave no gap: one uniform number shifts
-    a comb (arXiv:2107.00630, appendix I.1), which takes variance out of the loss.
+    Stratified: one uniform number shifts an even grid (arXiv:2107.00630, appendix I.1), which
+    reduces the variance of the loss.
     """
-    comb = torch.arange(count, device=device) / count
-    return schedule.drawn((comb + torch.rand((), device=device)) % 1)
+    grid = torch.arange(count, device=device) / count
+    return schedule.draw((grid + torch.rand((), device=device)) % 1)
 
 
-def noised(
+def add_noise(
     x0: Float[Tensor, "B ..."], noise: Float[Tensor, "B ..."], levels: Levels
 ) -> Float[Tensor, "B ..."]:
     """alpha x0 + sigma noise, each picture at its level."""
-    alpha, sigma = _broad(levels, x0)
+    alpha, sigma = _broadcast(levels, x0)
     return alpha * x0 + sigma * noise
 
 
@@ -45,36 +45,36 @@ def matching(
     levels: Levels,
     *,
     min_snr: float | None = None,
-    measured: Parameterisation | None = None,
+    loss_space: Parameterisation | None = None,
 ) -> Loss:
     """Squared distance between the network's prediction and its target, averaged over the picture.
 
-    `min_snr` is the gamma of arXiv:2303.09556: the loss of x0 weighs min(SNR, gamma), whatever is
-    predicted. `measured` is another quantity than the one predicted, whose error is squared in its
-    place: a network that predicts x0 may learn from the loss of the flow. Terms: `mse`, of that
-    quantity.
+    `min_snr` is the gamma of arXiv:2303.09556: the error of x0 is weighted by min(SNR, gamma) for
+    every prediction type. `loss_space` is the prediction type in which the error is measured, if
+    not the network's own: a network that predicts x0 may learn from the loss of the flow. Terms:
+    `mse`, in that space.
 
     Raises:
-        ValueError: both are given; each is a weight of its own.
+        ValueError: min_snr and loss_space are given, each of which is a weight.
     """
-    if min_snr is not None and measured is not None:
-        raise ValueError("min_snr and measured are two weights of the same errors: give one")
-    alpha, sigma = _broad(levels, x0)
+    if min_snr is not None and loss_space is not None:
+        raise ValueError("min_snr and loss_space both weight the loss: give one of them")
+    alpha, sigma = _broadcast(levels, x0)
     x = alpha * x0 + sigma * noise
     output = predict(x * kind.scale(alpha, sigma), levels.time).to(x0.dtype)
     target = kind.target(x0, noise, alpha, sigma)
     errors = (output - target).square().flatten(1).mean(1)  # (B,)
-    if measured is not None:
-        errors = errors * measured_weight(levels, kind, measured)
+    if loss_space is not None:
+        errors = errors * loss_space_weight(levels, kind, loss_space)
     total = (errors if min_snr is None else errors * snr_weight(levels, kind, min_snr)).sum()
     return Loss(total, len(x0), {"mse": errors.detach().mean()})
 
 
 def snr_weight(levels: Levels, kind: Parameterisation, gamma: float) -> Float[Tensor, " B"]:
-    """The weight of the loss in the network's own prediction that makes min(SNR, gamma) in x0.
+    """The weight of the output's squared error that weights x0's by min(SNR, gamma).
 
-    An error e of x0 is an error |d output / d x0| e of the output: the weight is divided by the
-    square of that slope. Noise: min(SNR, gamma) / SNR; velocity: / (SNR + 1) (section 3.4).
+    An error e of x0 is an error |d output / d x0| e of the output, so the weight is divided by that
+    slope squared. Noise: min(SNR, gamma) / SNR; velocity: / (SNR + 1) (section 3.4).
     """
     slope = kind.output(0.0, 1.0, levels.alpha, levels.sigma)
     snr = (levels.alpha / levels.sigma).square()
@@ -82,25 +82,24 @@ def snr_weight(levels: Levels, kind: Parameterisation, gamma: float) -> Float[Te
     return weight
 
 
-def measured_weight(
-    levels: Levels, kind: Parameterisation, measured: Parameterisation
+def loss_space_weight(
+    levels: Levels, kind: Parameterisation, loss_space: Parameterisation
 ) -> Float[Tensor, " B"]:
-    """What turns squared errors of the network's prediction into those of another quantity.
+    """The factor from squared errors of the network's output to those of another prediction type.
 
-    Both are linear in x0: it is the square of the ratio of their slopes. Near the picture the ratio
-    of a flow to x0 has no bound; there the least noise counts as `LEAST_SIGMA`
-    (arXiv:2511.13720).
+    Both are linear in x0, so it is the squared ratio of their slopes in x0. For flow over x0 that
+    is unbounded as sigma goes to 0: sigma is at least `LEAST_SIGMA` here (arXiv:2511.13720).
     """
     sigma = levels.sigma.clamp(min=LEAST_SIGMA)
-    slopes = [k.output(0.0, 1.0, levels.alpha, sigma) for k in (measured, kind)]
+    slopes = [k.output(0.0, 1.0, levels.alpha, sigma) for k in (loss_space, kind)]
     ratio: Tensor = (slopes[0] / slopes[1]) ** 2
     return ratio * torch.ones_like(levels.alpha)
 
 
 def offset_noise(noise: Float[Tensor, "B C H W"], amount: float) -> Float[Tensor, "B C H W"]:
-    """Noise with a shift of its own for each picture and channel, so that brightness is learned.
+    """Noise plus a random constant per picture and channel, so that brightness is learned.
 
-    (N. Guttenberg, "Diffusion with offset noise", 2023.) 0 draws nothing.
+    N. Guttenberg, "Diffusion with offset noise", 2023. An amount of 0 makes no random draw.
     """
     if amount == 0:
         return noise
@@ -114,7 +113,7 @@ def gaussian_divergence(
     other_mean: Float[Tensor, "B ..."],
     other_log_variance: Float[Tensor, "B ..."],
 ) -> Float[Tensor, " B"]:
-    """KL between two Gaussians with independent dimensions, in nats a dimension."""
+    """KL divergence of two diagonal Gaussians, in nats per dimension."""
     ratio = log_variance - other_log_variance
     distance = (mean - other_mean).square() * (-other_log_variance).exp()
     return ((ratio.exp() - 1 - ratio + distance) / 2).flatten(1).mean(1)
@@ -123,9 +122,9 @@ def gaussian_divergence(
 def discretised_likelihood(
     x0: Float[Tensor, "B ..."], mean: Float[Tensor, "B ..."], log_variance: Float[Tensor, "B ..."]
 ) -> Float[Tensor, " B"]:
-    """-log p(x0) in nats a dimension of bytes in [-1, 1] under a Gaussian cut into 256 bins.
+    """-log p(x0) in nats per dimension, for bytes in [-1, 1] and a Gaussian cut into 256 bins.
 
-    The last term of the bound (arXiv:2006.11239, equation 13); the outer bins reach to infinity.
+    The last term of the bound (arXiv:2006.11239, equation 13); the outer bins extend to infinity.
     """
     width, scale = 1 / 255, (-log_variance / 2).exp()
     above = torch.where(x0 > 0.999, 1.0, ndtr((x0 - mean + width) * scale))
@@ -144,15 +143,15 @@ def learned_variance_loss(
 ) -> Loss:
     """The hybrid loss of a network whose output is noise and v (arXiv:2102.09672, equation 16).
 
-    The noise learns from the simple loss. v learns from the bound, KL(q(x' | x, x0) || p(x' | x))
-    with x' one training time earlier, at time 0 the likelihood of the bytes; its gradient to the
-    noise is stopped. Terms: `mse`, `bound` (nats a dimension).
+    The noise has the simple loss. v has the variational bound, KL(q(x' | x, x0) || p(x' | x)) with
+    x' one timestep earlier, and at time 0 the likelihood of the bytes, without a gradient to the
+    noise. Terms: `mse`, `bound` (nats per dimension).
     """
     table = schedule.signal.to(x0.device)
     before = torch.cat([table.new_ones(1), table[:-1]])
     added = 1 - table / before  # beta
     posterior = added * (1 - before) / (1 - table)
-    posterior[0] = posterior[1]  # 0, which has no logarithm: clipped as in the paper's code
+    posterior[0] = posterior[1]  # 0 has no logarithm: clipped as in the paper's code
     shape = (-1, *[1] * (x0.ndim - 1))
     now, then, beta, lower = (
         column[time].view(shape).to(x0.dtype) for column in (table, before, added, posterior)
@@ -177,6 +176,6 @@ def learned_variance_loss(
     return Loss(total, len(x0), terms)
 
 
-def _broad(levels: Levels, like: Tensor) -> tuple[Tensor, Tensor]:
+def _broadcast(levels: Levels, like: Tensor) -> tuple[Tensor, Tensor]:
     shape = (-1, *[1] * (like.ndim - 1))
     return levels.alpha.view(shape), levels.sigma.view(shape)

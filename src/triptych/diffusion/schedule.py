@@ -1,9 +1,9 @@
-"""Noise schedules: how much of the picture and how much noise is left at a time.
+"""Noise schedules: the scale of the picture and of the noise at each time.
 
 `x = alpha x0 + sigma noise`. Three kinds: a table of betas (arXiv:2006.11239), noise of growing
 size on an unchanged picture (EDM, arXiv:2206.00364), and a straight line from picture to noise
-(rectified flow, arXiv:2209.03003). Each says the level of a time, the time of a level, and draws
-levels for training. `spacing.py` chooses the levels that a sampler walks.
+(rectified flow, arXiv:2209.03003). Each maps times to levels and back, and draws levels for
+training. `spacing.py` chooses the levels of a sampler.
 
 Dimensions: B levels, T training times.
 """
@@ -19,14 +19,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from triptych.diffusion.samplers import Level
+from triptych.diffusion.steps import Level
 
 Betas = Literal["linear", "scaled_linear", "cosine", "sigmoid"]
-TIMES = 1000  # what networks are told runs to about here
+TIMES = 1000  # networks take timesteps up to about this
 
 
 class Levels(NamedTuple):
-    """Many levels at once, one for each picture of a batch."""
+    """A level for each picture of a batch."""
 
     alpha: Float[Tensor, " B"]
     sigma: Float[Tensor, " B"]
@@ -35,28 +35,28 @@ class Levels(NamedTuple):
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What samplers, denoisers and objectives ask of a schedule."""
+    """The interface of a schedule to samplers, denoisers and objectives."""
 
     @property
     def noisiest(self) -> float:
-        """The time with most noise that the model was trained on."""
+        """The time with the most noise in training."""
 
     @property
     def cleanest(self) -> float:
-        """The time with least noise."""
+        """The time with the least noise in training."""
 
     def at(self, time: float) -> Level:
-        """The level of a time, whole or not."""
+        """The level of a time, which need not be whole."""
 
     def of_ratio(self, ratio: float) -> Level:
-        """The level at which sigma / alpha is this."""
+        """The level with this sigma / alpha."""
 
-    def drawn(self, share: Float[Tensor, " B"]) -> Levels:
-        """Levels for training, from uniform numbers in [0, 1)."""
+    def draw(self, share: Float[Tensor, " B"]) -> Levels:
+        """Training levels, from uniform numbers in [0, 1)."""
 
 
 def betas(kind: Betas, start: float = 1e-4, end: float = 0.02, count: int = TIMES) -> list[float]:
-    """The noise added at each training time; `start` and `end` mean nothing to `cosine`.
+    """The variance of the noise added at each timestep; `cosine` ignores `start` and `end`.
 
     linear: arXiv:2006.11239, section 4. scaled_linear: linear in the square root (Stable
     Diffusion: 0.00085 to 0.012). cosine: arXiv:2102.09672, equation 17, at most 0.999. sigmoid:
@@ -106,7 +106,7 @@ class Discrete:
     @cached_property
     def signal(self) -> Tensor:
         """alpha^2 of every training time, float64."""
-        # numbers also where a model is built without any, on the meta device
+        # on the CPU even where a model is built on the meta device
         return (1 - torch.tensor(self.betas, dtype=torch.float64, device="cpu")).cumprod(0)
 
     @cached_property
@@ -141,7 +141,7 @@ class Discrete:
             share = math.log(max(ratio, 1e-10) / start) / math.log(end / start)
         return self._level(ratio, high - 1 + min(max(share, 0.0), 1.0))
 
-    def drawn(self, share: Float[Tensor, " B"]) -> Levels:
+    def draw(self, share: Float[Tensor, " B"]) -> Levels:
         index = (share * len(self.betas)).long()
         signal = self.signal.to(share.device)[index]
         alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
@@ -182,24 +182,24 @@ class Edm:
     def of_ratio(self, ratio: float) -> Level:
         return Level(1.0, ratio, math.log(ratio) / 4)
 
-    def drawn(self, share: Float[Tensor, " B"]) -> Levels:
+    def draw(self, share: Float[Tensor, " B"]) -> Levels:
         log_sigma = self.mean + self.std * torch.special.ndtri(share.clamp(1e-6, 1 - 1e-6))
         return Levels(torch.ones_like(share), log_sigma.exp(), log_sigma / 4)
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Rectified flow: alpha = 1 - t, sigma = t, and the network is told 1000 t.
+    """Rectified flow: alpha = 1 - t, sigma = t; the network's timestep is 1000 t.
 
-    A `shift` above 1 spends more of the way at high noise: t becomes shift t / (1 + (shift - 1) t)
+    A `shift` above 1 spends more steps at high noise: t becomes shift t / (1 + (shift - 1) t)
     (arXiv:2403.03206, equation 23), in training and in sampling.
     """
 
     shift: float = 1.0
     times: Literal["uniform", "logit_normal"] = "logit_normal"
-    """How training times are spread: logit-normal spends more in the middle (section 3.1)."""
+    """The distribution of training times: logit-normal has more in the middle (section 3.1)."""
     least: float = 1 / TIMES
-    """The cleanest t that samplers ask for."""
+    """The cleanest t at which samplers call the network."""
 
     def __post_init__(self) -> None:
         if not self.shift > 0 or not 0 < self.least < 1:
@@ -216,21 +216,21 @@ class Flow:
         return self.least * TIMES
 
     def at(self, time: float) -> Level:
-        """`time` is what the network is told: after the shift."""
+        """`time` is the network's timestep, after the shift."""
         t = time / TIMES
         return Level(1 - t, t, time)
 
     def of_ratio(self, ratio: float) -> Level:
         return self.at(TIMES * ratio / (1 + ratio) if math.isfinite(ratio) else float(TIMES))
 
-    def drawn(self, share: Float[Tensor, " B"]) -> Levels:
+    def draw(self, share: Float[Tensor, " B"]) -> Levels:
         t = share
         if self.times == "logit_normal":
             t = torch.special.ndtri(share.clamp(1e-6, 1 - 1e-6)).sigmoid()
-        t = shifted(t, self.shift)
+        t = shift_time(t, self.shift)
         return Levels(1 - t, t, TIMES * t)
 
 
-def shifted(t: Any, shift: float) -> Any:
-    """Time, a number or a tensor, moved towards noise (arXiv:2403.03206, equation 23)."""
+def shift_time(t: Any, shift: float) -> Any:
+    """Time, a number or a tensor, shifted towards noise (arXiv:2403.03206, equation 23)."""
     return shift * t / (1 + (shift - 1) * t)

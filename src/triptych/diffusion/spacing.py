@@ -1,8 +1,7 @@
-"""Which levels of a schedule a sampler walks, noisiest first.
+"""How the levels of a schedule are spread over the steps, noisiest first.
 
-Steps are spread either over the times that the network was trained on or over sigma / alpha. The
-choice belongs to the model's configuration as much as its betas do: a sampler's name says nothing
-of it.
+Steps are spread either over the training timesteps or over sigma / alpha. The choice belongs to the
+model's configuration, as its betas do, and not to the sampler.
 """
 
 import math
@@ -12,8 +11,8 @@ from typing import Literal, get_args
 
 import torch
 
-from triptych.diffusion.samplers import Level
-from triptych.diffusion.schedule import TIMES, Edm, Flow, Schedule, shifted
+from triptych.diffusion.schedule import TIMES, Edm, Flow, Schedule, shift_time
+from triptych.diffusion.steps import Level
 
 Kind = Literal[
     "linspace", "leading", "trailing", "sgm_uniform", "lcm", "beta", "karras", "exponential",
@@ -26,7 +25,7 @@ class Spacing:
     """How steps are spread, and where they end."""
 
     kind: Kind = "trailing"
-    """Over times: `linspace` from the last to the first, `leading` and `trailing` in strides of T /
+    """Over times: `linspace` from the last to the first, `leading` and `trailing` every T /
     steps from the first or from the last (arXiv:2305.08891, table 2), `sgm_uniform`, `lcm`, `beta`.
     Over sigma / alpha: `karras`, `exponential`, `polyexponential`, `beta_sigma`, and the tables of
     Align Your Steps for SD 1.x and SDXL.
@@ -34,15 +33,15 @@ class Spacing:
     offset: int = 0
     """Added to the times of `leading`."""
     whole_times: bool = False
-    """Tell the network whole numbers only, as a table of betas was trained."""
+    """Round times to whole timesteps, on which models with a table of betas are trained."""
     include_cleanest: bool = True
-    """Ask the network at the cleanest level too; otherwise the end takes its place. The kinds in
+    """Evaluate the network at the cleanest level too; otherwise the end replaces it. The kinds in
     `OPEN` never reach it.
     """
     end: Literal["clean", "least"] = "clean"
     """End at sigma 0, or at the least noise that the model was trained on."""
     rho: float | None = None
-    """The power of `karras` (7 where none is given) and of `polyexponential` (1)."""
+    """The power of `karras` (7 by default) and of `polyexponential` (1)."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -55,48 +54,48 @@ OPEN = ("trailing", "sgm_uniform", "lcm", "align_your_steps", "align_your_steps_
 
 
 def levels(schedule: Schedule, steps: int, spacing: Spacing) -> list[Level]:
-    """`steps` levels for the network, and one to end at.
+    """`steps` levels at which the network is evaluated, and the level to end at.
 
     Raises:
-        ValueError: the schedule has no such spacing, or not so many steps.
+        ValueError: the schedule does not support the spacing or so many steps.
     """
     if steps < 1:
         raise ValueError(f"sampling takes at least one step, not {steps}")
-    walked = _walk(schedule, steps, spacing)
-    if len({level.ratio for level in walked}) < len(walked):
+    chosen = _spaced_levels(schedule, steps, spacing)
+    if len({level.ratio for level in chosen}) < len(chosen):
         raise ValueError(f"{steps} steps of {spacing.kind} repeat a level: take fewer steps")
     least = schedule.at(schedule.cleanest)
     end = Level(1.0, 0.0, schedule.cleanest) if spacing.end == "clean" else least
-    if walked[-1].ratio <= end.ratio * (1 + 1e-9):
+    if chosen[-1].ratio <= end.ratio * (1 + 1e-9):
         raise ValueError(
             f"{spacing.kind} already ends at the least noise: with end='least' give "
             "include_cleanest=False"
         )
-    return [*walked, end]
+    return [*chosen, end]
 
 
-def _walk(schedule: Schedule, steps: int, spacing: Spacing) -> list[Level]:
+def _spaced_levels(schedule: Schedule, steps: int, spacing: Spacing) -> list[Level]:
     open_ended = spacing.include_cleanest or spacing.kind in OPEN
     points = steps if open_ended else steps + 1
     if spacing.kind not in RATIOS:
-        times = times_of(schedule, points, spacing)[:steps]
+        times = spaced_times(schedule, points, spacing)[:steps]
         return [schedule.at(float(round(t)) if spacing.whole_times else t) for t in times]
     start = schedule.at(schedule.noisiest)
     finite = start if start.alpha else schedule.at(schedule.noisiest - 1)
     ends = finite.ratio, schedule.at(schedule.cleanest).ratio
-    walked = [schedule.of_ratio(r) for r in RATIOS[spacing.kind](*ends, points, spacing)][:steps]
+    chosen = [schedule.of_ratio(r) for r in RATIOS[spacing.kind](*ends, points, spacing)][:steps]
     if start.alpha == 0:
-        walked[0] = start
+        chosen[0] = start
     if spacing.whole_times:
-        return [level._replace(time=float(round(level.time or 0.0))) for level in walked]
-    return walked
+        return [level._replace(time=float(round(level.time or 0.0))) for level in chosen]
+    return chosen
 
 
-def times_of(schedule: Schedule, points: int, spacing: Spacing) -> list[float]:
-    """The times of a spacing over times, the noisiest first, as many as there are points.
+def spaced_times(schedule: Schedule, points: int, spacing: Spacing) -> list[float]:
+    """`points` times of a spacing over times, noisiest first.
 
     Raises:
-        ValueError: the schedule has no such spacing, or not so many times.
+        ValueError: the schedule does not support the spacing or so many times.
     """
     first, last = schedule.cleanest, schedule.noisiest
     if isinstance(schedule, Edm):
@@ -119,7 +118,7 @@ def times_of(schedule: Schedule, points: int, spacing: Spacing) -> list[float]:
         return _linspace(last, first, points + 1)[:-1]
     if spacing.kind == "beta":
         return [first + (last - first) * q for q in _beta_quantiles(points)]
-    trained = range(count - 1, -1, -(count // min(50, count)))  # the times of the distillation
+    trained = range(count - 1, -1, -(count // min(50, count)))  # of the distillation
     if points > len(trained):
         raise ValueError(f"lcm has {len(trained)} steps at most, not {points}")
     return [float(trained[i * len(trained) // points]) for i in range(points)]
@@ -136,7 +135,7 @@ def _flow_times(schedule: Flow, points: int, spacing: Spacing) -> list[float]:
         raise ValueError(
             f"a flow schedule has no {spacing.kind} spacing: use trailing, linspace or beta"
         )
-    return [TIMES * shifted(t, schedule.shift) for t in unshifted]
+    return [TIMES * shift_time(t, schedule.shift) for t in unshifted]
 
 
 def _linspace(start: float, end: float, points: int) -> list[float]:
@@ -170,16 +169,16 @@ def _beta_quantiles(points: int) -> list[float]:
     """Quantiles of Beta(0.6, 0.6), from 1 down: more steps at both ends (arXiv:2407.12173).
 
     With x = u^5 / (u^5 + (1 - u)^5) the density x^-0.4 (1 - x)^-0.4 loses its poles and becomes
-    (u (1 - u))^2 (u^5 + (1 - u)^5)^-1.2, which sums accurately; the sum is then read backwards.
+    (u (1 - u))^2 (u^5 + (1 - u)^5)^-1.2, which sums accurately; the sum is then inverted.
     """
     cells = 1 << 16
     u = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
     mass = (u * (1 - u)).square() * (u**5 + (1 - u) ** 5) ** -1.2
     total = torch.cat([mass.new_zeros(1), mass.cumsum(0)])
     total = total / total[-1]
-    wanted = torch.tensor(_linspace(1.0, 0.0, points), dtype=torch.float64)
-    index = torch.searchsorted(total, wanted).clamp(1, cells)
-    share = (wanted - total[index - 1]) / (total[index] - total[index - 1])
+    quantiles = torch.tensor(_linspace(1.0, 0.0, points), dtype=torch.float64)
+    index = torch.searchsorted(total, quantiles).clamp(1, cells)
+    share = (quantiles - total[index - 1]) / (total[index] - total[index - 1])
     u = (index - 1 + share) / cells
     return [float(q) for q in u**5 / (u**5 + (1 - u) ** 5)]
 
@@ -189,16 +188,16 @@ AYS_SDXL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.11
 """Align Your Steps (arXiv:2404.14507): s of ten steps and their end, for SD 1.x and for SDXL."""
 
 
-def aligned(table: Sequence[float], steps: int) -> list[float]:
-    """The table, for another number of steps read between its entries in the logarithm; its last
-    entry is the end of the last step.
+def align_your_steps_ratios(table: Sequence[float], steps: int) -> list[float]:
+    """The table, interpolated in the logarithm for another number of steps; its last entry ends the
+    last step.
     """
-    found = []
+    ratios = []
     for place in _linspace(0.0, len(table) - 1.0, steps + 1):
         low = min(int(place), len(table) - 2)
         before, after = math.log(table[low]), math.log(table[low + 1])
-        found.append(math.exp(before + (place - low) * (after - before)))
-    return found
+        ratios.append(math.exp(before + (place - low) * (after - before)))
+    return ratios
 
 
 RATIOS = {
@@ -207,15 +206,19 @@ RATIOS = {
     "polyexponential": _polyexponential,
     "beta_sigma": _beta_sigma,
     # the last entry ends the last step, which `Spacing.end` does here
-    "align_your_steps": lambda high, low, points, spacing: aligned(AYS_SD, points)[:points],
-    "align_your_steps_sdxl": lambda high, low, points, spacing: aligned(AYS_SDXL, points)[:points],
+    "align_your_steps": lambda high, low, points, spacing: align_your_steps_ratios(AYS_SD, points)[
+        :points
+    ],
+    "align_your_steps_sdxl": lambda high, low, points, spacing: align_your_steps_ratios(
+        AYS_SDXL, points
+    )[:points],
 }
 
 
 def start_scale(levels: Sequence[Level], convention: Literal["sigma", "one"]) -> float:
-    """What standard normal noise is multiplied with to start at the first level.
+    """The factor of standard normal noise at the first level.
 
-    `sigma` is the noise that belongs to the level; `one` is what DDIM, PNDM and DPM-Solver in
-    diffusers start from, also where the first level is not quite pure noise.
+    `sigma` is the level's own; `one` is what DDIM, PNDM and DPM-Solver in diffusers use, even where
+    the first level is not quite pure noise.
     """
     return levels[0].sigma if convention == "sigma" else 1.0

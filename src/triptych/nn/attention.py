@@ -1,4 +1,4 @@
-"""Attention, written once and used by every transformer and U-Net here.
+"""Attention, for every transformer and U-Net here.
 
 Dimensions: B batch, T queries, S keys, D width, E context width, H heads, K key/value heads, C head
 width, F output width.
@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from triptych import runtime
 
 FEW = 256
-"""Up to as many queries and keys the fused kernel's backward pass can be slow on a CPU."""
+"""Up to this length plain matmuls may train faster on a CPU than the fused kernel."""
 FEW_HALVES = 200
-"""The same in bfloat16 on a CPU that multiplies it quickly."""
+"""The same in bfloat16, on a CPU with instructions for it."""
 TILE = 2 << 20
-"""Scores that are in memory at once: 4 MB of bfloat16, which a large cache holds."""
+"""Scores in memory at a time: 4 MB of bfloat16, which fit into a large cache."""
 SAMPLED = 4
-"""Of so many keys one is looked at for the largest score of a row."""
+"""Every fourth key is used to estimate the largest score of a row."""
 LEAST = 64 * 64
-"""Scores of a head from which products of a few heads at a time are worth their calls."""
+"""Scores of a head from which a matmul of a few heads at a time is efficient."""
 
 
 def attend(
@@ -35,9 +35,9 @@ def attend(
     """Softmax attention; fewer key/value heads than query heads is grouped-query attention.
 
     A boolean mask is True where attention is allowed; a float mask is added to the scores (T5's
-    relative bias). `softcap` bounds the scores smoothly (Gemma 2), which no fused kernel offers.
+    relative bias). `softcap` bounds the scores smoothly (Gemma 2); no fused kernel supports it.
     """
-    grouped = bool(q.shape[1] != k.shape[1])  # a tensor where the network is traced
+    grouped = bool(q.shape[1] != k.shape[1])  # bool: sizes are tensors in a trace
     learns = torch.is_grad_enabled() and q.requires_grad
     if not (learns or grouped or softcap) and mask is None and _quick_products(q, k):
         return _in_tiles(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
@@ -58,10 +58,10 @@ def attend(
 
 
 def _quick_products(q: Tensor, k: Tensor) -> bool:
-    """Whether plain products in bfloat16 beat the fused kernel, which computes its own in float32
-    units on a CPU without AMX: 165 against 284 ms for 16 heads of 4,096 x 4,096 x 40 on a Zen 5, 18
-    against 30 for 1,024 x 1,024 x 80, 70 against 169 for one of 4,096 x 4,096 x 512 (with all keys
-    in the first product).
+    """Whether bfloat16 matmuls beat the fused kernel, which multiplies in float32 on a CPU without
+    AMX: 165 against 284 ms for 16 heads of 4,096 x 4,096 x 40 on a Zen 5, 18 against 30 for
+    1,024 x 1,024 x 80, 70 against 169 for one of 4,096 x 4,096 x 512 (with all keys in the first
+    product).
     """
     traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
     return (
@@ -79,14 +79,13 @@ def _in_tiles(
     v: Float[Tensor, "B H S C"],
     scale: float,
 ) -> Float[Tensor, "B H T C"]:
-    """Softmax attention by plain products, some heads or some queries at a time.
+    """Softmax attention by plain matmuls, a few heads or rows of queries at a time.
 
-    A product of bfloat16 is rounded to bfloat16 where it is written, which would spoil large
-    scores. So about the largest of each row is found first, and taken off by one more column inside
-    the product, before it is rounded: what weighs most is rounded least. A fourth of the keys is
-    enough to find it; if a score is so far above them all that its weight is no number any more,
-    all are looked at. Weights are summed as they were rounded, by a column of ones beside the
-    values.
+    The result of a bfloat16 matmul is rounded to bfloat16, which would lose the precision of large
+    scores. So the maximum of each row is estimated first and subtracted inside the matmul, by one
+    more column, before rounding: the largest weights then have the smallest error. A quarter of the
+    keys estimates it well enough; where a weight overflows, the maximum of all keys is used. A
+    column of ones beside the values sums the rounded weights.
     """
     batch, heads, queries, width = q.shape
     q, k, v = (x.reshape(batch * heads, -1, width) for x in (q, k, v))
@@ -100,10 +99,10 @@ def _in_tiles(
     for n in range(0, batch * heads, few):
         some, those = keys[n : n + few], values[n : n + few]
         for i in range(0, queries, rows):
-            asked = q[n : n + few, i : i + rows]
-            for looked_at in (sampled[n : n + few], some[:, :width]):
-                largest = (asked @ looked_at).amax(-1, keepdim=True)
-                below = torch.cat([asked, -largest], 2)
+            rows_q = q[n : n + few, i : i + rows]
+            for candidates in (sampled[n : n + few], some[:, :width]):
+                largest = (rows_q @ candidates).amax(-1, keepdim=True)
+                below = torch.cat([rows_q, -largest], 2)
                 weights = torch.baddbmm(zero, below, some, beta=0, alpha=scale).exp_()
                 weighed = weights @ those
                 if weighed[..., width].isfinite().all():
@@ -113,14 +112,14 @@ def _in_tiles(
 
 
 def _slow_backward(q: Tensor, k: Tensor) -> bool:
-    """Whether a CPU learns faster through plain products than through the fused kernel.
+    """Whether plain matmuls train faster on this CPU than the fused kernel.
 
-    With AVX2 it does for all short sequences; with AVX-512 only where many queries look at few
-    keys, as pixels do at a text (forward and backward of 256 pixels at 24 tokens: 18 against 24 ms,
-    at each other: 203 against 77). In bfloat16 it does up to some 200 of either: 256 heads of 16 x
-    16 1.2 against 12 ms, of 64 x 64 11 against 32, 192 of 196 x 196 83 against 97 (one core of a
-    Zen 5); 2.2 against 25, 13 against 56, 64 of 196 x 196 18 against 39, and no longer at 256 (one
-    core of a Xeon with AMX).
+    With AVX2 they do for all short sequences; with AVX-512 only for many queries and few keys, such
+    as pixels that attend to a text (forward and backward of 256 pixels to 24 tokens: 18 against
+    24 ms, to 256 pixels: 203 against 77). In bfloat16 they do up to a length of about 200: 256
+    heads of 16 x 16 1.2 against 12 ms, of 64 x 64 11 against 32, 192 of 196 x 196 83 against 97
+    (one core of a Zen 5); 2.2 against 25, 13 against 56, 64 of 196 x 196 18 against 39, and not at
+    256 (one core of a Xeon with AMX).
     """
     queries, keys = q.shape[2], k.shape[2]
     if q.dtype == torch.bfloat16 and runtime.fast_bfloat16():

@@ -1,4 +1,4 @@
-"""A text as the mean of its words: the plainest text tower there is.
+"""The simplest text tower: the mean of the token embeddings.
 
 Dimensions: B batch, T tokens, V vocabulary, W word width, D output width.
 """
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class BagOfWords(nn.Module):
-    """Continuous bag of words: the mean of the tokens' vectors, then a linear layer.
+    """Continuous bag of words: the mean of the token embeddings, then a linear layer.
 
     The text encoder that the first CLIP experiments used beside a transformer (arXiv:2103.00020,
-    section 2.3). Padding, start and end token are not words and are left out.
+    section 2.3). The tokens `unspoken` (padding, start, end) are left out of the mean.
     """
 
     def __init__(self, vocabulary: int, width: int, dim: int, unspoken: tuple[int, ...]):

@@ -1,4 +1,4 @@
-"""Pictures without borders: convolutions that see the left edge behind the right one."""
+"""Circular padding, for pictures that tile seamlessly."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,17 +8,17 @@ from torch import nn
 
 @contextmanager
 def circular(module: nn.Module, wanted: bool = True) -> Iterator[None]:
-    """Inside, every convolution of the module continues a picture by its opposite edge.
+    """Within the context every convolution of the module pads circularly, if `wanted`.
 
-    What a network of convolutions draws then meets itself when it is laid side by side. Nothing
-    else has a place for positions: attention sees a set, norms see sums.
+    Convolutions are the only layers of these networks that depend on position: attention without
+    position embeddings and norms do not.
     """
-    found = [conv for conv in module.modules() if isinstance(conv, nn.Conv2d)] if wanted else []
-    before = [conv.padding_mode for conv in found]
+    convs = [conv for conv in module.modules() if isinstance(conv, nn.Conv2d)] if wanted else []
+    before = [conv.padding_mode for conv in convs]
     try:
-        for conv in found:
+        for conv in convs:
             conv.padding_mode = "circular"
         yield
     finally:
-        for conv, mode in zip(found, before, strict=True):
+        for conv, mode in zip(convs, before, strict=True):
             conv.padding_mode = mode

@@ -1,4 +1,4 @@
-"""The bricks of U-Nets and autoencoders: residual blocks told the time, halving and doubling.
+"""Blocks of U-Nets and autoencoders: residual blocks, downsampling, upsampling.
 
 Dimensions: B batch, C channels, O output channels, F features, H height, W width.
 """
@@ -15,11 +15,11 @@ from triptych.nn.norm import GroupNorm
 
 
 class ResBlock(nn.Module):
-    """Two convolutions beside a shortcut; features, such as the time, enter between them.
+    """Two convolutions with a residual connection, and features such as the time between them.
 
-    They are added to the channels ("add"), or scale and shift the normalised channels
-    ("scale_shift", the adaptive group norm of arXiv:2105.05233). The second convolution begins at
-    zero, so that a new block passes its shortcut through.
+    The features are added to the channels ("add"), or scale and shift the normalised channels
+    ("scale_shift", the adaptive group norm of arXiv:2105.05233). The second convolution is
+    initialised to zero, so that a new block is its shortcut.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ResBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C H W"], features: Float[Tensor, "B F"] | None = None
     ) -> Float[Tensor, "B O H W"]:
-        """`features` have been through an activation already: it is the same for every block."""
+        """`features` come after an activation, which is the same for every block."""
         shift = None
         if self.feature_proj is not None:
             shift = self.feature_proj(features)[:, :, None, None]  # (B, O or 2 O, 1, 1)
@@ -66,7 +66,7 @@ class ResBlock(nn.Module):
 
 
 class PixelAttention(nn.Module):
-    """Every pixel looks at every pixel, beside a shortcut, which a new one passes through."""
+    """Self-attention of pixels with a residual connection; initialised to the identity."""
 
     def __init__(self, channels: int, heads: int, groups: int, eps: float = 1e-5):
         super().__init__()
@@ -82,7 +82,7 @@ class PixelAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the side, rounded up."""
+    """Halves height and width, rounding up."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -94,7 +94,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Each pixel repeated up to `size`, at most twice the side, and a convolution."""
+    """Nearest-neighbour upsampling to `size`, at most twice the side, then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -106,20 +106,20 @@ class Upsample(nn.Module):
         weight, bias = self.conv.weight, self.conv.bias
         doubled = size == (2 * x.shape[2], 2 * x.shape[3])
         plain = self.conv.padding_mode == "zeros"
-        # Making the wide filter costs as much as so many pixels: with 1,280 channels and 128 pixels
-        # this way would take 4.4 times as long, not half (two cores of a Xeon, float32).
+        # Making the 4 x 4 filter costs as much as computing some pixels: with 1,280 channels and
+        # 128 pixels this takes 4.4 times as long, not half (two cores of a Xeon, float32).
         many = x[:, 0].numel() >= x.shape[1]
         on_cpu = x.device.type == "cpu" and torch.finfo(weight.dtype).bits >= 32
         if doubled and plain and many and on_cpu:
-            # Of the 3 x 3 pixels under the filter several are the same, so that 4 products do for
-            # 9: a step through this layer takes 0.45 of the time (128 channels, float32).
+            # Several of the 3 x 3 pixels under the filter are equal, so 4 products replace 9:
+            # a training step of this layer takes 0.45 of the time (128 channels, float32).
             return F.conv_transpose2d(x, over_pairs(weight), bias, stride=2, padding=1)
         wide: Tensor = self.conv(F.interpolate(x, size=size))
         return wide
 
 
 def over_pairs(weight: Float[Tensor, "O C 3 3"]) -> Float[Tensor, "C O 4 4"]:
-    """The filter of a transposed convolution that repeats pixels and applies this one at once."""
+    """The transposed convolution that equals doubling the pixels, then convolving with `weight`."""
     weight = weight.flip(2, 3)
     weight = F.pad(weight, (1, 0)) + F.pad(weight, (0, 1))  # (O, C, 3, 4)
     weight = F.pad(weight, (0, 0, 1, 0)) + F.pad(weight, (0, 0, 0, 1))  # (O, C, 4, 4)

@@ -1,4 +1,4 @@
-"""What U-Nets share: how blocks are told something, and the levels on the way down and up.
+"""Parts of U-Nets: the conditioning MLP, and the levels of the encoder and decoder.
 
 Dimensions: B batch, C channels, H height, W width, N numbers, F features.
 """
@@ -14,7 +14,7 @@ from triptych.nn.convolution import Downsample, Upsample
 
 
 class Features(nn.Module):
-    """What every residual block is told, such as the time, out of the numbers that say it."""
+    """MLP from an embedding, such as the timestep's, to the features of every residual block."""
 
     def __init__(self, numbers: int, width: int):
         super().__init__()
@@ -27,41 +27,42 @@ class Features(nn.Module):
 
 
 class Down(nn.Module):
-    """A level on the way down: its blocks, then half the side unless it is the last."""
+    """A level of the encoder: its blocks, then downsampling unless it is the last."""
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: Downsample | None):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
 
-    def forward(self, x: Float[Tensor, "B C H W"], *told: Tensor) -> list[Tensor]:
-        """What every block and the halving give; the last of it is what the next level takes.
+    def forward(self, x: Float[Tensor, "B C H W"], *conditioning: Tensor) -> list[Tensor]:
+        """The outputs of every block and of the downsampling; the last is the next level's input.
 
-        Each block is called with x and what it is told: features, and the context where there is
-        one.
+        Each block is called with x and the conditioning: features, and a context if there is one.
         """
         outputs = []
         for block in self.blocks:
-            outputs.append(x := block(x, *told))
+            outputs.append(x := block(x, *conditioning))
         if self.downsample is not None:
             outputs.append(self.downsample(x))
         return outputs
 
 
 class Up(nn.Module):
-    """A level on the way up: twice the side unless it is the last, after its blocks."""
+    """A level of the decoder: its blocks, then upsampling unless it is the last."""
 
     def __init__(self, blocks: Sequence[nn.Module], upsample: Upsample | None):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.upsample = upsample
 
-    def forward(self, x: Float[Tensor, "B C H W"], skips: list[Tensor], *told: Tensor) -> Tensor:
-        """Takes as many `skips` from the end as there are blocks; the next one sets the size, so
-        that sides need not be multiples of anything.
+    def forward(
+        self, x: Float[Tensor, "B C H W"], skips: list[Tensor], *conditioning: Tensor
+    ) -> Tensor:
+        """Pops one of the `skips` for each block. The size of the next one is that of the
+        upsampling, so height and width may be odd.
         """
         for block in self.blocks:
-            x = block(torch.cat([x, skips.pop()], dim=1), *told)
+            x = block(torch.cat([x, skips.pop()], dim=1), *conditioning)
         if self.upsample is not None:
             x = self.upsample(x, tuple(skips[-1].shape[2:]))
         return x

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 class LowRank(nn.Module):
-    """A frozen linear layer plus `scale * up @ down`, of which `up` begins at zero."""
+    """A frozen linear layer plus `scale * up @ down`; `up` is initialised to zero."""
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float):
         super().__init__()
@@ -25,24 +25,24 @@ class LowRank(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         update = F.linear(F.linear(x, self.lora_down), self.lora_up)
-        whole: Tensor = self.linear(x) + self.scale * update
-        return whole
+        result: Tensor = self.linear(x) + self.scale * update
+        return result
 
-    def merged(self) -> nn.Linear:
-        """One linear layer that gives the same answers."""
-        whole = copy.deepcopy(self.linear)
+    def merge(self) -> nn.Linear:
+        """One linear layer with the same output."""
+        linear = copy.deepcopy(self.linear)
         with torch.no_grad():
-            whole.weight += self.scale * self.lora_up @ self.lora_down
-        return whole
+            linear.weight += self.scale * self.lora_up @ self.lora_down
+        return linear
 
 
 def add(
     module: nn.Module, rank: int, *, alpha: float | None = None, names: Sequence[str] = ("",)
 ) -> int:
-    """Give every linear layer whose name ends in one of `names` a low-rank update, and freeze the
-    rest of the module; returns how many layers got one.
+    """Adds a low-rank update to every linear layer whose name ends in one of `names` and freezes
+    the rest of the module; returns the number of these layers.
 
-    `alpha` weighs the updates by alpha / rank, as in the paper; None is alpha = rank.
+    The updates are scaled by alpha / rank, as in the paper; None is alpha = rank.
 
     Raises:
         ValueError: a rank below 1, or no layer of these names.
@@ -51,29 +51,29 @@ def add(
         raise ValueError(f"the rank of a low-rank update is at least 1, not {rank}")
     module.requires_grad_(False)
     scale = 1.0 if alpha is None else alpha / rank
-    found = 0
+    count = 0
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and name.endswith(tuple(names)):
                 setattr(parent, name, LowRank(child, rank, scale))
-                found += 1
-    if not found:
+                count += 1
+    if not count:
         raise ValueError(f"no linear layer of the module is called {' or '.join(names)}")
-    return found
+    return count
 
 
 def merge(module: nn.Module) -> nn.Module:
-    """A copy of the module in which every low-rank update is a part of its layer."""
-    whole = copy.deepcopy(module)
-    if isinstance(whole, LowRank):
-        return whole.merged()
-    for parent in list(whole.modules()):
+    """A copy of the module with every low-rank update merged into its layer."""
+    copied = copy.deepcopy(module)
+    if isinstance(copied, LowRank):
+        return copied.merge()
+    for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LowRank):
-                setattr(parent, name, child.merged())
-    return whole
+                setattr(parent, name, child.merge())
+    return copied
 
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the updates alone, by their names in the module: what a file of them holds."""
+    """The tensors of the updates alone, by their names in the module, as stored in files."""
     return {name: x for name, x in module.state_dict().items() if ".lora_" in f".{name}"}

@@ -1,4 +1,4 @@
-"""What every objective of this package returns."""
+"""The return value of every objective."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 class Loss(NamedTuple):
-    """The sum to minimise, how many items it sums over, and named terms for the journal.
+    """The sum to minimise, the number of items in it, and named terms for the journal.
 
-    A sum and a count, not a mean, so that accumulated micro-batches of unequal size and ranks add
-    up to exactly the large batch.
+    A sum and a count, not a mean, so that micro-batches of unequal size, and ranks, add up to
+    exactly the large batch.
     """
 
     total: Tensor

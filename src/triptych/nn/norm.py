@@ -1,4 +1,4 @@
-"""Normalisation, written once.
+"""Normalisation.
 
 Dimensions: B batch, C channels, H height, W width.
 """
@@ -12,8 +12,8 @@ from torch.nn import functional as F
 class GroupNorm(nn.Module):
     """Zero mean and unit variance over groups of channels, per picture (arXiv:1803.08494).
 
-    Half-precision input stays half precision and the kernel still sums in float32, so nothing is
-    copied; where autocast would widen it, the caller's type is given back.
+    Half-precision input is not converted; the kernel sums in float32. The output has the input's
+    dtype, also under autocast.
     """
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5):

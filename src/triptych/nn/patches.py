@@ -1,4 +1,4 @@
-"""Pictures as patches, and leaving some of them out.
+"""Patch embedding, and dropping random patches.
 
 Dimensions: B batch, C channels, H height, W width, h w the grid, P Q patches, D width.
 """
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 def patch_embedding(
     width: int, patch: int, stem: tuple[int, ...], *, bias: bool, stem_group: int = 0
 ) -> nn.Module:
-    """One filter as large as a patch, or a stem of small convolutions that each halve the side.
+    """One convolution per patch, or a stem of small convolutions that each halve the side.
 
-    Small transformers learn faster on a stem (arXiv:2106.14881). So many of its channels are
-    normalised together, 0 for all of them: few bring out what has little contrast, such as the
-    texture of a ground beside its colour.
+    Small transformers train faster with a stem (arXiv:2106.14881). `stem_group` is the number of
+    its channels that are normalised together, 0 for all: small groups preserve features of low
+    contrast, such as the texture of a background.
     """
     if not stem:
         return nn.Conv2d(3, width, patch, patch, bias=bias)
@@ -28,8 +28,8 @@ def patch_embedding(
     return nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
 
 
-def whole_patches(pixels: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor, "B C h w"]:
-    """The upper left part of pictures that patches tile.
+def crop_to_patches(pixels: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor, "B C h w"]:
+    """Crops the right and bottom so that patches tile the pictures.
 
     Raises:
         ValueError: a picture smaller than one patch.
@@ -41,12 +41,12 @@ def whole_patches(pixels: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor,
 
 
 def check_stem(size: int, patch: int, stem: tuple[int, ...], group: int) -> None:
-    """Raises ValueError where a stem makes other patches, does not tile the picture, or has
-    channels that do not divide into groups.
+    """Raises ValueError where a stem has another patch size, does not tile the picture, or has
+    channels that groups do not divide.
     """
     if group < 0 or (group and any(channels % group for channels in stem)):
         raise ValueError(
-            f"stem_group says how many channels are normalised together, 0 for all, and must "
+            f"stem_group is the number of channels normalised together, 0 for all, and must "
             f"divide each of {stem}: {group} does not"
         )
     if stem and 2 ** len(stem) != patch:
@@ -58,10 +58,8 @@ def check_stem(size: int, patch: int, stem: tuple[int, ...], group: int) -> None
         raise ValueError(f"patches of {patch} pixels do not tile a side of {size}")
 
 
-def kept_patches(x: Float[Tensor, "B P D"], keep: float) -> Float[Tensor, "B Q D"]:
-    """A random share of the patches, another one for every picture; at least one
-    (arXiv:2212.00794).
-    """
+def keep_patches(x: Float[Tensor, "B P D"], keep: float) -> Float[Tensor, "B Q D"]:
+    """A random share of the patches of each picture, at least one (arXiv:2212.00794)."""
     count = max(1, round(keep * x.shape[1]))
     chosen = torch.rand(x.shape[:2], device=x.device).topk(count, dim=1).indices
     return x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2]))

@@ -1,4 +1,4 @@
-"""Where something stands, as numbers: positions in time and on a grid.
+"""Timestep embeddings, and positions on a grid.
 
 Dimensions: B batch, D width, P places of a grid.
 """
@@ -14,10 +14,10 @@ from torch.nn import functional as F
 def timestep_embedding(
     time: Num[Tensor, " B"], dim: int, longest: float = 10_000.0
 ) -> Float[Tensor, "B D"]:
-    """A time as cosines, then sines, of geometrically falling frequencies, in at least float32.
+    """Sinusoidal embedding: cosines, then sines, of geometric frequencies, in at least float32.
 
     From 1 to nearly `1 / longest` radians a step (arXiv:2006.11239, after arXiv:1706.03762). `time`
-    may lie between two steps; an odd `dim` ends with a zero.
+    need not be whole; an odd `dim` ends with a zero.
     """
     if not time.is_floating_point() or torch.finfo(time.dtype).bits < 32:
         time = time.float()
@@ -38,9 +38,9 @@ def resize_grid(
     mode: str = "bicubic",
     antialias: bool = False,
 ) -> Float[Tensor, "Q D"]:
-    """Learned positions of a square grid, interpolated to a grid of other height and width.
+    """Learned positions of a square grid, interpolated to another height and width.
 
-    Rows first, as patches are read. The grid that it already has is given back as it is.
+    Row-major, as patches are. Unchanged if the size is already the requested one.
     """
     side = math.isqrt(len(position))
     if size == (side, side):
@@ -50,8 +50,8 @@ def resize_grid(
     return resized.flatten(2)[0].T.to(position.dtype)
 
 
-def near(grid: tuple[int, int], reach: int) -> Bool[Tensor, "P P"]:
-    """Which places of a grid see which: those at most `reach` rows and columns away, and itself."""
+def neighbour_mask(grid: tuple[int, int], reach: int) -> Bool[Tensor, "P P"]:
+    """Attention mask of a grid: True up to `reach` rows and columns away, itself included."""
     row, column = (
         axis.flatten() for axis in torch.meshgrid(*map(torch.arange, grid), indexing="ij")
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def continued(image: Float[Tensor, "B C H W"], step: int) -> Float[Tensor, "B C H2 W2"]:
+def pad_to_multiple(image: Float[Tensor, "B C H W"], step: int) -> Float[Tensor, "B C H2 W2"]:
     """Sides up to multiples of `step`: the last column repeats to the right, the last row below."""
     height, width = image.shape[2:]
     if height % step or width % step:
@@ -20,7 +20,7 @@ def continued(image: Float[Tensor, "B C H W"], step: int) -> Float[Tensor, "B C 
     return image
 
 
-def tiled(
+def apply_in_tiles(
     network: Callable[[Tensor], Tensor],
     x: Float[Tensor, "B C H W"],
     *,
@@ -38,7 +38,7 @@ def tiled(
     The network makes one pixel of `shrink`, or `grow` of one, along each side; `x`, `side` and
     `overlap` are multiples of `shrink`, and `overlap` is less than `side`.
     """
-    tops, lefts = (starts(length, side, overlap, shrink) for length in x.shape[2:])
+    tops, lefts = (tile_starts(length, side, overlap, shrink) for length in x.shape[2:])
     if len(tops) == len(lefts) == 1:
         return network(x)
 
@@ -47,7 +47,7 @@ def tiled(
 
     size = [scaled(length) for length in x.shape[2:]]
     rows, columns = (
-        shares([scaled(start) for start in places], scaled(side), scaled(overlap), length)
+        tile_weights([scaled(start) for start in places], scaled(side), scaled(overlap), length)
         for places, length in zip((tops, lefts), size, strict=True)
     )  # (N, L)
     whole = None
@@ -64,7 +64,7 @@ def tiled(
     return whole.to(tile.dtype)
 
 
-def starts(length: int, side: int, overlap: int, step: int = 1) -> list[int]:
+def tile_starts(length: int, side: int, overlap: int, step: int = 1) -> list[int]:
     """Where tiles begin, in multiples of `step`: as few as overlap enough, evenly spread."""
     if length <= side:
         return [0]
@@ -73,7 +73,7 @@ def starts(length: int, side: int, overlap: int, step: int = 1) -> list[int]:
     return [spare * tile // (count - 1) * step for tile in range(count)]
 
 
-def shares(places: list[int], side: int, overlap: int, length: int) -> Float[Tensor, "N L"]:
+def tile_weights(places: list[int], side: int, overlap: int, length: int) -> Float[Tensor, "N L"]:
     """How much each tile counts at each pixel; they sum to 1."""
     weights = torch.zeros(len(places), length)
     for weight, start in zip(weights, places, strict=True):

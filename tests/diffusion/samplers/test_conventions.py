@@ -5,8 +5,12 @@ with its own pictures (tests/parity).
 import numpy as np
 import pytest
 
-from triptych.diffusion.samplers.conventions import automatic1111, automatic1111_walk, diffusers_walk
 from triptych.diffusion.names import SAMPLERS
+from triptych.diffusion.samplers.conventions import (
+    automatic1111,
+    automatic1111_levels,
+    diffusers_levels,
+)
 from triptych.diffusion.schedule import Discrete, Edm, Flow, betas, zero_terminal
 
 TABLE = betas("scaled_linear", 0.00085, 0.012)
@@ -21,7 +25,7 @@ def sigma_at(times):
 
 
 def ratios(sampler, steps, kind, **more):
-    walked, scale = automatic1111_walk(SCHEDULE, sampler, steps, kind, **more)
+    walked, scale = automatic1111_levels(SCHEDULE, sampler, steps, kind, **more)
     assert len(walked) == steps + 1 and scale == pytest.approx(walked[0].sigma)
     assert (walked[-1].alpha, walked[-1].sigma) == (1, 0)
     return [level.ratio for level in walked[:-1]], [level.time for level in walked[:-1]]
@@ -39,7 +43,7 @@ def test_uniform_walks_even_times_to_the_cleanest(steps) -> None:
 def test_diffusers_spreads_karras_to_the_least_sigma_and_then_nothing(sampler) -> None:
     """use_karras_sigmas of diffusers, whose solvers leave the cleanest level out of times only."""
     high, low = SIGMAS[-1] ** (1 / 7), SIGMAS[0] ** (1 / 7)
-    walked, _ = diffusers_walk(SCHEDULE, sampler, 5, "karras")
+    walked, _ = diffusers_levels(SCHEDULE, sampler, 5, "karras")
     expected = [*(high + np.linspace(0, 1, 5) * (low - high)) ** 7, 0.0]
     assert [level.ratio for level in walked] == pytest.approx(expected)
 
@@ -78,7 +82,7 @@ def test_dpm2_leaves_the_least_sigma_out() -> None:
 @pytest.mark.parametrize(("steps", "levels"), [(20, 20), (50, 50), (30, 31), (7, 8)])
 def test_strides_of_whole_times_end_at_the_least_noise(sampler, steps, levels) -> None:
     """1000 // 30 is 33, of which 31 begin below 1000: one step more than asked for, as there."""
-    walked, scale = automatic1111_walk(SCHEDULE, sampler, steps, "leading")
+    walked, scale = automatic1111_levels(SCHEDULE, sampler, steps, "leading")
     times = sorted((min(t + 1, 999) for t in range(0, 1000, 1000 // steps)), reverse=True)
     assert [level.time for level in walked[:-1]] == times and len(times) == levels
     assert walked[-1].ratio == pytest.approx(SIGMAS[0]) and scale == 1
@@ -86,8 +90,8 @@ def test_strides_of_whole_times_end_at_the_least_noise(sampler, steps, levels) -
 
 @pytest.mark.parametrize("steps", [10, 20, 50])
 def test_ddim_is_stable_diffusions_own(steps) -> None:
-    ours = automatic1111_walk(SCHEDULE, "ddim", steps, "leading")
-    theirs = diffusers_walk(SCHEDULE, "ddim", steps, "leading", offset=1, end="least")
+    ours = automatic1111_levels(SCHEDULE, "ddim", steps, "leading")
+    theirs = diffusers_levels(SCHEDULE, "ddim", steps, "leading", offset=1, end="least")
     assert ours == theirs
 
 
@@ -97,7 +101,7 @@ def test_every_sampler_has_its_own_spacing() -> None:
         *("ddpm", "deis", "ipndm", "dpmpp_2s", "dpmpp_3s", "tcd", "sa_solver"),
     }
     for sampler in known:
-        walked, _ = automatic1111_walk(SCHEDULE, sampler, 10, automatic1111(sampler).spacing)
+        walked, _ = automatic1111_levels(SCHEDULE, sampler, 10, automatic1111(sampler).spacing)
         assert len(walked) == 11
         noise = [level.ratio for level in walked]
         assert noise == sorted(noise, reverse=True) and len(set(noise)) == len(noise)
@@ -111,9 +115,9 @@ def test_what_the_program_lacks() -> None:
         ("euler", "trailing", "no schedule type trailing"),
     ):
         with pytest.raises(ValueError, match=words):
-            automatic1111_walk(SCHEDULE, sampler, 10, kind)
+            automatic1111_levels(SCHEDULE, sampler, 10, kind)
     with pytest.raises(ValueError, match="training times"):
-        automatic1111_walk(SCHEDULE, "ddim", 1000, "leading")
+        automatic1111_levels(SCHEDULE, "ddim", 1000, "leading")
     for schedule in (Flow(), Edm(), Discrete(tuple(zero_terminal(TABLE)))):
         with pytest.raises(ValueError, match="use those of diffusers"):
-            automatic1111_walk(schedule, "euler", 10, "karras")
+            automatic1111_levels(schedule, "euler", 10, "karras")

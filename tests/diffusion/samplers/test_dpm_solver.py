@@ -7,10 +7,15 @@ import pytest
 import torch
 
 from tests.diffusion.exact import MEANS, STD, WEIGHTS, even, flow, gaussian, integrated, mixture
-from triptych.diffusion import samplers
-from triptych.diffusion.samplers.dpm_solver import Tolerance, by_noise, dpm_adaptive, dpm_fast, fast_orders
-from triptych.diffusion.samplers import Level
-from triptych.diffusion.sampling import shares
+from triptych.diffusion.samplers.dpm_solver import (
+    Tolerance,
+    dpm_adaptive,
+    dpm_fast,
+    fast_orders,
+    step_by_noise,
+)
+from triptych.diffusion.sampling import track_progress
+from triptych.diffusion.steps import Level, between
 
 X = torch.linspace(-2, 2, 9, dtype=torch.float64)[None]  # one picture
 ENDS = even(1)
@@ -32,11 +37,11 @@ def test_a_step_is_exact_for_noise_that_is_a_polynomial_in_log_s(degree, halved)
     def noise(level: Level) -> torch.Tensor:
         return torch.tensor(0.7 * math.log(level.ratio / first.ratio) ** degree)
 
-    middle = samplers.between(first, last, 0.5)
+    middle = between(first, last, 0.5)
     seen = [(noise(first), first), (noise(middle), middle)]
     # integral over s of u^degree: s0 (e^-h - 1), or s0 (1 - e^-h (1 + h))
     exact = math.expm1(-h) if degree == 0 else -math.expm1(-h) - h * math.exp(-h)
-    reached = by_noise(torch.zeros((), dtype=torch.float64), seen, last, halved=halved)
+    reached = step_by_noise(torch.zeros((), dtype=torch.float64), seen, last, halved=halved)
     wanted = last.alpha * 0.7 * first.ratio * exact
     assert float(reached) == pytest.approx(wanted, rel=1e-5)
 
@@ -124,7 +129,7 @@ def test_moments_with_noise(sampler, eta) -> None:
 @pytest.mark.parametrize("levels", [ENDS, [*even(3), Level(1.0, 0.0)], flow(5)])
 def test_the_share_that_is_done_rises_to_one(levels) -> None:
     steps = dpm_adaptive(gaussian, X, levels)
-    done = [share for share, _ in shares("dpm_adaptive", steps, levels)]
+    done = [share for share, _ in track_progress("dpm_adaptive", steps, levels)]
     assert len(done) > len(levels) and done[-1] == 1
     assert all(0 <= a < b for a, b in pairwise(done))
 
@@ -135,5 +140,5 @@ def test_answers_that_are_no_numbers_end_it() -> None:
 
 
 def test_two_pictures_are_refused() -> None:
-    with pytest.raises(ValueError, match="draw one at a time"):
+    with pytest.raises(ValueError, match="takes one at a time, not 2"):
         next(dpm_adaptive(gaussian, torch.zeros(2, 3), ENDS))

@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from tests.diffusion.exact import MEANS, STD, WEIGHTS, even, gaussian, mixture
-from triptych.diffusion import samplers, stochastic
 from triptych.diffusion.editing import start_at
-from triptych.diffusion.samplers import Level
+from triptych.diffusion.samplers import deterministic, stochastic
+from triptych.diffusion.samplers.levels import Restart, is_upward, restart_levels, sampler_levels
 from triptych.diffusion.schedule import Discrete, Edm, Flow, betas
 from triptych.diffusion.spacing import Spacing, levels
-from triptych.diffusion.samplers.levels import Restart, restarting, upwards, walk
+from triptych.diffusion.steps import Level
 
 SD = Discrete(tuple(betas("scaled_linear", 0.00085, 0.012)))
 KARRAS = Spacing("karras")
 
 
 def ups(walked: list[Level]) -> list[int]:
-    return [i for i, pair in enumerate(pairwise(walked)) if upwards(*pair)]
+    return [i for i, pair in enumerate(pairwise(walked)) if is_upward(*pair)]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def ups(walked: list[Level]) -> list[int]:
 )
 def test_restarts_are_those_that_automatic1111_is_known_for(steps, times, each) -> None:
     """Nothing below 20 steps, one restart of 9, from 36 on two of a quarter; s from 0.1 to 2."""
-    walked = walk(SD, "restart", steps, KARRAS)
+    walked = sampler_levels(SD, "restart", steps, KARRAS)
     turns = ups(walked)
     assert len(turns) == times
     assert len(walked) - 1 - times == steps  # all steps downwards count
@@ -45,14 +45,14 @@ def test_restarts_are_those_that_automatic1111_is_known_for(steps, times, each) 
 
 
 def test_a_restart_out_of_reach_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"goes back from about s = 0.1 to 2"):
-        walk(Edm(sigma_max=1.5), "restart", 20, KARRAS)
+    with pytest.raises(ValueError, match=r"goes from about s = 0.1 back to 2"):
+        sampler_levels(Edm(sigma_max=1.5), "restart", 20, KARRAS)
 
 
 @pytest.mark.parametrize("schedule", [SD, Edm(), Flow()])
 def test_every_schedule_restarts(schedule) -> None:
     kind = "trailing" if isinstance(schedule, Flow) else "karras"
-    walked = walk(schedule, "restart", 20, Spacing(kind))
+    walked = sampler_levels(schedule, "restart", 20, Spacing(kind))
     assert len(ups(walked)) == 1 and len(walked) == 22
 
 
@@ -60,7 +60,9 @@ def test_levels_that_only_go_down_make_restart_heun() -> None:
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)
     walked = [*even(12), Level(1.0, 0.0)]
     for ours, plain in zip(
-        stochastic.restart(mixture, x, walked, None), samplers.heun(mixture, x, walked), strict=True
+        stochastic.restart(mixture, x, walked, None),
+        deterministic.heun(mixture, x, walked),
+        strict=True,
     ):
         assert torch.equal(ours.x, plain.x) and ours.level == plain.level
 
@@ -72,7 +74,7 @@ def test_each_restart_takes_back_a_known_share_of_an_error() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.zeros(100_000, dtype=torch.float64)  # all variance is lost
     expected = 0.0
-    walked = restarting(Edm(), 120, KARRAS, Restart(30, 3))
+    walked = restart_levels(Edm(), 120, KARRAS, Restart(30, 3))
     turn = ups(walked)[0]
     low = walked[turn].ratio
     g2 = (1 + low**2) / (1 + 2**2)
@@ -115,12 +117,12 @@ def moments(sampler, walked: list[Level]) -> None:
 @pytest.mark.parametrize("schedule", [SD, Flow()])
 def test_restart_reproduces_the_moments_of_a_mixture(schedule) -> None:
     kind = "trailing" if isinstance(schedule, Flow) else "karras"
-    moments(stochastic.restart, walk(schedule, "restart", 60, Spacing(kind)))
+    moments(stochastic.restart, sampler_levels(schedule, "restart", 60, Spacing(kind)))
 
 
 @pytest.mark.parametrize("gamma", [0.3, 1.0])
 def test_tcd_overshoots_to_a_share_of_the_next_time(gamma) -> None:
-    walked = walk(SD, "tcd", 4, Spacing("lcm", whole_times=True), eta=gamma)
+    walked = sampler_levels(SD, "tcd", 4, Spacing("lcm", whole_times=True), eta=gamma)
     times = [999, 759, 499, 259]
     further = [math.floor((1 - gamma) * time) for time in times[1:]]
     between = [time for pair in zip(further, times[1:], strict=True) for time in pair]
@@ -129,22 +131,24 @@ def test_tcd_overshoots_to_a_share_of_the_next_time(gamma) -> None:
 
 
 def test_tcd_without_gamma_is_ddim() -> None:
-    walked = walk(SD, "tcd", 4, Spacing("lcm", whole_times=True), eta=0.0)
+    walked = sampler_levels(SD, "tcd", 4, Spacing("lcm", whole_times=True), eta=0.0)
     assert walked == levels(SD, 4, Spacing("lcm", whole_times=True, end="least"))
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)
     for ours, plain in zip(
-        stochastic.tcd(mixture, x, walked, None), samplers.euler(mixture, x, walked), strict=True
+        stochastic.tcd(mixture, x, walked, None),
+        deterministic.euler(mixture, x, walked),
+        strict=True,
     ):
         assert torch.equal(ours.x, plain.x)
 
 
 @pytest.mark.parametrize(
     ("schedule", "gamma", "words"),
-    [(SD, 1.5, "a share, 0 to 1, not 1.5"), (Edm(), 0.3, "an EDM schedule has no time")],
+    [(SD, 1.5, "a share, 0 to 1, not 1.5"), (Edm(), 0.3, "tcd needs timesteps")],
 )
 def test_what_tcd_cannot_walk_is_refused(schedule, gamma, words) -> None:
     with pytest.raises(ValueError, match=words):
-        walk(schedule, "tcd", 4, KARRAS, eta=gamma)
+        sampler_levels(schedule, "tcd", 4, KARRAS, eta=gamma)
 
 
 @pytest.mark.parametrize("schedule", [SD, Flow()])
@@ -153,8 +157,8 @@ def test_tcd_of_exact_trajectories_keeps_the_variance(schedule, gamma) -> None:
     """For N(0, 1) the ODE scales by sqrt(alpha^2 + sigma^2); a network that answers what leads to
     its end exactly, as a distilled one should, has samples of the right variance at each level.
     """
-    walked = walk(schedule, "tcd", 5, Spacing("trailing"), eta=gamma)
-    leads_to = {pair[0]: pair[1] for pair in pairwise(walked) if not upwards(*pair)}
+    walked = sampler_levels(schedule, "tcd", 5, Spacing("trailing"), eta=gamma)
+    leads_to = {pair[0]: pair[1] for pair in pairwise(walked) if not is_upward(*pair)}
     generator = torch.Generator().manual_seed(0)
     count = 100_000
 
@@ -181,7 +185,7 @@ def test_tcd_of_exact_trajectories_keeps_the_variance(schedule, gamma) -> None:
 )
 def test_dpm_fast_has_even_steps_whatever_their_order(steps, orders) -> None:
     """In log s, from the most noise to the least, with the looks at equal parts of each."""
-    walked = walk(SD, "dpm_fast", steps, Spacing("exponential"))
+    walked = sampler_levels(SD, "dpm_fast", steps, Spacing("exponential"))
     edges = np.linspace(math.log(SD.ratios[-1]), math.log(SD.ratios[0]), len(orders) + 1)
     expected = [edges[0]]
     for order, (start, end) in zip(orders, pairwise(edges), strict=True):
@@ -190,17 +194,17 @@ def test_dpm_fast_has_even_steps_whatever_their_order(steps, orders) -> None:
 
 
 def test_dpm_fast_of_a_flow_begins_at_pure_noise() -> None:
-    walked = walk(Flow(), "dpm_fast", 9, Spacing("trailing"))
+    walked = sampler_levels(Flow(), "dpm_fast", 9, Spacing("trailing"))
     assert len(walked) == 10 and walked[0].alpha == 0 and not ups(walked)
 
 
 def test_a_share_of_a_walk_counts_and_begins_with_steps_towards_the_picture() -> None:
-    walked = walk(SD, "restart", 20, KARRAS)
+    walked = sampler_levels(SD, "restart", 20, KARRAS)
     turn = ups(walked)[0]
     for strength in (1.0, 0.5, 0.45, 0.1):
         left = start_at(walked, strength)
         assert len(left) - 1 - len(ups(left)) == int(20 * strength)
-        assert not upwards(left[0], left[1])
+        assert not is_upward(left[0], left[1])
         assert left == walked[-len(left) :]
     first = start_at(walked, (20 - turn) / 20)[0]  # the noise up to it is the picture's own
     assert first == walked[turn + 1] and math.isclose(first.ratio, 2)

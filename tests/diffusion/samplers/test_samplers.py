@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from tests.diffusion.exact import MEANS, STD, WEIGHTS, even, flow, gaussian, integrated, mixture
-from triptych.diffusion import dpm_solver, samplers, singlestep, stochastic
 from triptych.diffusion.names import SAMPLERS
-from triptych.diffusion.samplers import Level, euler, heun, invert, lagrange_integrals
+from triptych.diffusion.samplers import deterministic, dpm_solver, singlestep, stochastic
+from triptych.diffusion.samplers.deterministic import euler, heun, invert, lagrange_integrals
 from triptych.diffusion.samplers.stochastic import added_noise, ancestor
+from triptych.diffusion.steps import Level
 
 X = torch.linspace(-2, 2, 9, dtype=torch.float64)
 
@@ -32,7 +33,7 @@ ORDERS = {
 
 
 def solver(name: str):
-    found = (getattr(m, name, None) for m in (samplers, singlestep, dpm_solver))
+    found = (getattr(m, name, None) for m in (deterministic, singlestep, dpm_solver))
     return next(function for function in found if function)
 
 
@@ -162,7 +163,7 @@ def test_the_ancestor_is_the_posterior_of_adding_noise() -> None:
     assert up**2 == pytest.approx(1 / precision)
     x, x0 = torch.tensor([0.7, -0.3], dtype=torch.float64)
     mean = (kept * x / beta + following.alpha * x0 / following.sigma**2) / precision
-    assert float(samplers.advance(x, x0, level, down)) == pytest.approx(float(mean), rel=1e-9)
+    assert float(deterministic.advance(x, x0, level, down)) == pytest.approx(float(mean), rel=1e-9)
 
 
 def test_a_learned_variance_lies_between_its_bounds() -> None:

@@ -10,7 +10,8 @@ from tests.diffusion.exact import even
 from tests.systems.class_to_image.test_diffusion import loaded as diffusion
 from tests.systems.clip.tiny_clip import saved, tiny_clip
 from triptych import runtime
-from triptych.diffusion.samplers import Level, dpmpp_2m, euler
+from triptych.diffusion.samplers.deterministic import dpmpp_2m, euler
+from triptych.diffusion.steps import Level
 from triptych.loading import load
 from triptych.requests import ClassToImage
 from triptych.running import run

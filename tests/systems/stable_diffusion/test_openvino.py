@@ -22,12 +22,12 @@ from tests.systems.stable_diffusion.test_pipeline import (
     pictures,
 )
 from tests.systems.stable_diffusion.tiny_stable_diffusion import UNET, config, loaded, saved
+from triptych.backends import openvino as conversions
 from triptych.loading import load
 from triptych.requests import TextToImage
 from triptych.running import run
 from triptych.systems.stable_diffusion import pipeline as text_to_image
 from triptych.systems.stable_diffusion.unet import LatentUNetConfig
-from triptych.backends import openvino as conversions
 
 needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="OpenVINO is an extra, not installed here"

@@ -1,7 +1,7 @@
-"""Singlestep solvers: they look ahead within a step, and forget what they saw when it is over.
+"""Singlestep solvers: several evaluations within a step, none kept from earlier steps.
 
-A step of order k goes from one level to the k-th after it. The levels between are where it looks;
-each of them is reached by a step of lower order from the same start.
+A step of order k goes from one level to the k-th after it. Each level between is reached by a step
+of lower order from the same start, and evaluated there.
 """
 
 import math
@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from triptych.diffusion.samplers import Denoiser, Level, Step, advance, stride
+from triptych.diffusion.steps import Denoiser, Level, Step, advance, log_step
 
 
 def dpmpp_2s(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:
@@ -21,8 +21,8 @@ def dpmpp_2s(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[
 def dpmpp_3s(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:
     """DPM-Solver++ (3S) over groups of three levels (arXiv:2211.01095, appendix B; diffusers).
 
-    Of third order where the second level between lies two thirds of the way in log s, else of
-    second.
+    Third order where the second intermediate level is at two thirds of the step in log s, else
+    second order.
     """
     return dpmpp_singlestep(denoise, x, levels, 3)
 
@@ -30,9 +30,9 @@ def dpmpp_3s(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[
 def dpmpp_singlestep(
     denoise: Denoiser, x: Tensor, levels: Sequence[Level], order: int
 ) -> Iterator[Step]:
-    """Orders 1, 2, ... `order`, again and again; one call a level.
+    """Orders 1, 2, ... `order` in a cycle; one call a level.
 
-    What goes to the clean picture or begins at pure noise is a step of first order by itself.
+    A step to the clean picture or from pure noise is of first order.
     """
     start = x
     seen: list[tuple[Tensor, Level]] = []  # x0 at each level since the step's start
@@ -43,19 +43,19 @@ def dpmpp_singlestep(
         if not seen:
             start = x
         seen.append((x0, level))
-        x = _by_x0(start, seen, following)
+        x = _step_by_x0(start, seen, following)
         yield Step(x, x0, following)
 
 
-def _by_x0(start: Tensor, seen: Sequence[tuple[Tensor, Level]], following: Level) -> Tensor:
-    """From the start to a level, of the order that x0 was seen times."""
+def _step_by_x0(start: Tensor, seen: Sequence[tuple[Tensor, Level]], following: Level) -> Tensor:
+    """From the start to a level; the order is the number of evaluations."""
     x0, level = seen[0]
     straight = advance(start, x0, level, following)
     if len(seen) == 1:
         return straight
-    h = stride(level, following)
+    h = log_step(level, following)
     latest, at = seen[-1]
-    rise = (latest - x0) * (h / stride(level, at))
-    # x0 at its middle, or linear: the integral of exp(u - h) u / h over the step
+    rise = (latest - x0) * (h / log_step(level, at))
+    # x0 at the midpoint, or linear in log s: the integral of exp(u - h) u / h over the step
     weight = -math.expm1(-h) / 2 if len(seen) == 2 else math.expm1(-h) / h + 1
     return straight + following.alpha * weight * rise

@@ -1,7 +1,7 @@
-"""Stochastic samplers: like `samplers.py`, with fresh noise on the way.
+"""Stochastic samplers: like `deterministic.py`, with fresh noise in each step.
 
-`noise(level, following)` is standard normal noise for the way between two levels: independent
-draws, or the increments of one Brownian path, divided by their standard deviation
+`noise(level, following)` is standard normal noise for the step between two levels: independent
+draws, or the increments of one Brownian path divided by their standard deviation
 (`diffusion/noise.py`).
 """
 
@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from triptych.diffusion.samplers import (
+from triptych.diffusion.steps import (
     Denoiser,
     Level,
     Step,
@@ -19,8 +19,8 @@ from triptych.diffusion.samplers import (
     between,
     by_midpoint,
     by_trapezoid,
-    plain,
-    stride,
+    log_step,
+    only_first_order,
 )
 
 Noise = Callable[[Level, Level], Tensor]
@@ -28,10 +28,10 @@ VarianceDenoiser = Callable[[Tensor, Level], tuple[Tensor, Tensor]]
 
 
 def ancestor(level: Level, following: Level, eta: float = 1.0) -> tuple[Level, float]:
-    """The level to go down to, and the standard deviation of the noise that leads up again.
+    """The level to go down to, and the standard deviation of the noise then added.
 
-    With eta 1 the whole is the reverse of adding noise: q(x' | x, x0) (arXiv:2006.11239, equation
-    7). Written for s = sigma / alpha, where any schedule adds noise alike.
+    With eta 1 the two together sample q(x' | x, x0) (arXiv:2006.11239, equation 7). Written for
+    s = sigma / alpha, over which every schedule adds noise in the same way.
     """
     share = (following.ratio / level.ratio) ** 2 if level.alpha else 0.0
     up = eta * following.sigma * math.sqrt(max(0.0, 1 - share))
@@ -60,7 +60,7 @@ def ancestral(
 def learned_variance(
     denoise: VarianceDenoiser, x: Tensor, levels: Sequence[Level], noise: Noise
 ) -> Iterator[Step]:
-    """Ancestral sampling with the variance that the network tells (arXiv:2102.09672, equation 15).
+    """Ancestral sampling with a variance that the network predicts (arXiv:2102.09672, equation 15).
 
     The denoiser returns x0 and v in [0, 1]: the log-variance of a step lies between the posterior's
     (v = 0) and that of the noise added (v = 1).
@@ -76,7 +76,7 @@ def learned_variance(
 
 
 def added_noise(level: Level, following: Level) -> float:
-    """sqrt(beta): the standard deviation that leads from the following level back to this one."""
+    """sqrt(beta): the standard deviation of the noise from `following` up to `level`."""
     return math.sqrt(level.sigma**2 - (level.alpha / following.alpha * following.sigma) ** 2)
 
 
@@ -87,7 +87,7 @@ def dpm2_ancestral(
     for level, following in pairwise(levels):
         x0 = denoise(x, level)
         down, up = ancestor(level, following, eta)
-        if plain(level, down):
+        if only_first_order(level, down):
             x = advance(x, x0, level, down)
         else:
             x, x0 = by_midpoint(denoise, x, x0, level, down)
@@ -105,7 +105,7 @@ def dpmpp_2s_ancestral(
     for level, following in pairwise(levels):
         x0 = denoise(x, level)
         down, up = ancestor(level, following, eta)
-        if not plain(level, down):
+        if not only_first_order(level, down):
             middle = between(level, down, 0.5)
             x0 = denoise(advance(x, x0, level, middle), middle)
         x = advance(x, x0, level, down)
@@ -117,13 +117,13 @@ def dpmpp_2s_ancestral(
 def dpmpp_sde(
     denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float = 1.0
 ) -> Iterator[Step]:
-    """DPM-Solver++ for the SDE, by the middle; two calls and two draws a step.
+    """DPM-Solver++ for the SDE, midpoint method; two calls and two draws a step.
 
-    Both draws of a step cover overlapping ways, so the noise should be a Brownian path.
+    The two draws of a step cover overlapping intervals, so the noise should be a Brownian path.
     """
     for level, following in pairwise(levels):
         x0 = denoise(x, level)
-        if not plain(level, following):
+        if not only_first_order(level, following):
             middle = between(level, following, 0.5)
             down, up = ancestor(level, middle, eta)
             halfway = advance(x, x0, level, down)
@@ -144,19 +144,19 @@ def dpmpp_2m_sde(
     before: tuple[Tensor, float] | None = None
     for level, following in pairwise(levels):
         x0 = denoise(x, level)
-        h = stride(level, following)
+        h = log_step(level, following)
         guess = x0
         if before and math.isfinite(before[1]) and math.isfinite(h):
             guess = x0 + (x0 - before[0]) * (h / before[1] / 2)
-        x = drifted(x, guess, level, following, eta, noise)
+        x = sde_step(x, guess, level, following, eta, noise)
         before = (x0, h)
         yield Step(x, x0, following)
 
 
-def drifted(
+def sde_step(
     x: Tensor, x0: Tensor, level: Level, following: Level, eta: float, noise: Noise
 ) -> Tensor:
-    """The exact step of the SDE with constant x0: s' / s falls to the power 1 + eta.
+    """The exact step of the SDE with constant x0.
 
     dy = (1 + eta) (y - x0) d(log s) + noise; its variance is s'^2 (1 - (s' / s)^(2 eta)).
     """
@@ -170,7 +170,7 @@ def drifted(
 def dpmpp_2m_sde_heun(
     denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float = 1.0
 ) -> Iterator[Step]:
-    """`dpmpp_2m_sde` with x0 linear in log s over the step instead of taken at its middle."""
+    """`dpmpp_2m_sde` with x0 linear in log s instead of constant at the midpoint's value."""
     return multistep_sde(denoise, x, levels, noise, eta, 2)
 
 
@@ -186,13 +186,13 @@ def multistep_sde(
 ) -> Iterator[Step]:
     """Exponential integrator with x0 as a polynomial in log s through its last values.
 
-    The quadratic term has the weight that the published solvers give it (arXiv:2211.01095, appendix
-    B.2; k-diffusion), half of what integrating the polynomial gives: the name is the algorithm.
+    The quadratic term has the weight of the published solvers (arXiv:2211.01095, appendix B.2;
+    k-diffusion): half of what integrating the polynomial gives.
     """
-    past: list[tuple[Tensor, float]] = []  # x0, and the stride that followed it; newest first
+    past: list[tuple[Tensor, float]] = []  # x0 and the log step from it; newest first
     for level, following in pairwise(levels):
         x0 = denoise(x, level)
-        h = stride(level, following)
+        h = log_step(level, following)
         guess = x0
         if past and math.isfinite(h):
             decay = h * (1 + eta)
@@ -207,7 +207,7 @@ def multistep_sde(
                 ) / -math.expm1(-decay)
             else:
                 guess = guess + phi * first / -math.expm1(-decay)
-        x = drifted(x, guess, level, following, eta, noise)
+        x = sde_step(x, guess, level, following, eta, noise)
         past = [(x0, h), *past][: order - 1] if level.alpha else []
         yield Step(x, x0, following)
 
@@ -218,32 +218,32 @@ def sa_solver(
     levels: Sequence[Level],
     noise: Noise,
     eta: float = 1.0,
-    stirred: tuple[float, float] = (200.0, 800.0),
+    noisy_times: tuple[float, float] = (200.0, 800.0),
 ) -> Iterator[Step]:
     """SA-Solver: stochastic Adams steps, a predictor and a corrector of second order, one call a
     step (arXiv:2309.05019, algorithm 1).
 
-    tau^2 of the paper is eta where the network is told a time within `stirred`, and 0 elsewhere
-    (diffusers' tau_func; at times that a sampler found itself, always eta). The corrector goes from
-    the same point by the same noise once the end is seen. Both take x0's slope with the weight
-    h^2 / 2 of short steps, as the authors do.
+    The paper's tau^2 is eta at timesteps within `noisy_times` and 0 elsewhere (diffusers' tau_func;
+    eta where a level has no timestep). Once the end of a step is evaluated, the corrector repeats
+    the step from the same start with the same noise. Predictor and corrector weigh the slope of x0
+    by h^2 / 2, the limit for short steps, as the authors do.
     """
     past: tuple[Tensor, Level] | None = None  # x0 of the step before, at a finite level
-    origin, fresh, drift = x, x, 0.0  # where that step began, its noise and its tau^2
+    origin, fresh, drift = x, x, 0.0  # start, noise and tau^2 of that step
     for number, (level, following) in enumerate(pairwise(levels)):
         x0 = denoise(x, level)
         slope = None
         if past is not None:
-            h = stride(past[1], level)
+            h = log_step(past[1], level)
             slope = (x0 - past[0]) / h
-            x = drifted(origin, *past, level, drift, lambda *_, same=fresh: same)
+            x = sde_step(origin, *past, level, drift, lambda *_, same=fresh: same)
             x = x + level.alpha * (1 + drift) * h**2 / 2 * slope
-        told = level.time is None or stirred[0] <= level.time <= stirred[1]
-        origin, drift = x, eta if told else 0.0
+        noisy = level.time is None or noisy_times[0] <= level.time <= noisy_times[1]
+        origin, drift = x, eta if noisy else 0.0
         if eta:
             fresh = noise(level, following)
-        h = stride(level, following)
-        x = drifted(x, x0, level, following, drift, lambda *_, same=fresh: same)
+        h = log_step(level, following)
+        x = sde_step(x, x0, level, following, drift, lambda *_, same=fresh: same)
         if slope is not None and number < len(levels) - 2:  # the last step is of first order
             x = x + following.alpha * (1 + drift) * h**2 / 2 * slope
         past = (x0, level) if level.alpha else None
@@ -251,7 +251,7 @@ def sa_solver(
 
 
 def lcm(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-    """A consistency model: all the way to x0, then fresh noise (arXiv:2303.01469, algorithm 1)."""
+    """A consistency model: a jump to x0, then fresh noise (arXiv:2303.01469, algorithm 1)."""
     for level, following in pairwise(levels):
         x0 = denoise(x, level)
         x = following.alpha * x0
@@ -263,35 +263,35 @@ def lcm(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> 
 def restart(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
     """`heun`, and fresh noise wherever the levels go up again (arXiv:2306.14878, algorithm 1).
 
-    The noise makes up for what the steps before did wrong. `walks.restarting` makes such levels;
-    of levels that only go down this is `heun`.
+    The noise contracts the errors of earlier steps. `levels.restart_levels` makes such levels; for
+    levels that only go down this is `heun`.
     """
     x0 = x
     for level, following in pairwise(levels):
         if following.ratio > level.ratio:
-            x = renoised(x, level, following, noise)
+            x = renoise(x, level, following, noise)
         else:
             x, x0 = by_trapezoid(denoise, x, level, following)
         yield Step(x, x0, following)
 
 
 def tcd(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-    """Trajectory consistency: each step goes on too far, and noise leads back up
-    (arXiv:2402.19159, algorithm 2).
+    """Trajectory consistency: each step overshoots, then noise is added (arXiv:2402.19159,
+    algorithm 2).
 
-    `walks.overshooting` makes such levels; of levels that only go down this is `euler`.
+    `levels.tcd_levels` makes such levels; for levels that only go down this is `euler`.
     """
     x0 = x
     for level, following in pairwise(levels):
         if following.ratio > level.ratio:
-            x = renoised(x, level, following, noise)
+            x = renoise(x, level, following, noise)
         else:
             x0 = denoise(x, level)
             x = advance(x, x0, level, following)
         yield Step(x, x0, following)
 
 
-def renoised(x: Tensor, level: Level, following: Level, noise: Noise) -> Tensor:
-    """A sample of a level as one of a noisier level: what the forward process does."""
+def renoise(x: Tensor, level: Level, following: Level, noise: Noise) -> Tensor:
+    """A sample at a noisier level, by the forward process."""
     kept = following.alpha / level.alpha
     return kept * x + added_noise(following, level) * noise(level, following)

@@ -24,7 +24,7 @@ from triptych.nn.contrastive.tiles import (
     Block,
     accumulators,
     check,
-    exponential,
+    exp_scale,
     finish,
     match_counts,
     restore,
@@ -132,7 +132,7 @@ class SoftmaxLoss(torch.autograd.Function):
         groups: Tensor | None,
         chunk: int,
     ) -> Tensor:
-        scale, wanted = exponential(image, logit_scale), ctx.needs_input_grad[:3]
+        scale, wanted = exp_scale(image, logit_scale), ctx.needs_input_grad[:3]
         block = Block(image, text, scale, None, 0, groups, groups, chunk)
         with torch.autocast(image.device.type, enabled=False):
             counts = match_counts(block)
@@ -164,7 +164,7 @@ class SigmoidLoss(torch.autograd.Function):
         groups: Tensor | None,
         chunk: int,
     ) -> Tensor:
-        scale, wanted = exponential(image, logit_scale), ctx.needs_input_grad[:4]
+        scale, wanted = exp_scale(image, logit_scale), ctx.needs_input_grad[:4]
         block = Block(image, text, scale, logit_bias.to(scale), 0, groups, groups, chunk)
         with torch.autocast(image.device.type, enabled=False):
             gradients = accumulators(block, wanted)

@@ -24,7 +24,7 @@ from triptych.nn.contrastive.tiles import (
     Block,
     accumulators,
     check,
-    exponential,
+    exp_scale,
     finish,
     match_counts,
     restore,
@@ -97,7 +97,7 @@ def _gather(mine: Tensor, ranks: Ranks) -> Tensor:
     return everyone
 
 
-def _sum_home(everyone: Tensor, ranks: Ranks) -> Tensor:
+def _sum_to_owner(everyone: Tensor, ranks: Ranks) -> Tensor:
     """(W, ...): the sum over ranks of what each has for this one."""
     mine = torch.empty_like(everyone[0])
     dist.reduce_scatter(mine, list(everyone), group=ranks)
@@ -126,7 +126,7 @@ class SoftmaxLossOfRanks(torch.autograd.Function):
         chunk: int,
         ranks: Ranks,
     ) -> Tensor:
-        scale, wanted = exponential(image, logit_scale), ctx.needs_input_grad[:3]
+        scale, wanted = exp_scale(image, logit_scale), ctx.needs_input_grad[:3]
         own = slice(dist.get_rank(ranks) * len(text), (dist.get_rank(ranks) + 1) * len(text))
         texts = _gather(text, ranks).flatten(0, 1)  # (B, D)
         all_groups = None if groups is None else _gather(groups, ranks).flatten()
@@ -142,7 +142,7 @@ class SoftmaxLossOfRanks(torch.autograd.Function):
                 by_scale = finish(block, 0.5 / len(image), of_image, of_texts)
                 of_text = None
                 if of_texts is not None:
-                    of_text = _sum_home(of_texts.unflatten(0, (-1, len(text))), ranks)
+                    of_text = _sum_to_owner(of_texts.unflatten(0, (-1, len(text))), ranks)
                 save(ctx, (image, text, logit_scale), (of_image, of_text, by_scale))
         return loss / (2 * len(image))
 
@@ -217,7 +217,7 @@ class SigmoidLossOfRanks(torch.autograd.Function):
         chunk: int,
         ranks: Ranks,
     ) -> Tensor:
-        scale, wanted = exponential(image, logit_scale), ctx.needs_input_grad[:4]
+        scale, wanted = exp_scale(image, logit_scale), ctx.needs_input_grad[:4]
         block = Block(image, text, scale, logit_bias.to(scale), 0, groups, groups, chunk)
         with torch.autocast(image.device.type, enabled=False):
             of_image, _ = accumulators(block, wanted)

@@ -124,7 +124,7 @@ def buffers(block: Block) -> tuple[Tensor, Tensor]:
     return logits, spare
 
 
-def exponential(image: Tensor, logit_scale: Tensor) -> Tensor:
+def exp_scale(image: Tensor, logit_scale: Tensor) -> Tensor:
     """The scale, in the precision that is computed in."""
     return logit_scale.to(torch.promote_types(image.dtype, torch.float32)).exp()
 

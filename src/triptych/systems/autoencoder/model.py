@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from triptych.nn.convolution import PixelAttention, ResBlock, Upsample
 from triptych.nn.norm import GroupNorm
-from triptych.nn.tiles import continued, tiled
+from triptych.nn.tiles import apply_in_tiles, pad_to_multiple
 
 EPS = 1e-6  # of all norms in this model
 
@@ -253,9 +253,9 @@ class Autoencoder(nn.Module):
                 f"not {image.shape[1]}"
             )
         factor = self.config.factor
-        image = continued(image, factor)
+        image = pad_to_multiple(image, factor)
         side = self._tile_side(tile, image)
-        moments = tiled(
+        moments = apply_in_tiles(
             lambda part: run_without_overflow(self.encoder, part),
             image,
             side=side,
@@ -297,7 +297,7 @@ class Autoencoder(nn.Module):
                 f"the latents of a picture of {height} x {width} have shape {expected}, not {shape}"
             )
         side = self._tile_side(tile, latents, factor) // factor
-        image = tiled(
+        image = apply_in_tiles(
             lambda part: run_without_overflow(self.decoder, part),
             self.unscale(latents),
             side=side,

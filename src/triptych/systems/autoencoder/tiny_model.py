@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.nn.norm import GroupNorm
-from triptych.nn.tiles import continued, tiled
+from triptych.nn.tiles import apply_in_tiles, pad_to_multiple
 from triptych.system import ModelKind
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
 
@@ -171,10 +171,10 @@ class TinyAutoencoder(nn.Module):
                 f"not {image.shape[1]}"
             )
         factor = self.config.factor
-        image = continued(image, factor)
+        image = pad_to_multiple(image, factor)
         kind = self.encoder.conv_in.weight.dtype
         side = -(-(tile or max(image.shape[2:])) // factor)
-        latents = tiled(
+        latents = apply_in_tiles(
             lambda part: self.encoder(((part + 1) / 2).to(kind)),
             image,
             side=side * factor,
@@ -205,7 +205,7 @@ class TinyAutoencoder(nn.Module):
             )
         kind = self.decoder.conv_in.weight.dtype
         side = -(-tile // factor) if tile else max(shape[1:])
-        image = tiled(
+        image = apply_in_tiles(
             lambda part: self.decoder(part.to(kind)),
             latents,
             side=side,

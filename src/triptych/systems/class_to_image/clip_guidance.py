@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triptych import runtime
-from triptych.diffusion.clip_guidance import Score, clip_guided
-from triptych.diffusion.samplers import Denoiser
+from triptych.diffusion.clip_guidance import Score, guide_by_score
+from triptych.diffusion.steps import Denoiser
 from triptych.systems.class_to_image.request import ClassToImage
 from triptych.vision.transforms import ImageTransform
 from triptych.weights.loaded import TWO_TOWERS, Loaded
@@ -53,7 +53,7 @@ def guide_with_clip(request: ClassToImage, loaded: Loaded, denoise: Denoiser) ->
     """A denoiser that also follows the gradient of the request's CLIP prompt."""
     seed = request.seed or 0
     score = prompt_score(loaded, request.clip_prompt, request.clip_cutouts, seed)
-    return clip_guided(denoise, score, request.clip_scale, most=MOST)
+    return guide_by_score(denoise, score, request.clip_scale, most=MOST)
 
 
 def resize_to_square(images: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B 3 S S"]:

@@ -17,9 +17,9 @@ from torch import Tensor
 from triptych import config, runtime
 from triptych.diffusion.names import SAMPLERS, parse_sampler
 from triptych.diffusion.noise import PictureNoise
-from triptych.diffusion.samplers import Step
-from triptych.diffusion.sampling import shares
+from triptych.diffusion.sampling import track_progress
 from triptych.diffusion.spacing import Kind
+from triptych.diffusion.steps import Step
 from triptych.systems.class_to_image.clip_guidance import guide_with_clip
 from triptych.systems.class_to_image.request import ClassToImage
 from triptych.systems.cvae import model as cvae

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from triptych.nn.bag_of_words import BagOfWords
 from triptych.nn.contrastive.losses import cached_embeddings, softmax_loss
 from triptych.nn.loss import Loss
-from triptych.nn.patches import check_stem, kept_patches, patch_embedding, whole_patches
-from triptych.nn.position import near, resize_grid
+from triptych.nn.patches import check_stem, crop_to_patches, keep_patches, patch_embedding
+from triptych.nn.position import neighbour_mask, resize_grid
 from triptych.nn.transformer import Activation, Transformer
 from triptych.system import ModelKind
 from triptych.systems.clip.resnet import ModifiedResNet, ResNetConfig
@@ -177,7 +177,7 @@ class VisionTransformer(nn.Module):
 
     def tokens(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T D"]:
         """The class token and the patches, with positions for any size that patches tile."""
-        x = self.patch(whole_patches(pixels, self.config.patch))
+        x = self.patch(crop_to_patches(pixels, self.config.patch))
         grid = x.shape[2], x.shape[3]
         x = x.flatten(2).transpose(1, 2)  # (B, P, D)
         x = x + resize_grid(self.position[1:], grid).to(x.dtype)
@@ -188,7 +188,7 @@ class VisionTransformer(nn.Module):
         """`keep` below 1 leaves patches out at random: patch dropout (arXiv:2212.00794)."""
         x = self.tokens(pixels)
         if keep < 1:
-            x = torch.cat([x[:, :1], kept_patches(x[:, 1:], keep)], dim=1)
+            x = torch.cat([x[:, :1], keep_patches(x[:, 1:], keep)], dim=1)
         x = self.pre_norm(x)
         if self.config.pool == "class":
             first = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -215,7 +215,7 @@ class VisionTransformer(nn.Module):
         height, width = (side // self.config.patch for side in pixels.shape[2:])
         mask = None
         if reach is not None:
-            seen = near((height, width), reach).to(x.device)
+            seen = neighbour_mask((height, width), reach).to(x.device)
             mask = F.pad(seen, (1, 0, 1, 0), value=True)[None, None]
         blocks = self.transformer if self.config.pool == "mean" else self.transformer.alone
         x = self.post_norm(blocks(x, mask)[:, 1:])

@@ -23,14 +23,14 @@ from triptych.diffusion.denoiser import (
     conditional_denoiser,
     parameterisation,
 )
-from triptych.diffusion.guidance import clipped, rescaled
+from triptych.diffusion.guidance import clip_x0, rescale_guidance
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.objective import matching, offset_noise, training_levels
-from triptych.diffusion.samplers import Denoiser, Level, Step
-from triptych.diffusion.sampling import sample as draw
+from triptych.diffusion.samplers.levels import sampler_levels
+from triptych.diffusion.sampling import run_sampler
 from triptych.diffusion.schedule import Discrete, Edm, Flow, Levels, Schedule, betas, zero_terminal
 from triptych.diffusion.spacing import Kind, Spacing
-from triptych.diffusion.samplers.levels import walk
+from triptych.diffusion.steps import Denoiser, Level, Step
 from triptych.nn.conditions import condition_vector
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind
@@ -197,11 +197,11 @@ class PixelDiffusion(nn.Module):
                 "this model was never trained without its condition (drop 0), which guidance "
                 f"needs: guidance must be 1, not {guidance}"
             )
-        guided = rescaled(
+        guided = rescale_guidance(
             denoise, cond, self.encode_condition(None, count), guidance, rescale, self.kind
         )
         steered = steer(guided) if steer else guided
-        return clipped(steered) if self.config.clip else steered
+        return clip_x0(steered) if self.config.clip else steered
 
 
 def objective(
@@ -254,7 +254,7 @@ def sample(
     denoise = model.denoiser(
         condition, len(x), config.guidance if guidance is None else guidance, rescale, steer
     )
-    return draw(sampler, denoise, x, levels, noise, eta=eta)
+    return run_sampler(sampler, denoise, x, levels, noise, eta=eta)
 
 
 def sampling_levels(
@@ -268,7 +268,7 @@ def sampling_levels(
     config = model.config
     chosen = Spacing(spacing or config.spacing, whole_times=config.schedule not in ("edm", "flow"))
     sampler, steps = sampler or config.sampler, steps or config.steps
-    return walk(model.schedule, sampler, steps, chosen, eta=eta)
+    return sampler_levels(model.schedule, sampler, steps, chosen, eta=eta)
 
 
 def prepare(model: PixelDiffusion, dtype: torch.dtype | None) -> None:

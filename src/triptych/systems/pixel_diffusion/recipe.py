@@ -13,8 +13,7 @@ from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
 from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.noise import PictureNoise
-from triptych.diffusion.sampling import check_draws_batches
-from triptych.diffusion.sampling import sample as walk
+from triptych.diffusion.sampling import check_draws_batches, run_sampler
 from triptych.diffusion.schedule import Levels
 from triptych.nn.loss import Loss
 from triptych.systems.pixel_diffusion.model import (
@@ -134,7 +133,9 @@ def previewed(model: PixelDiffusion, condition: Tensor | None, start: Tensor) ->
     denoise = model.denoiser(condition, len(start), model.config.guidance)
     noise = PictureNoise(range(len(start)))
     with torch.inference_mode():
-        *_, last = walk(model.config.sampler, denoise, walked[0].sigma * start, walked, noise)
+        *_, last = run_sampler(
+            model.config.sampler, denoise, walked[0].sigma * start, walked, noise
+        )
     return last.x.float().cpu()
 
 
@@ -147,7 +148,7 @@ def held_out_loss(
     count = len(image)
     noise = runtime.noise(tuple(image.shape[1:]), range(count))
     order = torch.randperm(count, generator=runtime.generator(0))
-    at = model.schedule.drawn(((order + 0.5) / count).to(device))
+    at = model.schedule.draw(((order + 0.5) / count).to(device))
     total = 0.0
     for start in range(0, count, CHUNK):
         rows = slice(start, start + CHUNK)

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from triptych.nn.bag_of_words import BagOfWords
 from triptych.nn.contrastive.losses import cached_embeddings, sigmoid_loss
 from triptych.nn.loss import Loss
-from triptych.nn.patches import check_stem, kept_patches, patch_embedding, whole_patches
-from triptych.nn.position import near, resize_grid
+from triptych.nn.patches import check_stem, crop_to_patches, keep_patches, patch_embedding
+from triptych.nn.position import neighbour_mask, resize_grid
 from triptych.nn.transformer import Activation, AttentionPool, Transformer
 from triptych.system import ModelKind
 from triptych.systems.clip.model import cast_towers
@@ -151,7 +151,7 @@ class SiglipImage(nn.Module):
 
     def tokens(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P D"]:
         side = self.config.patch
-        pixels = whole_patches(pixels, side)
+        pixels = crop_to_patches(pixels, side)
         grid = pixels.shape[2] // side, pixels.shape[3] // side
         if self.config.naflex:
             x = self.patch(as_rows(pixels, side))
@@ -168,7 +168,7 @@ class SiglipImage(nn.Module):
         """`keep` below 1 leaves patches out at random: patch dropout (arXiv:2212.00794)."""
         x = self.tokens(pixels)
         if keep < 1:
-            x = kept_patches(x, keep)
+            x = keep_patches(x, keep)
         pooled: Tensor = self.pool(self.post_norm(self.transformer(x)))
         return pooled
 
@@ -200,7 +200,7 @@ class SiglipImage(nn.Module):
         height, width = (side // self.config.patch for side in pixels.shape[2:])
         mask = None
         if reach is not None:
-            mask = near((height, width), reach).to(pixels.device)[None, None]
+            mask = neighbour_mask((height, width), reach).to(pixels.device)[None, None]
         x = self.pool.alone(self.post_norm(self.transformer(self.tokens(pixels), mask)))
         return x.reshape(len(x), height, width, -1)
 

@@ -17,20 +17,20 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.diffusion.samplers.conventions import diffusers_walk
 from triptych.diffusion.denoiser import (
     Conditioning,
     Predicts,
     conditional_denoiser,
     parameterisation,
 )
-from triptych.diffusion.guidance import rescaled
+from triptych.diffusion.guidance import rescale_guidance
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.objective import matching, offset_noise, training_levels
-from triptych.diffusion.samplers import Denoiser, Level, Step
-from triptych.diffusion.sampling import sample as run_sampler
+from triptych.diffusion.samplers.conventions import diffusers_levels
+from triptych.diffusion.sampling import run_sampler
 from triptych.diffusion.schedule import Discrete, Flow, Levels, Schedule, betas, zero_terminal
 from triptych.diffusion.spacing import Kind
+from triptych.diffusion.steps import Denoiser, Level, Step
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
@@ -251,7 +251,7 @@ class StableDiffusion(nn.Module):
                 f"guidance: guidance must be 1, not {guidance}"
             )
         denoise = conditional_denoiser(self.predict, self.schedule, self.config.schedule.predicts)
-        return rescaled(denoise, cond, uncond, guidance, rescale, self.parameterisation)
+        return rescale_guidance(denoise, cond, uncond, guidance, rescale, self.parameterisation)
 
 
 def objective(
@@ -280,7 +280,7 @@ def objective(
         noise,
         at,
         min_snr=min_snr,
-        measured=parameterisation(measured, model.schedule) if measured else None,
+        loss_space=parameterisation(measured, model.schedule) if measured else None,
     )
 
 
@@ -322,7 +322,7 @@ def sampling_levels(
         ValueError: the schedule has no such spacing, or fewer steps.
     """
     config = model.config.sampling
-    return diffusers_walk(
+    return diffusers_levels(
         model.schedule,
         sampler or config.sampler,
         steps or config.steps,

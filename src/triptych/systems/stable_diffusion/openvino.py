@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from triptych.backends.openvino import Conversion, Input, compiled, conversion_of, convert
 from triptych.nn.circular import circular
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
 from triptych.systems.stable_diffusion.unet import LatentUNet, LatentUNetConfig
-from triptych.backends.openvino import Conversion, Input, compiled, conversion_of, convert
 
 
 class Positional(nn.Module):

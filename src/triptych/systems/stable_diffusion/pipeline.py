@@ -15,16 +15,16 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from triptych import runtime
-from triptych.diffusion.samplers.conventions import automatic1111, automatic1111_walk
+from triptych.backends.int8 import int8
+from triptych.backends.openvino import require_openvino
 from triptych.diffusion.editing import inpainting, start_at
 from triptych.diffusion.names import SAMPLERS, parse_sampler
 from triptych.diffusion.noise import PictureNoise, Stream
-from triptych.diffusion.samplers import Level, Step
-from triptych.diffusion.sampling import sample as run_sampler
-from triptych.diffusion.sampling import shares
+from triptych.diffusion.samplers.conventions import automatic1111, automatic1111_levels
+from triptych.diffusion.sampling import run_sampler, track_progress
 from triptych.diffusion.spacing import Kind
+from triptych.diffusion.steps import Level, Step
 from triptych.nn.circular import circular
-from triptych.backends.int8 import int8
 from triptych.systems.stable_diffusion.adapters.learned_words import learned_words
 from triptych.systems.stable_diffusion.adapters.loras import merged_loras
 from triptych.systems.stable_diffusion.inputs.encode_prompts import (
@@ -49,7 +49,6 @@ from triptych.systems.stable_diffusion.request import TextToImage, parse_size
 from triptych.text.weighting import loras_in
 from triptych.vision.images import to_pictures
 from triptych.weights.loaded import Load, Loaded
-from triptych.backends.openvino import require_openvino
 
 MODEL = "stable-diffusion"
 BATCH_PIXELS = 1024 * 1024  # pixels of a batch
@@ -223,7 +222,7 @@ def noise_levels(request: TextToImage, model: StableDiffusion) -> tuple[list[Lev
     kind = cast(Kind, request.spacing)
     if _is_automatic1111(request):
         xl = model.config.unet.added > 0
-        levels, scale = automatic1111_walk(
+        levels, scale = automatic1111_levels(
             model.schedule, request.sampler, request.steps, kind, xl=xl
         )
     else:
@@ -261,7 +260,7 @@ def _sample_batch(
     if start.known is not None and start.paint is not None:
         denoise = inpainting(denoise, start.known, start.paint, start.noise, levels[0])
     steps = run_sampler(request.sampler, denoise, start.x.float(), levels, noise)
-    with_progress = shares(request.sampler, steps, levels)
+    with_progress = track_progress(request.sampler, steps, levels)
     while True:
         # entered again for each step: a mode left open over a yield would apply to the caller
         with _inference(model, dtype, request.tiling):

@@ -238,7 +238,7 @@ def held_out_loss(
     device = next(model.parameters()).device
     count = len(image)
     order = torch.randperm(count, generator=runtime.generator(0))
-    at = model.schedule.drawn(((order + 0.5) / count).to(device))
+    at = model.schedule.draw(((order + 0.5) / count).to(device))
     total = 0.0
     for start in range(0, count, CHUNK):
         rows = slice(start, start + CHUNK)

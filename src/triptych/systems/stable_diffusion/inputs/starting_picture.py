@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from triptych.diffusion.editing import noised
+from triptych.diffusion.editing import add_noise
 from triptych.diffusion.noise import PictureNoise, Stream
-from triptych.diffusion.samplers import Level
-from triptych.nn.tiles import continued
+from triptych.diffusion.steps import Level
+from triptych.nn.tiles import pad_to_multiple
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.vision.images import open_picture
@@ -130,17 +130,17 @@ def prepare_start(
     if original.paint is None:
         latents = encode_picture(model, image, noise, device)
         fresh = start_noise(noise, shape, vary).to(device)
-        return Start(noised(latents, fresh, level), fresh)
+        return Start(add_noise(latents, fresh, level), fresh)
     pixels = torch.from_numpy(original.paint)[None, None].to(device)  # (1, 1, H, W)
     factor = model.config.factor
-    paint = continued(pixels.float(), factor)[:, :, ::factor, ::factor] > 0.5  # as in diffusers
+    paint = pad_to_multiple(pixels.float(), factor)[:, :, ::factor, ::factor] > 0.5  # diffusers
     if not paint.any():
         raise ValueError("the mask is too thin: at the resolution of the latents it is black")
     inpainting_unet = model.config.unet.in_channels > model.config.unet.out_channels
     known = None if inpainting_unet and from_noise else encode_picture(model, image, noise, device)
     fresh = start_noise(noise, shape, vary).to(device)
     masked = encode_picture(model, image.where(~pixels, torch.zeros_like(image)), noise, device)
-    x = scale * fresh if from_noise or known is None else noised(known, fresh, level)
+    x = scale * fresh if from_noise or known is None else add_noise(known, fresh, level)
     if not inpainting_unet:
         return Start(x, fresh, known, paint)
     mask = paint.to(masked.dtype).expand(len(masked), -1, -1, -1)
