@@ -147,7 +147,7 @@ def sample_diffusion(
         steer=partial(guide_with_clip, request, clip) if clip else None,
     )
     levels = pixel_diffusion.sampling_levels(model, request.steps, spacing, sampler, request.eta)
-    steps_with_shares = shares(sampler or model.config.sampler, steps, levels)
+    steps_with_shares = track_progress(sampler or model.config.sampler, steps, levels)
     while True:
         # entered anew for each step: left open over a yield, the modes would apply to the caller
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, bfloat16):
