@@ -103,7 +103,7 @@ def test_a_sampler_that_finds_its_own_steps_draws_one_at_a_time(name) -> None:
         assert shares == sorted(shares) and shares[-1] == 1 and len(shares) > 9
         for i in range(3):
             assert np.array_equal(three[i], pictures(1, 7 + i, **more)[0])
-    with pytest.raises(ValueError, match="draw one at a time"):
+    with pytest.raises(ValueError, match="takes one at a time, not 2"):
         list(sample_diffusion(ClassToImage(sampler=name), model, torch.tensor([0, 1]), [1, 2]))
 
 
