@@ -125,13 +125,13 @@ def test_the_skipped_block_is_not_computed():
 
 def test_what_a_tower_refuses():
     model = TextTransformer(TextConfig(100, 16, 16, 3, 2, 32, end=99), None)
-    with pytest.raises(ValueError, match="has 3 blocks; 0 to 2 of the last can be skipped, not 3"):
+    with pytest.raises(ValueError, match="0 to 2, for a text tower of 3 blocks, not 3"):
         model.states(windows(), skip=3)
     with pytest.raises(ValueError, match="reads at most 16"):
         model.states(torch.zeros(1, 17, dtype=torch.int64))
-    with pytest.raises(ValueError, match="without the end token 99"):
+    with pytest.raises(ValueError, match="lacks the end token 99"):
         model.states_and_vector(torch.zeros(1, 16, dtype=torch.int64))
-    with pytest.raises(ValueError, match="skip must leave one of 12 blocks"):
+    with pytest.raises(ValueError, match="skip must leave at least one of 12 blocks"):
         TextEncoderConfig(skip=12)
 
 

@@ -15,7 +15,7 @@ Colour = tuple[int, int, int]
 
 
 def fit_text(text: str, width: int, height: int, size: int = FONT) -> tuple[list[str], int]:
-    """Break a text into lines that fit the width and, if possible, the height; with the font size."""
+    """Break a text into lines that fit the width and, if possible, the height; and font size."""
     # The built-in font has no accents: draw plain letters, not boxes.
     letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     text = " ".join("".join(letters).split()) or " "

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from triptych.systems.classification.calibration import (
     calibration,
-    fitted_temperature,
+    fit_temperature,
     negative_log_likelihood,
 )
 
@@ -42,8 +42,8 @@ def test_an_honest_model_has_no_error_and_a_sure_one_has():
     right = logits.argmax(1) == truth
     assert calibration(logits.softmax(1).amax(1), right).error < 0.01
     assert calibration((3 * logits).softmax(1).amax(1), right).error > 0.1
-    assert fitted_temperature(logits, truth) == pytest.approx(1, abs=0.02)
-    assert fitted_temperature(3 * logits, truth) == pytest.approx(3, abs=0.06)
+    assert fit_temperature(logits, truth) == pytest.approx(1, abs=0.02)
+    assert fit_temperature(3 * logits, truth) == pytest.approx(3, abs=0.06)
 
 
 def test_the_temperature_is_where_a_general_minimiser_finds_it():
@@ -52,19 +52,19 @@ def test_the_temperature_is_where_a_general_minimiser_finds_it():
     peer = minimize_scalar(
         lambda t: F.cross_entropy(logits / t, truth).item(), bounds=(0.1, 100), method="bounded"
     )
-    found = fitted_temperature(logits, truth)
+    found = fit_temperature(logits, truth)
     assert found == pytest.approx(peer.x, rel=1e-3)
     assert negative_log_likelihood(logits / found, truth) <= peer.fun + 1e-9
 
 
 def test_answers_that_are_all_right_have_no_minimum():
-    assert fitted_temperature(torch.eye(4), torch.arange(4)) == pytest.approx(1e-3)
+    assert fit_temperature(torch.eye(4), torch.arange(4)) == pytest.approx(1e-3)
 
 
 def test_nonsense_is_refused():
-    with pytest.raises(ValueError, match="0 to 1"):
+    with pytest.raises(ValueError, match="not a probability"):
         calibration(torch.tensor([1.2]), torch.tensor([True]))
-    with pytest.raises(ValueError, match="one confidence for each"):
+    with pytest.raises(ValueError, match="one confidence per answer"):
         calibration(torch.tensor([0.5]), torch.tensor([True, False]))
-    with pytest.raises(ValueError, match="N truths"):
-        fitted_temperature(torch.ones(2, 3), torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"with truth \(N,\)"):
+        fit_temperature(torch.ones(2, 3), torch.tensor([0]))

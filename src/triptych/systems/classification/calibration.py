@@ -1,4 +1,4 @@
-"""Is a model right as often as it says it is? (arXiv:1706.04599)
+"""Calibration: is accuracy what confidence says? (arXiv:1706.04599)
 
 Dimensions: N answers, L labels.
 """
@@ -11,18 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BINS = 15
-SHARPEST, FLATTEST = 1e-3, 1e3  # temperatures between which the best one is looked for
+SHARPEST, FLATTEST = 1e-3, 1e3  # the range of temperatures searched
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Answers of about one confidence."""
+    """Answers whose confidence is in one interval."""
 
     low: float
     high: float
     count: int
     confidence: float | None
-    """The mean of them; None where there is no answer."""
+    """Mean confidence; None without answers."""
     accuracy: float | None
 
 
@@ -31,7 +31,7 @@ class Calibration:
     """Confidence against accuracy."""
 
     error: float
-    """Expected calibration error: how far the two are apart on average, 0 to 1 (equation 3)."""
+    """Expected calibration error: their mean absolute difference, 0 to 1 (equation 3)."""
     confidence: float
     accuracy: float
     count: int
@@ -44,43 +44,43 @@ def calibration(
     """The expected calibration error over bins of equal width, each open below and closed above.
 
     Raises:
-        ValueError: no answers, not one confidence for each, or one outside [0, 1].
+        ValueError: no answers, shapes that differ, or a confidence outside [0, 1].
     """
     if confidence.shape != right.shape or confidence.ndim != 1 or not len(right) or bins < 1:
         raise ValueError(
-            f"expected one confidence for each of at least one answer, and a bin, not "
+            f"calibration takes one confidence per answer and at least one bin, not "
             f"{tuple(confidence.shape)}, {tuple(right.shape)} and {bins}"
         )
     confidence, right = confidence.double().cpu(), right.double().cpu()
     if not bool(((confidence >= 0) & (confidence <= 1)).all()):
-        raise ValueError("confidences are probabilities, 0 to 1; one is not")
+        raise ValueError("a confidence is not a probability in [0, 1]")
     place = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
-    found, error = [], 0.0
+    intervals, error = [], 0.0
     for number in range(bins):
-        here = place == number
-        count = int(here.sum())
-        notes = float(confidence[here].mean()) if count else None
-        was = float(right[here].mean()) if count else None
-        found.append(Bin(number / bins, (number + 1) / bins, count, notes, was))
-        if notes is not None and was is not None:
-            error += count / len(right) * abs(notes - was)
+        inside = place == number
+        count = int(inside.sum())
+        mean = float(confidence[inside].mean()) if count else None
+        share = float(right[inside].mean()) if count else None
+        intervals.append(Bin(number / bins, (number + 1) / bins, count, mean, share))
+        if mean is not None and share is not None:
+            error += count / len(right) * abs(mean - share)
     return Calibration(
-        error, float(confidence.mean()), float(right.mean()), len(right), tuple(found)
+        error, float(confidence.mean()), float(right.mean()), len(right), tuple(intervals)
     )
 
 
-def fitted_temperature(logits: Float[Tensor, "N L"], truth: Int64[Tensor, " N"]) -> float:
-    """What logits are divided by so that their softmax makes the truth most likely (section 4.2).
+def fit_temperature(logits: Float[Tensor, "N L"], truth: Int64[Tensor, " N"]) -> float:
+    """The T that minimises the negative log likelihood of softmax(logits / T) (section 4.2).
 
-    The negative log likelihood is convex in 1 / T, so its one minimum is found by halving. It has
-    none where every answer is right; then the sharpest allowed is returned, 0.001.
+    It is convex in 1 / T, so bisection finds the minimum. Without one (every answer is right) the
+    lower limit is returned, 0.001.
 
     Raises:
-        ValueError: logits and truths do not fit together.
+        ValueError: the shapes of logits and truth do not match.
     """
     if logits.ndim != 2 or truth.shape != logits.shape[:1] or not len(truth):
         raise ValueError(
-            f"expected logits (N, L) and N truths, not {tuple(logits.shape)}, {tuple(truth.shape)}"
+            f"logits must be (N, L) with truth (N,): {tuple(logits.shape)}, {tuple(truth.shape)}"
         )
     logits = logits.double()
     low, high = math.log(1 / FLATTEST), math.log(1 / SHARPEST)  # of 1 / T
@@ -94,11 +94,11 @@ def fitted_temperature(logits: Float[Tensor, "N L"], truth: Int64[Tensor, " N"])
 
 
 def negative_log_likelihood(logits: Float[Tensor, "N L"], truth: Int64[Tensor, " N"]) -> float:
-    """Nats per answer of the softmax over labels; ln L for one that knows nothing."""
+    """Nats per answer of the softmax over labels; ln L is chance."""
     return float(F.cross_entropy(logits.double(), truth))
 
 
 def _slope(logits: Tensor, truth: Tensor, sharpness: float) -> float:
-    """The derivative of the likelihood's negative logarithm by 1 / T: expected minus true logit."""
+    """Derivative of the negative log likelihood by 1 / T: expected minus true logit."""
     expected = ((sharpness * logits).softmax(1) * logits).sum(1)
     return float((expected - logits.gather(1, truth[:, None])[:, 0]).mean())

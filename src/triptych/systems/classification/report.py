@@ -1,4 +1,4 @@
-"""Zero-shot classification of pictures whose classes are known: accuracies, confusion, calibration.
+"""Zero-shot classification of labelled pictures: accuracy, confusion matrix, calibration.
 
 Dimensions: N pictures, L labels.
 """
@@ -15,28 +15,28 @@ from triptych.scores.accuracy import Accuracy, accuracy, wilson_interval
 from triptych.systems.classification.calibration import (
     Calibration,
     calibration,
-    fitted_temperature,
+    fit_temperature,
     negative_log_likelihood,
 )
 
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """The pictures of one class."""
+    """Accuracy on the pictures of one class."""
 
     name: str
     accuracy: Accuracy | None
-    """The share that is seen as this class; None where the class has no picture."""
+    """None for a class without pictures."""
     taken_for: str
-    """The label that its wrong answers have most often; empty where there are none."""
+    """The most frequent wrong label; empty if there is none."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Confidences of one half of the pictures, and what a temperature fitted on the other gives."""
+    """Calibration on one half of the pictures, with a temperature fitted on the other half."""
 
     temperature: float
-    """What logits are divided by on top of the learned scale; above 1: the model is too sure."""
+    """Divides the logits, after the learned scale; above 1: the model is overconfident."""
     before: Calibration
     after: Calibration
     likelihood_before: float
@@ -48,21 +48,21 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """How well labels that were only named are told apart."""
+    """Scores of a classifier that knows only the names of its labels."""
 
     top1: Accuracy
     top5: Accuracy | None
-    """None where there are no more than five labels."""
+    """None for five labels or fewer."""
     mean_class: float
-    """The mean of the classes' accuracies: every class counts alike."""
+    """The mean of the classes' accuracies."""
     classes: tuple[ClassAccuracy, ...]
     confusion: tuple[tuple[int, ...], ...]
-    """Row: the true class. Column: the label seen."""
+    """Counts; row: true class, column: predicted label."""
     reads: str
     calibration: Calibration
-    """Of the best label's probability, read as the model is: softmax or sigmoid."""
+    """Of the best label's probability by the model's own softmax or sigmoid."""
     held_out: HeldOut | None
-    """Of the softmax over labels; None for fewer than two pictures."""
+    """Of the softmax over labels; None for one picture."""
 
 
 def zero_shot(
@@ -72,29 +72,29 @@ def zero_shot(
     reads: str,
     seed: int = 0,
 ) -> ZeroShot:
-    """Everything that scores and truths say. Among equal scores the first label is the answer.
+    """All scores of a classifier. Among equal logits the first label is the answer.
 
     Raises:
-        ValueError: scores, truths and labels do not fit together, or a score is not finite.
+        ValueError: shapes do not match, a truth is not a label, or a logit is not finite.
     """
     if logits.ndim != 2 or logits.shape[1] != len(labels) or truth.shape != logits.shape[:1]:
         raise ValueError(
-            f"expected scores (N, L) with N truths and L labels, not {tuple(logits.shape)} with "
+            f"logits must be (N, L) with truth (N,) and L labels, not {tuple(logits.shape)} with "
             f"{tuple(truth.shape)} and {len(labels)}"
         )
     if not len(truth) or not bool(logits.isfinite().all()):
-        raise ValueError("no pictures, or scores that are not finite")
+        raise ValueError("there are no pictures, or a logit is not finite")
     if int(truth.min()) < 0 or int(truth.max()) >= len(labels):
-        raise ValueError(f"truths are numbers of {len(labels)} labels, 0 to {len(labels) - 1}")
-    seen = logits.argmax(1)
-    pairs = (truth * len(labels) + seen).bincount(minlength=len(labels) ** 2)
+        raise ValueError(f"a truth must be the number of a label, 0 to {len(labels) - 1}")
+    predicted = logits.argmax(1)
+    pairs = (truth * len(labels) + predicted).bincount(minlength=len(labels) ** 2)
     confusion = pairs.view(len(labels), len(labels))
-    top1 = accuracy(seen, truth)
+    top1 = accuracy(predicted, truth)
     classes = tuple(
-        _class(row, number, labels, top1.chance) for number, row in enumerate(confusion)
+        _class_accuracy(row, number, labels, top1.chance) for number, row in enumerate(confusion)
     )
-    shares = [known.accuracy.value for known in classes if known.accuracy]
-    notes = logits.softmax(1) if reads == "softmax" else logits.sigmoid()
+    shares = [row.accuracy.value for row in classes if row.accuracy]
+    probabilities = logits.softmax(1) if reads == "softmax" else logits.sigmoid()
     return ZeroShot(
         top1=top1,
         top5=top_accuracy(logits, truth, 5) if len(labels) > 5 else None,
@@ -102,7 +102,7 @@ def zero_shot(
         classes=classes,
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         reads=reads,
-        calibration=calibration(notes.amax(1), seen == truth),
+        calibration=calibration(probabilities.amax(1), predicted == truth),
         held_out=_held_out(logits, truth, seed) if len(truth) > 1 else None,
     )
 
@@ -110,7 +110,7 @@ def zero_shot(
 def top_accuracy(logits: Float[Tensor, "N L"], truth: Int64[Tensor, " N"], k: int) -> Accuracy:
     """How often the truth is among the k best labels.
 
-    Chance is what the k most frequent truths get, named for every picture.
+    Chance is always answering the k most frequent classes.
     """
     hits = int((logits.topk(k, dim=1).indices == truth[:, None]).any(1).sum())
     chance = int(truth.bincount().topk(min(k, int(truth.max()) + 1)).values.sum()) / len(truth)
@@ -119,7 +119,9 @@ def top_accuracy(logits: Float[Tensor, "N L"], truth: Int64[Tensor, " N"], k: in
     )
 
 
-def _class(row: Tensor, number: int, labels: Sequence[str], chance: float) -> ClassAccuracy:
+def _class_accuracy(
+    row: Tensor, number: int, labels: Sequence[str], chance: float
+) -> ClassAccuracy:
     count, hits = int(row.sum()), int(row[number])
     if not count:
         return ClassAccuracy(labels[number], None, "")
@@ -134,7 +136,7 @@ def _held_out(logits: Tensor, truth: Tensor, seed: int) -> HeldOut:
     """A temperature from one random half, judged on the other."""
     order = torch.randperm(len(truth), generator=generator(key(seed, "calibration")))
     fitting, judging = order[: len(order) // 2], order[len(order) // 2 :]
-    temperature = fitted_temperature(logits[fitting], truth[fitting])
+    temperature = fit_temperature(logits[fitting], truth[fitting])
     half, answers = logits[judging].double(), truth[judging]
     right = half.argmax(1) == answers
     return HeldOut(

@@ -1,4 +1,4 @@
-"""CLIP: a picture and a text in one space, trained to tell pairs apart (arXiv:2103.00020).
+"""CLIP: pictures and texts in one space, learned from pairs (arXiv:2103.00020).
 
 Dimensions: B batch, C channels, H height, W width, P patches, h w their grid, T tokens, D width,
 E width of the shared space.
@@ -24,7 +24,7 @@ from triptych.system import ModelKind
 from triptych.systems.clip.resnet import ModifiedResNet, ResNetConfig
 
 Match = Callable[..., Tensor]
-"""(image, text, logit_scale, groups=) to the loss: `softmax_loss` and its like."""
+"""A loss (image, text, logit_scale, groups=), such as `softmax_loss`."""
 
 MAX_SCALE = math.log(100)
 """The temperature is clipped so that no logit is scaled by more than 100 (section 2.5)."""
@@ -43,17 +43,17 @@ class VitConfig:
     activation: Activation = "gelu"
     eps: float = 1e-5
     pool: Literal["class", "mean"] = "class"
-    """What stands for the whole picture: a token of its own, or the mean of the patches."""
+    """Read the picture at a class token, or as the mean of the patches."""
     pre_norm: bool = True
     """Normalise the patches before the first block."""
     layer_scale: bool = False
     norm_after_pool: bool = False
     stem: tuple[int, ...] = ()
-    """Channels of 3 x 3 convolutions, each halving the side, in place of one large patch filter:
-    small transformers learn faster on them (arXiv:2106.14881). 2 ** len(stem) is the patch.
+    """Channels of 3 x 3 convolutions of stride 2 that replace the one large patch filter: small
+    transformers learn faster with them (arXiv:2106.14881). 2 ** len(stem) is the patch.
     """
     stem_group: int = 0
-    """How many of a stem's channels are normalised together; 0 for all of them."""
+    """Channels per group of the stem's group norm; 0 puts all of them in one group."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -75,8 +75,8 @@ class TextConfig:
     eps: float = 1e-5
     causal: bool = True
     pool: Literal["end", "last", "mean"] = "end"
-    """Read at the end token, at the last position whatever stands there, or as the mean of all
-    tokens up to the end, which without layers is a bag of words. Small towers learn it sooner.
+    """Read at the end token, at the last position, or as the mean of all tokens up to the end
+    (without layers a bag of words), which small towers learn sooner.
     """
     end: int = 49407
     """The end token's number."""
@@ -85,24 +85,26 @@ class TextConfig:
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
         if self.layers < 1 and self.pool != "mean":
-            raise ValueError("without layers one token knows nothing of the others: pool the mean")
+            raise ValueError("a text tower without layers must use pool 'mean': tokens do not mix")
 
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """A text tower as Stable Diffusion reads it: states of every token, and one vector."""
+    """A text tower as Stable Diffusion uses it: states of all tokens, and a pooled vector."""
 
     text: TextConfig = field(default_factory=TextConfig)
     dim: int | None = None
-    """Width of the projected vector; None where the tower has no projection."""
+    """Width of the projected vector; None for a tower without projection."""
     skip: int = 0
-    """How many of the last blocks are not read: 1 is the penultimate layer."""
+    """Blocks skipped at the end: 1 reads the penultimate layer."""
     norm: bool = True
-    """Whether the final norm follows whichever layer is read, as everywhere but in XL."""
+    """Apply the final norm to the chosen layer, as everywhere but in XL."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.skip <= max(0, self.text.layers - 1):
-            raise ValueError(f"skip must leave one of {self.text.layers} blocks, not {self.skip}")
+            raise ValueError(
+                f"skip must leave at least one of {self.text.layers} blocks, not skip {self.skip}"
+            )
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class CbowConfig:
     length: int = 77
     width: int = 512
     unspoken: tuple[int, ...] = (0, 49406, 49407)
-    """Tokens that are no words: padding, start, end."""
+    """Tokens left out of the mean: padding, start, end."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,11 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         if (self.vit is None) == (self.resnet is None):
-            raise ValueError("CLIP has one image tower: give either vit or resnet, the other null")
+            raise ValueError(
+                "CLIP has one image tower: set either vit or resnet, the other to null"
+            )
         if (self.text is None) == (self.words is None):
-            raise ValueError("CLIP has one text tower: give either text or words, the other null")
+            raise ValueError("CLIP has one text tower: set either text or words, the other to null")
 
     @property
     def size(self) -> int:
@@ -141,14 +145,14 @@ class ClipConfig:
 
     @property
     def length(self) -> int:
-        """The longest text in tokens, start and end token included."""
+        """Tokens of the longest text, start and end included."""
         tower = self.text or self.words
         assert tower is not None
         return tower.length
 
 
 class VisionTransformer(nn.Module):
-    """Patches, a transformer over them, and one vector for all."""
+    """Patches, a transformer, and one vector for the picture."""
 
     def __init__(self, config: VitConfig, dim: int):
         super().__init__()
@@ -158,7 +162,7 @@ class VisionTransformer(nn.Module):
         self.patch = patch_embedding(
             width, config.patch, config.stem, bias=False, stem_group=config.stem_group
         )
-        # the published mean-pooled towers keep a class token too, and do not read it
+        # published mean-pooled towers have an unused class token too
         self.class_token = nn.Parameter(scale * torch.randn(width))
         self.position = nn.Parameter(scale * torch.randn(places + 1, width))
         self.pre_norm = nn.LayerNorm(width, config.eps) if config.pre_norm else nn.Identity()
@@ -185,7 +189,7 @@ class VisionTransformer(nn.Module):
         return torch.cat([token, x], dim=1)
 
     def forward(self, pixels: Float[Tensor, "B C H W"], keep: float = 1.0) -> Float[Tensor, "B E"]:
-        """`keep` below 1 leaves patches out at random: patch dropout (arXiv:2212.00794)."""
+        """`keep` is the share of patches used: patch dropout (arXiv:2212.00794)."""
         x = self.tokens(pixels)
         if keep < 1:
             x = torch.cat([x[:, :1], keep_patches(x[:, 1:], keep)], dim=1)
@@ -201,15 +205,15 @@ class VisionTransformer(nn.Module):
     def patches(
         self, pixels: Float[Tensor, "B C H W"], reach: int | None = None
     ) -> Float[Tensor, "B h w E"]:
-        """What each patch says in the shared space.
+        """Each patch in the shared space.
 
-        A mean-pooled tower was trained to have its patches there. In one that reads a class token
-        only the values of the last attention are (arXiv:2112.01071), so there each patch attends
-        to itself alone.
+        In a mean-pooled tower the outputs of all patches are there. In a tower with a class token
+        only the values of the last attention are (arXiv:2112.01071): in the last block each patch
+        attends to itself alone.
 
-        Patches of a small picture all speak of the whole of it. With a `reach` they attend to the
-        class token and to patches at most so many rows and columns away, in every block (softly
-        and in the last one alone: arXiv:2404.08181): what they say is then of where they are.
+        Attention mixes the patches of a small picture. With `reach` a patch attends only to the
+        class token and to patches at most that many rows and columns away, in every block, so that
+        its vector stays local (arXiv:2404.08181 does so softly and in the last block alone).
         """
         x = self.pre_norm(self.tokens(pixels))
         height, width = (side // self.config.patch for side in pixels.shape[2:])
@@ -227,9 +231,9 @@ class VisionTransformer(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Tokens, a transformer over them, and one vector for the whole text.
+    """Tokens, a transformer, and one vector for the text.
 
-    A `dim` of None leaves the projection out, as Stable Diffusion's towers do.
+    A `dim` of None leaves out the projection, as in Stable Diffusion's towers.
     """
 
     def __init__(self, config: TextConfig, dim: int | None):
@@ -250,13 +254,13 @@ class TextTransformer(nn.Module):
         self.projection: nn.Module = nn.Identity()
         if dim is not None:
             self.projection = nn.Linear(config.width, dim, bias=False)
-        # Words of a mean begin louder than published ones; what random blocks add would drown them.
+        # Mean-pooled token embeddings start with a larger variance, lest random blocks hide them.
         nn.init.normal_(self.token.weight, std=0.1 if config.pool == "mean" else 0.02)
         if isinstance(self.projection, nn.Linear):
             nn.init.normal_(self.projection.weight, std=config.width**-0.5)
 
     def forward(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
-        """Nothing after the longest text is computed: a causal tower does not look there."""
+        """A causal tower computes nothing after the end of the longest text."""
         at = self._ends(tokens)
         if self.config.pool != "last" and self.config.causal:
             tokens = tokens[:, : int(at.max()) + 1]
@@ -272,10 +276,10 @@ class TextTransformer(nn.Module):
     def states(
         self, tokens: Int64[Tensor, "B T"], *, skip: int = 0, norm: bool = True
     ) -> Float[Tensor, "B T D"]:
-        """What each token of whole windows says, padding included, as cross-attention reads it.
+        """Hidden states of all tokens, padding included, for cross-attention.
 
-        `skip` blocks at the end are neither read nor computed. Stable Diffusion 1.x reads the last
-        block, 2.x the penultimate, both with the final norm; XL the penultimate without it.
+        The last `skip` blocks are not computed. Stable Diffusion 1.x reads the last block, 2.x the
+        penultimate, both with the final norm; XL the penultimate without it.
         """
         self._check_skip(skip)
         x, mask = self._embedded(tokens)
@@ -292,40 +296,40 @@ class TextTransformer(nn.Module):
         norm: bool = True,
         projected: bool = True,
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B E"]]:
-        """`states`, and the vector of the whole text from the last block, whichever block is read.
+        """`states`, and the pooled vector of the text from the last block.
 
-        The vector is that at the end token, or the tokens' mean (`pool`). It has passed the final
-        norm and, where `projected`, the projection: what XL's second tower adds to the time. Not
-        projected it is, at the end token, transformers' `pooler_output`.
+        The vector is read as `pool` says, after the final norm and, if `projected`, the
+        projection: what XL's second tower adds to the time embedding. Without projection it is, at
+        the end token, transformers' `pooler_output`.
         """
         self._check_skip(skip)
         at = self._ends(tokens)
         x, mask = self._embedded(tokens)
-        read = x
+        chosen = x
         for number, block in enumerate(self.transformer.blocks, 1):
             x = block(x, mask)
             if number == self.config.layers - skip:
-                read = x
+                chosen = x
         if self.config.pool == "mean":
             vector = self._mean(x, at)
         else:
             vector = self.post_norm(x[torch.arange(len(x), device=x.device), at])
         if projected:
             vector = self.projection(vector)
-        return self.post_norm(read) if norm else read, vector
+        return self.post_norm(chosen) if norm else chosen, vector
 
     def _mean(self, x: Float[Tensor, "B T D"], ends: Int64[Tensor, " B"]) -> Float[Tensor, "B D"]:
-        """Of the states up to each text's end, normalised afterwards: as loud as one state."""
-        spoken = torch.arange(x.shape[1], device=x.device) <= ends[:, None]
-        weight = (spoken / spoken.sum(1, keepdim=True)).to(x.dtype)
+        """Mean of the states up to each text's end, then the final norm."""
+        inside = torch.arange(x.shape[1], device=x.device) <= ends[:, None]
+        weight = (inside / inside.sum(1, keepdim=True)).to(x.dtype)
         mean: Tensor = self.post_norm(torch.einsum("bt,btd->bd", weight, x))
         return mean
 
     def _check_skip(self, skip: int) -> None:
         if not 0 <= skip <= max(0, self.config.layers - 1):
             raise ValueError(
-                f"this tower has {self.config.layers} blocks; 0 to {self.config.layers - 1} of the "
-                f"last can be skipped, not {skip}"
+                f"skip must be 0 to {self.config.layers - 1}, for a text tower of "
+                f"{self.config.layers} blocks, not {skip}"
             )
 
     def _embedded(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -337,17 +341,20 @@ class TextTransformer(nn.Module):
     def _check_length(self, tokens: Tensor) -> None:
         if tokens.shape[1] > self.config.length:
             raise ValueError(
-                f"texts of {tokens.shape[1]} tokens; this tower reads at most {self.config.length}"
+                f"texts have {tokens.shape[1]} tokens and this tower reads at most "
+                f"{self.config.length}: cut them"
             )
 
     def _ends(self, tokens: Tensor) -> Int64[Tensor, " B"]:
-        """Where each text ends, or is read."""
+        """The position at which each text is read, or ends."""
         self._check_length(tokens)
         if self.config.pool == "last":
             return tokens.new_full((len(tokens),), tokens.shape[1] - 1)
         end = (tokens == self.config.end).int()
         if not bool(end.any(dim=1).all()):
-            raise ValueError(f"a text without the end token {self.config.end}: use `encode`")
+            raise ValueError(
+                f"a text lacks the end token {self.config.end}: make tokens with `Tokenizer.encode`"
+            )
         return end.argmax(dim=1)
 
     def _mask(self, tokens: Int64[Tensor, "B T"]) -> Bool[Tensor, "T T"] | None:
@@ -358,10 +365,10 @@ class TextTransformer(nn.Module):
 
 
 class Clip(nn.Module):
-    """Two towers and a temperature."""
+    """An image tower, a text tower and a temperature."""
 
     reads = "softmax"
-    """How logits become probabilities: the labels share one."""
+    """How logits become probabilities: those of all labels add up to 1."""
 
     def __init__(self, config: ClipConfig):
         super().__init__()
@@ -380,27 +387,27 @@ class Clip(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # section 2.5
 
     def embed_image(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
-        """Pictures, as the model's transform gives them, to unit length in float32."""
+        """Embed pictures from the model's transform: unit length, float32."""
         return F.normalize(self.image(pixels).float(), dim=-1)
 
     def embed_text(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
-        """Token numbers, each text with its end token, to unit length in float32."""
+        """Embed tokens, each text with its end token: unit length, float32."""
         return F.normalize(self.text(tokens).float(), dim=-1)
 
     def patches(
         self, pixels: Float[Tensor, "B C H W"], reach: int | None = None
     ) -> Float[Tensor, "B h w E"]:
-        """Every patch in the shared space, unit length; any size that patches tile.
+        """Each patch in the shared space, unit length; for any size that patches tile.
 
         Raises:
-            ValueError: a reach of a tower without attention.
+            ValueError: `reach` with a ResNet, which has no attention.
         """
         if isinstance(self.image, VisionTransformer):
             patches = self.image.patches(pixels, reach)
         elif reach is None:
             patches = self.image.patches(pixels)  # type: ignore[operator]
         else:
-            raise ValueError("a ResNet's places see what its filters cover: it has no reach")
+            raise ValueError("reach limits attention and a ResNet has none: leave it at -1")
         return F.normalize(patches.float(), dim=-1)
 
     def logits(
@@ -422,10 +429,10 @@ def objective(
 ) -> Loss:
     """The symmetric cross-entropy of a batch of pairs (figure 3 of the paper).
 
-    `keep` is the share of patches that are looked at. `cache` above 0 keeps the activations of so
-    many pairs at a time in memory and computes the others again (arXiv:2101.06983). Pairs of one
-    group say the same and are positives of one another. Chance is ln(B). `match` is the loss of the
-    embeddings: `softmax_loss_of_ranks` where the batch is spread over processes.
+    `keep` is the share of patches used. With `cache` above 0 the activations of at most that many
+    pairs are in memory, and others are recomputed (arXiv:2101.06983). Pairs of one group have the
+    same text and are positives of each other. Chance is ln(B). `match` is the loss of the
+    embeddings: `softmax_loss_of_ranks` if the batch is spread over processes.
     """
 
     def embed_image(chosen: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from triptych.system import ModelKind
 from triptych.systems.clip.model import cast_towers
 
 Match = Callable[..., Tensor]
-"""(image, text, logit_scale, logit_bias, groups=) to the loss: `sigmoid_loss` and its like."""
+"""A loss (image, text, logit_scale, logit_bias, groups=), such as `sigmoid_loss`."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,25 @@ class SiglipImageConfig:
     activation: Activation = "gelu_tanh"
     eps: float = 1e-6
     naflex: bool = False
-    """Pictures keep their shape: they come as patches with a grid, and positions are resized to it
+    """Pictures keep their shape and come as patches with a grid, to which positions are resized
     (SigLIP 2, section 2.4.2).
     """
     stem: tuple[int, ...] = ()
-    """Channels of 3 x 3 convolutions, each halving the side, in place of one large filter."""
+    """Channels of 3 x 3 convolutions of stride 2 that replace the one large patch filter."""
     stem_group: int = 0
-    """How many of a stem's channels are normalised together; 0 for all of them."""
+    """Channels per group of the stem's group norm; 0 puts all of them in one group."""
 
     def __post_init__(self) -> None:
         check_stem(self.size, self.patch, self.stem, self.stem_group)
         if self.stem and self.naflex:
-            raise ValueError("patches that come as rows have no convolutional stem")
+            raise ValueError("naflex does not go with a convolutional stem: set stem to ()")
         if self.width % self.heads:
             raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
 
 
 @dataclass(frozen=True)
 class SiglipTextConfig:
-    """A text transformer that sees the whole text and is read at its last position."""
+    """A bidirectional text transformer, read at its last position."""
 
     vocabulary: int = 32000
     length: int = 64
@@ -83,7 +83,7 @@ class SiglipWordsConfig:
     length: int = 64
     width: int = 768
     unspoken: tuple[int, ...] = (0, 1)
-    """Tokens that are no words: padding, end."""
+    """Tokens left out of the mean: padding, end."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,14 @@ class SiglipConfig:
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.words is None):
-            raise ValueError("SigLIP has one text tower: give text or words, the other null")
+            raise ValueError(
+                "SigLIP has one text tower: set either text or words, the other to null"
+            )
         text = self.text
         if text is not None and not text.projection and text.width != self.image.width:
             raise ValueError(
-                f"texts of width {text.width} need a projection to the pictures' {self.image.width}"
+                f"a text tower of width {text.width} needs its projection to the image tower's "
+                f"width {self.image.width}: set projection to true"
             )
 
     @property
@@ -128,7 +131,7 @@ class SiglipImage(nn.Module):
         super().__init__()
         self.config = config
         width, patch = config.width, config.patch
-        if config.naflex:  # each patch arrives as a row: rows, columns, channels
+        if config.naflex:  # values of a patch come in the order rows, columns, channels
             self.patch: nn.Module = nn.Linear(3 * patch * patch, width)
         else:
             self.patch = patch_embedding(
@@ -165,7 +168,7 @@ class SiglipImage(nn.Module):
         return resize_grid(self.position, grid)
 
     def forward(self, pixels: Float[Tensor, "B C H W"], keep: float = 1.0) -> Float[Tensor, "B D"]:
-        """`keep` below 1 leaves patches out at random: patch dropout (arXiv:2212.00794)."""
+        """`keep` is the share of patches used: patch dropout (arXiv:2212.00794)."""
         x = self.tokens(pixels)
         if keep < 1:
             x = keep_patches(x, keep)
@@ -178,9 +181,9 @@ class SiglipImage(nn.Module):
         mask: Bool[Tensor, "B P"],
         grid: Int64[Tensor, "B 2"],
     ) -> Float[Tensor, "B D"]:
-        """Pictures of several shapes in one batch, padded to as many patches."""
+        """Pictures of different shapes in one batch, padded to the same number of patches."""
         if not self.config.naflex:
-            raise ValueError("only a model with native aspect ratio (naflex) reads padded patches")
+            raise ValueError("only a naflex model reads padded patches: use `embed_image`")
         x = self.patch(values.to(self.position.dtype))
         position = torch.zeros_like(x)
         for row, (height, width) in enumerate(grid.tolist()):
@@ -193,9 +196,9 @@ class SiglipImage(nn.Module):
     def patches(
         self, pixels: Float[Tensor, "B C H W"], reach: int | None = None
     ) -> Float[Tensor, "B h w D"]:
-        """What each patch says in the shared space: each pooled as if it were the only one.
+        """Each patch in the shared space, pooled as if it were the only one.
 
-        With a `reach` it attends no further than so many rows and columns, as in CLIP's.
+        With `reach` a patch attends only to patches at most that many rows and columns away.
         """
         height, width = (side // self.config.patch for side in pixels.shape[2:])
         mask = None
@@ -206,7 +209,7 @@ class SiglipImage(nn.Module):
 
 
 def as_rows(pixels: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B P V"]:
-    """Every patch as a row of values: its rows, columns, then channels."""
+    """Flatten each patch, in the order rows, columns, channels."""
     height, width = (length // side for length in pixels.shape[2:])
     x = pixels.reshape(*pixels.shape[:2], height, side, width, side)
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
@@ -233,11 +236,11 @@ class SiglipText(nn.Module):
         nn.init.normal_(self.token.weight, std=0.02)
 
     def forward(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
-        """The padding is a part of the text, as it was in training: every text has full length."""
+        """Texts must be padded to full length: SigLIP is trained with the padding visible."""
         if tokens.shape[1] != self.config.length:
             raise ValueError(
-                f"texts of {tokens.shape[1]} tokens; SigLIP reads texts padded to "
-                f"{self.config.length}, as it was trained"
+                f"texts have {tokens.shape[1]} tokens and SigLIP needs them padded to "
+                f"{self.config.length}: use `Tokenizer.encode`"
             )
         x = self.token(tokens) + self.position
         last = tokens.new_full((len(tokens),), tokens.shape[1] - 1)
@@ -247,10 +250,10 @@ class SiglipText(nn.Module):
 
 
 class Siglip(nn.Module):
-    """Two towers, a temperature and a bias."""
+    """An image tower, a text tower, a temperature and a bias."""
 
     reads = "sigmoid"
-    """How logits become probabilities: each label by itself."""
+    """How logits become probabilities: each label independently."""
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
@@ -267,7 +270,7 @@ class Siglip(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor(-10.0))
 
     def embed_image(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
-        """Pictures, as the model's transform gives them, to unit length in float32."""
+        """Embed pictures from the model's transform: unit length, float32."""
         return F.normalize(self.image(pixels).float(), dim=-1)
 
     def embed_patches(
@@ -276,17 +279,17 @@ class Siglip(nn.Module):
         mask: Bool[Tensor, "B P"],
         grid: Int64[Tensor, "B 2"],
     ) -> Float[Tensor, "B E"]:
-        """Pictures of several shapes, as the model's transform gives them, to unit length."""
+        """Embed pictures of different shapes from the model's transform: unit length, float32."""
         return F.normalize(self.image.ragged(values, mask, grid).float(), dim=-1)
 
     def embed_text(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
-        """Token numbers, padded to full length, to unit length in float32."""
+        """Embed tokens padded to full length: unit length, float32."""
         return F.normalize(self.text(tokens).float(), dim=-1)
 
     def patches(
         self, pixels: Float[Tensor, "B C H W"], reach: int | None = None
     ) -> Float[Tensor, "B h w E"]:
-        """Every patch in the shared space, unit length; any size that patches tile."""
+        """Each patch in the shared space, unit length; for any size that patches tile."""
         return F.normalize(self.image.patches(pixels, reach).float(), dim=-1)
 
     def logits(
@@ -306,12 +309,12 @@ def objective(
     cache: int = 0,
     match: Match = sigmoid_loss,
 ) -> Loss:
-    """Every image-text pair of a batch is its own yes/no question (equation 1).
+    """Binary cross-entropy of every image-text pair of a batch (equation 1).
 
-    `keep` is the share of patches that are looked at. `cache` above 0 keeps the activations of so
-    many pairs at a time in memory and computes the others again (arXiv:2101.06983). Pairs of one
-    group say the same and are positives of one another. `match` is the loss of the embeddings:
-    `sigmoid_loss_of_ranks` where the batch is spread over processes.
+    `keep` is the share of patches used. With `cache` above 0 the activations of at most that many
+    pairs are in memory, and others are recomputed (arXiv:2101.06983). Pairs of one group have the
+    same text and are positives of each other. `match` is the loss of the embeddings:
+    `sigmoid_loss_of_ranks` if the batch is spread over processes.
     """
 
     def embed_image(chosen: Tensor) -> Tensor:
