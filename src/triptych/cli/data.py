@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 if TYPE_CHECKING:
-    from triptych.data.disk.check import Looked, Survey
+    from triptych.data.disk.check import Checked, Survey
     from triptych.data.disk.index import Index
 
 HELP = """usage: triptych data check SOURCE [--json] [--report FILE]
@@ -76,11 +76,11 @@ def check(request: CheckData) -> int:
     return 0
 
 
-def _look(index: "Index") -> "Mapping[int, Looked]":
+def _look(index: "Index") -> "Mapping[int, Checked]":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from triptych.data.disk.check import look
+    from triptych.data.disk.check import check_pictures
 
     columns = ("looking", BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -89,7 +89,7 @@ def _look(index: "Index") -> "Mapping[int, Looked]":
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task("", total=len(index))
-        for seen in look(index):
+        for seen in check_pictures(index):
             looked[seen.row] = seen
             bar.advance(task)
     return looked

@@ -1,4 +1,4 @@
-"""What a source says in words: its captions, or sentences made of its class names."""
+"""The texts of a source: its captions, or prompts made of its class names."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,8 +13,8 @@ from triptych.scenes.descriptions import caption
 
 
 def captions_of(source: Source, most: int) -> list[tuple[str, ...]]:
-    """The captions of up to `most` pictures, evenly spread over the source, several a picture where
-    it has several; of a folder no picture is opened.
+    """All captions of up to `most` pictures, evenly spread over the source. A folder's pictures are
+    not opened.
 
     Raises:
         ValueError: the source has no captions.
@@ -27,18 +27,18 @@ def captions_of(source: Source, most: int) -> list[tuple[str, ...]]:
         annotations = source.index.annotations.captions
         assert annotations is not None
         return [tuple(annotations[int(row)]) for row in source.rows[chosen]]
-    found: list[tuple[str, ...]] = []
+    captions: list[tuple[str, ...]] = []
     for start in range(0, len(chosen), 256):
         read = source.read(chosen[start : start + 256].tolist())["caption"]
-        found += [(text,) if isinstance(text, str) else tuple(text) for text in read]
-    return found
+        captions += [(text,) if isinstance(text, str) else tuple(text) for text in read]
+    return captions
 
 
-def reader(source: Source, templates: Sequence[str]) -> Callable[[dict[str, Any]], list[str]]:
-    """The texts of a batch: its captions, or its class names in sentences drawn at random.
+def batch_texts(source: Source, templates: Sequence[str]) -> Callable[[dict[str, Any]], list[str]]:
+    """A function from a batch to its texts: the captions, or its class names in random templates.
 
     Raises:
-        ValueError: the source says nothing.
+        ValueError: the source has neither captions nor classes.
     """
     if source.info.has_captions:
         return lambda batch: list(batch["caption"])
@@ -48,42 +48,42 @@ def reader(source: Source, templates: Sequence[str]) -> Callable[[dict[str, Any]
             "beside each picture, or sort the pictures into a folder for each class"
         )
 
-    def read(batch: dict[str, Any]) -> list[str]:
+    def prompts(batch: dict[str, Any]) -> list[str]:
         draws = torch.randint(len(templates), (len(batch["label"]),)).tolist()
-        return sentences(source.info.classes, batch["label"].tolist(), templates, draws)
+        return fill_templates(source.info.classes, batch["label"].tolist(), templates, draws)
 
-    return read
+    return prompts
 
 
-def sentences(
+def fill_templates(
     classes: Sequence[str], labels: Sequence[int], templates: Sequence[str], draws: Sequence[int]
 ) -> list[str]:
-    """One sentence a label: its class name in the template that the draw chooses."""
+    """One prompt per label: its class name in the template that the random number chooses."""
     return [
-        templates[draw % len(templates)].replace("{}", spoken(classes[label]))
+        templates[draw % len(templates)].replace("{}", class_words(classes[label]))
         for label, draw in zip(labels, draws, strict=True)
     ]
 
 
-def spoken(name: str) -> str:
-    """A class name as one would say it: folders are called `golden_retriever`."""
+def class_words(name: str) -> str:
+    """A class name as words: folders are often called `golden_retriever`."""
     return name.replace("_", " ").strip()
 
 
 def texts_at(source: Source, indices: Sequence[int], draws: Sequence[int]) -> list[str]:
-    """What is said of the pictures at these indices, without opening any: a caption, of several the
-    one that the draw chooses, or the class name.
+    """A text for each of these pictures, without opening any: a caption (among several, the random
+    number in `draws` chooses), or the class name.
 
     Raises:
-        ValueError: the source says nothing.
+        ValueError: the source has neither captions nor classes.
     """
     if isinstance(source, SceneSource):
         return [caption(scene) for scene in source.scenes(indices)]
     if isinstance(source, Table):
         annotations, rows = source.index.annotations, source.rows[np.asarray(indices, np.int64)]
         if annotations.captions is not None:
-            several = [annotations.captions[int(row)] for row in rows]
-            return [some[draw % len(some)] for some, draw in zip(several, draws, strict=True)]
+            captions = [annotations.captions[int(row)] for row in rows]
+            return [texts[draw % len(texts)] for texts, draw in zip(captions, draws, strict=True)]
         if annotations.labels is not None:
             return [annotations.classes[int(annotations.labels[row])] for row in rows]
-    raise ValueError(f"{source.info.name!r} has neither captions nor classes to be alike in")
+    raise ValueError(f"{source.info.name!r} has neither captions nor classes to compare")

@@ -1,6 +1,6 @@
-"""Pictures that are looked at once, each in its own size: files, folders, or a labelled source.
+"""Pictures for one pass, each in its own size: files, folders, or a labelled source.
 
-Nothing is decoded before its turn. What cannot be read is named and left out.
+Pictures are decoded as the pass reaches them. Those that cannot be read are named and left out.
 
 Dimensions: N pictures, H height, W width, C channels.
 """
@@ -18,12 +18,12 @@ from jaxtyping import UInt8
 from triptych.data.disk.files import is_picture, walk
 from triptych.vision.images import open_picture
 
-WAITING = 1 << 28  # bytes of decoded pictures that may wait for a batch to fill
-ENDLESS = 1000  # pictures that are taken of a source without an end
+WAITING = 1 << 28  # bytes of decoded pictures after which a batch is full
+ENDLESS = 1000  # pictures that are taken of an endless source by default
 
 
-class Unread(NamedTuple):
-    """A picture that has not been decoded yet."""
+class Picture(NamedTuple):
+    """A picture that is not decoded yet."""
 
     name: str
     open: Callable[[], UInt8[np.ndarray, "H W 3"]]
@@ -31,45 +31,44 @@ class Unread(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """Pictures to look at."""
+    """Pictures for one pass."""
 
-    pictures: Sequence[Unread]
-    classes: tuple[str, ...]  # empty where nothing is said of the pictures
-    skipped: dict[str, str]  # files that are no pictures one can read, with the reason
+    pictures: Sequence[Picture]
+    classes: tuple[str, ...]  # empty without labels
+    skipped: dict[str, str]  # files that cannot be used: name to reason
 
 
-class Opened(NamedTuple):
+class Decoded(NamedTuple):
     """The next pictures of a gallery, decoded."""
 
-    unread: Sequence[Unread]
+    sources: Sequence[Picture]
     pictures: Sequence[UInt8[np.ndarray, "H W 3"]]
     skipped: dict[str, str]
-    done: float  # the share of the gallery that was looked at
+    done: float  # the share of the gallery so far, 0 to 1
 
 
-def files(paths: Sequence[str], limit: int = 0) -> Gallery:
-    """Picture files by their paths; a folder stands for all below it. `limit` 0 is all of them."""
-    pictures: list[Unread] = []
+def list_pictures(paths: Sequence[str], limit: int = 0) -> Gallery:
+    """Picture files by path, and all those below a folder; at most `limit`, 0 for all."""
+    pictures: list[Picture] = []
     skipped: dict[str, str] = {}
     for path in paths:
         if not Path(path).is_dir():
-            pictures.append(Unread(path, partial(open_picture, Path(path), channels=3)))
+            pictures.append(Picture(path, partial(open_picture, Path(path), channels=3)))
             continue
         listing = walk(Path(path))
         skipped |= {f"{path}/{name}": why for name, why in listing.skipped.items()}
         for name, place in listing.files.items():
             if is_picture(name):
                 where = str(Path(path) / name)
-                opened = partial(open_picture, Path(place.path), channels=3)
-                pictures.append(Unread(where, opened))
+                pictures.append(Picture(where, partial(open_picture, Path(place.path), channels=3)))
     return Gallery(pictures[: limit or None], (), skipped)
 
 
-def labelled(name: str, split: str = "", limit: int = 0) -> Gallery:
+def open_labelled(name: str, split: str = "", limit: int = 0) -> Gallery:
     """The pictures of a source as `data.sources` names them, with their classes.
 
-    An empty `split` is `test` where the source sets one aside, else everything. Of an endless
-    source the first thousand are taken where `limit` says nothing.
+    An empty `split` is the test split where the data has one, else everything. With `limit` 0 an
+    endless source gives a thousand pictures.
 
     Raises:
         ValueError: there is no such source or split, or it has no classes.
@@ -80,12 +79,12 @@ def labelled(name: str, split: str = "", limit: int = 0) -> Gallery:
     if name in SCENES:
         source = open_source(name, split=split or "test")
         _require(source.info.classes, name)
-        found = []
+        drawn = []
         for row in range(limit or ENDLESS):
             columns = source.read([row])
-            opened = partial(np.asarray, columns["image"][0])
-            found.append(Unread(f"{name}/{row}", opened, int(columns["label"][0])))
-        return Gallery(found, source.info.classes, {})
+            picture = partial(np.asarray, columns["image"][0])
+            drawn.append(Picture(f"{name}/{row}", picture, int(columns["label"][0])))
+        return Gallery(drawn, source.info.classes, {})
     index = open_index(name)
     labels = index.annotations.labels
     _require(index.annotations.classes, name)
@@ -95,42 +94,42 @@ def labelled(name: str, split: str = "", limit: int = 0) -> Gallery:
         rows = rows_of(split or "test", index.names, index.splits).tolist()
     rows = _spread(rows, limit)
     pictures = [
-        Unread(index.names[row], partial(index.stored.load, row, 3, None), int(labels[row]))
+        Picture(index.names[row], partial(index.stored.load, row, 3, None), int(labels[row]))
         for row in rows
     ]
     return Gallery(pictures, index.annotations.classes, dict(index.skipped))
 
 
-def opened(gallery: Gallery, batch: int) -> Iterator[Opened]:
-    """Decode a gallery in about as many pictures at a time, fewer where they are large.
+def decode(gallery: Gallery, batch: int) -> Iterator[Decoded]:
+    """Decode a gallery in batches of at most this many pictures, fewer if they are large.
 
-    Files are decoded in as many threads as torch has.
+    As many threads decode files as torch uses.
     """
     threads = min(torch.get_num_threads(), batch)
-    waiting: list[tuple[Unread, UInt8[np.ndarray, "H W 3"]]] = []
+    waiting: list[tuple[Picture, UInt8[np.ndarray, "H W 3"]]] = []
     skipped: dict[str, str] = {}
     total = len(gallery.pictures)
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, total, threads):
             chunk = gallery.pictures[start : start + threads]
-            for unread, got in zip(chunk, pool.map(_attempt, chunk), strict=True):
-                if isinstance(got, str):
-                    skipped[unread.name] = got
+            for source, result in zip(chunk, pool.map(_decode_or_reason, chunk), strict=True):
+                if isinstance(result, str):
+                    skipped[source.name] = result
                 else:
-                    waiting.append((unread, got))
+                    waiting.append((source, result))
             end = start + len(chunk)
             size = sum(picture.nbytes for _, picture in waiting)
             if len(waiting) + threads > batch or size > WAITING or end == total:
-                yield Opened(
-                    [unread for unread, _ in waiting], [p for _, p in waiting], skipped, end / total
+                yield Decoded(
+                    [source for source, _ in waiting], [p for _, p in waiting], skipped, end / total
                 )
                 waiting, skipped = [], {}
 
 
-def _attempt(unread: Unread) -> UInt8[np.ndarray, "H W 3"] | str:
-    """The picture, or why there is none."""
+def _decode_or_reason(picture: Picture) -> UInt8[np.ndarray, "H W 3"] | str:
+    """The pixels, or why they cannot be read."""
     try:
-        return unread.open()
+        return picture.open()
     except ValueError as error:
         return str(error)
     except OSError as error:
@@ -138,7 +137,7 @@ def _attempt(unread: Unread) -> UInt8[np.ndarray, "H W 3"] | str:
 
 
 def _spread(rows: Sequence[int], limit: int) -> Sequence[int]:
-    """So many of the rows, evenly over all of them: sources are often sorted by class."""
+    """At most `limit` rows, evenly spread: sources are often sorted by class."""
     if not 0 < limit < len(rows):
         return rows
     return [rows[number * len(rows) // limit] for number in range(limit)]
@@ -147,6 +146,6 @@ def _spread(rows: Sequence[int], limit: int) -> Sequence[int]:
 def _require(classes: Sequence[str], name: str) -> None:
     if not classes:
         raise ValueError(
-            f"{name!r} has no classes: give a folder whose sub-folders are classes, or another "
-            "labelled source, or say with --labels what the pictures may show"
+            f"{name!r} has no classes: use a folder whose sub-folders are classes or another "
+            "labelled source, or give the classes with --labels"
         )

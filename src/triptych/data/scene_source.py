@@ -28,19 +28,18 @@ ATTRIBUTES = (
     *(f"{colour} ground" for colour in GROUND_COLOURS), *(f"{texture} ground" for texture in
     TEXTURES),
 )  # fmt: skip
-PLACE = {name: i for i, name in enumerate(ATTRIBUTES)}
+COLUMN = {name: i for i, name in enumerate(ATTRIBUTES)}
 
 
 @dataclass(frozen=True)
 class SceneSource:
-    """The built-in world as a source of training data; satisfies `triptych.data.source.Source`.
+    """A `Source` of pictures of the built-in world.
 
-    `scenes` has one to four objects, `scenes-two` two, `scenes-one` one; only with one object do
-    the pictures have a class (the shape) and a vector (position and radius).
+    `scenes` has one to four objects, `scenes-two` two, `scenes-one` one. Only pictures of one
+    object have a class (the shape) and a vector (position and radius).
 
     Raises:
-        ValueError: an unknown name or split, a size outside 32 to 512, or a number of channels but
-        3.
+        ValueError: an unknown name or split, a size outside 32 to 512, or other than 3 channels.
     """
 
     name: str = "scenes"
@@ -53,9 +52,9 @@ class SceneSource:
         for what, given, known in (("scenes", self.name, NAMES), ("split", self.split, SPLITS)):
             require_known(what, given, tuple(known))
         if self.size is not None and not 32 <= self.size <= 512:
-            raise ValueError(f"scenes are drawn at 32 to 512 pixels a side, not {self.size}")
+            raise ValueError(f"scenes are drawn at 32 to 512 pixels per side, not {self.size}")
         if self.channels not in (None, 3):
-            raise ValueError(f"scenes are in colour: channels must be 3, not {self.channels}")
+            raise ValueError(f"scenes are in colour: --channels must be 3, not {self.channels}")
 
     @cached_property
     def info(self) -> SourceInfo:
@@ -72,26 +71,26 @@ class SceneSource:
         )
 
     def scenes(self, indices: Sequence[int]) -> list[Scene]:
-        """What the pictures at these indices show."""
+        """The scenes at these indices, not drawn."""
         return scenes(self.seed, indices, self.split, NAMES[self.name])  # type: ignore[arg-type]
 
     def read(self, indices: Sequence[int]) -> Columns:
         """The pictures at these indices, in this order, with captions, attributes and boxes."""
-        found = self.scenes(indices)
-        held = np.zeros((len(found), len(ATTRIBUTES)), dtype=np.float32)
-        for row, scene in zip(held, found, strict=True):
+        scenes = self.scenes(indices)
+        attributes = np.zeros((len(scenes), len(ATTRIBUTES)), dtype=np.float32)
+        for row, scene in zip(attributes, scenes, strict=True):
             ground = f"{scene.ground.colour} ground", f"{scene.ground.texture} ground"
             named = (v for t in scene.things for v in (t.shape, t.colour, t.size, t.pattern))
-            row[[PLACE[name] for name in (*named, *ground)]] = 1
+            row[[COLUMN[name] for name in (*named, *ground)]] = 1
         columns: dict[str, Any] = {
-            "image": draw_all(found, self.info.shape[0]),
-            "attributes": held,
-            "caption": [caption(scene) for scene in found],
-            "boxes": [boxes(scene) for scene in found],
-            "box_labels": [[f"{t.colour} {t.shape}" for t in scene.things] for scene in found],
+            "image": draw_all(scenes, self.info.shape[0]),
+            "attributes": attributes,
+            "caption": [caption(scene) for scene in scenes],
+            "boxes": [boxes(scene) for scene in scenes],
+            "box_labels": [[f"{t.colour} {t.shape}" for t in scene.things] for scene in scenes],
         }
         if self.name == "scenes-one":
-            firsts = [scene.things[0] for scene in found]
+            firsts = [scene.things[0] for scene in scenes]
             columns["label"] = np.array([SHAPES.index(t.shape) for t in firsts], dtype=np.int64)
             columns["vector"] = np.array([(t.x, t.y, t.radius) for t in firsts], dtype=np.float32)
         return columns

@@ -1,7 +1,7 @@
-"""What every source of pictures offers, whatever it is made of.
+"""The interface of every source of pictures.
 
-A source is opened at one split and one picture size and then read by index, so order, resumption
-and workers are decided elsewhere (`data/batches.py`) and reading is a pure function.
+A source is opened at one split and one picture size and then read by index. Reading is a pure
+function; order, resuming and workers are the business of `data/order/batches.py`.
 
 Dimensions: B pictures, H height, W width, C channels, A attributes, V numbers of a vector.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Columns = dict[str, Any]
-"""A batch before it is tensors. Every source fills `image`; the others where the source has them:
+"""A batch before it becomes tensors. Every source has `image`, and the others as it can:
 
 image       uint8 (B, H, W, C)
 label       int64 (B,), an index into `classes`
@@ -20,10 +20,10 @@ vector      float32 (B, V), one number per name in `vector`
 caption     list of B strings, or of B tuples of strings where pictures have several
 boxes       list of B float32 arrays (N, 4), xyxy relative to width and height
 box_labels  list of B lists of N strings
-sizes       int64 (B, 6), where pictures were cut: height and width before, the first row and column
-            of what was kept once it was resized, height and width after (arXiv:2307.01952)
-mean        float32 (B, Z, h, w), scaled latents, in place of `image` where they are cached
-deviation   float32 (B, Z, h, w), how uncertain each is, of an autoencoder that says so
+sizes       int64 (B, 6), where pictures were cropped: original height and width, top and left of
+            the crop after resizing, final height and width (arXiv:2307.01952)
+mean        float32 (B, Z, h, w), cached latents, scaled, in place of `image`
+deviation   float32 (B, Z, h, w), the standard deviation of each, with a KL autoencoder
 skipped     list of (name, reason): pictures that could not be read and were replaced by the next
 """
 

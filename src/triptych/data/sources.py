@@ -10,7 +10,7 @@ from triptych.data.disk.array_files import array_folder, npz_index
 from triptych.data.disk.files import is_picture, shards
 from triptych.data.disk.folder import folder_index, tar_index
 from triptych.data.disk.index import Index
-from triptych.data.disk.table import select
+from triptych.data.disk.table import select_split
 from triptych.data.source import Source
 
 SCENES = ("scenes", "scenes-one", "scenes-two")
@@ -23,37 +23,40 @@ def open_source(
 ) -> Source:
     """Open a source of pictures.
 
-    `name` is `digits`, `scenes` (up to four objects; `scenes-one`, `scenes-two` are easier), or a
-    path: a folder, a `.tar` or a range of them such as `shard-{000..012}.tar`, a folder of tars,
-    a folder with MNIST's or CIFAR's files, an `.npz`. `size` is the side of the square pictures,
-    None for the source's own size; `channels` is 1 or 3, None for 1 where all pictures are grey.
+    Args:
+        name: `digits`, `scenes` (up to four objects; `scenes-one` and `scenes-two` are easier), or
+            a path: a folder of pictures, of tars, or with MNIST's or CIFAR's files; a `.tar`, or a
+            range of them such as `shard-{000..012}.tar`; an `.npz`.
+        size: side of the square pictures; None keeps the size that all of them have.
+        channels: 1 or 3; None is 1 if all pictures are grey.
 
-    Raises ValueError where there is no such source or split, where pictures differ in size and no
-    `size` is given, and where more than a tenth of the pictures cannot be used.
+    Raises:
+        ValueError: there is no such source or split, pictures of several sizes without `size`, or
+            more than a tenth of the pictures cannot be used.
     """
     if name in SCENES:
         from triptych.data.scene_source import SceneSource
 
         return SceneSource(name, split=split, size=size, channels=channels)
-    return select(open_index(name), split, size, channels)
+    return select_split(open_index(name), split, size, channels)
 
 
 def open_train_and_test(name: str, *, size: int | None = None) -> tuple[Source, Source]:
-    """Both splits of a source as `open_source` opens them, its files looked at once."""
+    """Both splits of a source as `open_source` opens them, reading its files only once."""
     if name in SCENES:
         return open_source(name, size=size), open_source(name, split="test", size=size)
     index = open_index(name)
-    return select(index, "train", size, None), select(index, "test", size, None)
+    return select_split(index, "train", size, None), select_split(index, "test", size, None)
 
 
 def open_index(name: str) -> Index:
-    """The table of a finite source, all its splits together. Raises ValueError as `open_source`."""
+    """The index of a finite source, all splits together. ValueError as `open_source`."""
     if name == "digits":
         return digits_index()
     paths = shards(name)
     for path in paths:
         if not path.exists():
-            raise ValueError(f"no source {name!r}: {_no_such(path)}")
+            raise ValueError(f"no source {name!r}: {_why_missing(path)}")
     path = paths[0]
     if path.is_dir():
         return _open_folder(path)
@@ -61,7 +64,7 @@ def open_index(name: str) -> Index:
         return npz_index(path)
     if path.is_file() and TAR.search(path.name):
         return tar_index(Path(name).name, paths)
-    raise ValueError(f"{path} is not a folder, a .tar or an .npz: no source of pictures")
+    raise ValueError(f"{path} is not a source of pictures: a folder, a .tar or an .npz is needed")
 
 
 def _open_folder(folder: Path) -> Index:
@@ -76,14 +79,14 @@ def _open_folder(folder: Path) -> Index:
     return folder_index(folder)
 
 
-def _no_such(path: Path) -> str:
-    """What is wrong with a path, with the nearest name that is right."""
+def _why_missing(path: Path) -> str:
+    """The end of an error message on a path that does not exist, with the nearest name."""
     if len(path.parts) == 1:
         hint = nearest(path.name, BUILT_IN)
         if hint:
-            return f"the built-in ones are {', '.join(BUILT_IN)}.{hint}"
+            return f"the built-in sources are {', '.join(BUILT_IN)}.{hint}"
     parent = path.parent
     beside = [other.name for other in parent.iterdir()] if parent.is_dir() else []
     close = get_close_matches(path.name, beside, n=1)
     hint = f" Did you mean {str(parent / close[0])!r}?" if close else ""
-    return f"nothing is at that path, and the built-in ones are {', '.join(BUILT_IN)}.{hint}"
+    return f"the path does not exist, and the built-in sources are {', '.join(BUILT_IN)}.{hint}"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from triptych.data.disk.index import Index
-from triptych.data.disk.table import of_classes
+from triptych.data.disk.table import select_classes
 from triptych.data.order.batches import take
 from triptych.data.sources import open_index, open_source
 
@@ -49,14 +49,14 @@ def test_idx(tmp_path, packed):
 
 def test_pictures_of_some_classes_keep_their_labels(tmp_path):
     images, labels = mnist(tmp_path)
-    part = of_classes(open_source(str(tmp_path)), (0, 2))
+    part = select_classes(open_source(str(tmp_path)), (0, 2))
     columns = part.read(range(part.info.length))
     rows = np.flatnonzero(labels != 1)
     assert np.array_equal(columns["image"][..., 0], images[rows])
     assert columns["label"].tolist() == part.labels.tolist() == labels[rows].tolist()
     assert part.info.classes == ("0", "1", "2")
     with pytest.raises(ValueError, match="no pictures are left"):
-        of_classes(part, (1,))
+        select_classes(part, (1,))
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_mnist(real_data):
     [
         ("digit", "Did you mean 'digits'"),
         ("scense", "Did you mean 'scenes'"),
-        ("nowhere/at/all", "nothing is at that path"),
+        ("nowhere/at/all", "the path does not exist"),
     ],
 )
 def test_an_unknown_source_offers_the_nearest(name, said):
@@ -303,7 +303,7 @@ def test_a_misspelt_path_offers_its_neighbour(tmp_path):
     with pytest.raises(ValueError, match=r"Did you mean '.*/holiday'"):
         open_source(str(tmp_path / "holliday"))
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match="no source of pictures"):
+    with pytest.raises(ValueError, match="not a source of pictures"):
         open_source(str(tmp_path / "notes.txt"))
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from triptych.cli.data import main
-from triptych.data.disk.check import look, survey
+from triptych.data.disk.check import check_pictures, survey
 from triptych.data.sources import open_index
 
 
@@ -57,7 +57,7 @@ def test_pictures_of_one_colour_but_other_sizes_are_no_duplicates(tmp_path):
     Image.new("L", (8, 2)).save(tmp_path / "b.png")
     Image.new("L", (8, 2)).save(tmp_path / "c.bmp")  # the same pixels in another file format
     index = open_index(str(tmp_path))
-    looked = {seen.row: seen for seen in look(index)}
+    looked = {seen.row: seen for seen in check_pictures(index)}
     assert survey(index, looked).duplicates == (("b.png", "c.bmp"),)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from triptych.data import sources
-from triptych.data.disk.table import select
+from triptych.data.disk.table import select_split
 from triptych.data.order.batches import take
 from triptych.data.sources import open_index, open_source, open_train_and_test
 
@@ -383,7 +383,7 @@ def test_flickr8k(real_data):
     folder = real_data / "flickr8k_128"
     index = open_index(str(folder))
     for split, count in (("train", 6000), ("val", 1000), ("test", 1000)):
-        source = select(index, split, None, None)
+        source = select_split(index, split, None, None)
         assert source.info.length == count and source.info.shape == (128, 128, 3)
         listed = (folder / f"split_{split}.txt").read_text().split()
         names = {source.index.names[row].split("/")[1].removesuffix(".jpg") for row in source.rows}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from triptych.data.order.batches import Plan, batches, take, to_images, write_skipped
+from triptych.data.order.batches import ShuffledPlan, batches, take, to_images, write_skipped
 from triptych.data.source import SourceInfo
 from triptych.data.sources import open_source
 
@@ -91,8 +91,11 @@ def test_an_epoch_shows_every_picture_once(folder_source):
 )
 def test_ranks_share_the_batch_of_one_trainer(folder_source, ranks, size, number, seed):
     """What all ranks see in step k is what a single trainer with the whole batch sees."""
-    parts = [Plan(folder_source, size, seed, rank, ranks).indices(number) for rank in range(ranks)]
-    whole = Plan(folder_source, size * ranks, seed, 0, 1).indices(number)
+    parts = [
+        ShuffledPlan(folder_source, size, seed, rank, ranks).indices(number)
+        for rank in range(ranks)
+    ]
+    whole = ShuffledPlan(folder_source, size * ranks, seed, 0, 1).indices(number)
     assert np.concatenate(parts).tolist() == whole.tolist()
 
 
@@ -202,5 +205,5 @@ def test_skipped_pictures_are_written_as_json_lines(tmp_path):
     "options", [{"batch_size": 0}, {"rank": 2, "ranks": 2}, {"start": -1}, {"workers": -1}]
 )
 def test_impossible_batches_are_refused(options):
-    with pytest.raises(ValueError, match="no batches"):
+    with pytest.raises(ValueError, match="no batches are possible"):
         batches(Endless(), options.pop("batch_size", 4), seed=0, **options)

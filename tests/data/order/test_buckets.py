@@ -10,13 +10,13 @@ from PIL import Image
 
 from triptych.data.order.batches import to_batch
 from triptych.data.order.buckets import (
-    Bucketed,
+    BucketedSource,
     BucketPlan,
+    assign_buckets,
     bucket_batches,
-    bucketed,
-    cut,
-    nearest,
-    shapes,
+    bucket_shapes,
+    crop_sizes,
+    nearest_shapes,
 )
 from triptych.data.sources import open_source
 
@@ -40,13 +40,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def source(folder: Path) -> Bucketed:
-    return bucketed(open_source(str(folder), size=64), shapes(64, 16))
+def source(folder: Path) -> BucketedSource:
+    return assign_buckets(open_source(str(folder), size=64), bucket_shapes(64, 16))
 
 
 @pytest.mark.parametrize(("size", "step"), [(64, 16), (512, 64), (1024, 32), (768, 64), (64, 64)])
 def test_shapes_have_about_as_many_pixels_and_sides_of_whole_steps(size: int, step: int) -> None:
-    found = shapes(size, step)
+    found = bucket_shapes(size, step)
     assert (size, size) in found
     assert {(w, h) for h, w in found} == set(found)
     for height, width in found:
@@ -59,23 +59,26 @@ def test_shapes_have_about_as_many_pixels_and_sides_of_whole_steps(size: int, st
 def test_the_shapes_of_512() -> None:
     """By hand: 512 * 512 / 448 = 585.1, / 384 = 682.7, / 320 = 819.2, which is past 2 to 1."""
     turned = {(448, 576), (384, 704)}
-    assert set(shapes(512, 64)) == {(512, 512)} | turned | {(w, h) for h, w in turned}
+    assert set(bucket_shapes(512, 64)) == {(512, 512)} | turned | {(w, h) for h, w in turned}
 
 
 def test_a_size_between_steps_is_refused_with_its_neighbours() -> None:
     with pytest.raises(ValueError, match="512 or 576, not 520"):
-        shapes(520, 64)
+        bucket_shapes(520, 64)
 
 
-def test_every_picture_goes_to_the_nearest_ratio(source: Bucketed) -> None:
+def test_every_picture_goes_to_the_nearest_ratio(source: BucketedSource) -> None:
     assert len(source.buckets) == len(SIDES)
     for (height, width), bucket in zip(SIDES, source.buckets.tolist(), strict=True):
         errors = [abs(np.log(height / width * w / h)) for h, w in source.shapes]
         assert errors[bucket] == min(errors)
-    assert nearest(np.array([[1000, 1000], [10, 1000]]), [(64, 64), (48, 80)]).tolist() == [0, 1]
+    assert nearest_shapes(np.array([[1000, 1000], [10, 1000]]), [(64, 64), (48, 80)]).tolist() == [
+        0,
+        1,
+    ]
 
 
-def test_a_picture_covers_its_bucket_and_loses_only_what_is_over(source: Bucketed) -> None:
+def test_a_picture_covers_its_bucket_and_loses_only_what_is_over(source: BucketedSource) -> None:
     """The colours say which rows and columns of the picture are left."""
     for index, (height, width) in enumerate(SIDES):
         columns = source.read([index])
@@ -96,15 +99,21 @@ def test_a_picture_covers_its_bucket_and_loses_only_what_is_over(source: Buckete
 
 def test_cut_is_what_sdxl_is_told() -> None:
     """A picture of 1000 x 2000 in a square of 500: half as large, 250 columns lost on each side."""
-    assert cut(np.array([[1000, 2000]]), 500, 500).tolist() == [[1000, 2000, 0, 250, 500, 500]]
+    assert crop_sizes(np.array([[1000, 2000]]), 500, 500).tolist() == [
+        [1000, 2000, 0, 250, 500, 500]
+    ]
 
 
-def plan(source: Bucketed, size: int, rank: int = 0, ranks: int = 1, seed: int = 3) -> BucketPlan:
+def plan(
+    source: BucketedSource, size: int, rank: int = 0, ranks: int = 1, seed: int = 3
+) -> BucketPlan:
     return BucketPlan(source, source.buckets, size, seed, rank, ranks)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
-def test_counts_are_the_closed_form_and_nothing_is_dropped(source: Bucketed, size: int) -> None:
+def test_counts_are_the_closed_form_and_nothing_is_dropped(
+    source: BucketedSource, size: int
+) -> None:
     """After e epochs a bucket of n has given floor(e n / B) batches: the first of a sequence that
     holds every picture once for every epoch.
     """
@@ -115,7 +124,7 @@ def test_counts_are_the_closed_form_and_nothing_is_dropped(source: Bucketed, siz
     for epoch in range(1, 13):
         until = sum(epoch * n // size for n in members.values())
         while number < until:
-            bucket, batch = whole.place(number)
+            bucket, batch = whole.locate(number)
             assert batch < epoch * members[bucket] // size
             indices = recorded(whole, number)
             assert len(indices) == size
@@ -127,7 +136,7 @@ def test_counts_are_the_closed_form_and_nothing_is_dropped(source: Bucketed, siz
             given = epoch * n // size * size
             assert sum(counts) == given
             assert given // n <= min(counts) and max(counts) <= -(-given // n)
-    assert len({whole.place(n) for n in range(number)}) == number
+    assert len({whole.locate(n) for n in range(number)}) == number
 
 
 def recorded(whole: BucketPlan, number: int) -> list[int]:
@@ -137,18 +146,18 @@ def recorded(whole: BucketPlan, number: int) -> list[int]:
     return [int(caption.split()[1]) for caption in columns["caption"]]
 
 
-def test_batches_are_shuffled_anew_every_epoch(source: Bucketed) -> None:
+def test_batches_are_shuffled_anew_every_epoch(source: BucketedSource) -> None:
     whole = plan(source, 2)
     members = [len(p) for p in whole.members.values()]
     each = [sum(e * n // 2 for n in members) for e in (0, 2, 4)]
     orders = [[recorded(whole, n) for n in range(*span)] for span in pairwise(each)]
     assert orders[0] != orders[1]
-    buckets = [whole.place(n)[0] for n in range(each[1])]
+    buckets = [whole.locate(n)[0] for n in range(each[1])]
     assert buckets != sorted(buckets)
     assert [recorded(plan(source, 2, seed=4), n) for n in range(each[1])] != orders[0]
 
 
-def test_any_batch_is_had_by_its_number_and_ranks_share_them(source: Bucketed) -> None:
+def test_any_batch_is_had_by_its_number_and_ranks_share_them(source: BucketedSource) -> None:
     whole = bucket_batches(source, source.buckets, 3, seed=5)
     texts = [next(whole)["caption"] for _ in range(30)]
     for start in (1, 7, 29):
@@ -160,7 +169,7 @@ def test_any_batch_is_had_by_its_number_and_ranks_share_them(source: Bucketed) -
     assert [next(workers)["caption"] for _ in range(30)] == texts
 
 
-def test_both_captions_are_drawn(source: Bucketed) -> None:
+def test_both_captions_are_drawn(source: BucketedSource) -> None:
     drawn = bucket_batches(source, source.buckets, 4, seed=1)
     first = Counter(c.split()[0] for _ in range(60) for c in next(drawn)["caption"])
     assert first["one"] == pytest.approx(120, abs=35)
@@ -169,7 +178,7 @@ def test_both_captions_are_drawn(source: Bucketed) -> None:
 def test_a_broken_picture_is_named_and_replaced_in_the_shape_of_its_bucket(folder: Path) -> None:
     path = folder / "train" / "19.png"  # the only picture of its shape
     path.write_bytes(path.read_bytes()[:120])
-    source = bucketed(open_source(str(folder), size=64), shapes(64, 16))
+    source = assign_buckets(open_source(str(folder), size=64), bucket_shapes(64, 16))
     columns = source.read([19])
     assert columns["image"].shape[1:3] == source.shapes[source.buckets[19]]
     assert columns["caption"] == [("one 0", "two 0")]

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from tests.systems.clip.tiny_clip import tiny_clip
 from triptych.data.disk.arrays import Part, array_index
-from triptych.data.disk.table import select
+from triptych.data.disk.table import select_split
 from triptych.systems.two_towers.matching import caption_recall, embed_classes, held_out_matches
 
 
@@ -43,7 +43,7 @@ def test_a_model_is_measured_on_held_out_pictures():
     images = np.random.default_rng(0).integers(0, 256, (24, size, size, 1), np.uint8)
     parts = [Part(split, images, np.arange(24) % 4) for split in ("train", "test")]
     index = array_index("four", "arrays", parts, ("red", "blue", "green_one", "star"))
-    test = select(index, "test", None, None)
+    test = select_split(index, "test", None, None)
     cpu = torch.device("cpu")
     assert loaded.tokenizer is not None
     measure = held_out_matches(test, loaded.tokenizer, loaded.transform, ("a {}.", "the {}"), cpu)

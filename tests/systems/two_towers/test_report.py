@@ -6,7 +6,7 @@ import torch
 
 from tests.systems.clip.tiny_clip import tiny_clip
 from triptych.data.disk.arrays import Part, array_index
-from triptych.data.disk.table import select
+from triptych.data.disk.table import select_split
 from triptych.data.source import Columns, SourceInfo
 from triptych.systems.two_towers.report import evaluate_two_towers
 
@@ -15,7 +15,7 @@ def of_classes(side, count=30):
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
     parts = [Part(split, images, np.arange(count) % 3) for split in ("train", "test")]
     index = array_index("three", "arrays", parts, ("red", "blue", "star"))
-    return images, select(index, "test", None, None)
+    return images, select_split(index, "test", None, None)
 
 
 class Captioned:
@@ -57,6 +57,6 @@ def test_recall_of_captions():
 def test_a_source_that_says_nothing_is_refused():
     images = np.zeros((4, 8, 8, 3), np.uint8)
     parts = [Part(split, images, None) for split in ("train", "test")]
-    bare = select(array_index("bare", "arrays", parts), "test", None, None)
+    bare = select_split(array_index("bare", "arrays", parts), "test", None, None)
     with pytest.raises(ValueError, match="neither captions nor classes"):
         evaluate_two_towers(tiny_clip(), bare, ("{}",))

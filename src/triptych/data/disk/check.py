@@ -1,4 +1,4 @@
-"""Look at a whole data set before training on it: decode everything, count, find duplicates."""
+"""Check a data set before training on it: decode every picture, count, find duplicates."""
 
 import hashlib
 import itertools
@@ -15,11 +15,11 @@ from triptych.data.disk.index import Index, refuse_unusable
 from triptych.data.disk.splits import holds_out, rows_of
 from triptych.data.source import Source
 
-CHUNK = 512  # pictures decoded at a time: bounds what waits in memory
+CHUNK = 512  # pictures decoded at a time, which bounds the memory
 
 
-class Looked(NamedTuple):
-    """One picture after decoding: a digest of its pixels, or why there is none."""
+class Checked(NamedTuple):
+    """One decoded picture: a digest of its pixels, or the reason why it cannot be read."""
 
     row: int
     digest: bytes
@@ -28,17 +28,19 @@ class Looked(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """What a data set holds."""
+    """What a data set contains."""
 
     source: str
     form: str
     pictures: int | None  # None: endless
     splits: dict[str, int]
-    held_out: bool  # the test split is ours, not the data's
+    held_out: bool  # the data has no test split: a tenth of it is held out
     classes: dict[str, int] = field(default_factory=dict)
     attributes: dict[str, int] = field(default_factory=dict)
-    vector: dict[str, tuple[float, float]] = field(default_factory=dict)  # least and greatest
-    captioned: int = 0
+    vector: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # smallest and largest value
+    captioned: int = 0  # pictures with captions
     captions: int = 0
     boxes: int = 0
     sizes: dict[str, int] = field(default_factory=dict)  # by the longer side
@@ -46,31 +48,29 @@ class Survey:
     skipped: dict[str, str] = field(default_factory=dict)  # name: reason
     duplicates: tuple[tuple[str, ...], ...] = ()  # groups of names with the same pixels
     notes: tuple[str, ...] = ()
-    problem: str = ""  # why nothing can be trained on it
+    problem: str = ""  # why it cannot be trained on
 
 
-def look(index: Index, threads: int | None = None) -> Iterator[Looked]:
-    """Decode every picture, in order, in a few threads (decoders run beside one another)."""
+def check_pictures(index: Index, threads: int | None = None) -> Iterator[Checked]:
+    """Decode every picture, in order, in a few threads."""
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         for first in range(0, len(index), CHUNK):
             rows = range(first, min(first + CHUNK, len(index)))
-            yield from pool.map(lambda row: _look_at(index, row), rows)
+            yield from pool.map(lambda row: _check_picture(index, row), rows)
 
 
-def survey(index: Index, looked: Mapping[int, Looked]) -> Survey:
-    """Sum up an index and what `look` found of it."""
-    bad = {index.names[row]: seen.reason for row, seen in looked.items() if seen.reason}
-    good = np.array(
-        [row not in looked or not looked[row].reason for row in range(len(index))], bool
-    )
+def survey(index: Index, checked: Mapping[int, Checked]) -> Survey:
+    """Summarise an index and the results of `check_pictures`, by row."""
+    bad = {index.names[row]: picture.reason for row, picture in checked.items() if picture.reason}
+    good = np.array([index.names[row] not in bad for row in range(len(index))], bool)
     skipped = {**index.skipped, **bad}
-    annotations, own = index.annotations, holds_out(index.splits)
+    annotations = index.annotations
     return Survey(
         source=index.name,
         form=index.form,
         pictures=int(good.sum()),
         splits=_splits(index, good),
-        held_out=not own,
+        held_out=not holds_out(index.splits),
         classes=_class_counts(index, good),
         attributes=_sums(annotations.attributes, annotations.attribute_values, good),
         vector=_ranges(annotations.vector, annotations.vector_values),
@@ -80,17 +80,17 @@ def survey(index: Index, looked: Mapping[int, Looked]) -> Survey:
         sizes=_sizes(index),
         grey=int(index.grey.sum()),
         skipped=skipped,
-        duplicates=_duplicates(index, looked),
+        duplicates=_duplicates(index, checked),
         notes=index.notes,
         problem=_problem(index, bad),
     )
 
 
 def survey_endless(source: Source) -> Survey:
-    """What an endless source offers; there is nothing to count."""
+    """The survey of an endless source, which has nothing to count."""
     return Survey(
         source=source.info.name,
-        form="the built-in world, drawn as a function of the index",
+        form="the built-in world of shapes, drawn on demand",
         pictures=source.info.length,
         splits={},
         held_out=False,
@@ -99,15 +99,15 @@ def survey_endless(source: Source) -> Survey:
     )
 
 
-def _look_at(index: Index, row: int) -> Looked:
+def _check_picture(index: Index, row: int) -> Checked:
     try:
         picture = index.stored.load(row, 1 if index.grey[row] else 3, None)
     except (ValueError, OSError) as error:
         text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        return Looked(row, b"", text)
+        return Checked(row, b"", text)
     digest = hashlib.blake2b(repr(picture.shape).encode(), digest_size=16)
     digest.update(picture.tobytes())
-    return Looked(row, digest.digest(), "")
+    return Checked(row, digest.digest(), "")
 
 
 def _problem(index: Index, bad: dict[str, str]) -> str:
@@ -133,7 +133,7 @@ def _splits(index: Index, good: np.ndarray) -> dict[str, int]:
     for split in ("train", "test"):
         try:
             counts[split] = int(good[rows_of(split, index.names, index.splits)].sum())
-        except ValueError:  # so few that none was held out
+        except ValueError:  # too few pictures for a test split
             counts[split] = 0
     return counts
 
@@ -159,7 +159,7 @@ def _ranges(names: tuple[str, ...], values: np.ndarray | None) -> dict[str, tupl
 
 
 def _sizes(index: Index) -> dict[str, int]:
-    """One size by itself, else powers of two of the longer side."""
+    """The one size that all have, else ranges of the longer side between powers of two."""
     if len(index) and (index.sizes == index.sizes[0]).all():
         height, width = index.sizes[0]
         return {f"{width} x {height}": len(index)}
@@ -170,9 +170,9 @@ def _sizes(index: Index) -> dict[str, int]:
     return {f"{edges[b - 1]} to {2 * edges[b - 1] - 1}": count for b, count in counts}
 
 
-def _duplicates(index: Index, looked: Mapping[int, Looked]) -> tuple[tuple[str, ...], ...]:
+def _duplicates(index: Index, checked: Mapping[int, Checked]) -> tuple[tuple[str, ...], ...]:
     groups: dict[bytes, list[str]] = defaultdict(list)
-    for row, seen in looked.items():
-        if seen.digest:
-            groups[seen.digest].append(index.names[row])
+    for row, picture in checked.items():
+        if picture.digest:
+            groups[picture.digest].append(index.names[row])
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)

@@ -1,4 +1,4 @@
-"""One split of a data set at one picture size, read by index: what training sees of an `Index`.
+"""One split of an `Index` at one picture size: a source to train on.
 
 Dimensions: B pictures, N pictures of the split, H height, W width, C channels.
 """
@@ -18,23 +18,25 @@ from triptych.data.source import Columns, Source, SourceInfo
 from triptych.vision.images import resize_crop
 
 
-def beginning(source: Source, count: int) -> Source:
-    """The first `count` pictures.
+def first_pictures(source: Source, count: int) -> Source:
+    """A source of the first `count` pictures of another.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: there are fewer.
     """
     info = source.info
     if info.length is not None and count > info.length:
-        raise ValueError(f"{info.name!r} has {info.length:,} pictures, not {count:,}")
+        raise ValueError(
+            f"{info.name!r} has only {info.length:,} pictures: {count:,} were requested"
+        )
     if isinstance(source, Table):
-        return source.part(range(count))
-    return Beginning(source, replace(info, length=count))
+        return source.subset(range(count))
+    return FirstPictures(source, replace(info, length=count))
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """The first pictures of a source that is drawn, as a source of their own (`Source`)."""
+class FirstPictures:
+    """A `Source` of the first pictures of one that is drawn, not stored."""
 
     source: Source
     info: SourceInfo
@@ -43,11 +45,11 @@ class Beginning:
         return self.source.read(indices)
 
 
-MEMORY = 1 << 30  # bytes of decoded pictures that are kept
+MEMORY = 1 << 30  # bytes of decoded pictures that are kept in memory
 
 
 class Pictures:
-    """Pictures of one shape, decoded at first sight and kept while they all fit in memory.
+    """Pictures of one shape, decoded on first use and kept in memory if all of them fit.
 
     The memory is shared with processes forked later, so data workers decode nothing twice.
     """
@@ -68,11 +70,11 @@ class Pictures:
         self.filled = np.zeros(count, np.bool_)
         if isinstance(self.stored, InMemory) and self.stored.images.shape[1:] == self.shape:
             first, last = int(self.rows[0]), int(self.rows[-1])
-            whole = last - first == count - 1  # a slice is no copy
-            self.kept = self.stored.images[first : last + 1] if whole else None
-            self.filled[:] = whole
+            consecutive = last - first == count - 1  # then a slice will do, without a copy
+            self.kept = self.stored.images[first : last + 1] if consecutive else None
+            self.filled[:] = consecutive
         if self.kept is None and count * each <= MEMORY:
-            # Anonymous memory costs nothing until it is written.
+            # Anonymous memory takes no space until it is written.
             shared = np.frombuffer(mmap.mmap(-1, count * each), np.uint8)
             self.kept = shared.reshape(count, *self.shape)
             self.filled = np.frombuffer(mmap.mmap(-1, count), np.bool_)
@@ -85,10 +87,10 @@ class Pictures:
         self._keep()
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "H W C"]:
-        """One picture. Raises ValueError with the reason where it cannot be read."""
+        """One picture. ValueError gives the reason why it cannot be read."""
         if self.kept is not None and self.filled[index]:
-            found: UInt8[np.ndarray, "H W C"] = self.kept[index]
-            return found
+            kept: UInt8[np.ndarray, "H W C"] = self.kept[index]
+            return kept
         size, _, channels = self.shape
         near = size if self.square else None
         try:
@@ -99,7 +101,7 @@ class Pictures:
             picture = resize_crop(picture, size)
         if picture.shape != self.shape:
             raise ValueError(
-                f"{picture.shape[1]} x {picture.shape[0]} pixels, not as its header said"
+                f"{picture.shape[1]} x {picture.shape[0]} pixels, unlike its header says"
             )
         if self.kept is not None:
             self.kept[index] = picture
@@ -109,7 +111,7 @@ class Pictures:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A `Source` (which says what each part means), made by `select`."""
+    """A `Source` of stored pictures, made by `select_split`."""
 
     index: Index
     info: SourceInfo
@@ -117,17 +119,18 @@ class Table:
     pictures: Pictures
 
     def read(self, indices: Sequence[int]) -> Columns:
-        """A picture that cannot be read is replaced by the next one that can, with all its columns.
+        """A picture that cannot be read is replaced by the next one that can, with its columns.
 
-        Raises ValueError where no picture of the split can be read.
+        Raises:
+            ValueError: no picture of the split can be read.
         """
-        kept, asked = self.pictures.kept, np.asarray(indices, np.int64)
-        if kept is not None and self.pictures.filled[asked].all():  # the rule after the first epoch
-            return self.columns(kept[asked], asked, {})
+        kept, rows = self.pictures.kept, np.asarray(indices, np.int64)
+        if kept is not None and self.pictures.filled[rows].all():  # usual after the first epoch
+            return self.columns(kept[rows], rows, {})
         images = np.empty((len(indices), *self.pictures.shape), np.uint8)
         used, skipped, length = [], {}, len(self.rows)
-        for place, wanted in enumerate(indices):
-            for index in range(int(wanted), int(wanted) + length):
+        for place, start in enumerate(indices):
+            for index in range(int(start), int(start) + length):
                 index %= length
                 try:
                     images[place] = self.pictures[index]
@@ -143,14 +146,14 @@ class Table:
 
     @property
     def labels(self) -> Int64[np.ndarray, " N"]:
-        """The class of every picture. Raises ValueError where there are none."""
+        """The class of every picture. ValueError if the source has no classes."""
         if self.index.annotations.labels is None:
             raise ValueError(f"{self.info.name!r} has no labels")
         labels: Int64[np.ndarray, " N"] = self.index.annotations.labels[self.rows]
         return labels
 
-    def part(self, indices: Sequence[int]) -> "Table":
-        """Some of the pictures as a source of their own. Classes keep their numbers."""
+    def subset(self, indices: Sequence[int]) -> "Table":
+        """A source of some of the pictures. Classes keep their numbers."""
         rows = self.rows[np.asarray(indices, np.int64)]
         if not len(rows):
             raise ValueError(f"no pictures are left of {self.info.name!r}")
@@ -163,7 +166,7 @@ class Table:
         indices: Int64[np.ndarray, " B"],
         skipped: dict[str, str],
     ) -> Columns:
-        """Pictures with what is said of them: those at these indices."""
+        """A batch: pictures, and the annotations of these indices."""
         columns: Columns = {"image": images, "skipped": list(skipped.items())}
         rows, annotations = self.rows[indices], self.index.annotations
         if annotations.labels is not None:
@@ -180,13 +183,17 @@ class Table:
         return columns
 
 
-def of_classes(table: Table, classes: Sequence[int]) -> Table:
-    """The pictures of some classes alone."""
-    return table.part(np.flatnonzero(np.isin(table.labels, classes)).tolist())
+def select_classes(table: Table, classes: Sequence[int]) -> Table:
+    """A source of the pictures of some classes."""
+    return table.subset(np.flatnonzero(np.isin(table.labels, classes)).tolist())
 
 
-def select(index: Index, split: str, size: int | None, channels: int | None) -> Table:
-    """A split of an index at a picture size. Raises ValueError where that cannot be had."""
+def select_split(index: Index, split: str, size: int | None, channels: int | None) -> Table:
+    """A split of an index at a picture size.
+
+    Raises:
+        ValueError: no such split, size or channels, or too many pictures cannot be used.
+    """
     refuse_unusable(index)
     if size is not None and not 1 <= size <= 4096:
         raise ValueError(f"size must be 1 to 4096 pixels, not {size}")
@@ -196,14 +203,14 @@ def select(index: Index, split: str, size: int | None, channels: int | None) -> 
     if channels is None:  # over all splits, so that train and test agree
         channels = 1 if index.grey.all() else 3
     if size is None:
-        found = np.unique(index.sizes, axis=0)
-        if len(found) > 1:
+        sizes = np.unique(index.sizes, axis=0)
+        if len(sizes) > 1:
             (low_h, low_w), (high_h, high_w) = index.sizes.min(0), index.sizes.max(0)
             raise ValueError(
-                f"the pictures of {index.name!r} have {len(found):,} different sizes, from "
-                f"{low_w} x {low_h} to {high_w} x {high_h}: choose one with --size"
+                f"the pictures of {index.name!r} have {len(sizes):,} different sizes, from "
+                f"{low_w} x {low_h} to {high_w} x {high_h}: choose one size with --size"
             )
-        height, width = (int(side) for side in found[0])
+        height, width = (int(side) for side in sizes[0])
     else:
         height = width = size
     pictures = Pictures(index.stored, rows, (height, width, channels), size is not None)

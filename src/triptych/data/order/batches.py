@@ -1,8 +1,8 @@
-"""Endless batches whose content is a function of (seed, rank, number), whoever computes them.
+"""Endless batches whose content is a function of (seed, rank, number).
 
-Batch `k` of rank `r` holds the positions from `(k * ranks + r) * batch_size` on of one endless
-sequence: every epoch a keyed random order of the source, or 0, 1, 2, ... of an endless source. So a
-run resumes at any batch at no cost, and worker processes only change the speed.
+Batch `k` of rank `r` has the positions from `(k * ranks + r) * batch_size` on in one endless
+sequence: each epoch a random order of the source, or 0, 1, 2, ... for an endless source. So a run
+resumes at any batch at no cost, and the number of worker processes only changes the speed.
 
 Dimensions: B pictures, C channels, H height, W width.
 """
@@ -23,21 +23,20 @@ from torch.utils.data import DataLoader
 from triptych.atomic import replace_file
 from triptych.data.captions import texts_at
 from triptych.data.disk.index import refuse_if_many
-from triptych.data.order.alike import PLAIN
-from triptych.data.order.alike import alike as alike_order
-from triptych.data.order.permutation import mix, walk
+from triptych.data.order.hard_negatives import UNSORTED_EVERY, sort_by_shared_words
+from triptych.data.order.permutation import mix, permute_epochs
 from triptych.data.source import Columns, Source
 from triptych.runtime import key
 
 Batch = dict[str, Any]
 """`image` float32 (B, C, H, W) in [-1, 1] and, where the source has them: `label` int64 (B,),
 `attributes` float32 (B, A), `vector` float32 (B, V), `sizes` int64 (B, 6), `caption` list of B
-strings. Of a cache of latents `mean` and `deviation` float32 (B, Z, h, w) in place of `image`."""
+strings. With cached latents, `mean` and `deviation` float32 (B, Z, h, w) in place of `image`."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Which positions a batch has and what is there: a map from number to columns, for workers."""
+class ShuffledPlan:
+    """Batches by number, in a random order of each epoch (see above): what data workers index."""
 
     source: Source
     batch_size: int
@@ -45,9 +44,9 @@ class Plan:
     rank: int
     ranks: int
     pool: int = 1
-    """Batches among which pictures of like texts are brought together; 1 leaves them alone."""
+    """How many consecutive batches are regrouped so that similar captions meet; 1 is off."""
     latest: dict[int, Int64[np.ndarray, " P"]] = field(default_factory=dict, compare=False)
-    """The positions of the pool last asked for, in their order."""
+    """The sorted positions of the last pool that was used, by its number."""
 
     def positions(self, number: int) -> Int64[np.ndarray, " B"]:
         if self.pool == 1:
@@ -56,29 +55,30 @@ class Plan:
         pool, within = divmod(number, self.pool)
         if pool not in self.latest:
             self.latest.clear()
-            self.latest[pool] = self._together(pool)
+            self.latest[pool] = self._sort_pool(pool)
         return self.latest[pool][within * self.batch_size : (within + 1) * self.batch_size]
 
-    def _together(self, pool: int) -> Int64[np.ndarray, " P"]:
-        """A pool's positions, those of like texts in one batch, its batches in a random order.
+    def _sort_pool(self, pool: int) -> Int64[np.ndarray, " P"]:
+        """This rank's positions in a pool, with similar captions in one batch.
 
-        Batches are those of all ranks together; of each this rank keeps its share.
+        The global batches of the pool are formed first and put into a random order; then each rank
+        takes its share of every batch.
         """
-        whole = self.batch_size * self.ranks
-        positions = np.arange(pool * self.pool * whole, (pool + 1) * self.pool * whole)
-        if pool % PLAIN != PLAIN - 1:
+        together = self.batch_size * self.ranks
+        positions = np.arange(pool * self.pool * together, (pool + 1) * self.pool * together)
+        if pool % UNSORTED_EVERY != UNSORTED_EVERY - 1:
             texts = texts_at(self.source, self._indices(positions).tolist(), self.draws(positions))
-            drawn = key(self.seed, "alike", 0, pool)
-            positions = positions[alike_order(texts, drawn)].reshape(self.pool, whole)
-            positions = positions[np.argsort(mix(np.arange(self.pool, dtype=np.uint64), drawn))]
+            salt = key(self.seed, "alike", 0, pool)
+            positions = positions[sort_by_shared_words(texts, salt)].reshape(self.pool, together)
+            positions = positions[np.argsort(mix(np.arange(self.pool, dtype=np.uint64), salt))]
         shares = positions.reshape(self.pool, self.ranks, self.batch_size)
-        own: Int64[np.ndarray, " P"] = shares[:, self.rank].reshape(-1)
-        return own
+        share: Int64[np.ndarray, " P"] = shares[:, self.rank].reshape(-1)
+        return share
 
     def draws(self, positions: Int64[np.ndarray, " B"]) -> list[int]:
-        """Which of several captions each position takes."""
-        drawn: list[int] = mix(positions.astype(np.uint64), key(self.seed, "caption")).tolist()
-        return drawn
+        """A random number for each position, which chooses among several captions."""
+        numbers: list[int] = mix(positions.astype(np.uint64), key(self.seed, "caption")).tolist()
+        return numbers
 
     def indices(self, number: int) -> Int64[np.ndarray, " B"]:
         return self._indices(self.positions(number))
@@ -87,37 +87,39 @@ class Plan:
         length = self.source.info.length
         if length is None:
             return positions
-        return walk(positions, length, self.seed)
+        return permute_epochs(positions, length, self.seed)
 
     def __getitem__(self, number: int) -> Columns | str:
-        """An error is returned as text: raised in a worker, it would arrive with a traceback."""
+        """One batch. An error is returned as text: raised in a worker, it would get a traceback."""
         try:
             columns = self.source.read(self.indices(number).tolist())
         except ValueError as error:
             return str(error)
         if "caption" in columns:
-            columns["caption"] = chosen(columns["caption"], self.draws(self.positions(number)))
+            columns["caption"] = choose_captions(
+                columns["caption"], self.draws(self.positions(number))
+            )
         return columns
 
 
-class Numbered(Protocol):
-    """A plan: batches by their number. An error is returned as text."""
+class Plan(Protocol):
+    """Batches by their number."""
 
     @property
     def source(self) -> Source:
-        """What the batches are of."""
+        """Where the pictures come from."""
 
     def __getitem__(self, number: int) -> Columns | str:
-        """One batch."""
+        """One batch, or the message of an error."""
 
 
 class Batches:
-    """An iterator of batches that remembers which pictures could not be read."""
+    """An iterator over batches that remembers which pictures could not be read."""
 
-    def __init__(self, plan: Numbered, start: int, workers: int):
+    def __init__(self, plan: Plan, start: int, workers: int):
         self.skipped: dict[str, str] = dict(plan.source.info.skipped)  # name: reason
         self._plan = plan
-        self._refused = len(self.skipped)  # before any was read
+        self._missing = len(self.skipped)  # not counted in the length of the source
         numbers = itertools.count(start)
         self._columns: Iterator[Columns | str] = map(plan.__getitem__, numbers)
         if workers:
@@ -126,7 +128,7 @@ class Batches:
                 batch_size=None,
                 sampler=numbers,  # type: ignore[arg-type]
                 num_workers=workers,
-                collate_fn=_as_it_is,  # type: ignore[arg-type]
+                collate_fn=_identity,  # type: ignore[arg-type]
                 generator=torch.Generator(),  # else starting it would draw from the global one
             )
             self._columns = iter(loader)
@@ -141,8 +143,8 @@ class Batches:
             if "worker" not in str(error):
                 raise
             raise RuntimeError(
-                "a process that reads data died: killed, or out of memory? Everything saved is "
-                f"intact; continue with fewer --workers ({error})"
+                "a process that reads data died: it was killed, or the memory was full. "
+                f"Checkpoints are intact; resume with fewer --workers ({error})"
             ) from error
         if isinstance(columns, str):
             raise ValueError(columns)
@@ -150,7 +152,7 @@ class Batches:
             self.skipped.update(columns["skipped"])
             info = self._plan.source.info
             if info.length is not None:
-                refuse_if_many(self.skipped, info.length + self._refused, info.name)
+                refuse_if_many(self.skipped, info.length + self._missing, info.name)
         return to_batch(columns)
 
 
@@ -163,28 +165,36 @@ def batches(
     ranks: int = 1,
     start: int = 0,
     workers: int = 0,
-    alike: int = 1,
+    hard_negative_pool: int = 1,
 ) -> Batches:
-    """Batches from number `start` on, without an end.
+    """Endless batches of a source, from number `start` on.
 
-    `rank` of `ranks` trainers gets its share of every global batch. `workers` processes read ahead;
-    the batches are the same for any number of them. `alike` above 1 brings pictures of like texts
-    together among so many batches (`data/alike.py`). `.skipped` of the result names the pictures
-    that could not be read so far; above a tenth of the source the iterator raises ValueError.
+    Args:
+        rank: which of `ranks` trainers this is; each gets its share of every global batch.
+        workers: processes that read ahead; the batches are the same for any number of them.
+        hard_negative_pool: regroup this many batches so that similar captions meet
+            (`hard_negatives.py`); 1 is off.
+
+    `.skipped` of the result names the pictures that could not be read so far; when they are more
+    than a tenth of the source, the iterator raises ValueError.
+
+    Raises:
+        ValueError: a number out of range.
     """
-    if batch_size < 1 or not 0 <= rank < ranks or start < 0 or workers < 0 or alike < 1:
+    pool = hard_negative_pool
+    if batch_size < 1 or not 0 <= rank < ranks or start < 0 or workers < 0 or pool < 1:
         raise ValueError(
-            f"no batches of {batch_size} for rank {rank} of {ranks} from {start}, {workers} "
-            f"workers, alike in pools of {alike}"
+            f"no batches are possible with batch size {batch_size}, rank {rank} of {ranks}, start "
+            f"{start}, {workers} workers and a pool of {pool} batches"
         )
-    return Batches(Plan(source, batch_size, seed, rank, ranks, alike), start, workers)
+    return Batches(ShuffledPlan(source, batch_size, seed, rank, ranks, pool), start, workers)
 
 
 def take(source: Source, indices: Sequence[int]) -> Batch:
-    """The pictures at these indices as one batch; of several captions the first."""
+    """The pictures at these indices as one batch, with the first caption of each."""
     columns = source.read(indices)
     if "caption" in columns:
-        columns["caption"] = chosen(columns["caption"], [0] * len(indices))
+        columns["caption"] = choose_captions(columns["caption"], [0] * len(indices))
     return to_batch(columns)
 
 
@@ -214,19 +224,19 @@ def to_images(pictures: UInt8[np.ndarray, "B H W C"]) -> Float[Tensor, "B C H W"
 
 
 def write_skipped(path: Path, skipped: dict[str, str]) -> None:
-    """Write skipped pictures as JSON lines of `name` and `reason`, whole or not at all."""
+    """Write skipped pictures as JSON lines of `name` and `reason`, all of them or none."""
     rows = [json.dumps({"name": name, "reason": reason}) for name, reason in skipped.items()]
     with replace_file(path) as temporary:
         temporary.write_text("".join(row + "\n" for row in rows))
 
 
-def chosen(captions: Sequence[str | Sequence[str]], draws: Sequence[int]) -> list[str]:
-    """One caption a picture: of several the one that the draw says."""
+def choose_captions(captions: Sequence[str | Sequence[str]], draws: Sequence[int]) -> list[str]:
+    """One caption per picture: among several, a random number chooses."""
     return [
         caption if isinstance(caption, str) else caption[draw % len(caption)]
         for caption, draw in zip(captions, draws, strict=True)
     ]
 
 
-def _as_it_is(columns: Columns | str) -> Columns | str:
+def _identity(columns: Columns | str) -> Columns | str:
     return columns

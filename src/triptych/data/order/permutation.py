@@ -1,7 +1,8 @@
-"""An order for any number of items that is computed, not stored.
+"""A random order of any number of items, computed position by position instead of stored.
 
-Shuffling a list needs the list and the state of a generator. Here item `p` of a shuffled epoch is a
-function of (seed, epoch, p), so training continues at any step at no cost and every worker agrees.
+Shuffling a list needs the list and the state of a generator. Here the item at position `p` of an
+epoch is a function of (seed, epoch, p), so training resumes at any step at no cost and all workers
+agree.
 """
 
 import math
@@ -11,8 +12,8 @@ from jaxtyping import Int64, UInt64
 
 from triptych.runtime import key
 
-ROUNDS, ROUNDS_OF_FEW = 6, 12  # with two digits of only a few values, structure dies out slowly
-FEW = 1024
+ROUNDS = 6
+SMALL, SMALL_ROUNDS = 1024, 12  # short orders need more rounds before they look random
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, as in splitmix64
 
 
@@ -25,19 +26,22 @@ def mix(values: UInt64[np.ndarray, " n"], salt: int) -> UInt64[np.ndarray, " n"]
 
 
 def permute(positions: Int64[np.ndarray, " n"], length: int, *keys: int) -> Int64[np.ndarray, " n"]:
-    """The items at these positions of a keyed random order of `range(length)`.
+    """The items at these positions of a random order of `range(length)` that the keys choose.
 
-    A Feistel network over two digits of mixed radix, which needs no power of two, and cycle walking
-    for the few values that fall outside (Black and Rogaway 2002, "Ciphers with arbitrary finite
-    domains"). Two positions never give the same item.
+    A Feistel network over two digits of mixed radix, with cycle walking for the few values that
+    fall outside the range (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). It is
+    a permutation: every item is at exactly one position.
+
+    Raises:
+        ValueError: no items, or a position outside [0, length).
     """
     if length < 1:
-        raise ValueError(f"an order needs at least one item, not {length}")
+        raise ValueError(f"there must be at least one item to order, not {length}")
     if ((positions < 0) | (positions >= length)).any():
         raise ValueError(f"positions must be in [0, {length}), not {positions}")
     side = math.isqrt(length - 1) + 1
     low, high = np.uint64(side), np.uint64(-(-length // side))  # low * high - length < low
-    salt, rounds = key(*keys), ROUNDS if length > FEW else ROUNDS_OF_FEW
+    salt, rounds = key(*keys), ROUNDS if length > SMALL else SMALL_ROUNDS
     salts = [key(salt, number) for number in range(rounds)]
 
     def encrypt(values: UInt64[np.ndarray, " m"]) -> UInt64[np.ndarray, " m"]:
@@ -55,9 +59,11 @@ def permute(positions: Int64[np.ndarray, " n"], length: int, *keys: int) -> Int6
     return items.astype(np.int64)
 
 
-def walk(positions: Int64[np.ndarray, " n"], length: int, *keys: int) -> Int64[np.ndarray, " n"]:
-    """The items at these positions of an endless sequence: epoch after epoch `range(length)`, each
-    in an order of its own.
+def permute_epochs(
+    positions: Int64[np.ndarray, " n"], length: int, *keys: int
+) -> Int64[np.ndarray, " n"]:
+    """The items at these positions of an endless sequence of epochs: `range(length)` again and
+    again, each time in another order.
     """
     items = np.empty_like(positions)
     for epoch in range(int(positions.min()) // length, int(positions.max()) // length + 1):

@@ -42,10 +42,11 @@ def train_and_test(
         ValueError: there is no such source, it has no classes, or the two have different ones.
     """
     if not test:
-        return gallery.labelled(name, "train", limit), gallery.labelled(name, "test", limit)
+        train = gallery.open_labelled(name, "train", limit)
+        return train, gallery.open_labelled(name, "test", limit)
     apart = name in SCENES or holds_out(open_index(name).splits)
-    learned = gallery.labelled(name, "train" if apart else "", limit)
-    return learned, _renumbered(gallery.labelled(test, "", limit), learned.classes, test, name)
+    learned = gallery.open_labelled(name, "train" if apart else "", limit)
+    return learned, _renumbered(gallery.open_labelled(test, "", limit), learned.classes, test, name)
 
 
 def look(loaded: Loaded, pictures: gallery.Gallery, batch: int = 32) -> Iterator[Seen]:
@@ -57,17 +58,17 @@ def look(loaded: Loaded, pictures: gallery.Gallery, batch: int = 32) -> Iterator
     features: Tensor | None = None
     labels: list[int] = []
     skipped = dict(pictures.skipped)
-    for opened in gallery.opened(pictures, batch):
-        skipped |= opened.skipped
-        if opened.pictures:
-            vectors = loaded.embed_image(opened.pictures, batch)
+    for decoded in gallery.decode(pictures, batch):
+        skipped |= decoded.skipped
+        if decoded.pictures:
+            vectors = loaded.embed_image(decoded.pictures, batch)
             if features is None:
                 features = vectors.new_empty(len(pictures.pictures), vectors.shape[1])
             features[len(labels) : len(labels) + len(vectors)] = vectors
-            labels += [unread.label for unread in opened.unread]
+            labels += [picture.label for picture in decoded.sources]
         if features is not None:
             known = features[: len(labels)], torch.tensor(labels)
-            yield Seen(*known, pictures.classes, skipped, opened.done)
+            yield Seen(*known, pictures.classes, skipped, decoded.done)
     if features is None:
         reasons = [f"\n  {name}: {why}" for name, why in list(skipped.items())[:20]]
         raise ValueError("no picture could be read" + ("".join(reasons) or ": there is none"))
@@ -84,5 +85,5 @@ def _renumbered(
             f"{', ...' if len(unknown) > 10 else ''}; there: {', '.join(classes[:10])}"
         )
     places = [number[known] for known in found.classes]
-    pictures = [unread._replace(label=places[unread.label]) for unread in found.pictures]
+    pictures = [picture._replace(label=places[picture.label]) for picture in found.pictures]
     return gallery.Gallery(pictures, tuple(classes), found.skipped)

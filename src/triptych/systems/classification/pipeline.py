@@ -86,7 +86,7 @@ def run(request: Classify, load: Load) -> Iterator[Classified]:
     names: list[str] = []
     truth: list[int] = []
     skipped = dict(found.skipped)
-    for batch in gallery.opened(found, request.batch):
+    for batch in gallery.decode(found, request.batch):
         skipped |= batch.skipped
         if batch.pictures:
             rows = slice(len(names), len(names) + len(batch.pictures))
@@ -163,13 +163,13 @@ def gallery_of(request: Classify) -> gallery.Gallery:
         ValueError: they are to be compared with the classes of a source that has none.
     """
     if not request.evaluated:
-        return gallery.files(request.pictures, request.limit)
+        return gallery.list_pictures(request.pictures, request.limit)
     if len(request.pictures) != 1:
         raise ValueError(
             f"comparing with the pictures' own classes takes one folder or source, not "
             f"{len(request.pictures)} paths"
         )
-    return gallery.labelled(request.pictures[0], request.split, request.limit)
+    return gallery.open_labelled(request.pictures[0], request.split, request.limit)
 
 
 def _renamed(classes: Sequence[str], labels: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from triptych import runtime
 from triptych.config import to_json
-from triptych.data.captions import captions_of, reader, spoken
-from triptych.data.disk.table import beginning
+from triptych.data.captions import batch_texts, captions_of, class_words
+from triptych.data.disk.table import first_pictures
 from triptych.data.order.batches import Batches, batches, take_first
-from triptych.data.order.buckets import Bucketed, bucket_batches
+from triptych.data.order.buckets import BucketedSource, bucket_batches
 from triptych.data.source import Source
 from triptych.data.sources import open_source, open_train_and_test
 from triptych.diffusion.denoiser import Predicts
@@ -73,13 +73,13 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
     templates = template_set(request.templates)
     torch.manual_seed(runtime.key(training.seed, "weights"))
     if request.pictures:
-        source = beginning(source, request.pictures)
+        source = first_pictures(source, request.pictures)
     model, tokenizers = _start(request, source, templates, load)
     _choose_what_moves(model, request)
     source = crop_to_buckets(source, model.config, request.training.size if request.buckets else 0)
     moves = any(p.requires_grad for p in model.text.parameters())
     cache = _cache(request, source, model, tokenizers, texts=not moves) if request.cache else None
-    config, read = model.config, reader(source, templates)
+    config, read = model.config, batch_texts(source, templates)
     # What is frozen is neither averaged nor saved at every checkpoint; with a cache it is not even
     # in memory, so nothing below may hold on to `model` itself.
     alone = not moves and bool(request.cache or request.init)
@@ -172,7 +172,7 @@ def _cache(
         model,
         tokenizers,
         sentences=[
-            t.replace("{}", spoken(name)) for name in source.info.classes for t in templates
+            t.replace("{}", class_words(name)) for name in source.info.classes for t in templates
         ],
         texts=texts,
         precision=request.cache_precision,
@@ -198,7 +198,7 @@ def _batches(
 
     def of(chosen: Source, begin: int) -> Batches:
         if request.buckets:
-            assert isinstance(chosen, Bucketed | CachedLatents)
+            assert isinstance(chosen, BucketedSource | CachedLatents)
             return bucket_batches(
                 chosen,
                 chosen.buckets,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triptych.data.captions import spoken
+from triptych.data.captions import class_words
 from triptych.data.order.batches import take
 from triptych.data.source import Source
 from triptych.systems.clip.model import Clip
@@ -107,7 +107,7 @@ def embed_classes(
     device: torch.device,
 ) -> Float[Tensor, "L D"]:
     """One unit vector per class, as `embed_labels`, for a model without a `Loaded`."""
-    texts = label_prompts([spoken(name) for name in classes], templates)
+    texts = label_prompts([class_words(name) for name in classes], templates)
     return average_prompts(embed_texts(model, tokenizer, texts, device), len(templates))
 
 

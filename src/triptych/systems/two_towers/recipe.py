@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from triptych import runtime
 from triptych.config import to_json
-from triptych.data.captions import captions_of, reader
+from triptych.data.captions import batch_texts, captions_of
 from triptych.data.order.batches import batches
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
@@ -54,7 +54,7 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
     model = model.to(device)
     initial = copy.deepcopy(model).requires_grad_(False) if towers.interpolate < 1 else None
     _choose_what_moves(model, towers)
-    read = reader(source, templates)
+    read = batch_texts(source, templates)
     changes = _changes(towers)
     objective = clip.objective if isinstance(model, Clip) else siglip.objective
     match = _match(model, world)
@@ -104,7 +104,7 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
             ranks=world.size,
             start=start,
             workers=training.workers,
-            alike=towers.alike,
+            hard_negative_pool=towers.alike,
         ),
         card=to_json(_card(model, source, tokenizer, transform)),
         chance=_chance(model, training.batch_size),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from triptych.config import to_json, write_json
-from triptych.data.captions import captions_of, spoken
+from triptych.data.captions import captions_of, class_words
 from triptych.data.source import Source
 from triptych.scores.accuracy import Accuracy, accuracy
 from triptych.scores.environment import environment
@@ -58,7 +58,7 @@ def evaluate_two_towers(
         vectors = loaded.embed_text([text for several in texts for text in several])
         found = recall(image, vectors, owner)
     if classes and labels is not None:
-        text = embed_labels(loaded, [spoken(name) for name in info.classes], templates).text
+        text = embed_labels(loaded, [class_words(name) for name in info.classes], templates).text
         named = accuracy((image @ text.T).argmax(1), labels)
     return TwoTowersReport(count, found, named, templates if named else ())
 

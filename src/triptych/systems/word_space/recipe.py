@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from triptych import runtime
 from triptych.config import nearest, to_json
-from triptych.data.disk.table import Table, of_classes
+from triptych.data.disk.table import Table, select_classes
 from triptych.data.order.batches import batches, take
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
@@ -51,7 +51,7 @@ def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
     if not request.words:
         raise ValueError("give --words FILE: word vectors as GloVe or word2vec text, .npz or .json")
     words = torch.from_numpy(read_word_vectors(Path(request.words)).of(classes))
-    learned, calibration = _split(of_classes(source, seen), seen, training.seed)
+    learned, calibration = _split(select_classes(source, seen), seen, training.seed)
 
     config = _config(request, source, seen, words.shape[1], len(calibration.rows))
     torch.manual_seed(runtime.key(training.seed, "weights"))
@@ -145,7 +145,7 @@ def _split(seen: Table, classes: tuple[int, ...], seed: int) -> tuple[Table, Tab
     if min((int((labels == k).sum()) for k in classes), default=0) < LEAST:
         return seen, seen
     rest = sorted(order[count // 10 :].tolist())
-    return seen.part(rest), seen.part(tenth)
+    return seen.subset(rest), seen.subset(tenth)
 
 
 @torch.inference_mode()

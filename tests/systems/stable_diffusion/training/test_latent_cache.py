@@ -19,9 +19,9 @@ from tests.systems.autoencoder.coder import saved_autoencoder
 from tests.systems.stable_diffusion.tiny_stable_diffusion import config, model, saved, tokenizer
 from tests.train.test_loop import same
 from triptych import runtime
-from triptych.data.disk.table import beginning
+from triptych.data.disk.table import first_pictures
 from triptych.data.order.batches import batches
-from triptych.data.order.buckets import bucket_batches, bucketed, shapes
+from triptych.data.order.buckets import assign_buckets, bucket_batches, bucket_shapes
 from triptych.data.sources import open_source
 from triptych.requests import Training, TrainTextToImage
 from triptych.systems.autoencoder.model import AutoencoderConfig
@@ -231,8 +231,8 @@ def test_everything_it_depends_on_makes_another_cache(folder, small, tmp_path) -
         another(made=other)
     another(made=model(config(autoencoder=replace(CODER, scale=0.6))))
     another(source=open_source(str(folder), size=16))
-    another(source=bucketed(open_source(str(folder), size=32), shapes(32, 8)))
-    another(source=beginning(open_source(str(folder), size=32), 5))
+    another(source=assign_buckets(open_source(str(folder), size=32), bucket_shapes(32, 8)))
+    another(source=first_pictures(open_source(str(folder), size=32), 5))
     another(precision="float16")
     another(texts=False)
     text, picture = folder / "train" / "01.txt", folder / "train" / "02.png"
@@ -256,7 +256,7 @@ def test_a_cache_that_is_not_what_its_name_says_is_refused(folder, small, tmp_pa
 def test_broken_pictures_are_named_and_replaced_as_without_a_cache(folder, small, tmp_path):
     path = folder / "train" / "03.png"
     path.write_bytes(path.read_bytes()[:200])
-    source = bucketed(open_source(str(folder), size=32), shapes(32, 8))
+    source = assign_buckets(open_source(str(folder), size=32), bucket_shapes(32, 8))
     cache = cache_of(folder, small, tmp_path, source=source)
     found = cache.open_latents()
     assert list(found.info.skipped) == ["train/03.png"]
@@ -294,7 +294,7 @@ def test_what_has_no_end_or_no_autoencoder_is_refused(small, tmp_path) -> None:
     endless = open_source("scenes-one", size=32)
     with pytest.raises(ValueError, match=r"is endless.*--pictures"):
         cache_of(tmp_path, small, tmp_path, source=endless)
-    some = cache_of(tmp_path, small, tmp_path, source=beginning(endless, 5)).open_latents()
+    some = cache_of(tmp_path, small, tmp_path, source=first_pictures(endless, 5)).open_latents()
     assert some.info.length == 5 and len(some.read([3, 1])["caption"]) == 2
     with pytest.raises(ValueError, match="keeps latents"):
         TrainTextToImage(cache="x")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from triptych.data.disk.table import Table
-from triptych.data.order.buckets import bucketed, shapes
+from triptych.data.order.buckets import assign_buckets, bucket_shapes
 from triptych.data.source import Source
 from triptych.diffusion.denoiser import Conditioning
 from triptych.systems.stable_diffusion.adapters.lora_files import write_lora
@@ -52,7 +52,7 @@ def crop_to_buckets(source: Source, config: StableDiffusionConfig, size: int) ->
     """
     if isinstance(source, Table) and (size or config.sizes):
         step = config.factor << (len(config.unet.widths) - 1)
-        return bucketed(source, shapes(size, step) if size else (source.info.shape[:2],))
+        return assign_buckets(source, bucket_shapes(size, step) if size else (source.info.shape[:2],))
     if size:
         raise ValueError(
             f"the pictures of {source.info.name!r} are all square: leave out --buckets"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import nn
 
-from triptych.data.captions import sentences
+from triptych.data.captions import fill_templates
 from triptych.data.order.batches import take_first
 from triptych.data.scene_source import SceneSource
 from triptych.data.source import Source
@@ -24,7 +24,7 @@ def choose_prompts(test: Source, count: int, templates: Sequence[str]) -> list[s
     if "caption" in batch:
         return list(batch["caption"])
     labels = batch["label"].tolist()
-    return sentences(test.info.classes, labels, templates, range(len(labels)))
+    return fill_templates(test.info.classes, labels, templates, range(len(labels)))
 
 
 def prompt_sheet(

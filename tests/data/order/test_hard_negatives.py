@@ -1,15 +1,15 @@
-"""Batches of like texts: nothing is lost, everything is a function of its key, words are shared."""
+"""Batches of similar captions: nothing is lost, all is a function of a key, words are shared."""
 
 from itertools import chain
 
 import numpy as np
 import pytest
 
-from triptych.data.captions import captions_of, sentences, texts_at
+from triptych.data.captions import captions_of, fill_templates, texts_at
 from triptych.data.disk.arrays import Part, array_index
-from triptych.data.disk.table import select
-from triptych.data.order.alike import alike
+from triptych.data.disk.table import select_split
 from triptych.data.order.batches import batches
+from triptych.data.order.hard_negatives import sort_by_shared_words
 from triptych.data.scene_source import SceneSource
 
 COLOURS, SHAPES = ("red", "blue", "green", "black"), ("circle", "star", "ring")
@@ -26,31 +26,35 @@ def shared(batch):
 
 
 def test_an_order_is_a_permutation_and_depends_on_its_key_alone():
-    said = texts()
-    order = alike(said, 7)
-    assert sorted(order.tolist()) == list(range(len(said)))
-    assert order.tolist() == alike(said, 7).tolist() != alike(said, 8).tolist()
+    captions = texts()
+    order = sort_by_shared_words(captions, 7)
+    assert sorted(order.tolist()) == list(range(len(captions)))
+    assert (
+        order.tolist()
+        == sort_by_shared_words(captions, 7).tolist()
+        != sort_by_shared_words(captions, 8).tolist()
+    )
 
 
 def test_neighbours_share_more_words_than_chance_has_them_share():
-    said = texts()
+    captions = texts()
     for key in range(20):
-        order = alike(said, key)
-        together = [shared([said[i] for i in order[j : j + 12]]) for j in range(0, 96, 12)]
-        by_chance = [shared(said[j : j + 12]) for j in range(0, 96, 12)]
+        order = sort_by_shared_words(captions, key)
+        together = [shared([captions[i] for i in order[j : j + 12]]) for j in range(0, 96, 12)]
+        by_chance = [shared(captions[j : j + 12]) for j in range(0, 96, 12)]
         assert sum(together) > sum(by_chance) + 3
-    assert alike(["", "b", ""], 1).tolist() in ([0, 2, 1], [1, 0, 2])
+    assert sort_by_shared_words(["", "b", ""], 1).tolist() in ([0, 2, 1], [1, 0, 2])
 
 
 def test_a_pool_holds_the_pictures_that_its_batches_would_hold_anyway():
     source = SceneSource("scenes-one", "train", 32)
-    plain, sorted_ = batches(source, 16, seed=3), batches(source, 16, seed=3, alike=4)
+    plain, sorted_ = batches(source, 16, seed=3), batches(source, 16, seed=3, hard_negative_pool=4)
     for _ in range(2):  # pools
         one = [next(plain)["caption"] for _ in range(4)]
         other = [next(sorted_)["caption"] for _ in range(4)]
         assert sorted(chain(*one)) == sorted(chain(*other))
-    resumed = batches(source, 16, seed=3, alike=4, start=5)
-    again = batches(source, 16, seed=3, alike=4)
+    resumed = batches(source, 16, seed=3, hard_negative_pool=4, start=5)
+    again = batches(source, 16, seed=3, hard_negative_pool=4)
     for _ in range(5):
         next(again)
     for a, b in zip(
@@ -63,15 +67,15 @@ def test_class_names_are_texts_too_and_epochs_stay_whole():
     labels = np.arange(24) % 3
     images = np.zeros((24, 4, 4, 1), np.uint8) + np.arange(24, dtype=np.uint8)[:, None, None, None]
     parts = [Part("train", images, labels), Part("test", images[:1], labels[:1])]
-    table = select(array_index("three", "test", parts, ("a", "b", "c")), "train", None, None)
-    drawn = batches(table, 4, seed=0, alike=2)
+    table = select_split(array_index("three", "test", parts, ("a", "b", "c")), "train", None, None)
+    drawn = batches(table, 4, seed=0, hard_negative_pool=2)
     seen = [next(drawn) for _ in range(6)]
     values = [round((x + 1) * 127.5) for batch in seen for x in batch["image"][:, 0, 0, 0].tolist()]
     assert sorted(values) == list(range(24))  # one epoch
     mixed = [len(set(batch["label"].tolist())) for batch in seen]
     assert min(mixed) < 3
     with pytest.raises(ValueError, match="neither captions nor classes"):
-        bare = select(
+        bare = select_split(
             array_index("bare", "test", [Part("train", images, None)]), "train", None, None
         )
         texts_at(bare, [0], [0])
@@ -82,6 +86,6 @@ def test_captions_come_without_pictures():
     rows = list(range(40))
     assert texts_at(source, rows, [0] * 40) == list(source.read(rows)["caption"])
     assert [text for (text,) in captions_of(source, 40)] == list(source.read(rows)["caption"])
-    assert sentences(("golden_retriever",), [0], ("a {}.", "the {}"), [3]) == [
+    assert fill_templates(("golden_retriever",), [0], ("a {}.", "the {}"), [3]) == [
         "the golden retriever"
     ]
