@@ -25,7 +25,7 @@ def test_a_folder_is_all_below_it_and_sizes_stay(tmp_path):
     assert [p.shape for p in found.pictures] == [(20, 30, 3), (9, 12, 3)]
     assert list(found.skipped) == [str(tmp_path / "torn.png")]
     left_alone = list_pictures([str(tmp_path)]).skipped
-    assert left_alone == {f"{tmp_path}/out.png": "a link to outside the folder"}
+    assert left_alone == {f"{tmp_path}/out.png": "a link that leads outside the folder"}
 
 
 def test_large_pictures_do_not_wait_for_a_batch(tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def test_a_pipe_as_caption_is_never_opened(tmp_path):
         (root / f"{i:02d}.txt").write_text("a hen")
     os.mkfifo(root / "00.txt")
     assert open_index(str(root)).skipped == {
-        "00.png": "the text beside it is a pipe, socket or device"
+        "00.png": "the text file beside it cannot be read: not a file but a pipe, socket or device"
     }
 
 
@@ -101,18 +101,18 @@ LINES_READ = {
     "detour": ('{"file_name": "x/../07.png", "prompt": "a fox"}', ("a fox",)),
 }
 LINES_SKIPPED = {
-    "broken": ('{"file_name": "07.png", "text": ', "not JSON"),
+    "broken": ('{"file_name": "07.png", "text": ', "not valid JSON"),
     "a list": ('["07.png", "a fox"]', "not an object"),
     "nested too deeply": ('{"file_name": "07.png", "text": ' + "[" * 100_000, "JSON"),
     "no name": ('{"text": "a fox"}', "no file_name"),
     "name is a number": ('{"file_name": 7, "text": "a fox"}', "no file_name"),
     "second row": ('{"file_name": "06.png", "text": "a fox"}', "second row"),
-    "leaves": ('{"file_name": "../outside.png", "text": "a fox"}', "leaves the folder"),
-    "leaves by a detour": ('{"file_name": "x/../../o.png", "text": "a"}', "leaves the folder"),
-    "absolute": ('{"file_name": "/etc/passwd", "text": "a fox"}', "leaves the folder"),
-    "not there": ('{"file_name": "nowhere.png", "text": "a fox"}', "not there"),
-    "backslashes": ('{"file_name": "..\\\\outside.png", "text": "a fox"}', "leaves"),
-    "NUL in the name": ('{"file_name": "07.png\\u0000", "text": "a fox"}', "leaves the folder"),
+    "leaves": ('{"file_name": "../outside.png", "text": "a fox"}', "leads outside"),
+    "leaves by a detour": ('{"file_name": "x/../../o.png", "text": "a"}', "leads outside"),
+    "absolute": ('{"file_name": "/etc/passwd", "text": "a fox"}', "leads outside"),
+    "does not exist": ('{"file_name": "nowhere.png", "text": "a fox"}', "does not exist"),
+    "backslashes": ('{"file_name": "..\\\\outside.png", "text": "a fox"}', "leads outside"),
+    "NUL in the name": ('{"file_name": "07.png\\u0000", "text": "a fox"}', "leads outside"),
     "lone surrogate": ('{"file_name": "07.png", "text": "a \\ud800 fox"}', "lone surrogate"),
     "empty": ('{"file_name": "07.png", "text": ""}', "empty caption"),
     "null": ('{"file_name": "07.png", "text": null}', "text, not NoneType"),

@@ -249,8 +249,8 @@ def folder_loop(path):
     [
         (fifo, "pipe, socket or device"),
         (bound_socket, "pipe, socket or device"),
-        (loop, "to itself"),
-        (dangling, "to nothing"),
+        (loop, "a broken link"),
+        (dangling, "a broken link"),
         (leaving, "outside the folder"),
         (device, "outside the folder"),
         (folder_loop, "link to a folder"),

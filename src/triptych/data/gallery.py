@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from triptych.data.disk.files import is_picture, walk
+from triptych.data.disk.files import is_picture, list_files
 from triptych.vision.images import open_picture
 
 WAITING = 1 << 28  # bytes of decoded pictures after which a batch is full
@@ -55,7 +55,7 @@ def list_pictures(paths: Sequence[str], limit: int = 0) -> Gallery:
         if not Path(path).is_dir():
             pictures.append(Picture(path, partial(open_picture, Path(path), channels=3)))
             continue
-        listing = walk(Path(path))
+        listing = list_files(Path(path))
         skipped |= {f"{path}/{name}": why for name, why in listing.skipped.items()}
         for name, place in listing.files.items():
             if is_picture(name):

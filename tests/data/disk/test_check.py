@@ -76,7 +76,7 @@ def test_too_many_bad_pictures_exit_3(tmp_path, capsys, bad):
 
 def test_nothing_to_train_on_exits_3(tmp_path, capsys):
     code, seen = checked(capsys, tmp_path)
-    assert code == 3 and "holds no pictures" in seen["problem"]
+    assert code == 3 and "contains no pictures" in seen["problem"]
 
 
 def test_attributes_boxes_and_numbers_are_counted(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Free columns of a metadata file as conditions: attributes that hold or not, and numbers.
+"""Further columns of a metadata file as conditions: attributes (0 or 1) and numbers.
 
 Dimensions: N pictures, A attributes, V numbers.
 """
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-MAX_VALUES = 64  # different values of a categorical column: more are names, or numbers
-FEW = 8  # so many different values are a category even if none occurs twice
+MAX_VALUES = 64  # different values of a category; with more, a column holds names or numbers
+FEW = 8  # up to this many different values are a category even if none occurs twice
 MAX_TEXT = 200  # characters of a category
 TRUE, FALSE = {"true", "yes", "1", "1.0"}, {"false", "no", "0", "0.0", "-1", "-1.0"}
 
@@ -22,17 +22,18 @@ class Conditions(NamedTuple):
     attributes: tuple[str, ...]
     attribute_values: UInt8[np.ndarray, "N A"]
     vector: tuple[str, ...]
-    vector_values: Float32[np.ndarray, "N V"]  # NaN where a row gives no number
-    notes: tuple[str, ...]  # which columns are left out and why
+    vector_values: Float32[np.ndarray, "N V"]  # NaN where a row has no number
+    notes: tuple[str, ...]  # which columns are ignored and why
 
 
 def conditions(rows: Sequence[dict[str, Any]]) -> Conditions:
     """Turn the columns of all pictures into attributes and numbers.
 
-    True and false (yes and no, 1 and 0, 1 and -1): one attribute of the column's name. A few words
-    or whole numbers: one attribute a value, `colour=red`; lists of words likewise, and by the bare
-    word in a column called `attributes` or `tags`. Other numbers: one number of the vector. The
-    rest (free text, file names, ids) is left out with a note.
+    - true and false (also yes and no, 1 and 0, 1 and -1): one attribute with the column's name;
+    - a few words or whole numbers, or lists of words: one attribute per value, such as
+      `colour=red`, or the word alone in a column called `attributes` or `tags`;
+    - other numbers: one number of the vector;
+    - anything else (free text, file names, ids): ignored, with a note.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     attributes: dict[str, UInt8[np.ndarray, " N"]] = {}
@@ -59,7 +60,7 @@ def conditions(rows: Sequence[dict[str, Any]]) -> Conditions:
                 words = [() if value is None else (f"{_number(value):.0f}",) for value in values]
                 attributes |= _categories(name, words, notes)
             elif whole and different == len(given) and different > MAX_VALUES:
-                notes.append(f"column {name!r} numbers the pictures and is left out")
+                notes.append(f"column {name!r} is ignored: it numbers the pictures")
             else:
                 vector[name] = np.array(numbers, np.float32)
         else:
@@ -78,13 +79,15 @@ def _categories(
     name: str, words: Sequence[tuple[str, ...] | None], notes: list[str]
 ) -> dict[str, UInt8[np.ndarray, " N"]]:
     given = [word for row in words for word in row or ()]
-    different = sorted(set(given), key=_in_order)
+    different = sorted(set(given), key=_sort_key)
     repeated = len(different) <= FEW or 2 * len(different) <= len(given)
     if None in words or len(different) > MAX_VALUES or not repeated:
-        what = "is no text, number or list of words" if None in words else "is different everywhere"
-        if None not in words and repeated:
-            what = f"has {len(different)} different values, more than {MAX_VALUES},"
-        notes.append(f"column {name!r} {what} and is left out")
+        why = "it is not text, a number or a list of words"
+        if None not in words:
+            why = "nearly every picture has another value"
+            if repeated:
+                why = f"it has {len(different)} different values, more than {MAX_VALUES}"
+        notes.append(f"column {name!r} is ignored: {why}")
         return {}
     bare = name in ("attributes", "tags")
     return {
@@ -115,7 +118,7 @@ def _number(value: Any) -> float | None:
 
 
 def _words(value: Any) -> tuple[str, ...] | None:
-    """The words of a cell; None where it holds something else."""
+    """The words of a cell; None if it holds something else."""
     words = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(word, str | int | float) for word in words):
         return None
@@ -123,6 +126,6 @@ def _words(value: Any) -> tuple[str, ...] | None:
     return texts if all(len(text) <= MAX_TEXT for text in texts) else None
 
 
-def _in_order(word: str) -> tuple[float, str]:
+def _sort_key(word: str) -> tuple[float, str]:
     number = _number(word)
     return (math.inf if number is None else number, word)

@@ -1,7 +1,7 @@
-"""Which files a folder or a tar holds, found without opening or extracting any of them.
+"""Lists the files of a folder or a tar without opening or extracting any of them.
 
-Nothing outside the folder is ever read: links that leave it, links to folders, pipes, sockets and
-devices are named with the reason and left alone.
+Nothing outside the folder is read: links that lead out of it, links to folders, pipes, sockets and
+devices are skipped, with the reason.
 """
 
 import os
@@ -16,8 +16,8 @@ from typing import NamedTuple
 from triptych.vision.images import read_part
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
-UNREAD = {".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".svg", ".psd"}  # named when skipped
-KNOWN_ENDINGS = PICTURES | UNREAD
+UNSUPPORTED = {".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".svg", ".psd"}  # are reported
+KNOWN_ENDINGS = PICTURES | UNSUPPORTED
 UNPACK = {
     b"\x1f\x8b": "gunzip",
     b"BZh": "bunzip2",
@@ -29,7 +29,7 @@ MAX_SHARDS = 100_000
 
 
 class Place(NamedTuple):
-    """Where the bytes of a file are: all of `path`, or a part of it (a member of a tar)."""
+    """Where a file's bytes are: the whole of `path`, or a part of it (a member of a tar)."""
 
     path: str
     offset: int = 0
@@ -42,7 +42,7 @@ class Place(NamedTuple):
         )
 
     def read(self) -> bytes:
-        """All bytes; ValueError where the file ends too early, OSError where it cannot be read."""
+        """All bytes. ValueError if the file ends too early, OSError if it cannot be read."""
         data = read_part(self.path, self.offset, self.size)
         if self.size is not None and len(data) < self.size:
             raise ValueError("cut short")
@@ -50,19 +50,19 @@ class Place(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """Files by their name inside the data set, and what was left alone and why."""
+    """Files by their name inside the data set, and what was skipped and why."""
 
     files: dict[str, Place]
     skipped: dict[str, str]
 
 
 def is_picture(name: str) -> bool:
-    """Whether a name announces a picture, readable here or not."""
+    """Whether a name ends like a picture's, in a supported format or not."""
     return splitext(name)[1].lower() in KNOWN_ENDINGS
 
 
-def walk(root: Path) -> Listing:
-    """All files below a folder, in the order of their names; hidden ones are not looked at."""
+def list_files(root: Path) -> Listing:
+    """All files below a folder, sorted by name, without hidden ones."""
     real = root.resolve()
     listing = Listing({}, {})
     folders = [("", real)]
@@ -70,82 +70,89 @@ def walk(root: Path) -> Listing:
         prefix, folder = folders.pop()
         try:
             with os.scandir(folder) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+                children = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            listing.skipped[prefix] = error.strerror or "cannot be listed"
+            listing.skipped[prefix] = error.strerror or "the folder cannot be listed"
             continue
-        for entry in found:
+        for entry in children:
             if entry.name.startswith((".", "__MACOSX")):
                 continue
-            name = prefix + _readable(entry.name)
+            name = prefix + _printable(entry.name)
             if entry.is_dir(follow_symlinks=False):
                 folders.append((f"{name}/", Path(entry.path)))
-            elif reason := _refused(entry, real):
+            elif reason := _why_skipped(entry, real):
                 listing.skipped[name] = reason
             else:
                 listing.files[name] = Place(entry.path)
     return Listing(dict(sorted(listing.files.items())), dict(sorted(listing.skipped.items())))
 
 
-def _refused(entry: os.DirEntry[str], root: Path) -> str:
+def _why_skipped(entry: os.DirEntry[str], root: Path) -> str:
     try:
-        mode = entry.stat().st_mode  # of what a link points to; opens nothing
+        mode = entry.stat().st_mode  # of a link's target; opens nothing
         if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root):
-            return "a link to outside the folder"
+            return "a link that leads outside the folder"
     except (OSError, RuntimeError):
-        return "a link to nothing, or to itself" if entry.is_symlink() else "cannot be looked at"
+        return "a broken link" if entry.is_symlink() else "its status cannot be read"
     if stat.S_ISDIR(mode):
-        return "a link to a folder, which is not followed"
-    return "" if stat.S_ISREG(mode) else "a pipe, socket or device"
+        return "a link to a folder: links to folders are not followed"
+    return "" if stat.S_ISREG(mode) else "not a file but a pipe, socket or device"
 
 
-def _readable(name: str) -> str:
-    """A file name that is not UTF-8 is shown with its odd bytes as escapes."""
+def _printable(name: str) -> str:
+    """A file name with the bytes that are not UTF-8 escaped."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def shards(name: str) -> list[Path]:
-    """The tars that a name stands for: a path, or several as in `shard-{000..012}.tar`."""
+    """The paths that a name stands for: itself, or a range such as `shard-{000..012}.tar`."""
     match = RANGE.search(name)
     if match is None:
         return [Path(name).expanduser()]
     first, last = int(match[1]), int(match[2])
     if not 0 <= last - first < MAX_SHARDS:
-        raise ValueError(f"{match[0]} is no range of at most {MAX_SHARDS:,} numbers that rise")
+        raise ValueError(
+            f"{match[0]} is not a range like {{000..012}} of at most {MAX_SHARDS:,} rising numbers"
+        )
     numbers = (f"{number:0{len(match[1])}}" for number in range(first, last + 1))
     return [path for n in numbers for path in shards(name.replace(match[0], n, 1))]
 
 
 def members(path: Path) -> Iterator[tuple[str, Place | str]]:
-    """Names of the files in a tar, in its order, each with its place or the reason against it.
+    """The files of a tar in its order: name, and its place or the reason why it is skipped.
 
-    Only headers are read. Raises ValueError where the tar is compressed or damaged.
+    Only headers are read.
+
+    Raises:
+        ValueError: the tar is compressed or damaged.
     """
     head = read_part(path, 0, 8)
     for magic, command in UNPACK.items():
         if head.startswith(magic):
             raise ValueError(
-                f"{path.name} is compressed, so no member can be read by itself: `{command} "
-                f"{path.name}` first (pictures are compressed already; little is gained)"
+                f"{path.name} is compressed, so its files cannot be read one at a time. Unpack it "
+                f"with `{command} {path.name}` (it will hardly grow: pictures are compressed)"
             )
     total = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # else it remembers every header
+                tar.members = []  # type: ignore[attr-defined]  # else all headers stay in memory
                 name = normpath(member.name)
                 if member.isdir() or (basename(name).startswith(".") and name[:2] != ".."):
                     continue
                 if not member.isreg() or member.issparse():
                     yield name, "a link, device or sparse file in a tar"
                 elif name.startswith(("/", "..")):
-                    yield name, "a name that leaves the tar"
+                    yield name, "a path that leads outside the tar"
                 elif member.offset_data + member.size > total:
-                    raise ValueError(f"it ends within {name}")
+                    raise ValueError(f"it ends in the middle of {name}")
                 else:
                     yield name, Place(str(path), member.offset_data, member.size)
             end = tar.offset
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path.name} is not a sound tar: {error}. Fetch it again") from error
+        raise ValueError(
+            f"{path.name} is not a readable tar: {error}. Download it again"
+        ) from error
     if any(read_part(path, end, 512)):  # the tar module takes a damaged header for the end
-        raise ValueError(f"{path.name} is damaged at byte {end:,} of {total:,}: fetch it again")
+        raise ValueError(f"{path.name} is damaged at byte {end:,} of {total:,}: download it again")

@@ -1,8 +1,9 @@
-"""A folder of pictures, or tars of them, in whatever form people keep them.
+"""The index of a folder of pictures, or of tars of them, in all usual layouts.
 
-Classes are subfolders, a `label` in metadata, or `.cls` files; captions are `.txt` or `.json` files
-beside the pictures or a column of `metadata.jsonl` or `metadata.csv`; splits are subfolders, names
-of tars, or a column. One pass over names and headers finds it all; nothing is decoded.
+Classes come from subfolders, a `label` in metadata, or `.cls` files; captions from `.txt` or
+`.json` files beside the pictures, or a column of `metadata.jsonl` or `metadata.csv`; splits from
+subfolders, names of tars, or a column. Only names, headers and texts are read; no picture is
+decoded.
 
 Dimensions: N pictures, H height, W width, C channels, M boxes.
 """
@@ -17,21 +18,21 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from triptych.data.disk.columns import Conditions, conditions
-from triptych.data.disk.files import Place, is_picture, members, walk
+from triptych.data.disk.files import Place, is_picture, list_files, members
 from triptych.data.disk.index import Annotations, Index
 from triptych.data.disk.rows import Row, metadata, row_beside
 from triptych.data.disk.splits import KNOWN, canonical, split_in_name
 from triptych.vision.images import Header, open_picture, read_header
 
-HEAD = 1 << 16  # bytes that hold the header of nearly every picture
+HEAD = 1 << 16  # bytes, enough for the header of nearly every picture
 BESIDE = ("txt", "json", "cls")
 METADATA = ("metadata.jsonl", "metadata.csv")
-MOSTLY = 0.9  # captions or labels that nearly all pictures have are expected of all
+MOSTLY = 0.9  # if this share of the pictures has captions or labels, the others are skipped
 
 
 @dataclass(frozen=True)
 class InFiles:
-    """Pictures as files, or as members of tars."""
+    """Pictures in files or in tars."""
 
     places: Sequence[Place]
 
@@ -41,10 +42,10 @@ class InFiles:
 
 @dataclass(slots=True)
 class Found:
-    """A picture whose header is sound."""
+    """A picture with a valid header."""
 
     name: str  # unique
-    inner: str  # the name inside its split
+    inner: str  # its path below the folder of its split
     place: Place
     header: Header
     row: Row
@@ -52,18 +53,18 @@ class Found:
 
 
 def folder_index(root: Path) -> Index:
-    """The index of a folder. Bad pictures are named in `skipped` and never make it fail."""
-    files, skipped = walk(root)
+    """The index of a folder. Bad pictures are listed in `skipped` and are no error."""
+    files, skipped = list_files(root)
     notes: list[str] = []
     pictures = [name for name in files if is_picture(name)]
     if splits := _folder_splits(pictures):
-        pictures = _named(pictures, splits, "they are in no folder of a split", notes)
+        pictures = _keep_listed(pictures, splits, "they are in no folder of a split", notes)
     tables = [name for name in files if basename(name) in METADATA]
     rows: dict[str, Row] = {}
     if tables:
         rows = _metadata_rows(tables, files, skipped)
         pictures = [name for name in pictures if name not in skipped]
-        pictures = _named(pictures, rows, "the metadata do not name them", notes)
+        pictures = _keep_listed(pictures, rows, "the metadata file does not list them", notes)
     unread = {name: skipped.pop(name) for name in list(skipped) if _is_beside(name)}
     found = []
     for name in pictures:
@@ -71,10 +72,10 @@ def folder_index(root: Path) -> Index:
         texts = [f"{stem}.{ending}" for ending in BESIDE]
         try:
             if reasons := [unread[text] for text in texts if text in unread]:
-                raise ValueError(f"the text beside it is {reasons[0]}")
+                raise ValueError(f"the text file beside it cannot be read: {reasons[0]}")
             beside = {text.rpartition(".")[2]: files[text] for text in texts if text in files}
-            row = _merged(rows.get(name), row_beside(beside) if beside else Row())
-            header = _header(files[name])
+            row = _merge_rows(rows.get(name), row_beside(beside) if beside else Row())
+            header = _read_header(files[name])
         except (ValueError, OSError) as error:
             skipped.setdefault(name, _reason(error))
             continue
@@ -83,13 +84,16 @@ def folder_index(root: Path) -> Index:
         split = canonical(row.split) or split
         found.append(Found(name, inner, files[name], header, row, split))
     form = ", ".join(["folder", *sorted({basename(table) for table in tables})])
-    return assemble(root.resolve().name, form, found, skipped, notes)
+    return build_index(root.resolve().name, form, found, skipped, notes)
 
 
 def tar_index(source: str, shards: Sequence[Path]) -> Index:
-    """The index of webdataset tars, where consecutive members of one name are one sample.
+    """The index of webdataset tars, where consecutive files of one name are one sample.
 
-    Raises ValueError where a tar is compressed or damaged; bad samples as in `folder_index`.
+    Bad samples are listed in `skipped`, as in `folder_index`.
+
+    Raises:
+        ValueError: a tar is compressed or damaged.
     """
     found: dict[str, Found] = {}
     skipped: dict[str, str] = {}
@@ -103,33 +107,35 @@ def tar_index(source: str, shards: Sequence[Path]) -> Index:
                 if isinstance(place, str):
                     skipped[f"{shard.name}/{member}"] = place
                 elif ending in files or (is_picture(member) and picture):
-                    skipped[f"{shard.name}/{member}"] = "a second file of this kind in one sample"
+                    skipped[f"{shard.name}/{member}"] = (
+                        "a second file of the same kind in one sample"
+                    )
                 elif is_picture(f"x.{ending}"):
                     picture, files["picture"] = member, place
                 elif ending in BESIDE:
                     files[ending] = place
             if not picture:
                 if files:
-                    skipped.setdefault(f"{shard.name}/{stem}", "no picture beside the text")
+                    skipped.setdefault(f"{shard.name}/{stem}", "a text without a picture")
                 continue
             place, name = files.pop("picture"), f"{shard.name}/{picture}"
             if name in found:
-                skipped[f"{name} again"] = "named twice"
+                skipped[f"{name} again"] = "a second file of the same name"
                 continue
             try:
-                row, header = row_beside(files) if files else Row(), _header(place)
+                row, header = row_beside(files) if files else Row(), _read_header(place)
             except (ValueError, OSError) as error:
                 skipped[name] = _reason(error)
                 continue
             found[name] = Found(name, picture, place, header, row, split)
     form = f"{len(shards)} webdataset tar{'s' if len(shards) > 1 else ''}"
-    return assemble(source, form, list(found.values()), skipped, [])
+    return build_index(source, form, list(found.values()), skipped, [])
 
 
-def assemble(
+def build_index(
     name: str, form: str, found: list[Found], skipped: dict[str, str], notes: list[str]
 ) -> Index:
-    """One table of all pictures, in which a class or an attribute means the same in every split."""
+    """One index of all splits, so that class numbers and attributes mean the same in each."""
     expected = {"caption": [bool(f.row.captions) for f in found]}
     if all(f.row.boxes is None for f in found):
         blank = [f for f in found if f.row.blank and not f.row.captions]
@@ -141,17 +147,18 @@ def assemble(
             lacking = [f for f, h in zip(found, has, strict=True) if not h]
             skipped.update({f.name: f"no {what}" for f in lacking if f.name not in skipped})
         elif 0 < sum(has) < len(has):
-            notes.append(f"only {sum(has):,} of {len(has):,} pictures have a {what}: none is used")
+            notes.append(
+                f"only {sum(has):,} of {len(has):,} pictures have a {what}: it is ignored for all"
+            )
     found = [f for f in found if f.name not in skipped]
-    given = conditions([f.row.columns or {} for f in found])
-    whole = ~np.isnan(given.vector_values).any(axis=1)
-    for row in np.flatnonzero(~whole):
-        lacking_names = [
-            v for v, x in zip(given.vector, given.vector_values[row], strict=True) if x != x
-        ]
-        skipped[found[row].name] = f"no number for {', '.join(lacking_names)}"
-    found = [f for f, w in zip(found, whole, strict=True) if w]
-    annotations = _annotations(found, given, whole)
+    columns = conditions([f.row.columns or {} for f in found])
+    missing = np.isnan(columns.vector_values)
+    for row in np.flatnonzero(missing.any(axis=1)):
+        names = [name for name, gone in zip(columns.vector, missing[row], strict=True) if gone]
+        skipped[found[row].name] = f"no number for {', '.join(names)}"
+    complete = ~missing.any(axis=1)
+    found = [f for f, usable in zip(found, complete, strict=True) if usable]
+    annotations = _annotations(found, columns, complete)
     forms = [
         form,
         *(["captions"] if annotations.captions else []),
@@ -167,20 +174,20 @@ def assemble(
         splits=[f.split for f in found],
         annotations=annotations,
         skipped=skipped,
-        notes=(*notes, *given.notes),
+        notes=(*notes, *columns.notes),
     )
 
 
-def _annotations(found: Sequence[Found], given: Conditions, whole: np.ndarray) -> Annotations:
+def _annotations(found: Sequence[Found], columns: Conditions, complete: np.ndarray) -> Annotations:
     classes, labels = _classes(found)
     boxes = any(f.row.boxes is not None for f in found)
     return Annotations(
         classes=classes,
         labels=labels,
-        attributes=given.attributes,
-        attribute_values=given.attribute_values[whole] if given.attributes else None,
-        vector=given.vector,
-        vector_values=given.vector_values[whole] if given.vector else None,
+        attributes=columns.attributes,
+        attribute_values=columns.attribute_values[complete] if columns.attributes else None,
+        vector=columns.vector,
+        vector_values=columns.vector_values[complete] if columns.vector else None,
         captions=[f.row.captions for f in found] if all(f.row.captions for f in found) else None,
         boxes=[_boxes(f) for f in found] if boxes else None,
         box_labels=[f.row.box_labels for f in found] if boxes else None,
@@ -188,7 +195,7 @@ def _annotations(found: Sequence[Found], given: Conditions, whole: np.ndarray) -
 
 
 def _classes(found: Sequence[Found]) -> tuple[tuple[str, ...], Int64[np.ndarray, " N"] | None]:
-    """Labels that are given, else the first subfolder where every picture is in one of several."""
+    """The labels of the rows, else the first subfolder if every picture is in one of several."""
     labels: list[str | int | None] = [f.row.label for f in found]
     if None in labels:
         labels = [f.inner.partition("/")[0] if "/" in f.inner else None for f in found]
@@ -202,7 +209,7 @@ def _classes(found: Sequence[Found]) -> tuple[tuple[str, ...], Int64[np.ndarray,
 
 
 def _boxes(found: Found) -> Float32[np.ndarray, "M 4"]:
-    """Upper left and lower right corners, relative to the picture and inside it."""
+    """Top left and bottom right corners, relative to the picture and clipped to it."""
     boxes = np.array(found.row.boxes or [], np.float64).reshape(-1, 4)
     if not found.row.relative:
         boxes /= np.array([found.header.width, found.header.height] * 2)
@@ -211,7 +218,7 @@ def _boxes(found: Found) -> Float32[np.ndarray, "M 4"]:
 
 
 def _folder_splits(pictures: Iterable[str]) -> dict[str, str]:
-    """The split of each picture by its first folder, where the folders are splits."""
+    """The split of each picture by its first folder, if those folders are splits."""
     tops = {name.split("/")[0] for name in pictures if "/" in name}
     splits = {top: canonical(top) for top in tops if top.lower() in KNOWN}
     if "train" not in splits.values() and len(splits) < max(1, len(tops)):
@@ -219,13 +226,13 @@ def _folder_splits(pictures: Iterable[str]) -> dict[str, str]:
     return {n: splits[n.split("/")[0]] for n in pictures if "/" in n and n.split("/")[0] in splits}
 
 
-def _named(
-    pictures: list[str], known: Mapping[str, object], why: str, notes: list[str]
+def _keep_listed(
+    pictures: list[str], listed: Mapping[str, object], why: str, notes: list[str]
 ) -> list[str]:
-    """The pictures that are known, with a note of how many are not."""
-    kept = [name for name in pictures if name in known]
-    if left_out := len(pictures) - len(kept):
-        notes.append(f"pictures left out, because {why}: {left_out:,}")
+    """The pictures that are listed, with a note of how many are not."""
+    kept = [name for name in pictures if name in listed]
+    if ignored := len(pictures) - len(kept):
+        notes.append(f"{ignored:,} pictures are ignored: {why}")
     return kept
 
 
@@ -236,7 +243,7 @@ def _is_beside(name: str) -> bool:
 def _metadata_rows(
     tables: Iterable[str], files: Mapping[str, Place], skipped: dict[str, str]
 ) -> dict[str, Row]:
-    """Rows by the picture's name. Names are looked up among the files found, never opened."""
+    """Rows by the picture's name. A name is only compared with the files found, never opened."""
     rows: dict[str, Row] = {}
     bad: dict[str, str] = {}  # pictures whose rows cannot be used
     for table in tables:
@@ -247,23 +254,23 @@ def _metadata_rows(
             if isinstance(row, str) and not there:
                 reason = row
             elif isabs(file_name) or name.startswith("..") or "\0" in name:
-                reason = "a name that leaves the folder"
+                reason = "a path that leads outside the folder"
             elif name in rows or name in bad:
-                reason = "a second row for one picture (put several captions into one list)"
+                reason = "a second row for one picture (write several captions as one list)"
             elif isinstance(row, str):
                 bad[name] = row
             elif there:
                 rows[name] = row
             elif name not in skipped:
-                reason = "named in the metadata, not there"
+                reason = "listed in the metadata, but the file does not exist"
             if reason:
                 skipped[f"{table}: {file_name}"] = reason
     skipped.update(bad)
     return rows
 
 
-def _merged(row: Row | None, beside: Row) -> Row:
-    """Metadata first; what they do not say may come from the files beside the picture."""
+def _merge_rows(row: Row | None, beside: Row) -> Row:
+    """A row of metadata, completed by the files beside the picture."""
     if row is None:
         return beside
     row.captions = row.captions or beside.captions
@@ -273,18 +280,18 @@ def _merged(row: Row | None, beside: Row) -> Row:
     return row
 
 
-def _header(place: Place) -> Header:
+def _read_header(place: Place) -> Header:
     head = place.head(HEAD)
     try:
         return read_header(head)
     except ValueError:
         if len(head) < HEAD:
             raise
-        return read_header(place.read())  # a long profile or preview came before the size
+        return read_header(place.read())  # a long colour profile or preview comes before the size
 
 
 def _stem(member: str) -> str:
-    """Everything before the first dot of the file name, as webdataset has it."""
+    """Everything before the first dot of the file name, as in webdataset."""
     folder, _, file = member.rpartition("/")
     return f"{folder}/{file.split('.')[0]}" if folder else file.split(".")[0]
 

@@ -1,7 +1,7 @@
 """Which pictures are for training and which are held out.
 
-What the data says counts: folders, file names or a column called train, test or validation. Where
-nothing is held out, a tenth is, chosen by a keyed hash of the name, so it is always the same tenth.
+The data decides, by folders, file names or a column called train, test or validation. Where it has
+no such parts, a tenth is held out, chosen by a hash of the name, so it is always the same tenth.
 """
 
 import re
@@ -20,30 +20,33 @@ SPLITS = {
 }
 KNOWN = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
 IN_NAME = re.compile(rf"(?:^|[-_. ])({'|'.join(KNOWN)})(?=[-_. \d]|$)", re.IGNORECASE)
-HELD_OUT = 10  # one in so many
+HELD_OUT = 10  # one picture in ten
 
 
 def canonical(split: str) -> str:
-    """`val` is `validation`; a name that is no alias stays as it is."""
+    """The standard name of a split: `val` becomes `validation`; unknown names stay as they are."""
     return KNOWN.get(split.strip().lower(), split.strip())
 
 
 def split_in_name(stem: str) -> str:
-    """`flickr8k-train-00` is of the split `train`; "" where a name says nothing."""
+    """The split in a file's name: `train` in `flickr8k-train-00`; "" without one."""
     found = IN_NAME.search(stem)
     return canonical(found[1]) if found else ""
 
 
 def holds_out(splits: Sequence[str]) -> bool:
-    """Whether the data itself sets pictures aside."""
+    """Whether the data has a split other than training."""
     return not set(splits) <= {"", "train"}
 
 
 def rows_of(split: str, names: Sequence[str], splits: Sequence[str]) -> Int64[np.ndarray, " n"]:
-    """The rows of one split. Raises ValueError with the splits there are.
+    """The rows of one split.
 
-    Without a test split its place is taken by the validation split, and without either by a tenth
-    of the training pictures, which `train` then leaves out.
+    Without a test split, `test` is the validation split; without either, a tenth of the training
+    pictures, which `train` then leaves out.
+
+    Raises:
+        ValueError: no picture is in that split; lists those there are.
     """
     wanted = canonical(split)
     there = sorted(set(splits) - {""})
@@ -55,13 +58,13 @@ def rows_of(split: str, names: Sequence[str], splits: Sequence[str]) -> Int64[np
         of_interest = wanted == "test"
         rows = [row for row, name in enumerate(names) if _held_out(name) == of_interest]
         there = ["train", "test"]
-        if wanted == "train" and not rows:  # so few that all were held out
+        if wanted == "train" and not rows:  # too few: all were held out
             rows = list(range(len(names)))
     else:
         rows, there = [], ["train", "test"]
     if not rows:
         known = nearest(wanted, there)
-        raise ValueError(f"no picture is in the split {split!r}; there are: {there}.{known}")
+        raise ValueError(f"no picture is in the split {split!r}; the splits are: {there}.{known}")
     return np.asarray(rows, dtype=np.int64)
 
 

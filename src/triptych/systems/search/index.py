@@ -26,7 +26,7 @@ from torch import Tensor
 from triptych import runtime
 from triptych.atomic import lock_folder, remove_temporary
 from triptych.config import to_json
-from triptych.data.disk.files import is_picture, walk
+from triptych.data.disk.files import is_picture, list_files
 from triptych.vision.images import open_picture
 from triptych.vision.transforms import ImageTransform
 from triptych.weights.files.store import Store
@@ -168,7 +168,7 @@ def update(folder: Path, place: Path, loaded: Loaded, model: str) -> Iterator[Pr
 
 def _list_pictures(folder: Path) -> tuple[dict[str, File], dict[str, str]]:
     """The picture files of a folder, and those that cannot be opened, with the reason."""
-    listing = walk(folder)
+    listing = list_files(folder)
     refused = {name: why for name, why in listing.skipped.items() if is_picture(name)}
     files = {}
     for name, where in listing.files.items():
