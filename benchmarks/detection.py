@@ -24,7 +24,7 @@ from measure import emit, interval, machine
 from triptych.data.scene_source import SceneSource
 from triptych.loading import load
 from triptych.requests import Detect
-from triptych.scenes.drawing import COLOURS, GROUND_COLOURS, SEEN, SHAPES
+from triptych.scenes.scene import COLOURS, GROUND_COLOURS, SEEN, SHAPES
 from triptych.systems.detection import heatmaps
 from triptych.systems.detection.annotations import Annotated
 from triptych.systems.detection.pipeline import Detections, Queries, detect, embed_queries

@@ -26,7 +26,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from triptych.data.scene_source import SceneSource
 from triptych.scenes.captions import ASPECTS, Claim, altered, write
 from triptych.scenes.descriptions import choices, fits, relation
-from triptych.scenes.drawing import (
+from triptych.scenes.judge import Share, agreement, satisfies
+from triptych.scenes.reader import DISTANCE, READER_VERSION, Reading, matches, read
+from triptych.scenes.scene import (
     COLOURS,
     GROUND_COLOURS,
     PATTERNS,
@@ -38,8 +40,6 @@ from triptych.scenes.drawing import (
     Scene,
     Thing,
 )
-from triptych.scenes.judge import Share, agreement, satisfies
-from triptych.scenes.reader import DISTANCE, READER_VERSION, Reading, matches, read
 from triptych.scenes.world import (
     SPLITS,
     WORLD_VERSION,

@@ -7,7 +7,7 @@ from PIL import Image
 from triptych.data import gallery
 from triptych.data.gallery import decode, list_pictures, open_labelled
 from triptych.data.sources import open_index
-from triptych.scenes.drawing import SHAPES
+from triptych.scenes.scene import SHAPES
 
 
 def save(path, value, size=(12, 9)):

@@ -12,18 +12,8 @@ from triptych.data.scene_source import SceneSource
 from triptych.data.source import Source
 from triptych.scenes.captions import ASPECTS, altered, parse, write
 from triptych.scenes.descriptions import choices
-from triptych.scenes.drawing import (
-    COLOURS,
-    GROUND_PAINT,
-    PAINT,
-    PATTERNS,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    Ground,
-    Scene,
-    Thing,
-)
+from triptych.scenes.drawing import GROUND_PAINT, PAINT
+from triptych.scenes.scene import COLOURS, PATTERNS, SHAPES, SIZES, TEXTURES, Ground, Scene, Thing
 from triptych.scenes.world import (
     DIFFICULTIES,
     HELD_OUT,

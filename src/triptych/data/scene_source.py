@@ -9,17 +9,8 @@ import numpy as np
 
 from triptych.data.source import Columns, SourceInfo
 from triptych.scenes.descriptions import caption
-from triptych.scenes.drawing import (
-    COLOURS,
-    GROUND_COLOURS,
-    PATTERNS,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    Scene,
-    boxes,
-    draw_all,
-)
+from triptych.scenes.drawing import boxes, draw_all
+from triptych.scenes.scene import COLOURS, GROUND_COLOURS, PATTERNS, SHAPES, SIZES, TEXTURES, Scene
 from triptych.scenes.world import SPLITS, Difficulty, require_known, scenes
 
 NAMES: dict[str, Difficulty] = {"scenes": "four", "scenes-one": "one", "scenes-two": "two"}

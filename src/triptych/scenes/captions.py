@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any, Literal, TypeVar
 
 from triptych.config import nearest
-from triptych.scenes.drawing import (
+from triptych.scenes.scene import (
     COLOURS,
     GROUND_COLOURS,
     PATTERNS,

@@ -17,7 +17,7 @@ from triptych.scenes.captions import (
     choose,
     write,
 )
-from triptych.scenes.drawing import COLOURS, HELD_OUT, SEEN, SHAPES, Scene, Thing
+from triptych.scenes.scene import COLOURS, HELD_OUT, SEEN, SHAPES, Scene, Thing
 
 DOMINANCE = 2.0  # "left of" is said only where |dx| is at least so many times |dy|
 

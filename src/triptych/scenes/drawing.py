@@ -1,53 +1,27 @@
-"""The built-in world as geometry: what a scene is, and how it becomes a picture, masks and boxes.
-
-A scene lives in the unit square, x to the right and y down; every length is relative to the side,
-so one scene can be drawn at any resolution. Each shape is a signed distance (negative inside) in
-the object's own coordinates, where the object fits the unit disc. A pixel's coverage is the
-distance clipped to one pixel's width, which antialiases without supersampling.
+"""Draws scenes of the built-in world: pictures, masks and boxes.
 
 Dimensions: S side of the picture in pixels, N objects, H and W a window of it.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 
-Shape = Literal["circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent"]
-Colour = Literal["red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink"]
-Size = Literal["small", "large"]
-Pattern = Literal["plain", "striped", "dotted"]
-Texture = Literal["plain", "checked", "grainy", "shaded"]
-GroundColour = Literal["white", "gray", "black", "brown"]
-Style = Literal["painted", "line"]
-
-SHAPES: tuple[Shape, ...] = (
-    "circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent",
-)  # fmt: skip
-COLOURS: tuple[Colour, ...] = (
-    "red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink",
-)  # fmt: skip
-SIZES: tuple[Size, ...] = ("small", "large")
-PATTERNS: tuple[Pattern, ...] = ("plain", "striped", "dotted")
-TEXTURES: tuple[Texture, ...] = ("plain", "checked", "grainy", "shaded")
-GROUND_COLOURS: tuple[GroundColour, ...] = ("white", "gray", "black", "brown")
-
-HELD_OUT: tuple[tuple[Shape, Colour], ...] = tuple(
-    (shape, COLOURS[(3 * i + 1) % 8]) for i, shape in enumerate(SHAPES)
+from triptych.scenes.geometry import EXTENT, STROKE, coverage, ink, signed_distance
+from triptych.scenes.scene import (
+    COLOURS,
+    PATTERNS,
+    SHAPES,
+    SIZES,
+    Colour,
+    Ground,
+    GroundColour,
+    Scene,
+    Texture,
+    Thing,
 )
-"""Pairs of shape and colour for the split of that name: every shape once, every colour once."""
-SEEN: tuple[tuple[Shape, Colour], ...] = tuple(
-    (shape, colour) for shape in SHAPES for colour in COLOURS if (shape, colour) not in HELD_OUT
-)
-"""The pairs of all other splits."""
-
-RADII: dict[Size, tuple[float, float]] = {"small": (0.15, 0.17), "large": (0.215, 0.25)}
-"""Range of the radius relative to the side; the gap between the two keeps a size from being
-arguable.
-"""
 
 PAINT: dict[Colour, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "red": ((222, 45, 45), (255, 175, 160)),
@@ -78,68 +52,6 @@ GROUND_SHADE = 6  # the same for grounds
 CHECKS = 8  # squares along a side
 GRAINS = 24  # points of the grain along a side
 FOLDS = 2  # soft light bands along a side; a single slope is too faint to be learnt at 32 pixels
-
-CIRCLE = 0.94
-SQUARE = math.sqrt(0.5)
-CROSS, ARM = 0.94, 0.33  # half of the length and of the width of a bar
-RING = 0.58  # inner radius
-STAR = 0.45  # distance of the inner corners
-BITE, BITE_X = 0.8, 0.5  # radius and centre of the disc that is cut from a crescent
-HEART, HEART_Y = 0.75, 0.1  # half diagonal and centre of the heart's diamond
-STROKE = 0.09  # half of a line's width in a line drawing, of the radius
-STRIPES, STRIPE = 0.62, 0.30  # period and width of the stripes, of the radius
-DOTS, DOT = 0.6, 0.19  # spacing and radius of the dots, of the radius
-
-TIP_X = (1 - BITE**2 + BITE_X**2) / (2 * BITE_X)  # where a crescent's two circles meet
-LOBE = HEART * (0.5 + math.sqrt(0.5))
-COS18, SIN54 = math.cos(math.radians(18)), math.sin(math.radians(54))
-EXTENT: dict[Shape, tuple[float, float, float, float]] = {
-    "circle": (-CIRCLE, -CIRCLE, CIRCLE, CIRCLE),
-    "square": (-SQUARE, -SQUARE, SQUARE, SQUARE),
-    "triangle": (-math.sqrt(0.75), -1.0, math.sqrt(0.75), 0.5),
-    "star": (-COS18, -1.0, COS18, SIN54),
-    "cross": (-CROSS, -CROSS, CROSS, CROSS),
-    "ring": (-1.0, -1.0, 1.0, 1.0),
-    "heart": (-LOBE, HEART_Y - LOBE, LOBE, HEART_Y + HEART),
-    "crescent": (-1.0, -1.0, TIP_X, 1.0),
-}
-"""The tight box of each shape around its centre, xyxy in radii."""
-
-
-@dataclass(frozen=True, slots=True)
-class Thing:
-    """One object. `x`, `y` and `radius` are relative to the side; `shade` is added to its RGB."""
-
-    shape: Shape
-    colour: Colour
-    size: Size
-    pattern: Pattern
-    x: float
-    y: float
-    radius: float
-    shade: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """What lies behind the objects. `turn` is one of four directions of a texture."""
-
-    colour: GroundColour
-    texture: Texture = "plain"
-    turn: int = 0
-    shade: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """Everything there is to know of one picture; `key` decides its grain and how its captions are
-    worded.
-    """
-
-    things: tuple[Thing, ...]
-    ground: Ground
-    style: Style = "painted"
-    key: int = 0
 
 
 def draw(scene: Scene, side: int) -> UInt8[np.ndarray, "S S 3"]:
@@ -256,98 +168,6 @@ def paint(thing: Thing) -> tuple[Float32[np.ndarray, "3 1 1"], Float32[np.ndarra
     """The colour of an object, and what ink adds to it."""
     colour, inked = PAINT_ARRAYS[COLOURS.index(thing.colour)]
     return colour + np.array(thing.shade, dtype=np.float32)[:, None, None], inked - colour
-
-
-def coverage(
-    distance: Float[np.ndarray, "*M H W"], pixels: Float[np.ndarray, "*M #1 #1"] | float
-) -> Float[np.ndarray, "*M H W"]:
-    """How much of each pixel lies inside: `distance` in radii, `pixels` the radius in pixels."""
-    covered = distance * -pixels
-    covered += 0.5
-    np.maximum(covered, 0, out=covered)  # numpy's clip takes as long again to see what it was given
-    return np.minimum(covered, 1, out=covered)
-
-
-def norm(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The length of (x, y); numpy's hypot guards against overflow and takes four times as long."""
-    length: np.ndarray = x * x + y * y
-    np.sqrt(length, out=length)
-    return length
-
-
-def signed_distance(
-    shape: Shape, x: Float[np.ndarray, "*M 1 W"], y: Float[np.ndarray, "*M H 1"]
-) -> Float[np.ndarray, "*M H W"]:
-    """The distance to a shape's outline in radii, negative inside.
-
-    Exact along the outline; off a corner it is a lower bound, which blunts the corner by less than
-    a pixel.
-    """
-    distance: np.ndarray
-    match shape:
-        case "circle":
-            distance = norm(x, y) - CIRCLE
-        case "square":
-            distance = np.maximum(np.abs(x), np.abs(y)) - SQUARE
-        case "triangle":
-            distance = np.maximum(y, np.abs(x) * math.sqrt(0.75) - y / 2) - 0.5
-        case "cross":
-            across, down = np.abs(x), np.abs(y)
-            level = np.maximum(across - CROSS, down - ARM)
-            distance = np.minimum(level, np.maximum(across - ARM, down - CROSS))
-        case "ring":
-            distance = np.abs(norm(x, y) - (1 + RING) / 2) - (1 - RING) / 2
-        case "crescent":
-            distance = np.maximum(norm(x, y) - 1, BITE - norm(x - BITE_X, y))
-        case "heart":
-            across, down = np.abs(x), y - HEART_Y
-            lobe = norm(across - HEART / 2, down + HEART / 2) - HEART * math.sqrt(0.5)
-            distance = np.minimum(lobe, (across + np.abs(down) - HEART) * math.sqrt(0.5))
-        case "star":
-            distance = _star_distance(x, y)
-    return distance
-
-
-def _star_distance(
-    x: Float[np.ndarray, "*M 1 W"], y: Float[np.ndarray, "*M H 1"]
-) -> Float[np.ndarray, "*M H W"]:
-    """The ten edges are one another's mirror images: fold every point to the edge beside the top
-    tip.
-    """
-    x, y = np.abs(x), -y
-    x, y = _fold(x, y, 72)
-    x, y = _fold(
-        np.abs(x), y, 36
-    )  # now between a tip, straight up, and an inner corner, at 36 degrees
-    corner_x, corner_y = STAR * math.sin(math.radians(36)), STAR * math.cos(math.radians(36))
-    length = math.hypot(corner_x, 1 - corner_y)
-    normal_x, normal_y = (1 - corner_y) / length, corner_x / length
-    return x * normal_x + y * normal_y - normal_y
-
-
-def _fold(x: np.ndarray, y: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mirror what lies clockwise of a line through the centre, given by its angle from straight
-    up.
-    """
-    normal_x, normal_y = math.cos(math.radians(degrees)), -math.sin(math.radians(degrees))
-    beyond = 2 * np.maximum(x * normal_x + y * normal_y, 0)
-    return x - beyond * normal_x, y - beyond * normal_y
-
-
-def ink(
-    pattern: Pattern,
-    x: Float[np.ndarray, "*M 1 W"],
-    y: Float[np.ndarray, "*M H 1"],
-    pixels: Float[np.ndarray, "*M #1 #1"] | float,
-) -> Float[np.ndarray, "*M H W"]:
-    """How much of each pixel a pattern inks, were it inside the object."""
-    if pattern == "plain":
-        return np.zeros(np.broadcast_shapes(x.shape, y.shape), dtype=np.float32)
-    if pattern == "striped":
-        across = x * (math.sqrt(0.5) / STRIPES) + y * (math.sqrt(0.5) / STRIPES)
-        return coverage(np.abs(across - np.rint(across)) * STRIPES - STRIPE / 2, pixels)
-    x, y = x / DOTS, y / DOTS  # each axis by itself is cheap
-    return coverage(norm(x - np.rint(x), y - np.rint(y)) * DOTS - DOT, pixels)
 
 
 def draw_grounds(

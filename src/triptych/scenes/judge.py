@@ -14,8 +14,8 @@ from jaxtyping import Int
 
 from triptych.scenes.captions import ASPECTS, NAMED, Aspect, Claim, parse
 from triptych.scenes.descriptions import fits, relation
-from triptych.scenes.drawing import GroundColour, Texture, Thing
 from triptych.scenes.reader import Reading
+from triptych.scenes.scene import GroundColour, Texture, Thing
 
 DOMINANCE = 1.5  # less than captions are written with, so that no measured place is arguable either
 

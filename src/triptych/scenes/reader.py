@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
-from triptych.scenes.drawing import (
+from triptych.scenes.drawing import PAINT, SHADE
+from triptych.scenes.geometry import EXTENT, coverage, ink, signed_distance
+from triptych.scenes.scene import (
     COLOURS,
-    EXTENT,
-    PAINT,
     PATTERNS,
     RADII,
-    SHADE,
     SHAPES,
     GroundColour,
     Pattern,
@@ -33,9 +32,6 @@ from triptych.scenes.drawing import (
     Size,
     Texture,
     Thing,
-    coverage,
-    ink,
-    signed_distance,
 )
 from triptych.scenes.segmentation import (
     RELIEF,

@@ -10,15 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int
 from PIL import Image
 
-from triptych.scenes.drawing import (
-    CONTRAST,
-    GROUND_COLOURS,
-    GROUND_PAINT,
-    GroundColour,
-    Texture,
-    relief_of,
-    shading,
-)
+from triptych.scenes.drawing import CONTRAST, GROUND_PAINT, relief_of, shading
+from triptych.scenes.scene import GROUND_COLOURS, GroundColour, Texture
 
 LARGEST = 128  # larger pictures are averaged down to this side
 TOGETHER = 14.0  # least covariance of neighbouring pixels of a grain

@@ -19,25 +19,18 @@ from jaxtyping import Float, Int
 
 from triptych.config import nearest
 from triptych.scenes.descriptions import captions, claims, questions, relation
-from triptych.scenes.drawing import (
+from triptych.scenes.drawing import GROUND_SHADE, SHADE, boxes, draw, draw_all, masks, mix, uniform
+from triptych.scenes.scene import (
     GROUND_COLOURS,
-    GROUND_SHADE,
     HELD_OUT,
     PATTERNS,
     RADII,
     SEEN,
-    SHADE,
     SIZES,
     TEXTURES,
     Ground,
     Scene,
     Thing,
-    boxes,
-    draw,
-    draw_all,
-    masks,
-    mix,
-    uniform,
 )
 
 __all__ = [

@@ -91,8 +91,8 @@ def run(request: Classify, load: Load) -> Iterator[Classified]:
         if batch.pictures:
             rows = slice(len(names), len(names) + len(batch.pictures))
             image[rows] = loaded.embed_image(batch.pictures, request.batch)
-            names += [unread.name for unread in batch.unread]
-            truth += [unread.label for unread in batch.unread]
+            names += [picture.name for picture in batch.sources]
+            truth += [picture.label for picture in batch.sources]
         if names:
             yield Classified(
                 request,

@@ -22,9 +22,9 @@ from triptych.data.source import Source
 from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.sampling import check_draws_batches
 from triptych.scenes.captions import parse
-from triptych.scenes.drawing import GroundColour, Texture, Thing
 from triptych.scenes.judge import Share, holds, report, satisfies
 from triptych.scenes.reader import matches, strict, threshold
+from triptych.scenes.scene import GroundColour, Texture, Thing
 from triptych.scores.environment import environment
 from triptych.scores.fid import Estimate, kernel_distance
 from triptych.systems.stable_diffusion.draw_prompts import draw_prompts
