@@ -27,7 +27,7 @@ from triptych.data.scene_source import SceneSource
 from triptych.scenes.captions import ASPECTS, Claim, altered, write
 from triptych.scenes.descriptions import choices, fits, relation
 from triptych.scenes.judge import Share, agreement, satisfies
-from triptych.scenes.reader import DISTANCE, READER_VERSION, Reading, matches, read
+from triptych.scenes.reader import DISTANCE, READER_VERSION, Reading, match_regions, read
 from triptych.scenes.scene import (
     COLOURS,
     GROUND_COLOURS,
@@ -247,7 +247,7 @@ def calibrate(count: int) -> None:
         distances = [
             match[1]
             for _, picture in batches(count, CALIBRATED, side)
-            for match in matches(picture)[0]
+            for match in match_regions(picture)[0]
             if match is not None
         ]
         at = {str(q): round(float(np.quantile(distances, q)), 4) for q in (0.5, 0.99, 0.999)}

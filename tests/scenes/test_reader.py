@@ -277,9 +277,9 @@ def test_agreement_with_a_second_witness() -> None:
     assert shares["read"].right >= 28
     assert shares["shape"].value == 1.0
     assert 18 <= shares["colour"].right <= 20
-    with pytest.raises(ValueError, match="as many answers"):
+    with pytest.raises(ValueError, match="answers are needed"):
         agreement(seen, {"shape": shape[:3]}, {"shape": SHAPES})
-    with pytest.raises(ValueError, match="witness names"):
+    with pytest.raises(ValueError, match="the attributes are"):
         agreement(seen, {"hue": shape}, {"hue": SHAPES})
 
 
@@ -293,7 +293,7 @@ def test_the_threshold_is_between_those_measured() -> None:
         (np.zeros((64, 64)), "3 channels"),
         (np.zeros((64, 32, 3), np.uint8), "square"),
         (np.zeros((16, 16, 3), np.uint8), "32 to 512"),
-        (np.full((64, 64, 3), np.nan), "finite"),
+        (np.full((64, 64, 3), np.nan), "NaN or infinity"),
         (np.zeros((64, 64, 3), np.int64), "uint8 or floats"),
     ],
 )

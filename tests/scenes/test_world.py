@@ -344,7 +344,7 @@ def test_any_grouping_of_reads_gives_the_same_and_so_does_a_pickled_source() -> 
         (lambda: SceneSource(channels=1), "colour"),
         (lambda: scene(0, 0, "val"), "split must be one of"),
         (lambda: scene(0, 0, "train", "three"), "difficulty must be one of"),
-        (lambda: scene(0, -1), "counts from 0"),
+        (lambda: scene(0, -1), "at least 0"),
         (lambda: draw(scene(0, 0), 1024), "32 to 512"),
     ],
 )

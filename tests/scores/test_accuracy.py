@@ -40,9 +40,9 @@ def test_confusion_has_a_row_for_each_class_asked_for():
 
 
 def test_a_class_that_was_never_asked_for_and_one_that_does_not_exist_are_named():
-    with pytest.raises(ValueError, match="class 1 was never asked for"):
+    with pytest.raises(ValueError, match="class 1 was never requested"):
         conditional_accuracy(torch.tensor([0, 2]), torch.tensor([0, 2]), 3)
     with pytest.raises(ValueError, match="0 to 1"):
         conditional_accuracy(torch.tensor([0, 2]), torch.tensor([0, 1]), 2)
-    with pytest.raises(ValueError, match="one answer"):
+    with pytest.raises(ValueError, match="one prediction per label"):
         accuracy(torch.tensor([0]), torch.tensor([0, 1]))

@@ -1,8 +1,8 @@
-"""The English of the built-in world: one table of words that is both written and read.
+"""The grammar of captions of the built-in world: `write` and `parse` share one table of words.
 
-A caption says how many objects there are, what some of their attributes are, how the first two lie
-to one another, and what the ground is. It describes every object of the picture, and whatever it
-leaves unsaid is free. `write` words such a claim, `parse` reads the words back into the same claim.
+A caption gives the number of objects, some of their attributes, the relation of the first two, and
+the ground. It mentions every object of the picture; attributes that it does not mention may be
+anything. `write` turns such a claim into words, `parse` turns the words into the same claim.
 """
 
 import re
@@ -34,12 +34,12 @@ ASPECTS: tuple[Aspect, ...] = ("count", "colour", "shape", "size", "pattern", "r
 NAMED: tuple[Literal["shape", "colour", "size", "pattern"], ...] = (
     "shape", "colour", "size", "pattern",
 )  # fmt: skip
-"""What a caption may say of one object."""
+"""The attributes of one object that a caption may mention."""
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a caption says of one object; None where it says nothing."""
+    """A caption's description of one object; None for what it does not mention."""
 
     shape: Shape | None = None
     colour: Colour | None = None
@@ -49,9 +49,9 @@ class Described:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a caption says of a picture: one entry per object.
+    """The content of a caption, with one entry per object.
 
-    `relation` says where the first object lies, seen from the second.
+    `relation` is the position of the first object relative to the second.
     """
 
     things: tuple[Described, ...]
@@ -95,26 +95,24 @@ OPPOSITE: dict[Relation, Relation] = {
 
 Option = TypeVar("Option")
 Choices = Iterator[int]
-"""Endless large integers that decide between equally good words; each is used once, modulo the
-choice.
-"""
+"""Endless large integers that choose among synonyms; each is used once, modulo their number."""
 
 
 def choose(options: Sequence[Option], choices: Choices) -> Option:
-    """One of several equally good options."""
+    """One of several equivalent options."""
     return options[next(choices) % len(options)]
 
 
 def write(claim: Claim, choices: Choices) -> str:
-    """A claim as a caption; equal claims with equal choices give equal words."""
+    """A claim as a caption; equal claims and choices give equal words."""
     if claim.relation is not None:
-        first, second = (_phrase(d, 1, choices) for d in claim.things[:2])
+        first, second = (_write_phrase(d, 1, choices) for d in claim.things[:2])
         text = first + choose(RELATION_WORDS[claim.relation], choices) + second
         if claim.things[2:]:
-            text += choose(ALSO, choices) + _listing(claim.things[2:], choices)[0]
+            text += choose(ALSO, choices) + _write_list(claim.things[2:], choices)[0]
         count = 1
     else:
-        text, count = _listing(claim.things, choices)
+        text, count = _write_list(claim.things, choices)
     opener = next(choices) % 8
     if opener < len(OPENERS):
         text = OPENERS[opener] + text
@@ -131,15 +129,15 @@ def write(claim: Claim, choices: Choices) -> str:
     return f"{ground}, {text}" if next(choices) % 4 == 0 else f"{text} {ground}"
 
 
-def _listing(things: Sequence[Described], choices: Choices) -> tuple[str, int]:
-    """Equal neighbours are counted together; also how many the first phrase counts."""
+def _write_list(things: Sequence[Described], choices: Choices) -> tuple[str, int]:
+    """The phrases of several objects, equal neighbours counted together, and the first count."""
     groups = [(described, len(list(same))) for described, same in groupby(things)]
-    phrases = [_phrase(described, count, choices) for described, count in groups]
+    phrases = [_write_phrase(described, count, choices) for described, count in groups]
     *head, last = phrases
     return f"{', '.join(head)} and {last}" if head else last, groups[0][1]
 
 
-def _phrase(described: Described, count: int, choices: Choices) -> str:
+def _write_phrase(described: Described, count: int, choices: Choices) -> str:
     words = [choose(SIZE_WORDS[described.size], choices)] if described.size else []
     tail = ""
     if described.pattern is not None:
@@ -177,10 +175,10 @@ GROUND = rf"(?:{'|'.join(GROUND_PREPOSITIONS)}) an? ((?:\w+ ){{1,2}})(?:{'|'.joi
 
 
 def parse(caption: str) -> Claim:
-    """What a caption says, whoever wrote it, as long as it keeps to the words of this page.
+    """The claim of a caption that uses the words of this module.
 
     Raises:
-        ValueError: naming the part that is not understood.
+        ValueError: a part that is not understood, which the message names.
     """
     text = " ".join(caption.lower().split()).rstrip(".")
     fields: dict[str, Any] = {}
@@ -190,7 +188,7 @@ def parse(caption: str) -> Claim:
     elif found := re.fullmatch(rf"(.+?),? {GROUND}", text):
         text, adjectives = found[1], found[2]
     for word in adjectives.split() if found else ():
-        name, value = _meaning(word, GROUND_ADJECTIVES, caption)
+        name, value = _look_up(word, GROUND_ADJECTIVES, caption)
         fields[name] = value
     for opener in (*OPENERS, *THERE):
         if text.startswith(opener):
@@ -200,24 +198,22 @@ def parse(caption: str) -> Claim:
     for relation, wordings in RELATION_WORDS.items():
         for words in wordings:
             if words in text:
-                pair = tuple(d for part in text.split(words) for d in _described(part, caption))
+                pair = tuple(d for part in text.split(words) for d in _parse_phrase(part, caption))
                 if len(pair) != 2:
-                    raise ValueError(
-                        f"{caption!r}: {words.strip()!r} must stand between two objects"
-                    )
-                others = tuple(d for part in rest for d in _listed(part, caption))
+                    raise ValueError(f"{caption!r}: {words.strip()!r} must be between two objects")
+                others = tuple(d for part in rest for d in _parse_list(part, caption))
                 return Claim(pair + others, relation, **fields)
-    things = tuple(d for part in (text, *rest) for d in _listed(part, caption))
+    things = tuple(d for part in (text, *rest) for d in _parse_list(part, caption))
     return Claim(things, None, **fields)
 
 
-def _listed(text: str, caption: str) -> list[Described]:
+def _parse_list(text: str, caption: str) -> list[Described]:
     parts = re.split(r", and |, | and ", text)
-    return [described for part in parts for described in _described(part, caption)]
+    return [described for part in parts for described in _parse_phrase(part, caption)]
 
 
-def _described(phrase: str, caption: str) -> list[Described]:
-    """One description per object that a phrase counts."""
+def _parse_phrase(phrase: str, caption: str) -> list[Described]:
+    """The description in a phrase, once for each object that it counts."""
     fields: dict[str, Any] = {}
     for pattern, tail in PATTERN_TAILS.items():
         if phrase.endswith(tail):
@@ -232,25 +228,24 @@ def _described(phrase: str, caption: str) -> list[Described]:
             f"adjectives and one of {known}"
         )
     for word in words[:-1]:
-        name, value = _meaning(word, ADJECTIVES, caption)
+        name, value = _look_up(word, ADJECTIVES, caption)
         if name in fields:
-            raise ValueError(f"{caption!r}: {phrase!r} says the {name} twice")
+            raise ValueError(f"{caption!r}: {phrase!r} gives the {name} twice")
         fields[name] = value
     return [Described(nouns[words[-1]], **fields)] * count
 
 
-def _meaning(word: str, table: dict[str, tuple[str, Any]], caption: str) -> tuple[str, Any]:
+def _look_up(word: str, table: dict[str, tuple[str, Any]], caption: str) -> tuple[str, Any]:
     if word not in table:
         raise ValueError(f"{caption!r}: unknown word {word!r}.{nearest(word, list(table))}")
     return table[word]
 
 
 def altered(claim: Claim, aspect: Aspect, choices: Choices) -> Claim | None:
-    """The claim with one thing changed, or None where it says nothing of that aspect.
+    """The claim with one aspect changed, or None if it does not mention that aspect.
 
-    The change need not make the claim false: of a red and a blue square, "a red square and a blue
-    square" with its first colour changed to blue and the second left is false, while an unnamed
-    attribute may still fit another object. Ask `holds` of the scene.
+    The result can still be true of the same scene, because another object may fit it: check with
+    `judge.holds`.
     """
     if aspect == "relation":
         turned = [r for r in RELATIONS if r != claim.relation]

@@ -1,6 +1,6 @@
-"""What can be said of a scene: captions, relations, and questions with their answers.
+"""Captions of a scene, relations between its objects, and questions with answers.
 
-Every choice between equally good words is a function of the scene's key.
+The choice among synonyms is a function of the scene's key.
 """
 
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ from triptych.scenes.captions import (
 )
 from triptych.scenes.scene import COLOURS, HELD_OUT, SEEN, SHAPES, Scene, Thing
 
-DOMINANCE = 2.0  # "left of" is said only where |dx| is at least so many times |dy|
+DOMINANCE = 2.0  # "left of" needs |dx| to be at least this many times |dy|
 
 
 def choices(key: int, stream: int = 0) -> Choices:
-    """Endless 31-bit integers that depend on a scene's key and nothing else."""
+    """Endless 31-bit integers that depend on a scene's key and the stream only."""
     state = (key + stream * 0xD1342543DE82EF95) & (2**64 - 1)
     while True:
         state = (state + 0x9E3779B97F4A7C15) & (2**64 - 1)
@@ -32,7 +32,7 @@ def choices(key: int, stream: int = 0) -> Choices:
 
 
 def relation(thing: Thing, other: Thing, dominance: float = DOMINANCE) -> Relation | None:
-    """Where `thing` lies, seen from `other`; None where neither direction dominates."""
+    """The position of `thing` relative to `other`; None if neither direction dominates."""
     dx, dy = thing.x - other.x, thing.y - other.y
     if abs(dx) >= dominance * abs(dy):
         return "left" if dx < 0 else "right"
@@ -47,28 +47,28 @@ def describe(thing: Thing, *names: str) -> Described:
 
 
 def fits(described: Described, thing: Thing) -> bool:
-    """Whether an object has every attribute that a description names."""
+    """Whether an object has every attribute that a description mentions."""
     return all(getattr(described, n) in (None, getattr(thing, n)) for n in NAMED)
 
 
 def claims(scene: Scene) -> tuple[Claim, ...]:
-    """What the captions of a scene say, in their order; all of it is true of the scene."""
+    """The claims of a scene's captions, in their order; all are true of the scene."""
     return tuple(claim(scene) for claim in (_full, _short, _partial, _counted)) + tuple(
         _related(scene)
     )
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
-    """English captions, four or five of growing freedom; the same scene always has the same ones.
+    """Four or five English captions; the same scene always has the same ones.
 
-    All attributes; colours and shapes; some attributes; counts; and, where the first two objects
-    that are described lie clearly beside or above one another, how they lie.
+    They mention all attributes; colours and shapes; some attributes; counts; and, if two objects
+    are clearly beside or above one another, their relation.
     """
     return tuple(write(claim, choices(scene.key, 1 + i)) for i, claim in enumerate(claims(scene)))
 
 
 def caption(scene: Scene) -> str:
-    """One of the captions, any of them equally often: what training reads."""
+    """One of the captions, all equally likely: the caption for training."""
     kind = next(choices(scene.key)) % 5
     related = _related(scene) if kind == 4 else []
     kind = kind if kind < 4 else 4 if related else next(choices(scene.key, 9)) % 4
@@ -115,7 +115,7 @@ def _counted(scene: Scene) -> Claim:
 
 
 def _related(scene: Scene) -> list[Claim]:
-    """A claim of a relation, if two objects can be told apart by words and lie clearly."""
+    """A claim with a relation, if words can distinguish two objects whose relation is clear."""
     pick = choices(scene.key, 15)
     things = _shuffled(scene, pick)
     for i, thing in enumerate(things):
@@ -133,45 +133,44 @@ def _related(scene: Scene) -> list[Claim]:
 
 
 def questions(scene: Scene) -> tuple[tuple[str, str], ...]:
-    """Questions with the one right answer to each; an object is asked for only where it is the
-    only one.
-    """
+    """Questions with their only correct answers; "the circle" is used only if there is just one."""
     things, pick = scene.things, choices(scene.key, 20)
-    asked = [
+    pairs = [
         ("how many objects are there?", NUMBERS[len(things) - 1]),
         ("what color is the background?", scene.ground.colour),
         ("what texture does the background have?", scene.ground.texture),
     ]
     for shape in sorted({t.shape for t in things}, key=SHAPES.index):
-        alike = [t for t in things if t.shape == shape]
+        same = [t for t in things if t.shape == shape]
         plural = shape + ("es" if shape.endswith("s") else "s")
-        asked.append((f"how many {plural} are there?", NUMBERS[len(alike) - 1]))
-        if len(alike) == 1:
-            (only,) = alike
-            asked += [
+        pairs.append((f"how many {plural} are there?", NUMBERS[len(same) - 1]))
+        if len(same) == 1:
+            (only,) = same
+            pairs += [
                 (f"what color is the {shape}?", only.colour),
                 (f"is the {shape} large or small?", only.size),
                 (f"what pattern does the {shape} have?", only.pattern),
             ]
     for colour in sorted({t.colour for t in things}, key=COLOURS.index):
-        alike = [t for t in things if t.colour == colour]
-        if len(alike) == 1:
-            asked.append((f"what shape is the {colour} object?", alike[0].shape))
+        same = [t for t in things if t.colour == colour]
+        if len(same) == 1:
+            pairs.append((f"what shape is the {colour} object?", same[0].shape))
     present = {(t.shape, t.colour) for t in things}
     there = choose(sorted(present), pick)
-    known = HELD_OUT if there in HELD_OUT else SEEN  # a "no" must not give away what is held out
+    # A "no" must not reveal which pairs are held out, so it is about a pair of the same split.
+    known = HELD_OUT if there in HELD_OUT else SEEN
     absent = choose([pair for pair in known if pair not in present], pick)
     for (shape, colour), answer in ((there, "yes"), (absent, "no")):
         article = "an" if colour[0] in "aeiou" else "a"
-        asked.append((f"is there {article} {colour} {shape}?", answer))
-    return (*asked, *_spatial(scene, pick))
+        pairs.append((f"is there {article} {colour} {shape}?", answer))
+    return (*pairs, *_spatial(scene, pick))
 
 
 def _spatial(scene: Scene, pick: Choices) -> Iterator[tuple[str, str]]:
     for claim in _related(scene):
         first, second = (f"the {d.colour} {d.shape}" for d in claim.things[:2])
         if claim.things[0].size is not None or claim.relation is None:
-            continue  # colour and shape do not tell them apart
+            continue  # colour and shape do not distinguish them
         words, opposite = (
             RELATION_WORDS[r][0].strip() for r in (claim.relation, OPPOSITE[claim.relation])
         )

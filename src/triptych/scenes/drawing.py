@@ -33,9 +33,7 @@ PAINT: dict[Colour, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "purple": ((145, 65, 195), (205, 165, 245)),
     "pink": ((245, 140, 195), (150, 40, 100)),
 }
-"""RGB of a colour, and of the ink of its stripes and dots: light on dark colours, dark on light
-ones.
-"""
+"""RGB of a colour, and of its stripes and dots: light on dark colours, dark on light ones."""
 PAINT_ARRAYS = np.array([PAINT[colour] for colour in COLOURS], dtype=np.float32)[..., None, None]
 
 GROUND_PAINT: dict[GroundColour, tuple[int, int, int]] = {
@@ -45,32 +43,29 @@ GROUND_PAINT: dict[GroundColour, tuple[int, int, int]] = {
     "brown": (115, 85, 60),
 }
 CONTRAST: dict[Texture, float] = {"plain": 0.0, "checked": 11.0, "grainy": 24.0, "shaded": 20.0}
-"""How far a texture takes the ground's brightness up and down, of 255."""
+"""By how much a texture changes the ground's brightness, up and down, of 255."""
 
 SHADE = 12  # each channel of an object's colour varies by at most this, of 255
 GROUND_SHADE = 6  # the same for grounds
 CHECKS = 8  # squares along a side
 GRAINS = 24  # points of the grain along a side
-FOLDS = 2  # soft light bands along a side; a single slope is too faint to be learnt at 32 pixels
+FOLDS = 2  # soft light bands along a side; a single gradient is too faint at 32 pixels
 
 
 def draw(scene: Scene, side: int) -> UInt8[np.ndarray, "S S 3"]:
-    """The scene as a picture, RGB.
-
-    Args:
-        side: of the picture in pixels, 32 to 512.
+    """The scene as an RGB picture of `side` x `side` pixels.
 
     Raises:
-        ValueError: the side is out of that range.
+        ValueError: the side is not 32 to 512.
     """
     picture: np.ndarray = draw_all([scene], side)[0]
     return picture
 
 
 def draw_all(scenes: Sequence[Scene], side: int) -> UInt8[np.ndarray, "B S S 3"]:
-    """Many scenes at once, each exactly as `draw` draws it, and several times as quick."""
+    """Many scenes at once, equal to those of `draw` and several times as fast."""
     if not 32 <= side <= 512:
-        raise ValueError(f"a scene is drawn at 32 to 512 pixels a side, not {side}")
+        raise ValueError(f"scenes are drawn at 32 to 512 pixels per side, not {side}")
     pictures = np.empty((len(scenes), side, side, 3), dtype=np.uint8)
     together = max(1, 2**17 // side**2)  # what fits the cache
     for start in range(0, len(scenes), together):
@@ -85,7 +80,7 @@ def draw_all(scenes: Sequence[Scene], side: int) -> UInt8[np.ndarray, "B S S 3"]
 
 
 def _add(planes: Float32[np.ndarray, "B 3 S S"], scenes: Sequence[Scene]) -> None:
-    """Paint the objects over their grounds, in their order."""
+    """Paint the objects over their grounds, in order."""
     owned = [(i, scene.style, thing) for i, scene in enumerate(scenes) for thing in scene.things]
     marks: dict[int, tuple[Any, Any, Any, Any]] = {}
     for size in SIZES:  # one window for all objects of a size
@@ -98,7 +93,7 @@ def _add(planes: Float32[np.ndarray, "B 3 S S"], scenes: Sequence[Scene]) -> Non
         height, width = covered.shape
         part = planes[i, :, top : top + height, left : left + width]
         colour, contrast = paint(thing)
-        if style == "line":  # outline and ink in the colour, the ground between; inside the shape
+        if style == "line":  # outline and pattern in the object's colour, drawn on the ground
             line = coverage(np.abs(distance + STROKE) - STROKE, thing.radius * planes.shape[-1])
             part += np.maximum(line, covered * inked) * (colour - part)
             continue
@@ -115,10 +110,10 @@ def rasterise(
     Float32[np.ndarray, "M H W"],
     Float32[np.ndarray, "M H W"],
 ]:
-    """Several objects, each in a window of the same size.
+    """Rasterise several objects, each in a window of the same size.
 
-    Returns the window's top and left pixel, the signed distance in radii, how much of each pixel
-    the object covers, and how much of that its pattern inks.
+    Returns the top left pixel of each window, the signed distance in radii, the share of each pixel
+    that the object covers, and the share of that which its pattern covers.
     """
     x, y, radius = (np.array([getattr(t, n) for t in things]) for n in ("x", "y", "radius"))
     edge = min(side, int(2 * radius.max() * side) + 4)
@@ -144,7 +139,7 @@ def rasterise(
 
 
 def masks(scene: Scene, side: int) -> Bool[np.ndarray, "N S S"]:
-    """Which pixels are at least half covered by each object, in the order of `scene.things`."""
+    """The pixels that each object covers at least half, in the order of `scene.things`."""
     found = np.zeros((len(scene.things), side, side), dtype=bool)
     for mask, thing in zip(found, scene.things, strict=True):
         (corner,), (distance,), _, _ = rasterise([thing], side)
@@ -165,7 +160,7 @@ def boxes(scene: Scene) -> Float32[np.ndarray, "N 4"]:
 
 
 def paint(thing: Thing) -> tuple[Float32[np.ndarray, "3 1 1"], Float32[np.ndarray, "3 1 1"]]:
-    """The colour of an object, and what ink adds to it."""
+    """The colour of an object, and what its pattern adds to it."""
     colour, inked = PAINT_ARRAYS[COLOURS.index(thing.colour)]
     return colour + np.array(thing.shade, dtype=np.float32)[:, None, None], inked - colour
 
@@ -173,7 +168,7 @@ def paint(thing: Thing) -> tuple[Float32[np.ndarray, "3 1 1"], Float32[np.ndarra
 def draw_grounds(
     grounds: Sequence[tuple[Ground, int]], side: int
 ) -> Float32[np.ndarray, "B 3 S S"]:
-    """Grounds alone, each with the key of its grain; RGB 0 to 255, a plane per channel."""
+    """Grounds without objects, each with the key of its grain; RGB from 0 to 255."""
     planes = np.empty((len(grounds), 3, side, side), dtype=np.float32)
     for picture, (ground, _) in zip(planes, grounds, strict=True):
         colour = np.array(GROUND_PAINT[ground.colour], dtype=np.float32)
@@ -202,22 +197,20 @@ def relief_of(
         whole = np.broadcast_to(folds, (side, side))
         return whole if turn % 2 else whole.T
     edge = np.arange(side + 1) * (CHECKS / side)  # in squares
-    lit = np.abs(
-        (edge / 2) % 1 * 2 - 1
-    )  # what of a row of squares is lit up to here, up to a constant
+    lit = np.abs((edge / 2) % 1 * 2 - 1)  # the integral of a row of squares, up to a constant
     wave = ((lit[:-1] - lit[1:]) * (side / CHECKS)).astype(np.float32)
     return np.outer(wave, wave if turn % 2 else -wave)
 
 
 def shading(side: int) -> Float32[np.ndarray, " S"]:
-    """How bright a shaded ground is along one axis, -1 to 1."""
-    fold = np.abs((np.arange(side) + 0.5) * (FOLDS / side) % 1 * 4 - 2) - 1  # straight up and down
-    folds: np.ndarray = (fold * (3 - fold * fold) / 2).astype(np.float32)  # rounded where it turns
+    """The brightness of a shaded ground along one axis, -1 to 1."""
+    fold = np.abs((np.arange(side) + 0.5) * (FOLDS / side) % 1 * 4 - 2) - 1  # a triangle wave
+    folds: np.ndarray = (fold * (3 - fold * fold) / 2).astype(np.float32)  # with rounded turns
     return folds
 
 
 def _between_grains(side: int) -> Float32[np.ndarray, "S G"]:
-    """Weights that interpolate a row of grains at the pixel centres."""
+    """Weights that interpolate a row of grain points at the pixel centres."""
     place = np.clip((np.arange(side) + 0.5) * (GRAINS / side) - 0.5, 0, GRAINS - 1)
     distance = np.abs(place[:, None] - np.arange(GRAINS))
     weights: np.ndarray = np.maximum(1 - distance, 0).astype(np.float32)
@@ -225,7 +218,7 @@ def _between_grains(side: int) -> Float32[np.ndarray, "S G"]:
 
 
 def mix(z: np.ndarray) -> np.ndarray:
-    """Scramble 64-bit integers so that neighbours share nothing (the finaliser of SplitMix64)."""
+    """Hash 64-bit integers (the finaliser of SplitMix64)."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: np.ndarray = z ^ (z >> np.uint64(31))
@@ -233,9 +226,7 @@ def mix(z: np.ndarray) -> np.ndarray:
 
 
 def uniform(keys: np.ndarray, count: int, first: int = 0) -> Float[np.ndarray, "B count"]:
-    """Numbers in [0, 1): row i is a function of keys[i] alone, column j of the counter `first +
-    j`.
-    """
+    """Random numbers in [0, 1): a function of the key of row i and of the counter `first + j`."""
     counters = np.arange(first + 1, first + 1 + count, dtype=np.uint64)
     bits = mix(keys[:, None] + counters * np.uint64(0x9E3779B97F4A7C15))
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -44,10 +44,10 @@ EXTENT: dict[Shape, tuple[float, float, float, float]] = {
 def coverage(
     distance: Float[np.ndarray, "*M H W"], pixels: Float[np.ndarray, "*M #1 #1"] | float
 ) -> Float[np.ndarray, "*M H W"]:
-    """How much of each pixel lies inside: `distance` in radii, `pixels` the radius in pixels."""
+    """The share of each pixel inside the shape; `distance` in radii, `pixels` pixels per radius."""
     covered = distance * -pixels
     covered += 0.5
-    np.maximum(covered, 0, out=covered)  # numpy's clip takes as long again to see what it was given
+    np.maximum(covered, 0, out=covered)  # faster than numpy's clip
     return np.minimum(covered, 1, out=covered)
 
 
@@ -94,9 +94,7 @@ def signed_distance(
 def _star_distance(
     x: Float[np.ndarray, "*M 1 W"], y: Float[np.ndarray, "*M H 1"]
 ) -> Float[np.ndarray, "*M H W"]:
-    """The ten edges are one another's mirror images: fold every point to the edge beside the top
-    tip.
-    """
+    """All ten edges are mirror images of one: mirror every point to the edge beside the top tip."""
     x, y = np.abs(x), -y
     x, y = _fold(x, y, 72)
     x, y = _fold(
@@ -109,12 +107,10 @@ def _star_distance(
 
 
 def _fold(x: np.ndarray, y: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mirror what lies clockwise of a line through the centre, given by its angle from straight
-    up.
-    """
+    """Mirror the points clockwise of a line through the centre, at this angle from straight up."""
     normal_x, normal_y = math.cos(math.radians(degrees)), -math.sin(math.radians(degrees))
-    beyond = 2 * np.maximum(x * normal_x + y * normal_y, 0)
-    return x - beyond * normal_x, y - beyond * normal_y
+    shift = 2 * np.maximum(x * normal_x + y * normal_y, 0)
+    return x - shift * normal_x, y - shift * normal_y
 
 
 def ink(
@@ -123,11 +119,11 @@ def ink(
     y: Float[np.ndarray, "*M H 1"],
     pixels: Float[np.ndarray, "*M #1 #1"] | float,
 ) -> Float[np.ndarray, "*M H W"]:
-    """How much of each pixel a pattern inks, were it inside the object."""
+    """The share of each pixel that a pattern covers, ignoring the object's outline."""
     if pattern == "plain":
         return np.zeros(np.broadcast_shapes(x.shape, y.shape), dtype=np.float32)
     if pattern == "striped":
         across = x * (math.sqrt(0.5) / STRIPES) + y * (math.sqrt(0.5) / STRIPES)
         return coverage(np.abs(across - np.rint(across)) * STRIPES - STRIPE / 2, pixels)
-    x, y = x / DOTS, y / DOTS  # each axis by itself is cheap
+    x, y = x / DOTS, y / DOTS
     return coverage(norm(x - np.rint(x), y - np.rint(y)) * DOTS - DOT, pixels)

@@ -1,7 +1,7 @@
 """Whether a picture of the built-in world satisfies a caption: each attribute, and all together.
 
-The caption is parsed by the grammar that writes captions, the picture is read by `scene_reader`; a
-second witness that never saw either, a network trained on labels, can be asked to agree.
+The caption is parsed by `captions.py`, the picture recognised by `reader.py`. `agreement` compares
+the reader with an independent classifier.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,12 +17,12 @@ from triptych.scenes.descriptions import fits, relation
 from triptych.scenes.reader import Reading
 from triptych.scenes.scene import GroundColour, Texture, Thing
 
-DOMINANCE = 1.5  # less than captions are written with, so that no measured place is arguable either
+DOMINANCE = 1.5  # lower than for writing captions, so that measured positions pass too
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What of a caption holds of a picture; None for what the caption does not name."""
+    """Which parts of a caption are true of a picture; None if the caption does not mention them."""
 
     whole: bool
     count: bool
@@ -35,12 +35,12 @@ class Verdict:
 
 
 def satisfies(reading: Reading, caption: str) -> Verdict:
-    """Whether what was read in a picture is what a caption says.
+    """Whether a caption is true of a picture, given as the reader's result.
 
-    A picture with an unread region satisfies no caption as a whole, and its count is wrong.
+    With an unrecognised region, no caption is true as a whole, and every count is wrong.
 
     Raises:
-        ValueError: the caption is not of the grammar of `scene_captions`.
+        ValueError: `captions.parse` does not understand the caption.
     """
     claim = parse(caption)
     return holds(claim, reading.things, reading.ground, reading.texture, unread=reading.unread)
@@ -54,25 +54,28 @@ def holds(
     *,
     unread: int = 0,
 ) -> Verdict:
-    """Whether a claim is true of these objects on this ground; the objects of a `Scene` do as well.
+    """Whether a claim is true of these objects (of a reading or of a `Scene`) on this ground.
 
-    The whole needs one assignment of the claim's objects to the picture's that fits in everything.
-    An attribute by itself needs only that its values can be dealt out to different objects, so a
-    picture with the right colours on the wrong shapes has right colours and shapes, and is wrong.
+    `whole` needs one assignment of the claim's objects to the picture's in which all attributes
+    fit. A single attribute only needs each of its values on another object: with the right colours
+    on the wrong shapes, `colour` and `shape` are true and `whole` is false.
+
+    Raises:
+        ValueError: the claim has no objects, or more than four.
     """
     if not claim.things or len(claim.things) > 4:
-        raise ValueError(f"a claim is of one to four objects, not {len(claim.things)}")
+        raise ValueError(f"a claim must have one to four objects, not {len(claim.things)}")
     named = {name: [getattr(d, name) for d in claim.things] for name in NAMED}
     seen = {name: [getattr(t, name) for t in things] for name in NAMED}
-    parts = {name: _dealt(named[name], seen[name]) for name in NAMED if any(named[name])}
+    parts = {name: _contains(named[name], seen[name]) for name in NAMED if any(named[name])}
     behind = None
     if claim.ground or claim.texture:
         behind = claim.ground in (None, ground) and claim.texture in (None, texture)
     count = unread == 0 and len(things) == len(claim.things)
-    whole = count and behind is not False and _together(claim, things)
+    whole = count and behind is not False and _fits_all(claim, things)
     related = None
     if claim.relation is not None:
-        related = any(_lies(claim, pair) for pair in permutations(things, 2))
+        related = any(_relation_holds(claim, pair) for pair in permutations(things, 2))
     return Verdict(
         whole,
         count,
@@ -85,9 +88,9 @@ def holds(
     )
 
 
-def _dealt(wanted: Sequence[str | None], seen: Sequence[str]) -> bool:
+def _contains(values: Sequence[str | None], seen: Sequence[str]) -> bool:
     left = list(seen)
-    for value in wanted:
+    for value in values:
         if value is not None:
             if value not in left:
                 return False
@@ -95,15 +98,15 @@ def _dealt(wanted: Sequence[str | None], seen: Sequence[str]) -> bool:
     return True
 
 
-def _together(claim: Claim, things: Sequence[Thing]) -> bool:
+def _fits_all(claim: Claim, things: Sequence[Thing]) -> bool:
     return any(
         all(fits(d, t) for d, t in zip(claim.things, order, strict=True))
-        and (claim.relation is None or _lies(claim, order[:2]))
+        and (claim.relation is None or _relation_holds(claim, order[:2]))
         for order in permutations(things)
     )
 
 
-def _lies(claim: Claim, pair: Sequence[Thing]) -> bool:
+def _relation_holds(claim: Claim, pair: Sequence[Thing]) -> bool:
     first, second = pair
     described = fits(claim.things[0], first) and fits(claim.things[1], second)
     return described and relation(first, second, DOMINANCE) == claim.relation
@@ -111,7 +114,7 @@ def _lies(claim: Claim, pair: Sequence[Thing]) -> bool:
 
 @dataclass(frozen=True)
 class Share:
-    """How many of how many, with the 95 % interval of Wilson (1927)."""
+    """A share as two counts, with its 95 % interval (Wilson 1927)."""
 
     right: int
     of: int
@@ -130,15 +133,15 @@ class Share:
 
 
 def report(verdicts: Iterable[Verdict]) -> dict[Aspect | str, Share]:
-    """The share of verdicts that hold: `whole`, and each attribute where a caption names it.
+    """The shares of true verdicts: `whole`, and each attribute over the captions that mention it.
 
-    A figure is worth reporting from some 200 pictures a group; `Share.of` says how many there were.
+    Report a share of 200 pictures or more; `Share.of` is their number.
     """
     verdicts = list(verdicts)
     shares: dict[Aspect | str, Share] = {}
     for name in ("whole", *ASPECTS):
-        given = [v for v in (getattr(verdict, name) for verdict in verdicts) if v is not None]
-        shares[name] = Share(sum(given), len(given))
+        values = [v for v in (getattr(verdict, name) for verdict in verdicts) if v is not None]
+        shares[name] = Share(sum(values), len(values))
     return shares
 
 
@@ -147,11 +150,15 @@ def agreement(
     witness: Mapping[str, Int[np.ndarray, " B"]],
     names: Mapping[str, Sequence[str]],
 ) -> dict[str, Share]:
-    """How often the reader and a second witness name the same attribute of pictures of one object.
+    """How often the reader and a classifier agree on pictures of one object.
 
-    `witness` has an index per picture for any of `shape`, `colour`, `size`, `pattern`, `ground` and
-    `texture`, and `names` what the indices mean. Only pictures where the reader reads exactly one
-    object are compared; `read` says how many of all pictures those are.
+    Args:
+        witness: the classifier's answers, one index per picture, for any of `shape`, `colour`,
+            `size`, `pattern`, `ground` and `texture`.
+        names: the meaning of these indices.
+
+    Only pictures in which the reader sees exactly one object are compared; the share `read` is how
+    many these are.
 
     Raises:
         ValueError: an unknown attribute, or not one index per picture.
@@ -161,10 +168,10 @@ def agreement(
     shares = {"read": Share(sum(single), len(single))}
     for name, indices in witness.items():
         if name not in known:
-            raise ValueError(f"a witness names {', '.join(known)}, not {name!r}")
+            raise ValueError(f"the attributes are {', '.join(known)}, not {name!r}")
         if np.shape(indices) != (len(readings),):
             raise ValueError(
-                f"{name}: {len(readings)} readings need as many answers, not {np.shape(indices)}"
+                f"{name}: {len(readings)} answers are needed, not an array of {np.shape(indices)}"
             )
         pairs = [
             (

@@ -1,11 +1,10 @@
-"""Reads a picture of the built-in world back into what it shows: the exact judge of generated
-pictures.
+"""Recognises objects and ground in a picture of the built-in world, to judge generated pictures.
 
-Analysis by synthesis. The ground is told by its colour and relief; whatever is not ground falls
-into connected regions; each region is given the shape, pattern, colour and place that redraw it
-best. A region counts as an object only where the redrawing is as close to the picture as it is for
-99.9 % of the objects of true pictures (`DISTANCE`); any other region is counted as unread, and no
-caption holds of a picture with one. Line drawings are not read.
+The picture is segmented into ground and connected regions. Each region is then fitted: shape,
+pattern, colour, position and radius are chosen so that drawing them again gives the smallest error.
+A region is an object only if that error is as small as for 99.9 % of the objects of true pictures
+(`DISTANCE`); otherwise it is counted as unread, and no caption is true of such a picture. Line
+drawings are not supported.
 
 Dimensions: S side of the picture, H and W a window, P pixels of a region.
 """
@@ -36,29 +35,26 @@ from triptych.scenes.scene import (
 from triptych.scenes.segmentation import (
     RELIEF,
     Region,
+    erode,
     ground_of,
     off_gray,
     pixels_of,
     regions,
-    shrunk,
 )
 
 READER_VERSION = 2
-"""Part of every result, beside the version of the world."""
+"""Reported with every result, beside the version of the world."""
 
 DISTANCE = ((32, 0.064), (64, 0.042), (128, 0.039))
-"""At a side, the distance within which 99.9 % of true objects lie, of the objects of 3,000
-scenes as they are drawn: `python benchmarks/scenes.py --calibrate --pictures 3000`."""
+"""For a side in pixels, the 99.9 % quantile of the distance of true objects, over 3,000 scenes:
+`python benchmarks/scenes.py --calibrate --pictures 3000`."""
 
-SURE = 0.5  # a first fit within this part of the threshold is not looked at again
-FOREGROUND = 36.0  # how far, of 255, a pixel is from the ground's colour to be no ground
-SPECK = 0.0015  # regions smaller than this part of the picture are not looked at
-SOFTNESS = (
-    1.0,
-    2.0,
-)  # widths of an edge in pixels that are tried: as drawn, and as blurred by half a pixel
-FAMILY = 1.25 * SHADE  # an object's shade is matched up to a little more than the world varies it
-BORDER = (RADII["small"][1] + RADII["large"][0]) / 2  # between small and large
+SURE = 0.5  # a quick fit below this share of the threshold is final
+FOREGROUND = 36.0  # colour distance to the ground, of 255, above which a pixel is foreground
+SPECK = 0.0015  # regions smaller than this share of the picture are ignored
+SOFTNESS = (1.0, 2.0)  # edge widths in pixels to try: as drawn, and blurred by half a pixel
+MAX_SHADE = 1.25 * SHADE  # limit of a fitted shade, a little more than the world's own
+BORDER = (RADII["small"][1] + RADII["large"][0]) / 2  # radius between small and large
 
 PALETTE = np.array([PAINT[c][0] for c in COLOURS], dtype=np.float32)  # (8, 3)
 INKED = np.array([PAINT[c][1] for c in COLOURS], dtype=np.float32) - PALETTE
@@ -66,7 +62,7 @@ BOXES = np.array([EXTENT[s] for s in SHAPES])  # (8, 4)
 
 
 @cache
-def moments() -> tuple[np.ndarray, np.ndarray]:
+def shape_moments() -> tuple[np.ndarray, np.ndarray]:
     """Area in squared radii and centre of mass in radii of each shape."""
     axis = ((np.arange(256) + 0.5) / 128 - 1).astype(np.float32)
     areas, centres = [], []
@@ -79,25 +75,25 @@ def moments() -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows. `shade` of an object is how far its colour is from the pure one."""
+    """The content of a picture. An object's `shade` is the difference to its pure colour."""
 
     things: tuple[Thing, ...]
     distances: tuple[float, ...]
-    """How far each object is from its template: the mean error over the mean contrast."""
+    """The mean error of each redrawn object over its mean contrast."""
     unread: int
-    """Regions that are neither ground nor as close to a template as true objects are."""
+    """The number of regions that are neither ground nor an object."""
     ground: GroundColour | None
     texture: Texture | None
 
 
 def threshold(side: int) -> float:
-    """The distance within which 99.9 % of true objects lie at this side; see `DISTANCE`."""
+    """The 99.9 % quantile of true objects' distance at this side; see `DISTANCE`."""
     sides, values = zip(*DISTANCE, strict=True)
     return float(np.interp(math.log(side), np.log(sides), values))
 
 
 def read(picture: Any) -> Reading:
-    """What a picture shows: objects with their attributes and places, and the ground.
+    """Recognise the objects of a picture, with attributes and positions, and its ground.
 
     Args:
         picture: square, 32 to 512 pixels a side; uint8 with the channels last, or floats in [-1, 1]
@@ -106,29 +102,29 @@ def read(picture: Any) -> Reading:
     Raises:
         ValueError: another shape, type or size.
     """
-    return strict(*matches(picture))
+    return apply_threshold(*match_regions(picture))
 
 
-def strict(
+def apply_threshold(
     found: Sequence[tuple[Thing, float] | None],
     colour: GroundColour | None,
     texture: Texture | None,
     side: int,
 ) -> Reading:
-    """The reading that follows from what `matches` gives: what is too far off is no object."""
+    """The result of `match_regions` as a reading: a match that is too far off is no object."""
     close = [match for match in found if match is not None and match[1] <= threshold(side)]
     things, distances = tuple(t for t, _ in close), tuple(d for _, d in close)
     return Reading(things, distances, len(found) - len(close), colour, texture)
 
 
-def matches(
+def match_regions(
     picture: Any,
 ) -> tuple[list[tuple[Thing, float] | None], GroundColour | None, Texture | None, int]:
-    """Each region with the object that redraws it best and its distance; the ground; the side.
+    """The best object for each region with its distance; the ground's colour and texture; the side.
 
-    What `read` sees before it is strict, and what `DISTANCE` was measured with. A region that
-    cannot be an object is None; so is the whole picture where there is no ground. The side is the
-    one that was looked at, 128 for all larger pictures.
+    This is `read` before the threshold, and how `DISTANCE` was measured. A region that cannot be an
+    object is None, and so is the only region of a picture without a recognised ground. The side is
+    that of the picture as it was processed: at most 128.
     """
     pixels = pixels_of(picture)
     side = pixels.shape[1]
@@ -147,17 +143,18 @@ Pose = tuple[Shape, float, float, float]
 
 @dataclass(frozen=True)
 class Patch:
-    """A region and two pixels around it, without what belongs to other regions."""
+    """A region in a window with a margin of two pixels, without the pixels of other regions."""
 
     number: int
-    """Which colour the region has."""
+    """The index of the region's colour."""
     away: Float32[np.ndarray, "3 P"]
-    """How far the pixels are from the ground; the pixels of other regions are left out."""
+    """The difference of the pixels to the ground."""
     contrast: Float32[np.ndarray, "3 P"]
-    """How far a plain object of that colour is from the ground there."""
+    """The difference of a plain object of that colour to the ground."""
     kept: Int[np.ndarray, " P"]
-    """Which pixels of the window these are."""
+    """The indices of these pixels in the window."""
     own: Bool[np.ndarray, "H W"]
+    """The pixels of the region."""
     inner: Bool[np.ndarray, "H W"]
     """The region without its outline."""
     across: Float32[np.ndarray, "1 W"]
@@ -173,9 +170,9 @@ def _patch(away: np.ndarray, behind: np.ndarray, mask: np.ndarray, region: Regio
     own = np.zeros((bottom - top, right - left), dtype=bool)
     for row, start, end in region.runs.tolist():
         own[row - top, start - left : end - left] = True
-    alien = mask[window] & ~own
-    kept = np.flatnonzero(shrunk(~alien) | own)
-    inner = shrunk(own)
+    others = mask[window] & ~own
+    kept = np.flatnonzero(erode(~others) | own)
+    inner = erode(own)
     away = away[:, *window].reshape(3, -1).take(kept, axis=1)
     behind = behind[:, *window].reshape(3, -1).take(kept, axis=1)
     chosen = np.flatnonzero((inner if inner.sum() >= 12 else own).ravel()[kept])
@@ -195,7 +192,7 @@ def _patch(away: np.ndarray, behind: np.ndarray, mask: np.ndarray, region: Regio
 def _match(
     away: np.ndarray, behind: np.ndarray, mask: np.ndarray, region: Region
 ) -> tuple[Thing, float] | None:
-    """The object that redraws a region best, and its distance; None for what cannot be one."""
+    """The object that fits a region best, and its distance; None if it cannot be an object."""
     side = len(mask)
     if max(region.bottom - region.top, region.right - region.left) > 0.56 * side + 2:
         return None
@@ -212,7 +209,7 @@ def _match(
     soft = _best(patch, likely, side, 5, SOFTNESS[1:])
     if soft[1] <= threshold(side):
         return _nearest(quick, soft)
-    # None of the likely shapes: try them all.
+    # None of the likely shapes fits: try all.
     _, pose = min((_fit(patch, *pose, side, 2, SOFTNESS[0])[1], pose) for pose in poses)
     return _nearest(sharp, soft, _best(patch, [pose], side, 5, SOFTNESS))
 
@@ -228,7 +225,7 @@ def _best(
 
 
 def _colour(pixels: Float32[np.ndarray, "3 _"]) -> int:
-    """The colour whose pixels, inked or not, these are nearest to."""
+    """The index of the colour that is nearest to these pixels, whether in a pattern or not."""
     pixels = pixels[:, :: max(1, pixels.shape[1] // 150)]
     along = INKED @ pixels - (INKED * PALETTE).sum(axis=1)[:, None]  # (8, P)
     inked = (INKED * INKED).sum(axis=1)[:, None]
@@ -239,10 +236,10 @@ def _colour(pixels: Float32[np.ndarray, "3 _"]) -> int:
 
 
 def _poses(patch: Patch) -> tuple[list[Pose], list[Pose]]:
-    """The one or two shapes whose silhouettes fit best, and all, with centres and radii in pixels.
+    """The one or two shapes with the best silhouettes, and all shapes; centres and radii in pixels.
 
-    Area and centre of mass give radius and centre for each shape; the box says which shapes are
-    worth drawing.
+    Area and centre of mass determine radius and centre for each shape; the bounding box then
+    selects the shapes that are worth drawing.
     """
     along = _dot(patch.away, patch.contrast) / _dot(patch.contrast, patch.contrast)
     filled = np.zeros(patch.own.shape, dtype=np.float32)
@@ -253,7 +250,7 @@ def _poses(patch: Patch) -> tuple[list[Pose], list[Pose]]:
     area = float(per_row.sum())
     if area < 4:
         return [], []
-    areas, centres = moments()
+    areas, centres = shape_moments()
     radii = np.sqrt(area / areas)
     xs = float(per_column @ patch.across[0]) / area - centres[:, 0] * radii
     ys = float(per_row @ patch.down[:, 0]) / area - centres[:, 1] * radii
@@ -282,7 +279,7 @@ def _fit(
     steps: int,
     soft: float,
 ) -> tuple[Thing, float]:
-    """Refine place, radius and shade by Gauss-Newton steps; the pattern is what fits best."""
+    """Fit position, radius and shade by Gauss-Newton steps, with the best pattern."""
     pattern: Pattern | None = None
     for step in range(steps):
         across, down = (patch.across - x) / radius, (patch.down - y) / radius
@@ -297,7 +294,7 @@ def _fit(
         radius *= math.exp(min(max(moved[2] * soft, -0.2), 0.2))
     size: Size = "large" if radius / side > BORDER else "small"
     low, high = RADII[size]
-    radius = min(max(radius, low * side), high * side)  # the nearest radius that the world has
+    radius = min(max(radius, low * side), high * side)  # the nearest radius that occurs
     across, down = (patch.across - x) / radius, (patch.down - y) / radius
     distance = signed_distance(shape, across, down)
     covered = coverage(distance, radius / soft).ravel()[patch.kept]
@@ -324,10 +321,10 @@ def _inked(
 def _pattern(
     patch: Patch, covered: np.ndarray, across: np.ndarray, down: np.ndarray, pixels: float
 ) -> Pattern:
-    """The pattern that leaves the least error inside.
+    """The pattern with the smallest squared error.
 
-    A pattern's error is the plain one less its ink and less its best shade: both are linear, so
-    the squares follow from a few sums over the pixels.
+    A pattern and its best shade change the error linearly, so the squares of all patterns follow
+    from a few sums over the pixels.
     """
     plain = patch.away - covered * patch.contrast  # (3, P)
     layers = np.zeros((len(PATTERNS), len(covered)), dtype=np.float32)
@@ -335,8 +332,8 @@ def _pattern(
         if (inked := _inked(patch, pattern, across, down, pixels)) is not None:
             np.multiply(covered, inked, out=layer)
     tone, weight = INKED[patch.number], max(1e-6, float(covered @ covered))
-    left = (plain @ covered)[:, None] - tone[:, None] * (layers @ covered)  # for the shade to mend
-    shade = np.minimum(np.maximum(left / weight, -FAMILY), FAMILY)
+    left = (plain @ covered)[:, None] - tone[:, None] * (layers @ covered)  # for the shade
+    shade = np.minimum(np.maximum(left / weight, -MAX_SHADE), MAX_SHADE)
     squares = (tone @ tone) * (layers * layers).sum(axis=1) - 2 * tone @ (plain @ layers.T)
     squares += (shade * (shade * weight - 2 * left)).sum(axis=0)
     return PATTERNS[int(squares.argmin())]
@@ -345,13 +342,13 @@ def _pattern(
 def _redraw(
     patch: Patch, covered: Float32[np.ndarray, " P"], inked: Float32[np.ndarray, " P"] | None
 ) -> tuple[Float32[np.ndarray, "3 1"], Float32[np.ndarray, "3 P"], Float32[np.ndarray, "3 P"]]:
-    """The best shade, what then remains of the picture, and the object's contrast to the ground."""
+    """The best shade, the error that remains, and the object's contrast to the ground."""
     contrast = patch.contrast
     if inked is not None:
         contrast = contrast + inked * INKED[patch.number][:, None]
     error = patch.away - covered * contrast
     shade = (error @ covered / max(1e-6, float(covered @ covered)))[:, None]
-    shade = np.minimum(np.maximum(shade, -FAMILY), FAMILY)  # numpy's clip takes thrice as long
+    shade = np.minimum(np.maximum(shade, -MAX_SHADE), MAX_SHADE)  # faster than clip
     error -= covered * shade
     return shade, error, contrast + shade
 
@@ -368,18 +365,18 @@ def _step(
     change = np.empty((3, len(edge)), dtype=np.float32)  # of the coverage
     for i, (stride, place, last) in enumerate(((1, column, width - 1), (width, row, height - 1))):
         after, before = (flat.take(pixel + d, mode="clip") for d in (stride, -stride))
-        change[i] = (after - before) * ((place > 0) & (place < last))  # no slope at the border
+        change[i] = (after - before) * ((place > 0) & (place < last))  # zero at the window's border
     change[2] = change[0] * (patch.across[0, column] - x) + change[1] * (patch.down[row, 0] - y)
-    # An edge that lies between two pixels covers neither of them partly: those a pixel away count
-    # a little.
+    # An edge exactly between two pixels covers neither of them partly, so pixels up to one pixel
+    # away count a little.
     change *= np.float32(0.5) - np.float32(0.35) * (near[edge] >= 0.5)
     contrast, error = contrast.take(edge, axis=1), error.take(edge, axis=1)
     normal = (change * _dot(contrast, contrast)) @ change.T
-    return _solved(normal.tolist(), (change @ _dot(error, contrast)).tolist())
+    return _solve(normal.tolist(), (change @ _dot(error, contrast)).tolist())
 
 
-def _solved(normal: list[list[float]], right: list[float]) -> list[float]:
-    """Three damped normal equations by Cramer's rule; numpy's solver is made for large ones."""
+def _solve(normal: list[list[float]], right: list[float]) -> list[float]:
+    """Solve three damped normal equations by Cramer's rule, faster than numpy for so few."""
     (a, b, c), (_, e, f), (_, _, i) = normal
     damping = 1e-3 * (a + e + i) + 1e-6
     a, e, i = a + damping, e + damping, i + damping
@@ -395,13 +392,15 @@ def _solved(normal: list[list[float]], right: list[float]) -> list[float]:
 
 
 def _dot(one: Float32[np.ndarray, "3 _"], other: Float32[np.ndarray, "3 _"]) -> np.ndarray:
-    """Pixel by pixel, over the channels."""
+    """The dot product over the channels of each pixel."""
     products = one * other
     return np.asarray(products[0] + products[1] + products[2])
 
 
 def _distance(patch: Patch, covered: np.ndarray, error: np.ndarray, contrast: np.ndarray) -> float:
-    """The mean error over the mean contrast; neighbours' errors cancel, so noise counts a third."""
+    """The mean error over the mean contrast; the error is averaged over 3 x 3 pixels, so that noise
+    counts only a third.
+    """
     there = (covered > 0) | patch.own.ravel()[patch.kept]
     height, width = patch.own.shape
     padded = np.zeros((3, height + 2, width + 2), dtype=np.float32)

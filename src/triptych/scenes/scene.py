@@ -29,16 +29,14 @@ GROUND_COLOURS: tuple[GroundColour, ...] = ("white", "gray", "black", "brown")
 HELD_OUT: tuple[tuple[Shape, Colour], ...] = tuple(
     (shape, COLOURS[(3 * i + 1) % 8]) for i, shape in enumerate(SHAPES)
 )
-"""Pairs of shape and colour for the split of that name: every shape once, every colour once."""
+"""The pairs of shape and colour of the split `held-out`: every shape once, every colour once."""
 SEEN: tuple[tuple[Shape, Colour], ...] = tuple(
     (shape, colour) for shape in SHAPES for colour in COLOURS if (shape, colour) not in HELD_OUT
 )
 """The pairs of all other splits."""
 
 RADII: dict[Size, tuple[float, float]] = {"small": (0.15, 0.17), "large": (0.215, 0.25)}
-"""Range of the radius relative to the side; the gap between the two keeps a size from being
-arguable.
-"""
+"""Range of the radius relative to the side; the gap between the two makes sizes unambiguous."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What lies behind the objects. `turn` is one of four directions of a texture."""
+    """The background. `turn` is one of four directions of a texture."""
 
     colour: GroundColour
     texture: Texture = "plain"
@@ -67,9 +65,7 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything there is to know of one picture; `key` decides its grain and how its captions are
-    worded.
-    """
+    """The content of one picture; `key` seeds its grain and the wording of its captions."""
 
     things: tuple[Thing, ...]
     ground: Ground

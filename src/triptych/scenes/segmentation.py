@@ -1,4 +1,4 @@
-"""The parts of a picture of the built-in world: its ground, and the regions that are no ground.
+"""Segments a picture of the built-in world into its ground and the regions in front of it.
 
 Dimensions: S side of the picture, P pixels of the ground, R runs of a region.
 """
@@ -14,7 +14,7 @@ from triptych.scenes.drawing import CONTRAST, GROUND_PAINT, relief_of, shading
 from triptych.scenes.scene import GROUND_COLOURS, GroundColour, Texture
 
 LARGEST = 128  # larger pictures are averaged down to this side
-TOGETHER = 14.0  # least covariance of neighbouring pixels of a grain
+TOGETHER = 14.0  # minimum covariance of neighbouring pixels in a grainy ground
 RELIEF = 30.0  # how much darker or lighter than its colour a ground may be, of 255
 GROUNDS = np.array([GROUND_PAINT[c] for c in GROUND_COLOURS], dtype=np.float32)  # (4, 3)
 
@@ -25,16 +25,16 @@ def pixels_of(picture: Any) -> Float32[np.ndarray, "3 S S"]:
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] != 3 or array.shape[0] != array.shape[1]:
-        raise ValueError(f"a picture to read is square with 3 channels, not {np.shape(picture)}")
+        raise ValueError(f"a picture must be square with 3 channels, not {np.shape(picture)}")
     side = len(array)
     if not 32 <= side <= 512:
-        raise ValueError(f"a picture to read has 32 to 512 pixels a side, not {side}")
+        raise ValueError(f"a picture must have 32 to 512 pixels per side, not {side}")
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all():
-            raise ValueError("a picture to read has finite numbers only")
+            raise ValueError("a picture must not contain NaN or infinity")
         array = np.clip(array * 127.5 + 127.5, 0, 255)
     elif array.dtype != np.uint8:
-        raise ValueError(f"a picture to read is uint8 or floats in [-1, 1], not {array.dtype}")
+        raise ValueError(f"a picture must be uint8 or floats in [-1, 1], not {array.dtype}")
     if side > LARGEST:
         whole = Image.fromarray(np.rint(array).astype(np.uint8))
         array = np.asarray(whole.resize((LARGEST, LARGEST), Image.Resampling.BOX))
@@ -42,19 +42,19 @@ def pixels_of(picture: Any) -> Float32[np.ndarray, "3 S S"]:
 
 
 def off_gray(away: Float32[np.ndarray, "3 H W"], relief: float) -> Float32[np.ndarray, "H W"]:
-    """Squared distance to the ground's colour, apart from lighter and darker by up to `relief`."""
+    """Squared distance to the ground's colour, ignoring brightness differences up to `relief`."""
     red, green, blue = away
     total = red + green + blue
-    beyond = np.maximum(np.abs(total) - 3 * relief, 0)
-    squared = red * red + green * green + blue * blue + (beyond * beyond - total * total) / 3
+    excess = np.maximum(np.abs(total) - 3 * relief, 0)
+    squared = red * red + green * green + blue * blue + (excess * excess - total * total) / 3
     return np.asarray(squared)
 
 
 def ground_of(
     pixels: Float32[np.ndarray, "3 S S"],
 ) -> tuple[GroundColour, Texture, Float32[np.ndarray, "3 S S"]] | None:
-    """The ground's colour and texture, and what it looks like behind everything; None if there is
-    none.
+    """The ground's colour, its texture, and the ground as a picture without objects; None if no
+    ground is recognised.
     """
     sparse = max(1, pixels.shape[1] // 20)
     coarse = pixels[:, ::sparse, ::sparse].reshape(3, 1, -1) - GROUNDS.T[..., None]  # (3, 4, P)
@@ -63,7 +63,7 @@ def ground_of(
     bare = off_gray(away, RELIEF) < 20**2
     if bare.mean() < 0.15:
         return None
-    bare = shrunk(shrunk(bare)) if bare.mean() > 0.3 else shrunk(bare)
+    bare = erode(erode(bare)) if bare.mean() > 0.3 else erode(bare)
     bare_pixels = float(bare.sum())
     if not bare_pixels:
         return None
@@ -81,9 +81,9 @@ def ground_of(
 def _texture(
     lighter: Float32[np.ndarray, "S S"], bare: Bool[np.ndarray, "S S"]
 ) -> tuple[Texture, Float32[np.ndarray, "S S"] | None]:
-    """The texture, and how much lighter it makes each pixel where that is regular.
+    """The texture and, if it is regular, by how much it lightens each pixel.
 
-    `lighter` is 0 where the ground is not bare.
+    `lighter` is 0 where the ground is covered.
     """
     side = len(lighter)
     folds = shading(side)
@@ -101,14 +101,14 @@ def _texture(
     squares = float((board * lighter).sum() / max(1.0, float((board * board * bare).sum())))
     if abs(squares) > CONTRAST["checked"] / 2:
         return "checked", board * np.float32(squares)
-    # Neighbouring pixels of a grain go together, those of a noise do not.
-    both = (bare[:, 1:] & bare[:, :-1]).sum() + (bare[1:] & bare[:-1]).sum()
+    # Neighbouring pixels of a grainy ground are correlated, those of noise are not.
+    pairs = (bare[:, 1:] & bare[:, :-1]).sum() + (bare[1:] & bare[:-1]).sum()
     together = (lighter[:, 1:] * lighter[:, :-1]).sum() + (lighter[1:] * lighter[:-1]).sum()
-    return ("grainy" if together > TOGETHER * max(1, both) else "plain"), None
+    return ("grainy" if together > TOGETHER * max(1, pairs) else "plain"), None
 
 
-def shrunk(mask: Bool[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
-    """Without the pixels that have a neighbour outside; beyond the border counts as inside."""
+def erode(mask: Bool[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
+    """Erode a mask by one pixel; pixels outside the picture count as inside the mask."""
     inner = mask.copy()
     inner[1:] &= mask[:-1]
     inner[:-1] &= mask[1:]
@@ -119,7 +119,7 @@ def shrunk(mask: Bool[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
 
 @dataclass(frozen=True)
 class Region:
-    """Connected pixels, as runs of rows: row, first column, and the column after the last."""
+    """Connected pixels as runs: row, first column, and the column after the last."""
 
     runs: Int[np.ndarray, "R 3"]
     top: int
@@ -129,9 +129,7 @@ class Region:
 
 
 def regions(mask: Bool[np.ndarray, "S S"], least: float) -> list[Region]:
-    """The connected parts of a mask of at least so many pixels, neighbours across corners
-    included.
-    """
+    """The 8-connected components of a mask that have at least `least` pixels."""
     padded = np.zeros((mask.shape[0], mask.shape[1] + 2), dtype=np.int8)
     padded[:, 1:-1] = mask
     edges = np.diff(padded, axis=1)

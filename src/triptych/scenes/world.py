@@ -1,14 +1,12 @@
-"""The built-in world: captioned drawings with boxes, masks, questions and answers, endless and
-seeded.
+"""The built-in world: endless seeded scenes with captions, boxes, masks and questions.
 
-A scene is a pure function of (seed, split, index, difficulty), the same on every machine:
-randomness is a hash of a counter, with no generator to carry along.
+A scene is a pure function of (seed, split, index, difficulty), the same on every machine: its
+random numbers are hashes of a counter.
 
-    train, test   the same distribution, disjoint by construction: every object's x coordinate is
-    an even
-                  number of 1/1024 of the side in `train`, an odd one in every other split
+    train, test   the same distribution, but never the same scene: the x coordinate of every object
+                  is an even number of 1/1024 of the side in `train`, an odd one in the other splits
     held-out      only pairs of shape and colour that occur in no other split
-    line          as `test`, in line drawing
+    line          as `test`, as line drawings
 """
 
 from collections.abc import Sequence
@@ -40,7 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 WORLD_VERSION = 2
-"""Part of every result: a change of any picture, caption or answer is another world."""
+"""Reported with every result; changes with any picture, caption or answer."""
 
 Split = Literal["train", "test", "held-out", "line"]
 Difficulty = Literal["one", "two", "four"]
@@ -50,11 +48,10 @@ DIFFICULTIES: tuple[Difficulty, ...] = get_args(Difficulty)
 GRID = 1024  # positions and radii are whole numbers of 1 / GRID
 GAP = 0.05  # least distance between the discs of two objects
 MARGIN = 0.02  # least distance between a disc and the border
-SWEEPS = 16  # how often each object is offered another place
-NEARBY = 0.12  # how far away a nearby place is at most, along each axis
+SWEEPS = 16  # how often each object may move
+NEARBY = 0.12  # the largest distance of a short move, along each axis
 
-# Columns of a scene's random numbers: some for the scene, then ten for each object, then the
-# places.
+# Columns of a scene's random numbers: some for the scene, ten for each object, then the positions.
 COUNT, GROUND, TEXTURE, TURN, SHADES, THINGS = 0, 1, 2, 3, 4, 8
 PAIR, SAME, SIZE, RADIUS, PATTERN, SHADE_AT, PER_THING = 0, 1, 2, 3, 4, 5, 10
 PLACED = 1 << 16
@@ -64,8 +61,8 @@ def scene(seed: int, index: int, split: Split = "train", difficulty: Difficulty 
     """One scene of the endless world; equal arguments give equal scenes.
 
     Args:
-        seed: which world.
-        index: which scene of it, from 0; there is no last one.
+        seed: of the world.
+        index: from 0, without an upper limit.
         difficulty: `one` object, `two`, or one to `four`.
 
     Raises:
@@ -77,13 +74,13 @@ def scene(seed: int, index: int, split: Split = "train", difficulty: Difficulty 
 def scenes(
     seed: int, indices: Sequence[int], split: Split = "train", difficulty: Difficulty = "four"
 ) -> list[Scene]:
-    """Many scenes at once, each exactly as `scene` gives it, and many times as quick."""
+    """Many scenes at once, equal to those of `scene` and many times as fast."""
     for what, given, known in (("split", split, SPLITS), ("difficulty", difficulty, DIFFICULTIES)):
         require_known(what, given, known)
     if len(indices) == 0:
         return []
     if min(indices) < 0:
-        raise ValueError(f"an index counts from 0, not {min(indices)}")
+        raise ValueError(f"an index must be at least 0, not {min(indices)}")
     start = np.array([seed & (2**64 - 1), SPLITS.index(split)], dtype=np.uint64)
     start = mix(mix(start[:1]) + start[1:])
     keys = mix(start + np.array(indices, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
@@ -95,7 +92,7 @@ def scenes(
     x, y = _places(keys, radii, counts, odd=split != "train")
     pairs = HELD_OUT if split == "held-out" else SEEN
     chosen = (each[..., PAIR] * len(pairs)).astype(int)
-    same = each[..., SAME] < 0.3  # now and then like the first, so that there is something to count
+    same = each[..., SAME] < 0.3  # sometimes like the first object, for counting
     chosen = np.where(same, chosen[:, :1], chosen)
     shades = np.rint((each[..., SHADE_AT : SHADE_AT + 3] * 2 - 1) * SHADE)
     ground_shades = np.rint((u[:, SHADES : SHADES + 3] * 2 - 1) * GROUND_SHADE)
@@ -143,7 +140,7 @@ def require_known(what: str, given: str, known: tuple[str, ...]) -> None:
 def _radii(
     each: Float[np.ndarray, "B 4 U"], counts: Int[np.ndarray, " B"]
 ) -> Int[np.ndarray, "B 4"]:
-    """Radii in grid units, the largest first; of three or four objects at most two are large."""
+    """Radii in grid units, largest first; at most two of three or four objects are large."""
     large = (each[..., SIZE] < 0.5) & (np.arange(4) < counts[:, None])
     large &= (large.cumsum(axis=1) <= 2) | (counts[:, None] < 3)
     low, high = (np.where(large, RADII["large"][k], RADII["small"][k]) * GRID for k in (0, 1))
@@ -155,12 +152,11 @@ def _radii(
 def _places(
     keys: np.ndarray, radii: Int[np.ndarray, "B 4"], counts: Int[np.ndarray, " B"], odd: bool
 ) -> tuple[Int[np.ndarray, "B 4"], Int[np.ndarray, "B 4"]]:
-    """Centres in grid units, such that no two discs come closer than the gap.
+    """Centres in grid units, with at least the gap between any two discs.
 
-    A Metropolis walk: from the four corners, where there is always room, each object in turn is
-    offered another place, anywhere or nearby, and takes it if it is free. Throwing whole
-    arrangements away until one fits is uniform too, but needs thousands of tries for two large
-    objects.
+    Metropolis sampling: objects start in the corners, where there is always room; then each in turn
+    is proposed another position, anywhere or nearby, and takes it if it is free. Rejecting whole
+    arrangements would be uniform too, but needs thousands of attempts for two large objects.
     """
     u = uniform(keys, 2 + SWEEPS * 8, PLACED)
     low = np.stack([(radii + int(MARGIN * GRID) + 1) // 2, radii + int(MARGIN * GRID)], axis=-1)

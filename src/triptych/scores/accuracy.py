@@ -1,4 +1,4 @@
-"""Do pictures show what was asked for? Accuracies, each with its interval and its chance level.
+"""Accuracies, each with its confidence interval and its chance level.
 
 Dimensions: N pictures.
 """
@@ -15,41 +15,41 @@ NORMAL_95 = 1.959964  # half width of the central 95 % of a standard normal, in 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A share of right answers in [0, 1]."""
+    """A share of correct answers in [0, 1]."""
 
     value: float
     low: float
     high: float
     """The 95 % interval."""
     count: int
-    """Answers that it is the share of."""
+    """The number of answers."""
     chance: float
-    """What the best constant answer gets."""
+    """The accuracy of the best constant answer."""
 
 
 @dataclass(frozen=True)
 class ConditionalAccuracy:
-    """How often an independent judge sees the class that was asked for."""
+    """How often an independent classifier sees the requested class."""
 
     overall: Accuracy
     per_class: tuple[Accuracy, ...]
     confusion: tuple[tuple[int, ...], ...]
-    """Row: the class asked for. Column: the class seen."""
+    """Row: the requested class. Column: the predicted class."""
 
 
 @dataclass(frozen=True)
 class ClassificationScore:
-    """CAS (arXiv:1905.10887): can a classifier that has only seen samples read real pictures?"""
+    """CAS (arXiv:1905.10887): how well does a classifier trained on samples read real pictures?"""
 
     samples: Accuracy
-    """On real test pictures, after training on samples and the classes asked for."""
+    """On real test pictures, after training on samples with their requested classes."""
     real: Accuracy
-    """The same after training on as many real pictures: the ceiling."""
+    """The same after training on as many real pictures: the upper bound."""
     trained_on: int
 
 
 def wilson_interval(hits: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share, sound near 0 and 1 and for few trials (Wilson 1927)."""
+    """The 95 % interval of a share, valid near 0 and 1 and for few trials (Wilson 1927)."""
     if not 0 <= hits <= count or count < 1:
         raise ValueError(f"an interval needs 0 <= hits <= count and count >= 1: {hits} of {count}")
     share, z2 = hits / count, NORMAL_95**2
@@ -60,9 +60,11 @@ def wilson_interval(hits: int, count: int) -> tuple[float, float]:
 
 
 def accuracy(seen: Int[Tensor, " N"], truth: Int[Tensor, " N"]) -> Accuracy:
-    """The share of answers that are right; chance is the share of the most frequent truth."""
+    """The share of correct answers; chance is the share of the most frequent label."""
     if seen.shape != truth.shape or not len(truth):
-        raise ValueError(f"one answer for each of at least one truth: {seen.shape}, {truth.shape}")
+        raise ValueError(
+            f"one prediction per label is needed, and at least one: {seen.shape}, {truth.shape}"
+        )
     hits, count = int((seen == truth).sum()), len(truth)
     chance = int(truth.bincount().max()) / count
     return Accuracy(hits / count, *wilson_interval(hits, count), count, chance)
@@ -71,10 +73,10 @@ def accuracy(seen: Int[Tensor, " N"], truth: Int[Tensor, " N"]) -> Accuracy:
 def conditional_accuracy(
     seen: Int[Tensor, " N"], asked: Int[Tensor, " N"], classes: int
 ) -> ConditionalAccuracy:
-    """Accuracy overall, for each class, and which class is taken for which.
+    """Accuracy overall and for each class, with the confusion matrix.
 
     Raises:
-        ValueError: a class was never asked for, or an answer is outside 0 to classes - 1.
+        ValueError: a class was never requested, or a class is outside 0 to classes - 1.
     """
     overall = accuracy(seen, asked)
     pairs = (asked * classes + seen).cpu()
@@ -82,14 +84,14 @@ def conditional_accuracy(
         min(int(seen.min()), int(asked.min())) < 0
         or max(int(seen.max()), int(asked.max())) >= classes
     ):
-        raise ValueError(f"classes are 0 to {classes - 1}; asked or seen was another")
+        raise ValueError(f"classes must be 0 to {classes - 1}")
     confusion = torch.bincount(pairs, minlength=classes**2).view(classes, classes).tolist()
     per_class = []
     for label, row in enumerate(confusion):
         if not sum(row):
-            raise ValueError(f"class {label} was never asked for: ask for every class")
+            raise ValueError(f"class {label} was never requested: draw pictures of every class")
         interval = wilson_interval(row[label], sum(row))
         share = row[label] / sum(row)
-        # the chance of one class is that of all: how often a blind generator would show it
+        # one chance level for all: how often a generator that ignores its condition is right
         per_class.append(Accuracy(share, *interval, sum(row), overall.chance))
     return ConditionalAccuracy(overall, tuple(per_class), tuple(tuple(row) for row in confusion))

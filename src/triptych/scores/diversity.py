@@ -1,4 +1,4 @@
-"""Do the samples of a class differ from one another as real pictures of it do?
+"""Diversity: do the samples of a class differ as much as its real pictures?
 
 Dimensions: N and M pictures, D features.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 def mean_pairwise_distance(features: Float[Tensor, "N D"]) -> float:
     """The mean Euclidean distance over all pairs of different rows."""
     if len(features) < 2:
-        raise ValueError(f"a distance needs at least two pictures, not {len(features)}")
+        raise ValueError(f"at least two pictures are needed, not {len(features)}")
     return float(torch.nn.functional.pdist(features.double()).mean())
 
 
@@ -25,9 +25,9 @@ def diversity(
 ) -> tuple[float | None, ...]:
     """For each class, the mean distance of two samples over that of two real pictures.
 
-    1 is as varied as real; near 0, a class has collapsed to few pictures; well above 1, its samples
-    are not all of the class. The first `limit` pictures of each class count. None where a class has
-    fewer than two pictures on either side, or real ones that do not differ.
+    1 is as varied as real pictures; near 0, the class has collapsed to few pictures; well above 1,
+    some samples are not of the class. Only the first `limit` pictures of each class are used. None
+    if a class has fewer than two pictures on either side, or identical real ones.
     """
     ratios: list[float | None] = []
     for label in range(classes):

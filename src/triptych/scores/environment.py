@@ -1,4 +1,4 @@
-"""environment, processor_name."""
+"""The environment that a measured number depends on."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import torch
 
 
 def environment(command: str) -> dict[str, Any]:
-    """What a number depends on beside its settings: command, versions, processor."""
+    """Command, versions and processor, to be reported beside a number."""
     return {
         "command": command,
         "triptych": version("triptych"),
@@ -25,7 +25,7 @@ def environment(command: str) -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The processor's name as sold, or its architecture where the system does not tell."""
+    """The processor's model name, or its architecture if the system does not know it."""
     table = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", table.read_text()) if table.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""How far apart are two sets of pictures? Frechet and kernel distance between their features.
+"""FID and KID: Frechet and kernel distance between the features of two sets of pictures.
 
 Dimensions: N and M pictures, D features.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from triptych.scores.accuracy import NORMAL_95
 
-CHUNK = 256  # rows of a kernel matrix held at once: they stay in the cache
+CHUNK = 256  # rows of a kernel matrix at a time, which fit the processor's cache
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ def frechet_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
 
         |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2))
 
-    At least 0, in squared units of the features. It grows as samples get fewer, by about 1 / N, so
-    only values of the same N compare. Covariances may be singular: the trace of the root is the
-    sum of the singular values of cov_a^(1/2) cov_b^(1/2), both roots of symmetric matrices.
+    At least 0, in squared units of the features. It is biased upwards by about 1 / N, so compare
+    only values of the same N. Covariances may be singular: the trace of the root is the sum of the
+    singular values of cov_a^(1/2) cov_b^(1/2), both roots of symmetric matrices.
     """
     _check(a, b, least=2)
     mean_a, root_a, trace_a = _gaussian(a.double())
@@ -44,16 +44,16 @@ def frechet_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
 def frechet_estimate(
     a: Float[Tensor, "N D"], b: Float[Tensor, "M D"], groups: int = 20
 ) -> Estimate:
-    """FID with the spread that other samples of the same sizes would show.
+    """FID with its sampling error.
 
     Delete-a-group jackknife: a twentieth of each set is left out in turn. Rows must be in random
-    order. The interval is about the value at this N, whose upward bias it does not remove; close to
-    a distance of zero it is too wide rather than too narrow.
+    order. The interval is for the value at this N and does not remove its upward bias; near a
+    distance of zero it is too wide rather than too narrow.
     """
     groups = min(groups, len(a) // 2, len(b) // 2)
     value = frechet_distance(a, b)
     if groups < 2:
-        raise ValueError(f"an interval needs at least 4 rows a set, not {len(a)} and {len(b)}")
+        raise ValueError(f"an interval needs at least 4 rows per set, not {len(a)} and {len(b)}")
     parts_a, parts_b = a.tensor_split(groups), b.tensor_split(groups)
     without = [
         frechet_distance(
@@ -69,11 +69,11 @@ def frechet_estimate(
 def kernel_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> Estimate:
     """KID (arXiv:1801.01401): the squared maximum mean discrepancy, kernel (x.y / D + 1)^3.
 
-    Unbiased whatever N and M, and so often below zero for two sets of one distribution. All pairs
-    are used instead of the usual random subsets: the expectation is the same, the spread the
-    smallest, and nothing is left to a seed. The interval takes the wider of two spreads: the
-    jackknife's over pictures, and the one between sets of one distribution, where the jackknife
-    fails because every first-order term vanishes (Gretton et al. 2012, theorem 12).
+    Unbiased for any N and M, and therefore often below zero for two sets of one distribution. All
+    pairs are used instead of the usual random subsets: the expectation is the same, the variance is
+    smallest, and no seed is involved. The interval uses the larger of two standard errors: the
+    jackknife's over pictures, and the one for equal distributions, where the jackknife fails
+    because every first-order term vanishes (Gretton et al. 2012, theorem 12).
     """
     _check(a, b, least=3)
     n, m = len(a), len(b)
@@ -100,7 +100,7 @@ def _check(a: Tensor, b: Tensor, least: int) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"features are (N, D) and (M, D), not {tuple(a.shape)}, {tuple(b.shape)}")
     if min(len(a), len(b)) < least:
-        raise ValueError(f"at least {least} rows a set are needed, not {len(a)} and {len(b)}")
+        raise ValueError(f"at least {least} rows per set are needed, not {len(a)} and {len(b)}")
 
 
 def _gaussian(x: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor, Tensor]:

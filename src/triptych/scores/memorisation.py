@@ -1,6 +1,6 @@
-"""Are samples copies of training pictures? Nearest neighbours, beside those of unseen pictures.
+"""Memorisation: are samples closer to training pictures than held-out pictures are?
 
-Some unseen pictures lie close to training ones too; a model copies if its samples lie closer.
+Some held-out pictures are close to training pictures too, so they are the baseline.
 
 Dimensions: Q queries, N training pictures, M held-out pictures, D numbers of a picture.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from triptych.scores.accuracy import wilson_interval
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-QUERIES, BANK = 512, 8192  # rows and columns of a distance matrix held at once
+QUERIES, BANK = 512, 8192  # rows and columns of a distance matrix at a time
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,21 @@ class Memorisation:
     samples: tuple[float, ...]
     """At the quantiles of QUANTILES."""
     held_out: tuple[float, ...]
-    """The same of real pictures that the model has not seen."""
+    """The same for real pictures that the model has not seen."""
     threshold: float
-    """The distance that only the closest share `expected` of held-out pictures lies below."""
+    """The distance below which only the share `expected` of held-out pictures is."""
     closer: float
     """The share of samples closer than the threshold."""
     low: float
     high: float
     """Its 95 % interval."""
     expected: float
-    """What `closer` is for samples that are no closer than held-out pictures."""
+    """The value of `closer` for samples that are no closer than held-out pictures."""
     nearer: float
-    """How often a sample is nearer to training than a held-out picture is, over all pairs: 0.5 when
-    they are alike. It sees that all are vague copies, `closer` that a few are exact ones."""
+    """How often a sample is nearer to training than a held-out picture is, over all pairs: 0.5 if
+    they do not differ. It detects that all are vague copies, `closer` that a few are exact ones."""
     count: int
-    """Samples that were looked at."""
+    """The number of samples."""
 
 
 def nearest_neighbours(
@@ -46,7 +46,7 @@ def nearest_neighbours(
 ) -> tuple[Float[Tensor, " Q"], Int[Tensor, " Q"]]:
     """Euclidean distance to the nearest training picture, and which one it is.
 
-    Rows of bytes stay bytes and are widened a block at a time: training sets are large.
+    Rows of bytes are converted to floats one block at a time: training sets are large.
     """
     if queries.shape[1] != training.shape[1] or not len(training):
         shapes = tuple(queries.shape), tuple(training.shape)
@@ -62,7 +62,7 @@ def nearest_neighbours(
             closest = closest.minimum(found)
         indices.append(index)
     index = torch.cat(indices)
-    # the search multiplies matrices and so rounds: the distance to the one found is taken directly
+    # cdist multiplies matrices, which rounds: compute the distance to the nearest one directly
     exact = torch.cat(
         [
             (part.float() - training[at].float()).norm(dim=1)

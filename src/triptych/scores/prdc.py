@@ -1,7 +1,7 @@
-"""Are samples real-looking, and is everything real covered? Counts of neighbours among features.
+"""Precision, recall, density and coverage, from nearest neighbours among features.
 
 Precision and recall: Kynkaanniemi et al. (arXiv:1904.06991). Density and coverage: Naeem et al.
-(arXiv:2002.09797), which one outlier does not upset.
+(arXiv:2002.09797), which are robust to outliers.
 
 Dimensions: N real pictures, M samples, D features.
 """
@@ -12,24 +12,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CHUNK = 1024  # rows of a distance matrix held at once
+CHUNK = 1024  # rows of a distance matrix at a time
 
 
 @dataclass(frozen=True)
 class Prdc:
-    """Four shares; all depend on the numbers of pictures, so compare at equal ones."""
+    """Four shares; all depend on the numbers of pictures, so compare only at equal numbers."""
 
     precision: float
-    """Samples that lie in the neighbourhood of some real picture: do they look real?"""
+    """Samples in the neighbourhood of some real picture: do they look real?"""
     recall: float
-    """Real pictures that lie in the neighbourhood of some sample: are all kinds there?"""
+    """Real pictures in the neighbourhood of some sample: is every kind covered?"""
     density: float
-    """Real neighbourhoods that hold a sample, over k: 1 for equal distributions, more where samples
-    crowd the densest places."""
+    """Mean number of real neighbourhoods that a sample is in, over k: 1 for equal distributions,
+    more if samples crowd the densest regions."""
     coverage: float
     """Real pictures with a sample in their neighbourhood: 1 - 2^-k for equal distributions."""
     neighbours: int
-    """k: a picture's neighbourhood reaches to its k-th nearest of its own set."""
+    """k: a picture's neighbourhood reaches to its k-th nearest neighbour in its own set."""
 
 
 def prdc(real: Float[Tensor, "N D"], samples: Float[Tensor, "M D"], neighbours: int = 5) -> Prdc:

@@ -8,7 +8,7 @@ import pytest
 from triptych.data.order.batches import take
 from triptych.data.scene_source import SceneSource
 from triptych.scenes.captions import OPPOSITE, RELATION_WORDS
-from triptych.scenes.reader import matches, read, strict
+from triptych.scenes.reader import apply_threshold, match_regions, read
 from triptych.systems.stable_diffusion.report import (
     evaluate_text_to_image,
     judge,
@@ -112,10 +112,10 @@ def test_where_there_is_nothing_there_is_no_distance(true):
 
 def test_the_reading_is_what_is_near_enough_of_what_was_found(true):
     picture = true[0][0]
-    found, *rest = matches(picture)
+    found, *rest = match_regions(picture)
     (thing, distance), *_ = found
-    assert strict(found, *rest) == read(picture)
-    far = strict([(thing, 1.0), None, (thing, distance)], *rest)
+    assert apply_threshold(found, *rest) == read(picture)
+    far = apply_threshold([(thing, 1.0), None, (thing, distance)], *rest)
     assert (far.things, far.unread) == ((thing,), 2)
 
 

@@ -23,7 +23,7 @@ from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.sampling import check_draws_batches
 from triptych.scenes.captions import parse
 from triptych.scenes.judge import Share, holds, report, satisfies
-from triptych.scenes.reader import matches, strict, threshold
+from triptych.scenes.reader import apply_threshold, match_regions, threshold
 from triptych.scenes.scene import GroundColour, Texture, Thing
 from triptych.scores.environment import environment
 from triptych.scores.fid import Estimate, kernel_distance
@@ -38,7 +38,7 @@ from triptych.weights.loaded import Loaded
 Pictures = UInt8[np.ndarray, "N H W C"]
 Shares = dict[str, Share]
 Matches = tuple[Sequence[tuple[Thing, float] | None], GroundColour | None, Texture | None, int]
-"""The result of `matches` for a picture."""
+"""The result of `match_regions` for a picture."""
 Draw = Callable[[Sequence[str], float, int], Pictures]
 """(prompts, guidance, first seed) to one picture per prompt."""
 CURVE = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)  # strengths of guidance
@@ -126,12 +126,12 @@ def judge(
     """For each group of prompts of the built-in world: the share of correct pictures and
     attributes, and how near pictures are.
     """
-    readings = [matches(picture) for picture in pictures]
+    readings = [match_regions(picture) for picture in pictures]
     limit = threshold(pictures.shape[1])
     shares, nearest = {}, {}
     for name, rows in group_prompts(prompts).items():
         pairs = [(readings[row], prompts[row]) for row in rows]
-        verdicts = (satisfies(strict(*reading), prompt) for reading, prompt in pairs)
+        verdicts = (satisfies(apply_threshold(*reading), prompt) for reading, prompt in pairs)
         shares[name] = _nonempty(report(verdicts))
         nearest[name] = _nearest(pairs, limit)
     return shares, nearest
