@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from triptych.data.order.buckets import Bucketed
+from triptych.data.order.buckets import BucketedSource
 from triptych.data.source import Columns, Source, SourceInfo
 from triptych.weights.files.store import Shard, Store
 
@@ -45,7 +45,7 @@ class CacheFiles:
     @cached_property
     def buckets(self) -> Int64[np.ndarray, " N"]:
         """The bucket of every picture; 0 where the source has none."""
-        if isinstance(self.source, Bucketed):
+        if isinstance(self.source, BucketedSource):
             return self.source.buckets
         length = self.source.info.length
         assert length is not None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from triptych.data.disk.index import refuse_if_many
 from triptych.data.order.batches import to_images
-from triptych.data.order.buckets import Bucketed
+from triptych.data.order.buckets import BucketedSource
 from triptych.data.source import Columns
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder
@@ -110,7 +110,7 @@ class Filling:
     def _batch_size(self, number: int) -> int:
         source = self.files.source
         height, width, channels = source.info.shape
-        if isinstance(source, Bucketed):
+        if isinstance(source, BucketedSource):
             height, width = source.shapes[int(self.files.buckets[self.files.parts[number][0]])]
         return max(1, min(MOST, VALUES // (height * width * channels)))
 

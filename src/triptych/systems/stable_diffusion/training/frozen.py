@@ -52,7 +52,8 @@ def crop_to_buckets(source: Source, config: StableDiffusionConfig, size: int) ->
     """
     if isinstance(source, Table) and (size or config.sizes):
         step = config.factor << (len(config.unet.widths) - 1)
-        return assign_buckets(source, bucket_shapes(size, step) if size else (source.info.shape[:2],))
+        shapes = bucket_shapes(size, step) if size else (source.info.shape[:2],)
+        return assign_buckets(source, shapes)
     if size:
         raise ValueError(
             f"the pictures of {source.info.name!r} are all square: leave out --buckets"
