@@ -67,7 +67,7 @@ def test_cutouts_are_the_seeds_and_the_same_for_every_picture() -> None:
     assert torch.equal(scored(x0, 1), scored(x0, 1))
     assert not torch.equal(scored(x0, 1), scored(x0, 2))
     assert not torch.equal(*scored(x0, 1))  # drawn anew at each call
-    assert torch.allclose(scored(x0, 1)[:, 2:3], scored(x0[2:3], 1), atol=1e-5)  # in any company
+    assert torch.allclose(scored(x0, 1)[:, 2:3], scored(x0[2:3], 1), atol=1e-5)  # in any batch
 
 
 def drawn(tmp_path, load=load, **fields) -> np.ndarray:

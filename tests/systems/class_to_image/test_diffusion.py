@@ -60,12 +60,12 @@ def test_every_name_is_a_sampler_and_every_sampler_has_a_name() -> None:
 def test_a_picture_is_the_same_in_any_company(name, source) -> None:
     """Noise to the bit, pixels to 60 dB (45 for samplers that add noise), in float32."""
     model = loaded()
-    asked = {"sampler": name, "noise_source": source, "steps": STEPS.get(name, 0)}
-    together = final(model, [3, 4, 5], **asked)
-    turned = final(model, [5, 3], **asked)
+    settings = {"sampler": name, "noise_source": source, "steps": STEPS.get(name, 0)}
+    together = final(model, [3, 4, 5], **settings)
+    turned = final(model, [5, 3], **settings)
     floor = 60 if name in DETERMINISTIC else 45
     for row, seed in enumerate((3, 4, 5)):
-        alone = final(model, [seed], **asked)[0]
+        alone = final(model, [seed], **settings)[0]
         assert psnr(together[row], alone) >= floor
     assert psnr(together[[2, 0]], turned) >= floor
     assert psnr(together[0], together[1]) < 40  # another seed is another picture

@@ -24,12 +24,12 @@ def judge():
 
 
 def finish(work):
-    said = []
+    messages = []
     while True:
         try:
-            said.append(next(work))
+            messages.append(next(work))
         except StopIteration as end:
-            return end.value, said
+            return end.value, messages
 
 
 def evaluate(sample, judge, **settings):
@@ -71,8 +71,8 @@ def test_the_generator_is_asked_for_every_class_with_seeds_that_do_not_overlap(j
 
     report = evaluate(sample, judge, seed=7)
     assert [seed for seed, _ in calls] == [7, 77, 147, 217, 287]
-    asked = [label for _, labels in calls for label in labels]
-    assert [asked.count(label) for label in range(3)] == [100, 100, 100]
+    labels_drawn = [label for _, labels in calls for label in labels]
+    assert [labels_drawn.count(label) for label in range(3)] == [100, 100, 100]
     monkeypatch.undo()
     whole = evaluate(draw, judge, seed=7)  # in one call: the same pictures, so the same numbers
     assert report.accuracy == whole.accuracy
@@ -132,10 +132,10 @@ def test_an_endless_source_is_read_up_to_the_limit(judge):
     work = evaluate_class_conditional(
         draw, train, test, judge, samples_per_class=50, limit=200, queries=20
     )
-    report, said = finish(work)
+    report, messages = finish(work)
     assert report.training == 200 and train.largest == test.largest == 199
     assert 60 < report.distance.count == report.distance.reference <= 100  # half of what was read
-    assert any("150" in line for line in said)
+    assert any("150" in line for line in messages)
 
 
 def test_a_judge_of_other_pictures_is_refused():

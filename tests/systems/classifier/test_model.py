@@ -51,13 +51,13 @@ def test_loss_is_the_sum_over_pictures_and_groups():
     model = Classifier(ClassifierConfig(8, 8, 1, groups=(3, 4), widths=(8, 16))).eval()
     image, label = torch.rand(5, 1, 8, 8), torch.tensor([[0, 3], [1, 0], [2, 1], [0, 2], [1, 1]])
     loss = objective(model, image, label, smoothing=0.0)
-    wanted, right = 0.0, 0
+    expected, right = 0.0, 0
     for group, logits in enumerate(model(image)):
         for row, truth in zip(logits.double().tolist(), label[:, group].tolist(), strict=True):
-            wanted += math.log(sum(map(math.exp, row))) - row[truth]
+            expected += math.log(sum(map(math.exp, row))) - row[truth]
             right += row.index(max(row)) == truth
     assert loss.count == 5
-    assert loss.total.item() == pytest.approx(wanted, rel=1e-5)
+    assert loss.total.item() == pytest.approx(expected, rel=1e-5)
     assert loss.terms["accuracy"].item() == pytest.approx(right / 10)
 
 

@@ -1,4 +1,4 @@
-"""What the network is told, what is minimised, and that sampling is what was asked for."""
+"""Encoding of conditions, the objective, and sampling."""
 
 import dataclasses
 

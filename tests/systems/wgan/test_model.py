@@ -189,8 +189,8 @@ def test_dense_layers_follow_the_critics_smallest_planes():
     for name in ("dense.0", "dense.1"):
         x = x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
         x = torch.where(x > 0, x, 0.2 * x)
-    told = weights["projection.weight"].T[label]
-    expected = x @ weights["head.weight"][0] + weights["head.bias"] + (told * x).sum(1)
+    projected = weights["projection.weight"].T[label]
+    expected = x @ weights["head.weight"][0] + weights["head.bias"] + (projected * x).sum(1)
     assert x.shape == (6, 9)
     torch.testing.assert_close(model.critic(image, label), expected)
 
@@ -222,8 +222,8 @@ def test_norms_tell_the_generator_its_condition(condition):
         )
         drawer = model.generator.eval()
         kinds = [type(layer) for layer in drawer.layers]
-        told = generator == "norms" and condition != "none"
-        assert (wgan.ConditionalNorm in kinds) == told
+        in_norms = generator == "norms" and condition != "none"
+        assert (wgan.ConditionalNorm in kinds) == in_norms
         if condition == "none":
             continue
         nn.init.zeros_(drawer.layers[0].weight[:, noise.shape[1] :])
@@ -232,7 +232,7 @@ def test_norms_tell_the_generator_its_condition(condition):
         for layer in drawer.layers:
             if isinstance(layer, wgan.ConditionalNorm):
                 nn.init.normal_(layer.change.weight)
-        assert torch.equal(drawer(noise, given), drawer(noise, other)) == (not told)
+        assert torch.equal(drawer(noise, given), drawer(noise, other)) == (not in_norms)
 
 
 def test_objectives_are_what_the_lecture_computes():

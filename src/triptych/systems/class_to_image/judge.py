@@ -195,7 +195,7 @@ def _draw_samples(
 
 
 class _Sets(NamedTuple):
-    """Features of the sets that are compared; the first three are equally many."""
+    """Features of the sets that are compared."""
 
     samples: Float[Tensor, "N D"]
     reference: Float[Tensor, "N D"]  # the first half of the training pictures
