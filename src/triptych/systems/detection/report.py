@@ -98,8 +98,8 @@ def average_precision(
     per_label = {
         label: float(table[0, :, k].mean()) for k, label in enumerate(labels) if table[0, 0, k] > -1
     }
-    known = table[:, :, [k for k, label in enumerate(labels) if label in per_label]]
-    return Precision(float(known.mean()), float(known[0].mean()), per_label)
+    present = table[:, :, [k for k, label in enumerate(labels) if label in per_label]]
+    return Precision(float(present.mean()), float(present[0].mean()), per_label)
 
 
 def _coco_index(data: dict[str, Any]) -> Any:

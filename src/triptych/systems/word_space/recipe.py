@@ -43,7 +43,7 @@ def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
-    given = conditioning("label", source)
+    condition = conditioning("label", source)
     if not isinstance(source, Table):
         raise ValueError(f"{source.info.name} has no named classes: give --data with class names")
     classes = source.info.classes
@@ -53,7 +53,7 @@ def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
     words = torch.from_numpy(read_word_vectors(Path(request.words)).of(classes))
     learned, calibration = _split(select_classes(source, seen), seen, training.seed)
 
-    config = _config(request, source, seen, words.shape[1], len(calibration.rows))
+    config = _make_config(request, source, seen, words.shape[1], len(calibration.rows))
     torch.manual_seed(runtime.key(training.seed, "weights"))
     model = WordSpace(config).to(device)
     model.set_words(words.to(device))
@@ -82,13 +82,13 @@ def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
             start=start,
             workers=training.workers,
         ),
-        card=to_json(card("word-space", asdict(config), source, given)),
-        chance=_chance(config, words),
+        card=to_json(card("word-space", asdict(config), source, condition)),
+        chance=_describe_chance(config, words),
         evaluate=evaluate,
     )
 
 
-def _config(
+def _make_config(
     request: TrainWordSpace, source: Table, seen: tuple[int, ...], words: int, pictures: int
 ) -> WordSpaceConfig:
     """`words` is the width of a word vector; `pictures` can be used to fit the detectors."""
@@ -107,15 +107,15 @@ def _config(
     )
 
 
-def _chance(config: WordSpaceConfig, words: Tensor) -> str:
+def _describe_chance(config: WordSpaceConfig, words: Tensor) -> str:
     seen = len(config.seen)
     if config.method == "devise":
-        of_map = (seen - 1) * config.margin
+        map_loss = (seen - 1) * config.margin
     else:
-        of_map = words[list(config.seen)].square().sum(1).mean().item()
-    loss = of_map + math.log(seen)
+        map_loss = words[list(config.seen)].square().sum(1).mean().item()
+    loss = map_loss + math.log(seen)
     return (
-        f"before learning: map {of_map:.2f}, loss {loss:.2f}, accuracy {1 / seen:.2f} on seen, "
+        f"before learning: map {map_loss:.2f}, loss {loss:.2f}, accuracy {1 / seen:.2f} on seen, "
         f"{1 / len(config.unseen):.2f} on unseen classes"
     )
 

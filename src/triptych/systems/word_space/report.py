@@ -62,7 +62,7 @@ class UnseenReport:
 
 
 def answer_by_scores(scores: Float[Tensor, "N K"], seen: Sequence[int]) -> Answers:
-    """Answers of a method that has scores alone, such as DeViSE or CLIP.
+    """Answers of a method that has only scores, such as DeViSE or CLIP.
 
     Novelty is the best unseen score minus the best seen one, so a threshold t adds t to the scores
     of seen classes: calibrated stacking (Chao 2016); 0 is the argmax over all classes.

@@ -97,9 +97,9 @@ def read_word_vectors(path: Path) -> WordVectors:
 
 
 def _look_up(name: str, index: dict[str, int]) -> tuple[list[int], list[str]]:
-    for whole in (name, name.lower(), BETWEEN_WORDS.sub("_", name.strip().lower())):
-        if whole in index:
-            return [index[whole]], []
+    for key in (name, name.lower(), BETWEEN_WORDS.sub("_", name.strip().lower())):
+        if key in index:
+            return [index[key]], []
     parts = [part for part in BETWEEN_WORDS.split(name.strip()) if part]
     rows, missing = [], []
     for part in parts or [name]:
