@@ -1,14 +1,14 @@
 """Networks converted for OpenVINO: once, then kept on disk and compiled from there.
 
 A conversion is a folder of the user's cache, named by a digest of everything that it depends on:
-other weights, even one LoRA, are another conversion. It appears whole or not at all, so a process
+other weights, even one LoRA, are another conversion. Folders are written atomically, so a process
 may be killed at any moment.
 
-    network.xml      what is computed
-    network.bin      the weights, mapped where they are read
+    network.xml      the graph
+    network.bin      the weights, memory-mapped when read
     conversion.json  what the digest is of, and the sizes of the files
 
-Precision is no part of it: weights stay as they are, and whoever compiles says what to compute in.
+Weights keep their dtype; the precision of the computation is chosen when compiling.
 """
 
 import hashlib
@@ -37,23 +37,23 @@ GRAPH, WEIGHTS = "network.xml", "network.bin"
 
 
 class Input(NamedTuple):
-    """One tensor that a network is called with."""
+    """An input tensor of a network."""
 
     example: Tensor
     shape: tuple[int, ...]
-    """-1 where any number goes."""
+    """-1 for a dimension of any size."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """Where the conversion of a network lies, or will lie."""
+    """The folder of a network's conversion, which may not exist yet."""
 
     folder: Path
     described: dict[str, Any]
 
     @property
     def there(self) -> bool:
-        """Whether it is on disk, whole."""
+        """Whether it is complete on disk."""
         try:
             written = read_json(self.folder / MANIFEST)
             sizes = {name: (self.folder / name).stat().st_size for name in (GRAPH, WEIGHTS)}
@@ -62,7 +62,7 @@ class Conversion:
         return bool(written == {"of": self.described, "bytes": sizes})
 
     def others(self) -> tuple[int, int]:
-        """How many conversions lie beside it, and their bytes."""
+        """The number of other conversions in the cache, and their bytes."""
         beside = [p for p in self.folder.parent.glob("*/") if p != self.folder]
         return len(beside), sum(file.stat().st_size for p in beside for file in p.glob("*"))
 
@@ -82,9 +82,9 @@ def require_openvino() -> Any:
 
 
 def conversion_of(network: nn.Module, config: Any, name: str, **how: Any) -> Conversion:
-    """The conversion of a network with the weights that it has now; all of them are read.
+    """The conversion of a network with its present weights, of which a digest is computed.
 
-    `config` is the network's own, and `how` says in what else conversions differ.
+    `config` is the network's; `how` is whatever else a conversion depends on.
 
     Raises:
         ValueError: OpenVINO is not installed.
@@ -103,10 +103,10 @@ def conversion_of(network: nn.Module, config: Any, name: str, **how: Any) -> Con
 
 
 def convert(network: nn.Module, inputs: Sequence[Input], conversion: Conversion) -> None:
-    """Write the conversion of a network, unless it is there already.
+    """Writes the conversion of a network, unless it exists.
 
-    The network is traced with the examples. Where it chooses its way by their sizes, conversions
-    go that way for all sizes, so the examples must take the one that always works.
+    The network is traced with the examples. Where it branches on their sizes, the conversion takes
+    the same branch for all sizes, so the examples must take a branch that works for all.
 
     Raises:
         ValueError: OpenVINO is not installed.

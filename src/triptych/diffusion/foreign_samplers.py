@@ -1,7 +1,6 @@
-"""Samplers of other programs that nothing here answers to, and why.
+"""Samplers of other programs that are not supported, and what to use instead.
 
-A name that is known but means something else is not a misspelling: who asks for it hears which
-family of models it belongs to, and what to use here.
+Such a name is not a misspelling, so the error says which models it belongs to.
 """
 
 ORDINARY = "euler, dpmpp_2m or unipc"
@@ -12,8 +11,8 @@ _VIDEO = "which is not built here. Of pictures the nearest is"
 FOREIGN: dict[str, str] = {
     # AUTOMATIC1111
     "DDIM CFG++": (
-        "is DDIM with another guidance, which a sampler's name does not choose here: use ddim. In "
-        "Python triptych.diffusion.guidance.plus_plus is that guidance"
+        "is DDIM with another guidance, which the name of a sampler does not choose here: use "
+        "ddim. In Python that guidance is triptych.diffusion.guidance.cfg_plus_plus"
     ),
     # diffusers: other directions, and other ends
     "DDIMInverseScheduler": (
@@ -41,12 +40,12 @@ FOREIGN: dict[str, str] = {
         "for latent consistency models"
     ),
     "FlowMapEulerDiscreteScheduler": (
-        "belongs to networks that are told two times at once (flow maps): of a distilled model "
-        f"use lcm, of an ordinary one {ORDINARY}"
+        "belongs to networks that take two timesteps (flow maps): for a distilled model "
+        f"use lcm, for another {ORDINARY}"
     ),
     "PiflowScheduler": (
-        "belongs to networks that answer with a whole policy for a step (pi-Flow): of a distilled "
-        f"model use lcm, of an ordinary one {ORDINARY}"
+        "belongs to networks that predict a policy for a step (pi-Flow): for a distilled "
+        f"model use lcm, for another {ORDINARY}"
     ),
     "KarrasVeScheduler": (
         "is the stochastic sampler of EDM's paper for its own models: heun is its ODE, and "
@@ -59,7 +58,9 @@ FOREIGN: dict[str, str] = {
     "ScoreSdeVpScheduler": (
         "belongs to score networks of continuous time (DDPM++): use euler_ancestral"
     ),
-    "UnCLIPScheduler": ("belongs to unCLIP (Karlo), whose network also tells a variance: use ddpm"),
+    "UnCLIPScheduler": (
+        "belongs to unCLIP (Karlo), whose network also predicts a variance: use ddpm"
+    ),
     "DDPMWuerstchenScheduler": (
         "belongs to Würstchen and Stable Cascade, whose time is a ratio of a cosine: use ddpm"
     ),
@@ -85,4 +86,4 @@ FOREIGN: dict[str, str] = {
     "DiscreteDDIMScheduler": f"belongs to {_TEXT}",
     "EntropyBoundScheduler": f"belongs to {_TEXT}",
 }
-"""What a sampler of another program is, and what to use: read behind its name."""
+"""Name to the rest of a sentence: what the sampler is, and what to use instead."""

@@ -1,4 +1,4 @@
-"""Transformer blocks over the pixels of a picture that also read a context, such as a text.
+"""Transformer blocks over pixels, with cross-attention to a context such as a text.
 
 Rombach et al. (arXiv:2112.10752, section 3.3 and appendix E.2.1).
 
@@ -15,7 +15,7 @@ from triptych.nn.norm import GroupNorm
 
 
 class GatedMlp(nn.Module):
-    """An MLP whose hidden layer is weighed by a second one, its gate: GEGLU (arXiv:2002.05202)."""
+    """An MLP whose hidden layer is multiplied by a gate: GEGLU (arXiv:2002.05202)."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -29,9 +29,10 @@ class GatedMlp(nn.Module):
 
 
 class ContextBlock(nn.Module):
-    """Pixels look at each other, then at the context, then an MLP; each is added.
+    """Self-attention of pixels, cross-attention to the context, and an MLP, each residual.
 
-    With `only_context` the first attention reads the context too: what large pictures can afford.
+    With `only_context` the first attention is to the context too, which is cheaper for large
+    pictures.
     """
 
     def __init__(self, dim: int, heads: int, context: int, *, only_context: bool = False):
@@ -54,10 +55,10 @@ class ContextBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Every pixel becomes a token, goes through the blocks and is added to what it was.
+    """Transformer blocks over pixels as tokens, with a residual connection.
 
-    The way out begins with zeros, so that a new one passes its picture through. Some published
-    networks have 1 x 1 convolutions for the ways in and out: the same numbers.
+    The output projection is initialised to zero, so that a new one is the identity. Some published
+    networks have 1 x 1 convolutions as projections, which compute the same.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A network over pictures of any size: overlapping tiles of large ones, blended without seams.
+"""A network over pictures of any size, in overlapping tiles that are blended without seams.
 
 Dimensions: B batch, C channels, O output channels, H height, W width, N tiles along one side, L
 pixels along it.
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 def pad_to_multiple(image: Float[Tensor, "B C H W"], step: int) -> Float[Tensor, "B C H2 W2"]:
-    """Sides up to multiples of `step`: the last column repeats to the right, the last row below."""
+    """Pads height and width to multiples of `step`, repeating the last row and column."""
     height, width = image.shape[2:]
     if height % step or width % step:
         return F.pad(image, (0, -width % step, 0, -height % step), mode="replicate")
@@ -29,14 +29,14 @@ def apply_in_tiles(
     shrink: int = 1,
     grow: int = 1,
 ) -> Float[Tensor, "B O H2 W2"]:
-    """What `network` makes of tiles of at most `side` pixels, in the memory that one tile takes.
+    """Applies `network` to tiles of at most `side` pixels, in the memory of one tile.
 
-    Each pixel of the result is a weighted mean of the tiles that cover it; a tile's weight rises
-    linearly from nothing at its border to the whole over `overlap` pixels, except at the borders
-    of the picture. A picture that fits into one tile goes through the network as it is.
+    Each output pixel is a weighted mean of the tiles that cover it; a tile's weight rises linearly
+    from 0 at its border to 1 over `overlap` pixels, except at the borders of the picture. A picture
+    that fits into one tile is one call of the network.
 
-    The network makes one pixel of `shrink`, or `grow` of one, along each side; `x`, `side` and
-    `overlap` are multiples of `shrink`, and `overlap` is less than `side`.
+    The network shrinks each side by `shrink`, or enlarges it by `grow`; the sides of `x`, `side`
+    and `overlap` must be multiples of `shrink`, and `overlap` less than `side`.
     """
     tops, lefts = (tile_starts(length, side, overlap, shrink) for length in x.shape[2:])
     if len(tops) == len(lefts) == 1:
@@ -50,22 +50,22 @@ def apply_in_tiles(
         tile_weights([scaled(start) for start in places], scaled(side), scaled(overlap), length)
         for places, length in zip((tops, lefts), size, strict=True)
     )  # (N, L)
-    whole = None
+    total = None
     for top, row in zip(tops, rows.to(x.device), strict=True):
         for left, column in zip(lefts, columns.to(x.device), strict=True):
             tile = network(x[:, :, top : top + side, left : left + side])
-            if whole is None:
+            if total is None:
                 kind = torch.promote_types(tile.dtype, torch.float32)  # sums of many small shares
-                whole = tile.new_zeros(*tile.shape[:2], *size, dtype=kind)
+                total = tile.new_zeros(*tile.shape[:2], *size, dtype=kind)
             down = slice(scaled(top), scaled(top) + tile.shape[2])
             across = slice(scaled(left), scaled(left) + tile.shape[3])
-            whole[:, :, down, across] += tile * (row[down, None] * column[across])
-    assert whole is not None
-    return whole.to(tile.dtype)
+            total[:, :, down, across] += tile * (row[down, None] * column[across])
+    assert total is not None
+    return total.to(tile.dtype)
 
 
 def tile_starts(length: int, side: int, overlap: int, step: int = 1) -> list[int]:
-    """Where tiles begin, in multiples of `step`: as few as overlap enough, evenly spread."""
+    """First pixels of the tiles, multiples of `step`: as few as the overlap allows, even."""
     if length <= side:
         return [0]
     count = -(-(length - overlap) // (side - overlap))
@@ -74,7 +74,7 @@ def tile_starts(length: int, side: int, overlap: int, step: int = 1) -> list[int
 
 
 def tile_weights(places: list[int], side: int, overlap: int, length: int) -> Float[Tensor, "N L"]:
-    """How much each tile counts at each pixel; they sum to 1."""
+    """The weight of each tile at each pixel; the weights of a pixel sum to 1."""
     weights = torch.zeros(len(places), length)
     for weight, start in zip(weights, places, strict=True):
         ramp = torch.arange(0.5, min(side, length)).div(max(overlap, 1)).clamp(max=1)

@@ -15,7 +15,7 @@ from triptych.nn.attention import Attention
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 """`quick_gelu` is x * sigmoid(1.702 x), as OpenAI's CLIP was trained; `gelu_tanh` the tanh form of
-arXiv:1606.08415. The three differ by up to 0.02, so which one a checkpoint means is never guessed.
+arXiv:1606.08415. The three differ by up to 0.02, so a checkpoint's activation is never guessed.
 """
 
 
@@ -50,9 +50,9 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each on a normalised copy and added (arXiv:2002.04745).
+    """Pre-norm attention and MLP, each with a residual connection (arXiv:2002.04745).
 
-    `layer_scale` weighs what is added, channel by channel (arXiv:2103.17239).
+    `layer_scale` scales each residual branch per channel (arXiv:2103.17239).
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Block(nn.Module):
         return self._add(x, self.attn(self.attn_norm(x), mask=mask))
 
     def alone(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Every position attends to itself alone: what it says of its own place
+        """`forward` with every position attending only to itself, for local features
         (arXiv:2112.01071).
         """
         return self._add(x, self.attn.out_proj(self.attn.v_proj(self.attn_norm(x))))
@@ -88,15 +88,15 @@ class Block(nn.Module):
         places: Int64[Tensor, " B"],
         mask: Bool[Tensor, "T T"] | None = None,
     ) -> Float[Tensor, "B D"]:
-        """What `forward` gives at one place of each row, without computing the others."""
+        """`forward` at one position of each row, without computing the others."""
         rows = torch.arange(len(x), device=x.device)
         normed = self.attn_norm(x)
-        seen = None if mask is None else mask[places][:, None, None]  # (B, 1, 1, T)
-        added = self.attn(normed[rows, places][:, None], normed, seen)
+        row_mask = None if mask is None else mask[places][:, None, None]  # (B, 1, 1, T)
+        added = self.attn(normed[rows, places][:, None], normed, row_mask)
         return self._add(x[rows, places][:, None], added)[:, 0]
 
     def _add(self, x: Tensor, added: Tensor) -> Tensor:
-        """The attention's answer, then the MLP's."""
+        """Adds the attention's output, then the MLP's."""
         x = x + (added if self.attn_scale is None else added * self.attn_scale)
         added = self.mlp(self.mlp_norm(x))
         return x + (added if self.mlp_scale is None else added * self.mlp_scale)
@@ -117,9 +117,7 @@ class Transformer(nn.Module):
         layer_scale: bool = False,
         quiet: bool = False,
     ):
-        """`quiet` blocks add nothing at first (as in arXiv:2003.04887): the stack begins as what it
-        is given.
-        """
+        """`quiet` initialises the stack to the identity (as in arXiv:2003.04887)."""
         super().__init__()
         blocks = [
             Block(dim, heads, hidden, activation=activation, eps=eps, layer_scale=layer_scale)
@@ -145,7 +143,7 @@ class Transformer(nn.Module):
     def alone(
         self, x: Float[Tensor, "B T D"], mask: Tensor | None = None
     ) -> Float[Tensor, "B T D"]:
-        """As `forward`, but in the last block every position attends to itself alone."""
+        """`forward` with every position of the last block attending only to itself."""
         *before, last = (cast(Block, block) for block in self.blocks)
         for block in before:
             x = block(x, mask)
@@ -158,9 +156,7 @@ class Transformer(nn.Module):
         places: Int64[Tensor, " B"],
         mask: Bool[Tensor, "T T"] | None = None,
     ) -> Float[Tensor, "B D"]:
-        """What `forward` gives at one place of each row; the last block computes that place
-        alone.
-        """
+        """`forward` at one position of each row; the last block computes only that position."""
         *before, last = (cast(Block, block) for block in self.blocks)
         for block in before:
             x = block(x, None if mask is None else mask[None, None])
@@ -190,11 +186,11 @@ class AttentionPool(nn.Module):
         self, x: Float[Tensor, "B S D"], mask: Bool[Tensor, "B 1 1 S"] | None = None
     ) -> Float[Tensor, "B D"]:
         pooled = self.attn(self.probe.to(x.dtype).expand(len(x), 1, -1), x, mask)
-        answered: Tensor = pooled + self.mlp(self.norm(pooled))
-        return answered[:, 0]
+        result: Tensor = pooled + self.mlp(self.norm(pooled))
+        return result[:, 0]
 
     def alone(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        """Every position pooled as if it were the only one."""
+        """Pools every position by itself."""
         pooled = self.attn.out_proj(self.attn.v_proj(x))
         result: Tensor = pooled + self.mlp(self.norm(pooled))
         return result

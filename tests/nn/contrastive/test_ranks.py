@@ -118,7 +118,7 @@ def test_evaluation(results):
 def test_unequal_batches_are_refused_by_every_rank(results):
     """Where a collective would hang, or the mean of means be another number."""
     world, found = results
-    expected = "every rank must bring as many pairs of one width, not [[1, 2], [2, 2]"
+    expected = "all ranks need the same number and width of pairs, not [[1, 2], [2, 2]"
     assert found["unequal"].startswith(expected) if world > 1 else found["unequal"] == ""
 
 

@@ -1,10 +1,9 @@
-"""The two contrastive losses, in memory that grows with the batch and not with its square.
+"""CLIP's and SigLIP's losses, in memory linear in the batch size.
 
 CLIP's symmetric cross-entropy (Radford et al. arXiv:2103.00020, figure 3) and SigLIP's pairwise
-sigmoid loss (Zhai et al. arXiv:2303.15343, equation 1). The (B, B) matrix of logits is walked in
-square tiles; where a gradient will be asked for, it is computed in the
-same walk, so that nothing of a tile has to be remembered. Value and gradients are those of the full
-matrix.
+sigmoid loss (Zhai et al. arXiv:2303.15343, equation 1). The (B, B) matrix of logits is computed in
+square tiles; gradients, where needed, are computed in the same pass, so that no tile has to be
+kept. Value and gradients are those of the full matrix.
 
 Dimensions: B pairs, D width, T tokens.
 """
@@ -43,16 +42,15 @@ def softmax_loss(
     chunk: int = CHUNK,
     groups: Int[Tensor, " B"] | None = None,
 ) -> Float[Tensor, ""]:
-    """CLIP's loss: which of the batch's texts belongs to an image, and which image to a text.
+    """CLIP's loss: classifies the text of each image, and the image of each text, in the batch.
 
-    The mean of both directions' cross-entropies, in nats, as CLIP has it (arXiv:2103.00020, figure
-    3); ln B is chance, and a single pair costs nothing. `image` and `text` are embeddings, row i of
-    one belonging to row i of the other; `logit_scale` is the natural logarithm of what multiplies
-    their inner products. Pairs of equal number in `groups` (from `duplicate_groups`) count as
-    matches of one another, the target's mass spread evenly over them.
+    The mean of the two cross-entropies, in nats (arXiv:2103.00020, figure 3); chance is ln B, and
+    the loss of a single pair is 0. Row i of `image` and row i of `text` are the embeddings of a
+    pair; `logit_scale` is the logarithm of the factor of their inner products. Pairs with equal
+    numbers in `groups` (from `duplicate_groups`) all match one another and share the target evenly.
 
-    `chunk` bounds memory, not the result. Half-precision embeddings are computed with in float32,
-    in which the loss is returned. The result can be differentiated once.
+    `chunk` bounds memory and does not change the result. Half-precision embeddings are computed in
+    float32, the dtype of the loss. The result can be differentiated once.
     """
     check(image, text, groups, chunk)
     loss: Tensor = SoftmaxLoss.apply(image, text, logit_scale, groups, chunk)
@@ -68,11 +66,11 @@ def sigmoid_loss(
     chunk: int = CHUNK,
     groups: Int[Tensor, " B"] | None = None,
 ) -> Float[Tensor, ""]:
-    """SigLIP's loss: for every image and every text, whether they belong together.
+    """SigLIP's loss: classifies every pair of an image and a text as a match or not.
 
     The sum over texts, and the mean over images, of -log sigmoid(y logit), y = 1 for a match and -1
-    otherwise (arXiv:2303.15343, equation 1), in nats. At scale and bias 0 it is B ln 2. Pairs of
-    equal number in `groups` are matches of one another. Otherwise as `softmax_loss`.
+    otherwise (arXiv:2303.15343, equation 1), in nats. At scale and bias 0 it is B ln 2. Pairs with
+    equal numbers in `groups` match one another. Otherwise as `softmax_loss`.
     """
     check(image, text, groups, chunk)
     loss: Tensor = SigmoidLoss.apply(image, text, logit_scale, logit_bias, groups, chunk)
@@ -82,11 +80,10 @@ def sigmoid_loss(
 def duplicate_groups(
     captions: Sequence[str] | Int[Tensor, "B T"],
 ) -> tuple[Int[Tensor, " B"], int]:
-    """Equal numbers for equal captions, and how many captions repeat an earlier one.
+    """A number per caption, equal for equal captions, and how many repeat an earlier one.
 
-    The numbers are 64-bit digests of the texts, so they agree between ranks and runs (of tokens:
-    where all are padded to one length). Two different captions of a million share one with
-    probability below 1e-7.
+    The numbers are 64-bit digests, so they agree between ranks and runs (for tokens: padded to one
+    length). Among a million captions two different ones collide with probability below 1e-7.
     """
     texts = captions.tolist() if isinstance(captions, Tensor) else captions
     digests = [hashlib.blake2b(str(text).encode(), digest_size=8).digest() for text in texts]
@@ -101,13 +98,13 @@ def cached_embeddings(
     inputs: Tensor | tuple[Tensor, ...],
     chunk: int,
 ) -> Float[Tensor, "B D"]:
-    """A large batch's embeddings with the activations of one chunk in memory at a time.
+    """Embeddings of a large batch with the activations of one chunk in memory at a time.
 
-    Gradient caching (Gao et al. arXiv:2101.06983): a contrastive loss needs all embeddings at once,
-    but a tower treats every input alone, so each chunk is computed without a graph, and again when
-    its gradient is known. Exact, the random numbers of dropout included, at the price of one more
+    Gradient caching (Gao et al. arXiv:2101.06983): a contrastive loss needs all embeddings, but a
+    tower computes each input separately, so each chunk is computed without a graph, and again when
+    its gradient is known. Exact, including dropout's random numbers, at the cost of one more
     forward pass. `tower` is called with up to `chunk` rows of each tensor in `inputs`. A batch norm
-    in it sees chunks, not the batch, and updates its running averages twice.
+    in it has the statistics of chunks and updates its running averages twice.
     """
     tensors = (inputs,) if isinstance(inputs, Tensor) else inputs
     sizes = [len(tensor) for tensor in tensors]
@@ -121,7 +118,7 @@ def cached_embeddings(
 
 
 class SoftmaxLoss(torch.autograd.Function):
-    """A walk for the sums over rows and columns, then one for the gradients."""
+    """A pass over the tiles for the sums of rows and columns, then one for the gradients."""
 
     @staticmethod
     def forward(
@@ -136,11 +133,13 @@ class SoftmaxLoss(torch.autograd.Function):
         block = Block(image, text, scale, None, 0, groups, groups, chunk)
         with torch.autocast(image.device.type, enabled=False):
             counts = match_counts(block)
-            walk = softmax_statistics(block, counts, keep=any(wanted))
-            loss = (walk.rows.sum() + walk.columns.sum() - 2 * walk.target) / (2 * len(image))
+            statistics = softmax_statistics(block, counts, keep=any(wanted))
+            loss = (statistics.rows.sum() + statistics.columns.sum() - 2 * statistics.target) / (
+                2 * len(image)
+            )
             if any(wanted):
                 gradients = accumulators(block, wanted)
-                softmax_gradients(block, counts, walk, *gradients)
+                softmax_gradients(block, counts, statistics, *gradients)
                 by_scale = finish(block, 0.5 / len(image), *gradients)
                 save(ctx, (image, text, logit_scale), (*gradients, by_scale))
         return loss
@@ -152,7 +151,7 @@ class SoftmaxLoss(torch.autograd.Function):
 
 
 class SigmoidLoss(torch.autograd.Function):
-    """One walk: a tile's losses and gradients depend on nothing outside it."""
+    """One pass: the loss and gradients of a tile depend on nothing outside it."""
 
     @staticmethod
     def forward(

@@ -1,12 +1,13 @@
 """The contrastive losses of a batch that is spread over the ranks of a process group.
 
-Every rank calls with its own b pairs of a batch of B = W b; every rank's pairs are compared with
-every other's. What a rank gets back is its share: **the mean over ranks is the loss of the whole
-batch**, and a rank's gradients are those of the sum of all ranks' values. Averaging parameters'
-gradients over ranks, as data-parallel training does, therefore gives exactly the gradient of the
-whole batch's loss. The gradients are exact for the same factor on every rank (`loss / steps`).
+Every rank calls with its own b pairs of a batch of B = W b; all pairs are compared with each other.
+A rank's value is its share: **the mean over ranks is the loss of the batch**, and a rank's
+gradients are those of the sum of all ranks' values. Averaging gradients over ranks (data-parallel
+training) therefore gives exactly the gradient of the loss of the batch. Scaling the loss is
+exact if the factor is the same on every rank (`loss / steps`).
 
-Both are collective: every rank must call, with equally many pairs, and all or none with gradients.
+The losses are collective: every rank must call, with equally many pairs, and all or none with
+gradients.
 
 Dimensions: W ranks, b pairs of a rank, B pairs of all, D width.
 """
@@ -47,12 +48,12 @@ def softmax_loss_of_ranks(
     groups: Int[Tensor, " b"] | None = None,
     ranks: Ranks = None,
 ) -> Float[Tensor, ""]:
-    """A rank's share of `softmax_loss`: its images against all texts, all images against its texts.
+    """A rank's share of `softmax_loss`: its images with all texts, and all images with its texts.
 
-    Texts are gathered, images stay: a rank computes the rows of its images, and ranks add their
-    parts of the sums over columns (B numbers), so that no logit is computed twice in the group.
-    The texts' gradients are summed back to where they came from. `groups` must have the same
-    meaning on every rank (`duplicate_groups` has).
+    Texts are gathered, images are not: a rank computes the rows of its images, and the sums over
+    columns (B numbers) are added across ranks, so that every logit is computed once. The gradients
+    of texts are summed on the ranks that own them. Numbers in `groups` must mean the same on every
+    rank, as those of `duplicate_groups` do.
     """
     check(image, text, groups, chunk)
     _equal_batches(image, ranks)
@@ -70,10 +71,10 @@ def sigmoid_loss_of_ranks(
     groups: Int[Tensor, " b"] | None = None,
     ranks: Ranks = None,
 ) -> Float[Tensor, ""]:
-    """A rank's share of `sigmoid_loss`: its images against all texts, which pass by in a ring.
+    """A rank's share of `sigmoid_loss`: its images with all texts, which circulate in a ring.
 
-    A rank holds its own texts and one passing chunk, b texts of another rank (arXiv:2303.15343,
-    section 3.3); the chunk's gradient travels one hop behind it and comes home complete.
+    A rank holds its own texts and those of one other rank at a time (arXiv:2303.15343, section
+    3.3); their gradient follows one hop behind and arrives complete at its owner.
     """
     check(image, text, groups, chunk)
     _equal_batches(image, ranks)
@@ -84,10 +85,12 @@ def sigmoid_loss_of_ranks(
 
 
 def _equal_batches(image: Tensor, ranks: Ranks) -> None:
-    """The mean of the ranks' means is the whole batch's only then; collectives would hang else."""
+    """Otherwise the mean over ranks is not the batch's loss, and collectives would hang."""
     shapes = _gather(torch.tensor(image.shape, device=image.device), ranks)
     if shapes.unique(dim=0).shape[0] > 1:
-        raise ValueError(f"every rank must bring as many pairs of one width, not {shapes.tolist()}")
+        raise ValueError(
+            f"all ranks need the same number and width of pairs, not {shapes.tolist()}"
+        )
 
 
 def _gather(mine: Tensor, ranks: Ranks) -> Tensor:
@@ -98,14 +101,14 @@ def _gather(mine: Tensor, ranks: Ranks) -> Tensor:
 
 
 def _sum_to_owner(everyone: Tensor, ranks: Ranks) -> Tensor:
-    """(W, ...): the sum over ranks of what each has for this one."""
+    """The sum over ranks of each one's row for this rank; `everyone` is (W, ...)."""
     mine = torch.empty_like(everyone[0])
     dist.reduce_scatter(mine, list(everyone), group=ranks)
     return mine
 
 
 def _log_sum_exp(mine: Tensor, ranks: Ranks) -> Tensor:
-    """Of each entry over ranks."""
+    """Log-sum-exp over ranks, elementwise."""
     high = mine.clone()
     dist.all_reduce(high, dist.ReduceOp.MAX, group=ranks)
     sums = (mine - high).exp_()
@@ -114,7 +117,7 @@ def _log_sum_exp(mine: Tensor, ranks: Ranks) -> Tensor:
 
 
 class SoftmaxLossOfRanks(torch.autograd.Function):
-    """`SoftmaxLoss` on a rank's rows, between its two walks the sums over columns."""
+    """`SoftmaxLoss` on a rank's rows, with sums over columns across ranks between the passes."""
 
     @staticmethod
     def forward(
@@ -133,12 +136,12 @@ class SoftmaxLossOfRanks(torch.autograd.Function):
         block = Block(image, texts, scale, None, own.start, groups, all_groups, chunk)
         with torch.autocast(image.device.type, enabled=False):
             counts = match_counts(block)
-            walk = softmax_statistics(block, counts, keep=any(wanted))
-            walk = walk._replace(columns=_log_sum_exp(walk.columns, ranks))
-            loss = walk.rows.sum() + walk.columns[own].sum() - 2 * walk.target
+            statistics = softmax_statistics(block, counts, keep=any(wanted))
+            statistics = statistics._replace(columns=_log_sum_exp(statistics.columns, ranks))
+            loss = statistics.rows.sum() + statistics.columns[own].sum() - 2 * statistics.target
             if any(wanted):
                 of_image, of_texts = accumulators(block, wanted)
-                softmax_gradients(block, counts, walk, of_image, of_texts)
+                softmax_gradients(block, counts, statistics, of_image, of_texts)
                 by_scale = finish(block, 0.5 / len(image), of_image, of_texts)
                 of_text = None
                 if of_texts is not None:
@@ -153,10 +156,10 @@ class SoftmaxLossOfRanks(torch.autograd.Function):
 
 
 class Parcel(NamedTuple):
-    """Tensors on their way from the rank before to the rank after this one."""
+    """Tensors being sent to the next rank and received from the previous one."""
 
     arriving: list[Tensor]
-    leaving: list[Tensor]  # must live until they have left
+    leaving: list[Tensor]  # must stay alive until sent
     pending: list[dist.Work]
 
     def wait(self) -> list[Tensor]:
@@ -166,7 +169,7 @@ class Parcel(NamedTuple):
 
 
 def _pass_on(tensors: list[Tensor], ranks: Ranks) -> Parcel:
-    """Sends to the next rank of the ring and receives as much, without waiting."""
+    """Starts sending to the next rank of the ring and receiving from the previous one."""
     rank, world = dist.get_rank(ranks), dist.get_world_size(ranks)
     if world == 1:
         return Parcel(tensors, tensors, [])
@@ -183,7 +186,7 @@ def _pass_on(tensors: list[Tensor], ranks: Ranks) -> Parcel:
 def _ring(
     block: Block, of_image: Tensor | None, text_wanted: bool, ranks: Ranks
 ) -> tuple[Float[Tensor, " 2"], Tensor | None]:
-    """`sigmoid_sums` of this rank's images with all texts, and its own texts' gradient from all."""
+    """`sigmoid_sums` of this rank's images with all texts, and its own texts' full gradient."""
     rank, world = dist.get_rank(ranks), dist.get_world_size(ranks)
     sums: list[Tensor] = []
     gradient: Parcel | None = None
@@ -194,7 +197,7 @@ def _ring(
         parcel = _pass_on(passing, ranks) if hop + 1 < world else None
         of_text = torch.zeros_like(block.text, dtype=block.dtype) if text_wanted else None
         sums.append(torch.stack(sigmoid_sums(block, of_image, of_text)))
-        if of_text is not None:  # what the ranks before found, on its way while this one computed
+        if of_text is not None:  # the previous ranks' part, received while this rank computed
             of_text = of_text if gradient is None else of_text.add_(gradient.wait()[0])
             gradient = _pass_on([of_text], ranks)
         if parcel is not None:
@@ -204,7 +207,7 @@ def _ring(
 
 
 class SigmoidLossOfRanks(torch.autograd.Function):
-    """`SigmoidLoss` on a rank's images and one passing chunk of texts after the other."""
+    """`SigmoidLoss` on a rank's images and the texts of one rank after the other."""
 
     @staticmethod
     def forward(

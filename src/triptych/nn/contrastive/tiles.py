@@ -1,8 +1,8 @@
-"""The matrix of a contrastive loss in tiles: what `contrastive` and `contrastive_ranks` share.
+"""The logits of a contrastive loss in tiles: what `losses` and `ranks` share.
 
-A block of logits, images against texts, is walked tile by tile in two buffers. The gradient by a
-tile's logits becomes gradients by embeddings at once, and the tile is forgotten: memory grows with
-the number of embeddings, not with the number of logits.
+A block of logits, images by texts, is computed tile by tile in two buffers. The gradient of a
+tile's logits is turned into gradients of embeddings at once, so that memory grows with the number
+of embeddings, not of logits.
 
 Dimensions: N images, M texts, D width, R images and C texts of a tile.
 """
@@ -17,21 +17,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK = 2048
-"""Side of a tile: 16 MiB in float32, of which two are at hand."""
+"""Side of a tile; two tiles of 16 MiB (float32) are in memory."""
 
 KEPT = 2**25
-"""As many logits stay in memory (128 MiB) from the softmax loss's first walk to its second, so that
-batches up to 5,792 need three matrix products and not four."""
+"""Logits kept (128 MiB) from the softmax loss's first pass to the second, so that batches up to
+5,792 need three matrix products and not four."""
 
 LARGEST = 80.0
 """Up to here exp(x) and 1 + exp(x) are far from float32's limit, 3.4e38 = exp(88.7)."""
 
 
 def check(image: Tensor, text: Tensor, groups: Tensor | None, chunk: int) -> None:
-    """What both losses ask of their arguments, here and across ranks."""
+    """Raises ValueError for arguments that the losses do not take."""
     if image.ndim != 2 or image.shape != text.shape or not len(image):
         raise ValueError(
-            "image and text must be embeddings of the same pairs, both (B, D) with B at least 1, "
+            "image and text must be embeddings of the same pairs, (B, D) with B at least 1, "
             f"not {tuple(image.shape)} and {tuple(text.shape)}"
         )
     if groups is not None and groups.shape != image.shape[:1]:
@@ -44,10 +44,10 @@ def check(image: Tensor, text: Tensor, groups: Tensor | None, chunk: int) -> Non
 
 
 class Block(NamedTuple):
-    """N images against M texts: the whole batch's square, or a rank's part of it.
+    """N images by M texts: the matrix of the batch, or a rank's part of it.
 
-    `first` is the text of image 0 (negative, or at least M: it is not among these texts), and image
-    i belongs to text `first` + i, unless groups are given.
+    Without groups, image i matches text `first` + i, which may be outside these texts (negative, or
+    at least M).
     """
 
     image: Float[Tensor, "N D"]
@@ -61,12 +61,12 @@ class Block(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What is computed in: float32 at least."""
+        """The dtype of the computation: at least float32."""
         return torch.promote_types(self.image.dtype, torch.float32)
 
 
 class Tile(NamedTuple):
-    """R images against C texts of a block."""
+    """R images by C texts of a block."""
 
     rows: slice
     columns: slice
@@ -74,7 +74,7 @@ class Tile(NamedTuple):
     text: Float[Tensor, "C D"]
 
     def room(self, buffer: Tensor) -> Float[Tensor, "R C"]:
-        """The tile's part of a buffer: a fresh one each time would cost much in page faults."""
+        """The tile's part of a buffer, reused because fresh memory costs page faults."""
         size = len(self.image) * len(self.text)
         return buffer[:size].view(len(self.image), len(self.text))
 
@@ -88,13 +88,13 @@ class Tile(NamedTuple):
         return logits.diagonal(block.first + self.rows.start - self.columns.start)
 
     def matches(self, block: Block) -> Tensor | None:
-        """True where image and text are of one group, (R, C); None without groups."""
+        """True where image and text have the same group, (R, C); None without groups."""
         if block.image_groups is None or block.text_groups is None:
             return None
         return block.image_groups[self.rows, None] == block.text_groups[self.columns]
 
     def backward(self, gradient: Tensor, image: Tensor | None, text: Tensor | None) -> None:
-        """Adds what a gradient by the logits, (R, C), means for the embeddings."""
+        """Adds the gradients of the embeddings, given that of the logits, (R, C)."""
         if image is not None:
             image[self.rows].addmm_(gradient, self.text)  # times the scale: see `finish`
         if text is not None:
@@ -112,27 +112,27 @@ def tiles(block: Block) -> Iterator[Tile]:
         image = images[: rows.stop - rows.start].copy_(block.image[rows]).mul_(block.scale)
         for columns in slices(len(block.text)):
             text = block.text[columns]
-            if text.dtype != block.dtype:  # fresh memory for each tile would tear holes in the heap
+            if text.dtype != block.dtype:  # a reused buffer: fresh memory would fragment the heap
                 text = texts[: len(text)].copy_(text)
             yield Tile(rows, columns, image, text)
 
 
 def buffers(block: Block) -> tuple[Tensor, Tensor]:
-    """Room for two tiles."""
+    """Memory for two tiles."""
     size = min(block.chunk, len(block.image)) * min(block.chunk, len(block.text))
     logits, spare = block.image.new_empty(2, size, dtype=block.dtype)
     return logits, spare
 
 
 def exp_scale(image: Tensor, logit_scale: Tensor) -> Tensor:
-    """The scale, in the precision that is computed in."""
+    """The scale, in the dtype of the computation."""
     return logit_scale.to(torch.promote_types(image.dtype, torch.float32)).exp()
 
 
 def accumulators(block: Block, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
-    """Zeros for the gradients by images and texts; None for what nobody asks for.
+    """Zeros for the gradients of images and texts; None where not needed.
 
-    `wanted` is about images, texts and the scalars. The scale's gradient needs one of the others.
+    `wanted` is for images, texts and the scalars. The scale's gradient needs one of the first two.
     """
     of_image, of_text, *of_scalars = wanted
     of_image = of_image or (any(of_scalars) and not of_text)
@@ -142,10 +142,10 @@ def accumulators(block: Block, wanted: Sequence[bool]) -> tuple[Tensor | None, T
 
 
 def finish(block: Block, share: float, image: Tensor | None, text: Tensor | None) -> Tensor:
-    """Makes of sums the gradients of `share` times the sum; returns the one by ln scale.
+    """Scales sums to the gradients of `share` times the loss; returns that of ln scale.
 
     A logit without its bias is linear in the image, in the text and in the scale, so one inner
-    product is enough: the sum of logit times gradient by it is <image, gradient by image>.
+    product suffices: the sum of logit times its gradient is <image, gradient of image>.
     """
     if text is not None:
         text.mul_(share)
@@ -162,16 +162,16 @@ def _inner(a: Tensor, b: Tensor, chunk: int) -> Tensor:
 
 
 def save(ctx: Any, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """Keeps gradients for the backward pass, in the precision of sums."""
+    """Keeps gradients for the backward pass, in the dtype of the sums."""
     ctx.dtypes = [x.dtype for x in inputs]
     ctx.save_for_backward(*gradients)
 
 
 def restore(ctx: Any, gradient: Tensor) -> list[Tensor | None]:
-    """The kept gradients times the one that arrives, in the order of `save`.
+    """The kept gradients times the incoming one, in the order of `save`.
 
-    Only then each takes its input's precision: a gradient that float16 cannot hold is what a loss's
-    scaling is for.
+    Converted to the inputs' dtypes only after that: loss scaling is for gradients that float16
+    cannot represent.
     """
     pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
     return [None if g is None else (g * gradient).to(dtype) for g, dtype in pairs]
@@ -180,10 +180,10 @@ def restore(ctx: Any, gradient: Tensor) -> list[Tensor | None]:
 def sigmoid_sums(
     block: Block, image: Tensor | None, text: Tensor | None
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The sum of a block's losses, and of their gradients by the logits.
+    """The sum of a block's losses, and the sum of the gradients of its logits.
 
-    Adds the gradients by embeddings to `image` and `text`, as `Tile.backward` does. With z = -y
-    logit the loss is softplus(z) and its gradient by the logit -y sigmoid(z): both from one exp.
+    Adds the gradients of embeddings to `image` and `text`, as `Tile.backward` does. With z = -y
+    logit the loss is softplus(z) and the logit's gradient -y sigmoid(z): both from one exp.
     """
     losses, gradients = [], []
     logits, other = buffers(block)
@@ -192,7 +192,7 @@ def sigmoid_sums(
         z, matches = tile.logits(block, tile.room(logits)), tile.matches(block)
         sign = None if matches is None else 1 - 2 * matches.to(z.dtype)
         _flip(tile.diagonal(block, z), z, sign)
-        # one exp for both; on an accelerator the comparison would wait for the tile
+        # one exp for both; on an accelerator the comparison would synchronise
         if z.device.type == "cpu" and z.amax() <= LARGEST:
             losses.append(torch.log1p(z.exp_(), out=spare).sum())
             z.div_(torch.add(z, 1, out=spare))
@@ -216,7 +216,7 @@ def _flip(diagonal: Tensor, logits: Tensor, sign: Tensor | None) -> None:
 
 
 class Softmax(NamedTuple):
-    """What the first walk over a block's tiles leaves for the second."""
+    """Results of the first pass over a block's tiles, for the second."""
 
     rows: Float[Tensor, " N"]  # log sum exp over texts
     columns: Float[Tensor, " M"]  # log sum exp over images
@@ -225,7 +225,7 @@ class Softmax(NamedTuple):
 
 
 def softmax_statistics(block: Block, counts: Tensor | None, keep: bool) -> Softmax:
-    """`counts` (N,) is how many matches an image has, where there are groups."""
+    """`counts` (N,) is the number of matches of each image, where there are groups."""
     rows = block.image.new_full((len(block.image),), -math.inf, dtype=block.dtype)
     columns = block.text.new_full((len(block.text),), -math.inf, dtype=block.dtype)
     targets, kept, room = [], {}, KEPT if keep else 0
@@ -250,16 +250,20 @@ def softmax_statistics(block: Block, counts: Tensor | None, keep: bool) -> Softm
 
 
 def softmax_gradients(
-    block: Block, counts: Tensor | None, walk: Softmax, image: Tensor | None, text: Tensor | None
+    block: Block,
+    counts: Tensor | None,
+    statistics: Softmax,
+    image: Tensor | None,
+    text: Tensor | None,
 ) -> None:
     """Adds the gradients of the sum over rows and columns (twice the loss) to `image`, `text`."""
     logits, other = buffers(block)
     for tile in tiles(block):
         spare = tile.room(other)
-        z = walk.kept.pop((tile.rows.start, tile.columns.start), None)
+        z = statistics.kept.pop((tile.rows.start, tile.columns.start), None)
         z = tile.logits(block, tile.room(logits)) if z is None else z
-        torch.sub(z, walk.columns[tile.columns], out=spare).exp_()
-        z.sub_(walk.rows[tile.rows, None]).exp_().add_(spare)
+        torch.sub(z, statistics.columns[tile.columns], out=spare).exp_()
+        z.sub_(statistics.rows[tile.rows, None]).exp_().add_(spare)
         matches = tile.matches(block)
         if matches is None or counts is None:
             tile.diagonal(block, z).sub_(2)
@@ -269,7 +273,7 @@ def softmax_gradients(
 
 
 def match_counts(block: Block) -> Float[Tensor, " N"] | None:
-    """How many texts each image matches, where there are groups."""
+    """The number of texts that each image matches, where there are groups."""
     if block.image_groups is None or block.text_groups is None:
         return None
     groups, counts = block.text_groups.unique(return_counts=True)
