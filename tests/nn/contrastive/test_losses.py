@@ -215,7 +215,7 @@ def test_backward_twice_and_the_inputs_are_left_alone(loss):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image": torch.zeros(3, 2)}, r"both \(B, D\) .* not \(3, 2\) and \(4, 2\)"),
+        ({"image": torch.zeros(3, 2)}, r"pairs, \(B, D\) .* not \(3, 2\) and \(4, 2\)"),
         ({"image": torch.zeros(0, 2), "text": torch.zeros(0, 2)}, "B at least 1"),
         ({"image": torch.zeros(4), "text": torch.zeros(4)}, r"not \(4,\) and \(4,\)"),
         ({"groups": torch.zeros(3, dtype=torch.int64)}, r"shape \(4,\), not \(3,\)"),
