@@ -116,8 +116,8 @@ class Int8Conv2d(nn.Module):
 
 
 @contextmanager
-def int8(network: nn.Module, wanted: bool = True) -> Iterator[None]:
-    """Within the context, if `wanted`, the network's convolutions and the linear layers of its
+def int8(network: nn.Module, enabled: bool = True) -> Iterator[None]:
+    """Within the context, if `enabled`, the network's convolutions and the linear layers of its
     transformers are int8, with the weights they have on entry.
 
     Layers that are cheap or sensitive are not quantised: the first and last, the timestep's, keys
@@ -127,9 +127,9 @@ def int8(network: nn.Module, wanted: bool = True) -> Iterator[None]:
     Raises:
         ValueError: the network is not on a CPU with such instructions.
     """
-    if wanted:
+    if enabled:
         _check(network)
-    layers = list(_quantizable(network)) if wanted else []
+    layers = list(_quantizable(network)) if enabled else []
     try:
         for parent, name, layer in layers:
             quantized = Int8Conv2d(layer) if isinstance(layer, nn.Conv2d) else Int8Linear(layer)

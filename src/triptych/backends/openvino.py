@@ -185,9 +185,9 @@ class Compiled:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The output for inputs on the CPU of the types that were traced; they are not copied."""
-        given = [tensor.detach().contiguous().numpy() for tensor in inputs]
-        found = self._request.infer(given, share_inputs=True, share_outputs=True)[0]
-        return torch.from_numpy(found.copy())  # the next call writes over its memory
+        arrays = [tensor.detach().contiguous().numpy() for tensor in inputs]
+        output = self._request.infer(arrays, share_inputs=True, share_outputs=True)[0]
+        return torch.from_numpy(output.copy())  # the next call writes over its memory
 
 
 _kept: dict[tuple[Path, bool, int, Shapes], Compiled] = {}

@@ -106,7 +106,7 @@ def denoiser(network: Network, schedule: Schedule, predicts: Predicts) -> Denois
 def conditional_denoiser(
     network: ConditionalNetwork, schedule: Schedule, predicts: Predicts
 ) -> ConditionalDenoiser:
-    """`denoiser` of a network with conditioning, which is given in each call."""
+    """`denoiser` of a network with conditioning, passed with each call."""
     kind = parameterisation(predicts, schedule)
 
     def denoise(

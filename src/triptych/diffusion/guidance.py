@@ -87,7 +87,7 @@ def cfg_plus_plus(
 
     def guided(x: Tensor, level: Level) -> Tensor:
         if level not in ahead:
-            raise ValueError("CFG++ needs the sampler euler over the levels that were given to it")
+            raise ValueError("CFG++ needs the sampler euler over the same levels")
         steps_scale = scale / (1 - ahead[level].ratio / level.ratio)
         return classifier_free(denoise, cond, uncond, steps_scale)(x, level)
 

@@ -129,16 +129,16 @@ class SoftmaxLoss(torch.autograd.Function):
         groups: Tensor | None,
         chunk: int,
     ) -> Tensor:
-        scale, wanted = exp_scale(image, logit_scale), ctx.needs_input_grad[:3]
+        scale, needed = exp_scale(image, logit_scale), ctx.needs_input_grad[:3]
         block = Block(image, text, scale, None, 0, groups, groups, chunk)
         with torch.autocast(image.device.type, enabled=False):
             counts = match_counts(block)
-            statistics = softmax_statistics(block, counts, keep=any(wanted))
+            statistics = softmax_statistics(block, counts, keep=any(needed))
             loss = (statistics.rows.sum() + statistics.columns.sum() - 2 * statistics.target) / (
                 2 * len(image)
             )
-            if any(wanted):
-                gradients = accumulators(block, wanted)
+            if any(needed):
+                gradients = accumulators(block, needed)
                 softmax_gradients(block, counts, statistics, *gradients)
                 by_scale = finish(block, 0.5 / len(image), *gradients)
                 save(ctx, (image, text, logit_scale), (*gradients, by_scale))
@@ -163,12 +163,12 @@ class SigmoidLoss(torch.autograd.Function):
         groups: Tensor | None,
         chunk: int,
     ) -> Tensor:
-        scale, wanted = exp_scale(image, logit_scale), ctx.needs_input_grad[:4]
+        scale, needed = exp_scale(image, logit_scale), ctx.needs_input_grad[:4]
         block = Block(image, text, scale, logit_bias.to(scale), 0, groups, groups, chunk)
         with torch.autocast(image.device.type, enabled=False):
-            gradients = accumulators(block, wanted)
+            gradients = accumulators(block, needed)
             loss, by_bias = sigmoid_sums(block, *gradients)
-            if any(wanted):
+            if any(needed):
                 by_scale = finish(block, 1 / len(image), *gradients)
                 inputs = (image, text, logit_scale, logit_bias)
                 save(ctx, inputs, (*gradients, by_scale, by_bias / len(image)))

@@ -129,18 +129,18 @@ class SoftmaxLossOfRanks(torch.autograd.Function):
         chunk: int,
         ranks: Ranks,
     ) -> Tensor:
-        scale, wanted = exp_scale(image, logit_scale), ctx.needs_input_grad[:3]
+        scale, needed = exp_scale(image, logit_scale), ctx.needs_input_grad[:3]
         own = slice(dist.get_rank(ranks) * len(text), (dist.get_rank(ranks) + 1) * len(text))
         texts = _gather(text, ranks).flatten(0, 1)  # (B, D)
         all_groups = None if groups is None else _gather(groups, ranks).flatten()
         block = Block(image, texts, scale, None, own.start, groups, all_groups, chunk)
         with torch.autocast(image.device.type, enabled=False):
             counts = match_counts(block)
-            statistics = softmax_statistics(block, counts, keep=any(wanted))
+            statistics = softmax_statistics(block, counts, keep=any(needed))
             statistics = statistics._replace(columns=_log_sum_exp(statistics.columns, ranks))
             loss = statistics.rows.sum() + statistics.columns[own].sum() - 2 * statistics.target
-            if any(wanted):
-                of_image, of_texts = accumulators(block, wanted)
+            if any(needed):
+                of_image, of_texts = accumulators(block, needed)
                 softmax_gradients(block, counts, statistics, of_image, of_texts)
                 by_scale = finish(block, 0.5 / len(image), of_image, of_texts)
                 of_text = None
@@ -220,13 +220,13 @@ class SigmoidLossOfRanks(torch.autograd.Function):
         chunk: int,
         ranks: Ranks,
     ) -> Tensor:
-        scale, wanted = exp_scale(image, logit_scale), ctx.needs_input_grad[:4]
+        scale, needed = exp_scale(image, logit_scale), ctx.needs_input_grad[:4]
         block = Block(image, text, scale, logit_bias.to(scale), 0, groups, groups, chunk)
         with torch.autocast(image.device.type, enabled=False):
-            of_image, _ = accumulators(block, wanted)
-            sums, of_text = _ring(block, of_image, wanted[1], ranks)
+            of_image, _ = accumulators(block, needed)
+            sums, of_text = _ring(block, of_image, needed[1], ranks)
             loss, by_bias = (sums / len(image)).unbind()
-            if any(wanted):
+            if any(needed):
                 by_scale = finish(block, 1 / len(image), of_image, of_text)
                 inputs = (image, text, logit_scale, logit_bias)
                 save(ctx, inputs, (of_image, of_text, by_scale, by_bias))

@@ -129,12 +129,12 @@ def exp_scale(image: Tensor, logit_scale: Tensor) -> Tensor:
     return logit_scale.to(torch.promote_types(image.dtype, torch.float32)).exp()
 
 
-def accumulators(block: Block, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
+def accumulators(block: Block, needed: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
     """Zeros for the gradients of images and texts; None where not needed.
 
-    `wanted` is for images, texts and the scalars. The scale's gradient needs one of the first two.
+    `needed` is for images, texts and the scalars. The scale's gradient needs one of the first two.
     """
-    of_image, of_text, *of_scalars = wanted
+    of_image, of_text, *of_scalars = needed
     of_image = of_image or (any(of_scalars) and not of_text)
     image = torch.zeros_like(block.image, dtype=block.dtype) if of_image else None
     text = torch.zeros_like(block.text, dtype=block.dtype) if of_text else None
