@@ -1,13 +1,15 @@
-"""Recipe: pictures from text, by diffusion in latents or on pixels."""
+"""Training of text to image, by diffusion in latents or on pixels."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from triptych import runtime
 from triptych.config import to_json
@@ -57,16 +59,16 @@ from triptych.train.optimizer import build_optimizer
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.weights.loaded import Card, Load, Loaded
 
-LEARNED_FROM = 20_000  # pictures whose captions make the vocabulary
-HELD_OUT = 256  # test pictures that the loss is measured on during training
-FEWEST, PIXELS = 8, 1 << 22  # of large ones only as many as have so many pixels, but at least 8
+VOCABULARY_CAPTIONS = 20_000  # captions that a new vocabulary is trained on
+HELD_OUT = 256  # test pictures for the held-out loss
+FEWEST, PIXELS = 8, 1 << 22  # at most so many pixels of them, but at least 8 pictures
 SHOWN_LARGE = 4  # prompts of a sheet of large pictures
-LARGE = 256 * 256  # pixels from which on pictures are large
+LARGE = 256 * 256  # pixels of a picture that is not large
 CHUNK = 64
 
 
 def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
-    """A text-to-image model with its data, from nothing or from a model that is there."""
+    """A text-to-image model, new or from a checkpoint, with its data."""
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
@@ -74,29 +76,31 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
     torch.manual_seed(runtime.key(training.seed, "weights"))
     if request.pictures:
         source = first_pictures(source, request.pictures)
-    model, tokenizers = _start(request, source, templates, load)
-    _choose_what_moves(model, request)
+    model, tokenizers = _initial_model(request, source, templates, load)
+    _freeze_parts(model, request)
     source = crop_to_buckets(source, model.config, request.training.size if request.buckets else 0)
-    moves = any(p.requires_grad for p in model.text.parameters())
-    cache = _cache(request, source, model, tokenizers, texts=not moves) if request.cache else None
-    config, read = model.config, batch_texts(source, templates)
-    # What is frozen is neither averaged nor saved at every checkpoint; with a cache it is not even
-    # in memory, so nothing below may hold on to `model` itself.
-    alone = not moves and bool(request.cache or request.init)
-    learner, whole = (
-        separate_unet(model, cache if alone else None, device)
-        if alone
+    trains_text = any(p.requires_grad for p in model.text.parameters())
+    cache = None
+    if request.cache:
+        cache = _open_cache(request, source, model, tokenizers, texts=not trains_text)
+    config, texts_of = model.config, batch_texts(source, templates)
+    # Frozen parts are neither averaged nor saved in checkpoints. With a cache they are not even in
+    # memory, so nothing below may keep a reference to `model`.
+    unet_only = not trains_text and bool(request.cache or request.init)
+    learner, complete = (
+        separate_unet(model, cache if unet_only else None, device)
+        if unet_only
         else (model.to(device), None)
     )
-    trained: nn.Module = learner.unet if alone else learner
-    encode = cache.encode_texts if cache and alone else partial(encode_texts, learner, tokenizers)
+    trained: nn.Module = learner.unet if unet_only else learner
+    encode = cache.encode_texts if cache and unet_only else partial(encode_texts, learner, tokenizers)
 
     def minimise(batch: Batch, step: int) -> Loss:
-        texts = read(batch)
-        left_out = torch.rand(len(texts)) < request.drop
-        chosen = ["" if gone else text for text, gone in zip(texts, left_out.tolist(), strict=True)]
-        with torch.set_grad_enabled(moves and torch.is_grad_enabled()):
-            cond = encode(chosen) | condition_on_sizes(config, batch, source.info.shape, device)
+        texts = texts_of(batch)
+        dropped = (torch.rand(len(texts)) < request.drop).tolist()
+        texts = ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
+        with torch.set_grad_enabled(trains_text and torch.is_grad_enabled()):
+            cond = encode(texts) | condition_on_sizes(config, batch, source.info.shape, device)
         return objective(
             learner,
             batch_latents(learner, batch, device, likeliest=request.latents == "likeliest"),
@@ -106,32 +110,9 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
             offset=request.offset,
         )
 
-    judge = held_out_judge(test, tokenizers)
-    pixels = test.info.shape[0] * test.info.shape[1]
-    count = min(HELD_OUT, max(FEWEST, PIXELS // pixels))
-    held_out = take_first(test, count)
-
-    def evaluate(module: nn.Module) -> dict[str, float]:
-        module = whole(module) if whole else module
-        assert isinstance(module, StableDiffusion)
-        image, texts = held_out["image"], read(held_out)
-        row = {
-            "test_mse": held_out_loss(module, tokenizers, image, texts, request.measured or None)
-        }
-        return row | (judge(module) if judge else {})
-
-    drawing = config.sampling.height * config.sampling.width
-    shown = SHOWN if drawing <= LARGE else SHOWN_LARGE
-    sheet = prompt_sheet(test, tokenizers, templates, shown)
-    unet = learner.unet
-    told_by = [] if unet.added is None else [unet.added]
-    optimizer = build_optimizer(
-        request,
-        trained,
-        [unet.time, *told_by, unet.down, unet.middle, unet.up],
-        betas=(0.9, request.beta2),
-        weight_decay=request.weight_decay,
-    )
+    optimizer = _build_optimizer(request, trained, learner)
+    large = config.sampling.height * config.sampling.width > LARGE
+    sheet = prompt_sheet(test, tokenizers, templates, SHOWN_LARGE if large else SHOWN)
     return Recipe(
         model=trained,
         exported=trained,
@@ -139,25 +120,65 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
         batches=lambda start: _batches(
             request, cache.open_latents() if cache else source, start, world
         ),
-        card=to_json(
-            Card(
-                "stable-diffusion",
-                to_json(config),
-                tokenizers=tuple(tokenizer.config for tokenizer in tokenizers),
-                triptych=version("triptych"),
-            )
-        ),
-        chance=_before(request, config),
-        sample=(lambda module: sheet(whole(module))) if whole else sheet,
-        evaluate=evaluate,
+        card=_card(config, tokenizers),
+        chance=_describe_start(request, config),
+        sample=(lambda module: sheet(complete(module))) if complete else sheet,
+        evaluate=_evaluator(request, test, tokenizers, texts_of, complete),
         prepare=cache.fill if cache else None,
-        finished=(lambda module: whole(lora.merge(module))) if whole else None,
+        finished=(lambda module: complete(lora.merge(module))) if complete else None,
         beside=tokenizers[0].save,
         further=write_lora_file if request.lora else None,
     )
 
 
-def _cache(
+def _build_optimizer(
+    request: TrainTextToImage, trained: nn.Module, learner: StableDiffusion
+) -> Optimizer:
+    unet = learner.unet
+    embeddings = [unet.time] if unet.added is None else [unet.time, unet.added]
+    return build_optimizer(
+        request,
+        trained,
+        [*embeddings, unet.down, unet.middle, unet.up],
+        betas=(0.9, request.beta2),
+        weight_decay=request.weight_decay,
+    )
+
+
+def _card(config: StableDiffusionConfig, tokenizers: tuple[Tokenizer, ...]) -> dict[str, Any]:
+    return to_json(
+        Card(
+            "stable-diffusion",
+            to_json(config),
+            tokenizers=tuple(tokenizer.config for tokenizer in tokenizers),
+            triptych=version("triptych"),
+        )
+    )
+
+
+def _evaluator(
+    request: TrainTextToImage,
+    test: Source,
+    tokenizers: tuple[Tokenizer, ...],
+    texts_of: Callable[[Batch], list[str]],
+    complete: Callable[[nn.Module], StableDiffusion] | None,
+) -> Callable[[nn.Module], dict[str, float]]:
+    """Held-out loss and, for the built-in world, the judge's scores."""
+    judge = held_out_judge(test, tokenizers)
+    pixels = test.info.shape[0] * test.info.shape[1]
+    held_out = take_first(test, min(HELD_OUT, max(FEWEST, PIXELS // pixels)))
+
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        model = complete(module) if complete else module
+        assert isinstance(model, StableDiffusion)
+        image, texts = held_out["image"], texts_of(held_out)
+        loss = held_out_loss(model, tokenizers, image, texts, request.measured or None)
+        return {"test_mse": loss} | (judge(model) if judge else {})
+
+    return evaluate
+
+
+def _open_cache(
     request: TrainTextToImage,
     source: Source,
     model: StableDiffusion,
@@ -180,50 +201,41 @@ def _cache(
     )
 
 
-def _before(request: TrainTextToImage, config: StableDiffusionConfig) -> str:
+def _describe_start(request: TrainTextToImage, config: StableDiffusionConfig) -> str:
     if not request.init:
-        return "before learning: mse about 1 to 2 of the network's own prediction"
+        return "before training: an mse of about 1 to 2"
     schedule = config.schedule
     return (
-        f"going on from {request.init}, which predicts the {schedule.predicts} on a "
-        f"{schedule.kind} schedule, and so it stays"
+        f"continuing from {request.init}, which predicts the {schedule.predicts} on a "
+        f"{schedule.kind} schedule"
     )
 
 
 def _batches(
     request: TrainTextToImage, source: Source, start: int, world: World
 ) -> Iterator[Batch]:
-    """Easier data first, if any; the numbers of batches count through."""
+    """The batches: those of easier data first, if there is any."""
     training = request.training
 
-    def of(chosen: Source, begin: int) -> Batches:
+    def open_batches(chosen: Source, first: int) -> Batches:
+        make = partial(batches, chosen)
         if request.buckets:
             assert isinstance(chosen, BucketedSource | CachedLatents)
-            return bucket_batches(
-                chosen,
-                chosen.buckets,
-                training.batch_size // world.size,
-                seed=training.seed,
-                rank=world.rank,
-                ranks=world.size,
-                start=begin,
-                workers=training.workers,
-            )
-        return batches(
-            chosen,
+            make = partial(bucket_batches, chosen, chosen.buckets)
+        return make(
             training.batch_size // world.size,
             seed=training.seed,
             rank=world.rank,
             ranks=world.size,
-            start=begin,
+            start=first,
             workers=training.workers,
         )
 
     easy = request.first_steps * training.accumulate - start
     if easy <= 0:
-        return of(source, start)
+        return open_batches(source, start)
     easier = open_source(request.first, size=training.size or None)
-    return chain(islice(of(easier, start), easy), of(source, start + easy))
+    return chain(islice(open_batches(easier, start), easy), open_batches(source, start + easy))
 
 
 @torch.inference_mode()
@@ -234,7 +246,7 @@ def held_out_loss(
     texts: list[str],
     measured: Predicts | None = None,
 ) -> float:
-    """The loss on held-out pictures at an even comb of levels, always the same and same noise."""
+    """The loss on held-out pictures at evenly spaced noise levels, with fixed noise."""
     device = next(model.parameters()).device
     count = len(image)
     order = torch.randperm(count, generator=runtime.generator(0))
@@ -251,92 +263,104 @@ def held_out_loss(
     return total / count
 
 
-def _start(
+def _initial_model(
     request: TrainTextToImage, source: Source, templates: tuple[str, ...], load: Load
 ) -> tuple[StableDiffusion, tuple[Tokenizer, ...]]:
-    """The model as training finds it, with what reads for it."""
+    """The model before training, and its tokenizers."""
     height, width, channels = source.info.shape
     if request.init:
-        found = load(request.init, dtype="float32")
-        if not isinstance(found.model, StableDiffusion):
-            raise ValueError(f"{request.init} is a {found.card.model}, not a text-to-image model")
-        if found.config.channels != channels:
-            raise ValueError(
-                f"{request.init} draws {found.config.channels} channels, the data has {channels}"
-            )
-        refuse_untrainable(request.init, found.model.config)
-        return found.model.requires_grad_(True), found.tokenizers
-    eye = _frozen_text(request.clip, load) if request.clip else None
-    if eye is None:
-        tokenizer = train_tokenizer(_texts(source, templates), request.vocabulary, request.length)
-        assert tokenizer.config.end is not None
-        tower = TextEncoderConfig(
-            TextConfig(
-                tokenizer.vocabulary,
-                request.length,
-                request.text_width,
-                request.text_layers,
-                request.text_heads,
-                4 * request.text_width,
-                pool=request.text_pool,
-                end=tokenizer.config.end,
-            ),
-            dim=request.text_width,
-        )
+        return _load_initial_model(request.init, channels, load)
+    clip = _load_text_tower(request.clip, load) if request.clip else None
+    if clip is None:
+        texts = _vocabulary_texts(source, templates)
+        tokenizer = train_tokenizer(texts, request.vocabulary, request.length)
+        tower = _new_text_tower(request, tokenizer)
     else:
-        assert eye.tokenizer is not None
-        tokenizer, tower = eye.tokenizer, TextEncoderConfig(eye.config.text, dim=eye.config.dim)
-    maker = _autoencoder(request.autoencoder, channels, load) if request.autoencoder else None
-    model = StableDiffusion(_config(request, (height, width, channels), tower, maker))
-    if eye is not None:
-        model.text[0].load_state_dict(eye.model.get_submodule("text").state_dict())
+        assert clip.tokenizer is not None
+        tokenizer, tower = clip.tokenizer, TextEncoderConfig(clip.config.text, dim=clip.config.dim)
+    autoencoder = None
+    if request.autoencoder:
+        autoencoder = _load_autoencoder(request.autoencoder, channels, load)
+    model = StableDiffusion(_model_config(request, (height, width, channels), tower, autoencoder))
+    if clip is not None:
+        model.text[0].load_state_dict(clip.model.get_submodule("text").state_dict())
         model.text.requires_grad_(False)
-    if maker is not None:
-        model.autoencoder.load_state_dict(maker.model.state_dict())
+    if autoencoder is not None:
+        model.autoencoder.load_state_dict(autoencoder.model.state_dict())
         model.autoencoder.requires_grad_(False)
     return model, (tokenizer,)
 
 
-def _texts(source: Source, templates: tuple[str, ...]) -> list[str]:
+def _load_initial_model(
+    name: str, channels: int, load: Load
+) -> tuple[StableDiffusion, tuple[Tokenizer, ...]]:
+    loaded = load(name, dtype="float32")
+    if not isinstance(loaded.model, StableDiffusion):
+        raise ValueError(f"{name} is a {loaded.card.model}, not a text-to-image model")
+    if loaded.config.channels != channels:
+        raise ValueError(
+            f"{name} makes pictures of {loaded.config.channels} channels, the data has {channels}"
+        )
+    refuse_untrainable(name, loaded.model.config)
+    return loaded.model.requires_grad_(True), loaded.tokenizers
+
+
+def _new_text_tower(request: TrainTextToImage, tokenizer: Tokenizer) -> TextEncoderConfig:
+    assert tokenizer.config.end is not None
+    text = TextConfig(
+        tokenizer.vocabulary,
+        request.length,
+        request.text_width,
+        request.text_layers,
+        request.text_heads,
+        4 * request.text_width,
+        pool=request.text_pool,
+        end=tokenizer.config.end,
+    )
+    return TextEncoderConfig(text, dim=request.text_width)
+
+
+def _vocabulary_texts(source: Source, templates: tuple[str, ...]) -> list[str]:
     if source.info.has_captions:
-        return [text for notes in captions_of(source, LEARNED_FROM) for text in notes]
+        captions = captions_of(source, VOCABULARY_CAPTIONS)
+        return [text for texts in captions for text in texts]
     return [text.replace("{}", name) for name in source.info.classes for text in templates]
 
 
-def _frozen_text(name: str, load: Load) -> Loaded:
-    found = load(name, dtype="float32")
-    if not isinstance(found.model, Clip) or found.config.text is None:
-        raise ValueError(f"{name} is a {found.card.model} without a transformer that reads text")
-    if found.tokenizer is None:
-        raise ValueError(f"{name} has no vocabulary beside it")
-    return found
+def _load_text_tower(name: str, load: Load) -> Loaded:
+    loaded = load(name, dtype="float32")
+    if not isinstance(loaded.model, Clip) or loaded.config.text is None:
+        raise ValueError(f"{name} is a {loaded.card.model}, which has no text transformer")
+    if loaded.tokenizer is None:
+        raise ValueError(f"{name} has no tokenizer")
+    return loaded
 
 
-def _autoencoder(name: str, channels: int, load: Load) -> Loaded:
-    found = load(name, dtype="float32")
-    if not isinstance(found.model, Autoencoder | TinyAutoencoder):
-        raise ValueError(f"{name} is a {found.card.model}, not an autoencoder")
-    if found.config.channels != channels:
-        raise ValueError(f"{name} reads {found.config.channels} channels, the data has {channels}")
-    return found
+def _load_autoencoder(name: str, channels: int, load: Load) -> Loaded:
+    loaded = load(name, dtype="float32")
+    if not isinstance(loaded.model, Autoencoder | TinyAutoencoder):
+        raise ValueError(f"{name} is a {loaded.card.model}, not an autoencoder")
+    if loaded.config.channels != channels:
+        raise ValueError(f"{name} needs {loaded.config.channels} channels, the data has {channels}")
+    return loaded
 
 
-def _config(
+def _model_config(
     request: TrainTextToImage,
     shape: tuple[int, int, int],
     tower: TextEncoderConfig,
-    maker: Loaded | None,
+    autoencoder: Loaded | None,
 ) -> StableDiffusionConfig:
     height, width, channels = shape
-    kind = maker.config if maker else None
-    latent = kind.latent_channels if kind else channels * request.patch**2
+    coder = autoencoder.config if autoencoder else None
+    latents = coder.latent_channels if coder else channels * request.patch**2
     assert tower.dim is not None
     sampler, spacing = parse_sampler(request.sampler)
     check_draws_batches(sampler)
     return StableDiffusionConfig(
         LatentUNetConfig(
-            latent,
-            latent,
+            latents,
+            latents,
             request.widths,
             request.blocks,
             request.transformers,
@@ -364,17 +388,17 @@ def _config(
             height=height,
             width=width,
         ),
-        kind if maker and isinstance(maker.model, Autoencoder) else None,
-        kind if maker and isinstance(maker.model, TinyAutoencoder) else None,
-        0 if maker else request.patch,
+        coder if autoencoder and isinstance(autoencoder.model, Autoencoder) else None,
+        coder if autoencoder and isinstance(autoencoder.model, TinyAutoencoder) else None,
+        0 if autoencoder else request.patch,
         request.drop,
     )
 
 
-def _choose_what_moves(model: StableDiffusion, request: TrainTextToImage) -> None:
-    """Latents stay what they are; low-rank updates leave everything else as it is."""
+def _freeze_parts(model: StableDiffusion, request: TrainTextToImage) -> None:
+    """Freeze the autoencoder; with a checkpoint the text towers; with LoRA all but the updates."""
     model.autoencoder.requires_grad_(False)
-    if request.init:  # published towers were trained on far more than one's own captions
+    if request.init:  # its towers were trained on more captions than the data has
         model.text.requires_grad_(False)
     if request.lora:
         model.unet.requires_grad_(False)
