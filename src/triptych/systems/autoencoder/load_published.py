@@ -31,7 +31,7 @@ FIRST_LAYER = {"encoder": "0.weight", "decoder": "1.weight"}
 
 
 def recognise(found: Layout) -> bool:
-    """Whether a checkpoint is an autoencoder alone."""
+    """Whether a checkpoint is an autoencoder and nothing else."""
     if found.form == "diffusers":
         return "Pipeline" not in found.declared
     return found.form == "file" and is_autoencoder(read_header(found.path).shapes)
@@ -51,11 +51,6 @@ def is_autoencoder(names: Iterable[str]) -> bool:
 def load_published(
     found: Layout, dtype: torch.dtype | None = None, reading: Reading = AS_STORED
 ) -> Published:
-    """A checkpoint that `recognise` accepts; see `load_autoencoder`."""
-    return load_autoencoder(found.path, dtype)
-
-
-def load_autoencoder(path: Path, dtype: torch.dtype | None = None) -> Published:
     """Load a diffusers folder with an `AutoencoderKL` or `AutoencoderTiny`, or a file of either.
 
     Weights are cast to `dtype`; None keeps the dtype in which each is stored.
@@ -64,6 +59,7 @@ def load_autoencoder(path: Path, dtype: torch.dtype | None = None) -> Published:
         ValueError: the model is of another kind; the other half of a tiny autoencoder, or the
             configuration of a KL one, is missing; or tensors do not fit.
     """
+    path = found.path
     try:
         if path.is_dir():
             return _from_config(read_json(path / "config.json"), chosen(path)[0], dtype)

@@ -1,4 +1,4 @@
-"""Recipe: KL autoencoder, and a patch discriminator where one is asked for."""
+"""Training of the KL autoencoder, with an optional patch discriminator."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -43,13 +43,13 @@ from triptych.vision.images import to_pictures
 from triptych.vision.transforms import ImageTransform
 from triptych.weights.loaded import Card, Load
 
-HELD_OUT = 200  # test pictures that numbers are computed of
+HELD_OUT = 200  # test pictures for evaluation
 SHOWN = 10
 CHUNK = 50
 
 
-class Pair(nn.Module):
-    """What is trained and so saved: the autoencoder with what it believes, and its judge."""
+class Trained(nn.Module):
+    """All that is trained and saved in checkpoints."""
 
     def __init__(self, reconstruction: Reconstruction, discriminator: PatchDiscriminator | None):
         super().__init__()
@@ -58,7 +58,7 @@ class Pair(nn.Module):
 
 
 def build(request: TrainAutoencoder, world: World, load: Load) -> Recipe:
-    """An autoencoder with its data."""
+    """A new autoencoder with its data."""
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
@@ -69,7 +69,7 @@ def build(request: TrainAutoencoder, world: World, load: Load) -> Recipe:
         request.blocks,
         request.groups,
         request.attention,
-        scale=1.0,  # measured on the way out
+        scale=1.0,  # measured after training
     )
     torch.manual_seed(runtime.key(training.seed, "weights"))
     autoencoder = Autoencoder(config)
@@ -77,18 +77,18 @@ def build(request: TrainAutoencoder, world: World, load: Load) -> Recipe:
     if request.adversarial:
         widths = request.discriminator_widths
         discriminator = PatchDiscriminator(source.info.shape[2], widths, request.groups)
-    model = Pair(
+    model = Trained(
         Reconstruction(autoencoder, request.likelihood, request.deviation), discriminator
     ).to(device)
     held_out = take_first(test, HELD_OUT)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, Autoencoder)
-        return fidelity(module, held_out["image"], held_out.get("caption"), test)
+        return measure_fidelity(module, held_out["image"], held_out.get("caption"), test)
 
     def finished(module: nn.Module) -> nn.Module:
         assert isinstance(module, Autoencoder)
-        return scaled_to_one(module, held_out["image"])
+        return rescale_latents(module, held_out["image"])
 
     def card(module: nn.Module) -> dict[str, Any]:
         assert isinstance(module, Autoencoder)
@@ -100,7 +100,7 @@ def build(request: TrainAutoencoder, world: World, load: Load) -> Recipe:
         updates=_updates(
             request,
             model,
-            _distance(request.perceptual, source.info.shape[2], device, load),
+            _perceptual_distance(request.perceptual, source.info.shape[2], device, load),
             world,
         ),
         batches=lambda start: batches(
@@ -113,17 +113,17 @@ def build(request: TrainAutoencoder, world: World, load: Load) -> Recipe:
             workers=training.workers,
         ),
         card=card,
-        chance=f"a grey picture: absolute {_grey(held_out['image']):.3f}",
-        sample=_sheet(held_out["image"][:SHOWN]),
+        chance=f"a grey picture: absolute {_mean_deviation(held_out['image']):.3f}",
+        sample=_sample_sheet(held_out["image"][:SHOWN]),
         evaluate=evaluate,
         finished=finished,
     )
 
 
 def _updates(
-    request: TrainAutoencoder, model: Pair, perceptual: Distance | None, world: World
+    request: TrainAutoencoder, model: Trained, perceptual: Distance | None, world: World
 ) -> Sequence[Update]:
-    """The autoencoder, and then its judge on the same pictures."""
+    """Update the autoencoder, then the discriminator on the same pictures."""
     weights = LossWeights(request.kl, request.perceptual_weight, request.adversarial)
     config = model.reconstruction.autoencoder.config
 
@@ -132,7 +132,7 @@ def _updates(
         return torch.randn(len(image), *shape, device=image.device)
 
     def reconstruct(batch: Batch, step: int) -> Loss:
-        judge = model.discriminator if step > request.adversarial_from else None
+        discriminator = model.discriminator if step > request.adversarial_from else None
         image = batch["image"]
         return generator_objective(
             model.reconstruction,
@@ -140,14 +140,15 @@ def _updates(
             noise(image),
             weights,
             perceptual=perceptual,
-            discriminator=judge,
+            discriminator=discriminator,
             add_up=world.add_up,
         )
 
     adversarial = model.discriminator is not None
     betas = (0.5, 0.9) if adversarial else (0.9, 0.99)
-    found = model.reconstruction.autoencoder
-    inner = [found.encoder.down, found.encoder.middle, found.decoder.middle, found.decoder.up]
+    encoder = model.reconstruction.autoencoder.encoder
+    decoder = model.reconstruction.autoencoder.decoder
+    inner = [encoder.down, encoder.middle, decoder.middle, decoder.up]
     generator = Update(
         "g" if adversarial else "",
         model.reconstruction,
@@ -174,30 +175,34 @@ def _updates(
     return [generator, critic]
 
 
-def _distance(name: str, channels: int, device: torch.device, load: Load) -> Distance | None:
-    """The perceptual distance in the features of a model that was trained here or elsewhere."""
+def _perceptual_distance(
+    name: str, channels: int, device: torch.device, load: Load
+) -> Distance | None:
+    """The perceptual distance in the features of a classifier or CLIP."""
     if not name:
         return None
-    found = load(name, device, dtype="float32")
-    if isinstance(found.model, Classifier):
-        if found.config.channels != channels:
-            raise ValueError(f"{name} reads {found.config.channels} channels, the data {channels}")
-        return PerceptualDistance(classifier_maps(found.model))
-    tower = found.model.image if isinstance(found.model, Clip) else None
-    if isinstance(tower, VisionTransformer) and isinstance(found.transform, ImageTransform):
+    loaded = load(name, device, dtype="float32")
+    if isinstance(loaded.model, Classifier):
+        if loaded.config.channels != channels:
+            raise ValueError(
+                f"{name} needs {loaded.config.channels} channels, the data has {channels}"
+            )
+        return PerceptualDistance(classifier_maps(loaded.model))
+    tower = loaded.model.image if isinstance(loaded.model, Clip) else None
+    if isinstance(tower, VisionTransformer) and isinstance(loaded.transform, ImageTransform):
         layers = range(0, len(tower.transformer.blocks), 2)
         return PerceptualDistance(
-            clip_maps(tower, layers, found.transform.mean, found.transform.std)
+            clip_maps(tower, layers, loaded.transform.mean, loaded.transform.std)
         )
     raise ValueError(
-        f"{name} is a {found.card.model}: pictures are compared in a classifier or in a CLIP with "
+        f"{name} is a {loaded.card.model}; a perceptual distance needs a classifier, or a CLIP with "
         "a vision transformer"
     )
 
 
 @torch.inference_mode()
-def scaled_to_one(autoencoder: Autoencoder, image: Tensor) -> Autoencoder:
-    """The same autoencoder, whose latents of such pictures have a deviation of one
+def rescale_latents(autoencoder: Autoencoder, image: Tensor) -> Autoencoder:
+    """The autoencoder with the scale that gives latents of these pictures a standard deviation of 1
     (arXiv:2112.10752, appendix G).
     """
     device = next(autoencoder.parameters()).device
@@ -210,37 +215,37 @@ def scaled_to_one(autoencoder: Autoencoder, image: Tensor) -> Autoencoder:
 
 
 @torch.inference_mode()
-def reconstructed(autoencoder: Autoencoder, image: Tensor) -> Tensor:
-    """There and back by the likeliest latents, on the CPU."""
+def reconstruct_all(autoencoder: Autoencoder, image: Tensor) -> Tensor:
+    """Encode by the mode of the posterior and decode, in batches; on the CPU."""
     device = next(autoencoder.parameters()).device
     parts = [autoencoder.reconstruct(part.to(device)).float().cpu() for part in image.split(CHUNK)]
     return torch.cat(parts)
 
 
-def fidelity(
+def measure_fidelity(
     autoencoder: Autoencoder, image: Tensor, captions: list[str] | None, source: Source
 ) -> dict[str, float]:
-    """PSNR in decibels of pictures as bytes, and of the built-in world how often the exact judge
-    finds captions true of reconstructions, and of the originals.
+    """PSNR in decibels of 8-bit pictures; for the built-in world also how often the exact judge
+    finds captions true of reconstructions and of the originals.
     """
-    given, back = to_pictures(image), to_pictures(reconstructed(autoencoder, image))
-    errors = np.square(given.astype(np.float64) - back).mean(axis=(1, 2, 3))
+    originals, decoded = to_pictures(image), to_pictures(reconstruct_all(autoencoder, image))
+    errors = np.square(originals.astype(np.float64) - decoded).mean(axis=(1, 2, 3))
     row = {"psnr": float((10 * np.log10(255**2 / np.maximum(errors, 1e-12))).mean())}
     if isinstance(source, SceneSource) and captions is not None:
-        for name, pictures in (("true", back), ("true_of_originals", given)):
+        for name, pictures in (("true", decoded), ("true_of_originals", originals)):
             verdicts = [satisfies(read(p), c) for p, c in zip(pictures, captions, strict=True)]
             row[name] = report(verdicts)["whole"].value
     return row
 
 
-def _sheet(image: Tensor) -> Callable[[nn.Module], np.ndarray]:
+def _sample_sheet(image: Tensor) -> Callable[[nn.Module], np.ndarray]:
     def draw(module: nn.Module) -> np.ndarray:
         assert isinstance(module, Autoencoder)
-        rows = [to_pictures(image), to_pictures(reconstructed(module, image))]
+        rows = [to_pictures(image), to_pictures(reconstruct_all(module, image))]
         return labelled_grid(np.stack(rows), ["given", "back"])
 
     return draw
 
 
-def _grey(image: Tensor) -> float:
+def _mean_deviation(image: Tensor) -> float:
     return float((image - image.mean()).abs().mean())

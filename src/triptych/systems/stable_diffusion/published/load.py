@@ -8,7 +8,7 @@ executed or downloaded.
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,6 @@ from triptych.systems.stable_diffusion.published.tokenizers import (
     file_tokenizers,
     folder_tokenizers,
 )
-from triptych.text.tokenizer import Tokenizer
 from triptych.weights.files.read import read_cast, read_header
 from triptych.weights.keymap import Rule, convert, fill
 from triptych.weights.layouts import Layout
@@ -49,38 +48,14 @@ from triptych.weights.skeleton import skeleton
 ADVICE = "get a complete file, or the publisher's folder with model_index.json"
 
 
-class TextToImageParts(NamedTuple):
-    """A text-to-image model and its tokenizers."""
-
-    config: StableDiffusionConfig
-    model: StableDiffusion
-    tokenizers: tuple[Tokenizer, ...]
-    notes: tuple[str, ...]
-    """For the user, such as which parts are left out."""
-
-
 def recognise(found: Layout) -> bool:
-    """Whether a checkpoint may be a text-to-image model as a whole."""
+    """Whether a checkpoint may be a complete text-to-image model."""
     return found.form in ("diffusers", "file")
 
 
 def load_published(
     found: Layout, dtype: torch.dtype | None = None, reading: Reading = AS_STORED
 ) -> Published:
-    """A checkpoint that `recognise` accepts; see `load_stable_diffusion`."""
-    whole = load_stable_diffusion(found.path, dtype, reading)
-    return Published(
-        "stable-diffusion",
-        whole.config,
-        whole.model,
-        tokenizers=whole.tokenizers,
-        notes=whole.notes,
-    )
-
-
-def load_stable_diffusion(
-    path: Path, dtype: torch.dtype | None = None, reading: Reading = AS_STORED
-) -> TextToImageParts:
     """Load a folder with `model_index.json`, or a `.safetensors` or `.ckpt` with all parts.
 
     Weights are cast to `dtype`; None keeps the dtype in which each is stored. There is never a
@@ -90,6 +65,7 @@ def load_stable_diffusion(
         ValueError: the checkpoint is of another family, which is named; a part or a vocabulary is
             missing; tensors do not fit; or the prediction type is unknown.
     """
+    path = found.path
     try:
         return (_folder if path.is_dir() else _file)(path, dtype, reading)
     except ValueError as error:
@@ -97,7 +73,7 @@ def load_stable_diffusion(
         raise ValueError(f"{about}{error}") from error
 
 
-def _folder(path: Path, dtype: torch.dtype | None, reading: Reading) -> TextToImageParts:
+def _folder(path: Path, dtype: torch.dtype | None, reading: Reading) -> Published:
     if reading.weights != "raw":
         raise ValueError(
             "averaged weights of a diffusers folder are a variant: leave out --weights ema"
@@ -115,7 +91,7 @@ def _folder(path: Path, dtype: torch.dtype | None, reading: Reading) -> TextToIm
         state = read_cast(folder.files[name], dtype)
         rules = folder_rules(config, name, names, state)
         _fill_module(module, state, rules, f"{folder.files[name]}")
-    return TextToImageParts(config, model, tokenizers, folder.notes)
+    return Published("stable-diffusion", config, model, tokenizers=tokenizers, notes=folder.notes)
 
 
 def folder_rules(
@@ -133,7 +109,7 @@ def folder_rules(
     return transformers_rules(config.text[towers.index(part)], names)
 
 
-def _file(path: Path, dtype: torch.dtype | None, reading: Reading) -> TextToImageParts:
+def _file(path: Path, dtype: torch.dtype | None, reading: Reading) -> Published:
     if reading.variant:
         raise ValueError("a single file has no variants: leave out --variant")
     file = describe_single_file(path, predicts=reading.predicts, weights=reading.weights)
@@ -154,7 +130,9 @@ def _file(path: Path, dtype: torch.dtype | None, reading: Reading) -> TextToImag
         state = {short: tensors[full] for short, full in stored.items()}
         rules = file_rules(config, name, file.parts[name], state)
         _fill_module(module, state, rules, f"{file.parts[name].prefix}*")
-    return TextToImageParts(config, model, tokenizers, (*file.notes, *notes))
+    return Published(
+        "stable-diffusion", config, model, tokenizers=tokenizers, notes=(*file.notes, *notes)
+    )
 
 
 def file_config(file: SingleFile) -> tuple[StableDiffusionConfig, tuple[str, ...]]:
