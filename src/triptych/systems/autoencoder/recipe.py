@@ -195,7 +195,7 @@ def _perceptual_distance(
             clip_maps(tower, layers, loaded.transform.mean, loaded.transform.std)
         )
     raise ValueError(
-        f"{name} is a {loaded.card.model}; a perceptual distance needs a classifier, or a CLIP with "
+        f"{name} is a {loaded.card.model}; a perceptual distance needs a classifier or a CLIP with "
         "a vision transformer"
     )
 
