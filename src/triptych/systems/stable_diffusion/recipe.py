@@ -93,7 +93,9 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
         else (model.to(device), None)
     )
     trained: nn.Module = learner.unet if unet_only else learner
-    encode = cache.encode_texts if cache and unet_only else partial(encode_texts, learner, tokenizers)
+    encode = (
+        cache.encode_texts if cache and unet_only else partial(encode_texts, learner, tokenizers)
+    )
 
     def minimise(batch: Batch, step: int) -> Loss:
         texts = texts_of(batch)
