@@ -1,9 +1,8 @@
-"""Parts of scenes as a folder of captioned pictures, to train a CLIP that reads windows.
+"""Writes crops of scenes as a folder of captioned pictures, to train a CLIP for windows.
 
-From every picture of `scenes` (training split, 64 x 64): a square around each object, its side and
-place a little off, captioned with colour and shape; a square that cuts the object, in which only
-the colour can be told; and a square of bare ground. All are brought to 32 x 32, as a window of a
-picture is before a tower reads it.
+Of every picture of `scenes` (training split, 64 x 64): a square around each object with some
+jitter, captioned with colour and shape; a square that cuts the object, captioned with its colour
+only; and a square of ground. All are resized to 32 x 32, like the windows of detection.
 
     python benchmarks/scene_parts.py runs/parts --scenes 12000
     triptych train clip --preset tiny --text words --data runs/parts --run runs/clip-parts
@@ -27,7 +26,7 @@ Box = tuple[float, float, float, float]
 
 
 def overlap(square: Box, box: Box) -> float:
-    """The share of the box that the square holds."""
+    """The share of the box that is inside the square."""
     wide = min(square[2], box[2]) - max(square[0], box[0])
     high = min(square[3], box[3]) - max(square[1], box[1])
     area = (box[2] - box[0]) * (box[3] - box[1])

@@ -1,8 +1,8 @@
-"""The built-in world and its judge: how fast they are, and the proof that the judge is exact.
+"""The built-in world and its reader: their speed, and how exact the reader is.
 
-python benchmarks/scenes.py                        JSON lines: speed, proof, tolerance, fakes
+python benchmarks/scenes.py                        JSON lines: speed, accuracy, robustness, fakes
 python benchmarks/scenes.py --pictures 500         the same with fewer pictures (5,000)
-python benchmarks/scenes.py --calibrate            the distances of true objects at each side
+python benchmarks/scenes.py --calibrate            quantiles of true objects' distances by side
 python benchmarks/scenes.py --learn 180            what a small network learns in 180 CPU seconds
 python benchmarks/scenes.py --sheet scenes.png     a labelled sheet of the world
 """
@@ -52,7 +52,7 @@ from triptych.scenes.world import (
 )
 from triptych.systems.classifier.model import Classifier, ClassifierConfig, objective
 
-SEED, CALIBRATED = 5, 1000  # the proof is on other scenes than the calibration
+SEED, CALIBRATED = 5, 1000  # the test uses other scenes than the calibration
 
 
 def say(**figures: Any) -> None:

@@ -1,11 +1,11 @@
-"""What a CLIP or SigLIP trained on the built-in world has learned, each attribute apart.
+"""What a CLIP or SigLIP trained on the built-in world has learned, by attribute.
 
     python benchmarks/scenes_clip.py runs/clip-scenes [--count 2000] [--classifier runs/judge]
 
 Zero-shot accuracy of colour and of shape over labels that training captions use ("a red object",
 "a star"), on test pictures and on the pairs of colour and shape held out of training; recall@1 of a
-picture among 1,000 by a caption that the reader finds true of that picture only; and, with a
-supervised classifier of shapes beside it, both under a change of style (line drawings).
+picture among 1,000 by a caption that the reader finds true of that picture only; and zero-shot
+accuracy on line drawings, compared with a supervised classifier of shapes.
 """
 
 import argparse

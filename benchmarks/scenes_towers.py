@@ -3,10 +3,10 @@
     python benchmarks/scenes_towers.py batches --pairs 60000 --out runs/batches
     python benchmarks/scenes_towers.py towers --pairs 60000 --out runs/towers
 
-`batches`: both losses with the same two towers (texts as bags of words, which learn soonest) at
-batch sizes 16, 64, 256 and 1,024, every point from the same number of pairs seen. `towers`: ViT and
-ResNet, transformer and bag of words. A point is a run of the recipe, judged as `scenes_clip.py`
-judges; one that is there already is kept, so an interrupted series goes on.
+`batches`: both losses with the same towers (texts as bags of words, which learn fastest) at batch
+sizes 16, 64, 256 and 1,024, each trained on the same number of pairs. `towers`: ViT and ResNet,
+transformer and bag of words. Each point is a training run, evaluated as in `scenes_clip.py`; points
+that exist are not repeated, so an interrupted series can be resumed.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""The 1,797 real handwritten digits that scikit-learn carries, 8 x 8 pixels.
+"""The 1,797 handwritten digits that come with scikit-learn, 8 x 8 pixels.
 
 E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (its test part):
-grey values are counts from 0 to 16. There is no official split; ours is fixed by a key.
+grey values are counts from 0 to 16. There is no official split; ours is a fixed random one.
 """
 
 import gzip
@@ -25,7 +25,7 @@ def digits_index() -> Index:
         raise ValueError(
             "the handwritten digits come with scikit-learn: pip install 'triptych[evaluation]'"
         )
-    # The file, not `load_digits`: importing scikit-learn for it takes seconds.
+    # Read the file itself: importing scikit-learn for `load_digits` takes seconds.
     path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     with gzip.open(path, "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.int64)  # 64 counts and the digit

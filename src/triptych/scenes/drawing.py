@@ -194,8 +194,8 @@ def relief_of(
     """The brightness of a regular texture, -1 to 1."""
     if texture == "shaded":
         folds = shading(side) if turn < 2 else -shading(side)
-        whole = np.broadcast_to(folds, (side, side))
-        return whole if turn % 2 else whole.T
+        relief = np.broadcast_to(folds, (side, side))
+        return relief if turn % 2 else relief.T
     edge = np.arange(side + 1) * (CHECKS / side)  # in squares
     lit = np.abs((edge / 2) % 1 * 2 - 1)  # the integral of a row of squares, up to a constant
     wave = ((lit[:-1] - lit[1:]) * (side / CHECKS)).astype(np.float32)

@@ -36,8 +36,8 @@ def pixels_of(picture: Any) -> Float32[np.ndarray, "3 S S"]:
     elif array.dtype != np.uint8:
         raise ValueError(f"a picture must be uint8 or floats in [-1, 1], not {array.dtype}")
     if side > LARGEST:
-        whole = Image.fromarray(np.rint(array).astype(np.uint8))
-        array = np.asarray(whole.resize((LARGEST, LARGEST), Image.Resampling.BOX))
+        image = Image.fromarray(np.rint(array).astype(np.uint8))
+        array = np.asarray(image.resize((LARGEST, LARGEST), Image.Resampling.BOX))
     return np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32)
 
 

@@ -71,18 +71,18 @@ def accuracy(seen: Int[Tensor, " N"], truth: Int[Tensor, " N"]) -> Accuracy:
 
 
 def conditional_accuracy(
-    seen: Int[Tensor, " N"], asked: Int[Tensor, " N"], classes: int
+    seen: Int[Tensor, " N"], requested: Int[Tensor, " N"], classes: int
 ) -> ConditionalAccuracy:
     """Accuracy overall and for each class, with the confusion matrix.
 
     Raises:
         ValueError: a class was never requested, or a class is outside 0 to classes - 1.
     """
-    overall = accuracy(seen, asked)
-    pairs = (asked * classes + seen).cpu()
+    overall = accuracy(seen, requested)
+    pairs = (requested * classes + seen).cpu()
     if (
-        min(int(seen.min()), int(asked.min())) < 0
-        or max(int(seen.max()), int(asked.max())) >= classes
+        min(int(seen.min()), int(requested.min())) < 0
+        or max(int(seen.max()), int(requested.max())) >= classes
     ):
         raise ValueError(f"classes must be 0 to {classes - 1}")
     confusion = torch.bincount(pairs, minlength=classes**2).view(classes, classes).tolist()

@@ -1,4 +1,4 @@
-"""Pictures in memory as one array: what the digits, IDX, CIFAR and `.npz` files become.
+"""Pictures in memory as one array: digits, and the contents of IDX, CIFAR and `.npz` files.
 
 Dimensions: N pictures, H height, W width, C channels.
 """
@@ -40,23 +40,27 @@ class InMemory:
 
 
 def array_index(name: str, form: str, parts: list[Part], classes: tuple[str, ...] = ()) -> Index:
-    """The index of pictures in memory. `classes` names the labels; by default by their numbers."""
+    """The index of pictures in memory. `classes` are the names of the labels, by default numbers.
+
+    Raises:
+        ValueError: no pictures, pictures of several shapes, or labels that do not count from 0.
+    """
     shapes = {part.images.shape[1:] for part in parts}
     if len(shapes) != 1:
         raise ValueError(
-            f"the parts of {name!r} have pictures of different shapes: {sorted(shapes)}"
+            f"the splits of {name!r} have pictures of different shapes: {sorted(shapes)}"
         )
     images = np.concatenate([p.images for p in parts]) if len(parts) > 1 else parts[0].images
     if not len(images):
-        raise ValueError(f"{name!r} holds no pictures")
+        raise ValueError(f"{name!r} contains no pictures")
     labels = None
     if all(part.labels is not None for part in parts):
         labels = np.concatenate([part.labels for part in parts if part.labels is not None])
         least, most = int(labels.min()), int(labels.max())
         if least < 0 or most >= (len(classes) or MAX_CLASSES):
             raise ValueError(
-                f"{name!r} has labels from {least} to {most}: they must number the "
-                f"{len(classes) or ''} classes from 0"
+                f"{name!r} has labels from {least} to {most}: they must count from 0 to "
+                f"{(len(classes) or MAX_CLASSES) - 1:,} at most"
             )
         classes = classes or tuple(str(number) for number in range(most + 1))
     height, width, channels = images.shape[1:]

@@ -41,25 +41,25 @@ def conditions(rows: Sequence[dict[str, Any]]) -> Conditions:
     notes: list[str] = []
     for name in names:
         values = [_missing_as_none(row.get(name)) for row in rows]
-        given = [value for value in values if value is not None]
-        if not given:
+        present = [value for value in values if value is not None]
+        if not present:
             continue
-        if all(_truth(value) is not None for value in given):
+        if all(_truth(value) is not None for value in present):
             attributes[name] = np.array(
                 [bool(value and _truth(value)) for value in values], np.uint8
             )
-        elif any(isinstance(value, list) for value in given):
+        elif any(isinstance(value, list) for value in present):
             attributes |= _categories(name, [_words(value) for value in values], notes)
-        elif all(_number(value) is not None for value in given):
+        elif all(_number(value) is not None for value in present):
             numbers = [math.nan if value is None else _number(value) for value in values]
-            whole = all(
+            integral = all(
                 number is None or number % 1 == 0 or math.isnan(number) for number in numbers
             )
-            different = len(set(map(_number, given)))
-            if whole and different <= MAX_VALUES // 2:
+            different = len(set(map(_number, present)))
+            if integral and different <= MAX_VALUES // 2:
                 words = [() if value is None else (f"{_number(value):.0f}",) for value in values]
                 attributes |= _categories(name, words, notes)
-            elif whole and different == len(given) and different > MAX_VALUES:
+            elif integral and different == len(present) and different > MAX_VALUES:
                 notes.append(f"column {name!r} is ignored: it numbers the pictures")
             else:
                 vector[name] = np.array(numbers, np.float32)
@@ -78,9 +78,9 @@ def conditions(rows: Sequence[dict[str, Any]]) -> Conditions:
 def _categories(
     name: str, words: Sequence[tuple[str, ...] | None], notes: list[str]
 ) -> dict[str, UInt8[np.ndarray, " N"]]:
-    given = [word for row in words for word in row or ()]
-    different = sorted(set(given), key=_sort_key)
-    repeated = len(different) <= FEW or 2 * len(different) <= len(given)
+    present = [word for row in words for word in row or ()]
+    different = sorted(set(present), key=_sort_key)
+    repeated = len(different) <= FEW or 2 * len(different) <= len(present)
     if None in words or len(different) > MAX_VALUES or not repeated:
         why = "it is not text, a number or a list of words"
         if None not in words:

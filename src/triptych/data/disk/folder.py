@@ -41,7 +41,7 @@ class InFiles:
 
 
 @dataclass(slots=True)
-class Found:
+class Sample:
     """A picture with a valid header."""
 
     name: str  # unique
@@ -66,7 +66,7 @@ def folder_index(root: Path) -> Index:
         pictures = [name for name in pictures if name not in skipped]
         pictures = _keep_listed(pictures, rows, "the metadata file does not list them", notes)
     unread = {name: skipped.pop(name) for name in list(skipped) if _is_beside(name)}
-    found = []
+    samples = []
     for name in pictures:
         stem = splitext(name)[0]
         texts = [f"{stem}.{ending}" for ending in BESIDE]
@@ -82,9 +82,9 @@ def folder_index(root: Path) -> Index:
         split = splits.get(name, "")
         inner = name.partition("/")[2] if split else name
         split = canonical(row.split) or split
-        found.append(Found(name, inner, files[name], header, row, split))
+        samples.append(Sample(name, inner, files[name], header, row, split))
     form = ", ".join(["folder", *sorted({basename(table) for table in tables})])
-    return build_index(root.resolve().name, form, found, skipped, notes)
+    return build_index(root.resolve().name, form, samples, skipped, notes)
 
 
 def tar_index(source: str, shards: Sequence[Path]) -> Index:
@@ -95,7 +95,7 @@ def tar_index(source: str, shards: Sequence[Path]) -> Index:
     Raises:
         ValueError: a tar is compressed or damaged.
     """
-    found: dict[str, Found] = {}
+    samples: dict[str, Sample] = {}
     skipped: dict[str, str] = {}
     for shard in shards:
         split = split_in_name(shard.name.removesuffix(".tar"))
@@ -119,7 +119,7 @@ def tar_index(source: str, shards: Sequence[Path]) -> Index:
                     skipped.setdefault(f"{shard.name}/{stem}", "a text without a picture")
                 continue
             place, name = files.pop("picture"), f"{shard.name}/{picture}"
-            if name in found:
+            if name in samples:
                 skipped[f"{name} again"] = "a second file of the same name"
                 continue
             try:
@@ -127,38 +127,38 @@ def tar_index(source: str, shards: Sequence[Path]) -> Index:
             except (ValueError, OSError) as error:
                 skipped[name] = _reason(error)
                 continue
-            found[name] = Found(name, picture, place, header, row, split)
+            samples[name] = Sample(name, picture, place, header, row, split)
     form = f"{len(shards)} webdataset tar{'s' if len(shards) > 1 else ''}"
-    return build_index(source, form, list(found.values()), skipped, [])
+    return build_index(source, form, list(samples.values()), skipped, [])
 
 
 def build_index(
-    name: str, form: str, found: list[Found], skipped: dict[str, str], notes: list[str]
+    name: str, form: str, samples: list[Sample], skipped: dict[str, str], notes: list[str]
 ) -> Index:
     """One index of all splits, so that class numbers and attributes mean the same in each."""
-    expected = {"caption": [bool(f.row.captions) for f in found]}
-    if all(f.row.boxes is None for f in found):
-        blank = [f for f in found if f.row.blank and not f.row.captions]
+    expected = {"caption": [bool(f.row.captions) for f in samples]}
+    if all(f.row.boxes is None for f in samples):
+        blank = [f for f in samples if f.row.blank and not f.row.captions]
         skipped |= {f.name: "an empty caption" for f in blank}
-        expected["caption"] = [bool(f.row.captions) for f in found]
-    expected["label"] = [f.row.label is not None for f in found]
+        expected["caption"] = [bool(f.row.captions) for f in samples]
+    expected["label"] = [f.row.label is not None for f in samples]
     for what, has in expected.items():
         if MOSTLY * len(has) <= sum(has) < len(has):
-            lacking = [f for f, h in zip(found, has, strict=True) if not h]
+            lacking = [f for f, h in zip(samples, has, strict=True) if not h]
             skipped.update({f.name: f"no {what}" for f in lacking if f.name not in skipped})
         elif 0 < sum(has) < len(has):
             notes.append(
                 f"only {sum(has):,} of {len(has):,} pictures have a {what}: it is ignored for all"
             )
-    found = [f for f in found if f.name not in skipped]
-    columns = conditions([f.row.columns or {} for f in found])
+    samples = [f for f in samples if f.name not in skipped]
+    columns = conditions([f.row.columns or {} for f in samples])
     missing = np.isnan(columns.vector_values)
     for row in np.flatnonzero(missing.any(axis=1)):
         names = [name for name, gone in zip(columns.vector, missing[row], strict=True) if gone]
-        skipped[found[row].name] = f"no number for {', '.join(names)}"
+        skipped[samples[row].name] = f"no number for {', '.join(names)}"
     complete = ~missing.any(axis=1)
-    found = [f for f, usable in zip(found, complete, strict=True) if usable]
-    annotations = _annotations(found, columns, complete)
+    samples = [f for f, usable in zip(samples, complete, strict=True) if usable]
+    annotations = _annotations(samples, columns, complete)
     forms = [
         form,
         *(["captions"] if annotations.captions else []),
@@ -167,20 +167,22 @@ def build_index(
     return Index(
         name=name,
         form=", ".join(forms),
-        stored=InFiles([f.place for f in found]),
-        names=[f.name for f in found],
-        sizes=np.array([f.header[1:3] for f in found], np.int32).reshape(-1, 2),
-        grey=np.array([f.header.grey for f in found], np.bool_),
-        splits=[f.split for f in found],
+        stored=InFiles([f.place for f in samples]),
+        names=[f.name for f in samples],
+        sizes=np.array([f.header[1:3] for f in samples], np.int32).reshape(-1, 2),
+        grey=np.array([f.header.grey for f in samples], np.bool_),
+        splits=[f.split for f in samples],
         annotations=annotations,
         skipped=skipped,
         notes=(*notes, *columns.notes),
     )
 
 
-def _annotations(found: Sequence[Found], columns: Conditions, complete: np.ndarray) -> Annotations:
-    classes, labels = _classes(found)
-    boxes = any(f.row.boxes is not None for f in found)
+def _annotations(
+    samples: Sequence[Sample], columns: Conditions, complete: np.ndarray
+) -> Annotations:
+    classes, labels = _classes(samples)
+    boxes = any(f.row.boxes is not None for f in samples)
     return Annotations(
         classes=classes,
         labels=labels,
@@ -188,17 +190,19 @@ def _annotations(found: Sequence[Found], columns: Conditions, complete: np.ndarr
         attribute_values=columns.attribute_values[complete] if columns.attributes else None,
         vector=columns.vector,
         vector_values=columns.vector_values[complete] if columns.vector else None,
-        captions=[f.row.captions for f in found] if all(f.row.captions for f in found) else None,
-        boxes=[_boxes(f) for f in found] if boxes else None,
-        box_labels=[f.row.box_labels for f in found] if boxes else None,
+        captions=[f.row.captions for f in samples]
+        if all(f.row.captions for f in samples)
+        else None,
+        boxes=[_boxes(f) for f in samples] if boxes else None,
+        box_labels=[f.row.box_labels for f in samples] if boxes else None,
     )
 
 
-def _classes(found: Sequence[Found]) -> tuple[tuple[str, ...], Int64[np.ndarray, " N"] | None]:
+def _classes(samples: Sequence[Sample]) -> tuple[tuple[str, ...], Int64[np.ndarray, " N"] | None]:
     """The labels of the rows, else the first subfolder if every picture is in one of several."""
-    labels: list[str | int | None] = [f.row.label for f in found]
+    labels: list[str | int | None] = [f.row.label for f in samples]
     if None in labels:
-        labels = [f.inner.partition("/")[0] if "/" in f.inner else None for f in found]
+        labels = [f.inner.partition("/")[0] if "/" in f.inner else None for f in samples]
         if None in labels or len(set(labels)) < 2:
             return (), None
     texts = [str(label) for label in labels]
@@ -208,11 +212,11 @@ def _classes(found: Sequence[Found]) -> tuple[tuple[str, ...], Int64[np.ndarray,
     return tuple(names), np.array([place[text] for text in texts], np.int64)
 
 
-def _boxes(found: Found) -> Float32[np.ndarray, "M 4"]:
+def _boxes(sample: Sample) -> Float32[np.ndarray, "M 4"]:
     """Top left and bottom right corners, relative to the picture and clipped to it."""
-    boxes = np.array(found.row.boxes or [], np.float64).reshape(-1, 4)
-    if not found.row.relative:
-        boxes /= np.array([found.header.width, found.header.height] * 2)
+    boxes = np.array(sample.row.boxes or [], np.float64).reshape(-1, 4)
+    if not sample.row.relative:
+        boxes /= np.array([sample.header.width, sample.header.height] * 2)
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     return corners.clip(0, 1).astype(np.float32)
 
@@ -243,7 +247,7 @@ def _is_beside(name: str) -> bool:
 def _metadata_rows(
     tables: Iterable[str], files: Mapping[str, Place], skipped: dict[str, str]
 ) -> dict[str, Row]:
-    """Rows by the picture's name. A name is only compared with the files found, never opened."""
+    """Rows by the picture's name. A name is only compared with those of the files, never opened."""
     rows: dict[str, Row] = {}
     bad: dict[str, str] = {}  # pictures whose rows cannot be used
     for table in tables:

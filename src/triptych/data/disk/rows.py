@@ -72,10 +72,10 @@ def row_of(fields: dict[str, Any]) -> Row:
             raise ValueError("an empty list of captions")
     labels = [rest.pop(name) for name in LABEL_KEYS if name in rest]
     if labels and labels[0] not in (None, ""):
-        whole = isinstance(labels[0], int | float) and labels[0] % 1 == 0
-        if not whole and not isinstance(labels[0], str):
+        integral = isinstance(labels[0], int | float) and labels[0] % 1 == 0
+        if not integral and not isinstance(labels[0], str):
             raise ValueError(f"a label must be a name or a whole number, not {labels[0]!r:.40}")
-        row.label = int(labels[0]) if whole else clean(labels[0])
+        row.label = int(labels[0]) if integral else clean(labels[0])
     if rest.get("split"):
         row.split = str(rest["split"])
     rest.pop("split", None)

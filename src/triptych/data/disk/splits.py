@@ -30,8 +30,8 @@ def canonical(split: str) -> str:
 
 def split_in_name(stem: str) -> str:
     """The split in a file's name: `train` in `flickr8k-train-00`; "" without one."""
-    found = IN_NAME.search(stem)
-    return canonical(found[1]) if found else ""
+    match = IN_NAME.search(stem)
+    return canonical(match[1]) if match else ""
 
 
 def holds_out(splits: Sequence[str]) -> bool:
@@ -48,23 +48,23 @@ def rows_of(split: str, names: Sequence[str], splits: Sequence[str]) -> Int64[np
     Raises:
         ValueError: no picture is in that split; lists those there are.
     """
-    wanted = canonical(split)
+    chosen = canonical(split)
     there = sorted(set(splits) - {""})
     if holds_out(splits):
-        if wanted == "test" and "test" not in there and "validation" in there:
-            wanted = "validation"
-        rows = [row for row, other in enumerate(splits) if other == wanted]
-    elif wanted in ("train", "test"):
-        of_interest = wanted == "test"
-        rows = [row for row, name in enumerate(names) if _held_out(name) == of_interest]
+        if chosen == "test" and "test" not in there and "validation" in there:
+            chosen = "validation"
+        rows = [row for row, other in enumerate(splits) if other == chosen]
+    elif chosen in ("train", "test"):
+        held_out = chosen == "test"
+        rows = [row for row, name in enumerate(names) if _held_out(name) == held_out]
         there = ["train", "test"]
-        if wanted == "train" and not rows:  # too few: all were held out
+        if chosen == "train" and not rows:  # too few: all were held out
             rows = list(range(len(names)))
     else:
         rows, there = [], ["train", "test"]
     if not rows:
-        known = nearest(wanted, there)
-        raise ValueError(f"no picture is in the split {split!r}; the splits are: {there}.{known}")
+        hint = nearest(chosen, there)
+        raise ValueError(f"no picture is in the split {split!r}; the splits are: {there}.{hint}")
     return np.asarray(rows, dtype=np.int64)
 
 

@@ -79,7 +79,7 @@ class Pictures:
             self.kept = shared.reshape(count, *self.shape)
             self.filled = np.frombuffer(mmap.mmap(-1, count), np.bool_)
 
-    def __getstate__(self) -> dict[str, Any]:  # a spawned worker keeps its own
+    def __getstate__(self) -> dict[str, Any]:  # a spawned worker has a cache of its own
         return {k: v for k, v in self.__dict__.items() if k not in ("kept", "filled")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ class Pictures:
             picture = resize_crop(picture, size)
         if picture.shape != self.shape:
             raise ValueError(
-                f"{picture.shape[1]} x {picture.shape[0]} pixels, unlike its header says"
+                f"{picture.shape[1]} x {picture.shape[0]} pixels, but its header says otherwise"
             )
         if self.kept is not None:
             self.kept[index] = picture
