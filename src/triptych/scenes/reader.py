@@ -408,8 +408,8 @@ def _distance(patch: Patch, covered: np.ndarray, error: np.ndarray, contrast: np
     padded[:, row + 1, column + 1] = error * there
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     smooth = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
-    object_ = covered * contrast
+    drawing = covered * contrast
     lost, shown = (
-        np.sqrt(a[0] * a[0] + a[1] * a[1] + a[2] * a[2]).sum() for a in (smooth, object_)
+        np.sqrt(a[0] * a[0] + a[1] * a[1] + a[2] * a[2]).sum() for a in (smooth, drawing)
     )
     return float(lost / max(shown, 1e-6))
