@@ -75,7 +75,8 @@ def test_digits_are_learned_from_a_frozen_model(
     head = load_file(out / "probe.safetensors")
     loaded = load(str(model), dtype="float32")
     train, test = (
-        list(frozen.look(loaded, part))[-1] for part in frozen.train_and_test("digits", limit=500)
+        list(frozen.embed_gallery(loaded, part))[-1]
+        for part in frozen.train_and_test("digits", limit=500)
     )
     seen = (test.features @ head["weight"].T + head["bias"]).argmax(1)
     assert float((seen == test.labels).double().mean()) == pytest.approx(top["value"])

@@ -258,7 +258,7 @@ def _draw(result: "Classified", path: Path) -> None:
 
 def _readings(result: "Classified", rows: int, shown: "Tensor") -> "list[Reading]":
     """Both, whichever the model was trained for; softmax over all labels, not only those shown."""
-    from triptych.systems.classification.pipeline import read
+    from triptych.systems.classification.pipeline import to_probabilities
     from triptych.systems.classification.similarity import (
         cosine_reading,
         neutral_bias,
@@ -266,12 +266,12 @@ def _readings(result: "Classified", rows: int, shown: "Tensor") -> "list[Reading
     )
 
     logits = result.logits()[:rows]
-    softmax = read(logits, "softmax")[:, shown].numpy()
+    softmax = to_probabilities(logits, "softmax")[:, shown].numpy()
     if result.reads == "sigmoid":
         bias, why = result.bias, "learned"
     else:  # none was learned
         bias, why = neutral_bias(logits.numpy()), "chosen: one yes a picture"
-    sigmoid = read(logits[:, shown] + bias - result.bias, "sigmoid").numpy()
+    sigmoid = to_probabilities(logits[:, shown] + bias - result.bias, "sigmoid").numpy()
     shifted = f"sigmoid(cosine x {result.scale:.3g} {'-' if bias < 0 else '+'} {abs(bias):.3g})"
     mark = {how: " - as this model is read" if how == result.reads else "" for how in READINGS}
     return [

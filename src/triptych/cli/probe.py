@@ -13,7 +13,7 @@ from triptych.cli.words import plain
 
 if TYPE_CHECKING:
     from triptych.data.gallery import Gallery
-    from triptych.systems.classification.frozen import Seen
+    from triptych.systems.classification.frozen import Features
     from triptych.systems.classification.probe import FewShot, Probe
     from triptych.weights.loaded import Loaded
 
@@ -92,12 +92,12 @@ def _check_shots(shots: tuple[int, ...], learned: "Gallery") -> None:
         )
 
 
-def _seen(loaded: "Loaded", pictures: "Gallery", batch: int) -> "Seen":
+def _seen(loaded: "Loaded", pictures: "Gallery", batch: int) -> "Features":
     """Looks at all of them, says a line for each quarter, and what could not be read."""
     from triptych.systems.classification import frozen
 
     quarters = 0
-    for seen in frozen.look(loaded, pictures, batch):
+    for seen in frozen.embed_gallery(loaded, pictures, batch):
         if int(4 * seen.done) > quarters and seen.done < 1:
             quarters = int(4 * seen.done)
             say(f"  {seen.done:.0%}: {len(seen.labels):,} pictures")
@@ -108,14 +108,16 @@ def _seen(loaded: "Loaded", pictures: "Gallery", batch: int) -> "Seen":
     return seen
 
 
-def _learn(parsed: Arguments, train: "Seen", test: "Seen") -> dict[str, Any]:
+def _learn(parsed: Arguments, train: "Features", test: "Features") -> dict[str, Any]:
     """The probe, and few shots where they are asked for: said, and written where asked for."""
     from triptych.config import to_json
-    from triptych.systems.classification.probe import chosen_probe
+    from triptych.systems.classification.probe import fit_probe_and_penalty
     from triptych.systems.classification.report import zero_shot
 
     classes = len(train.classes)
-    probe, tried = chosen_probe(train.features, train.labels, classes, seed=parsed.seeds[0])
+    probe, tried = fit_probe_and_penalty(
+        train.features, train.labels, classes, seed=parsed.seeds[0]
+    )
     names = [name.replace("_", " ") for name in train.classes]
     found = zero_shot(probe.logits(test.features), test.labels, names, "softmax")
     say(
@@ -145,7 +147,7 @@ def _learn(parsed: Arguments, train: "Seen", test: "Seen") -> dict[str, Any]:
     return report
 
 
-def _few(parsed: Arguments, train: "Seen", test: "Seen") -> "list[FewShot]":
+def _few(parsed: Arguments, train: "Features", test: "Features") -> "list[FewShot]":
     from triptych.systems.classification.probe import few_shot
 
     learned = []

@@ -13,7 +13,11 @@ import triptych
 from triptych.config import to_json
 from triptych.requests import Classify
 from triptych.running import run
-from triptych.systems.classification.pipeline import read, read_labels, resolve_templates
+from triptych.systems.classification.pipeline import (
+    read_labels,
+    resolve_templates,
+    to_probabilities,
+)
 from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.systems.siglip.model import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from triptych.systems.two_towers.labels import embed_labels
@@ -87,7 +91,7 @@ def test_readings_are_their_closed_forms(clip, siglip, tmp_path):
         logits = loaded.model.logits(result.image, result.text)
         torch.testing.assert_close(result.logits(), logits, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="softmax or sigmoid"):
-        read(torch.zeros(1, 1), "argmax")
+        to_probabilities(torch.zeros(1, 1), "argmax")
 
 
 @pytest.mark.parametrize("names", [("photo",), ("simple", "a drawing of the {}")])

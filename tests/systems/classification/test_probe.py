@@ -12,9 +12,9 @@ from sklearn.model_selection import cross_val_score
 from torch.nn import functional as F
 
 from triptych.systems.classification.probe import (
-    chosen_probe,
     few_shot,
     fit_probe,
+    fit_probe_and_penalty,
     linear_probe,
     nearest_mean,
 )
@@ -64,7 +64,7 @@ def test_real_clip_features_and_the_choice_of_another_library(real_data):
     labels = torch.tensor(dogs).long()
     train, test = slice(0, 700), slice(700, None)
     penalties = (1e-1, 1e-3, 1e-5)
-    probe, tried = chosen_probe(image[train], labels[train], 2, penalties=penalties)
+    probe, tried = fit_probe_and_penalty(image[train], labels[train], 2, penalties=penalties)
     # two classes have one vector there, ours two of half its length
     peers = [LogisticRegression(C=2 / (p * 700), max_iter=5000, tol=1e-8) for p in penalties]
     shares = [cross_val_score(peer, image[train], labels[train], cv=5).mean() for peer in peers]
@@ -82,11 +82,11 @@ def test_the_penalty_is_chosen_on_a_part_of_each_class():
     """Features that say their class in one number; one of a rare class always stays to learn."""
     labels = torch.tensor([0] * 10 + [1] * 5 + [2])
     features = F.one_hot(labels, 3).double()
-    probe, tried = chosen_probe(features, labels, 3, penalties=(1e-4,), validation=0.4)
+    probe, tried = fit_probe_and_penalty(features, labels, 3, penalties=(1e-4,), validation=0.4)
     assert tried == {1e-4: 1.0}
     assert torch.equal(probe.logits(features).argmax(1), labels)
-    with pytest.raises(ValueError, match="leave no part to choose"):
-        chosen_probe(features[[0, 10, 15]], labels[[0, 10, 15]], 3)
+    with pytest.raises(ValueError, match="leaves none to choose"):
+        fit_probe_and_penalty(features[[0, 10, 15]], labels[[0, 10, 15]], 3)
 
 
 def test_what_chooses_the_penalty_was_not_fitted():
@@ -94,7 +94,7 @@ def test_what_chooses_the_penalty_was_not_fitted():
     draw = torch.Generator().manual_seed(0)
     features = torch.randn(100, 200, generator=draw, dtype=torch.float64)
     labels = torch.arange(100) % 2
-    probe, tried = chosen_probe(features, labels, 2, penalties=(1e-3,))
+    probe, tried = fit_probe_and_penalty(features, labels, 2, penalties=(1e-3,))
     assert torch.equal(probe.logits(features).argmax(1), labels)
     assert tried[1e-3] < 0.85  # of 20 coins
 
@@ -151,7 +151,7 @@ def test_more_shots_know_more_and_text_helps_the_first(digits):
 
 def test_what_cannot_be_learned_is_refused(digits):
     features, labels = digits
-    with pytest.raises(ValueError, match="leave none to judge on"):
+    with pytest.raises(ValueError, match="leave none to score on"):
         few_shot(features, labels, 10, 174)
     with pytest.raises(ValueError, match="needs the text"):
         few_shot(features, labels, 10, 1, head="probe from text")

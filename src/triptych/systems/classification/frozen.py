@@ -1,4 +1,4 @@
-"""What a frozen model sees of labelled pictures: a vector each, to learn classes from.
+"""Features of labelled pictures from a frozen model.
 
 Dimensions: N pictures, D width of a feature.
 """
@@ -17,8 +17,8 @@ from triptych.weights.loaded import Loaded
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """Pictures of known classes, as far as they were looked at."""
+class Features:
+    """Features of the pictures embedded so far, with their labels."""
 
     features: Float[Tensor, "N D"]
     """Unit length, float32."""
@@ -27,33 +27,33 @@ class Seen:
     skipped: dict[str, str]
     """Pictures that could not be read, with the reason."""
     done: float
-    """The share that was looked at."""
+    """The share of pictures that are done."""
 
 
 def train_and_test(
     name: str, test: str = "", limit: int = 0
 ) -> tuple[gallery.Gallery, gallery.Gallery]:
-    """Pictures to learn from and pictures to be judged on: two sources, or both splits of one.
+    """Training and test pictures: two sources, or the two splits of one.
 
-    Where a source sets none aside, a tenth is held out (`data/splits.py`). Of two sources the
-    classes are matched by name. `limit` holds for each; 0 is all.
+    A source without a test split holds out a tenth (`data/disk/splits.py`). Classes of two sources
+    are matched by name. `limit` is per split; 0 is all.
 
     Raises:
-        ValueError: there is no such source, it has no classes, or the two have different ones.
+        ValueError: there is no such source, it has no classes, or the test classes are others.
     """
     if not test:
         train = gallery.open_labelled(name, "train", limit)
         return train, gallery.open_labelled(name, "test", limit)
     apart = name in SCENES or holds_out(open_index(name).splits)
     learned = gallery.open_labelled(name, "train" if apart else "", limit)
-    return learned, _renumbered(gallery.open_labelled(test, "", limit), learned.classes, test, name)
+    return learned, _renumber(gallery.open_labelled(test, "", limit), learned.classes, test, name)
 
 
-def look(loaded: Loaded, pictures: gallery.Gallery, batch: int = 32) -> Iterator[Seen]:
-    """Look at pictures batch by batch; the last item has them all.
+def embed_gallery(loaded: Loaded, pictures: gallery.Gallery, batch: int = 32) -> Iterator[Features]:
+    """Embed pictures batch by batch; the last item has all of them.
 
     Raises:
-        ValueError: no picture can be read, or the model embeds no pictures.
+        ValueError: no picture can be read, or the model cannot embed pictures.
     """
     features: Tensor | None = None
     labels: list[int] = []
@@ -67,23 +67,24 @@ def look(loaded: Loaded, pictures: gallery.Gallery, batch: int = 32) -> Iterator
             features[len(labels) : len(labels) + len(vectors)] = vectors
             labels += [picture.label for picture in decoded.sources]
         if features is not None:
-            known = features[: len(labels)], torch.tensor(labels)
-            yield Seen(*known, pictures.classes, skipped, decoded.done)
+            done = features[: len(labels)], torch.tensor(labels)
+            yield Features(*done, pictures.classes, skipped, decoded.done)
     if features is None:
         reasons = [f"\n  {name}: {why}" for name, why in list(skipped.items())[:20]]
         raise ValueError("no picture could be read" + ("".join(reasons) or ": there is none"))
 
 
-def _renumbered(
+def _renumber(
     found: gallery.Gallery, classes: Sequence[str], name: str, learned: str
 ) -> gallery.Gallery:
-    """The same pictures with labels that count the classes of another source."""
-    number = {known: at for at, known in enumerate(classes)}
-    if unknown := [known for known in found.classes if known not in number]:
+    """The same pictures, their labels numbered as the classes of another source."""
+    number = {label: at for at, label in enumerate(classes)}
+    if unknown := [label for label in found.classes if label not in number]:
         raise ValueError(
-            f"{name} has classes that {learned} has not: {', '.join(unknown[:10])}"
-            f"{', ...' if len(unknown) > 10 else ''}; there: {', '.join(classes[:10])}"
+            f"{name} has classes that are not in {learned}: {', '.join(unknown[:10])}"
+            f"{', ...' if len(unknown) > 10 else ''}; rename them, those of {learned} are "
+            f"{', '.join(classes[:10])}"
         )
-    places = [number[known] for known in found.classes]
+    places = [number[label] for label in found.classes]
     pictures = [picture._replace(label=places[picture.label]) for picture in found.pictures]
     return gallery.Gallery(pictures, tuple(classes), found.skipped)

@@ -24,7 +24,7 @@ MAX_LABELS_FILE = 16 << 20  # bytes
 
 @dataclass(frozen=True, eq=False)
 class Classified:
-    """Pictures and labels in one space, as far as the pictures were read."""
+    """Pictures embedded so far, and labels, in one space."""
 
     request: Classify
     labels: tuple[str, ...]
@@ -41,13 +41,13 @@ class Classified:
     bias: float
     """What is then added; 0 for CLIP."""
     truth: Int64[Tensor, " N"] | None
-    """The label that each picture has in its source, where that was asked for."""
+    """The label of each picture in its source, if the request compares with it."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Pictures that could not be read, with the reason."""
     cut: dict[str, str] = field(default_factory=dict)
-    """Prompts that are too long for the model, with what it does not see of them."""
+    """Prompts that are too long for the model, with the end that was cut off."""
     done: float = 1.0
-    """The share of the pictures that was looked at."""
+    """The share of the pictures that are done."""
 
     def cosines(self) -> Float[Tensor, "N L"]:
         return self.image @ self.text.T
@@ -56,19 +56,19 @@ class Classified:
         return self.scale * self.cosines() + self.bias
 
     def probabilities(self) -> Float[Tensor, "N L"]:
-        """As the model was trained to be read."""
-        return read(self.logits(), self.reads)
+        """By the model's own softmax or sigmoid."""
+        return to_probabilities(self.logits(), self.reads)
 
 
-def read(logits: Float[Tensor, "N L"], how: str) -> Float[Tensor, "N L"]:
+def to_probabilities(logits: Float[Tensor, "N L"], how: str) -> Float[Tensor, "N L"]:
     """Logits as probabilities: one `softmax` over the labels, or a `sigmoid` for each of them."""
     if how not in ("softmax", "sigmoid"):
-        raise ValueError(f"logits are read by softmax or sigmoid, not {how!r}")
+        raise ValueError(f"logits become probabilities by softmax or sigmoid, not {how!r}")
     return logits.softmax(-1) if how == "softmax" else logits.sigmoid()
 
 
 def run(request: Classify, load: Load) -> Iterator[Classified]:
-    """Look at pictures batch by batch; the last item that it yields is the whole result.
+    """Embed pictures batch by batch; the last item has all of them.
 
     Raises:
         ValueError: no picture can be read, or labels, templates, source or model do not fit.

@@ -1,4 +1,4 @@
-"""What frozen features know: a linear classifier on top of them, and one from a few examples.
+"""Classifiers on frozen features: linear probes and few-shot learning.
 
 Logistic regression is convex, so L-BFGS finds its one minimum, which scikit-learn finds too
 (C = 1 / (penalty * N) there). The protocol is CLIP's (arXiv:2103.00020, section A.3): the penalty
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from triptych.runtime import generator, key
 from triptych.scores.accuracy import Accuracy, accuracy
 
-PENALTIES = tuple(10.0**exponent for exponent in range(1, -8, -1))  # of strongest to weakest
+PENALTIES = tuple(10.0**exponent for exponent in range(1, -8, -1))  # strongest to weakest
 SHOTS = (1, 2, 4, 8, 16)
 VALIDATION_SHOTS = 4  # at most, beside the shots that are learned from (arXiv:2109.01134)
 
@@ -39,19 +39,19 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """A linear probe on pictures that it was not fitted to."""
+    """A linear probe on test pictures."""
 
     accuracy: Accuracy
     likelihood: float
     """Negative log likelihood, nats a picture."""
     penalty: float
     validation: dict[float, float]
-    """Accuracy on the validation part for each penalty that was tried."""
+    """Validation accuracy of each penalty."""
 
 
 @dataclass(frozen=True)
 class FewShot:
-    """Learning from `shots` pictures of each class, over several draws of them."""
+    """Few-shot accuracy over several draws of `shots` pictures per class."""
 
     head: str
     shots: int
@@ -61,7 +61,7 @@ class FewShot:
     """The standard deviation over draws; 0 for a single one."""
     draws: tuple[float, ...]
     chance: float
-    """What the best constant answer gets."""
+    """The accuracy of always answering the most frequent class."""
 
 
 def fit_probe(
@@ -75,21 +75,21 @@ def fit_probe(
 ) -> Probe:
     """Multinomial logistic regression: mean cross-entropy + penalty / 2 * |weight - start|^2.
 
-    The bias is free. `start` is zero, or the text vectors of the classes times a scale, towards
-    which few examples should pull only as far as they justify: a strong penalty leaves the
-    zero-shot classifier, a weak one an ordinary probe. `near` only makes the fit quicker.
+    The bias has no penalty. `start` is zero, or the text vectors of the classes times a scale: then
+    a strong penalty keeps the zero-shot classifier, a weak one gives an ordinary probe. `near`, an
+    earlier fit, only makes this one faster.
 
     Raises:
-        ValueError: features and labels do not fit together, or the penalty is not above 0.
+        ValueError: shapes do not match, or the penalty is not above 0.
     """
     _check(features, labels, classes)
     if not 0 < penalty < math.inf:
-        raise ValueError(f"penalty must be above 0, for one minimum to exist, not {penalty}")
+        raise ValueError(f"penalty must be above 0 and finite, not {penalty}")
     x = features.double()
     centre = x.new_zeros(classes, x.shape[1]) if start is None else start.double()
     if centre.shape != (classes, x.shape[1]):
         raise ValueError(
-            f"start is a vector for each class, ({classes}, {x.shape[1]}), not "
+            f"start must have a vector for each class, ({classes}, {x.shape[1]}), not "
             f"{tuple(centre.shape)}"
         )
     change = (torch.zeros_like(centre) if near is None else near.weight - centre).requires_grad_()
@@ -122,17 +122,17 @@ def choose_penalty(
     penalties: Sequence[float] = PENALTIES,
     start: Float[Tensor, "K D"] | None = None,
 ) -> tuple[float, dict[float, float]]:
-    """The penalty with the best validation accuracy; among equals the strongest. And all of them.
+    """The penalty with the best validation accuracy (of equals the strongest), and all accuracies.
 
-    From strong to weak, each fit beginning where the last one ended.
+    Each fit, from strong to weak, starts at the one before.
     """
     probe = None
-    found = {}
+    accuracies = {}
     for penalty in sorted(penalties, reverse=True):
         probe = fit_probe(*train, classes, penalty, start=start, near=probe)
         right = probe.logits(validation[0]).argmax(1) == validation[1]
-        found[penalty] = float(right.double().mean())
-    return max(found, key=lambda penalty: found[penalty]), found
+        accuracies[penalty] = float(right.double().mean())
+    return max(accuracies, key=lambda penalty: accuracies[penalty]), accuracies
 
 
 def linear_probe(
@@ -144,13 +144,13 @@ def linear_probe(
     validation: float = 0.2,
     seed: int = 0,
 ) -> ProbeReport:
-    """Fit to `train`, a part of which chooses the penalty, and judge on `test`.
+    """Fit on `train`, with the penalty chosen on a part of it, and score on `test`.
 
     Raises:
-        ValueError: features and labels do not fit together, or too few to set a part aside.
+        ValueError: shapes do not match, or there are too few pictures for a validation part.
     """
     _check(*test, classes)
-    probe, tried = chosen_probe(
+    probe, tried = fit_probe_and_penalty(
         *train, classes, penalties=penalties, validation=validation, seed=seed
     )
     logits = probe.logits(test[0])
@@ -158,7 +158,7 @@ def linear_probe(
     return ProbeReport(accuracy(logits.argmax(1), test[1]), likelihood, probe.penalty, tried)
 
 
-def chosen_probe(
+def fit_probe_and_penalty(
     features: Float[Tensor, "N D"],
     labels: Int64[Tensor, " N"],
     classes: int,
@@ -167,20 +167,20 @@ def chosen_probe(
     validation: float = 0.2,
     seed: int = 0,
 ) -> tuple[Probe, dict[float, float]]:
-    """A probe fitted to all of these pictures, its penalty chosen on a part of each class that the
-    fits it was chosen among had not seen; and the accuracy of each penalty there.
+    """A probe fitted to all pictures, with the penalty chosen on a held-out part of each class; and
+    the validation accuracy of each penalty.
 
     Raises:
-        ValueError: features and labels do not fit together, or too few to set a part aside.
+        ValueError: shapes do not match, or there are too few pictures for a validation part.
     """
     _check(features, labels, classes)
     counts = labels.bincount(minlength=classes)
-    most = (counts - 1).clamp(min=0)  # one of each class stays to learn from
+    most = (counts - 1).clamp(min=0)  # at least one of each class is left to train on
     aside = (validation * counts).round().long().minimum(most)
     if not 0 < validation < 1 or int(aside.sum()) == 0:
         raise ValueError(
-            f"{validation:.0%} of {int(counts.max())} pictures of a class or fewer leave no part "
-            "to choose the penalty on"
+            f"{validation:.0%} of at most {int(counts.max())} pictures of a class leaves none to "
+            "choose the penalty on: use more pictures"
         )
     choosing = _ranks_in_class(labels, classes, key(seed, "validation")) < aside[labels]
     penalty, tried = choose_penalty(
@@ -195,9 +195,8 @@ def chosen_probe(
 def nearest_mean(
     features: Float[Tensor, "N D"], labels: Int64[Tensor, " N"], classes: int
 ) -> Float[Tensor, "K D"]:
-    """The direction of each class: the mean of its unit features, of unit length again.
-
-    Cosines with it are the logits (prototypes, arXiv:1703.05175).
+    """The mean of each class's unit features, at unit length; cosines with it are the logits
+    (prototypes, arXiv:1703.05175).
 
     Raises:
         ValueError: a class has no example.
@@ -222,14 +221,14 @@ def few_shot(
     seeds: Sequence[int] = range(5),
     test: tuple[Float[Tensor, "n D"], Int64[Tensor, " n"]] | None = None,
 ) -> FewShot:
-    """Draw `shots` pictures of each class, learn from them, judge on all the others, or on `test`.
+    """Learn from `shots` random pictures of each class and score on all others, or on `test`.
 
-    `nearest mean` is prototypes. `probe` is logistic regression from zero, `probe from text` one
-    that is pulled towards the zero-shot classifier, `scale * text`. Their penalty is chosen on up
-    to four further pictures of each class, which are not judged on either.
+    `nearest mean` uses prototypes. `probe` is logistic regression; `probe from text` is the same
+    with the penalty centred at the zero-shot classifier, `scale * text`. Their penalty is chosen on
+    up to four further pictures of each class, which are not scored either.
 
     Raises:
-        ValueError: a class has no picture left to judge on, or `text` is missing.
+        ValueError: a class has no picture left to score on, or `text` is missing.
     """
     _check(features, labels, classes)
     if head == "probe from text" and text is None:
@@ -240,12 +239,12 @@ def few_shot(
         _check(*test, classes)
     if shots < 1 or int(counts.min()) < shots + aside + (test is None):
         raise ValueError(
-            f"{shots} shots and {aside} pictures to choose by "
-            + ("leave none to judge on" if test is None else "are too many")
+            f"{shots} shots and {aside} validation pictures "
+            + ("leave none to score on" if test is None else "are too many")
             + f": the smallest class has {int(counts.min())}"
         )
     start = scale * text if head == "probe from text" and text is not None else None
-    found, chance = [], 0.0
+    accuracies, chance = [], 0.0
     for seed in seeds:
         ranks = _ranks_in_class(labels, classes, seed)
         learn, choose, others = ranks < shots, ranks < shots + aside, ranks >= shots + aside
@@ -261,11 +260,11 @@ def few_shot(
             )
             logits = fit_probe(*shown, classes, chosen, start=start).logits(judge)
         judged = accuracy(logits.argmax(1), truth)
-        found.append(judged.value)
+        accuracies.append(judged.value)
         chance = judged.chance
-    values = torch.tensor(found, dtype=torch.double)
+    values = torch.tensor(accuracies, dtype=torch.double)
     spread = float(values.std()) if len(values) > 1 else 0.0
-    return FewShot(head, shots, float(values.mean()), spread, tuple(found), chance)
+    return FewShot(head, shots, float(values.mean()), spread, tuple(accuracies), chance)
 
 
 def _ranks_in_class(labels: Tensor, classes: int, seed: int) -> Tensor:
@@ -281,10 +280,10 @@ def _ranks_in_class(labels: Tensor, classes: int, seed: int) -> Tensor:
 def _check(features: Tensor, labels: Tensor, classes: int) -> None:
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
         raise ValueError(
-            f"expected features (N, D) with a label each, not {tuple(features.shape)} with "
+            f"features must be (N, D) with labels (N,), not {tuple(features.shape)} with "
             f"{tuple(labels.shape)}"
         )
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise ValueError(f"labels are numbers of {classes} classes, 0 to {classes - 1}")
+        raise ValueError(f"a label must be the number of a class, 0 to {classes - 1}")
     if not bool(features.isfinite().all()):
         raise ValueError("a feature is not finite")

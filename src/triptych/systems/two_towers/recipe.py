@@ -45,7 +45,7 @@ LEARNED_FROM = 20_000  # pictures whose captions make the vocabulary
 
 
 def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
-    """Two towers with their data, from nothing or from a model that is there."""
+    """Recipe of two towers, with random weights or starting from a trained model."""
     training, towers = request.training, request.towers
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
@@ -66,7 +66,7 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
         repeated = len(everyone) - len(everyone.unique())
         image = augment(_rgb(batch["image"]), changes, torch.default_generator)
         if towers.lock == "image":
-            model.image.eval()  # nor may its running means learn
+            model.image.eval()  # keep its running statistics fixed too
         encoded = tokenizer.encode(texts, full=isinstance(model, Siglip))
         loss = objective(
             model,  # type: ignore[arg-type]
@@ -78,13 +78,13 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
             match=match,
         )
         cut = sum(map(bool, encoded.cut)) / len(texts)
-        told = {"repeated": repeated / len(everyone), "cut": cut}
-        terms = loss.terms | {name: loss.total.new_tensor(value) for name, value in told.items()}
+        shares = {"repeated": repeated / len(everyone), "cut": cut}
+        terms = loss.terms | {name: loss.total.new_tensor(x) for name, x in shares.items()}
         return Loss(loss.total, loss.count, terms)
 
     def finished(module: nn.Module) -> nn.Module:
-        whole = lora.merge(module) if towers.lora else module
-        return whole if initial is None else interpolated(initial, whole, towers.interpolate)
+        merged = lora.merge(module) if towers.lora else module
+        return merged if initial is None else interpolate(initial, merged, towers.interpolate)
 
     optimizer = adam(
         model,
@@ -115,14 +115,14 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
 
 
 def _match(model: Clip | Siglip, world: World) -> clip.Match:
-    """The loss that compares all pairs, wherever they are."""
+    """The loss over all pairs of the batch, on one process or several."""
     if world.size > 1:
         return softmax_loss_of_ranks if isinstance(model, Clip) else sigmoid_loss_of_ranks
     return softmax_loss if isinstance(model, Clip) else sigmoid_loss
 
 
-def interpolated(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
-    """Weights so far from one model to another of the same kind: robust fine-tuning (WiSE-FT,
+def interpolate(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
+    """The weights (1 - share) * before + share * after: robust fine-tuning (WiSE-FT,
     arXiv:2109.01903, equation 1).
     """
     between = copy.deepcopy(after)
@@ -134,7 +134,7 @@ def interpolated(before: nn.Module, after: nn.Module, share: float) -> nn.Module
 
 
 def _changes(towers: Towers) -> Augmentation:
-    """How training pictures may differ from how they lie on the disk."""
+    """Random augmentation of training pictures."""
     return Augmentation(
         crop=(towers.crop, 1.0),
         ratio=4 / 3 if towers.crop < 1 else 1.0,
@@ -148,7 +148,7 @@ def _changes(towers: Towers) -> Augmentation:
 def _start(
     request: TrainClip | TrainSiglip, source: Source, templates: tuple[str, ...], load: Load
 ) -> tuple[Clip | Siglip, Tokenizer, ImageTransform]:
-    """The model as training finds it, with what reads for it."""
+    """The model at step 0, with its tokenizer and transform."""
     towers, training = request.towers, request.training
     height, width, _ = source.info.shape
     if height != width:
@@ -173,16 +173,22 @@ def _continued(
     found = load(init, dtype="float32")
     wanted = Clip if isinstance(request, TrainClip) else Siglip
     if not isinstance(found.model, wanted):
-        raise ValueError(f"{init} is a {found.card.model}: it cannot be trained as the other kind")
+        raise ValueError(
+            f"{init} is a {found.card.model} and cannot be trained by this recipe: use `triptych "
+            f"train {found.card.model}`"
+        )
     if found.tokenizer is None or not isinstance(found.transform, ImageTransform):
-        raise ValueError(f"{init} has no vocabulary beside it, or reads pictures of native shape")
+        raise ValueError(
+            f"{init} has no tokenizer, or reads pictures of any shape (NaFlex): "
+            "choose another model"
+        )
     if found.config.size != source.info.shape[0]:
         raise ValueError(f"{init} reads {found.config.size} pixels: add --size {found.config.size}")
     return found.model.requires_grad_(True), found.tokenizer, found.transform
 
 
 def _choose_what_moves(model: Clip | Siglip, towers: Towers) -> None:
-    """Locked towers stay as they are; low-rank updates leave everything else as it is."""
+    """Freeze a locked tower; with LoRA freeze all weights but its own."""
     open_towers = [model.image, model.text]
     if towers.lora:
         for tower in open_towers:
@@ -266,7 +272,7 @@ def _card(
 
 
 def _chance(model: Clip | Siglip, batch: int) -> str:
-    """What an answer that knows nothing costs."""
+    """The loss of a model that has learned nothing, as a line to print."""
     if isinstance(model, Clip):
         return f"before learning: ln({batch}) = {math.log(batch):.3f}"
     rare = 1 / batch  # the best constant answer to every pair
@@ -275,5 +281,5 @@ def _chance(model: Clip | Siglip, batch: int) -> str:
 
 
 def _rgb(image: Tensor) -> Tensor:
-    """Grey pictures as three equal channels."""
+    """Repeat a grey channel three times."""
     return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image
