@@ -1,4 +1,4 @@
-"""Recipe: a small ResNet on labelled pictures, the judge of conditional samples."""
+"""Training of a small ResNet on labelled pictures, the judge of conditional samples."""
 
 from dataclasses import asdict
 
@@ -18,12 +18,12 @@ from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.weights.loaded import Load
 
-HELD_OUT = 10_000  # test pictures at most
-CHUNK = 500
+HELD_OUT = 10_000  # most test pictures for the accuracy
+BATCH = 500  # pictures of one forward pass
 
 
 def build(request: TrainClassifier, world: World, load: Load) -> Recipe:
-    """A classifier with its data."""
+    """A classifier and its data, ready to train."""
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
@@ -39,13 +39,13 @@ def build(request: TrainClassifier, world: World, load: Load) -> Recipe:
     def evaluate(module: nn.Module) -> dict[str, float]:
         assert isinstance(module, Classifier)
         count = min(HELD_OUT, test.info.length or HELD_OUT)
-        right = 0
+        correct = 0
         with torch.inference_mode():
-            for start in range(0, count, CHUNK):
-                batch = take(test, range(start, min(start + CHUNK, count)))
+            for start in range(0, count, BATCH):
+                batch = take(test, range(start, min(start + BATCH, count)))
                 (logits,) = module(batch["image"].to(device))
-                right += int((logits.argmax(1).cpu() == batch["label"]).sum())
-        return {"test_accuracy": right / count}
+                correct += int((logits.argmax(1).cpu() == batch["label"]).sum())
+        return {"test_accuracy": correct / count}
 
     optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)
     chance = torch.log(torch.tensor(float(given.size))).item()

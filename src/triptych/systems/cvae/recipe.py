@@ -1,4 +1,4 @@
-"""Recipe: conditional VAE."""
+"""Training of a conditional VAE."""
 
 from dataclasses import asdict
 from functools import partial
@@ -20,11 +20,11 @@ from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.weights.loaded import Load
 
-HELD_OUT = 512  # test pictures that the evidence is measured on during training
+HELD_OUT = 512  # test pictures for the bound during training
 
 
 def build(request: TrainCvae, world: World, load: Load) -> Recipe:
-    """A conditional VAE with its data."""
+    """A conditional VAE and its data, ready to train."""
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
@@ -46,9 +46,8 @@ def build(request: TrainCvae, world: World, load: Load) -> Recipe:
     model = Cvae(config).to(device)
 
     def minimise(batch: Batch, step: int) -> Loss:
-        beta = (
-            request.beta * min(1.0, step / request.kl_warmup) if request.kl_warmup else request.beta
-        )
+        warmup = min(1.0, step / request.kl_warmup) if request.kl_warmup else 1.0
+        beta = request.beta * warmup
         return objective(
             model, batch["image"], given.of(batch), beta=beta, free_bits=request.free_bits
         )
@@ -93,6 +92,7 @@ def build(request: TrainCvae, world: World, load: Load) -> Recipe:
 
 
 def _chance(config: CvaeConfig) -> str:
+    """The loss before training, as a message."""
     pixels = config.height * config.width * config.channels
     if config.likelihood == "gaussian":
         return f"before learning: about {pixels * 1.5:.0f} nats a picture"

@@ -1,4 +1,4 @@
-"""Recipe: class-conditional diffusion on pixels."""
+"""Training of class-conditional diffusion on pixels."""
 
 from dataclasses import asdict
 
@@ -29,12 +29,12 @@ from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.weights.loaded import Load
 
-HELD_OUT = 512  # test pictures that the loss is measured on during training
-CHUNK = 128
+HELD_OUT = 512  # test pictures for the loss during training
+BATCH = 128  # pictures of one forward pass
 
 
 def build(request: TrainPixelDiffusion, world: World, load: Load) -> Recipe:
-    """A pixel diffusion model with its data."""
+    """A pixel diffusion model and its data, ready to train."""
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
@@ -58,7 +58,7 @@ def build(request: TrainPixelDiffusion, world: World, load: Load) -> Recipe:
 
     def draw(module: nn.Module) -> np.ndarray:
         assert isinstance(module, PixelDiffusion)
-        return grid(lambda condition, noise: previewed(module, condition, noise))
+        return grid(lambda condition, noise: sample_preview(module, condition, noise))
 
     held_out = take_first(test, HELD_OUT)
 
@@ -123,18 +123,18 @@ def _config(
 
 
 def _chance(predicts: str) -> str:
-    """Of a network that answers 0 to pictures whose mean square is about one."""
+    """The loss of a network that outputs 0, for pictures of mean square about 1."""
     return {"flow": "about 1 to 2", "sample": "the pictures' mean square"}.get(predicts, "about 1")
 
 
-def previewed(model: PixelDiffusion, condition: Tensor | None, start: Tensor) -> Tensor:
-    """Pictures of the training grid: the configuration's sampler from given noise."""
-    walked = sampling_levels(model)
+def sample_preview(model: PixelDiffusion, condition: Tensor | None, start: Tensor) -> Tensor:
+    """Pictures for the sample grid, from this noise by the configuration's sampler."""
+    levels = sampling_levels(model)
     denoise = model.denoiser(condition, len(start), model.config.guidance)
     noise = PictureNoise(range(len(start)))
     with torch.inference_mode():
         *_, last = run_sampler(
-            model.config.sampler, denoise, walked[0].sigma * start, walked, noise
+            model.config.sampler, denoise, levels[0].sigma * start, levels, noise
         )
     return last.x.float().cpu()
 
@@ -143,19 +143,19 @@ def previewed(model: PixelDiffusion, condition: Tensor | None, start: Tensor) ->
 def held_out_loss(
     model: PixelDiffusion, held_out: Batch, given: Conditioning, device: torch.device
 ) -> float:
-    """The loss on held-out pictures at an even comb of levels, always the same and same noise."""
+    """The loss on held-out pictures at evenly spaced levels; levels and noise are fixed."""
     image, condition = held_out["image"], given.of(held_out)
     count = len(image)
     noise = runtime.noise(tuple(image.shape[1:]), range(count))
     order = torch.randperm(count, generator=runtime.generator(0))
     at = model.schedule.draw(((order + 0.5) / count).to(device))
     total = 0.0
-    for start in range(0, count, CHUNK):
-        rows = slice(start, start + CHUNK)
-        told = None if condition is None else condition[rows].to(device)
+    for start in range(0, count, BATCH):
+        rows = slice(start, start + BATCH)
+        part = None if condition is None else condition[rows].to(device)
         levels = Levels(*(column[rows] for column in at))
         loss = objective(
-            model, image[rows].to(device), told, drop=0.0, noise=noise[rows].to(device), at=levels
+            model, image[rows].to(device), part, drop=0.0, noise=noise[rows].to(device), at=levels
         )
         total += float(loss.total)
     return total / count

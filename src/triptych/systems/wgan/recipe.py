@@ -1,4 +1,4 @@
-"""Recipe: conditional WGAN-GP, critic updates and then one generator update."""
+"""Training of a conditional WGAN-GP: critic updates, then one generator update."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -33,16 +33,18 @@ from triptych.train.optimizer import adam
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.weights.loaded import Load
 
-HELD_OUT = 500  # test pictures that the diagnostics look at
+HELD_OUT = 500  # test pictures for the diagnostics
 
 
 def build(request: TrainWgan, world: World, load: Load) -> Recipe:
-    """A conditional WGAN-GP with its data."""
+    """A conditional WGAN-GP and its data, ready to train."""
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     if request.condition == "vector":
-        raise ValueError("the critic takes a label or attributes, not a vector of numbers")
+        raise ValueError(
+            "a WGAN-GP is conditioned on a label or attributes, not on a vector of numbers"
+        )
     given = conditioning(request.condition, source)
     height, width, channels = source.info.shape
     config = WganConfig(
@@ -89,7 +91,7 @@ def build(request: TrainWgan, world: World, load: Load) -> Recipe:
 
 
 def _updates(request: TrainWgan, model: Wgan, given: Conditioning) -> Sequence[Update]:
-    """Some critic updates, then one generator update on the conditions that the last one saw."""
+    """Critic updates, then one generator update on the conditions of the last critic batch."""
 
     def noise(image: Tensor) -> Tensor:
         return torch.randn(len(image), request.latent, device=image.device)
@@ -132,7 +134,7 @@ def _updates(request: TrainWgan, model: Wgan, given: Conditioning) -> Sequence[U
 def _diagnosis(
     model: Wgan, given: Conditioning, test: Source, device: torch.device
 ) -> Callable[[nn.Module], dict[str, Any]]:
-    """How varied a class is against real pictures, and how steep the critic is."""
+    """A function for the spread of each class and the gradient norms of the critic."""
     held_out = take_first(test, HELD_OUT)
     labels = held_out["label"] if given.kind == "label" else None
     real = None if labels is None else class_spread(held_out["image"], labels, given.size)
@@ -148,12 +150,12 @@ def _diagnosis(
         fake = sample(module, condition, z)
         with torch.enable_grad():
             norms = gradient_penalty(model.critic, image, fake, condition).norms.cpu()
-        found: dict[str, Any] = {"gradient_norms": torch.histc(norms, 20, 0, 2).tolist()}
+        row: dict[str, Any] = {"gradient_norms": torch.histc(norms, 20, 0, 2).tolist()}
         if real is None or condition is None:
-            return found
+            return row
         ratio = class_spread(fake.cpu(), condition.cpu(), given.size) / real
-        found["spread"] = ratio.nanmean().item()
-        return found | {"collapsed_classes": int((ratio < COLLAPSED).sum())}
+        row["spread"] = ratio.nanmean().item()
+        return row | {"collapsed_classes": int((ratio < COLLAPSED).sum())}
 
     return evaluate
 
