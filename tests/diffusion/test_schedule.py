@@ -1,10 +1,12 @@
 """Schedules: what they promise one another, and against their definitions."""
 
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
 
+from triptych.diffusion import names
 from triptych.diffusion.schedule import (
     Discrete,
     Edm,
@@ -13,7 +15,7 @@ from triptych.diffusion.schedule import (
     shift_time,
     zero_terminal,
 )
-from triptych.diffusion.spacing import Spacing, levels, start_scale
+from triptych.diffusion.spacing import Kind, Spacing, levels, start_scale
 
 SD = Discrete(tuple(betas("scaled_linear", 0.00085, 0.012)))
 ZERO = Discrete(tuple(zero_terminal(betas("scaled_linear", 0.00085, 0.012))))
@@ -143,3 +145,7 @@ def test_start_scales() -> None:
     walked = levels(SD, 20, Spacing("leading"))
     assert start_scale(walked, "one") == 1
     assert start_scale(walked, "sigma") == walked[0].sigma < 1
+
+
+def test_every_spacing_has_a_name_and_every_name_is_a_spacing() -> None:
+    assert set(names.SPACINGS) == set(get_args(Kind))
