@@ -165,7 +165,7 @@ def by_openvino(options: argparse.Namespace) -> None:
     """Both networks are converted, compiled and called; by hand with the size of the pictures
     known to the compiler, as OpenVINO's own notebooks do.
     """
-    from triptych.backends.openvino import Input, conversion_of, convert, traced
+    from triptych.backends.openvino import Input, convert, find_conversion, trace
     from triptych.systems.stable_diffusion.openvino import OpenVinoUNet, Positional, unet_inputs
 
     peer = peer_unet({})
@@ -173,7 +173,7 @@ def by_openvino(options: argparse.Namespace) -> None:
     torch.manual_seed(1)
     x, at, context = torch.randn(2, 4, 64, 64), torch.full((2,), 500.0), torch.randn(2, 77, 768)
     half = measure.precisions(options.precision)[0] == torch.bfloat16
-    conversion = conversion_of(unet, unet.config, "unet", tiling=False)
+    conversion = find_conversion(unet, unet.config, "unet", tiling=False)
     began = time.perf_counter()
     convert(Positional(unet), unet_inputs(StableDiffusionConfig()), conversion)
     converted = time.perf_counter() - began
@@ -190,7 +190,7 @@ def by_openvino(options: argparse.Namespace) -> None:
     inputs = [Input(one, tuple(one.shape)) for one in (x, at, context)]
     hint = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
             "INFERENCE_NUM_THREADS": options.threads, "PERFORMANCE_HINT": "LATENCY"}  # fmt: skip
-    by_hand = openvino.Core().compile_model(traced(ByHand(), inputs), "CPU", hint)
+    by_hand = openvino.Core().compile_model(trace(ByHand(), inputs), "CPU", hint)
     compared(
         "a step by OpenVINO, against OpenVINO by hand on the peer's network",
         lambda: ours(x, at, context),

@@ -13,7 +13,7 @@ from torch import nn
 
 from triptych import doctor
 from triptych.config import to_json
-from triptych.doctor import agrees, examine, family
+from triptych.doctor import examine, family, matches_declared
 from triptych.systems.cvae.model import Cvae, CvaeConfig
 from triptych.train.checkpoint import export
 from triptych.weights import catalog
@@ -139,7 +139,7 @@ def test_the_cache_of_the_hub_is_a_folder_like_another(tmp_path: Path) -> None:
         ({}, "is not a checkpoint: there is no config.json"),
         ({"a.safetensors": b""}, r"no config\.json that says .* itself: .*a\.safetensors"),
         ({"config.json": b'{"x": 1}'}, "names no `model_type`"),
-        ({"config.json": b"<html>"}, "config.json is not JSON"),
+        ({"config.json": b"<html>"}, "config.json: is not JSON"),
         ({"config.json": b'{"model_type": "clip"}'},
          "transformers folder of a clip model without its weights"),
         ({"config.json": b'{"model_type": "clip"}', "model.safetensors.part": b"x"},
@@ -187,7 +187,7 @@ def test_digests_of_the_catalog(tmp_path: Path, monkeypatch) -> None:
     assert faults(path) == []
     published = catalog.CATALOG["openai/ViT-B-32"].sha256["ViT-B-32.pt"]
     assert f"is published with {published}" in faults(path, digests=True)[0]
-    entry = catalog.Checkpoint("x", "clip", "", (path.name,), {path.name: doctor.digest_of(path)})
+    entry = catalog.Checkpoint("x", "clip", "", (path.name,), {path.name: doctor.file_digest(path)})
     monkeypatch.setitem(catalog.CATALOG, "x", entry)
     assert faults(path, digests=True) == []
 
@@ -210,5 +210,7 @@ def test_families_of_real_names() -> None:
         "SigLIP"
     )
     assert family({"w": torch.zeros(1)}) == ""
-    assert agrees("clip", "CLIP (Transformers)") and not agrees("clip", "SigLIP (Transformers)")
-    assert agrees("anything", "CLIP (Transformers)") and agrees("clip", "")
+    assert matches_declared("clip", "CLIP (Transformers)") and not matches_declared(
+        "clip", "SigLIP (Transformers)"
+    )
+    assert matches_declared("anything", "CLIP (Transformers)") and matches_declared("clip", "")

@@ -8,7 +8,8 @@ import dataclasses
 import difflib
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,35 @@ from triptych import atomic
 
 Config = TypeVar("Config")
 MAX_BYTES = 1 << 20  # a configuration larger than this is not one
+
+
+class BadFile(ValueError):
+    """A file or folder that cannot be used, and why. Its text is `path: reason`."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(path, reason)  # both, so that it can be sent to another process
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@contextmanager
+def errors_about(path: Path) -> Iterator[None]:
+    """Name the file in every ValueError raised inside, unless it is a `BadFile` already."""
+    try:
+        yield
+    except BadFile:
+        raise
+    except ValueError as error:
+        raise BadFile(path, str(error)) from error
+
+
+def missing_file(path: Path) -> BadFile:
+    """The error for a path that does not exist; it suggests the closest name in its folder."""
+    names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = nearest(path.name, names)
+    return BadFile(path, f"does not exist.{near}" if near else "does not exist")
 
 
 def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
@@ -68,16 +98,30 @@ def from_json(kind: type[Config], data: Any, where: str = "") -> Config:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a small JSON file, or a ValueError that names the file and says what is
-    wrong.
+    """The content of a small JSON file.
+
+    Raises:
+        BadFile: it is too large, or not JSON.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise ValueError(f"{path} has {size} bytes; a configuration has at most {MAX_BYTES}")
+        raise BadFile(path, f"has {size} bytes; a configuration has at most {MAX_BYTES}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise BadFile(path, f"is not JSON: {error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a small file.
+
+    Raises:
+        BadFile: it is too large, not JSON, or another JSON value.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise BadFile(path, "is not a JSON object. Fetch it again")
+    return content
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -1,19 +1,17 @@
 """What is wrong with a checkpoint, file by file, and what to do about it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
-
-from triptych.config import nearest
+from triptych.config import BadFile
 from triptych.systems import summarise
 from triptych.weights.catalog import CATALOG
-from triptych.weights.files.read import read_weights
+from triptych.weights.digests import file_digest
 from triptych.weights.files.shards import missing_shards
-from triptych.weights.files.sniff import WORDS, container
-from triptych.weights.hub import digest_of
+from triptych.weights.files.sniff import KIND_NAMES
+from triptych.weights.files.weight_file import WeightFile, open_weights
 from triptych.weights.layouts import Layout, layout
 
 FAMILIES: dict[str, tuple[str, ...]] = {  # all of these names; the first family that has them
@@ -43,8 +41,10 @@ FAMILIES: dict[str, tuple[str, ...]] = {  # all of these names; the first family
 }
 
 
-def family(tensors: Mapping[str, Tensor]) -> str:
-    """What the names say, such as `CLIP (Transformers)`; empty where they say nothing."""
+def family(tensors: Iterable[str]) -> str:
+    """The family of models that has tensors of these names, such as `CLIP (Transformers)`; empty
+    where none is recognised.
+    """
     names = [name.removeprefix("module.") for name in tensors]
     for known, patterns in FAMILIES.items():
         if all(any(re.fullmatch(p, name) for name in names) for p in patterns):
@@ -52,14 +52,11 @@ def family(tensors: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def agrees(declared: str, found: str) -> bool:
-    """Whether a configuration's `model_type` can stand beside tensors of a family.
-
-    Only families that we can tell apart are judged; anything else is given the benefit of doubt.
-    """
+def matches_declared(declared: str, known: str) -> bool:
+    """Whether a configuration's `model_type` fits the family of the tensors; True if unknown."""
     kinds = {"clip": "CLIP", "siglip": "SigLIP", "siglip2": "SigLIP", "paligemma": "PaliGemma"}
     kinds |= {"gemma": "Gemma", "gemma2": "Gemma", "gemma3_text": "Gemma"}
-    return not found or declared not in kinds or found.startswith(kinds[declared])
+    return not known or declared not in kinds or known.startswith(kinds[declared])
 
 
 TORCH = ("torch", "torchscript", "torch-legacy")
@@ -71,7 +68,7 @@ SUFFIXES = {
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at; `fault` is empty where it is sound."""
+    """The result of checking one file or part; `fault` is empty where nothing is wrong."""
 
     path: Path
     what: str
@@ -79,82 +76,84 @@ class Finding(NamedTuple):
 
 
 def examine(path: Path, digests: bool = False) -> Iterator[Finding]:
-    """Look at a file, or at all parts of a folder; nothing is executed or fetched.
+    """Check a file, or all parts of a folder; nothing is executed or fetched.
 
-    With `digests` every byte is read, and files that the catalog knows are compared with what
-    their publisher says.
+    With `digests` every byte is read, and files that the catalog knows are compared with the
+    digests of their publishers.
     """
-    if not path.exists():
-        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        yield Finding(path, "nothing", f"does not exist.{nearest(path.name, near)}".rstrip("."))
-        return
-    if not path.is_dir():
-        yield from _file(path, "", digests)
-        yield from _whole(Layout("file", path, (path,)))
-        return
     try:
-        found = layout(path)
-    except (ValueError, OSError) as error:
-        yield Finding(path, "a folder", str(error).removeprefix(f"{path} "))
-        for file in sorted(path.iterdir()):  # the reason may be one of them
+        source = layout(path)
+    except BadFile as error:
+        what = "a folder" if error.path.is_dir() else "a file" if error.path.exists() else "nothing"
+        yield Finding(error.path, what, error.reason)
+        files = sorted(path.iterdir()) if path.is_dir() else []
+        for file in files:  # one of them may be the reason
             if file.suffix in SUFFIXES and file.is_file():
-                yield from _file(file, "", digests)
+                yield _check_path(file, "", digests)
         return
-    yield Finding(
-        found.path, f"{found.form} folder" + (f", {found.declared}" * bool(found.declared))
-    )
-    for weights in found.weights:
-        declared = found.declared if found.form == "transformers" else ""
-        yield from _file(weights, declared, digests)
-    yield from _missing(found)
-    yield from _whole(found)
+    if source.file is not None:
+        yield _check_file(source.file, "", digests)
+        yield from _check_stable_diffusion(source)
+        return
+    declared = f", {source.declared}" if source.declared else ""
+    yield Finding(source.path, f"{source.form} folder{declared}")
+    for weights in source.weights:
+        expected = source.declared if source.form == "transformers" else ""
+        yield _check_path(weights, expected, digests)
+    yield from _find_missing(source)
+    yield from _check_stable_diffusion(source)
 
 
-def _file(path: Path, declared: str, digests: bool) -> Iterator[Finding]:
-    what, fault = "a file", ""
+def _check_path(path: Path, declared: str, digests: bool) -> Finding:
     try:
-        kind = container(path)
-        what = WORDS[kind]
-        if kind == "shards" and (missing := missing_shards(path)):
-            fault = f"lacks {len(missing)} shards: {', '.join(missing[:20])}. Fetch them into "
-            yield Finding(path, what, f"{fault}{path.parent}")
-            return
-        tensors = read_weights(path)
-        found = family(tensors)
-        what = f"{what} of {len(tensors):,} tensors" + (f", {found}" if found else "")
-        wanted = SUFFIXES.get(path.suffix)
-        if wanted and kind not in wanted and kind != "shards":
-            ending = next(s for s, kinds in SUFFIXES.items() if kind in kinds)
-            fault = f"is {WORDS[kind]} under a wrong name: rename it to {path.stem}{ending}"
-        elif not agrees(declared, found):
-            fault = (
-                f"holds {found}, but the configuration beside it is of {declared}: one of the two "
-                "is of another model"
-            )
-    except OSError as error:
-        fault = f"cannot be opened: {error.strerror or error}"
+        return _check_file(open_weights(path), declared, digests)
+    except BadFile as error:
+        return Finding(path, "a file", error.reason)
+
+
+def _check_file(file: WeightFile, declared: str, digests: bool) -> Finding:
+    """Read the places and shapes of all tensors, but not their values."""
+    path, what = file.path, KIND_NAMES[file.kind]
+    try:
+        if file.kind == "shards" and (missing := missing_shards(path)):
+            names = ", ".join(missing[:20])
+            fault = f"lacks {len(missing)} shards: {names}. Fetch them into {path.parent}"
+            return Finding(path, what, fault)
+        tensors = file.read()
     except ValueError as error:
-        fault = str(error).removeprefix(f"{path}: ")
-    yield Finding(path, what, fault or (_digest_fault(path) if digests else ""))
+        return Finding(path, what, error.reason if isinstance(error, BadFile) else str(error))
+    known = family(tensors)
+    what = f"{what} of {len(tensors):,} tensors" + (f", {known}" if known else "")
+    expected = SUFFIXES.get(path.suffix)
+    fault = ""
+    if expected and file.kind not in expected and file.kind != "shards":
+        ending = next(suffix for suffix, kinds in SUFFIXES.items() if file.kind in kinds)
+        fault = f"is {KIND_NAMES[file.kind]} under a wrong name: rename it to {path.stem}{ending}"
+    elif not matches_declared(declared, known):
+        fault = (
+            f"holds {known}, but the configuration beside it is of {declared}: one of the two is "
+            "of another model"
+        )
+    return Finding(path, what, fault or (_digest_fault(path) if digests else ""))
 
 
-def _whole(found: Layout) -> Iterator[Finding]:
-    """A Stable Diffusion as a whole, and parts without which it is of no use."""
-    read = summarise(found)
-    if read is None:
+def _check_stable_diffusion(source: Layout) -> Iterator[Finding]:
+    """What a Stable Diffusion is as a model, and which of its parts are missing."""
+    model = summarise(source)
+    if model is None:
         return
-    broken = [note for note in read.notes if note.startswith("does not load")]
+    broken = [note for note in model.notes if note.startswith("does not load")]
     yield Finding(
-        found.path, f"{read}{''.join(f'; {note}' for note in read.notes)}", "".join(broken)
+        source.path, f"{model}{''.join(f'; {note}' for note in model.notes)}", "".join(broken)
     )
-    for name in read.missing:
-        where = found.path / name if found.path.is_dir() else found.path
+    for name in model.missing:
+        where = source.path / name if source.path.is_dir() else source.path
         yield Finding(where, name, f"has no {name}: fetch it from where the rest is")
 
 
 def _digest_fault(path: Path) -> str:
     known = {e.sha256[path.name]: e for e in CATALOG.values() if path.name in e.sha256}
-    digest = digest_of(path) if known else ""
+    digest = file_digest(path) if known else ""
     if not known or digest in known:
         return ""
     return (
@@ -163,12 +162,16 @@ def _digest_fault(path: Path) -> str:
     )
 
 
-def _missing(found: Layout) -> Iterator[Finding]:
-    """Files without which the weights load and the model is of no use."""
-    if found.form == "transformers" and found.declared in ("clip", "siglip", "siglip2"):
-        if not {p.name for p in found.tokenizer} & {"tokenizer.json", "vocab.json", "spiece.model"}:
+def _find_missing(source: Layout) -> Iterator[Finding]:
+    """Files that the model needs beside its weights."""
+    if source.form == "transformers" and source.declared in ("clip", "siglip", "siglip2"):
+        if not {p.name for p in source.tokenizer} & {
+            "tokenizer.json",
+            "vocab.json",
+            "spiece.model",
+        }:
             fault = "is missing: texts cannot be read without it. Fetch it from where the rest is"
-            yield Finding(found.path / "tokenizer.json", "the tokenizer", fault)
-        if found.preprocessor is None:
+            yield Finding(source.path / "tokenizer.json", "the tokenizer", fault)
+        if source.preprocessor is None:
             fault = "is missing: it says how pictures are resized. Fetch it from where the rest is"
-            yield Finding(found.path / "preprocessor_config.json", "the preprocessor", fault)
+            yield Finding(source.path / "preprocessor_config.json", "the preprocessor", fault)

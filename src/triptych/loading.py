@@ -14,7 +14,7 @@ from triptych import config, runtime
 from triptych.system import ModelKind
 from triptych.systems import KINDS, SYSTEMS
 from triptych.text.tokenizer import open_tokenizer
-from triptych.weights.files.read import read_cast, read_safetensors
+from triptych.weights.files.weight_file import open_weights, read_safetensors
 from triptych.weights.hub import fetch_model, is_hub_id
 from triptych.weights.layouts import layout
 from triptych.weights.loaded import AS_STORED, Card, Loaded, Reading
@@ -147,7 +147,7 @@ def _load_run(folder: Path, name: str, device: torch.device, dtype: torch.dtype 
     model: nn.Module = skeleton(lambda: kind.build(settings))
     weights = folder / "model.safetensors"
     if kind.cast_on_read:
-        state = read_cast(weights, dtype)
+        state = open_weights(weights).read(dtype)
     else:
         # Clones: a memory map is aligned otherwise, and a file replaced under it would change the
         # model.

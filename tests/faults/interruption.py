@@ -18,7 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from triptych.weights.files import read as files
+from triptych.weights.files import safetensors as files
 
 KILLED = 9
 REAL = {

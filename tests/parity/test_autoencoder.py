@@ -17,7 +17,7 @@ from triptych.systems.autoencoder import tiny_published
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.vision.images import open_picture
-from triptych.weights.files.read import read_weights
+from triptych.weights.files.weight_file import read_weights
 from triptych.weights.keymap import convert, export, fill
 
 FORMS = {

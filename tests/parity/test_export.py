@@ -17,7 +17,7 @@ from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.systems.siglip.model import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from triptych.text.tokenizer import train_tokenizer
 from triptych.vision.transforms import HALF, ImageTransform
-from triptych.weights.files.read import write_safetensors
+from triptych.weights.files.safetensors import write_safetensors
 from triptych.weights.loaded import Card
 
 CAPTIONS = ["a red circle on a blue ground", "two green squares", "a small star", "circle"]

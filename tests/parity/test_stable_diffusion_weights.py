@@ -25,7 +25,9 @@ from triptych.systems.stable_diffusion.published import text_encoder
 from triptych.systems.stable_diffusion.published.single_file import configs as single_file_configs
 from triptych.systems.stable_diffusion.published.single_file import read as single_file
 from triptych.systems.stable_diffusion.published.single_file import write as single_file_export
-from triptych.weights.files.read import write_safetensors
+from triptych.weights.files import torch_archive
+from triptych.weights.files.pickle_reader import read_pickle
+from triptych.weights.files.safetensors import write_safetensors
 from triptych.weights.loaded import Reading
 
 PROMPTS = [*CAPTIONS, "", "stars " * 30]
@@ -300,6 +302,27 @@ def test_a_ckpt_of_training_with_averaged_weights(single):
         for name, tensor in before.model.state_dict().items():
             expected = tensor + 1 if name.startswith("unet.") else tensor
             assert torch.equal(ema.model.state_dict()[name], expected), name
+
+
+def test_the_pickle_of_a_ckpt_is_interpreted_once(single, monkeypatch, capsys):
+    path, before = single
+    ckpt = path.with_name("model.ckpt")
+    torch.save({"state_dict": load_file(path)}, ckpt)
+    calls = []
+
+    def count(stream):
+        calls.append(stream)
+        return read_pickle(stream)
+
+    monkeypatch.setattr(torch_archive, "read_pickle", count)
+    same(before.model, load(str(ckpt), dtype="float32").model)
+    assert len(calls) == 1
+    assert len(list(examine(ckpt))) == 2 and len(calls) == 2
+    assert run(["weights", "inspect", str(ckpt), "--json"]) == 0
+    assert len(calls) == 3
+    assert json.loads(capsys.readouterr().out)["whole"]["parts"] == ["unet", "vae", "text_encoder"]
+    assert run(["weights", "convert", str(ckpt), str(ckpt.with_name("copy.safetensors"))]) == 0
+    assert len(calls) == 4
 
 
 BROKEN = {

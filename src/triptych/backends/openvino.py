@@ -1,14 +1,14 @@
-"""Networks converted for OpenVINO: once, then kept on disk and compiled from there.
+"""Convert networks for OpenVINO once, cache them on disk, and compile them from there.
 
-A conversion is a folder of the user's cache, named by a digest of everything that it depends on:
-other weights, even one LoRA, are another conversion. Folders are written atomically, so a process
+A conversion is a folder in the user's cache, named by a digest of everything that it depends on:
+with other weights, even one LoRA, it is another conversion. It is written atomically, so a process
 may be killed at any moment.
 
     network.xml      the graph
-    network.bin      the weights, memory-mapped when read
-    conversion.json  what the digest is of, and the sizes of the files
+    network.bin      the weights, memory-mapped
+    conversion.json  what the digest covers, and the sizes of the files
 
-Weights keep their dtype; the precision of the computation is chosen when compiling.
+It does not depend on the precision, which is chosen when it is compiled; weights keep their type.
 """
 
 import hashlib
@@ -29,15 +29,15 @@ from triptych import runtime
 from triptych.atomic import lock_folder, remove_temporary, replace_folder, sync
 from triptych.config import read_json, to_json, write_json
 from triptych.nn import attention
-from triptych.weights.files.read import weights_digest
+from triptych.weights.digests import weights_digest
 
-FORM = 1  # of the folder
+FORM = 1  # version of the folder's layout
 MANIFEST = "conversion.json"
 GRAPH, WEIGHTS = "network.xml", "network.bin"
 
 
 class Input(NamedTuple):
-    """An input tensor of a network."""
+    """One input of a network."""
 
     example: Tensor
     shape: tuple[int, ...]
@@ -46,20 +46,21 @@ class Input(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversion:
-    """The folder of a network's conversion, which may not exist yet."""
+    """A conversion of a network, written or not."""
 
     folder: Path
-    described: dict[str, Any]
+    key: dict[str, Any]
+    """What it depends on."""
 
     @property
-    def there(self) -> bool:
-        """Whether it is complete on disk."""
+    def exists(self) -> bool:
+        """Whether it is on disk and complete."""
         try:
             written = read_json(self.folder / MANIFEST)
             sizes = {name: (self.folder / name).stat().st_size for name in (GRAPH, WEIGHTS)}
         except (OSError, ValueError):
             return False
-        return bool(written == {"of": self.described, "bytes": sizes})
+        return bool(written == {"of": self.key, "bytes": sizes})
 
     def others(self) -> tuple[int, int]:
         """The number of other conversions in the cache, and their bytes."""
@@ -68,7 +69,7 @@ class Conversion:
 
 
 def require_openvino() -> Any:
-    """The openvino module.
+    """Import openvino.
 
     Raises:
         ValueError: it is not installed, with the command that installs it.
@@ -81,32 +82,32 @@ def require_openvino() -> Any:
         ) from error
 
 
-def conversion_of(network: nn.Module, config: Any, name: str, **how: Any) -> Conversion:
-    """The conversion of a network with its present weights, of which a digest is computed.
+def find_conversion(network: nn.Module, config: Any, name: str, **settings: Any) -> Conversion:
+    """The conversion of a network with its current weights, all of which are read.
 
-    `config` is the network's; `how` is whatever else a conversion depends on.
+    `config` is the network's, and `settings` are what else conversions depend on.
 
     Raises:
         ValueError: OpenVINO is not installed.
     """
-    described = {
+    key = {
         "form": FORM,
-        "network": [type(network).__name__, to_json(config), how],
+        "network": [type(network).__name__, to_json(config), settings],
         "weights": weights_digest(network),
         "code": _code_digest(network),
         "openvino": require_openvino().__version__,
         "torch": torch.__version__,
     }
-    described = json.loads(json.dumps(described))  # as it is read again
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    return Conversion(runtime.cache_folder("openvino") / f"{name}-{digest[:16]}", described)
+    key = json.loads(json.dumps(key))  # lists for tuples, as when it is read from the disk
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return Conversion(runtime.cache_folder("openvino") / f"{name}-{digest[:16]}", key)
 
 
 def convert(network: nn.Module, inputs: Sequence[Input], conversion: Conversion) -> None:
-    """Writes the conversion of a network, unless it exists.
+    """Write the conversion of a network, unless it exists.
 
-    The network is traced with the examples. Where it branches on their sizes, the conversion takes
-    the same branch for all sizes, so the examples must take a branch that works for all.
+    The network is traced with the example inputs. A branch that depends on their sizes is fixed by
+    them, so the examples must take the branch that works for all sizes.
 
     Raises:
         ValueError: OpenVINO is not installed.
@@ -114,13 +115,13 @@ def convert(network: nn.Module, inputs: Sequence[Input], conversion: Conversion)
     """
     root = conversion.folder.parent
     with lock_folder(root):
-        if conversion.there:  # another process wrote it meanwhile
+        if conversion.exists:  # another process wrote it meanwhile
             return
         remove_temporary(root)
         with replace_folder(conversion.folder) as folder:
             _write(network, inputs, folder)
             sizes = {file: (folder / file).stat().st_size for file in (GRAPH, WEIGHTS)}
-            write_json(folder / MANIFEST, {"of": conversion.described, "bytes": sizes})
+            write_json(folder / MANIFEST, {"of": conversion.key, "bytes": sizes})
 
 
 def _write(network: nn.Module, inputs: Sequence[Input], folder: Path) -> None:
@@ -131,25 +132,24 @@ def _write(network: nn.Module, inputs: Sequence[Input], folder: Path) -> None:
             f"{folder.parent} has {free / 1e9:.1f} GB left, and a conversion for OpenVINO takes "
             f"{needed / 1e9:.1f} GB there: make room, or set XDG_CACHE_HOME to a larger disk"
         )
-    model = traced(network, inputs)
+    model = trace(network, inputs)
     openvino.save_model(model, folder / GRAPH, compress_to_fp16=False)
     openvino.Core().read_model(folder / GRAPH)  # a short file is noticed here, not by the writer
     for file in (GRAPH, WEIGHTS):
         sync(folder / file)
 
 
-def traced(network: nn.Module, inputs: Sequence[Input]) -> Any:
-    """OpenVINO's model of a network, its weights shared with the network's.
+def trace(network: nn.Module, inputs: Sequence[Input]) -> Any:
+    """OpenVINO's model of a network, which shares its weights.
 
-    Through the front end itself: `openvino.convert_model` reports every conversion to Intel's
-    server of statistics without being asked to.
+    This calls the front end directly, since `openvino.convert_model` sends telemetry to Intel.
     """
     frontend = importlib.import_module("openvino.frontend")
     decoder = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
     openvino = require_openvino()
     examples = tuple(one.example for one in inputs)
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of choices by size, which the caller has seen to
+        warnings.simplefilter("ignore")  # of branches that depend on sizes; see `convert`
         graph = torch.jit.trace(network, examples, check_trace=False)
         read = decoder.TorchScriptPythonDecoder(graph)
     reader = frontend.FrontEndManager().load_by_framework("pytorch")
@@ -164,8 +164,9 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 class Compiled:
-    """A conversion ready to compute on the CPU for inputs of these shapes alone, with as many
-    threads as torch has. One that takes any shape is 3 % slower (U-Net of Stable Diffusion 1.x).
+    """A conversion compiled for the CPU and for inputs of fixed shapes.
+
+    Dynamic shapes are 3 % slower (U-Net of Stable Diffusion 1.x).
     """
 
     def __init__(self, folder: Path, half: bool, threads: int, shapes: Shapes):
@@ -187,29 +188,29 @@ class Compiled:
         """The output for inputs on the CPU of the types that were traced; they are not copied."""
         arrays = [tensor.detach().contiguous().numpy() for tensor in inputs]
         output = self._request.infer(arrays, share_inputs=True, share_outputs=True)[0]
-        return torch.from_numpy(output.copy())  # the next call writes over its memory
+        return torch.from_numpy(output.copy())  # the next call overwrites its memory
 
 
-_kept: dict[tuple[Path, bool, int, Shapes], Compiled] = {}
+_cache: dict[tuple[Path, bool, int, Shapes], Compiled] = {}
 
 
-def compiled(folder: Path, half: bool, threads: int, shapes: Shapes) -> Compiled:
-    """A conversion, compiled to compute in bfloat16 or float32 for inputs of these shapes.
+def compile_network(folder: Path, half: bool, threads: int, shapes: Shapes) -> Compiled:
+    """Compile a conversion for bfloat16 or float32 and inputs of these shapes.
 
-    The last one stays in memory: the next call mostly is for the same network and sizes.
+    The last one is kept, since the next call is mostly for the same network and sizes.
     """
     key = folder, half, threads, shapes
-    if key not in _kept:
-        _kept.clear()  # first, since two large networks may not fit
-        _kept[key] = Compiled(*key)
-    return _kept[key]
+    if key not in _cache:
+        _cache.clear()  # before compiling, since two large networks may not fit
+        _cache[key] = Compiled(*key)
+    return _cache[key]
 
 
 def _code_digest(network: nn.Module) -> str:
-    """A name for the code that says what is computed: the network's own, and all blocks."""
+    """The digest of the source files of a network's modules and of all of `nn`."""
     files = {Path(inspect.getfile(type(part))) for part in network.modules()}
     files |= set(Path(attention.__file__).parent.glob("*.py"))
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for content in sorted(file.read_bytes() for file in files):
-        found.update(hashlib.sha256(content).digest())
-    return found.hexdigest()
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()

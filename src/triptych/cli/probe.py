@@ -167,7 +167,7 @@ def _write(folder: Path, report: dict[str, Any], probe: "Probe") -> None:
     """Logits are `features @ weight.T + bias` for features of unit length, classes as reported."""
     from triptych.config import write_json
     from triptych.scores.environment import environment
-    from triptych.weights.files.read import write_tensors
+    from triptych.weights.files.safetensors import write_tensors
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report | {"environment": environment("triptych probe")})

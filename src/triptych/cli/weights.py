@@ -142,19 +142,20 @@ def inspect(request: Inspect) -> int:
 
     from triptych.doctor import family
     from triptych.systems import summarise
-    from triptych.weights.files.read import read_weights
-    from triptych.weights.files.sniff import WORDS, container
+    from triptych.weights.files.sniff import KIND_NAMES
+    from triptych.weights.files.weight_file import open_weights
     from triptych.weights.layouts import layout
 
     found = layout(request.path)
     whole = summarise(found)
     files = []
     for path in found.weights:
-        tensors = read_weights(path)
+        file = found.file or open_weights(path)
+        tensors = file.read()
         files.append(
             {
                 "file": str(path),
-                "container": WORDS[container(path)],
+                "container": KIND_NAMES[file.kind],
                 "family": family(tensors) or None,
                 "parameters": sum(t.numel() for t in tensors.values()),
                 "bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
@@ -247,7 +248,7 @@ def convert(request: Convert) -> int:
 
 
 def _to_safetensors(request: Convert) -> int:
-    from triptych.weights.files.read import read_weights, write_safetensors
+    from triptych.weights.files.safetensors import write_safetensors
     from triptych.weights.layouts import layout
 
     found = layout(request.source)
@@ -260,7 +261,7 @@ def _to_safetensors(request: Convert) -> int:
     if dest.suffix != ".safetensors":
         raise ValueError(f"{dest} should end in .safetensors, or be a folder that is there")
     _require_free(dest, request.overwrite)
-    tensors = read_weights(found.weights[0])
+    tensors = found.open().read()
     dest.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(dest, tensors, {"format": "pt"})
     say(_plain(f"{dest}: {len(tensors):,} tensors, {dest.stat().st_size:,} bytes"))

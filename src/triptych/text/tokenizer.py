@@ -26,6 +26,7 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
 from triptych import atomic
+from triptych.config import BadFile
 from triptych.text.sentencepiece import sentencepiece_tokenizer
 
 START, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -235,7 +236,7 @@ def clip_tokenizer(source: Path, length: int = 77, *, pad: int | None = None) ->
     start = _token(backend, START, "<start_of_text>", "<s>")
     end = _token(backend, END, "<end_of_text>", "</s>")
     if start is None or end is None:
-        raise ValueError(f"{source} is not a CLIP tokenizer: it has no {START} and {END} tokens")
+        raise BadFile(source, f"is not a CLIP tokenizer: it has no {START} and {END} tokens")
     named = _read_pad(source) if pad is None else None
     if pad is None:
         pad = 0 if named is None else (backend.token_to_id(named) or 0)
@@ -255,7 +256,7 @@ def siglip_tokenizer(source: Path, length: int = 64, canonical: bool = True) -> 
     if end is None:
         end = pad = _token(backend, "</s>")
     if end is None or pad is None:
-        raise ValueError(f"{source} is not a SigLIP tokenizer: it has no <eos> or </s>")
+        raise BadFile(source, "is not a SigLIP tokenizer: it has no <eos> or </s>")
     config = TokenizerConfig(length, pad, None, end, lower=not canonical, canonical=canonical)
     return Tokenizer(backend, config)
 
@@ -306,7 +307,7 @@ def _backend(source: Path) -> tokenizers.Tokenizer:
         if isinstance(error, OSError):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{source} cannot be read as a tokenizer: {reason}") from None
+        raise BadFile(source, f"cannot be read as a tokenizer: {reason}") from None
 
 
 def _find_file(folder: Path) -> Path:
@@ -314,7 +315,7 @@ def _find_file(folder: Path) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise ValueError(f"{folder} has no tokenizer file: none of {', '.join(names)}")
+    raise BadFile(folder, f"has no tokenizer file: none of {', '.join(names)}")
 
 
 def _read(path: Path) -> bytes:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from triptych import atomic
 from triptych.config import read_json, write_json
 from triptych.train.journal import naming
-from triptych.weights.files.read import write_safetensors, write_tensors
+from triptych.weights.files.safetensors import write_safetensors, write_tensors
 
 STEP = re.compile(r"step-(\d{6,})(-old-\d+)?$")  # old: moved aside by a save that then died
 MANIFEST = "manifest.json"

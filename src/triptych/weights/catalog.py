@@ -1,12 +1,12 @@
-"""Published checkpoints: where they are, what they weigh, and under which licence.
+"""Published checkpoints: where they are, their digests and licences.
 
-Every digest stands beside the place where its publisher says it.
+Every digest has the source where its publisher states it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from triptych.weights.open_clip_names import REPOSITORIES
+from triptych.weights.open_clip_names import read_repositories
 
 
 @dataclass(frozen=True)
@@ -16,19 +16,19 @@ class Checkpoint:
     name: str
     family: str
     repo: str
-    """Its id on the hub; empty where it is published elsewhere, then `source` is the address."""
+    """OWNER/NAME on the hub; empty if it is published elsewhere, at `source`."""
     files: tuple[str, ...]
     sha256: Mapping[str, str] = field(default_factory=dict)
-    """By file, for those whose digest is published."""
+    """By file; only published digests."""
     licence: str = ""
     parameters: int = 0
-    """0 where nobody has counted."""
+    """Their number; 0 if unknown."""
     source: str = ""
-    """Where the digests were read, or the address of the file."""
+    """Where the digests are published, or the address of the file."""
 
 
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
-OPENAI_DIGESTS = {  # the address of each file holds its digest: clip/clip.py of openai/CLIP
+OPENAI_DIGESTS = {  # part of each file's address, in clip/clip.py of openai/CLIP
     "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
     "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
     "RN50x4": "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
@@ -84,7 +84,7 @@ _ENTRIES += [
         ("open_clip_config.json", "open_clip_model.safetensors"),
         source="the list of open_clip 3.3.0",
     )
-    for model, tags in REPOSITORIES.items()
+    for model, tags in read_repositories().items()
     for tag, repo in tags.items()
 ]
 

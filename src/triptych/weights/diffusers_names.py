@@ -1,10 +1,14 @@
-"""layer, RESIDUAL."""
+"""Rules for the names of layers that several networks of diffusers share."""
 
 from triptych.weights.keymap import Rule, rename
 
 
 def layer(theirs: str, ours: str) -> list[Rule]:
+    """The rules for the weight and bias of one layer."""
     return [rename(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in ("weight", "bias")]
+
+
+"""Of a residual block."""
 
 
 RESIDUAL = [
@@ -15,3 +19,4 @@ RESIDUAL = [
     *layer("conv2", "conv2"),
     *layer("conv_shortcut", "shortcut"),
 ]
+"""Of a residual block."""

@@ -1,20 +1,23 @@
-"""Download once, verify what is known, and work offline from then on.
+"""Download from the Hugging Face hub once, verify known digests, and work offline from then on.
 
-The cache is the hub's own (`HF_HOME`, `HF_HUB_CACHE`), so what other programs have fetched is not
-fetched again, and `HF_HUB_OFFLINE` is respected. What is in the cache is used without asking the
-network.
+The cache is the hub's own (`HF_HOME`, `HF_HUB_CACHE`), which other programs share, and
+`HF_HUB_OFFLINE` is respected. Files in the cache are used without asking the network. Downloads are
+`huggingface_hub.snapshot_download`; done by hand is what it does not do: use a complete snapshot
+without a request, notice files that do not exist, verify published digests, and say in one message
+which files to fetch and where to put them.
 """
 
-import hashlib
+import glob
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from triptych.config import read_json
+from triptych.config import errors_about, read_json
+from triptych.weights.digests import file_digest
 from triptych.weights.files.shards import shards
 from triptych.weights.layouts import OPEN_CLIP, PREPROCESSORS, TOKENIZERS, TRANSFORMERS
-from triptych.weights.variants import named
+from triptych.weights.variants import group_by_variant
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 FOLDERS = {"runs", "models", "checkpoints", "weights", "data", "pictures", "out", "output", "tmp"}
@@ -23,13 +26,13 @@ PARTS = (
     *("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     *("scheduler", "low_res_scheduler"),
 )
-"""Of a folder of diffusers: not its safety checker, nor what prepares pictures for it."""
+"""Of a diffusers folder: without the safety checker and what prepares pictures for it."""
 CONFIGURATIONS = ("config.json", "scheduler_config.json")
 NO_FILES: Mapping[str, str] = {}
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is OWNER/NAME on the hub, and nothing that could be meant as a local path.
+    """Whether a name is OWNER/NAME on the hub, and cannot be meant as a local path.
 
     A name whose first part is a folder here, or a word such as `runs`, is a path.
     """
@@ -46,9 +49,9 @@ def fetch(
     revision: str = "main",
     sha256: Mapping[str, str] = NO_FILES,
 ) -> Path:
-    """The folder with these files of a repository, downloaded where they are not in the cache.
+    """The folder with these files of a repository, downloaded if one is not in the cache.
 
-    Broken downloads go on where they stopped. Files with a known digest are verified.
+    Interrupted downloads are resumed. Files with a known digest are verified.
 
     Args:
         repo: OWNER/NAME.
@@ -57,33 +60,29 @@ def fetch(
         sha256: Digests by file, for those that are known.
 
     Raises:
-        ValueError: a file can be neither found nor downloaded, with where to get it and where to
-            put it; or a file is not what its digest says, and has been removed.
+        ValueError: a file is neither in the cache nor can it be downloaded, with where to get it
+            and where to put it; or a file does not have its digest, and has been removed.
     """
     _require_hub(repo, files, revision)
-    found = {file: _cached(repo, file, revision) for file in files}
-    missing = [file for file, path in found.items() if path is None]
+    missing = [file for file in files if find_cached(repo, file, revision) is None]
     if missing:
-        _require_answer(repo, missing, revision)
-        found |= {file: _download(repo, file, revision, missing) for file in missing}
-    folders = set()
-    for file, path in found.items():
-        if path is None:
-            raise ValueError(f"{repo} has no {file}")
-        if file in sha256:
-            _verify(repo, file, path, sha256[file], fresh=file in missing)
-        folders.add(path.parents[len(PurePosixPath(file).parts) - 1])
-    if len(folders) > 1:  # the branch has moved between two downloads
-        commit = max(folders, key=lambda folder: folder.stat().st_mtime).name
-        if commit == revision:
-            raise ValueError(f"the cache of {repo} is of two revisions: remove {folders.pop()}")
-        return fetch(repo, files, commit, sha256)
-    return folders.pop()
+        _require_files(repo, files, _list_files(repo, revision, missing), revision)
+        _download(repo, files, revision, missing)
+    path = find_cached(repo, files[0], revision)
+    if path is None:
+        raise ValueError(f"the cache of {repo} lost {files[0]} while it was used: try again")
+    folder = path.parents[len(PurePosixPath(files[0]).parts) - 1]
+    for file in sha256.keys() & set(files):
+        _verify(repo, file, folder / file, sha256[file], fresh=bool(missing))
+    return folder
 
 
-def cached(repo: str, file: str, revision: str = "main") -> Path | None:
+def find_cached(repo: str, file: str, revision: str = "main") -> Path | None:
     """A file of a repository that was downloaded before; the network is not asked."""
-    return _cached(repo, file, revision)
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repo, file, revision=revision)
+    return Path(path) if isinstance(path, str) and Path(path).is_file() else None
 
 
 def fetch_model(repo: str, revision: str = "main", sha256: Mapping[str, str] = NO_FILES) -> Path:
@@ -91,33 +90,25 @@ def fetch_model(repo: str, revision: str = "main", sha256: Mapping[str, str] = N
     configuration, tokenizer and preprocessor.
 
     Raises:
-        ValueError: as `fetch`; or the repository holds no weights of a known layout.
+        ValueError: as `fetch`; or the repository has no weights in a known layout.
     """
     _require_hub(repo, ("config.json",), revision)
-    if local := _whole_snapshot(repo, revision):
+    if local := _cached_model(repo, revision):
         return local
-    import huggingface_hub
-
-    huggingface_hub.utils.logging.set_verbosity_error()  # what went wrong is said once, by us
-    try:
-        listing = huggingface_hub.HfApi().list_repo_files(repo, revision=revision)
-    except Exception as error:  # of the network's many
-        raise ValueError(_explained(repo, (), revision, error)) from error
-    files = wanted(listing)
+    files = wanted(_list_files(repo, revision))
     if not files:
         raise ValueError(
             f"{repo} on the hub holds no weights of a known layout (Transformers, open_clip or "
             "diffusers). Download its file of weights and give that"
         )
     folder = fetch(repo, files, revision, sha256)
-    shards = [
-        name for file in files if file.endswith(".index.json") for name in _shards(folder, file)
-    ]
+    indexes = [file for file in files if file.endswith(".index.json")]
+    shards = [name for index in indexes for name in _shards(folder, index)]
     return fetch(repo, [*files, *shards], revision, sha256) if shards else folder
 
 
 def wanted(listing: Sequence[str]) -> list[str]:
-    """Of a repository's files, those that a model needs: one form of weights, never all of them."""
+    """Of a repository's files, those that a model needs, with one form of its weights."""
     there = set(listing)
     if "model_index.json" in there:
         return _diffusers(there)
@@ -133,57 +124,49 @@ def wanted(listing: Sequence[str]) -> list[str]:
 
 
 def _diffusers(there: set[str]) -> list[str]:
-    """The parts of a folder of diffusers that draw pictures, each in its plain form, or in the
-    first of its variants.
+    """The parts of a diffusers folder that generate pictures, each in its plain variant, or in the
+    first that there is.
     """
     files = ["model_index.json"]
     for part in PARTS:
         inside = {name.removeprefix(f"{part}/") for name in there if name.startswith(f"{part}/")}
-        weights = list(named(inside).values())[:1]
+        weights = list(group_by_variant(inside).values())[:1]
         beside = [name for name in (*CONFIGURATIONS, *TOKENIZERS) if name in inside]
         files += [f"{part}/{name}" for name in (*beside, *weights)]
     return files
 
 
-def digest_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _shards(folder: Path, index: str) -> list[str]:
-    try:
-        return [
-            str(PurePosixPath(index).with_name(name)) for name in sorted(shards(folder / index))
-        ]
-    except ValueError as error:
-        raise ValueError(f"{folder / index} {error}") from error
+    """The files that an index of shards names, as names in the repository."""
+    with errors_about(folder / index):
+        names = sorted(shards(folder / index))
+    return [str(PurePosixPath(index).with_name(name)) for name in names]
 
 
-def _whole_snapshot(repo: str, revision: str) -> Path | None:
-    """A cached model with nothing missing."""
+def _cached_model(repo: str, revision: str) -> Path | None:
+    """The folder of a model in the cache from which nothing is missing."""
     for config in ("model_index.json", "config.json", "open_clip_config.json"):
-        path = _cached(repo, config, revision)
+        path = find_cached(repo, config, revision)
         if path is None:
             continue
         listing = [p.relative_to(path.parent).as_posix() for p in path.parent.rglob("*")]
         files = wanted(listing)
         indexes = [file for file in files if file.endswith(".index.json")]
         shards = [name for index in indexes for name in _shards(path.parent, index)]
-        whole = path.name != "model_index.json" or _has_parts(path, files)
-        if files and whole and set(shards) <= set(listing):
+        complete = path.name != "model_index.json" or _has_parts(path, files)
+        if files and complete and set(shards) <= set(listing):
             return path.parent
     return None
 
 
 def _has_parts(index: Path, files: Sequence[str]) -> bool:
-    """Whether every part that a folder of diffusers names is there, networks with weights."""
-    notes = read_json(index)
-    for part, kind in notes.items() if isinstance(notes, dict) else ():
+    """Whether every part that `model_index.json` names is there, networks with weights."""
+    content = read_json(index)
+    for part, kind in content.items() if isinstance(content, dict) else ():
         if part not in PARTS or not isinstance(kind, list) or None in kind:
             continue
         own = [PurePosixPath(file).name for file in files if file.startswith(f"{part}/")]
-        if not own or (part in PARTS[:4] and not named(own)):
+        if not own or (part in PARTS[:4] and not group_by_variant(own)):
             return False
     return True
 
@@ -200,38 +183,47 @@ def _require_hub(repo: str, files: Sequence[str], revision: str) -> None:
         raise ValueError(f"nothing to fetch from {repo}: name its files")
 
 
-def _cached(repo: str, file: str, revision: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
+def _list_files(repo: str, revision: str, missing: Sequence[str] = ()) -> list[str]:
+    """The names of all files of a repository; `missing` are those that an error should list.
 
-    found = try_to_load_from_cache(repo, file, revision=revision)
-    return Path(found) if isinstance(found, str) and Path(found).is_file() else None
-
-
-def _require_answer(repo: str, missing: Sequence[str], revision: str) -> None:
-    """Ask once, since a download itself asks for half a minute before it gives up."""
+    Asked for before every download, since `snapshot_download` ignores files that do not exist, and
+    returns an incomplete snapshot where the network is down.
+    """
     import huggingface_hub
 
+    huggingface_hub.utils.logging.set_verbosity_error()  # errors are reported once, by us
     try:
-        url = huggingface_hub.hf_hub_url(repo, missing[0], revision=revision)
-        huggingface_hub.get_hf_file_metadata(url)
-    except Exception as error:  # of the network's many
-        raise ValueError(_explained(repo, missing, revision, error)) from error
+        return huggingface_hub.HfApi().list_repo_files(repo, revision=revision)
+    except Exception as error:  # one of the many of the network
+        raise ValueError(_explain(repo, missing, revision, error)) from error
 
 
-def _download(repo: str, file: str, revision: str, missing: Sequence[str]) -> Path:
+def _require_files(repo: str, files: Sequence[str], listing: Sequence[str], revision: str) -> None:
+    from huggingface_hub import constants
+
+    if absent := [file for file in files if file not in listing]:
+        raise ValueError(
+            f"{repo} has no such file at {revision!r}: {', '.join(absent)}. See "
+            f"{constants.ENDPOINT}/{repo}/tree/{revision}"
+        )
+
+
+def _download(repo: str, files: Sequence[str], revision: str, missing: Sequence[str]) -> None:
+    """All the files at one commit of the revision."""
     import huggingface_hub
 
+    patterns = [glob.escape(file) for file in files]
     try:
-        return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
-    except Exception as error:  # of the network's many
-        raise ValueError(_explained(repo, missing, revision, error)) from error
+        huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=patterns)
+    except Exception as error:  # one of the many of the network and the disk
+        raise ValueError(_explain(repo, missing, revision, error)) from error
 
 
 def _verify(repo: str, file: str, path: Path, digest: str, fresh: bool) -> None:
     blob = path.resolve()
-    if not fresh and blob.name == digest:  # the cache names large files so; verified when it came
+    if not fresh and blob.name == digest:  # how the cache names large files; verified when new
         return
-    if digest_of(blob) == digest:
+    if file_digest(blob) == digest:
         return
     path.unlink()
     blob.unlink(missing_ok=True)
@@ -241,8 +233,8 @@ def _verify(repo: str, file: str, path: Path, digest: str, fresh: bool) -> None:
     )
 
 
-def _explained(repo: str, files: Sequence[str], revision: str, error: Any) -> str:
-    """Which files to get from where and where to put them, when we cannot."""
+def _explain(repo: str, files: Sequence[str], revision: str, error: Any) -> str:
+    """Why a download failed, and how to get the files by hand."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{repo}"
@@ -252,16 +244,14 @@ def _explained(repo: str, files: Sequence[str], revision: str, error: Any) -> st
         return f"{constants.ENDPOINT} has no public model {repo}, and there is no such path here"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repo} has no revision {revision!r}: see {page}/commits"
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        return f"{repo} has no such file at {revision!r}: {error}. See {page}/tree/{revision}"
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
     if "space" in str(error).lower():
         why = str(error)
     folder = repo.split("/")[1]
-    wanted_files = "\n".join(f"  {page}/resolve/{revision}/{file}" for file in files)
+    addresses = "\n".join(f"  {page}/resolve/{revision}/{file}" for file in files)
     if not files:
-        wanted_files = f"  {page}/tree/{revision} (configuration, tokenizer, weights)"
+        addresses = f"  {page}/tree/{revision} (configuration, tokenizer, weights)"
     return (
         f"{repo} is not on this computer and {why}. Where there is a network, download\n"
-        f"{wanted_files}\ninto one folder, such as ./{folder}, and give that folder as the model"
+        f"{addresses}\ninto one folder, such as ./{folder}, and give that folder as the model"
     )

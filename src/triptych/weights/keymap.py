@@ -1,10 +1,9 @@
-"""Declarative, reversible renaming of checkpoint tensors.
+"""Reversible renaming of checkpoint tensors by tables of rules.
 
-A key map is a list of rules. `{}` stands for a layer number and is carried across; other numbers
-are themselves. More than one name on the right means the tensor is a stack along its first axis, of
-equal parts or of the sizes given. A form says how the same numbers lie in memory there. Every
-tensor must be claimed by exactly one rule, and no two may become the same one; anything left over
-is an error.
+A rule maps a published name to one of ours. `{}` matches a layer number, which is kept; other
+numbers match themselves. A tensor with several names of ours is split along its first axis, into
+equal parts or into `sizes`. A form reshapes it. Every tensor must match exactly one rule, and no
+two tensors may get the same name.
 """
 
 import math
@@ -20,7 +19,7 @@ SLOT = re.compile(rf"\{{\}}|{NUMBER.pattern}")
 
 
 class Form(NamedTuple):
-    """The same numbers in another shape: theirs to ours, and back."""
+    """A conversion of shapes: theirs to ours, and back."""
 
     convert: Callable[[Tensor], Tensor]
     export: Callable[[Tensor], Tensor]
@@ -41,7 +40,7 @@ FORMS = {
 
 class Rule(NamedTuple):
     theirs: str
-    ours: tuple[str, ...]  # empty: a tensor that we recompute and therefore drop
+    ours: tuple[str, ...]  # empty: dropped, since it is recomputed here
     sizes: tuple[int, ...] = ()  # rows of each part, when they differ
     form: str = ""  # a key of FORMS
 
@@ -67,11 +66,11 @@ def under(rules: Sequence[Rule], theirs: str = "", ours: str = "") -> list[Rule]
 
 
 def convert(state: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """Published names to ours.
+    """Rename tensors from published names to ours.
 
     Raises:
-        ValueError: a tensor that no rule claims or that cannot be split as its rule says, or two
-            rules or two tensors for one name.
+        ValueError: a tensor matches no rule or several, cannot be split as its rule says, or gets
+            the name of another.
     """
     table = _table((rule.theirs, rule) for rule in rules)
     converted: dict[str, Tensor] = {}
@@ -87,11 +86,11 @@ def convert(state: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor
 
 
 def export(state: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """Ours to the published names: the inverse of `convert`, apart from dropped tensors.
+    """Rename tensors from ours to published names: the inverse of `convert`, without the dropped.
 
     Raises:
-        ValueError: a tensor that no rule claims, a stack of which a part is missing, or two rules
-            or two tensors for one name.
+        ValueError: a tensor matches no rule or several, part of a split tensor is missing, or two
+            tensors get the same name.
     """
     table = _table((name, rule) for rule in rules for name in rule.ours)
     exported: dict[str, Tensor] = {}
@@ -105,28 +104,28 @@ def export(state: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]
             continue
         if missing := [part for part in parts if part not in state]:
             raise ValueError(f"{name} is a stack of {', '.join(parts)}, but there is no {missing}")
-        whole = torch.cat([state[p] for p in parts]) if len(parts) > 1 else state[key]
-        exported[name] = FORMS[rule.form].export(whole)
+        tensor = torch.cat([state[p] for p in parts]) if len(parts) > 1 else state[key]
+        exported[name] = FORMS[rule.form].export(tensor)
     return exported
 
 
 def counterparts(names: Iterable[str], rules: Sequence[Rule]) -> dict[str, tuple[str, ...]]:
-    """Published names of tensors of ours, each with the tensors that it is made of.
+    """The published names of our tensors, each with all of ours that it is made of.
 
     Raises:
-        ValueError: a name that no rule claims, or two rules for one name.
+        ValueError: a name matches no rule or several.
     """
     table = _table((name, rule) for rule in rules for name in rule.ours)
-    found: dict[str, tuple[str, ...]] = {}
+    published: dict[str, tuple[str, ...]] = {}
     for key in names:
         rule, numbers = _claim(key, table)
         parts = tuple(part.format(*numbers) for part in rule.ours)
-        found[rule.theirs.format(*numbers)] = parts
-    return found
+        published[rule.theirs.format(*numbers)] = parts
+    return published
 
 
 def fill(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load tensors of our names into a module, each of which must fit and none be missing.
+    """Load tensors under our names into a module; none may be missing or left over.
 
     Raises:
         ValueError: which tensors are missing, unknown or of another shape.
@@ -142,12 +141,12 @@ def fill(module: nn.Module, state: dict[str, Tensor]) -> None:
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ValueError(f"the weights do not fit the model: {'; '.join(faults[:5])}{more}")
-    # a model built without memory takes the tensors themselves
+    # a module on the meta device takes the tensors themselves
     module.load_state_dict(state, assign=any(tensor.is_meta for tensor in own.values()))
 
 
 Table = dict[str, list[tuple[str, Rule]]]
-"""Rules by their name with every number replaced, since some rules name a layer literally."""
+"""Rules by name with all numbers replaced by `{}`, since some rules name a layer literally."""
 
 
 def _table(pairs: Iterable[tuple[str, Rule]]) -> Table:
@@ -161,19 +160,18 @@ def _table(pairs: Iterable[tuple[str, Rule]]) -> Table:
 
 
 def _claim(key: str, table: Table) -> tuple[Rule, list[str]]:
-    """The one rule for a name, and the layer numbers that it carries across."""
-    found = []
-    given = NUMBER.findall(key)
+    """The one rule that matches a name, and the layer numbers in its slots."""
+    matches = []
+    numbers = NUMBER.findall(key)
     for name, rule in table.get(NUMBER.sub("{}", key), []):
-        wanted = SLOT.findall(name)
-        if all(slot in ("{}", number) for slot, number in zip(wanted, given, strict=True)):
-            numbers = [n for slot, n in zip(wanted, given, strict=True) if slot == "{}"]
-            found.append((rule, numbers, name))
-    if not found:
+        slots = list(zip(SLOT.findall(name), numbers, strict=True))
+        if all(slot in ("{}", number) for slot, number in slots):
+            matches.append((rule, [number for slot, number in slots if slot == "{}"], name))
+    if not matches:
         raise ValueError(f"no rule claims {key}: it belongs to another kind of model, or size")
-    if len(found) > 1:
-        raise ValueError(f"two rules claim {key}: {found[0][2]} and {found[1][2]}")
-    return found[0][:2]
+    if len(matches) > 1:
+        raise ValueError(f"two rules claim {key}: {matches[0][2]} and {matches[1][2]}")
+    return matches[0][:2]
 
 
 def _parts(key: str, tensor: Tensor, rule: Rule) -> Sequence[Tensor]:

@@ -1,14 +1,17 @@
-"""How a checkpoint lies on a disk: a folder of which program, or a file of which publisher.
+"""The layout of a checkpoint: which program's folder it is, or which publisher's file.
 
-Nothing is loaded and nothing is fetched; only names, and small JSON files, are looked at.
+Nothing is loaded or fetched; only names, small JSON files and the first bytes of a file are read.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from triptych.config import nearest, read_json
-from triptych.weights.variants import chosen, variants
+from triptych.config import BadFile, missing_file, read_object
+from triptych.weights.variants import choose_variant, variants
+
+if TYPE_CHECKING:
+    from triptych.weights.files.weight_file import WeightFile
 
 Form = Literal["triptych", "transformers", "open_clip", "diffusers", "openai", "big_vision", "file"]
 
@@ -35,30 +38,41 @@ PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 @dataclass(frozen=True)
 class Layout:
-    """What was found, and where its parts are."""
+    """What a path is, and where its parts are."""
 
     form: Form
     path: Path
     weights: tuple[Path, ...]
-    """Files that `read_weights` takes; an index stands for its shards. Several only where a folder
-    holds several models (diffusers).
+    """Files that `open_weights` takes; an index is listed instead of its shards. Several only where
+    a folder holds several models (diffusers).
     """
     config: Path | None = None
     tokenizer: tuple[Path, ...] = ()
     preprocessor: Path | None = None
     declared: str = ""
     """What the configuration calls the model: `model_type`, `_class_name`, or our own name."""
+    file: "WeightFile | None" = None
+    """The path itself, opened, where it is a file."""
+
+    def open(self) -> "WeightFile":
+        """The first of `weights`, opened.
+
+        Raises:
+            BadFile: it is no file of weights.
+        """
+        from triptych.weights.files.weight_file import open_weights
+
+        return self.file or open_weights(self.weights[0])
 
 
 def layout(path: Path) -> Layout:
-    """Which layout a folder or file of a checkpoint has.
+    """Find the layout of a folder or file; a file is opened.
 
     Raises:
-        ValueError: it has none that is known, or lacks its weights; says what was expected.
+        BadFile: its layout is not known, or the weights are missing, and what was expected.
     """
     if not path.exists():
-        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(f"{path} does not exist.{nearest(path.name, near)}".rstrip("."))
+        raise missing_file(path)
     if not path.is_dir():
         return _file(path)
     path = _snapshot(path)
@@ -73,41 +87,39 @@ def layout(path: Path) -> Layout:
     if "_class_name" in card:  # one network of diffusers
         weights = tuple(list(variants(path).values())[:1])
         if not weights:
-            chosen(path)  # which says what is missing
+            choose_variant(path)  # raises the error that says what is missing
         return Layout(
             "diffusers", path, weights, path / "config.json", declared=f"{card['_class_name']}"
         )
     if card:
         declared = card.get("model_type")
         if not isinstance(declared, str):
-            raise ValueError(
-                f"{path}/config.json names no `model_type`: it is of a program that is not known "
-                "here. Give the file of weights itself"
+            raise BadFile(
+                path / "config.json",
+                "names no `model_type`: it was written by an unsupported program. Give "
+                "the file of weights itself",
             )
         return _folder("transformers", path, TRANSFORMERS, "config.json", declared)
-    raise ValueError(f"{path} {_unknown(path)}")
+    raise BadFile(path, _explain_unknown(path))
 
 
 def _file(path: Path) -> Layout:
-    from triptych.weights.files.sniff import container  # loads torch, which a folder does not need
+    # imported here, since it loads torch, which a folder does not need
+    from triptych.weights.files.weight_file import open_weights
 
-    try:
-        found = container(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be opened: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    file = open_weights(path)
     forms: dict[str, Form] = {"torchscript": "openai", "npz": "big_vision"}
-    return Layout(forms.get(found, "file"), path, (path,))
+    return Layout(forms.get(file.kind, "file"), path, (path,), file=file)
 
 
 def _folder(form: Form, path: Path, names: tuple[str, ...], config: str, declared: str) -> Layout:
     weights = _first(path, names)
     if weights is None:
         kind = f"{declared} " if declared else ""
-        raise ValueError(
-            f"{path} is a {form} folder of a {kind}model without its weights: there is no "
-            f"{' or '.join(names[:4])}{_unfinished(path)}"
+        raise BadFile(
+            path,
+            f"is a {form} folder of a {kind}model without its weights: there is no "
+            f"{' or '.join(names[:4])}{_unfinished(path)}",
         )
     return Layout(
         form,
@@ -123,11 +135,11 @@ def _folder(form: Form, path: Path, names: tuple[str, ...], config: str, declare
 def _diffusers(path: Path) -> Layout:
     index = _read(path / "model_index.json")
     parts = [name for name, kind in index.items() if _is_part(kind) and (path / name).is_dir()]
-    found = [variants(path / name) for name in parts]
-    # of several forms the plain one, which comes first
-    weights = tuple(next(iter(files.values())) for files in found if files)
+    files = [variants(path / name) for name in parts]
+    # of several variants the plain one, which comes first
+    weights = tuple(next(iter(each.values())) for each in files if each)
     if not weights:
-        raise ValueError(f"{path} is a diffusers folder without weights in its parts")
+        raise BadFile(path, "is a diffusers folder without weights in its parts")
     tokens = path / "tokenizer"
     return Layout(
         "diffusers",
@@ -145,7 +157,7 @@ def _is_part(kind: Any) -> bool:
 
 
 def _snapshot(path: Path) -> Path:
-    """The current files of a folder of the hub's cache (`models--OWNER--NAME`)."""
+    """The current snapshot of a folder of the hub's cache (`models--OWNER--NAME`)."""
     main = path / "refs" / "main"
     if main.is_file() and main.stat().st_size < 100:
         inner = path / "snapshots" / main.read_text(errors="replace").strip()
@@ -160,22 +172,17 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is not a JSON object. Fetch it again")
-    return found
+    return read_object(path) if path.is_file() else {}
 
 
 def _unfinished(path: Path) -> str:
     endings = (".incomplete", ".part", ".crdownload", ".tmp", ".download", ".aria2")
-    found = [p.name for p in sorted(path.iterdir()) if p.name.endswith(endings)]
-    return f". {found[0]} is an unfinished download: let it end, or fetch it again" if found else ""
+    names = [p.name for p in sorted(path.iterdir()) if p.name.endswith(endings)]
+    return f". {names[0]} is an unfinished download: let it end, or fetch it again" if names else ""
 
 
-def _unknown(path: Path) -> str:
-    """A sentence on a folder of no known layout."""
+def _explain_unknown(path: Path) -> str:
+    """Why a folder has no known layout, and what to do."""
     suffixes = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".th")
     files = [p.name for p in sorted(path.iterdir()) if p.suffix in suffixes and p.is_file()]
     if any(path.glob("*-of-*")) and not list(path.glob("*.index.json")):

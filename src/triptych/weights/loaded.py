@@ -36,8 +36,8 @@ AS_STORED = Reading()
 
 @dataclass(frozen=True)
 class Card:
-    """What config.json says: the model's name and configuration, and what its conditions are
-    called.
+    """The content of config.json: the model's name and configuration, the names of its conditions,
+    and the settings of its tokenizer and transform.
     """
 
     model: str
@@ -46,22 +46,22 @@ class Card:
     attributes: tuple[str, ...] = ()
     vector: tuple[str, ...] = ()
     vector_mean: tuple[float, ...] = ()
-    """What is subtracted from each number of the vector, and what it is then divided by."""
+    """The mean of each number of the vector, and its standard deviation, to normalise by."""
     vector_std: tuple[float, ...] = ()
     quadrants: int = 0
-    """How many quadrants of a picture to complete are visible; 0 for other conditions."""
+    """Visible quadrants of a picture to complete; 0 for other conditions."""
     tokenizer: TokenizerConfig | None = None
-    """What stands around the vocabulary in tokenizer.json."""
+    """Settings beside the vocabulary in tokenizer.json."""
     tokenizers: tuple[TokenizerConfig, ...] = ()
-    """Of a text-to-image model: the same for each of its text towers."""
+    """The same for each text tower of a text-to-image model."""
     transform: ImageTransform | None = None
-    """What is done to a picture before the model looks at it."""
+    """Preprocessing of the pictures that the model reads."""
     triptych: str = ""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to use."""
+    """A model on its device, in eval mode, with its tokenizer and transform."""
 
     name: str
     card: Card
@@ -70,18 +70,17 @@ class Loaded:
     tokenizer: Tokenizer | None = None
     transform: ImageTransform | PatchTransform | None = None
     tokenizers: tuple[Tokenizer, ...] = ()
-    """Of a text-to-image model: one for each of its text towers."""
+    """One for each text tower of a text-to-image model."""
     notes: tuple[str, ...] = ()
-    """What someone should know of a published checkpoint, such as what was left out."""
+    """Remarks on a published checkpoint, such as parts that were left out."""
 
     def embed_text(self, texts: Sequence[str], batch: int = 64) -> Float[Tensor, "N E"]:
-        """Texts in the shared space: unit length, float32, on the CPU.
+        """Embeddings of texts in the shared space: unit length, float32, on the CPU.
 
-        Texts of similar length are computed together, since a causal tower looks no further than
-        the longest of a batch.
+        Texts are batched by length, since a causal tower computes up to the longest of a batch.
 
         Raises:
-            ValueError: the model is no CLIP or SigLIP, or has no vocabulary.
+            ValueError: the model is not a CLIP or SigLIP, or has no vocabulary.
         """
         tokenizer = require_tokenizer(self)
         encoded = tokenizer.encode(list(texts))
@@ -96,10 +95,10 @@ class Loaded:
     def embed_image(
         self, pictures: Sequence[UInt8[np.ndarray, "_H _W _C"]], batch: int = 32
     ) -> Float[Tensor, "N E"]:
-        """Pictures in the shared space: unit length, float32, on the CPU.
+        """Embeddings of pictures in the shared space: unit length, float32, on the CPU.
 
         Raises:
-            ValueError: the model is no CLIP or SigLIP, or something is no picture of bytes.
+            ValueError: the model is not a CLIP or SigLIP, or a picture is not of bytes.
         """
         if self.card.model not in TWO_TOWERS or self.transform is None:
             raise ValueError(f"{self.name} is a {self.card.model}: it embeds no pictures")
@@ -152,7 +151,7 @@ def require_tokenizer(loaded: Loaded) -> Tokenizer:
     """The model's tokenizer.
 
     Raises:
-        ValueError: the model reads no text, or lies without its vocabulary.
+        ValueError: the model reads no text, or its vocabulary is missing.
     """
     if loaded.card.model not in TWO_TOWERS:
         raise ValueError(f"{loaded.name} is a {loaded.card.model}: it reads no text")

@@ -1,4 +1,4 @@
-"""Models without numbers: parameters have shapes only, until a checkpoint gives them values."""
+"""Modules on the meta device: parameters have shapes but no values until a checkpoint is loaded."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,16 +9,16 @@ from torch.overrides import TorchFunctionMode
 
 Model = TypeVar("Model", bound=nn.Module)
 
-DRAWS = {torch.randn: torch.empty, torch.rand: torch.empty}
+RANDOM = {torch.randn: torch.empty, torch.rand: torch.empty}
 IN_PLACE = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.kaiming_uniform_)
 SCALED = (Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
 
 
-class _Undrawn(TorchFunctionMode):
-    """Skips the drawing of first weights, which a checkpoint replaces.
+class _SkipInitialisation(TorchFunctionMode):
+    """Skips random initialisation, which a checkpoint replaces anyway.
 
-    There is nothing to draw without numbers, yet torch finds the shapes of these few operations in
-    Python, and for that imports its compiler and sympy: more time than loading a CLIP takes.
+    On the meta device torch infers the shapes of these few operations in Python, and for that
+    imports its compiler and sympy, which takes longer than loading a CLIP.
     """
 
     def __torch_function__(
@@ -29,10 +29,10 @@ class _Undrawn(TorchFunctionMode):
             return args[0] if args else kwargs["tensor"]
         if function in SCALED and not isinstance(args[1], Tensor):
             return args[0]
-        return DRAWS.get(function, function)(*args, **kwargs)
+        return RANDOM.get(function, function)(*args, **kwargs)
 
 
 def skeleton(build: Callable[[], Model]) -> Model:
-    """The module that `build` makes, on the meta device: no memory, no numbers, no time."""
-    with torch.device("meta"), _Undrawn():
+    """Build a module on the meta device, without memory for its parameters."""
+    with torch.device("meta"), _SkipInitialisation():
         return build()

@@ -18,7 +18,7 @@ from triptych.systems.autoencoder.tiny_published import (
     diffusers_rules,
     encoder_rules,
 )
-from triptych.weights.files.read import read_weights
+from triptych.weights.files.weight_file import read_weights
 from triptych.weights.keymap import export
 
 KL = {

@@ -43,7 +43,7 @@ def tiny():
 def cache(tmp_path, monkeypatch) -> Path:
     """A user's cache with nothing in it, and a process that has compiled nothing."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    conversions._kept.clear()
+    conversions._cache.clear()
     return tmp_path / "cache" / "triptych" / "openvino"
 
 
@@ -65,7 +65,7 @@ def no_more_conversions(monkeypatch) -> None:
     def refuse(*_):
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(conversions, "traced", refuse)
+    monkeypatch.setattr(conversions, "trace", refuse)
 
 
 # The same pictures
@@ -161,7 +161,7 @@ def test_a_later_start_takes_what_is_there(tmp_path, cache, monkeypatch) -> None
     assert first.done == 0 and len(first.pictures) == 0
     assert any("about a minute" in line and str(cache) in line for line in first.notes)
     written = times(cache)
-    conversions._kept.clear()  # as a new process finds it
+    conversions._cache.clear()  # as a new process finds it
     no_more_conversions(monkeypatch)
     *_, again = run(asked(model=folder, backend="openvino"))
     assert (again.pictures == last.pictures).all()
@@ -206,7 +206,7 @@ def test_what_was_cut_short_is_converted_again(tiny, cache) -> None:
         lambda: (folder / "conversion.json").write_text("{"),
     ):
         damage()
-        conversions._kept.clear()
+        conversions._cache.clear()
         assert (pictures(tiny, backend="openvino") == expected).all()
         assert folders(cache) == [folder]
         assert sorted(p.name for p in folder.iterdir()) == [

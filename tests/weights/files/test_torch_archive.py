@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from triptych.weights.files.pickle_reader import MAX_OPERATIONS, read_pickle
-from triptych.weights.files.read import read_weights
-from triptych.weights.files.sniff import container
+from triptych.weights.files.weight_file import open_weights, read_weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.torch.jit:DeprecationWarning", "ignore:Detected pickle"
@@ -90,7 +89,7 @@ def test_what_torch_saved_is_read_as_torch_reads_it(tmp_path: Path, zipped, prot
     if not zipped:  # the old form cannot hold the types that came after it
         state = {k: v for k, v in state.items() if v.dtype in DTYPES[:12]}
     torch.save(state, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
-    assert container(path) == ("torch" if zipped else "torch-legacy")
+    assert open_weights(path).kind == ("torch" if zipped else "torch-legacy")
     found = read_weights(path)
     assert same(found, torch.load(path, weights_only=protocol == 2))
     shared = found["whole"].untyped_storage().data_ptr()
@@ -102,7 +101,7 @@ def test_torchscript_gives_its_tensors_and_not_its_program(tmp_path: Path) -> No
     model = Clip().half()
     path = tmp_path / "ViT-B-32.pt"
     torch.jit.save(torch.jit.script(model), path)
-    assert container(path) == "torchscript"
+    assert open_weights(path).kind == "torchscript"
     assert same(read_weights(path), dict(torch.jit.load(path).state_dict()))
     assert "visual.resblocks.1.weight" in read_weights(path)
 

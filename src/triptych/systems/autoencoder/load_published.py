@@ -6,23 +6,22 @@ of its latents.
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from triptych.config import read_json
+from triptych.config import errors_about, read_json, read_object
 from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.autoencoder import tiny_published
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
-from triptych.weights.files.read import read_cast, read_header
+from triptych.weights.files.weight_file import WeightFile, open_weights
 from triptych.weights.keymap import convert, fill
 from triptych.weights.layouts import Layout
 from triptych.weights.loaded import AS_STORED, Published, Reading
 from triptych.weights.skeleton import skeleton
-from triptych.weights.variants import chosen
+from triptych.weights.variants import choose_variant
 
 VAE = "first_stage_model."
 ENDS = ("encoder", "decoder")
@@ -34,7 +33,7 @@ def recognise(found: Layout) -> bool:
     """Whether a checkpoint is an autoencoder and nothing else."""
     if found.form == "diffusers":
         return "Pipeline" not in found.declared
-    return found.form == "file" and is_autoencoder(read_header(found.path).shapes)
+    return found.form == "file" and is_autoencoder(found.open().header.shapes)
 
 
 def is_autoencoder(names: Iterable[str]) -> bool:
@@ -59,15 +58,16 @@ def load_published(
         ValueError: the model is of another kind; the other half of a tiny autoencoder, or the
             configuration of a KL one, is missing; or tensors do not fit.
     """
-    path = found.path
-    try:
-        if path.is_dir():
-            return _from_config(read_json(path / "config.json"), chosen(path)[0], dtype)
-        names = set(read_header(path).shapes)
+    file, path = found.file, found.path
+    with errors_about(path):
+        if file is None:
+            weights = open_weights(choose_variant(path)[0])
+            return _from_config(read_object(path / "config.json"), weights, dtype)
+        names = set(file.header.shapes)
         if _is_taesd_half(names):
-            return _from_taesd_halves(path, names, dtype)
+            return _from_taesd_halves(file, names, dtype)
         if any(".layers." in name for name in names):
-            return _from_taesd_file(path, dtype)
+            return _from_taesd_file(file, dtype)
         beside = path.parent / "config.json"
         stored = read_json(beside) if beside.is_file() else {}
         if not isinstance(stored, Mapping) or "_class_name" not in stored:
@@ -76,14 +76,13 @@ def load_published(
                 "Stable Diffusion 1.x and 2.x, 0.13025 in XL): put the config.json of the "
                 "publisher's folder `vae` beside it"
             )
-        return _from_config(stored, path, dtype)
-    except ValueError as error:
-        about = "" if str(error).startswith(f"{path}") else f"{path}: "
-        raise ValueError(f"{about}{error}") from error
+        return _from_config(stored, file, dtype)
 
 
-def _from_config(stored: Mapping[str, Any], file: Path, dtype: torch.dtype | None) -> Published:
-    state = read_cast(file, dtype)
+def _from_config(
+    stored: Mapping[str, Any], file: WeightFile, dtype: torch.dtype | None
+) -> Published:
+    state = file.read(dtype)
     if stored.get("_class_name") == "AutoencoderTiny":
         tiny = tiny_published.from_diffusers(stored)
         return _build_tiny(tiny, convert(state, tiny_published.diffusers_rules(tiny)))
@@ -103,17 +102,18 @@ def _from_config(stored: Mapping[str, Any], file: Path, dtype: torch.dtype | Non
     return Published("autoencoder", config, model)
 
 
-def _from_taesd_file(path: Path, dtype: torch.dtype | None) -> Published:
+def _from_taesd_file(file: WeightFile, dtype: torch.dtype | None) -> Published:
     """One file with diffusers' names; the shapes of its tensors give the configuration."""
-    state = read_cast(path, dtype)
+    state = file.read(dtype)
     prefix = "encoder.layers."
     first = {n.removeprefix(prefix): x for n, x in state.items() if n.startswith(prefix)}
     config = tiny_published.from_taesd(first)
     return _build_tiny(config, convert(state, tiny_published.diffusers_rules(config)))
 
 
-def _from_taesd_halves(path: Path, names: set[str], dtype: torch.dtype | None) -> Published:
-    """TAESD's two files; `path` is one of them."""
+def _from_taesd_halves(file: WeightFile, names: set[str], dtype: torch.dtype | None) -> Published:
+    """TAESD's two files; `file` is one of them."""
+    path = file.path
     half = "encoder" if FIRST_LAYER["encoder"] in names else "decoder"
     other = ENDS[1 - ENDS.index(half)]
     if half not in path.name:
@@ -127,8 +127,8 @@ def _from_taesd_halves(path: Path, names: set[str], dtype: torch.dtype | None) -
             f"is the {half} of a tiny autoencoder, and {partner.name} is not beside it: download "
             "it from where you got this one"
         )
-    paths = {half: path, other: partner}
-    encoder, decoder = (read_cast(paths[end], dtype) for end in ENDS)
+    halves = {half: file, other: open_weights(partner)}
+    encoder, decoder = (halves[end].read(dtype) for end in ENDS)
     config = tiny_published.from_taesd(encoder)
     ours: dict[str, Tensor] = convert(encoder, tiny_published.encoder_rules(config))
     return _build_tiny(config, ours | convert(decoder, tiny_published.decoder_rules(config)))

@@ -258,7 +258,7 @@ class Siglip(nn.Module):
     def __init__(self, config: SiglipConfig):
         super().__init__()
         self.config = config
-        dim = config.image.width
+        dim = config.dim
         self.image = SiglipImage(config.image)
         if config.text is not None:
             self.text: nn.Module = SiglipText(config.text, dim)

@@ -9,7 +9,7 @@ from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.published.folder.write import write_diffusers
 from triptych.systems.stable_diffusion.published.single_file.write import write_single_file
 from triptych.systems.stable_diffusion.published.tokenizers import NAMES
-from triptych.weights.files.read import write_safetensors
+from triptych.weights.files.safetensors import write_safetensors
 from triptych.weights.loaded import Loaded, Writer
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from triptych.backends.openvino import Conversion, Input, compiled, conversion_of, convert
+from triptych.backends.openvino import Conversion, Input, compile_network, convert, find_conversion
 from triptych.nn.circular import circular
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
 from triptych.systems.stable_diffusion.unet import LatentUNet, LatentUNetConfig
@@ -55,7 +55,7 @@ class OpenVinoUNet(nn.Module):
     ) -> Float[Tensor, "B O h w"]:
         inputs = [x, time, context, *(one for one in (vector, sizes) if one is not None)]
         shapes = tuple(tuple(one.shape) for one in inputs)
-        network = compiled(self.folder, self.in_bfloat16, torch.get_num_threads(), shapes)
+        network = compile_network(self.folder, self.in_bfloat16, torch.get_num_threads(), shapes)
         return network(*(one.float() for one in inputs)).to(x.dtype)
 
 
@@ -65,7 +65,7 @@ def unet_conversion(model: StableDiffusion, tiling: bool) -> Conversion:
     Raises:
         ValueError: OpenVINO is not installed.
     """
-    return conversion_of(model.unet, model.config.unet, "unet", tiling=tiling)
+    return find_conversion(model.unet, model.config.unet, "unet", tiling=tiling)
 
 
 def describe_conversion(
@@ -98,7 +98,7 @@ def in_openvino(
     if conversion is None:
         yield
         return
-    if not conversion.there:
+    if not conversion.exists:
         with circular(model.unet, tiling):
             convert(Positional(model.unet), unet_inputs(model.config), conversion)
     half = dtype == torch.bfloat16

@@ -109,7 +109,7 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
         conversion = None
         if request.backend == "openvino":
             conversion = unet_conversion(model, request.tiling)
-            if not conversion.there:
+            if not conversion.exists:
                 notes += describe_conversion(conversion, model, lora=bool(changes))
                 yield Drawing(request, _no_pictures(request, model), 0.0, None, notes)
         with in_openvino(model, conversion, dtype, request.tiling):

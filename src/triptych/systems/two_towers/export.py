@@ -15,7 +15,7 @@ from triptych.systems.siglip import published as siglip
 from triptych.systems.siglip.model import SiglipConfig
 from triptych.text.tokenizer import Tokenizer
 from triptych.vision.transforms import ImageTransform, PatchTransform
-from triptych.weights.files.read import write_safetensors
+from triptych.weights.files.safetensors import write_safetensors
 from triptych.weights.keymap import export
 from triptych.weights.loaded import Card, Loaded, Writer
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from triptych import config
+from triptych.config import errors_about, read_object
 from triptych.systems.clip import configs as clip_configs
 from triptych.systems.clip import published as clip
 from triptych.systems.clip.model import Clip, ClipConfig
@@ -26,7 +26,6 @@ from triptych.text.tokenizer import (
     siglip_tokenizer,
 )
 from triptych.vision.transforms import CLIP_MEAN, CLIP_STD, HALF, ImageTransform, PatchTransform
-from triptych.weights.files.read import read_weights
 from triptych.weights.keymap import Rule, convert, fill
 from triptych.weights.layouts import Layout
 from triptych.weights.loaded import AS_STORED, Published, Reading
@@ -59,15 +58,13 @@ def load_published(
     Raises:
         ValueError: what the path is instead, or which tensors do not fit, and what to do.
     """
-    try:
+    with errors_about(found.path):
         settings, state, transform = READERS[found.form](found)
         kind = "clip" if isinstance(settings, ClipConfig) else "siglip"
         model = skeleton(
             lambda: Clip(settings) if isinstance(settings, ClipConfig) else Siglip(settings)
         )
         fill(model, state)
-    except ValueError as error:
-        raise ValueError(f"{found.path}: {error}") from error
     return Published(kind, settings, model, _tokenizer(found, settings), transform)
 
 
@@ -76,7 +73,7 @@ def _transformers(found: Layout) -> Found:
     kind = stored.get("model_type")
     if kind not in ("clip", "siglip", "siglip2"):
         raise ValueError(f"its model_type is {kind!r}; here clip, siglip and siglip2 load")
-    state = read_weights(found.weights[0])
+    state = found.open().read()
     processor = _json(found.preprocessor) if found.preprocessor else {}
     if kind == "clip":
         settings = clip_configs.from_transformers(stored)
@@ -133,7 +130,7 @@ def _open_clip(found: Layout) -> Found:
     model = stored.get("model_cfg")
     if not isinstance(model, Mapping):
         raise ValueError("open_clip_config.json has no model_cfg")
-    state = read_weights(found.weights[0])
+    state = found.open().read()
     settings, rules = of_open_clip(model)
     preprocess = stored.get("preprocess_cfg") or {}
     resize = preprocess.get("resize_mode", "shortest")
@@ -171,7 +168,7 @@ def of_open_clip(model: Mapping[str, Any]) -> tuple[ClipConfig | SiglipConfig, l
 
 
 def _openai(found: Layout) -> Found:
-    state = read_weights(found.path)
+    state = found.open().read()
     for name in ("text_projection", "positional_embedding", "token_embedding.weight"):
         if name not in state:
             raise ValueError(f"it is an archive without {name}: not OpenAI's CLIP")
@@ -183,7 +180,7 @@ def _openai(found: Layout) -> Found:
 
 
 def _big_vision(found: Layout) -> Found:
-    state = read_weights(found.path)
+    state = found.open().read()
     settings = big_vision.configuration(state)
     if settings.image.naflex:
         transform: ImageTransform | PatchTransform = PatchTransform(settings.image.patch)
@@ -232,10 +229,7 @@ def _has_vocabulary(folder: Path) -> bool:
 
 def _json(path: Path | None) -> dict[str, Any]:
     assert path is not None
-    stored = config.read_json(path)
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path} is not a JSON object. Fetch it again")
-    return stored
+    return read_object(path)
 
 
 def _filter(number: Any) -> Any:

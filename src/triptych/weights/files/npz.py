@@ -1,14 +1,14 @@
 """Tensors of NumPy's `.npz`, such as big_vision publishes for SigLIP, without unpickling.
 
-Arrays keep their names, with slashes. NumPy has no bfloat16 of its own: JAX leaves it as two bytes
-of no type (`V2`), which is what two such bytes mean here.
+Arrays keep their names, with slashes. NumPy has no bfloat16: JAX saves it as two bytes of no type
+(`V2`), which is read as bfloat16 here. `numpy.load` is not used, because it maps single `.npy`
+files only: the members of an archive it reads into memory.
 """
 
 import io
 import math
 import tokenize
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from triptych.weights.files.torch_archive import Member, Zip, open_zip, packed_start
+from triptych.weights.files.zip_archive import Member, Zip, find_data
 
 MAX_HEADER = 10_000  # bytes, NumPy's own limit
-UNPACKED = 1 << 30  # bytes that packed arrays may take in all, or
-RATIO = 20  # this many times the file, whichever is more
+UNPACKED = 1 << 30  # bytes that compressed arrays may unpack to, or
+RATIO = 20  # times the size of the file, whichever is more
 DEFLATED = 8
 
 
@@ -29,13 +29,12 @@ def is_npz(archive: Zip) -> bool:
     return bool(archive.members) and all(name.endswith(".npy") for name in archive.members)
 
 
-def read_npz(path: Path) -> dict[str, Tensor]:
-    """The arrays of an archive, mapped where they are stored unpacked. Errors do not name the file.
+def read_npz(archive: Zip) -> dict[str, Tensor]:
+    """The arrays of an archive, mapped where they are uncompressed. Errors do not name the file.
 
     Raises:
         ValueError: it is damaged, or it has arrays of Python objects or of text.
     """
-    archive = open_zip(path)
     if not archive.members:
         raise ValueError("is an archive without arrays")
     room = max(UNPACKED, RATIO * len(archive.memory))
@@ -55,7 +54,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def _tensor(archive: Zip, member: Member) -> Tensor:
-    start, memory = packed_start(archive, member), archive.memory
+    start, memory = find_data(archive, member), archive.memory
     unpacked: bytearray | None = None
     if member.method == DEFLATED:
         unpacked = _unpack(memory[start : start + member.packed], member.size)
@@ -71,7 +70,7 @@ def _tensor(archive: Zip, member: Member) -> Tensor:
             f"has {member.size - skip:,} bytes instead of {count * dtype.itemsize:,} for {shape}. "
             "Fetch it again"
         )
-    source: Any = memory if unpacked is None else unpacked
+    source: Any = memory if unpacked is None else unpacked  # a mapped array is a view of the file
     array = np.frombuffer(source, dtype, count, start + skip) if count else np.empty(0, dtype)
     if dtype.kind == "V":
         flat = _torch(array.view(np.int16)).view(torch.bfloat16)
@@ -93,17 +92,25 @@ def _header(head: bytes) -> tuple[tuple[int, ...], bool, "np.dtype[Any]", int]:
     try:
         version = npy.read_magic(stream)
         if version == (1, 0):
-            found = npy.read_array_header_1_0(stream, MAX_HEADER)
+            header = npy.read_array_header_1_0(stream, MAX_HEADER)
         else:
-            found = npy.read_array_header_2_0(stream, MAX_HEADER)
-    except (ValueError, TypeError, SyntaxError, LookupError, RecursionError, MemoryError) as error:
+            header = npy.read_array_header_2_0(stream, MAX_HEADER)
+    except (
+        ValueError,
+        TypeError,
+        SyntaxError,
+        LookupError,
+        RecursionError,
+        MemoryError,
+        tokenize.TokenError,
+    ) as error:
         raise ValueError("has a damaged header. Fetch it again") from error
-    except tokenize.TokenError as error:
-        raise ValueError("has a damaged header. Fetch it again") from error
-    shape, fortran, dtype = found
+    shape, fortran, dtype = header
     bfloat16 = dtype.kind == "V" and dtype.itemsize == 2 and not dtype.names and not dtype.shape
     if dtype.hasobject:
-        raise ValueError("holds Python objects, which only unpickling would read: never done here")
+        raise ValueError(
+            "holds Python objects, and unpickling them would execute code: never done here"
+        )
     if not bfloat16 and (dtype.kind not in "biufc" or dtype.itemsize > 16 or dtype.names):
         raise ValueError(f"holds {str(dtype)[:50]}, which is no tensor")
     if str(dtype) in ("float128", "complex256", "longdouble") or dtype.itemsize > 16:

@@ -1,18 +1,18 @@
-"""What a pickle describes, without making any of it.
+"""A pickle reader that imports and calls nothing.
 
-A pickle is a program for a small stack machine. Python's own reader runs it, and a line of it can
-call any function on the computer. This machine knows containers, numbers, strings and the places of
-tensors; every other object becomes a name that is never looked up, imported or called.
+A pickle is a program for a stack machine. Python's reader runs it, and it can call any function.
+This one builds containers, numbers, strings and references to tensors; every other object becomes
+an `Opaque` with the name of its class, which is never imported.
 """
 
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pickletools import genops
 from typing import Any, BinaryIO
 
-MAX_OPERATIONS = 1_000_000  # a checkpoint needs about forty a tensor
+MAX_OPERATIONS = 1_000_000  # a checkpoint has about forty per tensor
 DAMAGED = "its pickle is damaged or cut short. Fetch it again"
 
 HARMLESS = {
@@ -27,14 +27,14 @@ HARMLESS = {
         "object", "set", "slice", "str", "tuple", "unicode", "long",
     )),
 }  # fmt: skip
-"""Of Python's own library, all that training leaves beside weights; the rest can do harm."""
+"""What training saves beside weights. Any other name in Python's standard library is refused."""
 
 STANDARD = {*sys.stdlib_module_names, "__builtin__", "copy_reg", "commands", "posix", "nt"}
 
 
 @dataclass(frozen=True, eq=False)
 class Global:
-    """A function or class that the pickle names."""
+    """The name of a function or class."""
 
     module: str
     name: str
@@ -45,36 +45,36 @@ class Global:
 
 @dataclass(frozen=True, eq=False)
 class Opaque:
-    """Stands for an object of a class that we do not know."""
+    """An object of an unknown class, in place of which only the name is kept."""
 
     name: str
 
 
 @dataclass(frozen=True, eq=False)
 class Scripted:
-    """A TorchScript module: its attributes by name."""
+    """A TorchScript module as its attributes."""
 
     attributes: dict[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class StorageRef:
-    """Where the numbers of some tensors are; `kind` is such as FloatStorage."""
+    """A storage outside the pickle, which tensors share."""
 
     key: str
-    kind: str
+    kind: str  # such as FloatStorage
     size: int  # in elements
 
 
 @dataclass(frozen=True, eq=False)
 class TensorRef:
-    """A view of a storage; offset and strides in elements."""
+    """A tensor as a view of a storage; offset and strides in elements."""
 
     storage: StorageRef
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    dtype: str = ""  # where the storage is only bytes
+    dtype: str = ""  # if it is not the storage's
 
 
 @dataclass
@@ -116,10 +116,10 @@ def _operations(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
 
 
 def read_pickle(stream: BinaryIO) -> Any:
-    """The value that one pickle describes; the stream is left behind it.
+    """Interpret one pickle; the stream is left at its end.
 
     Raises:
-        ValueError: it is damaged, or it names a function of Python that weights have no use for.
+        ValueError: it is damaged, or names a function of Python that weights do not need.
     """
     machine = _Machine()
     try:
@@ -138,17 +138,17 @@ def read_pickle(stream: BinaryIO) -> Any:
 def _global(module: Any, name: Any) -> Global:
     if not isinstance(module, str) or not isinstance(name, str):
         raise TypeError
-    found = Global(module[:200], name[:200])
-    if module.split(".")[0] in STANDARD and str(found) not in HARMLESS:
+    reference = Global(module[:200], name[:200])
+    if module.split(".")[0] in STANDARD and str(reference) not in HARMLESS:
         raise ValueError(
-            f"it names {found}, with which a pickle can run programs: nothing of it was read. "
+            f"it names {reference}, with which a pickle can run programs: nothing of it was read. "
             "Do not open this file with other tools; get the weights as safetensors"
         )
-    return found
+    return reference
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What the pickle wants called: a container, a tensor, or an object that is not made."""
+    """The result of a call: a container, a tensor, or an `Opaque`; nothing else is called."""
     if not isinstance(arguments, tuple):
         raise TypeError
     if isinstance(function, Global):
@@ -164,7 +164,7 @@ def _dictionary(pairs: Any = (), *_: Any) -> dict[Any, Any]:
 
 
 def _key(key: Any) -> Any:
-    """Nested tuples take exponential time to hash, and no weights are named by one."""
+    """A key, if it is a simple one: nested tuples can take exponential time to hash."""
     simple = isinstance(key, str | int | float | bytes | None | Opaque | Global)
     return key if simple else Opaque("no name")
 
@@ -178,22 +178,21 @@ def _storage(identity: Any) -> StorageRef:
     known = isinstance(kind, Global) and kind.module in ("torch", "torch.cuda", "torch.storage")
     if word != "storage" or not known or any(part is not None for part in view):
         raise ValueError("it refers to numbers outside itself, or in a form no longer in use")
-    if not isinstance(key, str) or not _whole(size):
+    if not isinstance(key, str) or not _is_count(size):
         raise TypeError
     return StorageRef(key, kind.name, size)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef:
-    if not isinstance(storage, StorageRef) or not _whole(offset):
+    if not isinstance(storage, StorageRef) or not _is_count(offset):
         raise TypeError
-    return TensorRef(storage, offset, _numbers(shape), _numbers(strides))
+    return TensorRef(storage, offset, _counts(shape), _counts(strides))
 
 
 def _typed_tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, _: Any, hooks: Any, dtype: Any, *rest: Any
 ) -> TensorRef:
-    found = _tensor(storage, offset, shape, strides)
-    return TensorRef(found.storage, found.offset, found.shape, found.strides, dtype.name)
+    return replace(_tensor(storage, offset, shape, strides), dtype=dtype.name)
 
 
 def _parameter(data: Any, *_: Any) -> Any:
@@ -207,12 +206,12 @@ def _subclass(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
     return _call(function, arguments)
 
 
-def _whole(number: Any) -> bool:
+def _is_count(number: Any) -> bool:
     return type(number) is int and 0 <= number < 1 << 48
 
 
-def _numbers(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, tuple | list) or len(values) > 16 or not all(map(_whole, values)):
+def _counts(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple | list) or len(values) > 16 or not all(map(_is_count, values)):
         raise ValueError("it has a tensor whose shape or strides are no whole numbers")
     return tuple(values)
 

@@ -1,4 +1,4 @@
-"""Weights in several files, and the index that says which tensor is in which of them."""
+"""The index of weights in several files: which tensor is in which file."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,18 @@ MAX_INDEX = 64 << 20  # bytes
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """The JSON object of an index of shards, or of what came in its place."""
+    """The JSON object of an index, or of an error message that was downloaded instead of it."""
     if path.stat().st_size > MAX_INDEX:
         raise ValueError("is a JSON file larger than any index of weights")
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError("is JSON that was cut short, not weights. Fetch it again") from error
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def shards(index: Path) -> dict[str, list[str]]:
-    """The files that an index names, and the tensors that each must hold. Errors name no file.
+    """The files that an index names, and the tensors that each must have. Errors name no file.
 
     Raises:
         ValueError: the index is damaged, or names files elsewhere.
@@ -36,5 +36,5 @@ def shards(index: Path) -> dict[str, list[str]]:
 
 
 def missing_shards(index: Path) -> list[str]:
-    """Files that an index names and that are not beside it."""
+    """The files that an index names and that are missing from its folder."""
     return [file for file in sorted(shards(index)) if not (index.parent / file).is_file()]

@@ -1,15 +1,16 @@
-"""What a file is, told from its content and never from its name."""
+"""Detect what a file is by its content, never by its name."""
 
 from pathlib import Path
 from typing import Literal
 
 from triptych.weights.files.npz import is_npz
 from triptych.weights.files.shards import read_index
-from triptych.weights.files.torch_archive import LEGACY_MARK, is_script, open_zip, tensor_folder
+from triptych.weights.files.torch_archive import LEGACY_MARK, is_script
+from triptych.weights.files.zip_archive import Zip, open_zip
 
-Container = Literal["safetensors", "shards", "torch", "torchscript", "torch-legacy", "npz"]
+Kind = Literal["safetensors", "shards", "torch", "torchscript", "torch-legacy", "npz"]
 
-WORDS: dict[Container, str] = {
+KIND_NAMES: dict[Kind, str] = {
     "safetensors": "safetensors",
     "shards": "an index of shards",
     "torch": "a torch.save archive",
@@ -18,7 +19,7 @@ WORDS: dict[Container, str] = {
     "npz": "a NumPy archive",
 }
 
-PACKED = {
+COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"BZh": ("bzip2", "bunzip2"),
     b"\xfd7zXZ": ("xz", "unxz"),
@@ -27,7 +28,7 @@ PACKED = {
     b"Rar!": ("rar", "unrar x"),
 }
 
-OTHERS = {
+NOT_WEIGHTS = {
     b"\x89HDF\r\n\x1a\n": "an HDF5 file (Keras). Get the checkpoint as safetensors",
     b"GGUF": "a GGUF file (llama.cpp). Get the checkpoint as safetensors",
     b"\x89PNG": "a picture, not weights",
@@ -37,17 +38,17 @@ OTHERS = {
 }
 
 
-def container(path: Path) -> Container:
-    """The form of a file of weights.
+def detect_kind(path: Path) -> tuple[Kind, Zip | None]:
+    """The kind of a file of weights, and the archive where it is one.
 
     Raises:
-        ValueError: it holds none; the sentence says what it is instead and what to do, and does not
+        ValueError: it is no file of weights, what it is instead, and what to do. The text does not
             name the file.
     """
     if path.is_dir():
         raise ValueError("is a folder, not a file of weights: give the file inside it")
     if not path.is_file():
-        raise ValueError("is no file that can be read" if path.exists() else "does not exist")
+        raise ValueError("is no file that can be read")
     with path.open("rb") as file:
         head = file.read(1024)
     if not head:
@@ -55,38 +56,39 @@ def container(path: Path) -> Container:
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         archive = open_zip(path)
         if is_npz(archive):
-            return "npz"
-        scripted = tensor_folder(archive) is not None and is_script(archive)
-        return "torchscript" if scripted else "torch"
+            return "npz", archive
+        return "torchscript" if is_script(archive) else "torch", archive
     if head.startswith(b"\x80") and LEGACY_MARK in head[:32]:
-        return "torch-legacy"
+        return "torch-legacy", None
     if head[8:].lstrip().startswith(b"{") and not _is_text(head):
-        return "safetensors"
+        return "safetensors", None
     if head.lstrip().startswith((b"{", b"[")):
         _require_index(path)
-        return "shards"
-    raise ValueError(_what(head, path.stat().st_size))
+        return "shards", None
+    raise ValueError(_describe(head, path.stat().st_size))
 
 
 def _require_index(path: Path) -> None:
-    found = read_index(path)
-    if isinstance(found.get("weight_map"), dict):
+    content = read_index(path)
+    if isinstance(content.get("weight_map"), dict):
         return
     for word in ("error", "message", "detail", "errors"):
-        if word in found:
+        if word in content:
             raise ValueError(
-                f"is an error answer of a server ({str(found[word])[:200]!r}), not weights: the "
+                f"is an error answer of a server ({str(content[word])[:200]!r}), not weights: the "
                 "download needs a login, a licence accepted, or another address"
             )
     raise ValueError("is a JSON file, not weights: give the file that holds the tensors")
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether it begins with eight printable bytes: as a length, those are beyond any header."""
+    """Whether it begins with eight printable bytes: safetensors has a length there, and as one
+    they exceed any header.
+    """
     return all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head[:8])
 
 
-def _what(head: bytes, size: int) -> str:
+def _describe(head: bytes, size: int) -> str:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith(b"version https://git-lfs"):
         sizes = [line.split()[-1] for line in head.splitlines() if line.startswith(b"size ")]
@@ -99,17 +101,17 @@ def _what(head: bytes, size: int) -> str:
         return "is a web page, not weights: the download needs a login or another address"
     if text.startswith(b"<?xml"):
         return "is an XML answer of a server, not weights: the download needs another address"
-    for magic, (name, command) in PACKED.items():
+    for magic, (name, command) in COMPRESSED.items():
         if head.startswith(magic):
             return f"is packed with {name}. Unpack it first: `{command} FILE`"
     if head[257:262] == b"ustar":
         return "is a tar archive. Unpack it first: `tar xf FILE`"
-    for magic, what in OTHERS.items():
+    for magic, what in NOT_WEIGHTS.items():
         if head.startswith(magic):
             return f"is {what}"
     if head.startswith(b"\x80") and head[1:2] in b"\x02\x03\x04\x05":
         return (
-            "is a bare pickle, which only executing it would read: never done here. Where it came "
+            "is a bare pickle, and reading it would execute code: never done here. Where it came "
             "from, save the weights as safetensors"
         )
     if not head.strip(b"\0"):

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from triptych.weights.files.read import read_safetensors, write_safetensors
+from triptych.weights.files.safetensors import write_safetensors
+from triptych.weights.files.weight_file import read_safetensors
 
 
 class Shard(NamedTuple):

@@ -37,7 +37,8 @@ from triptych.systems.stable_diffusion.published.text_encoder import transformer
 from triptych.systems.stable_diffusion.published.unet import diffusers_rules
 from triptych.systems.stable_diffusion.unet import LatentUNetConfig
 from triptych.text.tokenizer import train_tokenizer
-from triptych.weights.files.read import read_cast, read_weights, write_safetensors
+from triptych.weights.files.safetensors import write_safetensors
+from triptych.weights.files.weight_file import open_weights, read_weights
 from triptych.weights.keymap import export
 from triptych.weights.loaded import Card, Reading
 from triptych.weights.skeleton import skeleton
@@ -126,7 +127,7 @@ def test_single_files_mean_what_the_published_folders_do(tmp_path):
         _tensors,
         published_family,
     )
-    from triptych.weights.files.read import Header
+    from triptych.weights.files.weight_file import Header
 
     for name in PUBLISHED:
         config = read_folder(published(name, tmp_path / name)).config
@@ -374,23 +375,23 @@ def test_tensors_are_cast_as_they_are_read(tmp_path):
     write_safetensors(tmp_path / "a.safetensors", state)
     torch.save(state, tmp_path / "a.pt")
     for path in (tmp_path / "a.safetensors", tmp_path / "a.pt"):
-        read = read_cast(path, torch.bfloat16)
+        read = open_weights(path).read(torch.bfloat16)
         assert read.keys() == state.keys() and read["count"].dtype == torch.int64
         for name, tensor in state.items():
             expected = tensor.bfloat16() if tensor.is_floating_point() else tensor
             assert torch.equal(read[name], expected) and read[name].shape == tensor.shape
-        assert read_cast(path, torch.float32, ["whole"]).keys() == {"whole"}
-        assert read_cast(path, None)["half"].dtype == torch.float16
+        assert open_weights(path).read(torch.float32, ["whole"]).keys() == {"whole"}
+        assert open_weights(path).read()["half"].dtype == torch.float16
     data = (tmp_path / "a.safetensors").read_bytes()
     for old, new in ((b"[3,4]", b"[3,5]"), (b"[5]", b"[-5]"[:3]), (b'"F16"', b'"F64"')):
         (tmp_path / "b.safetensors").write_bytes(data.replace(old, new, 1))
         with pytest.raises(ValueError, match="Fetch it again"):
-            read_cast(tmp_path / "b.safetensors", torch.float32)
+            open_weights(tmp_path / "b.safetensors").read(torch.float32)
     (tmp_path / "b.safetensors").write_bytes(data[:-1])
     with pytest.raises(ValueError, match="cut short"):
-        read_cast(tmp_path / "b.safetensors", torch.float32)
+        open_weights(tmp_path / "b.safetensors").read(torch.float32)
     with pytest.raises(ValueError, match="does not exist"):
-        read_cast(tmp_path / "c.safetensors", torch.float32)
+        open_weights(tmp_path / "c.safetensors").read(torch.float32)
 
 
 MEASURE = """
@@ -438,7 +439,7 @@ BROKEN = {
     "has no tokenizer file": lambda f: [
         (f / "tokenizer" / name).unlink() for name in ("vocab.json", "tokenizer.json")
     ],
-    "unet has no weights": lambda f: (
+    "unet: has no weights": lambda f: (
         f / "unet" / "diffusion_pytorch_model.safetensors"
     ).unlink(),
     "scheduler/scheduler_config.json is missing": lambda f: (
@@ -484,7 +485,7 @@ BROKEN = {
     "belong to different models": lambda f: edited(
         f / "text_encoder" / "config.json", vocab_size=99
     ),
-    "as bf16, fp16 alone: say which, as in --variant bf16": lambda f: [
+    "only as bf16, fp16: choose one, as in --variant bf16": lambda f: [
         shutil.copy(
             f / "vae" / "diffusion_pytorch_model.safetensors",
             f / "vae" / f"diffusion_pytorch_model.{kind}.safetensors",
@@ -492,7 +493,7 @@ BROKEN = {
         for kind in ("fp16", "bf16")
     ]
     + [(f / "vae" / "diffusion_pytorch_model.safetensors").unlink()],
-    "model_index.json is not a JSON object": lambda f: (f / "model_index.json").write_text("[]"),
+    "model_index.json: is not a JSON object": lambda f: (f / "model_index.json").write_text("[]"),
 }  # fmt: skip
 
 

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from triptych.config import read_json
+from triptych.config import BadFile, errors_about, read_object
 from triptych.systems.clip.published import TRANSFORMERS_TEXT
 from triptych.systems.stable_diffusion.adapters.lora_updates import Update, fits, updates_of
 from triptych.systems.stable_diffusion.published.unet import diffusers_rules, ldm_rules
 from triptych.systems.stable_diffusion.unet import LatentUNet
-from triptych.weights.files.read import read_weights, write_safetensors
-from triptych.weights.files.sniff import container
+from triptych.weights.files.safetensors import write_safetensors
+from triptych.weights.files.weight_file import WeightFile, open_weights
 from triptych.weights.keymap import Rule, counterparts, rename, under
 from triptych.weights.skeleton import skeleton
 
@@ -155,13 +154,10 @@ def read_lora(path: Path, targets: Sequence[Target]) -> Lora:
         names = [f"{stem}.{ending}" for ending in ("safetensors", "bin") for stem in stems]
         path = next((folder / name for name in names if (folder / name).is_file()), path)
         if path == folder:
-            raise ValueError(f"{folder} contains no LoRA: there is no {' or '.join(names)}")
-    tensors = read_weights(path)
-    try:
-        alphas = _read_alphas(path)
-        return parse_lora(tensors, targets, alphas)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+            raise BadFile(folder, f"contains no LoRA: there is no {' or '.join(names)}")
+    file = open_weights(path)
+    with errors_about(path):
+        return parse_lora(file.read(), targets, _read_alphas(file))
 
 
 def parse_lora(
@@ -319,18 +315,16 @@ def _build_update(halves: Mapping[str, Tensor], declared: Alpha | None) -> Updat
     return Update(down, up, alpha, halves.get("mid"))
 
 
-def _read_alphas(path: Path) -> dict[str, Alpha]:
+def _read_alphas(file: WeightFile) -> dict[str, Alpha]:
     """Alphas in the metadata of a safetensors file (diffusers) or PEFT's `adapter_config.json`."""
     settings: dict[str, Any] = {}
-    beside = path.with_name("adapter_config.json")
+    beside = file.path.with_name("adapter_config.json")
     if beside.is_file():
-        stored = read_json(beside)
+        stored = read_object(beside)
         settings = {f".{name}": value for name, value in stored.items()}
-    elif container(path) == "safetensors":
-        with safe_open(path, "pt") as file:
-            stored = (file.metadata() or {}).get("lora_adapter_metadata", "{}")
+    else:
         try:
-            settings = json.loads(stored)
+            settings = json.loads(file.header.notes.get("lora_adapter_metadata", "{}"))
         except ValueError as error:
             raise ValueError("its lora_adapter_metadata is not JSON: download it again") from error
     if not isinstance(settings, dict):

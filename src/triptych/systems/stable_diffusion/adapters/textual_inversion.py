@@ -10,7 +10,8 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from triptych.weights.files.read import read_weights
+from triptych.config import errors_about
+from triptych.weights.files.weight_file import read_weights
 
 ENCODERS = {768: "CLIP ViT-L", 1024: "OpenCLIP ViT-H", 1280: "OpenCLIP ViT-bigG"}
 FAMILIES = {
@@ -42,11 +43,8 @@ def read_word(path: Path, widths: Sequence[int]) -> Word:
     Raises:
         ValueError: the file is damaged, or for another family of models, which is named.
     """
-    try:
+    with errors_about(path):
         return parse_word(read_weights(path), widths, path.stem)
-    except ValueError as error:
-        message = str(error)
-        raise ValueError(message if str(path) in message else f"{path}: {message}") from error
 
 
 def parse_word(tensors: Mapping[str, Tensor], widths: Sequence[int], name: str) -> Word:

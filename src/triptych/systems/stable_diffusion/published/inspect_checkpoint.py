@@ -3,12 +3,12 @@
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from triptych.config import BadFile
 from triptych.systems.stable_diffusion.published.folder.read import NETWORKS, read_folder
 from triptych.systems.stable_diffusion.published.single_file.read import UNET, describe_single_file
 from triptych.systems.stable_diffusion.published.tokenizers import NAMES
-from triptych.weights.files.read import read_header
+from triptych.weights.files.weight_file import WeightFile
 from triptych.weights.layouts import Layout
 
 
@@ -33,13 +33,13 @@ def summary(layout: Layout) -> Summary | None:
     """The summary of a complete Stable Diffusion, or of one that was meant to be; else None."""
     if layout.form == "diffusers" and layout.declared.startswith("StableDiffusion"):
         return _inspect_folder(layout)
-    if layout.form == "file":
+    if layout.form == "file" and layout.file is not None:
         try:
-            shapes = read_header(layout.path).shapes
-        except ValueError:
+            shapes = layout.file.header.shapes
+        except BadFile:
             return None  # reported as an error of the file itself
         if any(name.startswith(UNET) for name in shapes):
-            return _inspect_file(layout.path)
+            return _inspect_file(layout.file)
     return None
 
 
@@ -59,11 +59,10 @@ def _inspect_folder(layout: Layout) -> Summary:
     return Summary(layout.declared, predicts, parts, missing, folder.notes)
 
 
-def _inspect_file(path: Path) -> Summary:
+def _inspect_file(weights: WeightFile) -> Summary:
     try:
-        file = describe_single_file(path)
-    except ValueError as error:
-        why = str(error).removeprefix(f"{path}: ")
-        return Summary("a U-Net under LDM's names", "", ("unet",), (), (why,))
+        file = describe_single_file(weights)
+    except BadFile as error:
+        return Summary("a U-Net under LDM's names", "", ("unet",), (), (error.reason,))
     notes = tuple(line for line in file.notes if "has no" not in line)
     return Summary(file.family, file.predicts, tuple(file.parts), file.missing, notes)

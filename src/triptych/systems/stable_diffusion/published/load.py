@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from triptych.config import errors_about
 from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.autoencoder import tiny_published
 from triptych.systems.clip.model import TextEncoderConfig
@@ -39,7 +40,7 @@ from triptych.systems.stable_diffusion.published.tokenizers import (
     file_tokenizers,
     folder_tokenizers,
 )
-from triptych.weights.files.read import read_cast, read_header
+from triptych.weights.files.weight_file import WeightFile, open_weights
 from triptych.weights.keymap import Rule, convert, fill
 from triptych.weights.layouts import Layout
 from triptych.weights.loaded import AS_STORED, Published, Reading
@@ -65,12 +66,10 @@ def load_published(
         ValueError: the checkpoint is of another family, which is named; a part or a vocabulary is
             missing; tensors do not fit; or the prediction type is unknown.
     """
-    path = found.path
-    try:
-        return (_folder if path.is_dir() else _file)(path, dtype, reading)
-    except ValueError as error:
-        about = "" if str(error).startswith(f"{path}") else f"{path}: "
-        raise ValueError(f"{about}{error}") from error
+    with errors_about(found.path):
+        if found.file is None:
+            return _folder(found.path, dtype, reading)
+        return _file(found.file, dtype, reading)
 
 
 def _folder(path: Path, dtype: torch.dtype | None, reading: Reading) -> Published:
@@ -88,9 +87,10 @@ def _folder(path: Path, dtype: torch.dtype | None, reading: Reading) -> Publishe
     tokenizers = folder_tokenizers(path, towers)
     model = skeleton(lambda: StableDiffusion(config))
     for name, module in _parts_of_model(model, names).items():
-        state = read_cast(folder.files[name], dtype)
+        state = open_weights(folder.files[name]).read(dtype)
         rules = folder_rules(config, name, names, state)
-        _fill_module(module, state, rules, f"{folder.files[name]}")
+        with errors_about(folder.files[name]):
+            fill(module, convert(state, rules))
     return Published("stable-diffusion", config, model, tokenizers=tokenizers, notes=folder.notes)
 
 
@@ -109,10 +109,10 @@ def folder_rules(
     return transformers_rules(config.text[towers.index(part)], names)
 
 
-def _file(path: Path, dtype: torch.dtype | None, reading: Reading) -> Published:
+def _file(weights: WeightFile, dtype: torch.dtype | None, reading: Reading) -> Published:
     if reading.variant:
         raise ValueError("a single file has no variants: leave out --variant")
-    file = describe_single_file(path, predicts=reading.predicts, weights=reading.weights)
+    file = describe_single_file(weights, predicts=reading.predicts, weights=reading.weights)
     if file.missing:
         raise ValueError(f"has no {' and no '.join(file.missing)}: {ADVICE}")
     config, notes = file_config(file)
@@ -121,15 +121,18 @@ def _file(path: Path, dtype: torch.dtype | None, reading: Reading) -> Published:
         tower.text.end if file.parts[name].names == "transformers" else 0
         for name, tower in zip(towers, config.text, strict=True)
     ]
-    tokenizers = file_tokenizers(path, config.text, pads)
+    tokenizers = file_tokenizers(weights.path, config.text, pads)
     model = skeleton(lambda: StableDiffusion(config))
-    names = split_names(read_header(path).shapes, file)
+    names = split_names(weights.header.shapes, file)
     for name, module in _parts_of_model(model, towers).items():
         stored = names[name]
-        tensors = read_cast(path, dtype, set(stored.values()))
+        tensors = weights.read(dtype, list(stored.values()))
         state = {short: tensors[full] for short, full in stored.items()}
         rules = file_rules(config, name, file.parts[name], state)
-        _fill_module(module, state, rules, f"{file.parts[name].prefix}*")
+        try:
+            fill(module, convert(state, rules))
+        except ValueError as error:
+            raise ValueError(f"{file.parts[name].prefix}*: {error}") from error
     return Published(
         "stable-diffusion", config, model, tokenizers=tokenizers, notes=(*file.notes, *notes)
     )
@@ -186,12 +189,3 @@ def _parts_of_model(model: StableDiffusion, towers: list[str]) -> dict[str, nn.M
     """The parts of the model by diffusers' names, the largest first."""
     texts = dict(zip(towers, model.text, strict=True))
     return {"unet": model.unet, **texts, "vae": model.autoencoder}
-
-
-def _fill_module(
-    module: nn.Module, state: dict[str, Tensor], rules: list[Rule], where: str
-) -> None:
-    try:
-        fill(module, convert(state, rules))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error

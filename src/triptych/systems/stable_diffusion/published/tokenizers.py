@@ -7,9 +7,10 @@ and in the cache of earlier downloads; it is never downloaded.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from triptych.config import BadFile, errors_about
 from triptych.systems.clip.model import TextEncoderConfig
 from triptych.text.tokenizer import Tokenizer, clip_tokenizer
-from triptych.weights.hub import cached
+from triptych.weights.hub import find_cached
 
 NAMES = ("tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz")
 CACHED = (  # repositories with CLIP's vocabulary
@@ -52,14 +53,11 @@ def file_tokenizers(
         ValueError: there is no vocabulary; says which file to put where.
     """
     source = _find_vocabulary(file)
-    try:
+    with errors_about(source):
         return tuple(
             _check_tokenizer(source, clip_tokenizer(source, tower.text.length, pad=pad), tower)
             for tower, pad in zip(towers, pads, strict=True)
         )
-    except ValueError as error:
-        about = "" if str(error).startswith(f"{source}") else f"{source}: "
-        raise ValueError(f"{about}{error}") from error
 
 
 def _find_vocabulary(file: Path) -> Path:
@@ -68,7 +66,7 @@ def _find_vocabulary(file: Path) -> Path:
         if path.is_file() and (name != "vocab.json" or path.with_name("merges.txt").is_file()):
             return path
     for repo, name in CACHED:
-        file_in_cache = cached(repo, name)
+        file_in_cache = find_cached(repo, name)
         if file_in_cache is not None and (
             not name.endswith("vocab.json") or file_in_cache.with_name("merges.txt").is_file()
         ):
@@ -83,8 +81,9 @@ def _find_vocabulary(file: Path) -> Path:
 def _check_tokenizer(source: Path, tokenizer: Tokenizer, tower: TextEncoderConfig) -> Tokenizer:
     text, end = tower.text, tokenizer.config.end
     if tokenizer.vocabulary > text.vocabulary or end != text.end:
-        raise ValueError(
-            f"{source} has {tokenizer.vocabulary:,} tokens and the end token {end}; the text tower "
-            f"has {text.vocabulary:,} and {text.end}: they belong to different models"
+        raise BadFile(
+            source,
+            f"has {tokenizer.vocabulary:,} tokens and the end token {end}; the text tower has "
+            f"{text.vocabulary:,} and {text.end}: they belong to different models",
         )
     return tokenizer

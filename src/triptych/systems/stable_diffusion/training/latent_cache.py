@@ -34,8 +34,10 @@ from triptych.systems.stable_diffusion.training.cached_latents import CachedLate
 from triptych.systems.stable_diffusion.training.fill_cache import Filling
 from triptych.text.tokenizer import Tokenizer
 from triptych.train.recipe import Progress
-from triptych.weights.files.read import read_safetensors, weights_digest, write_safetensors
+from triptych.weights.digests import weights_digest
+from triptych.weights.files.safetensors import write_safetensors
 from triptych.weights.files.store import Shard
+from triptych.weights.files.weight_file import read_safetensors
 from triptych.weights.skeleton import skeleton
 
 FORM = 1  # version of the files

@@ -22,7 +22,8 @@ from triptych.systems.stable_diffusion.published.text_encoder import (
     OPENCLIP_RULES,
     transformers_rules,
 )
-from triptych.weights.files.read import read_header, read_weights, write_safetensors
+from triptych.weights.files.safetensors import write_safetensors
+from triptych.weights.files.weight_file import open_weights, read_weights
 from triptych.weights.keymap import convert, export
 from triptych.weights.layouts import layout
 
@@ -97,6 +98,10 @@ def tensors(shapes):
     return {name: torch.zeros(shape, dtype=torch.uint8) for name, shape in shapes.items()}
 
 
+def describe(path, **flags):
+    return describe_single_file(open_weights(path), **flags)
+
+
 def saved(folder, shapes, notes=None):
     path = folder / "model.safetensors"
     write_safetensors(path, tensors(shapes), notes)
@@ -108,7 +113,7 @@ def test_families_are_those_of_diffusers(name, tmp_path):
     assert infer_diffusers_model_type(tensors(FILES[name])) == THEIRS[name]
     path = saved(tmp_path, FILES[name])
     flag = {"predicts": "noise"} if name.startswith("2.x") else {}
-    found = describe_single_file(path, **flag)
+    found = describe(path, **flag)
     assert found.family == f"Stable Diffusion {name.removesuffix(' inpainting')}"
     assert found.inpaints == name.endswith("inpainting")
     assert found.missing == () and found.notes == ()
@@ -124,7 +129,7 @@ def test_the_upscaler_is_refused_by_name(tmp_path):
     assert infer_diffusers_model_type(tensors(UPSCALER)) == "upscale"
     path = saved(tmp_path, UPSCALER)
     with pytest.raises(ValueError, match="is the Stable Diffusion x4 upscaler"):
-        describe_single_file(path)
+        describe(path)
     found = summary(layout(path))
     assert found is not None and "x4 upscaler" in found.notes[0]
 
@@ -132,44 +137,44 @@ def test_the_upscaler_is_refused_by_name(tmp_path):
 def test_a_ckpt_is_described_as_a_safetensors_is(tmp_path):
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": tensors(FILES["1.x"]), "global_step": 3}, path)
-    assert describe_single_file(path) == describe_single_file(saved(tmp_path, FILES["1.x"]))
+    assert describe(path) == describe(saved(tmp_path, FILES["1.x"]))
 
 
 def test_only_the_header_is_read(tmp_path, monkeypatch):
     path = saved(tmp_path, FILES["1.x"], {"a": "b"})
-    monkeypatch.setattr("triptych.weights.files.read.load_file", None)
-    assert describe_single_file(path).family == "Stable Diffusion 1.x"
-    header = read_header(path)
+    monkeypatch.setattr("triptych.weights.files.safetensors.load_file", None)
+    assert describe(path).family == "Stable Diffusion 1.x"
+    header = open_weights(path).header
     assert header.shapes == FILES["1.x"] and header.notes == {"a": "b"}
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match="cut short"):
-        describe_single_file(path)
+        describe(path)
     with pytest.raises(ValueError, match="does not exist"):
-        describe_single_file(tmp_path / "nothing.safetensors")
+        describe(tmp_path / "nothing.safetensors")
 
 
 def test_what_2x_predicts_is_never_guessed(tmp_path, monkeypatch):
     path = saved(tmp_path, FILES["2.x"])
     with pytest.raises(ValueError, match=r"--predicts noise .* or --predicts velocity"):
-        describe_single_file(path)
-    velocity = describe_single_file(path, predicts="velocity")
+        describe(path)
+    velocity = describe(path, predicts="velocity")
     assert velocity.scheduler["prediction_type"] == "v_prediction"
     assert velocity.parts["unet"].config["sample_size"] == 96
-    assert describe_single_file(path, predicts="noise").parts["unet"].config["sample_size"] == 64
-    digest = single_file.digest_of(path)
+    assert describe(path, predicts="noise").parts["unet"].config["sample_size"] == 64
+    digest = single_file.file_digest(path)
     for predicts in ("noise", "velocity"):
         known = {digest: (path.stat().st_size, predicts)}
         monkeypatch.setattr(single_file, "PUBLISHED_2X", known)
-        assert describe_single_file(path).predicts == predicts
+        assert describe(path).predicts == predicts
     monkeypatch.setattr(single_file, "PUBLISHED_2X", {"0" * 64: (path.stat().st_size, "noise")})
     with pytest.raises(ValueError, match="--predicts"):
-        describe_single_file(path)
+        describe(path)
     monkeypatch.setattr(
         single_file, "PUBLISHED_2X", {digest: (1, "noise")}
     )  # another size: not hashed
-    monkeypatch.setattr(single_file, "digest_of", None)
+    monkeypatch.setattr(single_file, "file_digest", None)
     with pytest.raises(ValueError, match="--predicts"):
-        describe_single_file(path)
+        describe(path)
 
 
 @pytest.mark.parametrize(
@@ -182,14 +187,14 @@ def test_what_2x_predicts_is_never_guessed(tmp_path, monkeypatch):
     ],
 )
 def test_what_the_file_says_counts(notes, expected, tmp_path):
-    assert describe_single_file(saved(tmp_path, FILES["2.x"], notes)).predicts == expected
+    assert describe(saved(tmp_path, FILES["2.x"], notes)).predicts == expected
 
 
 def test_markers_of_fine_tunes_of_xl(tmp_path):
     path = saved(tmp_path, FILES["XL"] | {"v_pred": (0,), "ztsnr": (0,)})
-    found = describe_single_file(path)
+    found = describe(path)
     assert found.predicts == "velocity" and found.scheduler["rescale_betas_zero_snr"]
-    assert describe_single_file(path, predicts="noise").predicts == "noise"
+    assert describe(path, predicts="noise").predicts == "noise"
     split_single_file(read_weights(path), found)  # markers belong to no part
 
 
@@ -214,7 +219,7 @@ STRANGE = {
 @pytest.mark.parametrize("words", STRANGE)
 def test_what_is_not_ours_is_refused_by_name(words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        describe_single_file(saved(tmp_path, STRANGE[words]))
+        describe(saved(tmp_path, STRANGE[words]))
 
 
 def test_averaged_weights_by_choice(tmp_path):
@@ -231,10 +236,10 @@ def test_averaged_weights_by_choice(tmp_path):
     )
     path = tmp_path / "both.safetensors"
     write_safetensors(path, both)
-    found = describe_single_file(path)
+    found = describe(path)
     assert "--weights ema" in found.notes[0]
     assert all(not x.any() for x in split_single_file(both, found)["unet"].values())
-    chosen = describe_single_file(path, weights="ema")
+    chosen = describe(path, weights="ema")
     assert chosen.notes == ()
     split = split_single_file(both, chosen)
     assert all(x.all() for x in split["unet"].values())
@@ -243,22 +248,22 @@ def test_averaged_weights_by_choice(tmp_path):
     with pytest.raises(ValueError, match="there is no averaged"):
         split_single_file(both, chosen)
     with pytest.raises(ValueError, match="has no averaged weights"):
-        describe_single_file(saved(tmp_path, FILES["1.x"]), weights="ema")
+        describe(saved(tmp_path, FILES["1.x"]), weights="ema")
 
 
 def test_missing_parts_are_named_and_strange_tensors_refused(tmp_path):
     shapes = {name: x for name, x in FILES["1.x"].items() if not name.startswith(VAE)}
-    found = describe_single_file(saved(tmp_path, shapes))
+    found = describe(saved(tmp_path, shapes))
     assert found.missing == ("vae",) and found.notes == ("the file has no vae",)
     strange = tensors(FILES["1.x"] | {"hypernetwork.0.weight": (1,)})
     with pytest.raises(ValueError, match=r"hypernetwork.0.weight belong to no part of Stable"):
-        split_single_file(strange, describe_single_file(saved(tmp_path, FILES["1.x"])))
+        split_single_file(strange, describe(saved(tmp_path, FILES["1.x"])))
 
 
 @pytest.mark.parametrize("name", ["1.x", "2.x", "XL", "XL refiner"])
 def test_every_tensor_of_the_text_towers_is_claimed(name, tmp_path):
     """Whole towers on the meta device below their prefixes go out and come back."""
-    found = describe_single_file(saved(tmp_path, FILES[name]), predicts="noise")
+    found = describe(saved(tmp_path, FILES[name]), predicts="noise")
     state = {}
     towers = {n: p for n, p in found.parts.items() if n.startswith("text")}
     for part in towers.values():
@@ -280,9 +285,9 @@ def test_every_tensor_of_the_text_towers_is_claimed(name, tmp_path):
 def test_2x_files_without_the_block_that_is_not_read(tmp_path):
     shapes = {n: x for n, x in FILES["2.x"].items() if not n.startswith(H)}
     shapes |= {f"{H}ln_final.weight": (1024,)}
-    tower = describe_single_file(saved(tmp_path, shapes), predicts="noise").parts["text_encoder"]
+    tower = describe(saved(tmp_path, shapes), predicts="noise").parts["text_encoder"]
     assert (tower.config.text.layers, tower.config.skip, tower.config.dim) == (23, 0, None)
-    whole = describe_single_file(saved(tmp_path, FILES["2.x"]), predicts="noise")
+    whole = describe(saved(tmp_path, FILES["2.x"]), predicts="noise")
     tower = whole.parts["text_encoder"]
     assert (tower.config.text.layers, tower.config.skip, tower.config.dim) == (24, 1, 1024)
 

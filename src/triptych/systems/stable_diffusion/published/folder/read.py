@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from triptych.config import from_json, read_json, to_json
+from triptych.config import from_json, read_object, to_json
 from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.autoencoder import tiny_published
 from triptych.systems.clip.model import TextEncoderConfig
@@ -18,7 +18,7 @@ from triptych.systems.stable_diffusion.model import StableDiffusionConfig
 from triptych.systems.stable_diffusion.published import text_encoder
 from triptych.systems.stable_diffusion.published import unet as published_unet
 from triptych.systems.stable_diffusion.published.folder import schedulers
-from triptych.weights.variants import chosen
+from triptych.weights.variants import choose_variant
 
 Json = Mapping[str, Any]
 
@@ -107,7 +107,7 @@ def read_folder(path: Path, variant: str = "") -> Folder:
         config = add_own_settings(config, _read_object(own))
     files, variants = {}, set()
     for name in (name for name in NETWORKS if name in parts):
-        files[name], used = chosen(path / name, variant)
+        files[name], used = choose_variant(path / name, variant)
         variants.add(used)
     if variant and variant not in variants:
         raise ValueError(f"no part has weights of the variant {variant!r}")
@@ -271,10 +271,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path.parent.name}/{path.name} is missing: download it from where you got the others"
         )
-    stored = read_json(path)
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path} is not a JSON object: download it again")
-    return stored
+    return read_object(path)
 
 
 def _size(sample: Any, factor: int) -> tuple[int, int]:

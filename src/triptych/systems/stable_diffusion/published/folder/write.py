@@ -25,7 +25,7 @@ from triptych.systems.stable_diffusion.published.folder.read import (
     parse_configs,
 )
 from triptych.text.tokenizer import Tokenizer
-from triptych.weights.files.read import write_safetensors
+from triptych.weights.files.safetensors import write_safetensors
 from triptych.weights.keymap import Rule, export
 
 Json = dict[str, Any]

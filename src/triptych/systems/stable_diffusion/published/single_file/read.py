@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from triptych.config import errors_about
 from triptych.systems.clip.model import TextEncoderConfig
 from triptych.systems.stable_diffusion.published.single_file import configs
 from triptych.systems.stable_diffusion.published.single_file.configs import Family
@@ -20,8 +21,8 @@ from triptych.systems.stable_diffusion.published.text_encoder import (
     OPENCLIP_BIGG,
     OPENCLIP_H,
 )
-from triptych.weights.files.read import Header, read_header
-from triptych.weights.hub import digest_of
+from triptych.weights.digests import file_digest
+from triptych.weights.files.weight_file import Header, WeightFile
 
 Predicts = Literal["noise", "velocity"]
 Weights = Literal["raw", "ema"]
@@ -126,7 +127,7 @@ class SingleFile:
 
 
 def describe_single_file(
-    path: Path, *, predicts: Predicts | None = None, weights: Weights = "raw"
+    file: WeightFile, *, predicts: Predicts | None = None, weights: Weights = "raw"
 ) -> SingleFile:
     """Identify the model in a file from its header.
 
@@ -134,13 +135,10 @@ def describe_single_file(
     the raw weights, which other programs load, or their running average, where a file has both.
 
     Raises:
-        ValueError: the file is something else, which is named; or the prediction type is unknown.
+        BadFile: the file is something else, which is named; or the prediction type is unknown.
     """
-    header = read_header(path)
-    try:
-        return describe_header(header, path, predicts, weights)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    with errors_about(file.path):
+        return describe_header(file.header, file.path, predicts, weights)
 
 
 def describe_header(
@@ -249,7 +247,7 @@ def _prediction_type(header: Header, family: Family, path: Path, flag: Predicts 
         return "noise"  # as in all published models
     size = path.stat().st_size
     if any(size == known for known, _ in PUBLISHED_2X.values()):  # computing a digest is slow
-        digest = digest_of(path)
+        digest = file_digest(path)
         if digest in PUBLISHED_2X:
             return PUBLISHED_2X[digest][1]
     raise ValueError(

@@ -31,7 +31,8 @@ from triptych.systems.stable_diffusion.published.text_encoder import (
     transformers_rules,
 )
 from triptych.systems.stable_diffusion.published.unet import from_diffusers, ldm_rules
-from triptych.weights.files.read import Header, write_safetensors
+from triptych.weights.files.safetensors import write_safetensors
+from triptych.weights.files.weight_file import Header
 from triptych.weights.keymap import export
 
 ARCHITECTURES: dict[Family, str] = {  # Stability AI's `modelspec.architecture`

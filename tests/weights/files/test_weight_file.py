@@ -14,14 +14,27 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from triptych.weights.files.read import diagnose, read_safetensors, read_weights, write_safetensors
+from triptych.config import BadFile
+from triptych.weights.files import torch_archive
+from triptych.weights.files.pickle_reader import read_pickle
+from triptych.weights.files.safetensors import write_safetensors
 from triptych.weights.files.shards import missing_shards
-from triptych.weights.files.sniff import container
+from triptych.weights.files.weight_file import open_weights, read_safetensors, read_weights
 
 
 def state() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     return {"a.weight": torch.randn(3, 4), "b": torch.arange(5), "c.0": torch.randn(2).bfloat16()}
+
+
+def find_fault(path: Path) -> str:
+    """Why a file cannot be read; empty where it can."""
+    try:
+        read_weights(path)
+    except BadFile as error:
+        assert error.path == path and str(error) == f"{path}: {error.reason}"
+        return error.reason
+    return ""
 
 
 def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
@@ -33,10 +46,10 @@ def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.bin", "model", "weights.npz"])
 def test_content_decides_and_not_the_name(tmp_path: Path, name: str) -> None:
     save_file(state(), tmp_path / name)
-    assert container(tmp_path / name) == "safetensors"
+    assert open_weights(tmp_path / name).kind == "safetensors"
     assert equal(read_weights(tmp_path / name), state())
     torch.save(state(), tmp_path / name)
-    assert container(tmp_path / name) == "torch"
+    assert open_weights(tmp_path / name).kind == "torch"
     assert equal(read_weights(tmp_path / name), state())
 
 
@@ -56,7 +69,7 @@ def sharded(folder: Path, kind: str = "safetensors") -> Path:
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_shards_are_put_together(tmp_path: Path, kind: str) -> None:
     index = sharded(tmp_path, kind)
-    assert container(index) == "shards"
+    assert open_weights(index).kind == "shards"
     assert equal(read_weights(index), state())
 
 
@@ -104,7 +117,7 @@ def test_npz_is_read_as_numpy_reads_it(tmp_path: Path, save) -> None:
     }
     path = tmp_path / "siglip.npz"
     save(path, **arrays)
-    assert container(path) == "npz"
+    assert open_weights(path).kind == "npz"
     found = read_weights(path)
     with np.load(path) as theirs:
         assert sorted(found) == sorted(theirs.files)
@@ -124,7 +137,7 @@ def test_two_bytes_without_a_type_are_bfloat16(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.array([{}, []], dtype=object), "only unpickling would read"),
+        (np.array([{}, []], dtype=object), "unpickling them would execute code"),
         (np.array(["a", "b"]), "<U1, which is no tensor"),
         (np.zeros(2, [("x", "f4")]), "no tensor"),
         (np.zeros(2, "V3"), "no tensor"),
@@ -198,18 +211,18 @@ def test_what_came_instead_of_weights_is_named(tmp_path: Path, content: bytes, w
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{words}"):
         read_weights(path)
-    assert re.search(words, diagnose(path)) and str(path) not in diagnose(path)
+    assert re.search(words, find_fault(path)) and str(path) not in find_fault(path)
 
 
 def test_paths_that_are_no_files(tmp_path: Path) -> None:
-    assert "is a folder" in diagnose(tmp_path)
+    assert "is a folder" in find_fault(tmp_path)
     save_file(state(), tmp_path / "model.safetensors")
-    assert diagnose(tmp_path / "modle.safetensors") == (
+    assert find_fault(tmp_path / "modle.safetensors") == (
         "does not exist. Did you mean 'model.safetensors'?"
     )
-    assert diagnose(tmp_path / "no" / "where.pt") == "does not exist"
+    assert find_fault(tmp_path / "no" / "where.pt") == "does not exist"
     os.mkfifo(tmp_path / "pipe")
-    assert diagnose(tmp_path / "pipe") == "is no file that can be read"
+    assert find_fault(tmp_path / "pipe") == "is no file that can be read"
 
 
 def test_a_truncated_file_is_told_by_its_bytes(tmp_path: Path) -> None:
@@ -219,14 +232,40 @@ def test_a_truncated_file_is_told_by_its_bytes(tmp_path: Path) -> None:
     torch.save(state(), legacy, _use_new_zipfile_serialization=False)
     torch.save(state(), zipped)
     for path in (safe, npz, legacy, zipped):
-        assert diagnose(path) == ""
+        assert find_fault(path) == ""
         whole = path.read_bytes()
         path.write_bytes(whole[:-5])
-        fault = diagnose(path)
+        fault = find_fault(path)
         assert "cut short" in fault and re.search(
             rf"\b{len(whole) - 5:,}|{len(whole) - 5}\b", fault
         )
-    assert f"instead of {len(whole):,}" not in diagnose(zipped)  # a zip does not say its length
+    assert f"instead of {len(whole):,}" not in find_fault(zipped)  # a zip does not say its length
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_is_interpreted_once_and_the_tensors_stay_mapped(
+    tmp_path: Path, monkeypatch, zipped: bool
+) -> None:
+    path = tmp_path / "model.ckpt"
+    torch.save(state(), path, _use_new_zipfile_serialization=zipped)
+    calls = []
+
+    def count(stream):
+        calls.append(stream)
+        return read_pickle(stream)
+
+    monkeypatch.setattr(torch_archive, "read_pickle", count)
+    file = open_weights(path)
+    assert calls == []
+    assert file.header.shapes == {name: tuple(x.shape) for name, x in state().items()}
+    assert equal(file.read(), state()) and equal(file.read(), state())
+    assert file.read(torch.float64, ["b", "c.0"])["c.0"].dtype == torch.float64
+    with pytest.raises(BadFile, match="lacks d"):
+        file.read(names=["b", "d"])
+    assert len(calls) == (1 if zipped else 5)
+    tensor = file.read()["b"]
+    tensor[0] = 7  # a private copy of the page: neither the file nor another reading changes
+    assert equal(file.read(), state()) and equal(read_weights(path), state())
 
 
 def test_read_safetensors_wants_nothing_else(tmp_path: Path) -> None:
