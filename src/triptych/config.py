@@ -1,7 +1,7 @@
-"""Dataclasses to JSON and back, strict about everything; nothing else here reads configuration.
+"""Dataclasses to JSON and back, checked strictly; all configuration is read here.
 
 A configuration is a frozen dataclass of numbers, strings, booleans, literals, optionals, tuples,
-paths and further dataclasses. What JSON cannot say exactly, a configuration may not hold.
+paths and further dataclasses: only what JSON can represent exactly.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from triptych import atomic
 
 Config = TypeVar("Config")
-MAX_BYTES = 1 << 20  # a configuration larger than this is not one
+MAX_BYTES = 1 << 20  # of a configuration file
 
 
 class BadFile(ValueError):

@@ -1,6 +1,4 @@
-"""Devices, precision, and noise: one policy, so that batch size and device never change a
-picture's noise.
-"""
+"""Device, precision and seeds; a picture's noise never depends on batch size or device."""
 
 import hashlib
 import os
@@ -13,13 +11,13 @@ from torch import Tensor
 
 
 def key(*parts: int | str) -> int:
-    """A 63-bit seed that is the same on every machine and shares nothing with its neighbours'."""
+    """A 63-bit seed from a hash of the parts: the same on every machine."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1
 
 
 def cache_folder(name: str) -> Path:
-    """Where the user keeps what can be made again, such as indexes; it need not exist."""
-    chosen = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored, says the XDG
+    """The user's cache folder, for files that can be rebuilt, such as indexes; it may not exist."""
+    chosen = os.environ.get("XDG_CACHE_HOME", "")  # must be absolute (XDG base directories)
     root = Path(chosen) if os.path.isabs(chosen) else Path.home() / ".cache"
     return root / "triptych" / name
 
@@ -37,12 +35,14 @@ def device(choice: str = "auto") -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         there = ", ".join(["auto", "cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())])
-        raise ValueError(f"no device {choice!r} here; there are: {there}") from error
+        raise ValueError(
+            f"there is no device {choice!r} on this machine: choose one of {there}"
+        ) from error
     return chosen
 
 
 @cache
-def _said_of_processor() -> str:
+def _read_processor_info() -> str:
     information = Path("/proc/cpuinfo")
     return information.read_text() if information.exists() else ""
 
@@ -53,15 +53,13 @@ def multiplies_bfloat16() -> bool:
     AVX512-BF16 alone doubles the speed on AMD's cores and halves it on Intel's without AMX (82
     against 155 GFLOP/s on one, docs/results.md).
     """
-    facts = _said_of_processor()
+    facts = _read_processor_info()
     return "avx512_bf16" in facts and "amx_bf16" not in facts and "AuthenticAMD" in facts
 
 
 def fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32; without instructions it is
-    emulated.
-    """
-    return multiplies_bfloat16() or "amx_bf16" in _said_of_processor()
+    """Whether this CPU multiplies bfloat16 faster than float32 (which it else emulates)."""
+    return multiplies_bfloat16() or "amx_bf16" in _read_processor_info()
 
 
 def precision(choice: str, device: torch.device) -> str:
@@ -82,12 +80,12 @@ def noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
 
 
 def generator(seed: int) -> torch.Generator:
-    """A CPU generator of its own for every picture."""
+    """A new CPU generator with this seed."""
     return torch.Generator().manual_seed(seed)
 
 
 def drawn_seed() -> int:
-    """A fresh seed, small enough to be typed again."""
+    """A random seed, short enough to type again."""
     return int(
         torch.randint(0, 2**32 - 1, (), generator=torch.Generator().manual_seed(torch.seed()))
     )

@@ -172,7 +172,7 @@ def test_a_tower_read_as_the_mean_of_its_tokens():
     torch.testing.assert_close(read, states, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="read at its end token"):
         clip_configs.to_transformers(config)
-    with pytest.raises(ValueError, match="open_clip reads a text at one token"):
+    with pytest.raises(ValueError, match="open_clip cannot pool the mean of a text"):
         clip_configs.to_open_clip(config)
 
 

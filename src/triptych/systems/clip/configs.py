@@ -1,4 +1,4 @@
-"""CLIP configurations of other libraries as ours, and back: nothing in them is passed over."""
+"""CLIP configurations of other libraries to ours, and back; unknown settings are errors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def from_transformers(config: Mapping[str, Any]) -> ClipConfig:
         ValueError: a configuration of another family, or one that this CLIP does not have.
     """
     if config.get("model_type", "clip") != "clip":
-        raise ValueError(f"{config.get('model_type')!r} is not CLIP's model_type")
+        raise ValueError(f"model_type must be clip, not {config.get('model_type')!r}")
     vision, text = _part(config, "vision_config"), _part(config, "text_config")
     vocabulary = text.get("vocab_size", 49408)
     end = text.get("eos_token_id", 49407)
@@ -63,7 +63,7 @@ def to_transformers(config: ClipConfig) -> dict[str, Any]:
     if not plain or not text.causal or text.pool != "end":
         raise ValueError(
             "transformers' CLIP has a class token, a norm before the blocks, one patch filter and "
-            "a causal text tower read at its end token; this model has not"
+            "a causal text tower read at its end token, which this model does not have"
         )
     return {
         "architectures": ["CLIPModel"],
@@ -196,7 +196,9 @@ def to_open_clip(config: ClipConfig) -> dict[str, Any]:
     if text is None or (config.vit is not None and config.vit.stem):
         raise ValueError("open_clip has no bag of words and no convolutional stem")
     if text.pool == "mean":
-        raise ValueError("open_clip reads a text at one token; this tower reads the mean of all")
+        raise ValueError(
+            "open_clip cannot pool the mean of a text: the text tower must use end or last"
+        )
     if text.pool == "end" and text.end != text.vocabulary - 1:
         raise ValueError("open_clip's CLIP reads the highest token; this one has another end token")
     towers: list[VitConfig | TextConfig] = [text] + ([config.vit] if config.vit else [])
