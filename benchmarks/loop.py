@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import measure
@@ -25,6 +26,7 @@ from torch import nn
 
 from triptych.nn.loss import Loss
 from triptych.requests import Training
+from triptych.train import checkpoint
 from triptych.train.loop import fit
 from triptych.train.recipe import Batch, Recipe, Update
 
@@ -45,7 +47,8 @@ def recipe() -> Recipe:
         return itertools.repeat(data)
 
     update = Update("", model, torch.optim.AdamW(model.parameters(), fused=True), objective)
-    return Recipe(model=model, exported=model, updates=[update], batches=batches, card={})
+    export = partial(checkpoint.export, card={})
+    return Recipe(model=model, exported=model, updates=[update], batches=batches, export=export)
 
 
 def bare() -> float:

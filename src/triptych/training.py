@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Generator
-from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from triptych import config
 from triptych.loading import load
 from triptych.systems import RECIPES, find_recipe
 from triptych.train import checkpoint
-from triptych.train.distributed import ALONE, World, joined, normalise_whole_batches
+from triptych.train.distributed import SINGLE_PROCESS, World, join_processes, sync_batch_norms
 from triptych.train.journal import lock_run
 from triptych.train.loop import Report, fit
 from triptych.train.recipe import Recipe
@@ -28,30 +27,25 @@ def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
         RuntimeError: another process is training in the folder.
         ValueError: the folder belongs to another request, or the data cannot be used.
         FloatingPointError: training diverged; the last checkpoint is intact.
-        Elsewhere: another process failed.
+        OtherProcessFailed: another process failed.
     """
-    with joined(request.training) as world, held(run, world):
-        world.by_first(lambda: adopt(run, request))
-        recipe = world.together(lambda: build(request, world))
+    with join_processes(request.training) as world, lock_run(run, world):
+        world.run_on_first(lambda: adopt(run, request))
+        recipe = world.run_on_all(lambda: build(request, world))
         if recipe.prepare:
             prepare = recipe.prepare
-            world.together(lambda: deque(prepare(), maxlen=0))
+            world.run_on_all(lambda: deque(prepare(), maxlen=0))
         yield from fit(recipe, request.training, run, world)
 
 
-def held(run: Path, world: World) -> AbstractContextManager[object]:
-    """The lock of a run folder, in the hands of the first process."""
-    return lock_run(run) if world.first else nullcontext()
-
-
-def build(request: TrainRequest, world: World = ALONE) -> Recipe:
+def build(request: TrainRequest, world: World = SINGLE_PROCESS) -> Recipe:
     """The system that a request describes, with its data, ready for `fit`; of several processes
     each builds the same, with its own share of the data.
     """
     module = RECIPES[find_recipe(request)].module("recipe")
     recipe: Recipe = module.build(request, world, load)
     if world.size > 1:
-        normalise_whole_batches(recipe.model)
+        sync_batch_norms(recipe.model)
     return recipe
 
 

@@ -11,8 +11,11 @@ import errno
 import io
 import json
 import os
+import signal
 import stat
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +202,43 @@ class Watched:
 
     def __exit__(self, *error: object) -> None:
         self.file.close()
+
+
+def live(work: Callable[[], Iterable[object]], reports: int | None = None, delay: float = 0) -> int:
+    """Run a generator in a fork; returns its exit code.
+
+    With `reports` it is killed: `delay` seconds after its report of that number, or in its first
+    moments for 0. It waits for this process at every report, so it gets no further than the next.
+    """
+    reading, reporting = os.pipe()
+    waiting, going = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        os.close(going)
+        code = 1
+        try:
+            for _ in work():
+                os.write(reporting, b".")
+                os.read(waiting, 1)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(reporting)
+    os.close(waiting)
+    count = 0
+    while count != reports and os.read(reading, 1):
+        os.write(going, b".")
+        count += 1
+    if count == reports:
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(reading)
+    os.close(going)
+    return code
 
 
 def dies(work: Callable[[], object], disk: Disk) -> bool:

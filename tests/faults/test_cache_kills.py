@@ -1,7 +1,8 @@
 """A process that fills a cache, killed at random moments, and continued until it is done, leaves
 the files of one left alone.
 
-torch takes seconds to load, so one driver loads it, and forks a process for every life.
+torch takes seconds to load, so one driver loads it, and forks a process for every life. The driver
+waits for a random number of reports, and then a random part of the work up to the next.
 """
 
 import os
@@ -21,6 +22,7 @@ def drive(folder: Path, kills: int) -> None:
     import torch
 
     torch.set_num_threads(1)
+    from tests.faults.interruption import live
     from tests.systems.stable_diffusion.tiny_stable_diffusion import config, model
     from tests.systems.stable_diffusion.training.test_latent_cache import CODER, cache_of, write
     from triptych.systems.stable_diffusion.training import cached_latents, fill_cache
@@ -29,31 +31,16 @@ def drive(folder: Path, kills: int) -> None:
     pictures = write(folder / "pictures", 41)
     made = model(config(autoencoder=CODER))
 
-    def life(root: Path) -> int:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                for _ in cache_of(pictures, made, root).fill():
-                    pass
-                code = 0
-            finally:
-                os._exit(code)
-        return child
-
     began = time.monotonic()
-    assert os.waitpid(life(folder / "whole"), 0)[1] == 0
-    whole = time.monotonic() - began
+    assert live(lambda: cache_of(pictures, made, folder / "whole").fill()) == 0
+    part = (time.monotonic() - began) / 40  # about one report
     draw, killed = random.Random(kills), 0
-    while True:
-        child = life(folder / "killed")
-        if killed < kills:
-            time.sleep(draw.uniform(0, whole / 3))
-            os.kill(child, signal.SIGKILL)
-            killed += os.waitpid(child, 0)[1] != 0
-        else:
-            assert os.waitpid(child, 0)[1] == 0
-            break
+    while killed < kills:  # one that is to give no report never ends by itself
+        reports, delay = draw.randrange(4), draw.uniform(0, part)
+        code = live(lambda: cache_of(pictures, made, folder / "killed").fill(), reports, delay)
+        assert code in (0, -signal.SIGKILL), code
+        killed += code != 0
+    assert live(lambda: cache_of(pictures, made, folder / "killed").fill()) == 0
     found = [
         {
             p.relative_to(folder / root): p.read_bytes()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.toy import batch, regression, two_players
+from tests.train.toy import CARD, batch, regression, two_players
 from triptych.cli.main import explained
 from triptych.requests import Training
 from triptych.train import checkpoint
@@ -176,5 +176,5 @@ def test_weights_that_turn_bad_are_neither_saved_nor_exported(tmp_path: Path, va
     assert path is not None and path.name == "step-000003" and not faults
     assert (tmp_path / "model.safetensors").read_bytes() == exported
     with pytest.raises(FloatingPointError, match=r"model: 3\.weight"):
-        checkpoint.export(tmp_path, recipe.model, recipe.card)
+        checkpoint.export(tmp_path, recipe.model, CARD)
     assert (tmp_path / "model.safetensors").read_bytes() == exported

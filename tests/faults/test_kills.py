@@ -1,6 +1,8 @@
 """A trainer killed at random moments, and continued until it is done, ends like one left alone.
 
-torch takes seconds to load, so one driver loads it, and forks a trainer for every life.
+torch takes seconds to load, so one driver loads it, and forks a trainer for every life. The driver
+waits for a random number of steps, and then a random part of the next: how far a trainer gets does
+not depend on how busy the machine is.
 """
 
 import hashlib
@@ -12,12 +14,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30  # for every kill
+FOREVER = 7200.0  # seconds after which the driver counts as hanging
 
 
 def drive(folder: Path, kills: int) -> None:
@@ -27,50 +31,37 @@ def drive(folder: Path, kills: int) -> None:
     torch.set_num_threads(1)
     import torch._dynamo  # an optimizer's first step would import it, seconds in every life
 
+    from tests.faults.interruption import live
     from tests.train.toy import regression
     from triptych.requests import Training
     from triptych.train.journal import lock_run
-    from triptych.train.loop import fit
+    from triptych.train.loop import Report, fit
 
     steps = STEPS * kills
     training = Training(
         steps=steps, save_every=3, log_every=2, sample_every=5, ema_halflife=4, seed=7
     )
 
-    def life(run: Path) -> int:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                with lock_run(run):
-                    for _ in fit(regression(), training, run):
-                        pass
-                code = 0
-            finally:
-                os._exit(code)
-        return child
+    def train(run: Path) -> Iterator[Report]:
+        with lock_run(run):
+            yield from fit(regression(), training, run)
 
     began = time.monotonic()
-    assert os.waitpid(life(folder / "whole"), 0)[1] == 0
-    whole = time.monotonic() - began
+    assert live(lambda: train(folder / "whole")) == 0
+    step = (time.monotonic() - began) / steps
     draw = random.Random(kills)
-    killed, lives, torn, reached = 0, 0, 0, set()
-    while True:
-        child = life(folder / "killed")
-        lives += 1
-        if killed < kills:
-            # Short enough that the last is still killed, long enough to get through some saves.
-            time.sleep(draw.uniform(0.0, whole / kills))
-            os.kill(child, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    torn, reached = 0, set()
+    for life in range(kills):
+        # With fewer steps each than `STEPS` the last is still killed.
+        code = live(
+            lambda: train(folder / "killed"), draw.randrange(STEPS), draw.uniform(0, 3 * step)
+        )
+        if code != -signal.SIGKILL:
+            raise SystemExit(f"life {life} ended with {code}")
         reached.add(max((p.name for p in (folder / "killed").glob("step-*")), default=""))
         torn += any((folder / "killed").glob("*.tmp-*"))
-        if code == 0:
-            break
-        if code != -signal.SIGKILL:
-            raise SystemExit(f"life {lives} ended with {code}")
-        killed += 1
-    print(json.dumps({"killed": killed, "lives": lives, "torn": torn, "reached": len(reached)}))
+    assert live(lambda: train(folder / "killed")) == 0
+    print(json.dumps({"torn": torn, "reached": len(reached)}))
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -97,11 +88,11 @@ def test_killed_at_random_and_continued_equals_unbroken(tmp_path: Path, kills: i
         driver = subprocess.run(
             [sys.executable, "-m", "tests.faults.test_kills", str(folder), str(kills)],
             cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-            timeout=60 + 5 * kills,
+            timeout=FOREVER,
         )  # fmt: skip
         assert driver.returncode == 0, driver.stderr
-        told = json.loads(driver.stdout)
-        assert told["killed"] == kills and told["reached"] > kills // 4, told  # moments differed
+        reached = json.loads(driver.stdout)["reached"]
+        assert reached > kills // 2  # checkpoints, so the moments differed
         whole, killed = folder / "whole", folder / "killed"
         assert digests(whole) == digests(killed)
         rows = without_times(killed / "metrics.jsonl")

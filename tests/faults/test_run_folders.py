@@ -32,7 +32,7 @@ def hold(run: Path, then: str = "sleep") -> tuple[int, int]:
             reader = os.fork() if then == "fork" else 0
             if reader or then != "fork":
                 os.write(writing, reader.to_bytes(4, "big"))
-            time.sleep(60)
+            time.sleep(3600)  # until it is killed
         os._exit(0)
     os.close(writing)
     return holder, int.from_bytes(os.read(reading, 4), "big")
@@ -270,36 +270,47 @@ def test_files_follow_the_users_umask(tmp_path: Path) -> None:
     assert len(modes) == 1
 
 
-COMMAND = [
-    sys.executable, "-m", "triptych", "train", "cvae", "--data", "digits", "--steps", "20",
+ARGUMENTS = [
+    "train", "cvae", "--data", "digits", "--steps", "20",
     "--batch-size", "16", "--log-every", "1", "--save-every", "8", "--network", "mlp",
     "--widths", "16", "--device", "cpu", "--ema-halflife", "5", "--run",
 ]  # fmt: skip
+COMMAND = [sys.executable, "-m", "triptych", *ARGUMENTS]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+SIGNALLED = """
+import os, sys
+from triptych.cli.main import main
+from triptych.data.order.batches import Batches
+number, steps, *sys.argv[1:] = sys.argv[1:]
+read, count = Batches.__next__, 0
+def counted(batches):
+    global count
+    count += 1
+    if count == int(steps):
+        os.kill(os.getpid(), int(number))
+    return read(batches)
+Batches.__next__ = counted
+main()
+"""
 
 
-def interrupted(run: Path, number: int, at: int) -> tuple[int, int]:
-    """The command, sent a signal once it reports step `at`: its exit code, and where it stopped."""
-    with subprocess.Popen(
-        [*COMMAND, str(run)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-    ) as trainer:
-        assert trainer.stderr is not None
-        said = []
-        for line in trainer.stderr:
-            said.append(line)
-            if line.startswith(f"step {at}/"):
-                trainer.send_signal(number)
-    stopped = re.search(r"stopped after step (\d+); saved", "".join(said))
-    assert stopped is not None, said
+def interrupted(run: Path, number: int, nth: int) -> tuple[int, int]:
+    """The command, sent a signal in one of its steps: its exit code, and where it stopped."""
+    trainer = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, str(number), str(nth), *ARGUMENTS, str(run)],
+        env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    stopped = re.search(r"stopped after step (\d+); saved", trainer.stderr)
+    assert stopped is not None, trainer.stderr
     return trainer.returncode, int(stopped[1])
 
 
 def test_signals_finish_the_step_and_the_same_command_continues(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     run, whole = tmp_path / "run", tmp_path / "whole"
-    for number, code, at in ((signal.SIGINT, 130, 3), (signal.SIGTERM, 143, 10)):
-        returned, stopped = interrupted(run, number, at)
-        assert returned == code and stopped < 20
+    for number, code, nth, at in ((signal.SIGINT, 130, 3, 3), (signal.SIGTERM, 143, 7, 10)):
+        returned, stopped = interrupted(run, number, nth)
+        assert returned == code and stopped == at
         path, faults = checkpoint.newest(run)
         assert path is not None and path.name == f"step-{stopped:06d}" and not faults
         steps = [row["step"] for row in rows(run / "metrics.jsonl")]

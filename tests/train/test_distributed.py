@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import split
@@ -22,10 +21,11 @@ from tests.train.ranks import requests
 from triptych import training as runs
 from triptych.requests import Training
 from triptych.train import checkpoint
-from triptych.train.distributed import ALONE, joined
+from triptych.train.distributed import SINGLE_PROCESS, join_processes
 from triptych.train.journal import rows
 
 ROOT = Path(__file__).parents[2]
+FOREVER = 3600.0  # seconds after which processes count as hanging, however busy the machine is
 COLOURS = ("red", "green", "blue")
 SYSTEMS = ("clip", "clip-resnet", "siglip", "cvae", "wgan", "classifier", "autoencoder")
 
@@ -35,7 +35,7 @@ def environment(**further: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | further
 
 
-def started(arguments: Sequence[str], folder: Path, size: int = 2) -> list[subprocess.Popen[str]]:
+def start(arguments: Sequence[str], folder: Path, size: int = 2) -> list[subprocess.Popen[str]]:
     """Processes as a launcher starts them, without its watching over them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -51,15 +51,14 @@ def started(arguments: Sequence[str], folder: Path, size: int = 2) -> list[subpr
     ]  # fmt: skip
 
 
-def ended(processes: list[subprocess.Popen[str]], within: float) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of each; none may outlive the time."""
-    deadline = time.monotonic() + within
+def wait(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each."""
     try:
-        found = [p.communicate(timeout=max(0.1, deadline - time.monotonic())) for p in processes]
+        printed = [process.communicate(timeout=FOREVER) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [(p.returncode, *said) for p, said in zip(processes, found, strict=True)]
+    return [(p.returncode, *streams) for p, streams in zip(processes, printed, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / "pictures" / f"{i:02d}.png"
         Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
         path.with_suffix(".txt").write_text(f"a {COLOURS[i % 3]} thing {i % 20}")
-    results = ended(started(["-m", "tests.train.ranks", "equal", str(folder)], folder), 120)
+    results = wait(start(["-m", "tests.train.ranks", "equal", str(folder)], folder))
     assert [code for code, *_ in results] == [0, 0], "\n".join(told for _, _, told in results)
     return folder
 
@@ -135,8 +134,8 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(folder: Path) ->
 @pytest.mark.parametrize("how", ["raises", "killed"])
 def test_one_process_that_fails_ends_all(tmp_path: Path, how: str) -> None:
     """Without a launcher that would end them; the reason is said once, without a traceback."""
-    processes = started(["-m", "tests.train.ranks", how, str(tmp_path)], ROOT)
-    (first, _, told), (second, _, said) = ended(processes, 60)
+    processes = start(["-m", "tests.train.ranks", how, str(tmp_path)], ROOT)
+    (first, _, told), (second, _, said) = wait(processes)
     assert first == 1
     assert "another process of this training has ended" in told
     assert second == (3 if how == "raises" else -signal.SIGKILL)
@@ -148,12 +147,12 @@ def test_one_process_that_fails_ends_all(tmp_path: Path, how: str) -> None:
 
 def test_ctrl_c_on_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
     arguments = split("train cvae --run run --batch-size 8 --log-every 1 --widths 8 8 16 --steps")
-    processes = started(["-m", "triptych", *arguments, "100000", "--json"], tmp_path)
+    processes = start(["-m", "triptych", *arguments, "100000", "--json"], tmp_path)
     out = processes[0].stdout
     assert out is not None
     assert json.loads(out.readline())["step"] == 1
     processes[1].send_signal(signal.SIGINT)
-    (first, _, told), (second, printed, said) = ended(processes, 60)
+    (first, _, told), (second, printed, said) = wait(processes)
     assert (first, second, printed, said) == (130, 130, "", ""), told
     step = checkpoint.steps(tmp_path / "run")[-1].name
     assert f"stopped after step {int(step.split('-')[1])}; saved" in told
@@ -173,7 +172,7 @@ def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
     """One that does may abort the process where Python ends, after the work is done."""
     (tmp_path / "at_the_end.py").write_text(AT_THE_END)
     arguments = split("train cvae --run run --batch-size 8 --widths 8 8 16 --steps 2")
-    results = ended(started(["at_the_end.py", *arguments], tmp_path), 60)
+    results = wait(start(["at_the_end.py", *arguments], tmp_path))
     assert [(code, said) for code, _, said in results][1] == (0, "")
     assert results[0][0] == 0, results[0][2]
 
@@ -184,7 +183,7 @@ def test_torchrun_starts_it(tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [sys.executable, *torchrun, *arguments, *small], cwd=tmp_path, env=environment(),
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=FOREVER, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["step"] for line in done.stdout.splitlines()] == [2]
@@ -194,16 +193,16 @@ def test_torchrun_starts_it(tmp_path: Path) -> None:
 
 def test_what_cannot_be_spread_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything waits for anything."""
-    with joined(Training()) as world:
-        assert world == ALONE
+    with join_processes(Training()) as world:
+        assert world == SINGLE_PROCESS
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set"):
-        joined(Training()).__enter__()
+        join_processes(Training()).__enter__()
     for name in ("LOCAL_RANK", "RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
     with pytest.raises(
         ValueError,
         match="batch of 128 does not divide into 3 processes: take --batch-size 126 or 129",
     ):
-        joined(Training(batch_size=128)).__enter__()
+        join_processes(Training(batch_size=128)).__enter__()
     assert not torch.distributed.is_initialized()

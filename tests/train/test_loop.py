@@ -4,6 +4,7 @@ finite.
 
 import dataclasses
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,11 @@ def test_accumulation_of_unequal_batches_is_the_large_batch(tmp_path: Path) -> N
             "", model, torch.optim.SGD(model.parameters(), 0.1), objective, max_norm=None
         )
         return Recipe(
-            model=model, exported=model, updates=[update], batches=batches, card={"model": "toy"}
+            model=model,
+            exported=model,
+            updates=[update],
+            batches=batches,
+            export=partial(checkpoint.export, card={"model": "toy"}),
         )
 
     parts = [batch(k, size) for k, size in enumerate(sizes)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.requests import TrainAutoencoder, TrainTextToImage
-from triptych.train.optimizer import Muon, build_optimizer, orthogonal
+from triptych.train.optimizer import Muon, build_optimizer, orthogonalize
 from triptych.training import build
 
 
@@ -21,14 +21,14 @@ def test_a_matrix_becomes_nearly_orthogonal(
     torch.manual_seed(0)
     left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     values = torch.logspace(0, -1.5, min(shape))
-    found = left.T @ orthogonal(left @ torch.diag(values) @ right, dtype) @ right.T
+    found = left.T @ orthogonalize(left @ torch.diag(values) @ right, dtype) @ right.T
     lengths = found.diagonal()
     assert ((lengths > 0.65) & (lengths < 1.25)).all()
     torch.testing.assert_close(found, torch.diag(lengths), atol=off, rtol=0)
 
 
 def test_nothing_is_turned_where_there_is_nothing() -> None:
-    assert torch.equal(orthogonal(torch.zeros(4, 9), torch.float32), torch.zeros(4, 9))
+    assert torch.equal(orthogonalize(torch.zeros(4, 9), torch.float32), torch.zeros(4, 9))
 
 
 def gradients(step: int, shapes: list[tuple[int, ...]]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """The smallest systems that use every part of the loop: a linear regression, and two players."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,7 +9,10 @@ from torch import nn
 
 from triptych.nn.loss import Loss
 from triptych.runtime import key
+from triptych.train import checkpoint
 from triptych.train.recipe import Batch, Recipe, Update
+
+CARD = {"model": "toy", "config": {}}
 
 
 def batch(k: int, size: int = 8) -> Batch:
@@ -45,7 +49,7 @@ def regression(rate: float = 0.05, poison: frozenset[int] = frozenset()) -> Reci
             Update("", model, torch.optim.AdamW(model.parameters(), rate, fused=True), objective)
         ],
         batches=endless,
-        card={"model": "toy", "config": {}},
+        export=partial(checkpoint.export, card=CARD),
         sample=lambda module: np.zeros((8, 8, 3), np.uint8),
     )
 
@@ -72,8 +76,8 @@ def two_players() -> Recipe:
         exported=model["generator"],
         updates=[
             Update("c", model["critic"], adam("critic"), criticise, repeat=2, max_norm=None),
-            Update("g", model["generator"], adam("generator"), generate, data="kept"),
+            Update("g", model["generator"], adam("generator"), generate, data="reuse"),
         ],
         batches=endless,
-        card={"model": "toy", "config": {}},
+        export=partial(checkpoint.export, card=CARD),
     )

@@ -87,10 +87,10 @@ def main(arguments: list[str]) -> int:
 
 def train(request: TrainRequest, options: RunOptions) -> int:
     """Run the loop and show it; returns the exit code. Of several processes the first speaks."""
-    from triptych.train.distributed import Elsewhere, joined
+    from triptych.train.distributed import OtherProcessFailed, join_processes
 
     try:
-        with joined(request.training) as world:
+        with join_processes(request.training) as world:
             try:
                 return _train(request, options, world)
             except (
@@ -99,7 +99,7 @@ def train(request: TrainRequest, options: RunOptions) -> int:
                 if world.first:
                     raise
                 return 4
-    except Elsewhere as error:
+    except OtherProcessFailed as error:
         say(*filter(None, [f"triptych: {error}" if str(error) else ""]))
         return 1
 
@@ -107,20 +107,21 @@ def train(request: TrainRequest, options: RunOptions) -> int:
 def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
     from triptych import training as runs
     from triptych.train import checkpoint
+    from triptych.train.journal import lock_run
     from triptych.train.loop import fit
 
     training = request.training
     recipe_name = find_recipe(request)
     run = options.run or Path("runs") / f"{recipe_name}-{Path(training.data).stem or 'data'}"
     tell = say if world.first else _silent
-    with runs.held(run, world):
-        start = world.by_first(lambda: runs.adopt(run, request))
+    with lock_run(run, world):
+        start = world.run_on_first(lambda: runs.adopt(run, request))
         for fault in checkpoint.newest(run)[1] if world.first else ():
             say(f"passed over a damaged checkpoint: {fault}")
         if start >= training.steps:
             tell(f"{run} is finished: {start} steps. Raise --steps to train on")
             return 0
-        recipe = world.together(lambda: runs.build(request, world))
+        recipe = world.run_on_all(lambda: runs.build(request, world))
         count = sum(p.numel() for p in recipe.model.parameters())
         what = f"{recipe_name} on {training.data}, {count:,} parameters"
         where = f"{run}, by {world.size} processes" if world.size > 1 else str(run)
@@ -128,7 +129,7 @@ def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
         tell(*filter(None, [recipe.chance]))
         if recipe.prepare:
             prepare = recipe.prepare
-            world.together(lambda: _wait(prepare(), tell))
+            world.run_on_all(lambda: _wait(prepare(), tell))
         steps = fit(recipe, training, run, world)
         with Interrupt() as interrupt:
             for step, row in _shown(steps, training.steps, start, world.first):
@@ -137,7 +138,7 @@ def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
                 if row and recipe.warn and (warning := recipe.warn(row)):
                     say(f"warning: {warning}")
                 # A signal may reach one process alone, and a step later: all stop after one step.
-                signal = world.highest(interrupt.signal)
+                signal = world.maximum(interrupt.signal)
                 if signal and step < training.steps:
                     steps.close()
                     tell(f"stopped after step {step}; saved. The same command continues")

@@ -1,8 +1,8 @@
 """Atomic, verified checkpoints: one folder per step, tensors as safetensors, the rest as JSON.
 
-A checkpoint is written to a temporary sibling, each file synced, the manifest last, then renamed;
-only then are old ones pruned, never below two good ones. Whatever moment a process dies at, the
-newest folder that verifies is a state that training really had. Writing needs the run's lock.
+A checkpoint is written to a temporary folder, each file synced, the manifest last, then renamed.
+Only then are old ones removed, and never below two good ones. Whenever a process dies, the newest
+folder that verifies is a state that training really had. The caller must hold the run's lock.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from triptych import atomic
 from triptych.config import read_json, write_json
-from triptych.train.journal import naming
+from triptych.train.journal import explain_write_errors
 from triptych.weights.files.safetensors import write_safetensors, write_tensors
 
-STEP = re.compile(r"step-(\d{6,})(-old-\d+)?$")  # old: moved aside by a save that then died
+STEP = re.compile(r"step-(\d{6,})(-old-\d+)?$")  # old: renamed by a save that was killed then
 MANIFEST = "manifest.json"
 
 
 class Checkpoint(NamedTuple):
     step: int
-    tensors: dict[str, dict[str, Tensor]]  # by file: model, ema, optimizer-critic, ...
+    tensors: dict[str, dict[str, Tensor]]  # by file: model, ema, optimizer-d, ...
     state: dict[str, Any]
 
 
@@ -39,7 +39,7 @@ def save(
     state: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write `run/step-NNNNNN`, and remove checkpoints beyond the newest `keep`.
+    """Write `run/step-NNNNNN`, and remove all but the newest `keep` checkpoints.
 
     Raises:
         FloatingPointError: a weight is not finite; nothing is written and older checkpoints stay.
@@ -48,7 +48,7 @@ def save(
     for name, group in tensors.items():
         _require_finite(name, group)
     final = run / f"step-{step:06d}"
-    with naming(final):
+    with explain_write_errors(final):
         _remove_leftovers(run)
         with atomic.replace_folder(final) as folder:
             for name, group in tensors.items():
@@ -63,7 +63,7 @@ def save(
 
 
 def newest(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and what was wrong with those passed over."""
+    """The newest checkpoint that verifies, and what is wrong with newer ones."""
     faults: list[str] = []
     for path in reversed(steps(run)):
         fault = verify(path)
@@ -75,8 +75,9 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
 
 def steps(run: Path) -> list[Path]:
     """Every checkpoint folder, oldest first, good or bad."""
-    found = [p for p in run.iterdir() if STEP.match(p.name) and p.is_dir()] if run.is_dir() else []
-    return sorted(found, key=lambda p: (_number(p), "-old-" not in p.name))
+    paths = run.iterdir() if run.is_dir() else ()
+    folders = [path for path in paths if STEP.match(path.name) and path.is_dir()]
+    return sorted(folders, key=lambda path: (_number(path), "-old-" not in path.name))
 
 
 def verify(path: Path) -> str:
@@ -105,7 +106,7 @@ def verify(path: Path) -> str:
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint that has been verified."""
     state = json.loads((path / "state.json").read_text())
-    # Copies: the tensors of a memory map are aligned otherwise, and kernels round by alignment.
+    # Copies: mapped tensors have another alignment in memory, and kernels round by it.
     tensors = {
         file.stem: {key: tensor.clone() for key, tensor in load_file(file).items()}
         for file in sorted(path.glob("*.safetensors"))
@@ -114,7 +115,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The moments of an optimizer under flat names; its settings come from the recipe."""
+    """The state of an optimizer under flat names; its settings come from the recipe."""
     state = optimizer.state_dict()["state"]
     return {f"{i}.{name}": value for i, entry in state.items() for name, value in entry.items()}
 
@@ -138,7 +139,7 @@ def export(run: Path, module: nn.Module, card: dict[str, Any]) -> None:
     """
     tensors = module.state_dict()
     _require_finite("model", tensors)
-    with naming(run / "model.safetensors"):
+    with explain_write_errors(run / "model.safetensors"):
         write_safetensors(run / "model.safetensors", tensors)
         write_json(run / "config.json", card)
 
@@ -153,7 +154,7 @@ def _prune(run: Path, keep: int) -> None:
 
 
 def _remove_leftovers(run: Path) -> None:
-    """What an interrupted save left behind."""
+    """Remove or restore what an interrupted save left."""
     for path in run.glob("step-*-old-*"):
         final = run / path.name.split("-old-")[0]
         if final.exists():
@@ -165,9 +166,9 @@ def _remove_leftovers(run: Path) -> None:
 
 
 def _number(path: Path) -> int:
-    found = STEP.match(path.name)
-    assert found is not None, path
-    return int(found[1])
+    match = STEP.match(path.name)
+    assert match is not None, path
+    return int(match[1])
 
 
 def _require_finite(name: str, tensors: Mapping[str, Tensor]) -> None:

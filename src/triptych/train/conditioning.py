@@ -1,5 +1,5 @@
-"""From a batch of a source to the condition of a model, and back to words for the labels of a
-grid.
+"""Conditions of class-conditional models: read from batches, stored in the model's card, and shown
+in the sample grid.
 """
 
 from collections.abc import Callable
@@ -20,17 +20,17 @@ from triptych.vision.images import to_pictures
 from triptych.vision.quadrants import partial_view, quadrant_mask
 from triptych.weights.loaded import Card
 
-SHOWN, ROWS = 10, 6  # conditions side by side in a grid, and how often each is drawn
+SHOWN, ROWS = 10, 6  # columns of a grid, one for each condition, and rows
 
 Draw = Callable[[Tensor | None, Tensor], Tensor]  # condition, noise (B, ...) -> pictures in [-1, 1]
 
 
-class Conditioning(NamedTuple):
-    """What a model is told about each picture."""
+class Condition(NamedTuple):
+    """What a model is conditioned on."""
 
     kind: str  # none, label, attributes, vector, or quadrants
-    size: int
-    mean: Tensor | None = None  # of a vector's columns over the training pictures
+    size: int  # classes, attributes, or numbers of a vector
+    mean: Tensor | None = None  # of each number of the vector over the training pictures
     std: Tensor | None = None
     quadrants: int = 0
 
@@ -49,51 +49,53 @@ class Conditioning(NamedTuple):
         return (column - self.mean.to(column.device)) / self.std.to(column.device)
 
 
-def conditioning(kind: str, source: Source, *, quadrants: int = 0) -> Conditioning:
-    """What a source can tell a model of the condition that was asked for.
+def choose_condition(kind: str, source: Source, *, quadrants: int = 0) -> Condition:
+    """A condition of this kind with the sizes and statistics of a source.
 
     Raises:
-        ValueError: the source has nothing of that kind.
+        ValueError: the source has no condition of that kind.
     """
     info = source.info
-    has = {"label": info.classes, "attributes": info.attributes, "vector": info.vector}
-    if kind in has and not has[kind]:
-        there = ", ".join(k for k, names in has.items() if names) or "none"
-        raise ValueError(f"{info.name} has no {kind} to condition on; it has: {there}")
+    names = {"label": info.classes, "attributes": info.attributes, "vector": info.vector}
+    if kind in names and not names[kind]:
+        available = ", ".join(k for k, values in names.items() if values) or "none"
+        raise ValueError(f"{info.name} has no {kind} to condition on; it has: {available}")
     if kind == "quadrants":
-        return Conditioning(kind, 0, quadrants=quadrants)
-    size = len(has.get(kind, ()))
+        return Condition(kind, 0, quadrants=quadrants)
+    size = len(names.get(kind, ()))
     if kind != "vector":
-        return Conditioning(kind, size)
+        return Condition(kind, size)
     columns = take_first(source, 10_000)["vector"]
-    return Conditioning(kind, size, columns.mean(0), columns.std(0).clamp_min(1e-6))
+    return Condition(kind, size, columns.mean(0), columns.std(0).clamp_min(1e-6))
 
 
-def card(model: str, settings: dict[str, object], source: Source, given: Conditioning) -> Card:
-    """The model's card: its configuration, and what its conditions are called."""
+def build_card(
+    model: str, settings: dict[str, object], source: Source, condition: Condition
+) -> Card:
+    """The model's card: its configuration, and the names of its conditions."""
     info = source.info
-    named = Card(model, settings, triptych=version("triptych"))
-    if given.kind == "label":
-        named = replace(named, classes=info.classes)
-    if given.kind == "attributes":
-        named = replace(named, attributes=info.attributes)
-    if given.kind == "vector":
-        named = replace(named, vector=info.vector)
-    if given.kind == "quadrants":
-        named = replace(named, quadrants=given.quadrants)
-    if given.mean is None or given.std is None:
-        return named
-    mean, std = tuple(given.mean.tolist()), tuple(given.std.tolist())
-    return replace(named, vector_mean=mean, vector_std=std)
+    card = Card(model, settings, triptych=version("triptych"))
+    if condition.kind == "label":
+        card = replace(card, classes=info.classes)
+    if condition.kind == "attributes":
+        card = replace(card, attributes=info.attributes)
+    if condition.kind == "vector":
+        card = replace(card, vector=info.vector)
+    if condition.kind == "quadrants":
+        card = replace(card, quadrants=condition.quadrants)
+    if condition.mean is None or condition.std is None:
+        return card
+    mean, std = tuple(condition.mean.tolist()), tuple(condition.std.tolist())
+    return replace(card, vector_mean=mean, vector_std=std)
 
 
-def condition_grid(
-    given: Conditioning, test: Source, shape: tuple[int, ...], seed: int, device: torch.device
+def prepare_grid(
+    condition: Condition, test: Source, shape: tuple[int, ...], seed: int, device: torch.device
 ) -> Callable[[Draw], np.ndarray]:
-    """A function that draws the grid of a run: a condition a column, a row one noise of this shape
-    across all of them.
+    """A function that draws the sample grid of a run: each column one condition, each row one noise
+    of this shape.
     """
-    conditions, names = _shown(given, test)
+    conditions, names = _columns(condition, test)
     columns = len(names)
     noise = runtime.noise(shape, [runtime.key(seed, i) for i in range(ROWS)])
     noise = noise.repeat_interleave(columns, 0).to(device)
@@ -108,22 +110,22 @@ def condition_grid(
     return draw
 
 
-def _shown(given: Conditioning, source: Source) -> tuple[Tensor | None, list[str]]:
-    """Conditions for the columns of a grid, and their names: every class, or those of real
-    pictures.
+def _columns(condition: Condition, source: Source) -> tuple[Tensor | None, list[str]]:
+    """The conditions of a grid's columns, and their names: classes, or the conditions of the first
+    pictures of the source.
     """
-    if given.kind == "label":
-        labels = range(min(SHOWN, given.size))
+    if condition.kind == "label":
+        labels = range(min(SHOWN, condition.size))
         return torch.tensor(list(labels)), [source.info.classes[i] for i in labels]
     batch = take_first(source, SHOWN)
-    conditions = given.of(batch)
-    if given.kind == "attributes":
+    conditions = condition.of(batch)
+    if condition.kind == "attributes":
         rows = batch["attributes"].bool().tolist()
         names = [
             ", ".join(n for n, holds in zip(source.info.attributes, row, strict=True) if holds)
             for row in rows
         ]
         return conditions, names
-    if given.kind == "vector":
+    if condition.kind == "vector":
         return conditions, [" ".join(f"{v:.3g}" for v in row) for row in batch["vector"].tolist()]
     return conditions, [""] * len(batch["image"])

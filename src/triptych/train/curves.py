@@ -1,4 +1,4 @@
-"""The curves of a run: every number of its journal over the steps, as small multiples."""
+"""Plots of a run's journal: one small panel for each metric over the steps."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +11,7 @@ COLUMNS = 3
 
 
 def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw one panel a term; a term that is a list (a histogram) becomes a map over the steps.
+    """Draw one panel for each metric; a histogram (a list) becomes a heat map over the steps.
 
     Raises:
         ValueError: matplotlib is missing, or there is nothing to draw.
@@ -23,15 +23,15 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
 
     names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in HIDDEN]
     if not names:
-        raise ValueError(f"no rows to draw {path.name} from")
-    height = -(-len(names) // COLUMNS)
+        raise ValueError(f"no metrics to draw in {path.name}")
+    rows_of_panels = -(-len(names) // COLUMNS)
     style: Any = {"font.size": 8, "axes.titlesize": 9, "axes.spines.top": False}
     with matplotlib.rc_context(style | {"axes.spines.right": False}):
-        figure: Any = Figure(figsize=(9.0, 1.7 * height), layout="constrained")
-        panels = figure.subplots(height, COLUMNS, squeeze=False).ravel()
+        figure: Any = Figure(figsize=(9.0, 1.7 * rows_of_panels), layout="constrained")
+        panels = figure.subplots(rows_of_panels, COLUMNS, squeeze=False).ravel()
         for axes, name in zip(panels, names, strict=False):
-            found = [(row["step"], row[name]) for row in rows if name in row]
-            steps, values = [step for step, _ in found], [value for _, value in found]
+            steps = [row["step"] for row in rows if name in row]
+            values = [row[name] for row in rows if name in row]
             if isinstance(values[0], list):
                 table = np.array(values, dtype=float)
                 table /= np.maximum(table.sum(1, keepdims=True), 1)

@@ -1,12 +1,12 @@
-"""Training spread over processes: who a process is, and what it asks of the others.
+"""Data-parallel training: the processes that train together, and what they exchange.
 
-Every process holds the whole model and reads its own share of every batch; after backward the
-gradients are added up explicitly and divided by the number of all items, since an objective calls
-parts of a module, which a wrapper's forward would not see. Whatever follows from the sums, norms,
-clipping, moments, averages, is then the same everywhere and needs no exchange. The first process
+Every process holds the model and reads its share of every batch. After backward the gradients are
+summed explicitly and divided by the number of all items: an objective calls parts of a module,
+which a wrapper such as DistributedDataParallel would not see. What follows from the sums (norms,
+clipping, moments, averages) is then the same everywhere and needs no exchange. The first process
 writes; the others wait for it in the next exchange.
 
-A process that fails ends its connections, and with them the exchange that the others wait in.
+A process that fails closes its connections, which ends the exchange that the others wait in.
 
 Dimensions: B items, C channels.
 """
@@ -29,49 +29,49 @@ from torch.nn import functional as F
 from triptych import runtime
 from triptych.train.settings import Training
 
-BUCKET = 1 << 24  # numbers that travel together: 64 MiB in float32
-PATIENCE = timedelta(hours=2)
-"""The others wait while the first process draws, judges and saves. A process that ends takes its
-connections with it; the clock is for machines that vanish from the network.
+BUCKET = 1 << 24  # numbers in one all-reduce: 64 MiB in float32
+TIMEOUT = timedelta(hours=2)
+"""The others wait while the first process samples, evaluates and saves. A process that ends closes
+its connections; the timeout is for machines that vanish from the network.
 """
-GONE = (
+OTHER_ENDED = (
     "another process of this training has ended; its own message, or the launcher's, says why. "
     "Checkpoints are intact: the same command continues"
 )
-LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+LOST_CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 T = TypeVar("T")
 
 
-class Elsewhere(Exception):
-    """Another process failed and says why; empty where nobody needs to hear of it again."""
+class OtherProcessFailed(Exception):
+    """Another process failed and says why; without a message in all but the first process."""
 
 
 @dataclass(frozen=True)
 class World:
-    """One process among those that train together; alone there is nothing to exchange."""
+    """One of the processes that train together; a single one exchanges nothing."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
-    def gathered(self, value: T) -> list[T]:
-        """Every process's value, in the order of ranks."""
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, by rank."""
         if self.size == 1:
             return [value]
         everyone: list[Any] = [None] * self.size
         dist.all_gather_object(everyone, value)
         return everyone
 
-    def together(self, action: Callable[[], T]) -> T:
-        """Do something everywhere that may fail anywhere: then nobody goes on.
+    def run_on_all(self, action: Callable[[], T]) -> T:
+        """Run an action in every process; if it fails in one, all raise.
 
         Raises:
-            Elsewhere: it failed in another process, of those that failed the first to speak.
+            OtherProcessFailed: it failed in a process of lower rank, or only in others.
         """
         if self.size == 1:
             return action()
@@ -80,19 +80,19 @@ class World:
             result = action()
         except Exception as error:
             failure = error
-        failed = self.gathered(failure is not None)
+        failed = self.gather(failure is not None)
         if not any(failed):
             return result
         if failure is not None and failed.index(True) == self.rank:
             raise failure
-        raise self.elsewhere()
+        raise self.other_failed()
 
-    def by_first(self, action: Callable[[], T]) -> T:
-        """What the first process finds, for all; the others wait meanwhile."""
-        return self.gathered(self.together(lambda: action() if self.first else None))[0]  # type: ignore[return-value]
+    def run_on_first(self, action: Callable[[], T]) -> T:
+        """Run an action in the first process alone, and return its result in all."""
+        return self.gather(self.run_on_all(lambda: action() if self.first else None))[0]  # type: ignore[return-value]
 
-    def highest(self, number: int) -> int:
-        """The largest of all processes' numbers."""
+    def maximum(self, number: int) -> int:
+        """The largest number of all processes."""
         if self.size == 1:
             return number
         largest = torch.tensor(number)
@@ -100,18 +100,18 @@ class World:
         return int(largest)
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its sum over the processes, to the bit the same in all."""
+        """Replace each tensor by its sum over the processes, bit-identical in all."""
         for bucket in _buckets(tensors) if self.size > 1 else ():
-            together = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            dist.all_reduce(together)
-            parts = together.split([tensor.numel() for tensor in bucket])
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            dist.all_reduce(flat)
+            parts = flat.split([tensor.numel() for tensor in bucket])
             for tensor, part in zip(bucket, parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
     def add_up_gradients(self, parameters: Sequence[nn.Parameter], numbers: Tensor) -> None:
-        """Replace gradients, and some numbers beside them, by their sums over the processes.
+        """Replace gradients, and some further numbers, by their sums over the processes.
 
-        A parameter that had no use here, but had one elsewhere, has a gradient afterwards.
+        A parameter that was used in another process only has a gradient afterwards too.
         """
         used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
         dist.all_reduce(used, dist.ReduceOp.MAX)
@@ -124,15 +124,15 @@ class World:
         self.add_up([*gradients, numbers])
 
     def require_same(self, parameters: Iterable[Tensor], step: int) -> None:
-        """That all processes are at one step and hold the same weights, to the bit.
+        """Check that all processes are at the same step and hold bit-identical weights.
 
         Raises:
-            RuntimeError: they do not; nothing that follows would be the training of one model.
+            RuntimeError: they do not.
         """
         if self.size == 1:
             return
         own = [step, *(_fingerprint(parameter) for parameter in parameters)]
-        everyone = self.gathered(own)
+        everyone = self.gather(own)
         if any(other[0] != step for other in everyone):
             steps = ", ".join(str(other[0]) for other in everyone)
             raise RuntimeError(
@@ -145,57 +145,58 @@ class World:
                 "on devices of one kind? The last checkpoint is intact"
             )
 
-    def elsewhere(self) -> Elsewhere:
-        """What to raise where another process has failed; the first one tells it."""
-        return Elsewhere(GONE if self.first else "")
+    def other_failed(self) -> OtherProcessFailed:
+        """The error to raise where another process has failed."""
+        return OtherProcessFailed(OTHER_ENDED if self.first else "")
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 @contextmanager
-def joined(training: Training) -> Generator[World, None, None]:
-    """Join the processes that a launcher started, by the variables that torchrun sets; without a
-    launcher, or in a group of one, alone. A group that the program has made itself is used as it
-    is.
+def join_processes(training: Training) -> Generator[World, None, None]:
+    """Join the processes that a launcher such as torchrun started, by its environment variables.
+
+    Without a launcher, or with one process, this is `SINGLE_PROCESS`. A process group that the
+    program has initialised already is used and kept.
 
     Raises:
-        ValueError: the batch does not divide, a process has no GPU of its own, or the launcher's
-            variables are incomplete.
-        Elsewhere: another process ended before this one.
+        ValueError: the batch does not divide, there are too few GPUs, or the launcher's variables
+            are incomplete.
+        OtherProcessFailed: another process ended before this one.
     """
     made = not dist.is_initialized()
-    world = _of_launcher() if made else World(dist.get_rank(), dist.get_world_size())
+    world = _read_launcher() if made else World(dist.get_rank(), dist.get_world_size())
     if world.size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
-    # Each says for itself what is wrong so far: the launcher ends all where one ends first.
+    # Every process reports these errors itself: the launcher ends all when the first one ends.
     _check_batch(training.batch_size, world.size)
     backend = _backend(training.device)
-    # The first step of an optimizer imports this, and it keeps any group that it finds: the group's
-    # threads then outlive it, and now and then abort the process where Python ends
-    # (pytorch/pytorch#179291). Imported first it finds none.
+    # An optimizer's first step imports this module, which keeps a reference to a group that exists.
+    # The group's threads then outlive it and sometimes abort the process at exit
+    # (pytorch/pytorch#179291). Imported now, it finds no group.
     importlib.import_module("torch._dynamo")
     try:
         if made:
             dist.init_process_group(
-                backend, timeout=PATIENCE, rank=world.rank, world_size=world.size
+                backend, timeout=TIMEOUT, rank=world.rank, world_size=world.size
             )
         yield world
-        if made:  # after a failure it ends with the process: others may be gone, and not answer
-            world.gathered(None)
+        if made:  # not after a failure: others may have ended, and would not answer
+            world.gather(None)
             dist.destroy_process_group()
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or any(sign in str(error) for sign in LOST):
-            raise world.elsewhere() from error
+        if isinstance(error, dist.DistError) or any(s in str(error) for s in LOST_CONNECTION):
+            raise world.other_failed() from error
         raise
 
 
-def _of_launcher() -> World:
+def _read_launcher() -> World:
     environment = os.environ
     size = int(environment.get("WORLD_SIZE", "1"))
     if size == 1:
-        return ALONE
+        return SINGLE_PROCESS
     needed = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     if missing := [name for name in needed if name not in environment]:
         raise ValueError(
@@ -208,32 +209,32 @@ def _of_launcher() -> World:
 def _check_batch(batch_size: int, size: int) -> None:
     if batch_size % size:
         below = batch_size // size * size
-        near = [str(fitting) for fitting in (below, below + size) if fitting]
+        near = " or ".join(str(fitting) for fitting in (below, below + size) if fitting)
         raise ValueError(
             f"a batch of {batch_size} does not divide into {size} processes: take --batch-size "
-            + " or ".join(near)
+            f"{near}"
         )
 
 
 def _backend(choice: str) -> str:
-    """gloo between CPUs, NCCL between GPUs, of which each process takes its own."""
+    """gloo between CPUs, NCCL between GPUs, one for each process."""
     device = runtime.device(choice)
     if device.type != "cuda":
         return "gloo"
-    own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if device.index is not None:
-        raise ValueError(f"each process takes a GPU of its own: give --device cuda, not {choice}")
-    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > there or own >= there:
+        raise ValueError(f"every process uses another GPU: give --device cuda, not {choice}")
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > gpus or local_rank >= gpus:
         raise ValueError(
-            f"there are more processes on this machine than its {there} GPUs: lower "
+            f"there are more processes on this machine than its {gpus} GPUs: lower "
             "--nproc-per-node, or add --device cpu"
         )
-    torch.cuda.set_device(own)
+    torch.cuda.set_device(local_rank)
     return "cpu:gloo,cuda:nccl"
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one kind, up to `BUCKET` numbers together."""
+    """Consecutive tensors of one dtype, up to `BUCKET` numbers."""
     bucket: list[Tensor] = []
     count = 0
     for tensor in tensors:
@@ -247,33 +248,33 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _fingerprint(tensor: Tensor) -> int:
-    """A whole number of a tensor's bits, whatever the order of summation."""
+    """The sum of a tensor's bytes, an integer: the order of summation does not matter."""
     return int(tensor.detach().reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
 
 
 class Sum(torch.autograd.Function):
-    """The sum over the processes; what depends on it here depends on everyone's part."""
+    """The sum of a tensor over the processes; so is its gradient."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
-        whole = part.clone()
-        dist.all_reduce(whole)
-        return whole
+        total = part.clone()
+        dist.all_reduce(total)
+        return total
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        whole = gradient.clone()
-        dist.all_reduce(whole)
-        return whole
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
 
 
-class WholeBatchNorm(nn.Module):
-    """Batch norm over the batch of all processes (arXiv:1502.03167, algorithm 1), in the place of a
-    module whose weights and running means it shares.
+class SyncedBatchNorm(nn.Module):
+    """Batch norm over the batch of all processes (arXiv:1502.03167, algorithm 1). It shares weights
+    and running means with the module that it replaces.
 
-    Written out, since torch's own form of it exists for GPUs alone. The mean first, and then the
-    deviations from it: exact where a mean is far from zero.
+    torch's SyncBatchNorm is for GPUs alone. The mean is computed before the deviations from it,
+    which is exact where a mean is far from zero.
     """
 
     def __init__(self, norm: nn.BatchNorm1d | nn.BatchNorm2d):
@@ -289,7 +290,7 @@ class WholeBatchNorm(nn.Module):
         mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
         if not self.training:
             return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
-        given, x = x.dtype, x.float()
+        dtype, x = x.dtype, x.float()
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = (1, -1, *[1] * (x.ndim - 2))
         items = x.new_tensor([x.numel() / x.shape[1]])
@@ -303,12 +304,14 @@ class WholeBatchNorm(nn.Module):
             var.lerp_(variance * count / (count - 1), self.momentum)
         scale = (self.weight * (variance + self.eps).rsqrt()).view(shape)
         normal: Tensor = off * scale + self.bias.view(shape)
-        return normal.to(given)
+        return normal.to(dtype)
 
 
-def normalise_whole_batches(model: nn.Module) -> None:
-    """Let every batch norm in a model see the batch of all processes; names and weights stay."""
+def sync_batch_norms(model: nn.Module) -> None:
+    """Replace every batch norm of a model by one over the batch of all processes; names and weights
+    stay.
+    """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                setattr(module, name, WholeBatchNorm(child))
+                setattr(module, name, SyncedBatchNorm(child))

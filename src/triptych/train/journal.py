@@ -1,29 +1,32 @@
-"""The run folder: one run at a time, `run.json`, and `metrics.jsonl` without a gap or a repeat."""
+"""The lock of a run folder, and `metrics.jsonl` without gaps or repeated steps."""
 
 import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from triptych.atomic import lock_folder
+from triptych.train.distributed import SINGLE_PROCESS, World
 
 
-def lock_run(run: Path) -> AbstractContextManager[bool]:
-    """Hold the lock of a run folder, which is created if missing.
+def lock_run(run: Path, world: World = SINGLE_PROCESS) -> AbstractContextManager[object]:
+    """Hold the lock of a run folder, which is created if missing; of several processes the first.
 
     Raises:
         RuntimeError: another process is training in this folder.
         OSError: the folder cannot be written.
     """
-    return lock_folder(run, instead="choose another --run")
+    return lock_folder(run, instead="choose another --run") if world.first else nullcontext()
 
 
 class Journal:
-    """Appends rows to `metrics.jsonl`. `offset` is what a checkpoint remembers and a resume cuts
-    back to.
+    """Appends rows to `metrics.jsonl`, cut back to `offset`, its size at the last checkpoint.
+
+    Raises:
+        ValueError: the file is shorter than that.
     """
 
     def __init__(self, path: Path, offset: int = 0):
@@ -35,29 +38,28 @@ class Journal:
                 "saw: it was cut or replaced. Restore it, or start another run"
             )
         self.file.truncate(offset)
-        self.file.seek(offset)  # `sync` tells the position, which truncation leaves alone
+        self.file.seek(offset)  # truncation does not move the position, which `sync` returns
 
     def write(self, row: dict[str, Any]) -> None:
-        with naming(self.path):
-            finite = {k: v if _says_something(v) else None for k, v in row.items()}
+        """Append a row; numbers that are not finite, which JSON does not have, become null."""
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
+        }
+        with explain_write_errors(self.path):
             self.file.write(json.dumps(finite).encode() + b"\n")
-            self.file.flush()  # to the system, so that a reader and a killed process have it
+            self.file.flush()  # to the system: readers see it, and a kill does not lose it
 
     def sync(self) -> int:
-        """To the disk; returns the offset."""
-        with naming(self.path):
+        """Sync to the disk; returns the size in bytes."""
+        with explain_write_errors(self.path):
             self.file.flush()
             os.fsync(self.file.fileno())
             return self.file.tell()
 
     def close(self) -> None:
-        with suppress(OSError):  # every row was flushed, or the failure to do so was raised then
+        with suppress(OSError):  # every row was flushed, or that error was raised
             self.file.close()
-
-
-def _says_something(value: Any) -> bool:
-    """JSON has no word for NaN and infinity; a row has null there."""
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -66,8 +68,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """The system's errors about an open file do not say which one, nor what to do."""
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Add to errors of the block which file could not be written, and what to do."""
     try:
         yield
     except OSError as error:

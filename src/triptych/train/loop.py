@@ -1,4 +1,4 @@
-"""The training loop, read from top to bottom. Every system trains through it.
+"""The training loop. Every system trains through `fit`.
 
 A step is a short list of updates: one for most systems, critic then generator for a GAN.
 Randomness and the position in the data are functions of (seed, rank, step), so a checkpoint is
@@ -9,6 +9,7 @@ tensors and a step count, and a resumed run repeats an uninterrupted one exactly
 
 import time
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from triptych import runtime
 from triptych.data.order.batches import Batches, write_skipped
 from triptych.runtime import key
 from triptych.train import checkpoint
-from triptych.train.distributed import ALONE, World
+from triptych.train.distributed import SINGLE_PROCESS, World
 from triptych.train.journal import Journal
 from triptych.train.optimizer import Ema, rate_factor
 from triptych.train.recipe import Batch, Recipe, Update
@@ -35,21 +36,21 @@ class Report(NamedTuple):
     step: int
     terms: dict[str, float]  # this step's loss terms
     row: dict[str, Any] | None  # what went into metrics.jsonl at this step
-    saved: Path | None
+    saved: Path | None  # the checkpoint, if one was written
 
 
 def fit(
-    recipe: Recipe, training: Training, run: Path, world: World = ALONE
+    recipe: Recipe, training: Training, run: Path, world: World = SINGLE_PROCESS
 ) -> Generator[Report, None, None]:
     """Train in a run folder, from its newest good checkpoint if it has one.
 
-    Of several processes (`train/distributed.py`) the first draws, judges and writes. All must stop
-    after the same step.
+    Of several processes (`train/distributed.py`) the first draws, evaluates and writes. All must
+    stop after the same step.
 
     Raises:
-        FloatingPointError: five steps in a row gave no finite update; the last checkpoint stands.
+        FloatingPointError: five steps in a row gave no finite update; the last checkpoint is good.
         ValueError: the data is unusable, or the checkpoint does not fit the recipe.
-        Elsewhere: another process failed and says why.
+        OtherProcessFailed: another process failed and says why.
         RuntimeError: the processes do not hold the same weights.
     """
     device = next(recipe.model.parameters()).device
@@ -57,106 +58,93 @@ def fit(
     for update in recipe.updates:
         for group in update.optimizer.param_groups:
             group["base_lr"] = group["lr"]
-    state = world.together(lambda: _resume(run, recipe, ema))
-    start, window = state["step"], Window(state["window"])
-    world.require_same(recipe.model.parameters(), start)
-    journal = _journal(run, state["offset"]) if world.first else None
-    data = recipe.batches(start * training.accumulate * sum(u.batches for u in recipe.updates))
-    shown = ema.module if ema else recipe.exported
-    precision = runtime.precision(training.precision, device)
-    began = time.monotonic() - state["seconds"]
-    unread: dict[str, str] = {}  # by all processes
-
-    def save(step: int) -> Path | None:
-        if journal is None:
-            return None
-        # "failed" belongs here: patience with a run that diverges must outlive a resume.
-        remembered = {
-            "step": step, "offset": journal.sync(), "seconds": time.monotonic() - began,
-            "window": window.state, "skipped": state["skipped"], "failed": state["failed"],
-        }  # fmt: skip
-        # The checkpoint last: a run counts as finished by it, and its export must be there then.
-        if recipe.beside:
-            recipe.beside(run)
-        whole = recipe.finished(shown) if recipe.finished else shown
-        card = recipe.card(whole) if callable(recipe.card) else recipe.card
-        checkpoint.export(run, whole, card)
-        if recipe.further:
-            recipe.further(run, shown)
-        path = checkpoint.save(run, step, _tensors(recipe, ema), remembered, training.keep)
-        if skipped := unread | _unread(data):
-            write_skipped(run / "skipped.jsonl", skipped)
-        return path
-
-    step, saved = start, True
+    state = world.run_on_all(lambda: _resume(run, recipe, ema))
+    first_step = state.step + 1
+    world.require_same(recipe.model.parameters(), state.step)
+    records = Records(recipe, training, run, ema, state) if world.first else None
+    data = recipe.batches(
+        state.step * training.accumulate * sum(update.batches for update in recipe.updates)
+    )
+    grouped = _group_batches(data, training.accumulate, device)
     buffers = list(recipe.model.buffers())
+    precision = runtime.precision(training.precision, device)
+    unreadable: dict[str, str] = {}  # pictures, by all processes
+    saved = True
     recipe.model.train()
     try:
-        for step in range(start + 1, training.steps + 1):
+        for step in range(first_step, training.steps + 1):
             _seed(key(training.seed, world.rank, step), device)
-            factor = rate_factor(training, step - 1)
-            terms: dict[str, float] = {}
-            finite = True
-            seen: list[Batch] = []
-            for update in recipe.updates:
-                for group in update.optimizer.param_groups:
-                    group["lr"] = group["base_lr"] * factor
-                for repeat in range(update.repeat):
-                    if update.data == "each" or (update.data == "once" and repeat == 0):
-                        seen = [_to(next(data), device) for _ in range(training.accumulate)]
-                    kept = [buffer.clone() for buffer in buffers]
-                    terms |= (measured := descend(update, seen, step, precision, world))
-                    if measured["finite"] == 0.0:  # nor may a running mean learn from it
-                        finite = False
-                        for buffer, before in zip(buffers, kept, strict=True):
-                            buffer.copy_(before)
-            terms.pop("finite")
+            rate = rate_factor(training, step - 1)
+            terms, finite = take_step(
+                recipe.updates, grouped, step, rate, buffers, precision, world
+            )
             saved = False
-
-            state["failed"] = 0 if finite else state["failed"] + 1
-            state["skipped"] += not finite
-            if state["failed"] >= PATIENCE:
-                raise FloatingPointError(
-                    f"no finite update in {PATIENCE} steps, up to step {step}: training diverged. "
-                    "The last checkpoint is intact; lower the learning rate or raise the warm-up"
-                )
+            state.count(step, terms, finite)
             if ema:
                 ema.update(step)
 
             last = step == training.steps
             row: dict[str, Any] | None = None
-            if finite:
-                window.add(terms)
             if step % training.log_every == 0 or last:
-                row = {"step": step, **window.means(), "rate": factor, "skipped": state["skipped"]}
-                window = Window([])
-            if journal and recipe.evaluate and (last or _due(step, training.evaluate_every)):
-                row = (row or {"step": step}) | recipe.evaluate(shown.eval())
-                recipe.model.train()
-            if journal and row:
-                journal.write(row | {"seconds": round(time.monotonic() - began, 3)})
-            if journal and recipe.sample and (last or _due(step, training.sample_every)):
-                grid = recipe.sample(shown.eval())
-                save_picture(run / "samples" / f"step-{step:06d}.png", grid, {"step": step})
-                recipe.model.train()
+                row = {"step": step, **state.take_means(), "rate": rate, "skipped": state.skipped}
+            if records:
+                row = records.write(step, row, last)
             path = None
-            if last or step % training.save_every == 0:
+            if step % training.save_every == 0 or last:
                 world.require_same(recipe.model.parameters(), step)
-                for theirs in world.gathered(_unread(data)):
-                    unread |= theirs
-                path, saved = save(step), True
+                for theirs in world.gather(_unreadable(data)):
+                    unreadable |= theirs
+                path = records.save(state, unreadable) if records else None
+                saved = True
             yield Report(step, terms, row, path)
     except GeneratorExit:  # the caller stops: a finished step is never lost
-        if not saved:
-            save(step)
+        if records and not saved:
+            records.save(state, unreadable | _unreadable(data))
         raise
     finally:
-        if journal:
-            journal.close()
+        if records:
+            records.journal.close()
+
+
+def take_step(
+    updates: Sequence[Update],
+    grouped: Iterator[list[Batch]],
+    step: int,
+    rate: float,
+    buffers: Sequence[Tensor],
+    precision: str,
+    world: World,
+) -> tuple[dict[str, float], bool]:
+    """Every update once, each repeated as often as it says.
+
+    `grouped` gives the batches that one update accumulates over, and `rate` is the share of the
+    learning rates that this step uses. Returns the loss terms, and whether all updates were finite.
+    """
+    terms: dict[str, float] = {}
+    finite = True
+    current: list[Batch] = []
+    for update in updates:
+        for group in update.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * rate
+        for repeat in range(update.repeat):
+            if update.data == "each" or (update.data == "once" and repeat == 0):
+                current = next(grouped)
+            kept = [buffer.clone() for buffer in buffers]
+            measured = descend(update, current, step, precision, world)
+            if measured.pop("finite") == 0.0:  # nor may a running mean learn from it
+                finite = False
+                for buffer, before in zip(buffers, kept, strict=True):
+                    buffer.copy_(before)
+            terms |= measured
+    return terms, finite
 
 
 def descend(
-    update: Update, batches: Sequence[Batch], step: int, precision: str, world: World = ALONE
+    update: Update,
+    batches: Sequence[Batch],
+    step: int,
+    precision: str,
+    world: World = SINGLE_PROCESS,
 ) -> dict[str, float]:
     """One optimizer step over the exact mean of several batches, and of all processes' batches;
     skipped where it is not finite.
@@ -171,7 +159,7 @@ def descend(
     for batch in batches:
         with torch.autocast(_device_type(update.module), torch.bfloat16, precision == "bfloat16"):
             loss = update.objective(batch, step)
-        loss.total.backward(inputs=moving)  # and not into a critic that only looks on
+        loss.total.backward(inputs=moving)  # not into a critic that only scores
         names = list(loss.terms)
         means = [term.detach().float() * loss.count for term in loss.terms.values()]
         row = torch.stack([loss.total.detach().float(), *means])
@@ -179,13 +167,13 @@ def descend(
         count = count + loss.count
     assert sums is not None
     if world.size > 1:
-        whole = torch.cat([sums, torch.as_tensor(count).to(sums)[None]])
-        world.add_up_gradients(moving, whole)
-        sums, count = whole[:-1], whole[-1]
+        numbers = torch.cat([sums, torch.as_tensor(count).to(sums)[None]])
+        world.add_up_gradients(moving, numbers)
+        sums, count = numbers[:-1], numbers[-1]
     gradients = [p.grad for p in moving if p.grad is not None]
     torch._foreach_div_(gradients, count)  # the mean over items, not micro-batches or ranks
     norm = nn.utils.get_total_norm(gradients)
-    total, *values, size = torch.cat([sums / count, norm[None]]).tolist()  # the step's one wait
+    total, *values, size = torch.cat([sums / count, norm[None]]).tolist()  # the step's only sync
     finite = all(abs(value) < float("inf") for value in (total, size))
     if finite:
         if update.max_norm is not None and size > update.max_norm:
@@ -193,63 +181,118 @@ def descend(
         update.optimizer.step()
     named = dict(zip(names, values, strict=True))
     prefix = f"{update.name}_" if update.name else ""
-    return {f"{prefix}loss": total, **named, f"{prefix}norm": size, "finite": float(finite)}
+    return {
+        f"{prefix}loss": total,
+        **named,
+        f"{prefix}norm": size,
+        "finite": float(finite),
+    }
 
 
-class Window:
-    """Means of the terms since the last row. Its state travels with the checkpoint, so rows are
-    exact.
+@dataclass
+class State:
+    """What a checkpoint holds beside tensors. The journal's rows are means of the terms of several
+    steps, and their sums are part of it, so rows are exact after a resume.
     """
 
-    def __init__(self, state: list[Any]):
-        self.sums: dict[str, float] = dict(state[1]) if state else {}
-        self.count: int = state[0] if state else 0
+    step: int = 0  # finished
+    offset: int = 0  # bytes of the journal
+    seconds: float = 0.0
+    window: list[Any] = field(default_factory=list)  # finite steps since the last row, their sums
+    skipped: int = 0  # steps that were not finite
+    failed: int = 0  # of those, the last in a row: a resume does not reset them
 
-    @property
-    def state(self) -> list[Any]:
-        return [self.count, self.sums] if self.count else []
+    def count(self, step: int, terms: dict[str, float], finite: bool) -> None:
+        """Add a step.
 
-    def add(self, terms: dict[str, float]) -> None:
-        self.count += 1
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+        Raises:
+            FloatingPointError: it is the last of too many that were not finite.
+        """
+        self.step = step
+        self.failed = 0 if finite else self.failed + 1
+        self.skipped += not finite
+        if self.failed >= PATIENCE:
+            raise FloatingPointError(
+                f"no finite update in {PATIENCE} steps, up to step {step}: training diverged. "
+                "The last checkpoint is intact; lower the learning rate or raise the warm-up"
+            )
+        if finite:
+            count, sums = self.window or [0, {}]
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value
+            self.window = [count + 1, sums]
 
-    def means(self) -> dict[str, float]:
-        return {name: total / self.count for name, total in self.sums.items()}
+    def take_means(self) -> dict[str, float]:
+        """Means of the terms since the last call."""
+        count, sums = self.window or [0, {}]
+        self.window = []
+        return {name: total / count for name, total in sums.items()}
 
 
-def _journal(run: Path, offset: int) -> Journal:
-    (run / "samples").mkdir(parents=True, exist_ok=True)
-    return Journal(run / "metrics.jsonl", offset)
+class Records:
+    """What the first process writes into a run folder: journal, samples, exports, checkpoints."""
+
+    def __init__(
+        self, recipe: Recipe, training: Training, run: Path, ema: Ema | None, state: State
+    ):
+        self.recipe, self.training, self.run, self.ema = recipe, training, run, ema
+        self.averaged = ema.module if ema else recipe.exported
+        self.began = time.monotonic() - state.seconds
+        (run / "samples").mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(run / "metrics.jsonl", state.offset)
+
+    def write(self, step: int, row: dict[str, Any] | None, last: bool) -> dict[str, Any] | None:
+        """Evaluate and sample where this step is one to do so; returns the journal's row."""
+        recipe, training = self.recipe, self.training
+        if recipe.evaluate and (last or _due(step, training.evaluate_every)):
+            row = (row or {"step": step}) | recipe.evaluate(self.averaged.eval())
+            recipe.model.train()
+        if row:
+            self.journal.write(row | {"seconds": round(time.monotonic() - self.began, 3)})
+        if recipe.sample and (last or _due(step, training.sample_every)):
+            grid = recipe.sample(self.averaged.eval())
+            save_picture(self.run / "samples" / f"step-{step:06d}.png", grid, {"step": step})
+            recipe.model.train()
+        return row
+
+    def save(self, state: State, unreadable: dict[str, str]) -> Path:
+        """Export the model and write a checkpoint; a run counts as finished by its checkpoint, so
+        that is written last.
+        """
+        state.offset, state.seconds = self.journal.sync(), time.monotonic() - self.began
+        self.recipe.export(self.run, self.averaged)
+        tensors = _tensors(self.recipe, self.ema)
+        path = checkpoint.save(self.run, state.step, tensors, asdict(state), self.training.keep)
+        if unreadable:
+            write_skipped(self.run / "skipped.jsonl", unreadable)
+        return path
 
 
-def _unread(data: Iterator[Batch]) -> dict[str, str]:
-    return data.skipped if isinstance(data, Batches) else {}
-
-
-def _resume(run: Path, recipe: Recipe, ema: Ema | None) -> dict[str, Any]:
+def _resume(run: Path, recipe: Recipe, ema: Ema | None) -> State:
+    """Load the newest good checkpoint of a run folder, if there is one."""
     path, _ = checkpoint.newest(run)
     if path is None:
-        return {"step": 0, "offset": 0, "seconds": 0.0, "window": [], "skipped": 0, "failed": 0}
-    found = checkpoint.load(path)
+        return State()
+    stored = checkpoint.load(path)
     expected = _tensors(recipe, ema)
-    if found.tensors.keys() - {u.file for u in recipe.updates} != (
-        expected.keys() - {u.file for u in recipe.updates}
-    ):
-        raise ValueError(f"{path} holds {sorted(found.tensors)}, this run needs {sorted(expected)}")
+    optimizers = {update.file for update in recipe.updates}
+    if stored.tensors.keys() - optimizers != expected.keys() - optimizers:
+        raise ValueError(
+            f"{path} holds {sorted(stored.tensors)}, this run needs {sorted(expected)}"
+        )
     try:
-        recipe.model.load_state_dict(found.tensors["model"])
+        recipe.model.load_state_dict(stored.tensors["model"])
         if ema:
-            ema.module.load_state_dict(found.tensors["ema"])
+            ema.module.load_state_dict(stored.tensors["ema"])
     except RuntimeError as error:
         raise ValueError(f"{path} is of another model: {error}") from error
     for update in recipe.updates:
-        moments = found.tensors.get(update.file, {})
-        checkpoint.unpack_optimizer(update.optimizer, moments)
-    return found.state
+        checkpoint.unpack_optimizer(update.optimizer, stored.tensors.get(update.file, {}))
+    return State(**stored.state)
 
 
 def _tensors(recipe: Recipe, ema: Ema | None) -> dict[str, dict[str, Tensor]]:
+    """Everything that a checkpoint holds, by file."""
     tensors = {"model": recipe.model.state_dict()}
     if ema:
         tensors["ema"] = ema.module.state_dict()
@@ -258,10 +301,21 @@ def _tensors(recipe: Recipe, ema: Ema | None) -> dict[str, dict[str, Tensor]]:
     return tensors
 
 
+def _group_batches(
+    data: Iterator[Batch], count: int, device: torch.device
+) -> Iterator[list[Batch]]:
+    """So many batches at a time, on a device."""
+    while True:
+        yield [_to(next(data), device) for _ in range(count)]
+
+
+def _unreadable(data: Iterator[Batch]) -> dict[str, str]:
+    """Pictures that could not be read so far, and why."""
+    return data.skipped if isinstance(data, Batches) else {}
+
+
 def _seed(seed: int, device: torch.device) -> None:
-    """Both generators that a step may draw from; `torch.manual_seed` takes 0.5 ms for all of
-    them.
-    """
+    """Seed the generators that a step may use; `torch.manual_seed` takes 0.5 ms for all of them."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

@@ -15,11 +15,11 @@ from triptych.train.settings import Training
 
 
 class Ema:
-    """The average of a module's weights over its last steps.
+    """Exponential moving average of a module's weights.
 
-    After `halflife` further steps a weight counts half. Early on the half-life is at most `ramp`
-    of the steps done, so that the random start is forgotten (as in arXiv:2206.00364, appendix F.1).
-    Buffers, running means of normalisation among them, are copied, not averaged.
+    The weights of a step count half after `halflife` further steps. Early on the half-life is at
+    most `ramp` of the steps done, so that the random start is forgotten (arXiv:2206.00364, appendix
+    F.1). Buffers, such as running means, are copied.
     """
 
     def __init__(self, module: nn.Module, halflife: float, ramp: float = 0.05):
@@ -31,7 +31,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Called after step number `step`, counted from 1."""
+        """Add the weights after step number `step`, counted from 1."""
         halflife = min(self.halflife, self.ramp * step)
         decay = 0.5 ** (1 / halflife) if halflife > 0 else 0.0
         averages: list[torch.Tensor] = list(self.module.parameters())
@@ -48,18 +48,18 @@ def adam(
     betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.0,
 ) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101) in one fused kernel; only matrices and filters decay."""
-    moving = [p for p in module.parameters() if p.requires_grad]
+    """AdamW (arXiv:1711.05101) in one fused kernel; biases and norms do not decay."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in moving if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in moving if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
 def rate_factor(training: Training, step: int) -> float:
-    """The share of its learning rate that step number `step`, counted from 0, uses."""
+    """The factor of the learning rate at step number `step`, counted from 0."""
     if step < training.warmup:
         return (step + 1) / training.warmup
     done = (step - training.warmup) / max(1, training.steps - training.warmup)
@@ -91,23 +91,24 @@ def build_optimizer(
     betas: tuple[float, float],
     weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
-    """The optimizer that a request names, for the trainable parameters of a module; with muon it
-    updates the filters and matrices of the `inner` parts, between the first and the last layer.
+    """The optimizer that a request names, for the trainable parameters of a module.
+
+    `inner` are the parts between its first and last layers, whose matrices Muon orthogonalizes.
     """
     if request.optimizer == "adamw":
         return adam(module, request.learning_rate, betas=betas, weight_decay=weight_decay)
     matrices = [p for part in inner for p in part.parameters() if p.requires_grad and p.ndim > 1]
-    turned = set(matrices)
-    others = [p for p in module.parameters() if p.requires_grad and p not in turned]
+    chosen = set(matrices)
+    others = [p for p in module.parameters() if p.requires_grad and p not in chosen]
     return Muon(matrices, others, request.matrix_rate, request.learning_rate, betas=betas)
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps of equal length in every direction for matrices; AdamW for everything else.
+    """Muon (K. Jordan et al., 2024) for matrices, AdamW for everything else.
 
     A matrix moves along its momentum with all singular values set to about one, so that directions
-    that gradients rarely point in are learned as fast as the rest (K. Jordan et al., "Muon", 2024).
-    A filter is the matrix of its outputs against everything it looks at.
+    that are rare in the gradients are learned as fast as the others. The filters of a convolution
+    are a matrix of output channels by everything else.
     """
 
     def __init__(
@@ -129,33 +130,35 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step; parameters without a gradient stay."""
         for group in self.param_groups:
-            moving = [p for p in group["params"] if p.grad is not None]
+            parameters = [p for p in group["params"] if p.grad is not None]
             if group["matrices"]:
-                self._turn(moving, group["lr"], group["momentum"])
-            elif moving:
-                self._adapt(moving, group["lr"], *group["betas"])
+                self._step_muon(parameters, group["lr"], group["momentum"])
+            elif parameters:
+                self._step_adamw(parameters, group["lr"], *group["betas"])
 
-    def _turn(self, moving: list[nn.Parameter], rate: float, momentum: float) -> None:
-        for p in moving:
+    def _step_muon(self, parameters: list[nn.Parameter], rate: float, momentum: float) -> None:
+        for p in parameters:
             assert p.grad is not None
             state = self.state[p]
             if not state:
                 state["momentum"] = torch.zeros_like(p)
             mean = state["momentum"].lerp_(p.grad, 1 - momentum)
-            ahead = p.grad.lerp(mean, momentum).flatten(1)  # Nesterov's
+            ahead = p.grad.lerp(mean, momentum).flatten(1)  # Nesterov momentum
             tall = max(1.0, ahead.shape[0] / ahead.shape[1]) ** 0.5
-            quick = runtime.precision("auto", p.device)
-            p.add_(orthogonal(ahead, getattr(torch, quick)).view_as(p), alpha=-rate * tall)
+            dtype = getattr(torch, runtime.precision("auto", p.device))
+            p.add_(orthogonalize(ahead, dtype).view_as(p), alpha=-rate * tall)
 
-    def _adapt(self, moving: list[nn.Parameter], rate: float, beta1: float, beta2: float) -> None:
-        for p in moving:
+    def _step_adamw(
+        self, parameters: list[nn.Parameter], rate: float, beta1: float, beta2: float
+    ) -> None:
+        for p in parameters:
             if not self.state[p]:
                 zeros = torch.zeros_like(p), torch.zeros_like(p), torch.zeros((), device=p.device)
                 self.state[p] |= dict(zip(("exp_avg", "exp_avg_sq", "step"), zeros, strict=True))
-        states = [self.state[p] for p in moving]
+        states = [self.state[p] for p in parameters]
         adamw(
-            [p.data for p in moving],
-            [p.grad for p in moving if p.grad is not None],
+            [p.data for p in parameters],
+            [p.grad for p in parameters if p.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -171,18 +174,17 @@ class Muon(torch.optim.Optimizer):
         )
 
 
-def orthogonal(matrix: Float[Tensor, "R C"], dtype: torch.dtype) -> Float[Tensor, "R C"]:
-    """The matrix with singular values brought to between about 0.7 and 1.2; zeros stay.
+def orthogonalize(matrix: Float[Tensor, "R C"], dtype: torch.dtype) -> Float[Tensor, "R C"]:
+    """The matrix with its singular values moved to between about 0.7 and 1.2, computed in `dtype`.
 
-    That of what is above some two thousandths of all together (the root of the sum of squares);
-    what is below grows up to 485 times. Five steps of a quintic push them there, in the dtype that
-    the device multiplies quickly.
+    Five steps of a quintic Newton-Schulz iteration. Singular values above about 0.002 of the
+    Frobenius norm reach the range; smaller ones grow up to 485 times, and zeros stay.
     """
-    turned = len(matrix) > matrix.shape[1]
-    x = (matrix.T if turned else matrix).to(dtype)
+    tall = len(matrix) > matrix.shape[1]
+    x = (matrix.T if tall else matrix).to(dtype)
     x = x / (x.norm() + 1e-7)
     a, b, c = 3.4445, -4.7750, 2.0315
     for _ in range(5):
-        square = x @ x.T  # (R, R), the smaller side's
+        square = x @ x.T  # (R, R), R the smaller side
         x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return (x.T if turned else x).to(matrix.dtype)
+    return (x.T if tall else x).to(matrix.dtype)

@@ -9,37 +9,40 @@ import numpy as np
 import torch
 from torch import nn
 
+from triptych.data.order.batches import Batches, batches
+from triptych.data.source import Source
 from triptych.nn.loss import Loss
+from triptych.train.distributed import World
+from triptych.train.settings import Training
 
 Batch = dict[str, Any]  # tensors, and lists of strings
-Objective = Callable[[Batch, int], Loss]  # the step is there for warm-ups
+Objective = Callable[[Batch, int], Loss]  # of a batch at a step, for warm-ups
 
 
 class Update(NamedTuple):
-    """One kind of optimizer step: which module moves, down which objective."""
+    """One kind of optimizer step: the objective, and the module that it updates."""
 
     name: str
-    """What its terms and its file are called by; empty where it is the only one."""
+    """Prefix of its loss terms and name of its checkpoint file; empty if it is the only one."""
     module: nn.Module
     optimizer: torch.optim.Optimizer
     objective: Objective
     repeat: int = 1
-    """Optimizer steps in one step of the loop: three for the lecture's critic."""
-    data: Literal["each", "once", "kept"] = "each"
-    """A fresh batch for each repeat, one for all repeats, or the one that the update before it
-    saw.
-    """
+    """Optimizer steps in one step of the loop: several for the critic of a WGAN."""
+    data: Literal["each", "once", "reuse"] = "each"
+    """A new batch for each repeat, one new batch for all, or the last one of the update before."""
     max_norm: float | None = 1.0
-    """Gradients are scaled down to this norm; None leaves them alone (a critic's)."""
+    """Gradients are clipped to this norm; None turns clipping off."""
 
     @property
     def file(self) -> str:
+        """Name of the optimizer's file in a checkpoint."""
         return f"optimizer-{self.name}" if self.name else "optimizer"
 
     @property
     def batches(self) -> int:
-        """How many fresh batches a step takes."""
-        return {"each": self.repeat, "once": 1, "kept": 0}[self.data]
+        """New batches in a step of the loop."""
+        return {"each": self.repeat, "once": 1, "reuse": 0}[self.data]
 
 
 class Progress(NamedTuple):
@@ -52,38 +55,53 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A system ready to be trained."""
+    """A system ready to be trained.
+
+    Wherever a callback gets a module, it is `exported`, or its averaged copy if weights are
+    averaged.
+    """
 
     model: nn.Module
-    """Everything that is trained, and so saved: a GAN's critic too."""
+    """Everything that is trained and saved in checkpoints: a GAN's critic too."""
     exported: nn.Module
-    """What is averaged, sampled from, judged, and exported in the end: the model or a part of
-    it.
-    """
+    """The model, or the part of it that is averaged, sampled from, evaluated, and exported."""
     updates: Sequence[Update]
+    """What one step of the loop does, in this order."""
     batches: Callable[[int], Iterator[Batch]]
-    """Endless batches from a position on; batch k is a function of (seed, rank, k)."""
-    card: dict[str, Any] | Callable[[nn.Module], dict[str, Any]]
-    """What config.json will say: the model's name and configuration, and what its conditions are
-    called. A function of what is exported where training measures some of it.
+    """Endless batches, starting at a position; batch k is a function of (seed, rank, k)."""
+    export: Callable[[Path, nn.Module], None]
+    """Write a module to the run folder: weights, config.json, and files beside them. Called at
+    every save; most recipes pass `checkpoint.export` with their card.
     """
     chance: str = ""
-    """What the loss is before anything is learned, for the reader of the first lines."""
-    sample: Callable[[nn.Module], np.ndarray] | None = None
-    """A labelled grid, uint8 (H, W, 3), drawn by the (averaged) exported module."""
-    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
-    """Numbers on held-out data, by the (averaged) exported module."""
+    """A line for the log: the loss before anything is learned."""
     prepare: Callable[[], Iterator[Progress]] | None = None
-    """Long work before the first step, stopped and continued at any moment: filling a cache. What
-    needs it does it itself where nobody has waited for this.
+    """Long work before the first step, such as filling a cache. It may be stopped and continued,
+    and is done later, where it is needed, if nobody calls this.
     """
-    finished: Callable[[nn.Module], nn.Module] | None = None
-    """What is exported of the (averaged) module, where it is not the module itself: low-rank
-    updates merged, weights interpolated.
-    """
-    beside: Callable[[Path], None] | None = None
-    """Writes into the run folder what belongs beside the exported weights: a tokenizer."""
-    further: Callable[[Path, nn.Module], None] | None = None
-    """Writes further forms of the (averaged) module into the run folder: low-rank updates alone."""
+    sample: Callable[[nn.Module], np.ndarray] | None = None
+    """Draw a labelled grid with a module: uint8 (H, W, 3)."""
+    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
+    """Metrics of a module on held-out data, for the journal."""
     warn: Callable[[dict[str, Any]], str] | None = None
-    """What a person should know of a row of the journal; empty when nothing."""
+    """A warning about a row of the journal; empty if there is none."""
+
+
+def batches_for(
+    source: Source, training: Training, world: World, *, hard_negative_pool: int = 1
+) -> Callable[[int], Batches]:
+    """The `batches` of a recipe: this process's share of a source's batches."""
+
+    def start_at(position: int) -> Batches:
+        return batches(
+            source,
+            training.batch_size // world.size,
+            seed=training.seed,
+            rank=world.rank,
+            ranks=world.size,
+            start=position,
+            workers=training.workers,
+            hard_negative_pool=hard_negative_pool,
+        )
+
+    return start_at

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from triptych import runtime
 from triptych.config import to_json
-from triptych.data.order.batches import batches, take_first
+from triptych.data.order.batches import take_first
 from triptych.data.scene_source import SceneSource
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
@@ -35,9 +35,10 @@ from triptych.systems.autoencoder.perceptual import (
 from triptych.systems.autoencoder.request import TrainAutoencoder
 from triptych.systems.classifier.model import Classifier
 from triptych.systems.clip.model import Clip, VisionTransformer
+from triptych.train import checkpoint
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam, build_optimizer
-from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipe import Batch, Recipe, Update, batches_for
 from triptych.vision.grids import labelled_grid
 from triptych.vision.images import to_pictures
 from triptych.vision.transforms import ImageTransform
@@ -86,13 +87,11 @@ def build(request: TrainAutoencoder, world: World, load: Load) -> Recipe:
         assert isinstance(module, Autoencoder)
         return measure_fidelity(module, held_out["image"], held_out.get("caption"), test)
 
-    def finished(module: nn.Module) -> nn.Module:
+    def export(run: Path, module: nn.Module) -> None:
         assert isinstance(module, Autoencoder)
-        return rescale_latents(module, held_out["image"])
-
-    def card(module: nn.Module) -> dict[str, Any]:
-        assert isinstance(module, Autoencoder)
-        return to_json(Card("autoencoder", to_json(module.config), triptych=version("triptych")))
+        rescaled = rescale_latents(module, held_out["image"])
+        card = Card("autoencoder", to_json(rescaled.config), triptych=version("triptych"))
+        checkpoint.export(run, rescaled, to_json(card))
 
     return Recipe(
         model=model,
@@ -103,20 +102,11 @@ def build(request: TrainAutoencoder, world: World, load: Load) -> Recipe:
             _perceptual_distance(request.perceptual, source.info.shape[2], device, load),
             world,
         ),
-        batches=lambda start: batches(
-            source,
-            training.batch_size // world.size,
-            seed=training.seed,
-            rank=world.rank,
-            ranks=world.size,
-            start=start,
-            workers=training.workers,
-        ),
-        card=card,
+        batches=batches_for(source, training, world),
+        export=export,
         chance=f"a grey picture: absolute {_mean_deviation(held_out['image']):.3f}",
         sample=_sample_sheet(held_out["image"][:SHOWN]),
         evaluate=evaluate,
-        finished=finished,
     )
 
 
@@ -169,7 +159,7 @@ def _updates(
         discriminator,
         adam(discriminator, request.discriminator_learning_rate, betas=(0.5, 0.9)),
         criticise,
-        data="kept",
+        data="reuse",
         max_norm=None,
     )
     return [generator, critic]

@@ -1,21 +1,23 @@
 """Training of a small ResNet on labelled pictures, the judge of conditional samples."""
 
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from torch import nn
 
 from triptych import runtime
 from triptych.config import to_json
-from triptych.data.order.batches import batches, take
+from triptych.data.order.batches import take
 from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
 from triptych.systems.classifier.model import Classifier, ClassifierConfig, objective
 from triptych.systems.classifier.request import TrainClassifier
-from triptych.train.conditioning import card, conditioning
+from triptych.train import checkpoint
+from triptych.train.conditioning import build_card, choose_condition
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipe import Batch, Recipe, Update, batches_for
 from triptych.weights.loaded import Load
 
 HELD_OUT = 10_000  # most test pictures for the accuracy
@@ -27,7 +29,7 @@ def build(request: TrainClassifier, world: World, load: Load) -> Recipe:
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
-    given = conditioning("label", source)
+    given = choose_condition("label", source)
     height, width, channels = source.info.shape
     config = ClassifierConfig(height, width, channels, (given.size,), request.widths)
     torch.manual_seed(runtime.key(training.seed, "weights"))
@@ -49,20 +51,13 @@ def build(request: TrainClassifier, world: World, load: Load) -> Recipe:
 
     optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)
     chance = torch.log(torch.tensor(float(given.size))).item()
+    card = to_json(build_card("classifier", asdict(config), source, given))
     return Recipe(
         model=model,
         exported=model,
         updates=[Update("", model, optimizer, minimise)],
-        batches=lambda start: batches(
-            source,
-            training.batch_size // world.size,
-            seed=training.seed,
-            rank=world.rank,
-            ranks=world.size,
-            start=start,
-            workers=training.workers,
-        ),
-        card=to_json(card("classifier", asdict(config), source, given)),
+        batches=batches_for(source, training, world),
+        export=partial(checkpoint.export, card=card),
         chance=f"before learning: loss {chance:.2f}, accuracy {1 / given.size:.2f}",
         evaluate=evaluate,
     )

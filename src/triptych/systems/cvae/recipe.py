@@ -9,15 +9,16 @@ from torch import nn
 
 from triptych import runtime
 from triptych.config import to_json
-from triptych.data.order.batches import batches, take_first
+from triptych.data.order.batches import take_first
 from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
 from triptych.systems.cvae.model import Cvae, CvaeConfig, objective, sample
 from triptych.systems.cvae.request import TrainCvae
-from triptych.train.conditioning import card, condition_grid, conditioning
+from triptych.train import checkpoint
+from triptych.train.conditioning import build_card, choose_condition, prepare_grid
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipe import Batch, Recipe, Update, batches_for
 from triptych.weights.loaded import Load
 
 HELD_OUT = 512  # test pictures for the bound during training
@@ -28,7 +29,7 @@ def build(request: TrainCvae, world: World, load: Load) -> Recipe:
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
-    given = conditioning(request.condition, source, quadrants=request.quadrants)
+    given = choose_condition(request.condition, source, quadrants=request.quadrants)
     height, width, channels = source.info.shape
     config = CvaeConfig(
         height,
@@ -52,7 +53,7 @@ def build(request: TrainCvae, world: World, load: Load) -> Recipe:
             model, batch["image"], given.of(batch), beta=beta, free_bits=request.free_bits
         )
 
-    grid = condition_grid(given, test, (request.latent,), training.seed, device)
+    grid = prepare_grid(given, test, (request.latent,), training.seed, device)
 
     def draw(module: nn.Module) -> np.ndarray:
         assert isinstance(module, Cvae)
@@ -71,20 +72,13 @@ def build(request: TrainCvae, world: World, load: Load) -> Recipe:
         return {f"test_{name}": value.item() for name, value in loss.terms.items()}
 
     optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)
+    card = to_json(build_card("cvae", asdict(config), source, given))
     return Recipe(
         model=model,
         exported=model,
         updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
-        batches=lambda start: batches(
-            source,
-            training.batch_size // world.size,
-            seed=training.seed,
-            rank=world.rank,
-            ranks=world.size,
-            start=start,
-            workers=training.workers,
-        ),
-        card=to_json(card("cvae", asdict(config), source, given)),
+        batches=batches_for(source, training, world),
+        export=partial(checkpoint.export, card=card),
         chance=_chance(config),
         sample=draw,
         evaluate=evaluate,

@@ -9,7 +9,7 @@ from triptych.systems.cvae.figures import draw_figures
 from triptych.systems.cvae.likelihood import evaluate_vae
 from triptych.systems.cvae.model import Cvae
 from triptych.systems.cvae.request import EvaluateVae, TrainCvae
-from triptych.train.conditioning import conditioning
+from triptych.train.conditioning import choose_condition
 from triptych.train.evaluation import TrainedRun, indent
 
 
@@ -17,7 +17,7 @@ def evaluate(options: EvaluateVae, run: TrainedRun) -> Generator[str, None, dict
     """Likelihood, leak and figures of a run; yields messages and returns the numbers."""
     model, request = run.loaded.model, run.request
     assert isinstance(model, Cvae) and isinstance(request, TrainCvae)
-    get_condition = conditioning(request.condition, run.train, quadrants=request.quadrants).of
+    get_condition = choose_condition(request.condition, run.train, quadrants=request.quadrants).of
     report, codes = yield from indent(
         evaluate_vae(
             model,

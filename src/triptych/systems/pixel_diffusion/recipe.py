@@ -1,6 +1,7 @@
 """Training of class-conditional diffusion on pixels."""
 
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from triptych import runtime
 from triptych.config import to_json
-from triptych.data.order.batches import batches, take_first
+from triptych.data.order.batches import take_first
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
 from triptych.diffusion.names import parse_sampler
@@ -23,10 +24,11 @@ from triptych.systems.pixel_diffusion.model import (
     sampling_levels,
 )
 from triptych.systems.pixel_diffusion.request import TrainPixelDiffusion
-from triptych.train.conditioning import Conditioning, card, condition_grid, conditioning
+from triptych.train import checkpoint
+from triptych.train.conditioning import Condition, build_card, choose_condition, prepare_grid
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipe import Batch, Recipe, Update, batches_for
 from triptych.weights.loaded import Load
 
 HELD_OUT = 512  # test pictures for the loss during training
@@ -38,7 +40,7 @@ def build(request: TrainPixelDiffusion, world: World, load: Load) -> Recipe:
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
-    given = conditioning(request.condition, source)
+    given = choose_condition(request.condition, source)
     config = _config(request, source, given)
     torch.manual_seed(runtime.key(training.seed, "weights"))
     model = PixelDiffusion(config).to(device)
@@ -54,7 +56,7 @@ def build(request: TrainPixelDiffusion, world: World, load: Load) -> Recipe:
         )
 
     shape = (config.channels, config.height, config.width)
-    grid = condition_grid(given, test, shape, training.seed, device)
+    grid = prepare_grid(given, test, shape, training.seed, device)
 
     def draw(module: nn.Module) -> np.ndarray:
         assert isinstance(module, PixelDiffusion)
@@ -69,29 +71,20 @@ def build(request: TrainPixelDiffusion, world: World, load: Load) -> Recipe:
     betas = (0.9, request.beta2)
     decay = request.weight_decay
     optimizer = adam(model, request.learning_rate, betas=betas, weight_decay=decay)
+    card = to_json(build_card("pixel-diffusion", asdict(config), source, given))
     return Recipe(
         model=model,
         exported=model,
         updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
-        batches=lambda start: batches(
-            source,
-            training.batch_size // world.size,
-            seed=training.seed,
-            rank=world.rank,
-            ranks=world.size,
-            start=start,
-            workers=training.workers,
-        ),
-        card=to_json(card("pixel-diffusion", asdict(config), source, given)),
+        batches=batches_for(source, training, world),
+        export=partial(checkpoint.export, card=card),
         chance=f"before learning: mse {_chance(request.predicts)} of the network's own prediction",
         sample=draw,
         evaluate=evaluate,
     )
 
 
-def _config(
-    request: TrainPixelDiffusion, source: Source, given: Conditioning
-) -> PixelDiffusionConfig:
+def _config(request: TrainPixelDiffusion, source: Source, given: Condition) -> PixelDiffusionConfig:
     height, width, channels = source.info.shape
     sampler, spacing = parse_sampler(request.sampler)
     check_draws_batches(sampler)
@@ -141,7 +134,7 @@ def sample_preview(model: PixelDiffusion, condition: Tensor | None, start: Tenso
 
 @torch.inference_mode()
 def held_out_loss(
-    model: PixelDiffusion, held_out: Batch, given: Conditioning, device: torch.device
+    model: PixelDiffusion, held_out: Batch, given: Condition, device: torch.device
 ) -> float:
     """The loss on held-out pictures at evenly spaced levels; levels and noise are fixed."""
     image, condition = held_out["image"], given.of(held_out)

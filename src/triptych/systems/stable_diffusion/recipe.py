@@ -54,6 +54,7 @@ from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
 from triptych.systems.stable_diffusion.unet import LatentUNetConfig
 from triptych.text.templates import template_set
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
+from triptych.train import checkpoint
 from triptych.train.distributed import World
 from triptych.train.optimizer import build_optimizer
 from triptych.train.recipe import Batch, Recipe, Update
@@ -115,6 +116,14 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
     optimizer = _build_optimizer(request, trained, learner)
     large = config.sampling.height * config.sampling.width > LARGE
     sheet = prompt_sheet(test, tokenizers, templates, SHOWN_LARGE if large else SHOWN)
+    card = _card(config, tokenizers)
+
+    def export(run: Path, module: nn.Module) -> None:
+        tokenizers[0].save(run)
+        checkpoint.export(run, complete(lora.merge(module)) if complete else module, card)
+        if request.lora:
+            write_lora_file(run, module)
+
     return Recipe(
         model=trained,
         exported=trained,
@@ -122,14 +131,11 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
         batches=lambda start: _batches(
             request, cache.open_latents() if cache else source, start, world
         ),
-        card=_card(config, tokenizers),
+        export=export,
         chance=_describe_start(request, config),
         sample=(lambda module: sheet(complete(module))) if complete else sheet,
         evaluate=_evaluator(request, test, tokenizers, texts_of, complete),
         prepare=cache.fill if cache else None,
-        finished=(lambda module: complete(lora.merge(module))) if complete else None,
-        beside=tokenizers[0].save,
-        further=write_lora_file if request.lora else None,
     )
 
 

@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from triptych import runtime
 from triptych.config import to_json
 from triptych.data.captions import batch_texts, captions_of
-from triptych.data.order.batches import batches
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
 from triptych.nn import lora
@@ -34,9 +34,10 @@ from triptych.systems.two_towers.matching import held_out_matches
 from triptych.systems.two_towers.request import Towers, TrainClip, TrainSiglip
 from triptych.text.templates import template_set
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
+from triptych.train import checkpoint
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipe import Batch, Recipe, Update, batches_for
 from triptych.vision.augment import Augmentation, augment
 from triptych.vision.transforms import HALF, ImageTransform
 from triptych.weights.loaded import Card, Load
@@ -58,11 +59,12 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
     changes = _changes(towers)
     objective = clip.objective if isinstance(model, Clip) else siglip.objective
     match = _match(model, world)
+    card = to_json(_card(model, source, tokenizer, transform))
 
     def minimise(batch: Batch, step: int) -> Loss:
         texts = read(batch)
         groups, _ = duplicate_groups(texts)
-        everyone = torch.cat(world.gathered(groups))
+        everyone = torch.cat(world.gather(groups))
         repeated = len(everyone) - len(everyone.unique())
         image = augment(_rgb(batch["image"]), changes, torch.default_generator)
         if towers.lock == "image":
@@ -82,9 +84,12 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
         terms = loss.terms | {name: loss.total.new_tensor(x) for name, x in shares.items()}
         return Loss(loss.total, loss.count, terms)
 
-    def finished(module: nn.Module) -> nn.Module:
+    def export(run: Path, module: nn.Module) -> None:
+        tokenizer.save(run)
         merged = lora.merge(module) if towers.lora else module
-        return merged if initial is None else interpolate(initial, merged, towers.interpolate)
+        if initial is not None:
+            merged = interpolate(initial, merged, towers.interpolate)
+        checkpoint.export(run, merged, card)
 
     optimizer = adam(
         model,
@@ -96,21 +101,10 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
         model=model,
         exported=model,
         updates=[Update("", model, optimizer, minimise, max_norm=towers.max_norm)],
-        batches=lambda start: batches(
-            source,
-            training.batch_size // world.size,
-            seed=training.seed,
-            rank=world.rank,
-            ranks=world.size,
-            start=start,
-            workers=training.workers,
-            hard_negative_pool=towers.alike,
-        ),
-        card=to_json(_card(model, source, tokenizer, transform)),
+        batches=batches_for(source, training, world, hard_negative_pool=towers.alike),
+        export=export,
         chance=_chance(model, training.batch_size),
         evaluate=held_out_matches(test, tokenizer, transform, templates, device),
-        finished=finished if towers.lora or initial is not None else None,
-        beside=tokenizer.save,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from triptych import runtime
 from triptych.config import to_json
-from triptych.data.order.batches import batches, take_first
+from triptych.data.order.batches import take_first
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
@@ -27,10 +27,11 @@ from triptych.systems.wgan.model import (
     sample,
 )
 from triptych.systems.wgan.request import TrainWgan
-from triptych.train.conditioning import Conditioning, card, condition_grid, conditioning
+from triptych.train import checkpoint
+from triptych.train.conditioning import Condition, build_card, choose_condition, prepare_grid
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipe import Batch, Recipe, Update, batches_for
 from triptych.weights.loaded import Load
 
 HELD_OUT = 500  # test pictures for the diagnostics
@@ -45,7 +46,7 @@ def build(request: TrainWgan, world: World, load: Load) -> Recipe:
         raise ValueError(
             "a WGAN-GP is conditioned on a label or attributes, not on a vector of numbers"
         )
-    given = conditioning(request.condition, source)
+    given = choose_condition(request.condition, source)
     height, width, channels = source.info.shape
     config = WganConfig(
         height,
@@ -63,26 +64,19 @@ def build(request: TrainWgan, world: World, load: Load) -> Recipe:
     )
     torch.manual_seed(runtime.key(training.seed, "weights"))
     model = Wgan(config).to(device)
-    grid = condition_grid(given, test, (request.latent,), training.seed, device)
+    grid = prepare_grid(given, test, (request.latent,), training.seed, device)
 
     def draw(module: nn.Module) -> np.ndarray:
         assert isinstance(module, Generator)
         return grid(partial(sample, module))
 
+    card = to_json(build_card("wgan", asdict(config), source, given))
     return Recipe(
         model=model,
         exported=model.generator,
         updates=_updates(request, model, given),
-        batches=lambda start: batches(
-            source,
-            training.batch_size // world.size,
-            seed=training.seed,
-            rank=world.rank,
-            ranks=world.size,
-            start=start,
-            workers=training.workers,
-        ),
-        card=to_json(card("wgan", asdict(config), source, given)),
+        batches=batches_for(source, training, world),
+        export=partial(checkpoint.export, card=card),
         chance="-c_wass_loss is the critic's gap: it rises, then falls as the generator catches up",
         sample=draw,
         evaluate=_diagnosis(model, given, test, device),
@@ -90,7 +84,7 @@ def build(request: TrainWgan, world: World, load: Load) -> Recipe:
     )
 
 
-def _updates(request: TrainWgan, model: Wgan, given: Conditioning) -> Sequence[Update]:
+def _updates(request: TrainWgan, model: Wgan, given: Condition) -> Sequence[Update]:
     """Critic updates, then one generator update on the conditions of the last critic batch."""
 
     def noise(image: Tensor) -> Tensor:
@@ -125,14 +119,14 @@ def _updates(request: TrainWgan, model: Wgan, given: Conditioning) -> Sequence[U
         model.generator,
         adam(model.generator, request.learning_rate, betas=betas),
         generate,
-        data="kept",
+        data="reuse",
         max_norm=None,
     )
     return [critic, generator]
 
 
 def _diagnosis(
-    model: Wgan, given: Conditioning, test: Source, device: torch.device
+    model: Wgan, given: Condition, test: Source, device: torch.device
 ) -> Callable[[nn.Module], dict[str, Any]]:
     """A function for the spread of each class and the gradient norms of the critic."""
     held_out = take_first(test, HELD_OUT)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from triptych import runtime
 from triptych.config import nearest, to_json
 from triptych.data.disk.table import Table, select_classes
-from triptych.data.order.batches import batches, take
+from triptych.data.order.batches import take
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
@@ -25,10 +26,11 @@ from triptych.systems.word_space.report import (
 )
 from triptych.systems.word_space.request import TrainWordSpace
 from triptych.systems.word_space.word_vectors import read_word_vectors
-from triptych.train.conditioning import card, conditioning
+from triptych.train import checkpoint
+from triptych.train.conditioning import build_card, choose_condition
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipe import Batch, Recipe, Update, batches_for
 from triptych.weights.loaded import Load
 
 HELD_OUT = 10_000  # most pictures of an evaluation
@@ -43,7 +45,7 @@ def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
-    condition = conditioning("label", source)
+    condition = choose_condition("label", source)
     if not isinstance(source, Table):
         raise ValueError(f"{source.info.name} has no named classes: give --data with class names")
     classes = source.info.classes
@@ -69,20 +71,13 @@ def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
         return evaluate_model(module, calibration, test, device)
 
     optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)
+    card = to_json(build_card("word-space", asdict(config), source, condition))
     return Recipe(
         model=model,
         exported=model,
         updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
-        batches=lambda start: batches(
-            learned,
-            training.batch_size // world.size,
-            seed=training.seed,
-            rank=world.rank,
-            ranks=world.size,
-            start=start,
-            workers=training.workers,
-        ),
-        card=to_json(card("word-space", asdict(config), source, condition)),
+        batches=batches_for(learned, training, world),
+        export=partial(checkpoint.export, card=card),
         chance=_describe_chance(config, words),
         evaluate=evaluate,
     )
