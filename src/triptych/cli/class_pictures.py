@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
+from triptych.cli.arguments import parse
 from triptych.cli.live import bar
 from triptych.cli.main import say
 from triptych.config import to_json
@@ -35,16 +34,16 @@ class Arguments:
     """The CLIP or SigLIP that reads it."""
 
 
+USAGE = "triptych generate --model RUN [--label L] [OPTIONS]"
+BASIC = (
+    "model", "label", "attributes", "vector", "image", "n", "seed", "guidance", "steps", "sampler",
+    "out", "json",
+)  # fmt: skip
 FLAGS = {f.name for f in fields(Arguments)} - {"request"}
 
 
 def main(arguments: list[str]) -> int:
-    parsed = tyro.cli(
-        Arguments,
-        args=arguments,
-        prog="triptych generate",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    parsed = parse(Arguments, arguments, usage=USAGE, basic=BASIC)
     if bool(parsed.rerank) != bool(parsed.judge):
         raise ValueError("--rerank and --judge go together: a text, and the model that reads it")
     import numpy as np

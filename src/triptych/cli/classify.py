@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from triptych.cli.arguments import parse
 from triptych.cli.main import say
 from triptych.systems.classification.request import Classify
 
@@ -20,6 +19,10 @@ if TYPE_CHECKING:
     from triptych.systems.classification.report import ZeroShot
     from triptych.systems.classification.similarity import Reading
 
+USAGE = "triptych classify PICTURE ... --labels LABEL ... [OPTIONS]"
+BASIC = (
+    "labels", "model", "templates", "top", "matrix", "out", "shots", "split", "limit", "json",
+)  # fmt: skip
 READINGS = ("softmax", "sigmoid")
 NAMED = 5  # of skipped pictures, cut prompts and poor classes, as many are written out
 DRAWN = (24, 12)  # pictures and labels that a matrix has at most
@@ -43,12 +46,7 @@ class Arguments:
 
 
 def main(arguments: list[str]) -> int:
-    parsed = tyro.cli(
-        Arguments,
-        args=arguments,
-        prog="triptych classify",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
-    )
+    parsed = parse(Arguments, arguments, usage=USAGE, basic=BASIC, positional=True)
     if parsed.top < 0:
         raise ValueError(f"top is 0 (all) or more, not {parsed.top}")
     if parsed.matrix is not None and parsed.matrix.suffix.lower() != ".png":

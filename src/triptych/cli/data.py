@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
+from triptych.cli.arguments import parse
 
 if TYPE_CHECKING:
     from triptych.data.disk.check import Checked, Survey
@@ -19,6 +19,7 @@ HELP = """usage: triptych data check SOURCE [--json] [--report FILE]
 Decodes every picture of a source and prints what it holds and what is wrong with it.
 
 `triptych data check --help` lists the options."""
+USAGE = "triptych data check SOURCE [OPTIONS]"
 SHOWN = 12  # rows of a list that people see; the report has all of them
 
 
@@ -45,11 +46,8 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    request = tyro.cli(
-        CheckData,
-        args=arguments[1:],
-        prog="triptych data check",
-        config=(tyro.conf.PositionalRequiredArgs,),
+    request = parse(
+        CheckData, arguments[1:], usage=USAGE, basic=("report", "json"), positional=True
     )
     return check(request)
 

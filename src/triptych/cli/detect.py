@@ -8,14 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import tyro
-
+from triptych.cli.arguments import parse
 from triptych.cli.main import say
 from triptych.systems.detection.request import Detect
 
 if TYPE_CHECKING:
     from triptych.systems.detection.annotations import Annotated
     from triptych.systems.detection.pipeline import Detections
+
+
+USAGE = "triptych detect PICTURE --labels LABEL ... [OPTIONS]"
+BASIC = (
+    "labels", "model", "method", "threshold", "limit", "templates", "background", "reach", "scales",
+    "out", "format", "json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0, also where nothing was found."""
-    parsed = tyro.cli(
-        Arguments,
-        args=arguments,
-        prog="triptych detect",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs),
-    )
+    parsed = parse(Arguments, arguments, usage=USAGE, basic=BASIC, positional=True)
     if parsed.json and parsed.format and not parsed.out:
         say(f"triptych: --json and --format {parsed.format} both want stdout: give one, or --out")
         return 2

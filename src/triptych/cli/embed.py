@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
+from triptych.cli.arguments import parse
 from triptych.cli.main import say
 from triptych.cli.words import gathered, plain
 from triptych.systems.two_towers.request import Embed
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from triptych.systems.two_towers.pipeline import Vector
 
 FLAGS = ("--text", "--image")
+USAGE = "triptych embed --text TEXT ... --image PICTURE ... [OPTIONS]"
+BASIC = ("text", "image", "model", "out", "json")
 NOTHING = Embed(text=("",))  # what the parser starts from; a request is never empty
 
 
@@ -35,15 +36,9 @@ def main(arguments: list[str]) -> int:
     rest, taken = gathered(arguments, FLAGS)
     asked = {flag: tuple(value for f, value in taken if f == flag) for flag in FLAGS}
     texts, images = asked["--text"], asked["--image"]
-    help_wanted = "--help" in rest or "-h" in rest
+    help_wanted = {"--help", "-h", "--help-all"} & set(rest)
     start = NOTHING if help_wanted else Embed(text=texts, image=images)
-    parsed = tyro.cli(
-        Arguments,
-        args=rest,
-        default=Arguments(start),
-        prog="triptych embed",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    parsed = parse(Arguments, rest, usage=USAGE, basic=BASIC, default=Arguments(start))
     if parsed.out is not None and parsed.out.suffix != ".npy":
         raise ValueError(f"--out {parsed.out} should end in .npy")
     from triptych.running import run

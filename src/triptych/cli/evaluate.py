@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from triptych.cli.arguments import parse
 from triptych.cli.main import Interrupt, say, stop
 from triptych.system import System
 from triptych.systems import KINDS, RECIPES, SYSTEMS, find_command, find_recipe
@@ -17,7 +16,11 @@ if TYPE_CHECKING:
     from triptych.train.settings import TrainRequest
     from triptych.weights.loaded import Loaded
 
-FLAT = (tyro.conf.OmitArgPrefixes,)
+USAGE = "triptych evaluate RUN [OPTIONS]"
+BASIC = (
+    "out", "json", "seed", "samples_per_class", "judge", "guidance", "curves", "prompts", "sampler",
+    "steps", "clip", "likelihood_samples", "score",
+)  # fmt: skip
 DESCRIPTION = """Judge a trained model: numbers, tables and plots in RUN/evaluation. Each system has
 options of its own: triptych evaluate RUN --help shows those of a run."""
 
@@ -26,7 +29,7 @@ options of its own: triptych evaluate RUN --help shows those of a run."""
 class EvaluateRun:
     """Judge a trained model: numbers, tables and plots in RUN/evaluation."""
 
-    run: tyro.conf.Positional[Path]
+    run: Path
     """A run folder."""
     seed: int = 0
     """Seed of everything that is drawn."""
@@ -39,20 +42,28 @@ class EvaluateRun:
 def main(arguments: list[str]) -> int:
     words = [word for word in arguments if not word.startswith("-")]
     if not words:
-        tyro.cli(EvaluateRun, args=arguments, prog="triptych evaluate", description=DESCRIPTION)
+        parse(
+            EvaluateRun,
+            arguments,
+            usage=USAGE,
+            basic=BASIC,
+            description=DESCRIPTION,
+            positional=True,
+        )
     trained = _stored(Path(words[0]))
     systems = _systems(trained)
     options = {system: system.evaluation for system in systems if system.evaluation}
     _refuse_others(arguments, options, find_recipe(trained))
     names = [f"options_{i}" for i in range(len(options))]
-    parsed: Any = tyro.cli(
+    parsed: Any = parse(
         make_dataclass(
             "Arguments", [("common", EvaluateRun), *zip(names, options.values(), strict=True)]
         ),
-        args=arguments,
-        prog="triptych evaluate",
+        arguments,
+        usage=USAGE,
+        basic=BASIC,
         description=EvaluateRun.__doc__,
-        config=FLAT,
+        positional=True,
     )
     chosen = {system: getattr(parsed, name) for system, name in zip(options, names, strict=True)}
     return evaluate(parsed.common, trained, systems, chosen, arguments)

@@ -14,7 +14,7 @@ from triptych.systems.stable_diffusion.request import TextToImage
 LISTS = ("--attributes", "--vector", "--loras")
 SWITCHES = (
     "--json", "--deterministic", "--no-deterministic", "--tiling", "--no-tiling", "--no-json",
-    "--help",
+    "--help", "--help-all",
 )  # fmt: skip
 PUBLISHED = "stable-diffusion"  # what a checkpoint of another program is, if it draws at all
 
@@ -28,12 +28,11 @@ def main(arguments: list[str]) -> int:
     system = find_command("generate", kind)
     by_words = TextToImage if words or replays else ClassToImage
     of_text = (system.requests["generate"] if system else by_words) is TextToImage
-    if "-h" in flags or "--help" in flags:
+    if asks := {"-h", "--help", "--help-all"} & set(flags):
         if of_text or not kind:
-            text_pictures.explain()
-        else:
-            class_pictures.main(["--help"])
-        return 0
+            text_pictures.explain(every="--help-all" in asks)
+            return 0
+        return class_pictures.main(list(asks))
     if not of_text and (words or replays):
         raise ValueError(
             f"{given['--model']} is a {kind}: it draws no prompts, so say what it is to draw with "

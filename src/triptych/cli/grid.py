@@ -10,8 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-import tyro
-
+from triptych.cli.arguments import parse
 from triptych.cli.live import watched
 from triptych.cli.main import say
 from triptych.cli.text_pictures import recorded
@@ -28,9 +27,14 @@ MOST = 400  # pictures of a grid
 LISTS = ("--loras",)
 SWITCHES = (
     "--json", "--no-json", "--deterministic", "--no-deterministic", "--tiling", "--no-tiling",
-    "--help",
+    "--help", "--help-all",
 )  # fmt: skip
 NOT_SWEPT = ("n",)
+USAGE = "triptych grid PROMPT --x FIELD=VALUE,VALUE [--y ...] [--z ...] [OPTIONS]"
+BASIC = (
+    "x", "y", "z", "negative", "model", "size", "seed", "steps", "sampler", "guidance", "loras",
+    "out", "json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,20 +80,13 @@ ONE = Sweep("", (None,))
 def main(arguments: list[str]) -> int:
     rest, taken = gathered(arguments, LISTS)
     words, flags = parted(rest, SWITCHES)
-    if "-h" in flags or "--help" in flags:
-        words, flags = [], ["--help"]
-        config = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)
-        tyro.cli(Arguments, args=flags, prog="triptych grid", config=config)
+    if asks := {"-h", "--help", "--help-all"} & set(flags):
+        parse(Arguments, list(asks), usage=USAGE, basic=BASIC)
     if len(words) != 1:
         raise ValueError('one prompt, in quotes: triptych grid "a red cat" --x steps=10,20,40')
     if taken:
         flags += ["--loras", *[value for _, value in taken]]
-    parsed = tyro.cli(
-        Arguments,
-        args=[f"--prompt={words[0]}", *flags],
-        prog="triptych grid",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    parsed = parse(Arguments, [f"--prompt={words[0]}", *flags], usage=USAGE, basic=BASIC)
     x, y, z = (sweep_of(getattr(parsed, axis), axis) for axis in "xyz")
     if x is y is ONE and z is ONE:
         raise ValueError("nothing is swept: give --x FIELD=VALUE,VALUE, such as --x steps=10,20,40")

@@ -37,6 +37,10 @@ first steps:
   triptych evaluate runs/cvae-digits               how good they are"""
 
 
+class UsageError(Exception):
+    """A command line that cannot be carried out: its text is one sentence for people."""
+
+
 def stop(number: int, frame: FrameType | None = None) -> NoReturn:
     """Ends the command at once; the exit code is the signal's."""
     raise KeyboardInterrupt(number)
@@ -99,6 +103,9 @@ def run(arguments: list[str]) -> int:
         return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
     except BrokenPipeError:  # the reader of a pipe has seen enough; `main` knows
         raise
+    except UsageError as error:
+        say(f"triptych: {error}")
+        return 2
     except Exception as error:
         if debug:
             raise

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
+from triptych.cli.arguments import parse
 from triptych.cli.classify import NAMED, say_accuracy
 from triptych.cli.main import say
 from triptych.cli.words import plain
@@ -16,6 +15,9 @@ if TYPE_CHECKING:
     from triptych.systems.classification.frozen import Features
     from triptych.systems.classification.probe import FewShot, Probe
     from triptych.weights.loaded import Loaded
+
+USAGE = "triptych probe MODEL SOURCE [OPTIONS]"
+BASIC = ("test", "shots", "seeds", "limit", "out", "json")
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,7 @@ class Arguments:
 
 
 def main(arguments: list[str]) -> int:
-    parsed = tyro.cli(
-        Arguments,
-        args=arguments,
-        prog="triptych probe",
-        config=(tyro.conf.PositionalRequiredArgs,),
-    )
+    parsed = parse(Arguments, arguments, usage=USAGE, basic=BASIC, positional=True)
     from triptych import runtime
     from triptych.loading import load
     from triptych.systems.classification import frozen

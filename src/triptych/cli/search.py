@@ -6,10 +6,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from triptych.cli.arguments import parse
 from triptych.cli.main import say
 from triptych.cli.words import parted, plain
 from triptych.systems.search.request import Search
@@ -21,17 +20,17 @@ SHOWN = 12  # skipped pictures that people see; JSON has all
 CELLS = 100  # pictures of a contact sheet
 ALIKE_SHOWN = 5  # of one group
 ALIKE = "0.95"  # cosine of near duplicates where no other is given
-SWITCHES = ("--json", "--no-json", "--help")
+SWITCHES = ("--json", "--no-json", "--help", "--help-all")
+USAGE = "triptych search FOLDER [QUERY ...] [OPTIONS]"
+BASIC = (
+    "text", "image", "minus", "minus_image", "model", "k", "duplicates", "index", "sheet", "json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Output:
     """What is printed and written."""
 
-    query: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[QUERY ...]")
-    ] = ()
-    """What the pictures show, the same as --text; several are added."""
     json: bool = False
     """One JSON object on stdout: the pictures, or groups of them, with their cosines."""
     sheet: Path | None = None
@@ -54,15 +53,13 @@ class Arguments:
 def main(arguments: list[str]) -> int:
     words, flags = parted(_with_threshold(arguments), SWITCHES)
     texts = [f"--text={word}" for word in words[1:]]  # so that the request checks all of itself
-    parsed = tyro.cli(
+    parsed = parse(
         Arguments,
-        args=[*words[:1], *texts, *flags],
-        prog="triptych search",
-        config=(
-            tyro.conf.PositionalRequiredArgs,
-            tyro.conf.OmitArgPrefixes,
-            tyro.conf.UseAppendAction,
-        ),
+        [*words[:1], *texts, *flags],
+        usage=USAGE,
+        basic=BASIC,
+        positional=True,
+        append=True,
     )
     request, output = parsed.request, parsed.output
     sheet = output.sheet

@@ -6,8 +6,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
+from triptych.cli.arguments import find_options, parse, render_help
 from triptych.cli.from_parameters import replayed
 from triptych.cli.live import watched
 from triptych.cli.main import say
@@ -42,20 +41,18 @@ class Arguments:
 
 
 FLAGS = {f.name for f in fields(Arguments)} - {"request"}
-CONFIG = (tyro.conf.OmitArgPrefixes,)
+USAGE = "triptych generate PROMPT [--model MODEL] [OPTIONS]"
+BASIC = (
+    "negative", "model", "size", "n", "seed", "steps", "sampler", "guidance", "image", "strength",
+    "mask", "loras", "out", "from_parameters", "json",
+)  # fmt: skip
 
 
-def explain() -> None:
+def explain(every: bool) -> None:
     """The help of this command."""
-    try:
-        tyro.cli(
-            Arguments,
-            args=["--help"],
-            prog="triptych generate",
-            config=(*CONFIG, tyro.conf.PositionalRequiredArgs),
-        )
-    except SystemExit:
-        print("A model of classes has flags of its own: triptych generate --help --model RUN")
+    options = list(find_options(Arguments))
+    print(render_help(options, USAGE, BASIC, Arguments.__doc__ or "", every=every))
+    print("\nA model of classes has options of its own: triptych generate --model RUN --help")
 
 
 def main(prompt: str | None, flags: list[str]) -> int:
@@ -65,13 +62,9 @@ def main(prompt: str | None, flags: list[str]) -> int:
         say(*(f"triptych: {line}" for line in known))
         default = Arguments(start)
         words = flags if prompt is None else [f"--prompt={prompt}", *flags]
-        parsed = tyro.cli(
-            Arguments, args=words, prog="triptych generate", config=CONFIG, default=default
-        )
+        parsed = parse(Arguments, words, usage=USAGE, basic=BASIC, default=default)
     else:
-        parsed = tyro.cli(
-            Arguments, args=[f"--prompt={prompt}", *flags], prog="triptych generate", config=CONFIG
-        )
+        parsed = parse(Arguments, [f"--prompt={prompt}", *flags], usage=USAGE, basic=BASIC)
     return drawn(parsed)
 
 

@@ -6,12 +6,11 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from triptych.cli.arguments import REST, parse
 from triptych.cli.main import Interrupt, say
 from triptych.config import nearest
 from triptych.systems import RECIPES, find_recipe
@@ -22,9 +21,11 @@ if TYPE_CHECKING:
     from triptych.train.loop import Report
     from triptych.train.recipe import Progress
 
-Request = TypeVar("Request")
 PAUSE = 5.0  # seconds between lines about work before the first step
-FLAT = (tyro.conf.OmitArgPrefixes,)
+BASIC = (
+    "run", "preset", "resume", "data", "size", "condition", "init", "autoencoder", "clip", "lora",
+    "words", "method", "steps", "batch_size", "learning_rate", "precision", "seed",
+)  # fmt: skip
 
 HELP = """usage: triptych train [RECIPE] [--run DIR] [--preset NAME] [--resume] [--json] [OPTIONS]
 
@@ -34,6 +35,33 @@ recipes and their presets:
 {recipes}
 
 `triptych train RECIPE --help` lists every option of a recipe."""
+
+
+TOPICS = {
+    "run": ("run", "preset", "resume"),
+    "data": (
+        "data", "size", "batch_size", "buckets", "first", "first_steps", "pictures", "templates",
+        "vocabulary", "length", "duplicates", "hard_negative_pool", "crop", "flip", "colour",
+        "shift", "words", "unseen", "cache", "cache_precision", "patch_dropout", "workers",
+    ),
+    "model": (
+        "init", "lora", "autoencoder", "latents", "clip", "condition", "quadrants", "network",
+        "method",
+    ),
+    REST: (),
+    "optimisation": (
+        "steps", "accumulate", "seed", "schedule", "warmup", "rate_floor", "ema_halflife",
+        "learning_rate", "weight_decay", "beta1", "beta2", "max_norm", "optimizer", "matrix_rate",
+        "critic_learning_rate", "discriminator_learning_rate", "critic_steps", "gp_weight",
+        "gp_factor", "critic_data", "drop", "min_snr", "offset", "loss_space", "kl", "beta",
+        "kl_warmup", "free_bits", "deviation", "perceptual", "perceptual_weight", "adversarial",
+        "adversarial_from", "lock", "interpolate", "margin", "fine_tune",
+    ),
+    "logging and checkpoints": (
+        "log_every", "sample_every", "evaluate_every", "save_every", "keep", "json",
+    ),
+    "computing": ("device", "precision", "activation_chunk"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,12 +80,6 @@ class RunOptions:
     """One JSON line per journal row on stdout, and nothing else there."""
 
 
-@dataclass(frozen=True)
-class Arguments(Generic[Request]):
-    request: Request
-    options: RunOptions = field(default_factory=RunOptions)
-
-
 def main(arguments: list[str]) -> int:
     if arguments and arguments[0] in ("--help", "-h"):
         lines = [f"  {r:<12} {', '.join(s.recipes[r])}" for r, s in RECIPES.items()]
@@ -68,19 +90,20 @@ def main(arguments: list[str]) -> int:
         say(f"triptych: no recipe {recipe!r}.{nearest(recipe, list(RECIPES))}")
         say(f"There are: {', '.join(RECIPES)}")
         return 2
-    options, _ = tyro.cli(
-        RunOptions, args=arguments, return_unknown_args=True, add_help=False, config=FLAT
-    )
+    usage = f"triptych train {recipe or 'cvae'} [--run DIR] [--preset NAME] [OPTIONS]"
+    options = parse(RunOptions, arguments, usage=usage, basic=BASIC, unknown=True)
     start = _starting_request(recipe, options)
     if start is None:
         return 2
-    parsed = tyro.cli(
-        Arguments[type(start)],  # type: ignore[misc,call-overload]
-        args=arguments,
-        default=Arguments(start, options),
-        prog=f"triptych train {recipe or 'cvae'}",
+    kind = make_dataclass("Arguments", [("options", RunOptions), ("request", type(start))])
+    parsed: Any = parse(
+        kind,
+        arguments,
+        usage=usage,
+        basic=BASIC,
+        default=kind(options, start),
         description=type(start).__doc__,
-        config=FLAT,
+        topics=TOPICS,
     )
     return train(parsed.request, parsed.options)
 

@@ -2,13 +2,11 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import tyro
-
+from triptych.cli.arguments import parse
 from triptych.cli.main import say
 from triptych.config import nearest
 
@@ -28,6 +26,13 @@ Looks at files of weights and changes their form. Nothing in a file is executed.
 `triptych weights COMMAND --help` lists the options."""
 
 Parsed = TypeVar("Parsed")
+USAGES = {
+    "list": "",
+    "inspect": " PATH",
+    "doctor": " PATH ...",
+    "convert": " SOURCE DEST --to FORM",
+}
+BASIC = ("to", "predicts", "weights", "variant", "overwrite", "digests", "json")
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,9 @@ def main(arguments: list[str]) -> int:
     return 2
 
 
-def _parse(kind: Callable[..., Parsed], name: str, arguments: list[str]) -> Parsed:
-    return tyro.cli(
-        kind,
-        args=arguments,
-        prog=f"triptych weights {name}",
-        config=(tyro.conf.PositionalRequiredArgs,),
-    )
+def _parse(kind: type[Parsed], name: str, arguments: list[str]) -> Parsed:
+    usage = f"triptych weights {name}{USAGES[name]} [OPTIONS]"
+    return parse(kind, arguments, usage=usage, basic=BASIC, positional=True)
 
 
 def list_weights(request: ListWeights) -> int:
