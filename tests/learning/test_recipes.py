@@ -111,7 +111,7 @@ REQUESTS: list[TrainRequest] = [
     ),
     TrainTextToImage(**SMALL),
     TrainTextToImage(
-        **SMALL, predicts="sample", measured="flow", offset=0.1, templates="simple", drop=0.5
+        **SMALL, predicts="sample", loss_space="flow", offset=0.1, templates="simple", drop=0.5
     ),
     TrainTextToImage(**SMALL, noise_schedule="scaled_linear", predicts="noise", min_snr=5.0),
     TrainTextToImage(**SMALL | {"text_layers": 0}, text_pool="mean", conditioning="scale_shift"),
@@ -214,7 +214,7 @@ def test_text_to_image_learns_eight_pictures_by_heart(
         **SMALL | {"widths": (32,), "transformers": (1,), "text_width": 32},
         autoencoder=str(latents_of_eight) if where == "latents" else "",
         predicts="sample",
-        measured="flow",
+        loss_space="flow",
         templates="name",
         drop=0.0,
         learning_rate=3e-3,

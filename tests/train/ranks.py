@@ -35,7 +35,7 @@ from triptych.train import loop
 
 TOWERS = Towers(
     width=16, layers=1, heads=2, text_width=16, text_layers=1, text_heads=2, vocabulary=520,
-    alike=2, crop=0.6, flip=True, patch_dropout=0.25,
+    hard_negative_pool=2, crop=0.6, flip=True, patch_dropout=0.25,
 )  # fmt: skip
 
 

@@ -19,7 +19,6 @@ Parsed = TypeVar("Parsed")
 WIDTH = 96
 
 Topics = dict[str, tuple[str, ...]]
-REST = "settings"
 TOPICS: Topics = {
     "what": (
         "model", "prompt", "negative", "label", "attributes", "vector", "image", "mask", "strength",
@@ -32,14 +31,14 @@ TOPICS: Topics = {
         "truncation", "noise_source", "clip_skip", "variation_seed", "variation_strength", "tiling",
         "conventions", "clip_scale", "clip_cutouts",
     ),
-    REST: (),
+    "settings": (),  # every field that is in no other topic
     "output": (
         "out", "format", "preview", "sheet", "report", "matrix", "index", "top", "json",
         "overwrite",
     ),
     "computing": ("device", "precision", "dtype", "batch", "quantize", "backend", "deterministic"),
 }  # fmt: skip
-"""What the options of a command are about; a field that is in no topic is among `REST`."""
+"""What the options of a command are about. The topic without names has the remaining ones."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ def parse(
     """A dataclass from the flags of a command line; nested dataclasses lend their fields.
 
     `basic` are the fields that `--help` lists, and `--help-all` lists all of them. `positional`
-    says that required fields are given without a flag, in their order. With `append` a flag may be given several times.
-    With `unknown` other flags are left to a later call.
+    says that required fields are given without a flag, in their order. With `append` a flag may be
+    given several times. With `unknown` other flags are left to a later call.
 
     Raises:
         UsageError: an unknown flag, a value of another type, or one that the dataclass refuses.
@@ -158,7 +157,7 @@ def render_help(
     shown = options if every else [option for option in options if option.name in basic]
     known = {name for names in topics.values() for name in names}
     for topic, names in topics.items():
-        own = [o for o in shown if o.name in names or (topic == REST and o.name not in known)]
+        own = [o for o in shown if o.name in names or (not names and o.name not in known)]
         if own:
             lines += ["", f"{topic}:"]
             lines += [line for option in own for line in _describe(option)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.cli.arguments import REST, parse
+from triptych.cli.arguments import parse
 from triptych.cli.main import Interrupt, say
 from triptych.config import nearest
 from triptych.systems import RECIPES, find_recipe
@@ -48,7 +48,7 @@ TOPICS = {
         "init", "lora", "autoencoder", "latents", "clip", "condition", "quadrants", "network",
         "method",
     ),
-    REST: (),
+    "architecture": (),
     "optimisation": (
         "steps", "accumulate", "seed", "schedule", "warmup", "rate_floor", "ema_halflife",
         "learning_rate", "weight_decay", "beta1", "beta2", "max_norm", "optimizer", "matrix_rate",
@@ -60,7 +60,7 @@ TOPICS = {
     "logging and checkpoints": (
         "log_every", "sample_every", "evaluate_every", "save_every", "keep", "json",
     ),
-    "computing": ("device", "precision", "activation_chunk"),
+    "computing": ("device", "precision", "gradient_cache"),
 }  # fmt: skip
 
 

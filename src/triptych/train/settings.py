@@ -12,38 +12,45 @@ class Training:
     """What the loop needs to know, whatever is trained."""
 
     data: str = "digits"
-    """`digits`, `scenes`, or a path: a folder, a tar of shards, an .npz, IDX files."""
+    """`digits`, `scenes`, or a path: a folder, a range of tars, an .npz, IDX files."""
     size: int = 0
-    """Side of the training pictures in pixels; 0 keeps the size that the data has."""
+    """Side of the training pictures in pixels; 0 keeps the size of the data."""
     steps: int = 1000
+    """Training steps in all; a resumed run counts those already done."""
     batch_size: int = 128
+    """Examples in a batch."""
     accumulate: int = 1
-    """Batches whose exact sum makes one step: a larger batch in the memory of a small one."""
+    """Batches per optimizer step, with exactly summed gradients: a larger batch in the memory of a
+    small one.
+    """
     seed: int = 0
+    """Seed of the initial weights, the order of the data and every random draw."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rates fall after the warm-up, over all steps."""
     warmup: int = 0
     """Steps over which the learning rates rise from zero."""
     rate_floor: float = 0.0
-    """Where a falling schedule ends, as a share of the rate."""
+    """Where a falling schedule ends, as a share of the learning rate."""
     ema_halflife: float = 0.0
-    """Half-life of the averaged weights in steps; 0 keeps no average."""
+    """Half-life of the averaged weights (EMA) in steps; 0 keeps no average."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """bfloat16 is autocast: weights, optimizer and reductions stay in float32. `auto` takes it
-    where the device has instructions for it.
+    """bfloat16 is autocast: weights, optimizer and reductions stay in float32. `auto` uses it where
+    the device computes it fast.
     """
     device: str = "auto"
+    """`cpu`, `cuda`, ...; `auto` takes an accelerator where there is one."""
     workers: int = 0
-    """Processes that read pictures; the batches are the same whatever their number."""
+    """Processes that read pictures; the batches are the same for any number of them."""
     log_every: int = 20
+    """Steps between rows of metrics.jsonl."""
     sample_every: int = 500
-    """Steps between labelled grids in samples/; 0 draws none but the last."""
+    """Steps between picture grids in samples/; 0 draws only the last one."""
     evaluate_every: int = 0
-    """Steps between numbers on held-out data; 0 computes none but the last."""
+    """Steps between evaluations on held-out data; 0 evaluates only at the end."""
     save_every: int = 500
     """Steps between checkpoints."""
     keep: int = 2
-    """How many checkpoints stay, at least two."""
+    """Checkpoints to keep, at least two."""
 
     def __post_init__(self) -> None:
         for name, least in AT_LEAST.items():

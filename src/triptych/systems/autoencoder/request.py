@@ -18,38 +18,45 @@ class TrainAutoencoder:
         )
     )
     latent_channels: int = 4
+    """Channels of the latents."""
     widths: tuple[int, ...] = (32, 64, 96)
-    """Channels per level; each level after the first halves the side."""
+    """Channels of the levels; each level after the first halves the side."""
     blocks: int = 1
+    """Residual blocks per level."""
     groups: int = 16
+    """Groups of the group normalisation."""
     attention: bool = False
-    """Attention over all pixels between the blocks of the smallest grid."""
+    """Self-attention between the blocks of the smallest level."""
     likelihood: Literal["l1", "gaussian"] = "l1"
-    """Absolute differences, or a normal distribution whose deviation is learned."""
+    """Reconstruction loss: absolute error, or a Gaussian likelihood with one learned deviation."""
     deviation: float = 0.05
-    """What it is at first, where pictures go from -1 to 1. `kl` weighs as its square, and it moves
-    by a thousandth a step: from 1 it comes near the error of a good reconstruction in 3,000.
+    """Initial deviation of the Gaussian likelihood, for pixels in [-1, 1]. The KL term weighs as
+    its square; it changes by about a thousandth per step.
     """
     kl: float = 1e-3
-    """Weight of the nats of the latents, against the sum over the values of a picture."""
+    """Weight of the KL term in nats, against the reconstruction loss summed over a picture."""
     perceptual: str = ""
-    """A trained classifier or CLIP whose features pictures are compared in, too."""
+    """A trained classifier or CLIP for a perceptual loss in its features; empty is none."""
     perceptual_weight: float = 1.0
+    """Weight of the perceptual loss."""
     adversarial: float = 0.0
-    """Weight of a patch discriminator's opinion, 0 for none; there 0.5."""
+    """Weight of a patch discriminator's loss; 0.5 is usual, 0 trains none."""
     adversarial_from: int = 0
-    """The step from which it counts: when reconstructions are worth judging."""
+    """First step with the adversarial loss: late enough that reconstructions are worth judging."""
     discriminator_widths: tuple[int, ...] = (32, 64)
+    """Channels of the discriminator's layers."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: filters and matrices between the first and last layers of encoder and decoder take
-    steps of equal length in all directions; the rest keeps to AdamW, as the discriminator does.
+    """muon orthogonalises the updates of filters and matrices between the first and the last layer;
+    everything else uses AdamW.
     """
     matrix_rate: float = 0.01
-    """Learning rate of those under muon; `learning_rate` is the others'."""
+    """Learning rate of the filters and matrices that muon updates."""
     learning_rate: float = 1e-3
+    """Learning rate of AdamW."""
     discriminator_learning_rate: float = 5e-4
+    """Learning rate of the discriminator."""
     max_norm: float = 1e4
-    """Gradients are scaled down to this norm; the objective is a sum over a picture's values."""
+    """Gradients are clipped to this norm; the loss is summed over a picture, so norms are large."""
 
     def __post_init__(self) -> None:
         for name in ("kl", "perceptual_weight", "adversarial", "adversarial_from"):

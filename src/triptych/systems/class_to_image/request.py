@@ -21,7 +21,7 @@ class ClassToImage:
     image: str = ""
     """A picture file whose visible quadrants the model completes."""
     n: int = 10
-    """How many pictures."""
+    """Number of pictures."""
     seed: int | None = None
     """Picture i uses seed + i. None: a random seed, which is printed."""
     truncation: float = 0.0

@@ -13,30 +13,31 @@ class Classify:
     """Say which labels fit pictures that no one has trained for, with a CLIP or SigLIP."""
 
     pictures: tuple[str, ...]
-    """Picture files, or one folder of them; for --labels auto any labelled source."""
+    """Picture files, or one folder of them; with --labels auto any labelled source."""
     labels: tuple[str, ...] = ()
-    """What the pictures may show: names, or one .txt file with a name a line, or `auto`: the
-    classes of the source (its sub-folders), which are then also the truth to compare with.
+    """What the pictures may show: names, a .txt file with one name per line, or `auto`: the
+    source's own classes (its sub-folders), which are then also the ground truth.
     """
     model: str = "runs/clip"
-    """A run folder, the folder or file of a published checkpoint, or OWNER/NAME on the hub."""
+    """A run folder, a published checkpoint, or OWNER/NAME on the hub."""
     templates: tuple[str, ...] = ("photo",)
-    """Sentences around the labels, averaged: photo (one), simple (7), cifar (18), imagenet (80),
-    name (the label alone), or your own with {} for the label.
+    """Sentences around the labels, whose embeddings are averaged: photo (1), simple (7), cifar
+    (18), imagenet (80), name (the label alone), or your own with {} for the label.
     """
     truth: bool = False
-    """Compare with the source's own classes although the labels are given: they rename its classes
-    in their order, as for folders that are named by codes.
+    """Compare with the source's own classes although labels are given: the labels rename the
+    classes in their order.
     """
     split: str = ""
-    """Which part of a source; empty is `test` where it has one, else all of it."""
+    """The split of a source to use. Default: `test` where there is one, else all of it."""
     limit: int = 0
-    """At most so many pictures; 0 is all."""
+    """Most pictures to classify; 0 is all."""
     batch: int = 32
-    """Pictures that the model sees at once."""
+    """Pictures in a batch."""
     device: str = "auto"
+    """`cpu`, `cuda`, ...; `auto` takes an accelerator where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the model computes in; auto is the fastest that the device has instructions for."""
+    """Precision of the model; auto is the fastest of the device."""
 
     def __post_init__(self) -> None:
         for name in ("pictures", "labels", "templates"):

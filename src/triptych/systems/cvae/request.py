@@ -24,7 +24,7 @@ class TrainCvae:
     likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     """Of a pixel: its grey value as a probability, or a normal density with a learned variance."""
     learned_prior: bool = False
-    """Learn p(z | condition) instead of the standard normal."""
+    """Learn p(z | condition) instead of using the standard normal distribution."""
     beta: float = 1.0
     """Weight of the KL term; 1 is the evidence lower bound."""
     kl_warmup: int = 0

@@ -13,7 +13,7 @@ class Detect:
     labels: tuple[str, ...] = ()
     """What to look for; any number of boxes is found for each label."""
     model: str = "runs/clip"
-    """A run folder, the folder or file of a published checkpoint, or a hub id."""
+    """A run folder, a published checkpoint, or OWNER/NAME on the hub."""
     method: Literal["dense", "window", "window-batched"] = "dense"
     """dense: patches of one pass per scale. window: sliding windows, one at a time. window-batched:
     the same numbers, with windows in batches.

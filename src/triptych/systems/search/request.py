@@ -24,7 +24,7 @@ class Search:
     model: str = "runs/clip"
     """A CLIP or SigLIP: a run folder, a published checkpoint, or OWNER/NAME on the hub."""
     k: int = 10
-    """How many pictures to find."""
+    """Number of pictures to find."""
     duplicates: float | None = None
     """Find groups of near duplicates instead: cosines of at least this, such as 0.95."""
     index: str = ""

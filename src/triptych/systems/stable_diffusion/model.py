@@ -260,7 +260,7 @@ def objective(
     cond: Conditioning,
     *,
     min_snr: float | None = None,
-    measured: Predicts | None = None,
+    loss_space: Predicts | None = None,
     offset: float = 0.0,
     noise: Float[Tensor, "B Z h w"] | None = None,
     at: Levels | None = None,
@@ -268,8 +268,8 @@ def objective(
     """The training loss of scaled latents at random noise levels.
 
     Where the text is dropped, `cond` must already encode an empty text. `noise` and the levels `at`
-    are drawn unless given. `min_snr` and `measured` weight levels, as in `matching`. Term: `mse`,
-    the squared error of `measured`, by default of what the U-Net predicts.
+    are drawn unless given. `min_snr` and `loss_space` weight levels, as in `matching`. Term: `mse`,
+    the squared error of `loss_space`, by default of what the U-Net predicts.
     """
     at = at or training_levels(model.schedule, len(latents), latents.device)
     noise = offset_noise(torch.randn_like(latents), offset) if noise is None else noise
@@ -280,7 +280,7 @@ def objective(
         noise,
         at,
         min_snr=min_snr,
-        loss_space=parameterisation(measured, model.schedule) if measured else None,
+        loss_space=parameterisation(loss_space, model.schedule) if loss_space else None,
     )
 
 

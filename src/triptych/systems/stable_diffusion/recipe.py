@@ -109,7 +109,7 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
             batch_latents(learner, batch, device, likeliest=request.latents == "likeliest"),
             cond,
             min_snr=request.min_snr or None,
-            measured=request.measured or None,
+            loss_space=request.loss_space or None,
             offset=request.offset,
         )
 
@@ -180,7 +180,7 @@ def _evaluator(
         model = complete(module) if complete else module
         assert isinstance(model, StableDiffusion)
         image, texts = held_out["image"], texts_of(held_out)
-        loss = held_out_loss(model, tokenizers, image, texts, request.measured or None)
+        loss = held_out_loss(model, tokenizers, image, texts, request.loss_space or None)
         return {"test_mse": loss} | (judge(model) if judge else {})
 
     return evaluate
@@ -252,7 +252,7 @@ def held_out_loss(
     tokenizers: tuple[Tokenizer, ...],
     image: Tensor,
     texts: list[str],
-    measured: Predicts | None = None,
+    loss_space: Predicts | None = None,
 ) -> float:
     """The loss on held-out pictures at evenly spaced noise levels, with fixed noise."""
     device = next(model.parameters()).device
@@ -266,7 +266,9 @@ def held_out_loss(
         noise = runtime.noise(tuple(latents.shape[1:]), range(start, start + len(latents)))
         cond = encode_texts(model, tokenizers, texts[rows])
         levels = type(at)(*(column[rows] for column in at))
-        loss = objective(model, latents, cond, measured=measured, noise=noise.to(device), at=levels)
+        loss = objective(
+            model, latents, cond, loss_space=loss_space, noise=noise.to(device), at=levels
+        )
         total += float(loss.total)
     return total / count
 

@@ -16,63 +16,67 @@ class TextToImage:
     """Generate pictures from a prompt."""
 
     prompt: str
-    """What to draw; (word:1.3) counts more, [word] less, BREAK begins a new window of tokens."""
+    """What to draw; (word:1.3) weighs a word more, [word] less, BREAK starts a new window of
+    tokens.
+    """
     negative: str = ""
-    """What to steer away from."""
+    """Negative prompt: what to avoid."""
     model: str = "runs/text-to-image"
     """A run folder, a checkpoint folder or file, or OWNER/NAME on the hub."""
     size: str = ""
-    """WIDTHxHEIGHT in pixels, any of 16 to 4096. Empty: what the model was trained at, or the size
-    of the picture that is started from.
+    """WIDTHxHEIGHT in pixels, each 16 to 4096. Default: the model's training size, or the size of
+    `image`.
     """
     steps: int = 0
-    """Steps of the sampler; 0 is what the model's configuration says."""
+    """Sampler steps; 0 is the model's default."""
     sampler: str = ""
-    """The algorithm, by our name, AUTOMATIC1111's or diffusers'. Empty: the model's."""
+    """A sampler by our name, AUTOMATIC1111's or diffusers'. Default: the model's."""
     spacing: str = ""
-    """How the steps are spread, such as karras or trailing. Empty: the model's."""
+    """Timestep spacing, such as karras or trailing. Default: the model's."""
     guidance: float | None = None
-    """How far to go from the negative prompt towards the prompt; 1 is plain sampling. None: the
-    model's.
-    """
+    """Strength of classifier-free guidance; 1 is none. Default: the model's."""
     rescale: float = 0.0
-    """The share of contrast that guidance added which is taken back."""
+    """How much of the contrast added by guidance is removed, 0 to 1 (arXiv:2305.08891)."""
     seed: int | None = None
-    """Picture i uses seed + i, unless pictures are varied. None draws one, and says which."""
+    """Picture i uses seed + i (with a variation, seed); without one a seed is drawn and printed."""
     n: int = 1
-    """How many pictures."""
+    """Number of pictures."""
     image: str = ""
-    """A picture file to start from."""
+    """A picture file to start from (image-to-image)."""
     strength: float | None = None
-    """With an image: how much of it is drawn anew, above 0 to 1. None: 0.75, or 1 with a mask."""
+    """With an image: how much of it is redrawn, above 0 to 1. Default: 0.75, or 1 with a mask."""
     mask: str = ""
-    """With an image: a picture file whose white parts are drawn; the rest stays to the bit."""
+    """With an image: a picture file whose white parts are redrawn (inpainting); the other pixels
+    stay as they are.
+    """
     loras: tuple[str, ...] = ()
-    """Low-rank updates, each FILE or FILE:WEIGHT, such as style.safetensors:0.8."""
+    """LoRA files, each FILE or FILE:WEIGHT, such as style.safetensors:0.8."""
     clip_skip: int = 0
-    """Which of the text tower's last blocks is read: 1 the last, 2 the one before it. 0: the one
-    that the model was trained with.
+    """Which of the text tower's last layers is read: 1 the last, 2 the one before it. 0 is the
+    layer the model was trained with.
     """
     variation_seed: int | None = None
-    """Noise to mix in, which varies a picture without losing it: picture i has the seed itself and
-    variation_seed + i. None draws one.
+    """Seed of the noise that is mixed in: picture i uses seed and variation_seed + i. Default:
+    drawn.
     """
     variation_strength: float = 0.0
-    """How much of that noise, 0 to 1."""
+    """Share of that noise, 0 to 1."""
     tiling: bool = False
-    """Pictures whose edges meet when they are laid side by side."""
+    """Seamless pictures, whose opposite edges match."""
     noise_source: Literal["cpu", "philox"] = "cpu"
-    """`philox` draws the numbers that a CUDA device would."""
+    """`philox` draws the same noise as a CUDA device."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the networks compute in; auto is bfloat16 where the device is fast at it."""
+    """Precision of the networks; auto is bfloat16 where the device computes it fast."""
     quantize: Literal["", "int8"] = ""
-    """`int8`: the U-Net's large layers in eight bits, faster on a CPU, nearly the same picture."""
+    """`int8` quantises the U-Net's large layers: faster on a CPU, nearly the same picture."""
     backend: Literal["torch", "openvino"] = "torch"
-    """What computes the U-Net; openvino, an extra, converts it once and is faster on many CPUs."""
+    """What runs the U-Net; openvino, an extra, converts it once and is faster on many CPUs."""
     deterministic: bool = False
-    """Pictures one at a time, so that each is the same to the bit whatever its company."""
+    """Draw pictures one at a time, so that each is bit-identical for any number of pictures."""
     conventions: Literal["diffusers", "automatic1111"] = "diffusers"
-    """Whose reading of a sampler's start, steps and end, and of what a prompt leaves open."""
+    """Whose defaults apply to a sampler's start, timesteps and end, and to what the prompt leaves
+    open.
+    """
 
     def __post_init__(self) -> None:
         check_sampling(self)
@@ -179,97 +183,118 @@ class TrainTextToImage:
         )
     )
     init: str = ""
-    """A text-to-image model to go on from; the sizes below are then its own."""
+    """Fine-tune this text-to-image model; its own sizes replace those below."""
     autoencoder: str = ""
-    """What makes latents, and stays as it is: a run folder, a published autoencoder, large or tiny.
-    Empty works on pixels.
+    """The frozen autoencoder of the latents: a run folder, or a published one, KL or tiny. Empty
+    trains on pixels.
     """
     latents: Literal["drawn", "likeliest"] = "drawn"
-    """Of an autoencoder that says how sure it is: draws, as published, or the likeliest latents,
-    which one that is unsure on purpose (a `kl` near 1) decodes better.
+    """With a KL autoencoder: sample latents from the posterior, as published, or take its mode,
+    which suits autoencoders trained with a strong KL term.
     """
     patch: int = 2
-    """Without an autoencoder: squares of so many pixels a side are one place of the U-Net."""
+    """Without an autoencoder: squares of this many pixels a side become one position of the U-Net.
+    """
     clip: str = ""
-    """A trained CLIP whose text tower reads, and stays as it is. Empty trains a tower with the
-    rest.
+    """A trained CLIP whose text tower encodes the prompts, frozen. Empty trains a text tower along.
     """
     text_width: int = 128
+    """Width of the text tower."""
     text_layers: int = 3
+    """Layers of the text transformer; 0 is a bag of words."""
     text_heads: int = 4
+    """Attention heads of the text transformer."""
     text_pool: Literal["end", "mean"] = "end"
-    """What the tower says of a text as a whole: the state at its end token, as published, or the
-    mean of its tokens, which small ones learn sooner (and which other libraries' CLIP has not).
-    With no layers it is a bag of words, and has to be the mean.
+    """The pooled text embedding: the state at the end token, as published, or the mean over the
+    tokens, which small models learn sooner (other libraries' CLIP has no such pooling). Without
+    layers it must be the mean.
     """
     length: int = 32
-    """The longest text in tokens; what is over is cut and counted."""
+    """Longest prompt in tokens; longer ones are cut and counted."""
     vocabulary: int = 2048
-    """Tokens of a vocabulary learned from the captions of the data."""
+    """Size of the byte-pair vocabulary that is trained on the captions."""
     templates: str = "photo"
-    """Sentences that class names become where the data has no captions: photo, simple, imagenet."""
+    """Sentences made of class names where the data has no captions: photo, simple or imagenet."""
     drop: float = 0.1
-    """How often the text is left out, so that sampling can be guided; 0 forbids guidance."""
+    """How often the prompt is dropped in training, for classifier-free guidance; 0 rules guidance
+    out.
+    """
     widths: tuple[int, ...] = (64, 128, 192)
     """Channels of the U-Net's levels; each level after the first halves the side."""
     blocks: int = 1
+    """Residual blocks per level."""
     transformers: tuple[int, ...] = (0, 1, 1)
-    """Transformer blocks behind every residual block of a level, which read the text."""
+    """Transformer blocks with cross-attention after each residual block, per level."""
     head_width: int = 32
+    """Channels of an attention head."""
     groups: int = 16
+    """Groups of the group normalisation."""
     conditioning: Literal["add", "scale_shift"] = "add"
-    """How time and the text as a whole reach a block: added, as in Stable Diffusion, or as scale
-    and shift of its normalisation.
+    """How time and the pooled text enter a residual block: added, as in Stable Diffusion, or as
+    scale and shift of its normalisation.
     """
     noise_schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "flow"] = "flow"
+    """The noise schedule; `flow` is rectified flow."""
     zero_terminal_snr: bool = False
-    """Stretch a table of betas so that it ends in pure noise."""
+    """Rescale a table of betas so that the last timestep is pure noise (arXiv:2305.08891)."""
     shift: float = 1.0
-    """Of a flow's time, towards noise; above 1 for large pictures."""
+    """Shift of the flow's time towards noise; above 1 for large pictures."""
     predicts: Literal["noise", "velocity", "sample", "flow"] = "flow"
-    measured: Literal["", "noise", "velocity", "sample", "flow"] = ""
-    """Whose error the loss squares; empty for what is predicted. A narrow network that predicts the
-    `sample` learns well from the error of the `flow`: it need not carry noise (arXiv:2511.13720).
+    """What the network predicts: the noise, the velocity, the clean sample, or the flow."""
+    loss_space: Literal["", "noise", "velocity", "sample", "flow"] = field(
+        default="", metadata={"was": "measured"}
+    )
+    """The prediction type in which the squared error is taken; empty is that of `predicts`. Small
+    networks that predict the `sample` learn well from the error of the `flow` (arXiv:2511.13720).
     """
     min_snr: float = 0.0
-    """Above 0, clean levels count less: gamma of arXiv:2303.09556, there 5."""
+    """Min-SNR loss weighting: gamma of arXiv:2303.09556, which uses 5; 0 is off."""
     offset: float = 0.0
-    """Offset noise, so that very dark and bright pictures are learned too; there 0.1."""
+    """Strength of offset noise, so that very dark and bright pictures are learned too; 0.1 is
+    usual, 0 is off.
+    """
     first: str = ""
-    """Data for the first `first_steps` steps, easier than the rest: a curriculum."""
+    """Easier data for the first `first_steps` steps: a curriculum."""
     first_steps: int = 0
+    """Steps on that easier data."""
     pictures: int = 0
-    """Only the first so many pictures of the data; 0 uses all."""
+    """Train on the first this many pictures only; 0 uses all."""
     buckets: bool = False
-    """Pictures near their own shape, in a few shapes of about `size` x `size` pixels, instead of
-    squares out of their middle.
+    """Keep the aspect ratios: pictures are grouped into a few shapes of about `size` x `size`
+    pixels, instead of cropped to squares.
     """
     cache: str = ""
-    """A folder in which latents, and the states of texts where their towers are frozen, are kept:
-    computed once, and by later runs on the same data and networks never again.
+    """A folder for precomputed latents, and text states where the text towers are frozen; later
+    runs with the same data and networks reuse it.
     """
     cache_precision: Literal["float32", "float16"] = "float32"
-    """How exactly they are kept; float16 takes half the disk."""
+    """Precision of the cached values; float16 takes half the disk space."""
     lora: int = 0
-    """Rank of low-rank updates of the U-Net's attention that are learned in place of all weights; 0
-    learns all.
+    """Rank of low-rank updates of the U-Net's attention that are trained in place of all weights; 0
+    trains all weights.
     """
     sampler: str = "dpmpp_2m"
-    """What `generate` uses unless told otherwise; so with steps, guidance and spacing."""
+    """Default sampler of `generate`."""
     sampling_steps: int = 20
+    """Default sampler steps of `generate`."""
     guidance: float = 3.0
+    """Default guidance of `generate`."""
     spacing: str = "trailing"
+    """Default timestep spacing of `generate`."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: filters and matrices between the U-Net's first and last layer, and those that tell it
-    time and text, take steps of equal length in all directions, which learns more from every
-    picture; the rest keeps to AdamW.
+    """muon orthogonalises the updates of the U-Net's filters and matrices between its first and
+    last layer, and those of its text and time projections; everything else uses AdamW.
     """
     matrix_rate: float = 0.01
-    """Learning rate of those under muon; `learning_rate` is the others'."""
+    """Learning rate of the filters and matrices that muon updates."""
     learning_rate: float = 1e-3
+    """Learning rate of AdamW."""
     weight_decay: float = 0.0
+    """Weight decay of AdamW, on matrices and filters."""
     beta2: float = 0.99
+    """Second beta of AdamW."""
     max_norm: float = 1.0
+    """Gradients are clipped to this norm."""
 
     def __post_init__(self) -> None:
         if self.optimizer == "muon" and (self.lora or self.weight_decay):
@@ -333,7 +358,7 @@ PRESETS = {
         text_pool="mean",
         conditioning="scale_shift",
         predicts="sample",
-        measured="flow",
+        loss_space="flow",
         guidance=2.5,
     ),
     "fine-tune": TrainTextToImage(

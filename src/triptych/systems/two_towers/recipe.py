@@ -76,7 +76,7 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
             encoded.tokens.to(device),
             groups=groups.to(device) if towers.duplicates and repeated else None,
             keep=1 - towers.patch_dropout,
-            cache=towers.cache,
+            cache=towers.gradient_cache,
             match=match,
         )
         cut = sum(map(bool, encoded.cut)) / len(texts)
@@ -101,7 +101,7 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
         model=model,
         exported=model,
         updates=[Update("", model, optimizer, minimise, max_norm=towers.max_norm)],
-        batches=batches_for(source, training, world, hard_negative_pool=towers.alike),
+        batches=batches_for(source, training, world, hard_negative_pool=towers.hard_negative_pool),
         export=export,
         chance=_chance(model, training.batch_size),
         evaluate=held_out_matches(test, tokenizer, transform, templates, device),

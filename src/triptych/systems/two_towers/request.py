@@ -11,67 +11,83 @@ class Towers:
     """Two towers trained on pairs of pictures and texts: what CLIP and SigLIP share."""
 
     init: str = ""
-    """A trained or published model to go on from: a run folder, a checkpoint, a hub id. The sizes
-    below are then its own.
+    """Fine-tune this model: a run folder, a published checkpoint, or OWNER/NAME on the hub. Its own
+    sizes replace those below.
     """
     patch: int = 8
+    """Side of a patch in pixels."""
     stem: tuple[int, ...] = ()
-    """Channels of 3 x 3 convolutions, each halving the side, in place of one large patch filter;
+    """Channels of 3 x 3 convolutions that each halve the side, in place of one large patch filter;
     2 to the power of their number is the patch. Small models learn faster with them.
     """
     stem_group: int = 8
-    """How many of a stem's channels are normalised together, 0 for all: few bring out what has
-    little contrast.
+    """Channels of the stem that are normalised together, 0 for all; small groups keep low-contrast
+    detail.
     """
     width: int = 192
+    """Width of the image transformer."""
     layers: int = 6
+    """Layers of the image transformer."""
     heads: int = 3
+    """Attention heads of the image transformer."""
     text: Literal["transformer", "words"] = "transformer"
     """The text tower: a transformer, or a bag of words (the lecture's CBOW)."""
     text_width: int = 192
+    """Width of the text tower."""
     text_layers: int = 4
+    """Layers of the text transformer."""
     text_heads: int = 3
+    """Attention heads of the text transformer."""
     text_pool: Literal["end", "mean"] = "end"
-    """What a transformer says of a text: the state at its end token, as published, or the mean of
-    its tokens, which small ones learn sooner (and which other libraries' CLIP has not). With no
-    layers it is a bag of words, and has to be the mean.
+    """What represents a text: the state at its end token, as published, or the mean over its
+    tokens, which small models learn sooner (other libraries' CLIP has no such pooling). Without
+    layers it must be the mean.
     """
     length: int = 32
-    """The longest text in tokens; what is over is cut and counted."""
+    """Longest text in tokens; longer ones are cut and counted."""
     vocabulary: int = 2048
-    """Tokens of a vocabulary learned from the captions of the data."""
+    """Size of the byte-pair vocabulary that is trained on the captions."""
     templates: str = "photo"
-    """Sentences that class names become where the data has no captions: photo, simple, imagenet."""
+    """Sentences made of class names where the data has no captions: photo, simple or imagenet."""
     duplicates: bool = True
-    """Equal captions in a batch are positives of one another, not errors."""
-    alike: int = 1
-    """Batches among which pictures of like texts are brought together, so that what they share
-    tells them apart no longer (hard negatives); 1 leaves them as chance has it.
+    """Equal captions in a batch are positives of one another, not negatives."""
+    hard_negative_pool: int = field(default=1, metadata={"was": "alike"})
+    """Batches are drawn from pools of this many batches in which similar captions are grouped
+    together (hard negatives); 1 is off.
     """
     patch_dropout: float = 0.0
-    """Share of the patches that is left out in training, another one for every picture
+    """Share of the patches that is dropped in training, drawn anew for every picture
     (arXiv:2212.00794).
     """
     crop: float = 1.0
-    """Least share of a picture that a random crop keeps; 1 crops nothing."""
+    """Smallest share of a picture that a random crop keeps; 1 is off."""
     flip: bool = False
-    """Mirror half of the pictures; captions that say left and right then lie."""
+    """Mirror half of the pictures; captions that say left and right become wrong."""
     colour: float = 0.0
-    """How much brightness, contrast and saturation vary; captions of colours may then lie."""
-    cache: int = 0
-    """Pairs whose activations are in memory at a time; 0 keeps the whole batch's."""
+    """Jitter of brightness, contrast and saturation; captions that name colours may become wrong.
+    """
+    gradient_cache: int = field(default=0, metadata={"was": "cache"})
+    """Pairs whose activations are in memory at a time (arXiv:2101.06983); 0 keeps those of the
+    whole batch.
+    """
     lock: Literal["none", "image", "text"] = "none"
-    """A tower that stays as `init` has it; `image` is locked-image tuning (arXiv:2111.07991)."""
+    """A tower that keeps the weights of `init`; `image` is locked-image tuning (arXiv:2111.07991).
+    """
     lora: int = 0
-    """Rank of low-rank updates that are learned in place of all weights; 0 learns all."""
+    """Rank of the low-rank updates that are trained in place of all weights; 0 trains all weights.
+    """
     interpolate: float = 1.0
-    """What is exported lies so far from `init` (0) to the tuned weights (1) (WiSE-FT,
+    """The export is interpolated between `init` (0) and the tuned weights (1) (WiSE-FT,
     arXiv:2109.01903).
     """
     learning_rate: float = 1e-3
+    """Learning rate of AdamW."""
     weight_decay: float = 0.1
+    """Weight decay of AdamW, on matrices and filters."""
     beta2: float = 0.98
+    """Second beta of AdamW."""
     max_norm: float = 1.0
+    """Gradients are clipped to this norm."""
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1 or not 0 <= self.colour < 1 or not 0 <= self.patch_dropout < 1:
@@ -82,10 +98,14 @@ class Towers:
             raise ValueError(f"interpolate is a share, 0 to 1, not {self.interpolate}")
         if not self.init and (self.lora or self.lock != "none" or self.interpolate < 1):
             raise ValueError("lora, lock and interpolate are for a model to go on from: give init")
-        if self.alike < 1:
-            raise ValueError(f"alike is a number of batches, at least 1, not {self.alike}")
-        if self.lora < 0 or self.cache < 0:
-            raise ValueError("lora is a rank and cache a number of pairs: neither is negative")
+        if self.hard_negative_pool < 1:
+            raise ValueError(
+                f"hard_negative_pool must be at least 1 batch, not {self.hard_negative_pool}"
+            )
+        if self.lora < 0 or self.gradient_cache < 0:
+            raise ValueError(
+                "lora is a rank and gradient_cache a number of pairs: neither is negative"
+            )
 
 
 @dataclass(frozen=True)
@@ -105,14 +125,17 @@ class TrainClip:
     )
     towers: Towers = field(default_factory=Towers)
     image: Literal["vit", "resnet"] = "vit"
+    """The image tower: a vision transformer, or the modified ResNet of the CLIP paper."""
     pool: Literal["class", "mean"] = "class"
-    """What stands for a picture: a token of its own, or the mean of its patches, which then each
-    say what is where.
+    """What represents a picture: a class token, or the mean over its patches, which makes each
+    patch say what is there.
     """
     resnet_width: int = 32
+    """Channels of the ResNet's first stage."""
     resnet_layers: tuple[int, ...] = (1, 1, 1, 1)
+    """Blocks of the ResNet's stages."""
     dim: int = 128
-    """Width of the shared space."""
+    """Width of the shared embedding space."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +200,7 @@ def _published(
             length=77,
             vocabulary=49_408,
             crop=0.9,
-            cache=128,
+            gradient_cache=128,
             learning_rate=5e-4,
             weight_decay=0.2,
         ),
@@ -199,7 +222,7 @@ CLIP_PRESETS = {
             sample_every=0,
             precision="auto",
         ),
-        Towers(patch=8, stem=(32, 64, 128), text_layers=2, alike=8),
+        Towers(patch=8, stem=(32, 64, 128), text_layers=2, hard_negative_pool=8),
         pool="mean",
     ),
     "ViT-B-32": _published(32, 768, 12, 12, 512, 12, 8, 224, dim=512),
@@ -223,7 +246,7 @@ SIGLIP_PRESETS = {
             sample_every=0,
             precision="auto",
         ),
-        Towers(patch=8, stem=(32, 64, 128), text_layers=2, alike=8),
+        Towers(patch=8, stem=(32, 64, 128), text_layers=2, hard_negative_pool=8),
     ),
     "ViT-B-16": TrainSiglip(
         _published(16, 768, 12, 12, 768, 12, 12, 224, dim=768).training,
@@ -240,9 +263,9 @@ class Embed:
     model: str = "runs/clip"
     """A CLIP or SigLIP: a run folder, a published checkpoint, or OWNER/NAME on the hub."""
     text: tuple[str, ...] = ()
-    """Texts."""
+    """Texts to embed."""
     image: tuple[str, ...] = ()
-    """Picture files."""
+    """Picture files to embed."""
 
     def __post_init__(self) -> None:
         if not self.text and not self.image:

@@ -18,7 +18,9 @@ class TrainWordSpace:
     unseen: str = ""
     """Classes kept out of training and tested on, separated by commas: cat,truck."""
     method: Literal["socher", "devise"] = "socher"
+    """Socher's map into the word space, or DeViSE's linear map with a ranking loss."""
     widths: tuple[int, ...] = (32, 64, 128)
+    """Channels of the network's stages."""
     hidden: int = 200
     """Width of the hidden layer of Socher's map; DeViSE's is linear."""
     margin: float = 0.1
@@ -28,8 +30,11 @@ class TrainWordSpace:
     shift: int = 0
     """Largest random shift of training pictures in pixels."""
     learning_rate: float = 4e-3
+    """Learning rate of AdamW."""
     weight_decay: float = 1e-2
+    """Weight decay of AdamW, on matrices and filters."""
     max_norm: float = 10.0
+    """Gradients are clipped to this norm."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.fine_tune <= 1:
