@@ -94,9 +94,10 @@ def parse(
     marks += [tyro.conf.PositionalRequiredArgs] if positional else []
     marks += [tyro.conf.UseAppendAction] if append else []
     words = _rename(list(arguments), kind)
-    options = {option.flag: option for option in find_options(kind, default)}
-    with tyro._errors.on_parse_error(lambda event: _refuse(event, usage, options, words)):
-        parsed: Any = tyro.cli(
+    flags = {option.flag: option for option in find_options(kind, default)}
+    read: Any = tyro.cli  # its overloads know no argument that decides what is returned
+    with tyro._errors.on_parse_error(lambda event: _refuse(event, usage, flags, words)):
+        parsed = read(
             kind,
             args=words,
             default=default,
