@@ -53,7 +53,7 @@ def requests(captioned: Path) -> dict[str, TrainRequest]:
     return {
         "clip": TrainClip(training(pictures, accumulate=2), TOWERS, dim=8),
         "clip-resnet": TrainClip(training(pictures, 32), whole, "resnet", resnet_width=8, dim=8),
-        "siglip": TrainSiglip(training(pictures), replace(whole, cache=3)),
+        "siglip": TrainSiglip(training(pictures), replace(whole, gradient_cache=3)),
         "cvae": TrainCvae(training("digits", 0), latent=4, widths=(8, 8, 16)),
         "wgan": TrainWgan(
             training("digits", 0), latent=4, generator_widths=(16, 8), critic_widths=(8, 16),
