@@ -19,8 +19,8 @@ import triptych
 from tests.systems.stable_diffusion.test_pipeline import half_mask, lora_file, photo
 from tests.systems.stable_diffusion.tiny_stable_diffusion import loaded, saved
 from triptych.cli import grid as grid_command
-from triptych.cli.live import blocks
 from triptych.cli.main import run
+from triptych.cli.output import blocks
 from triptych.config import from_json
 from triptych.requests import TextToImage
 from triptych.systems.stable_diffusion import pipeline as text_to_image

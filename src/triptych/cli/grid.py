@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from triptych.cli.arguments import parse
-from triptych.cli.live import watched
+from triptych.cli.generate.text_pictures import recorded
 from triptych.cli.main import say
-from triptych.cli.text_pictures import recorded
+from triptych.cli.output import watched
 from triptych.cli.words import gathered, parted
 from triptych.config import from_json, nearest, to_json
 from triptych.systems.stable_diffusion.request import TextToImage

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
-from triptych.cli import class_pictures, text_pictures
+from triptych.cli.generate import class_pictures, text_pictures
 from triptych.cli.words import gathered, parted
 from triptych.systems import find_command
 from triptych.systems.class_to_image.request import ClassToImage

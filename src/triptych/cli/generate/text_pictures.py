@@ -7,9 +7,9 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from triptych.cli.arguments import find_options, parse, render_help
-from triptych.cli.from_parameters import replayed
-from triptych.cli.live import watched
+from triptych.cli.generate.from_parameters import replayed
 from triptych.cli.main import say
+from triptych.cli.output import watched
 from triptych.config import to_json
 from triptych.systems.stable_diffusion.request import TextToImage, parse_lora, parse_size
 

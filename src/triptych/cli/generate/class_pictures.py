@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.cli.arguments import parse
-from triptych.cli.live import bar
 from triptych.cli.main import say
+from triptych.cli.output import bar
 from triptych.config import to_json
 from triptych.systems.class_to_image.request import ClassToImage
 
