@@ -3,6 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Modules whose annotated shapes are checked while these tests run.
+SYSTEMS := triptych.systems
+SHAPED := triptych.nn,$(SYSTEMS).autoencoder.model,$(SYSTEMS).autoencoder.objective,$(SYSTEMS).autoencoder.perceptual,$\
+	$(SYSTEMS).autoencoder.tiny_model,$(SYSTEMS).classifier.model,$(SYSTEMS).clip.model,$(SYSTEMS).clip.resnet,$\
+	$(SYSTEMS).cvae.model,$(SYSTEMS).pixel_diffusion.model,$(SYSTEMS).pixel_diffusion.unet,$(SYSTEMS).siglip.model,$\
+	$(SYSTEMS).stable_diffusion.model,$(SYSTEMS).stable_diffusion.unet,$(SYSTEMS).wgan.model,$(SYSTEMS).word_space.model
+SHAPE_TESTS := tests/nn $(wildcard tests/systems/*/test_model.py tests/systems/*/test_unet.py \
+	tests/systems/*/test_perceptual.py)
+
 .PHONY: demo test check nightly bench clean
 
 demo: .venv/demo-ready  ## install, train a conditional VAE on real handwriting, leave pictures in runs/demo
@@ -17,7 +26,7 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -m "not slow and not gpu and not network"
-	$(BIN)/pytest --jaxtyping-packages=triptych.models,triptych.nn,beartype.beartype tests/models tests/nn
+	$(BIN)/pytest --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPE_TESTS)
 
 nightly: .venv/test-ready  ## the long fault and learning tests
 	$(BIN)/pytest -m "slow"

@@ -96,7 +96,8 @@ REQUESTS: list[TrainRequest] = [
     TrainClip(towers=TINY, dim=8),
     TrainClip(
         towers=dataclasses.replace(
-            TINY, stem=(8, 8), patch_dropout=0.5, gradient_cache=3, text="words", crop=0.5, colour=0.2
+            TINY, stem=(8, 8), patch_dropout=0.5, gradient_cache=3, text="words", crop=0.5,
+            colour=0.2,
         ),
         pool="mean",
     ),
