@@ -203,8 +203,8 @@ def test_sdxl_is_told_how_its_pictures_were_cut(published, pictures, tmp_path, m
 @pytest.mark.parametrize(
     ("form", "why"),
     [
-        ("inpainting", "reads 9 channels, 4 of which are latents"),
-        ("XL refiner", "how well each picture is liked"),
+        ("inpainting", "reads 9 channels but predicts 4"),
+        ("XL refiner", "conditioned on an aesthetic score"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_with_the_reason(published, pictures, form, why):
