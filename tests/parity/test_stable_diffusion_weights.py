@@ -20,11 +20,13 @@ from triptych.cli.main import run
 from triptych.doctor import examine
 from triptych.export import convert_checkpoint
 from triptych.loading import load
+from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.clip.model import TextEncoderConfig
 from triptych.systems.stable_diffusion.published import text_encoder
-from triptych.systems.stable_diffusion.published.single_file import configs as single_file_configs
+from triptych.systems.stable_diffusion.published import unet as published_unet
 from triptych.systems.stable_diffusion.published.single_file import read as single_file
 from triptych.systems.stable_diffusion.published.single_file import write as single_file_export
+from triptych.systems.stable_diffusion.published.single_file.configs import AUTOENCODERS, UNETS
 from triptych.weights.files import torch_archive
 from triptych.weights.files.pickle_reader import read_pickle
 from triptych.weights.files.safetensors import write_safetensors
@@ -186,9 +188,14 @@ FAMILIES = {
 def publish(monkeypatch, form, folder):
     """As if a folder's tiny sizes were those of the published models of its family."""
     family = FAMILIES[form]
-    for name, part in {"UNETS": "unet", "AUTOENCODERS": "vae"}.items():
+    for table, part, parse in (
+        (UNETS, "unet", published_unet.from_diffusers),
+        (AUTOENCODERS, "vae", published_autoencoder.from_diffusers),
+    ):
         stored = json.loads((folder / part / "config.json").read_text())
-        monkeypatch.setattr(single_file_configs, name, {family: stored})
+        for other in list(table):
+            monkeypatch.delitem(table, other)
+        monkeypatch.setitem(table, family, parse(stored))
     towers = []
     for part in ("text_encoder", "text_encoder_2"):
         if (folder / part).exists():

@@ -3,7 +3,8 @@
 Dimensions: B batch, C channels, H height, W width, N numbers, F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -66,3 +67,33 @@ class Up(nn.Module):
         if self.upsample is not None:
             x = self.upsample(x, tuple(skips[-1].shape[2:]))
         return x
+
+
+BuildBlock = Callable[[int, int, int], nn.Module]
+"""From a level, counted from 0, and the channels of input and output to a block."""
+
+
+def build_down(widths: Sequence[int], blocks: int, build: BuildBlock) -> nn.ModuleList:
+    """The levels of the encoder: `blocks` blocks each, of as many channels as `widths` says."""
+    inputs, last = (widths[0], *widths), len(widths) - 1
+    return nn.ModuleList(
+        Down(
+            [build(level, *pair) for pair in pairwise((inputs[level], *[width] * blocks))],
+            Downsample(width) if level < last else None,
+        )
+        for level, width in enumerate(widths)
+    )
+
+
+def build_up(widths: Sequence[int], blocks: int, build: BuildBlock) -> nn.ModuleList:
+    """The levels of the decoder, from the coarsest. Each has one block more than in the encoder:
+    the last skip connection of a level is from the input of the encoder's level.
+    """
+    levels, channels = [], widths[-1]
+    for level in reversed(range(len(widths))):
+        width, inner = widths[level], []
+        for skip in (*[width] * blocks, widths[max(0, level - 1)]):
+            inner.append(build(level, channels + skip, width))
+            channels = width
+        levels.append(Up(inner, Upsample(width) if level > 0 else None))
+    return nn.ModuleList(levels)

@@ -9,9 +9,10 @@ channels.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -81,6 +82,64 @@ class AutoencoderConfig:
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(Z, h, w) of a picture of any size; sides are rounded up to multiples of `factor`."""
         return self.latent_channels, -(-height // self.factor), -(-width // self.factor)
+
+
+class Sizes(Protocol):
+    """What the configurations of both autoencoders have in common."""
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def factor(self) -> int: ...
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]: ...
+
+
+def encode_in_tiles(
+    encoder: Callable[[Tensor], Tensor],
+    config: Sizes,
+    image: Float[Tensor, "B C H W"],
+    tile: int | None,
+) -> Float[Tensor, "B O h w"]:
+    """Encode a picture, in overlapping tiles if it is larger than `tile` pixels.
+
+    Raises:
+        ValueError: the picture has another number of channels.
+    """
+    if image.shape[1] != config.channels:
+        raise ValueError(
+            f"this autoencoder needs pictures with {config.channels} channels, not {image.shape[1]}"
+        )
+    factor = config.factor
+    image = pad_to_multiple(image, factor)
+    side = -(-(tile or max(image.shape[2:])) // factor)
+    overlap = side // 4 * factor
+    latents = apply_in_tiles(encoder, image, side=side * factor, overlap=overlap, shrink=factor)
+    return latents.to(image.dtype)
+
+
+def decode_in_tiles(
+    decoder: Callable[[Tensor], Tensor],
+    config: Sizes,
+    latents: Float[Tensor, "B Z h w"],
+    size: tuple[int, int] | None,
+    tile: int | None,
+) -> Float[Tensor, "B C H W"]:
+    """Decode latents to a picture of this height and width, in overlapping tiles if it is larger
+    than `tile` pixels.
+
+    Raises:
+        ValueError: the latents do not have the shape for that size.
+    """
+    shape, factor = tuple(latents.shape[1:]), config.factor
+    height, width = size or (factor * shape[1], factor * shape[2])
+    expected = config.latent_shape(height, width)
+    if shape != expected:
+        raise ValueError(
+            f"the latents of a picture of {height} x {width} have shape {expected}, not {shape}"
+        )
+    side = -(-tile // factor) if tile else max(shape[1:])
+    image = apply_in_tiles(decoder, latents, side=side, overlap=side // 4, grow=factor)
+    return image[:, :, :height, :width].to(latents.dtype)
 
 
 class Gaussian(NamedTuple):
@@ -247,22 +306,10 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: the picture has another number of channels, or the tile is too small.
         """
-        if image.shape[1] != self.config.channels:
-            raise ValueError(
-                f"this autoencoder needs pictures with {self.config.channels} channels, "
-                f"not {image.shape[1]}"
-            )
-        factor = self.config.factor
-        image = pad_to_multiple(image, factor)
-        side = self._tile_side(tile, image)
-        moments = apply_in_tiles(
-            lambda part: run_without_overflow(self.encoder, part),
-            image,
-            side=side,
-            overlap=_overlap(side, factor),
-            shrink=factor,
-        )
-        mean, logvar = moments.to(image.dtype).chunk(2, dim=1)
+        self._check_tile(tile)
+        mean, logvar = encode_in_tiles(
+            lambda part: run_without_overflow(self.encoder, part), self.config, image, tile
+        ).chunk(2, dim=1)
         return Gaussian(mean, logvar.clamp(-30, 20))
 
     def encode(
@@ -288,23 +335,12 @@ class Autoencoder(nn.Module):
         Raises:
             ValueError: the latents do not have the shape for that size, or are not finite.
         """
-        shape = tuple(latents.shape[1:])
-        factor = self.config.factor
-        height, width = size or (factor * shape[1], factor * shape[2])
-        expected = self.config.latent_shape(height, width)
-        if shape != expected:
-            raise ValueError(
-                f"the latents of a picture of {height} x {width} have shape {expected}, not {shape}"
-            )
-        side = self._tile_side(tile, latents, factor) // factor
-        image = apply_in_tiles(
-            lambda part: run_without_overflow(self.decoder, part),
-            self.unscale(latents),
-            side=side,
-            overlap=_overlap(side, 1),
-            grow=factor,
-        )
-        return image[:, :, :height, :width].to(latents.dtype)
+        self._check_tile(tile)
+
+        def decode(part: Tensor) -> Tensor:
+            return run_without_overflow(self.decoder, self.unscale(part))
+
+        return decode_in_tiles(decode, self.config, latents, size, tile)
 
     def reconstruct(
         self, image: Float[Tensor, "B C H W"], noise: Float[Tensor, "B Z h w"] | None = None
@@ -334,19 +370,10 @@ class Autoencoder(nn.Module):
         stds = self.config.channel_stds or (1.0,) * count
         return like.new_tensor(means)[:, None, None], like.new_tensor(stds)[:, None, None]
 
-    def _tile_side(self, tile: int | None, x: Tensor, factor: int = 1) -> int:
-        """The side of a tile in pixels; without `tile`, of the whole picture."""
-        if tile is None:
-            return factor * max(x.shape[2:])
+    def _check_tile(self, tile: int | None) -> None:
         step = self.config.factor
-        if tile < 4 * step or tile % step:
+        if tile is not None and (tile < 4 * step or tile % step):
             raise ValueError(f"tile must be a multiple of {step}, at least {4 * step}, not {tile}")
-        return tile
-
-
-def _overlap(side: int, step: int) -> int:
-    """A quarter of a tile, in multiples of `step`."""
-    return side // 4 // step * step
 
 
 def run_without_overflow(

@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.nn.norm import GroupNorm
-from triptych.nn.tiles import apply_in_tiles, pad_to_multiple
 from triptych.system import ModelKind
-from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
+from triptych.systems.autoencoder.model import (
+    Autoencoder,
+    AutoencoderConfig,
+    decode_in_tiles,
+    encode_in_tiles,
+)
 
 RANGE = 3.0
 """The decoder clamps its input softly to -3 to 3."""
@@ -165,23 +169,10 @@ class TinyAutoencoder(nn.Module):
         Raises:
             ValueError: the picture has another number of channels.
         """
-        if image.shape[1] != self.config.channels:
-            raise ValueError(
-                f"this autoencoder needs pictures with {self.config.channels} channels, "
-                f"not {image.shape[1]}"
-            )
-        factor = self.config.factor
-        image = pad_to_multiple(image, factor)
         kind = self.encoder.conv_in.weight.dtype
-        side = -(-(tile or max(image.shape[2:])) // factor)
-        latents = apply_in_tiles(
-            lambda part: self.encoder(((part + 1) / 2).to(kind)),
-            image,
-            side=side * factor,
-            overlap=side // 4 * factor,
-            shrink=factor,
+        return encode_in_tiles(
+            lambda part: self.encoder(((part + 1) / 2).to(kind)), self.config, image, tile
         )
-        return latents.to(image.dtype)
 
     def decode(
         self,
@@ -195,24 +186,11 @@ class TinyAutoencoder(nn.Module):
         Raises:
             ValueError: the latents do not have the shape for that size.
         """
-        shape = tuple(latents.shape[1:])
-        factor = self.config.factor
-        height, width = size or (factor * shape[1], factor * shape[2])
-        expected = self.config.latent_shape(height, width)
-        if shape != expected:
-            raise ValueError(
-                f"the latents of a picture of {height} x {width} have shape {expected}, not {shape}"
-            )
         kind = self.decoder.conv_in.weight.dtype
-        side = -(-tile // factor) if tile else max(shape[1:])
-        image = apply_in_tiles(
-            lambda part: self.decoder(part.to(kind)),
-            latents,
-            side=side,
-            overlap=side // 4,
-            grow=factor,
+        image = decode_in_tiles(
+            lambda part: self.decoder(part.to(kind)), self.config, latents, size, tile
         )
-        return image[:, :, :height, :width].to(latents.dtype) * 2 - 1
+        return image * 2 - 1
 
 
 KINDS = {

@@ -15,8 +15,8 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.nn.convolution import Downsample, PixelAttention, ResBlock, Upsample
-from triptych.nn.levels import Down, Features, Up
+from triptych.nn.convolution import PixelAttention, ResBlock
+from triptych.nn.levels import Features, build_down, build_up
 from triptych.nn.norm import GroupNorm
 from triptych.nn.position import timestep_embedding
 
@@ -113,31 +113,16 @@ class UNet(nn.Module):
         self.time = Features(width, config.time_width)
         self.vector_proj = nn.Linear(config.vector, config.time_width) if config.vector else None
         self.conv_in = nn.Conv2d(config.in_channels * area, width, 3, padding=1)
-        skips = [width]  # channels of the skip connections
-        last = len(config.widths) - 1
-        down, up = [], []
-        for level, out in enumerate(config.widths):
-            attention = level in config.attention
-            blocks = []
-            for _ in range(config.blocks):
-                blocks.append(Block(config, width, out, attention=attention))
-                width = out
-                skips.append(width)
-            if level < last:
-                skips.append(width)
-            down.append(Down(blocks, Downsample(width) if level < last else None))
-        self.down = nn.ModuleList(down)
+
+        def block(level: int, channels: int, out: int) -> Block:
+            return Block(config, channels, out, attention=level in config.attention)
+
+        self.down = build_down(config.widths, config.blocks, block)
+        last = config.widths[-1]
         self.middle = nn.ModuleList(
-            Block(config, width, width, attention=attention) for attention in (True, False)
+            Block(config, last, last, attention=attention) for attention in (True, False)
         )
-        for level in range(last, -1, -1):
-            out, attention = config.widths[level], level in config.attention
-            blocks = []
-            for _ in range(config.blocks + 1):
-                blocks.append(Block(config, width + skips.pop(), out, attention=attention))
-                width = out
-            up.append(Up(blocks, Upsample(width) if level > 0 else None))
-        self.up = nn.ModuleList(up)
+        self.up = build_up(config.widths, config.blocks, block)
         self.norm_out = GroupNorm(config.groups, width)
         self.conv_out = nn.Conv2d(width, config.out_channels * area, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)

@@ -9,6 +9,7 @@ width of the context, V pooled vector, N sizes, E features, R channels with a sk
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,8 +17,8 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.nn.convolution import Downsample, ResBlock, Upsample
-from triptych.nn.levels import Down, Features, Up
+from triptych.nn.convolution import ResBlock
+from triptych.nn.levels import Features, build_down, build_up
 from triptych.nn.norm import GroupNorm
 from triptych.nn.position import timestep_embedding
 from triptych.nn.spatial_transformer import SpatialTransformer
@@ -122,17 +123,15 @@ def residual(config: LatentUNetConfig, channels: int, out: int) -> ResBlock:
 class Block(nn.Module):
     """A residual block and, where the level has it, a transformer."""
 
-    def __init__(
-        self, config: LatentUNetConfig, channels: int, out: int, *, level: int, transformers: int
-    ):
+    def __init__(self, config: LatentUNetConfig, level: int, channels: int, out: int):
         super().__init__()
         self.residual = residual(config, channels, out)
         self.transformer = None
-        if transformers:
+        if config.transformers[level]:
             self.transformer = SpatialTransformer(
                 out,
                 config.heads[level],
-                transformers,
+                config.transformers[level],
                 config.context,
                 groups=config.groups,
                 only_context=level in config.only_context,
@@ -182,29 +181,9 @@ class LatentUNet(nn.Module):
         self.added = Features(config.added, config.time_width) if config.added else None
         self.label = nn.Embedding(config.labels, config.time_width) if config.labels else None
         self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
-        skips = [width]  # channels of the skip connections
-        last = len(config.widths) - 1
-        down, up = [], []
-        for level, (out, count) in enumerate(zip(config.widths, config.transformers, strict=True)):
-            blocks = []
-            for _ in range(config.blocks):
-                blocks.append(Block(config, width, out, level=level, transformers=count))
-                width = out
-                skips.append(width)
-            if level < last:
-                skips.append(width)
-            down.append(Down(blocks, Downsample(width) if level < last else None))
-        self.down = nn.ModuleList(down)
+        self.down = build_down(config.widths, config.blocks, partial(Block, config))
         self.middle = Middle(config)
-        for level in range(last, -1, -1):
-            out, count = config.widths[level], config.transformers[level]
-            blocks = []
-            for _ in range(config.blocks + 1):
-                joined = width + skips.pop()
-                blocks.append(Block(config, joined, out, level=level, transformers=count))
-                width = out
-            up.append(Up(blocks, Upsample(width) if level > 0 else None))
-        self.up = nn.ModuleList(up)
+        self.up = build_up(config.widths, config.blocks, partial(Block, config))
         self.norm_out = GroupNorm(config.groups, width)
         self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)

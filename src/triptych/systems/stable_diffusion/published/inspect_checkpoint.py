@@ -65,4 +65,5 @@ def _inspect_file(weights: WeightFile) -> Summary:
     except BadFile as error:
         return Summary("a U-Net under LDM's names", "", ("unet",), (), (error.reason,))
     notes = tuple(line for line in file.notes if "has no" not in line)
-    return Summary(file.family, file.predicts, tuple(file.parts), file.missing, notes)
+    predicts = file.config.schedule.predicts
+    return Summary(file.family, predicts, tuple(file.parts), file.missing, notes)

@@ -16,19 +16,16 @@ from torch import nn
 from triptych.config import errors_about
 from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.autoencoder import tiny_published
-from triptych.systems.clip.model import TextEncoderConfig
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
 from triptych.systems.stable_diffusion.published import unet as published_unet
 from triptych.systems.stable_diffusion.published.folder.read import (
     NETWORKS,
     add_own_settings,
-    combine,
     read_folder,
 )
 from triptych.systems.stable_diffusion.published.single_file.read import (
     Part,
     Predicts,
-    SingleFile,
     describe_single_file,
     split_names,
 )
@@ -115,7 +112,7 @@ def _file(weights: WeightFile, dtype: torch.dtype | None, reading: Reading) -> P
     file = describe_single_file(weights, predicts=reading.predicts, weights=reading.weights)
     if file.missing:
         raise ValueError(f"has no {' and no '.join(file.missing)}: {ADVICE}")
-    config, notes = file_config(file)
+    config = add_own_settings(file.config, file.own)
     towers = [name for name in file.parts if name.startswith("text")]
     pads = [
         tower.text.end if file.parts[name].names == "transformers" else 0
@@ -133,33 +130,7 @@ def _file(weights: WeightFile, dtype: torch.dtype | None, reading: Reading) -> P
             fill(module, convert(state, rules))
         except ValueError as error:
             raise ValueError(f"{file.parts[name].prefix}*: {error}") from error
-    return Published(
-        "stable-diffusion", config, model, tokenizers=tokenizers, notes=(*file.notes, *notes)
-    )
-
-
-def file_config(file: SingleFile) -> tuple[StableDiffusionConfig, tuple[str, ...]]:
-    """The configuration of a complete single file; and notes."""
-    towers = tuple(
-        part.config for part in file.parts.values() if isinstance(part.config, TextEncoderConfig)
-    )
-    unet, vae = file.parts["unet"].config, file.parts["vae"].config
-    assert isinstance(unet, Mapping) and isinstance(vae, Mapping)
-    config, notes = combine(pipeline_index(file), unet, vae, towers, file.scheduler)
-    return add_own_settings(config, file.own), notes
-
-
-def pipeline_index(file: SingleFile) -> dict[str, Any]:
-    """The fields of the published folder's `model_index.json` that `combine` reads."""
-    large, refines = "XL" in file.family, "refiner" in file.family
-    kind = "Inpaint" if file.inpaints else "Img2Img" if refines else ""
-    index = {"_class_name": f"StableDiffusion{'XL' * large}{kind}Pipeline"}
-    if large:
-        return index | {
-            "force_zeros_for_empty_prompt": not refines,
-            "requires_aesthetics_score": refines,
-        }
-    return index
+    return Published("stable-diffusion", config, model, tokenizers=tokenizers, notes=file.notes)
 
 
 def file_rules(
@@ -171,10 +142,9 @@ def file_rules(
     if name == "vae":
         assert config.autoencoder is not None
         return published_autoencoder.ldm_rules(len(config.autoencoder.widths))
-    if part.names == "openclip":
+    if part.tower is None or part.names == "openclip":
         return OPENCLIP_RULES
-    assert isinstance(part.config, TextEncoderConfig)
-    return transformers_rules(part.config, names)
+    return transformers_rules(part.tower, names)
 
 
 def _with_prediction(

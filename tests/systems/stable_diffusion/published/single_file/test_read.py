@@ -1,24 +1,34 @@
 """Single files are told apart by names and shapes as diffusers does, and nothing is guessed."""
 
-import inspect
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 
+from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.clip.model import TextTransformer
+from triptych.systems.stable_diffusion.model import ScheduleConfig
+from triptych.systems.stable_diffusion.published import text_encoder
+from triptych.systems.stable_diffusion.published import unet as published_unet
+from triptych.systems.stable_diffusion.published.folder.schedulers import from_diffusers
 from triptych.systems.stable_diffusion.published.inspect_checkpoint import summary
-from triptych.systems.stable_diffusion.published.single_file import configs as single_file_configs
 from triptych.systems.stable_diffusion.published.single_file import read as single_file
+from triptych.systems.stable_diffusion.published.single_file.configs import (
+    AUTOENCODERS,
+    UNETS,
+    published_config,
+)
 from triptych.systems.stable_diffusion.published.single_file.read import (
     describe_single_file,
     split_names,
 )
 from triptych.systems.stable_diffusion.published.text_encoder import (
+    OPENCLIP_BIGG,
+    OPENCLIP_H,
     OPENCLIP_RULES,
     transformers_rules,
 )
@@ -115,10 +125,10 @@ def test_families_are_those_of_diffusers(name, tmp_path):
     flag = {"predicts": "noise"} if name.startswith("2.x") else {}
     found = describe(path, **flag)
     assert found.family == f"Stable Diffusion {name.removesuffix(' inpainting')}"
-    assert found.inpaints == name.endswith("inpainting")
+    assert found.config.unet.in_channels == (9 if name.endswith("inpainting") else 4)
     assert found.missing == () and found.notes == ()
     assert ("text_encoder_2" in found.parts) == (name in ("XL", "XL inpainting"))
-    assert found.predicts == "noise"
+    assert found.config.schedule.predicts == "noise"
     split = split_single_file(read_weights(path), found)
     assert sum(map(len, split.values())) == sum(
         n.startswith((UNET, VAE, "cond")) for n in FILES[name]
@@ -158,14 +168,15 @@ def test_what_2x_predicts_is_never_guessed(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"--predicts noise .* or --predicts velocity"):
         describe(path)
     velocity = describe(path, predicts="velocity")
-    assert velocity.scheduler["prediction_type"] == "v_prediction"
-    assert velocity.parts["unet"].config["sample_size"] == 96
-    assert describe(path, predicts="noise").parts["unet"].config["sample_size"] == 64
+    assert velocity.config.schedule.predicts == "velocity"
+    assert velocity.config.sampling.height == velocity.config.sampling.width == 768
+    noise = describe(path, predicts="noise").config.sampling
+    assert noise.height == noise.width == 512
     digest = single_file.file_digest(path)
     for predicts in ("noise", "velocity"):
         known = {digest: (path.stat().st_size, predicts)}
         monkeypatch.setattr(single_file, "PUBLISHED_2X", known)
-        assert describe(path).predicts == predicts
+        assert describe(path).config.schedule.predicts == predicts
     monkeypatch.setattr(single_file, "PUBLISHED_2X", {"0" * 64: (path.stat().st_size, "noise")})
     with pytest.raises(ValueError, match="--predicts"):
         describe(path)
@@ -187,14 +198,15 @@ def test_what_2x_predicts_is_never_guessed(tmp_path, monkeypatch):
     ],
 )
 def test_what_the_file_says_counts(notes, expected, tmp_path):
-    assert describe(saved(tmp_path, FILES["2.x"], notes)).predicts == expected
+    found = describe(saved(tmp_path, FILES["2.x"], notes))
+    assert found.config.schedule.predicts == expected
 
 
 def test_markers_of_fine_tunes_of_xl(tmp_path):
     path = saved(tmp_path, FILES["XL"] | {"v_pred": (0,), "ztsnr": (0,)})
     found = describe(path)
-    assert found.predicts == "velocity" and found.scheduler["rescale_betas_zero_snr"]
-    assert describe(path, predicts="noise").predicts == "noise"
+    assert found.config.schedule == ScheduleConfig(predicts="velocity", zero_terminal_snr=True)
+    assert describe(path, predicts="noise").config.schedule.predicts == "noise"
     split_single_file(read_weights(path), found)  # markers belong to no part
 
 
@@ -268,16 +280,16 @@ def test_every_tensor_of_the_text_towers_is_claimed(name, tmp_path):
     towers = {n: p for n, p in found.parts.items() if n.startswith("text")}
     for part in towers.values():
         with torch.device("meta"):
-            model = TextTransformer(part.config.text, part.config.dim)
-        rules = OPENCLIP_RULES if part.names == "openclip" else transformers_rules(part.config)
+            model = TextTransformer(part.tower.text, part.tower.dim)
+        rules = OPENCLIP_RULES if part.names == "openclip" else transformers_rules(part.tower)
         state |= {part.prefix + n: x for n, x in export(model.state_dict(), rules).items()}
     for tower, own in split_single_file(state, found).items():
         if tower in towers:
             part = towers[tower]
-            rules = transformers_rules(part.config, own)
+            rules = transformers_rules(part.tower, own)
             converted = convert(own, OPENCLIP_RULES if part.names == "openclip" else rules)
             with torch.device("meta"):
-                model = TextTransformer(part.config.text, part.config.dim)
+                model = TextTransformer(part.tower.text, part.tower.dim)
             shapes = {n: x.shape for n, x in converted.items()}
             assert shapes == {n: x.shape for n, x in model.state_dict().items()}
 
@@ -286,46 +298,42 @@ def test_2x_files_without_the_block_that_is_not_read(tmp_path):
     shapes = {n: x for n, x in FILES["2.x"].items() if not n.startswith(H)}
     shapes |= {f"{H}ln_final.weight": (1024,)}
     tower = describe(saved(tmp_path, shapes), predicts="noise").parts["text_encoder"]
-    assert (tower.config.text.layers, tower.config.skip, tower.config.dim) == (23, 0, None)
+    assert (tower.tower.text.layers, tower.tower.skip, tower.tower.dim) == (23, 0, None)
     whole = describe(saved(tmp_path, FILES["2.x"]), predicts="noise")
     tower = whole.parts["text_encoder"]
-    assert (tower.config.text.layers, tower.config.skip, tower.config.dim) == (24, 1, 1024)
+    assert (tower.tower.text.layers, tower.tower.skip, tower.tower.dim) == (24, 1, 1024)
 
 
 PUBLISHED = {
-    "SD_1": "stable-diffusion-v1-5", "SD_2": "stable-diffusion-2-1-base",
-    "SD_XL": "stable-diffusion-xl-base-1.0", "SD_XL_REFINER": "stable-diffusion-xl-refiner-1.0",
-}  # fmt: skip
-AUTOENCODERS = {
-    "VAE": "stable-diffusion-v1-5", "VAE_XL": "stable-diffusion-xl-base-1.0",
-}  # fmt: skip
-
-
-def filled(kind, config):
-    """A configuration with what diffusers puts where it says nothing."""
-    signature = inspect.signature(kind.__init__).parameters
-    values = {n: p.default for n, p in signature.items() if p.default is not p.empty}
-    values |= {n: v for n, v in config.items() if not n.startswith("_")}
-    same = {"upcast_attention": None, "only_cross_attention": None}
-    return {
-        n: list(v) if isinstance(v, tuple) else (v or same[n] if n in same else v)
-        for n, v in values.items()
-    }
+    "Stable Diffusion 1.x": "stable-diffusion-v1-5",
+    "Stable Diffusion 2.x": "stable-diffusion-2-1-base",
+    "Stable Diffusion XL": "stable-diffusion-xl-base-1.0",
+    "Stable Diffusion XL refiner": "stable-diffusion-xl-refiner-1.0",
+}
 
 
 @needs_data
 def test_the_bundled_configurations_are_the_published_ones():
-    for kind, folder, names in (
-        (UNet2DConditionModel, "unet", PUBLISHED),
-        (AutoencoderKL, "vae", AUTOENCODERS),
-    ):
-        for name, published in names.items():
-            stored = json.loads((DATA / published / folder / "config.json").read_text())
-            assert filled(kind, getattr(single_file_configs, name)) == filled(kind, stored), name
-    for name, published in (
-        ("SCHEDULER", "stable-diffusion-2-1-base"),
-        ("SCHEDULER_XL", "stable-diffusion-xl-base-1.0"),
-    ):
-        stored = json.loads((DATA / published / "scheduler" / "scheduler_config.json").read_text())
-        bundled = getattr(single_file_configs, name)
-        assert {n: stored.get(n, "leading") for n in bundled} == bundled
+    def stored(family, file):
+        return json.loads((DATA / PUBLISHED[family] / file).read_text())
+
+    for family in PUBLISHED:
+        unet = published_unet.from_diffusers(stored(family, "unet/config.json"))
+        assert UNETS[family] == unet, family
+        vae = published_autoencoder.from_diffusers(stored(family, "vae/config.json"))
+        assert AUTOENCODERS[family] == vae, family
+    schedulers = {
+        "stable-diffusion-2-1-base": "Stable Diffusion 2.x",
+        "stable-diffusion-xl-base-1.0": "Stable Diffusion XL",
+    }
+    for family in schedulers.values():
+        scheduler = from_diffusers(
+            {"timestep_spacing": "leading"} | stored(family, "scheduler/scheduler_config.json")
+        )
+        towers = {"Stable Diffusion 2.x": (OPENCLIP_H,)}.get(
+            family, (replace(text_encoder.CLIP_L, skip=1, norm=False), OPENCLIP_BIGG)
+        )
+        config = published_config(family, ScheduleConfig(), towers, 4)
+        assert config.schedule == scheduler.schedule
+        for field in ("sampler", "spacing", "offset", "end"):
+            assert getattr(config.sampling, field) == getattr(scheduler.sampling, field), field

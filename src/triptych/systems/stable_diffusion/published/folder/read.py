@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from triptych.config import from_json, read_object, to_json
 from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.autoencoder import tiny_published
-from triptych.systems.clip.model import TextEncoderConfig
 from triptych.systems.stable_diffusion.model import StableDiffusionConfig
 from triptych.systems.stable_diffusion.published import text_encoder
 from triptych.systems.stable_diffusion.published import unet as published_unet
@@ -27,20 +26,13 @@ OWN_FILE = "triptych.json"
 """Settings that diffusers' files cannot express, in folders written here; diffusers ignores it."""
 
 
-class PipelineDefaults(NamedTuple):
-    """Defaults in the code of a pipeline class."""
-
-    guidance: float = 7.5
-    steps: int = 50
-
-
-PIPELINES = {
-    "StableDiffusionPipeline": PipelineDefaults(),
-    "StableDiffusionImg2ImgPipeline": PipelineDefaults(),
-    "StableDiffusionInpaintPipeline": PipelineDefaults(),
-    "StableDiffusionXLPipeline": PipelineDefaults(5.0),
-    "StableDiffusionXLImg2ImgPipeline": PipelineDefaults(5.0),
-    "StableDiffusionXLInpaintPipeline": PipelineDefaults(),
+PIPELINES = {  # guidance by default; all have 50 steps
+    "StableDiffusionPipeline": 7.5,
+    "StableDiffusionImg2ImgPipeline": 7.5,
+    "StableDiffusionInpaintPipeline": 7.5,
+    "StableDiffusionXLPipeline": 5.0,
+    "StableDiffusionXLImg2ImgPipeline": 5.0,
+    "StableDiffusionXLInpaintPipeline": 7.5,
 }
 OTHERS = {  # part of the name of an unsupported pipeline: what it is
     "ControlNet": "a ControlNet beside a Stable Diffusion",
@@ -121,7 +113,8 @@ def parse_configs(
     index: Json, parts: Mapping[str, Json]
 ) -> tuple[StableDiffusionConfig, tuple[str, ...]]:
     """Our configuration from `model_index.json` and the configurations of the parts; and notes."""
-    large = "XL" in index["_class_name"]
+    kind, unet, vae = index["_class_name"], parts["unet"], parts["vae"]
+    large = "XL" in kind
     towers = []
     for name in ("text_encoder", "text_encoder_2"):
         if name in parts:
@@ -131,26 +124,19 @@ def parse_configs(
                         parts[name], skip=1 if large else 0, norm=not large
                     )
                 )
-    return combine(index, parts["unet"], parts["vae"], tuple(towers), parts["scheduler"])
-
-
-def combine(
-    index: Json, unet: Json, vae: Json, towers: tuple[TextEncoderConfig, ...], scheduler: Json
-) -> tuple[StableDiffusionConfig, tuple[str, ...]]:
-    """Our configuration from diffusers' configurations and our text towers; and notes."""
-    kind = index["_class_name"]
-    large = "XL" in kind
     with _in_part("unet"):
         network = published_unet.from_diffusers(unet)
     with _in_part("scheduler"):
-        schedule, sampling, notes = schedulers.from_diffusers(scheduler)
+        schedule, sampling, notes = schedulers.from_diffusers(parts["scheduler"])
     autoencoder = tiny = None
     with _in_part("vae"):
         if vae.get("_class_name") == "AutoencoderTiny":
             tiny = tiny_published.from_diffusers(vae)
         else:
             autoencoder = published_autoencoder.from_diffusers(vae)
-    config = StableDiffusionConfig(network, towers, schedule, autoencoder=autoencoder, tiny=tiny)
+    config = StableDiffusionConfig(
+        network, tuple(towers), schedule, autoencoder=autoencoder, tiny=tiny
+    )
     latents = (autoencoder or tiny).latent_channels  # type: ignore[union-attr]
     if latents != network.out_channels:
         raise ValueError(
@@ -167,11 +153,9 @@ def combine(
             f"requires_aesthetics_score does not fit a U-Net that reads {config.sizes} sizes"
         )
     height, width = _size(unet.get("sample_size") or (128 if large else 64), config.factor)
-    defaults = PIPELINES[kind]
     sampling = replace(
         sampling,
-        steps=defaults.steps,
-        guidance=defaults.guidance,
+        guidance=PIPELINES[kind],
         height=height,
         width=width,
         zeros_for_empty=large and bool(index.get("force_zeros_for_empty_prompt", True)),

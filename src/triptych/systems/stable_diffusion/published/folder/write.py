@@ -7,7 +7,7 @@ ignores.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -32,13 +32,6 @@ Json = dict[str, Any]
 
 VERSION = "0.30.0"
 """The version of diffusers whose format is written; its inpainting pipeline requires one."""
-
-
-class Trimmed(NamedTuple):
-    """A configuration without the text layers that are never read."""
-
-    config: StableDiffusionConfig
-    notes: tuple[str, ...]
 
 
 def write_diffusers(
@@ -90,8 +83,9 @@ def write_diffusers(
     return notes
 
 
-def trim_towers(config: StableDiffusionConfig) -> Trimmed:
-    """Remove text layers that are never read, which published folders do not have either.
+def trim_towers(config: StableDiffusionConfig) -> tuple[StableDiffusionConfig, tuple[str, ...]]:
+    """The configuration without the text layers that are never read, which published folders do not
+    have either; and notes.
 
     Raises:
         ValueError: no pipeline of diffusers has such text towers, or pixels as latents.
@@ -113,7 +107,7 @@ def trim_towers(config: StableDiffusionConfig) -> Trimmed:
                     "diffusers' XL skips the last block of its text towers and reads without a "
                     f"norm; this model skips {tower.skip}, with{'' if tower.norm else 'out'} a norm"
                 )
-        return Trimmed(config, ())
+        return config, ()
     (tower,) = config.text
     if not tower.norm:
         raise ValueError("diffusers normalises the states of its text tower; this model does not")
@@ -122,7 +116,7 @@ def trim_towers(config: StableDiffusionConfig) -> Trimmed:
     notes = (f"left out of the text tower, because never read: {' and '.join(removed)}",)
     text = replace(tower.text, layers=tower.text.layers - tower.skip)
     trimmed = replace(config, text=(TextEncoderConfig(text),))
-    return Trimmed(trimmed, notes if removed else ())
+    return trimmed, notes if removed else ()
 
 
 def tower_state(module: nn.Module, tower: TextEncoderConfig) -> dict[str, Tensor]:

@@ -7,15 +7,19 @@ show whether a 2.x network predicts noise or velocity, which is never guessed.
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from triptych.config import errors_about
 from triptych.systems.clip.model import TextEncoderConfig
-from triptych.systems.stable_diffusion.published.single_file import configs
-from triptych.systems.stable_diffusion.published.single_file.configs import Family
+from triptych.systems.stable_diffusion.model import ScheduleConfig, StableDiffusionConfig
+from triptych.systems.stable_diffusion.published.single_file.configs import (
+    UNETS,
+    Family,
+    published_config,
+)
 from triptych.systems.stable_diffusion.published.text_encoder import (
     CLIP_L,
     OPENCLIP_BIGG,
@@ -97,8 +101,8 @@ class Part:
     prefix: str
     names: Names
     """Whose names follow the prefix; `ldm` are those of CompVis and Stability AI."""
-    config: Mapping[str, Any] | TextEncoderConfig
-    """A diffusers `config.json` for the U-Net and autoencoder, ours for a text tower."""
+    tower: TextEncoderConfig | None = None
+    """The configuration of a text tower."""
 
 
 @dataclass(frozen=True)
@@ -106,24 +110,17 @@ class SingleFile:
     """The model in a file."""
 
     family: Family
-    predicts: Predicts
+    config: StableDiffusionConfig
+    """Without the settings in `own`."""
     parts: Mapping[str, Part]
     """`unet`, `vae`, `text_encoder`, for XL also `text_encoder_2`; missing ones are left out."""
     missing: tuple[str, ...]
     """Parts of the family that the file does not have, such as a removed autoencoder."""
-    scheduler: Mapping[str, Any]
-    """A diffusers `scheduler_config.json`."""
     weights: Weights
     notes: tuple[str, ...]
     """For the user, such as averaged weights that are not used."""
     own: Mapping[str, Any]
     """The content of `triptych.json`, in files written here."""
-
-    @property
-    def inpaints(self) -> bool:
-        """Whether the U-Net reads a mask and a masked picture beside the latents."""
-        config = self.parts["unet"].config
-        return isinstance(config, Mapping) and config["in_channels"] == 9
 
 
 def describe_single_file(
@@ -146,32 +143,36 @@ def describe_header(
 ) -> SingleFile:
     """As `describe_single_file`, from a header; errors do not name the file."""
     shapes = header.shapes
-    family, unet = identify_family(shapes)
+    family, in_channels = identify_family(shapes)
     if weights == "ema" and not any(name.startswith(EMA) for name in shapes):
         raise ValueError("has no averaged weights (model_ema.*): leave out --weights ema")
     predicts = _prediction_type(header, family, path, predicts)
-    complete = family_parts(family, shapes, unet | _sample_size(family, predicts))
+    schedule = ScheduleConfig(predicts=predicts, zero_terminal_snr="ztsnr" in shapes)
+    complete = family_parts(family, shapes)
+    towers = tuple(part.tower for part in complete.values() if part.tower is not None)
     notes = []
     if weights == "raw" and f"{EMA}num_updates" in shapes:
         notes.append("the file also has averaged weights: --weights ema reads them")
-    parts = {name: part for name, part in complete.items() if _has_prefix(shapes, part.prefix)}
-    missing = tuple(name for name in complete if name not in parts)
+    missing = tuple(
+        name
+        for name, part in complete.items()
+        if not any(key.startswith(part.prefix) for key in shapes)
+    )
     if missing:
         notes.append(f"the file has no {' and no '.join(missing)}")
     return SingleFile(
         family,
-        predicts,
-        parts,
+        published_config(family, schedule, towers, in_channels),
+        {name: part for name, part in complete.items() if name not in missing},
         missing,
-        _scheduler(family, predicts, shapes),
         weights,
         tuple(notes),
         _own_settings(header.notes),
     )
 
 
-def identify_family(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, dict[str, Any]]:
-    """The family of a file, and the diffusers configuration of its U-Net.
+def identify_family(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, int]:
+    """The family of a file, and the input channels of its U-Net.
 
     The width of the U-Net, the width of its context and the size of its added embedding identify
     the family.
@@ -193,19 +194,18 @@ def identify_family(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, dict
         raise ValueError(f"is the Stable Diffusion x4 upscaler, which enlarges a picture; {LOADS}")
     if (width, context) == (320, 1024) and added:
         raise ValueError("is Stable Diffusion 2.1 unCLIP, which reads picture embeddings")
-    marks = configs.Marks(width, context, added)
-    match = next((f for f in configs.UNETS.items() if configs.marks(f[1]) == marks), None)
-    if match is None:
+    marks = {(unet.widths[0], unet.context, unet.added): name for name, unet in UNETS.items()}
+    family = marks.get((width, context, added))
+    if family is None:
         raise ValueError(
             f"is a latent diffusion model of a size that is not among those published: its U-Net "
             f"has {width} channels and reads a context of width {context}"
         )
-    family, config = match
     if channels not in (4, 9):
         other = {5: "reads a depth map (2-depth)", 8: "edits by instruction (InstructPix2Pix)"}
         what = other.get(channels, f"reads {channels} channels, which no published model does")
         raise ValueError(f"is a {family} that {what}; this is not supported")
-    return family, config | {"in_channels": channels}
+    return family, channels
 
 
 def _own_settings(notes: Mapping[str, str]) -> dict[str, Any]:
@@ -257,14 +257,7 @@ def _prediction_type(header: Header, family: Family, path: Path, flag: Predicts 
     )
 
 
-def _sample_size(family: Family, predicts: Predicts) -> dict[str, Any]:
-    larger = family == "Stable Diffusion 2.x" and predicts == "velocity"
-    return {"sample_size": 96} if larger else {}  # the 768-pixel model
-
-
-def family_parts(
-    family: Family, shapes: Mapping[str, tuple[int, ...]], unet: dict[str, Any]
-) -> dict[str, Part]:
+def family_parts(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Part]:
     """All parts of a complete file of a family; `shapes` show which form of OpenCLIP H it has."""
     towers = {
         "Stable Diffusion 1.x": {"text_encoder": Part(TRANSFORMER_L, "transformers", CLIP_L)},
@@ -274,8 +267,7 @@ def family_parts(
         },
         "Stable Diffusion XL refiner": {"text_encoder": Part(REFINER_G, "openclip", OPENCLIP_BIGG)},
     }.get(family) or {"text_encoder": Part(OPENCLIP, "openclip", _openclip_h(shapes))}
-    vae = Part(VAE, "ldm", configs.AUTOENCODERS[family])
-    return {"unet": Part(UNET, "ldm", unet), "vae": vae, **towers}
+    return {"unet": Part(UNET, "ldm"), "vae": Part(VAE, "ldm"), **towers}
 
 
 def _openclip_h(shapes: Mapping[str, tuple[int, ...]]) -> TextEncoderConfig:
@@ -287,19 +279,6 @@ def _openclip_h(shapes: Mapping[str, tuple[int, ...]]) -> TextEncoderConfig:
     return TextEncoderConfig(
         text, OPENCLIP_H.dim if projected else None, OPENCLIP_H.skip if complete else 0
     )
-
-
-def _scheduler(
-    family: Family, predicts: Predicts, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Any]:
-    scheduler = configs.SCHEDULERS[family]
-    kind = {"noise": "epsilon", "velocity": "v_prediction"}[predicts]
-    zero = {"rescale_betas_zero_snr": True} if "ztsnr" in shapes else {}
-    return scheduler | {"prediction_type": kind} | zero
-
-
-def _has_prefix(names: Iterable[str], prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in names)
 
 
 def split_names(

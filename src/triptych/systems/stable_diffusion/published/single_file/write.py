@@ -5,6 +5,7 @@ are written. The prediction type and the defaults of sampling go into the metada
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,9 +15,7 @@ from triptych.systems.autoencoder.published import ldm_rules as autoencoder_rule
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
 from triptych.systems.stable_diffusion.published.folder.read import own_settings
 from triptych.systems.stable_diffusion.published.folder.write import tower_state, trim_towers
-from triptych.systems.stable_diffusion.published.load import file_config
-from triptych.systems.stable_diffusion.published.single_file import configs
-from triptych.systems.stable_diffusion.published.single_file.configs import Family
+from triptych.systems.stable_diffusion.published.single_file.configs import UNETS, Family
 from triptych.systems.stable_diffusion.published.single_file.read import (
     NOTE,
     UNET,
@@ -30,7 +29,7 @@ from triptych.systems.stable_diffusion.published.text_encoder import (
     OPENCLIP_RULES,
     transformers_rules,
 )
-from triptych.systems.stable_diffusion.published.unet import from_diffusers, ldm_rules
+from triptych.systems.stable_diffusion.published.unet import ldm_rules
 from triptych.weights.files.safetensors import write_safetensors
 from triptych.weights.files.weight_file import Header
 from triptych.weights.keymap import export
@@ -60,7 +59,7 @@ def write_single_file(model: StableDiffusion, path: Path) -> tuple[str, ...]:
         config, notes = trim_towers(config)
     tensors, metadata = _tensors(model, config, family), _metadata(config, family)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    read, _ = file_config(describe_header(Header(shapes, metadata), path))
+    read = describe_header(Header(shapes, metadata), path).config
     if own := own_settings(config, read):
         metadata[NOTE] = json.dumps(own)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,8 +77,8 @@ def published_family(config: StableDiffusionConfig) -> Family:
         raise ValueError(
             f"a single file contains a KL autoencoder, which this model does not have: {ADVICE}"
         )
-    for family, unet in configs.UNETS.items():
-        if from_diffusers(unet | {"in_channels": config.unet.in_channels}) == config.unet:
+    for family, unet in UNETS.items():
+        if replace(unet, in_channels=config.unet.in_channels) == config.unet:
             return family
     raise ValueError(
         f"a single file has no configuration, so it must have a published size; this model's U-Net "
@@ -97,7 +96,7 @@ def _tensors(
     rules = autoencoder_rules(len(config.autoencoder.widths))
     vae = export(model.autoencoder.state_dict(), rules)
     tensors |= {VAE + name: tensor for name, tensor in vae.items()}
-    parts = [part for name, part in family_parts(family, {}, {}).items() if name.startswith("text")]
+    parts = [part for name, part in family_parts(family, {}).items() if name.startswith("text")]
     if len(parts) != len(config.text):
         raise ValueError(f"{family} has {len(parts)} text towers, this model {len(config.text)}")
     for part, module, tower in zip(parts, model.text, config.text, strict=True):
