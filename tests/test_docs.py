@@ -137,8 +137,9 @@ def every_option() -> frozenset[str]:
 
 
 def unknown_options(text: str) -> list[str]:
-    """Options of Triptych's commands that a page names and that no longer exist."""
+    """Options that a page names, other than as "(was `--old`)", and that do not exist."""
     unknown = []
+    text = re.sub(r"\(was `[^`]+`\)", "", text)
     blocks = [block.replace("\\\n", " ") for block in re.findall(r"```\w*\n(.*?)```", text, re.S)]
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
     lines = [line.strip() for block in blocks for line in block.splitlines()]
