@@ -119,7 +119,7 @@ print(sorted(heavy & set(sys.modules)))
         (["nowhere.png", "--labels", "a"], 3, "nowhere.png"),
         (["nowhere.png"], 2, "--labels auto"),
         (["nowhere.png", "--labels", "a", "a"], 2, "there twice"),
-        (["--labels", "a", "b"], 2, "no pictures"),
+        (["--labels", "a", "b"], 2, "PICTURES is missing"),
         (["nowhere.png", "--labels", "a", "--templates", "foto"], 3, "Did you mean 'photo'"),
         (["nowhere.png", "--labels", "a", "--shots", "2"], 3, "--labels auto"),
         (["nowhere", "--labels", "auto"], 3, "no source"),

@@ -111,7 +111,7 @@ def test_two_sources_are_matched_by_the_names_of_their_classes(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["digits", "--shots", "500", "--limit", "100"], "take 504 pictures of each class"),
+        (["digits", "--shots", "500", "--limit", "100"], "need 504 pictures of each class"),
         (["nowhere"], "nowhere"),
     ],
 )

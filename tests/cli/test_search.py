@@ -8,7 +8,6 @@ import pytest
 
 from tests.systems.clip.tiny_clip import pictures, saved, tiny_clip
 from triptych.cli.main import run
-from triptych.cli.words import gathered, parted
 from triptych.vision.images import open_picture, read_request
 
 CLIP = tiny_clip()
@@ -77,7 +76,7 @@ def test_search_finds_and_says_where_its_index_is(model, folder, tmp_path, capsy
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert len(lines) == 3 and lines[0].endswith("  001.png") and lines[0].startswith("1.0000")
-    assert f"6 looked at now: {tmp_path / 'cache'}" in said.err.replace("of them ", "")
+    assert f"6 new: {tmp_path / 'cache'}" in said.err.replace("of them ", "")
     assert open_picture(sheet).shape[1] > 3 * 160
     assert run([*words, "at night", "-5 degrees", "--minus", "(by day:0.5)", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -128,7 +127,7 @@ def test_nonsense_gets_a_sentence_and_a_code(model, folder, capsys, words, hint)
     given = [str(folder) if word == "FOLDER" else word for word in words]
     if "--model" not in given and given[0] != "generate":
         given += ["--model", model]
-    assert run(given) == 3
+    assert run(given) == (2 if given[0] == "embed" and len(given) == 3 else 3)
     said = capsys.readouterr()
     assert hint in said.err and "Traceback" not in said.err and said.out == ""
 
@@ -145,17 +144,6 @@ def test_nonsense_gets_a_sentence_and_a_code(model, folder, capsys, words, hint)
 )
 def test_usage_errors_leave_with_two(words: list[str]) -> None:
     assert run(words if words[0] == "search" else [*words, "--text", "b"]) == 2
-
-
-def test_words_keep_their_order() -> None:
-    words = ["--text", "a", "b", "--json", "--image=c", "--text", "d", "--out", "e", "-x"]
-    assert gathered(words, ("--text", "--image")) == (
-        ["--json", "--out", "e", "-x"],
-        [("--text", "a"), ("--text", "b"), ("--image", "c"), ("--text", "d")],
-    )
-    words = ["--k", "3", "folder", "--json", "a dog", "--index=x", "more"]
-    bare, flags = ["folder", "a dog", "more"], ["--k=3", "--json", "--index=x"]
-    assert parted(words, ("--json",)) == (bare, flags)
 
 
 @pytest.fixture(scope="module")

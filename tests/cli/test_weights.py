@@ -36,7 +36,7 @@ def test_inspect_shows_every_tensor(saved: Path, capsys) -> None:
     assert run(["weights", "inspect", str(saved)]) == 0
     said = capsys.readouterr()
     assert said.out.splitlines() == ["visual.proj  2 x 3  float32", "logit_scale  scalar  float16"]
-    assert "a torch.save archive, 2 tensors, 7 numbers in 26 bytes" in said.err
+    assert "a torch.save archive, 2 tensors, 7 parameters in 26 bytes" in said.err
     assert run(["weights", "inspect", str(saved), "--json"]) == 0
     (file,) = json.loads(capsys.readouterr().out)["files"]
     assert file["parameters"] == 7
@@ -55,7 +55,7 @@ def test_convert_to_safetensors(saved: Path, tmp_path: Path, capsys) -> None:
     found = load_file(dest)
     assert found.keys() == STATE.keys() and all(torch.equal(found[k], STATE[k]) for k in STATE)
     assert run(["weights", "convert", str(saved), str(dest)]) == 3
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert run(["weights", "convert", str(saved), str(dest), "--overwrite"]) == 0
     assert run(["weights", "convert", str(saved), str(dest.parent), "--overwrite"]) == 0
     assert [p.name for p in dest.parent.iterdir()] == ["model.safetensors"]

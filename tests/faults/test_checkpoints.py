@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.faults.interruption import Disk, deaths, dies
 from tests.train.toy import regression
-from triptych.cli.main import explained
+from triptych.cli.main import report_error
 from triptych.requests import Training
 from triptych.train import checkpoint, loop
 from triptych.train.loop import fit
@@ -299,7 +299,7 @@ def test_an_operation_that_fails_leaves_the_older_checkpoints(memory: Path, code
                 failed += 1
                 message = str(error)
                 assert os.strerror(code) in message and f"{run}/step-000003" in message
-                assert "make room" in message and explained(error) == 3
+                assert "make room" in message and report_error(error) == 3
         path, faults = checkpoint.newest(run)
         assert value(path) in (2.0, 3.0) and good(run) >= 2 and not faults
         if value(path) == 2.0:
@@ -334,7 +334,7 @@ def test_a_disk_that_is_really_full_ends_the_run_with_3(
                 pass
         except Exception as error:
             resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))  # or nothing could be said
-            os._exit(explained(error))
+            os._exit(report_error(error))
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
     message = capfd.readouterr().err

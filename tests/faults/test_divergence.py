@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.train.toy import CARD, batch, regression, two_players
-from triptych.cli.main import explained
+from triptych.cli.main import report_error
 from triptych.requests import Training
 from triptych.train import checkpoint
 from triptych.train.journal import rows
@@ -123,7 +123,7 @@ def test_five_bad_steps_exit_4_and_the_last_checkpoint_is_finite(
     with pytest.raises(FloatingPointError, match="up to step 9") as caught:
         for _ in fit(recipe, dataclasses.replace(SETTINGS, steps=99), tmp_path):
             pass
-    assert explained(caught.value) == 4
+    assert report_error(caught.value) == 4
     path, faults = checkpoint.newest(tmp_path)
     assert path is not None and path.name == "step-000006" and not faults
     found = checkpoint.load(path)
@@ -171,7 +171,7 @@ def test_weights_that_turn_bad_are_neither_saved_nor_exported(tmp_path: Path, va
     with pytest.raises(FloatingPointError, match="not finite") as caught:
         for _ in steps:
             pass
-    assert explained(caught.value) == 4
+    assert report_error(caught.value) == 4
     path, faults = checkpoint.newest(tmp_path)
     assert path is not None and path.name == "step-000003" and not faults
     assert (tmp_path / "model.safetensors").read_bytes() == exported

@@ -14,7 +14,7 @@ import torch
 
 from tests.train.toy import regression
 from triptych import training as runs
-from triptych.cli.main import explained
+from triptych.cli.main import report_error
 from triptych.requests import TrainCvae, Training, TrainWgan
 from triptych.train import checkpoint
 from triptych.train.journal import Journal, lock_run, rows
@@ -48,7 +48,7 @@ def test_a_second_trainer_is_refused_and_told_by_whom(tmp_path: Path) -> None:
     try:
         with pytest.raises(RuntimeError, match=rf"in use by process {holder}\b.*--run") as caught:
             next(runs.train(TrainCvae(), tmp_path))
-        assert explained(caught.value) == 1
+        assert report_error(caught.value) == 1
         assert {p.name for p in tmp_path.iterdir()} == {"lock"}  # and touched nothing
     finally:
         end(holder)
@@ -92,7 +92,7 @@ def test_a_folder_of_another_request_is_refused_field_by_field(tmp_path: Path) -
     assert re.search(r"training\.batch_size: 128 there, 7 asked for", message)
     assert re.search(r"latent: 3 there, 4 asked for", message)
     assert "steps" not in message and "--resume" in message  # the number of steps may change
-    assert explained(caught.value) == 3
+    assert report_error(caught.value) == 3
     with pytest.raises(ValueError, match="recipe: cvae there, wgan asked for"):
         runs.adopt(tmp_path, TrainWgan())
     assert (tmp_path / "run.json").read_bytes() == before
@@ -122,7 +122,7 @@ def test_a_damaged_run_json_is_refused_and_kept(tmp_path: Path, text: str) -> No
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(ValueError) as caught:
         runs.adopt(tmp_path, TrainCvae())
-    assert explained(caught.value) == 3
+    assert report_error(caught.value) == 3
     assert (tmp_path / "run.json").read_text() == text
 
 
@@ -149,7 +149,7 @@ def test_a_journal_shortened_by_hand_is_refused_and_kept(tmp_path: Path) -> None
     longer = Training(steps=6, save_every=2, log_every=2, ema_halflife=4)
     with pytest.raises(ValueError, match=r"metrics\.jsonl has \d+ bytes, fewer than") as caught:
         next(fit(regression(), longer, tmp_path))
-    assert explained(caught.value) == 3
+    assert report_error(caught.value) == 3
     assert path.read_bytes() == before
 
 
@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_written_ends_with_3(tmp_path: Path, where: str)
         try:
             next(runs.train(TrainCvae(), run))
         except OSError as error:
-            code = explained(error) if str(run) in str(error) else 99
+            code = report_error(error) if str(run) in str(error) else 99
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
@@ -226,7 +226,7 @@ def test_a_journal_on_a_full_disk_is_named(tmp_path: Path) -> None:
                 journal.close()
         except OSError as error:
             resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))  # or nothing could be said
-            code = explained(error) if f"{tmp_path}/metrics.jsonl" in str(error) else 99
+            code = report_error(error) if f"{tmp_path}/metrics.jsonl" in str(error) else 99
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3

@@ -409,7 +409,7 @@ def test_the_doctor_and_inspect_know_a_single_file(single, capsys):
     assert "has no vae: fetch it" in capsys.readouterr().out
     assert run(["weights", "inspect", str(path)]) == 0
     shown = capsys.readouterr().err
-    assert "whole: Stable Diffusion 1.x, predicts noise, made of unet, text_encoder" in shown
+    assert "model: Stable Diffusion 1.x, predicts noise, made of unet, text_encoder" in shown
     assert "missing: vae" in shown
     dest = path.parent / "ours"
     assert run(["weights", "convert", str(path), str(dest), "--to", "diffusers"]) == 3

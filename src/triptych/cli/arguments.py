@@ -6,16 +6,22 @@ tyro parses; the help page and the sentences are written here, from the dataclas
 
 import ast
 import inspect
+import itertools
+import math
+import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from triptych.cli.main import UsageError
+from triptych.cli.output import UsageError
 from triptych.config import nearest
 
 Parsed = TypeVar("Parsed")
+Given = list[tuple[str, list[str]]]
+"""Flags with their values, in the order of the command line."""
+HELP_FLAGS = {"--help", "-h", "--help-all"}
 WIDTH = 96
 
 Topics = dict[str, tuple[str, ...]]
@@ -52,10 +58,16 @@ class Option:
     """`dataclasses.MISSING` for an argument that must be given."""
     text: str
     """One or two sentences on what it does."""
+    earlier: str = ""
+    """The name that the field had in an earlier version."""
 
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_list(self) -> bool:
+        return get_origin(self.hint) is tuple
 
 
 def parse(
@@ -67,47 +79,155 @@ def parse(
     default: Parsed | None = None,
     description: str | None = None,
     topics: Topics = TOPICS,
-    positional: bool = False,
+    positional: Sequence[str] = (),
     append: bool = False,
-    unknown: bool = False,
 ) -> Parsed:
     """A dataclass from the flags of a command line; nested dataclasses lend their fields.
 
-    `basic` are the fields that `--help` lists, and `--help-all` lists all of them. `positional`
-    says that required fields are given without a flag, in their order. With `append` a flag may be
-    given several times. With `unknown` other flags are left to a later call.
+    `basic` are the fields that `--help` lists, and `--help-all` lists all of them. `positional` are
+    those given without a flag, in this order; a list takes all further words. With `append` a flag
+    of a list takes one value and may be given again, instead of all words up to the next flag.
 
     Raises:
         UsageError: an unknown flag, a value of another type, or one that the dataclass refuses.
-        SystemExit: help was asked for, and is printed.
+        SystemExit: help was requested, and is printed.
     """
-    asks = {"--help", "-h", "--help-all"} & set(arguments)
-    if asks and not unknown:
-        every = "--help-all" in asks
-        options = list(find_options(kind, default))
+    options = {option.flag: option for option in find_options(kind, default)}
+    if asks := HELP_FLAGS & set(arguments):
         text = description or kind.__doc__ or ""
-        print(render_help(options, usage, basic, text, topics, every))
+        every = "--help-all" in asks
+        print(render_help(list(options.values()), usage, basic, text, topics, every))
         raise SystemExit(0)
+    given = _assign(arguments, options, usage, positional, append)
+    command = _command(usage)
     import tyro
 
     marks: list[Any] = [tyro.conf.OmitArgPrefixes]
-    marks += [tyro.conf.PositionalRequiredArgs] if positional else []
     marks += [tyro.conf.UseAppendAction] if append else []
-    words = _rename(list(arguments), kind)
-    flags = {option.flag: option for option in find_options(kind, default)}
-    read: Any = tyro.cli  # its overloads know no argument that decides what is returned
-    with tyro._errors.on_parse_error(lambda event: _refuse(event, usage, flags, words)):
-        parsed = read(
+    read: Any = tyro.cli  # its overloads do not know a config that is computed
+    with tyro._errors.on_parse_error(lambda event: _refuse(event, options, dict(given), command)):
+        parsed: Parsed = read(
             kind,
-            args=words,
+            args=_to_words(given, options, append),
             default=default,
-            prog=usage.split(" [")[0],
             config=tuple(marks),
-            return_unknown_args=unknown,
             add_help=False,
         )
-    result: Parsed = parsed[0] if unknown else parsed
-    return result
+    return parsed
+
+
+def split_words(
+    arguments: Sequence[str], options: Mapping[str, Option], append: bool = False
+) -> tuple[list[str], Given]:
+    """Words without a flag, and each flag with its values, in order."""
+    bare: list[str] = []
+    given: Given = []
+    earlier = {"--" + o.earlier.replace("_", "-"): o.flag for o in options.values() if o.earlier}
+    room = 0.0  # for values of the last flag
+    for word in arguments:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            flag = flag.replace("_", "-")
+            flag = earlier.get(flag, flag)
+            given.append((flag, [value] if equals else []))
+            option = _find(flag, options)
+            room = math.inf if option and option.is_list and not append else 1
+            room = 0 if equals or (option and option.hint is bool) else room
+        elif room:
+            given[-1][1].append(word)
+            room -= 1
+        else:
+            bare.append(word)
+    return bare, given
+
+
+def refuse_others(
+    given: Given, options: Mapping[str, Option], others: Mapping[str, Option], reason: str
+) -> None:
+    """Raises ValueError for a flag that belongs to another kind of model."""
+    for flag, _ in given:
+        if _find(flag, others) and not _find(flag, options):
+            raise ValueError(f"{flag} cannot be used: {reason}")
+
+
+def choose_command(arguments: Sequence[str], name: str, commands: Sequence[str], page: str) -> str:
+    """The first word as the name of a subcommand; without one the help page is printed.
+
+    Raises:
+        UsageError: there is no such subcommand.
+        SystemExit: help was requested, or nothing.
+    """
+    if not arguments or arguments[0] in HELP_FLAGS:
+        print(page, file=sys.stdout if arguments else sys.stderr)
+        raise SystemExit(0 if arguments else 2)
+    if arguments[0] not in commands:
+        near = nearest(arguments[0], list(commands))
+        raise UsageError(f"no command '{name} {arguments[0]}'.{near} See `triptych {name} --help`")
+    return arguments[0]
+
+
+def _assign(
+    arguments: Sequence[str],
+    options: Mapping[str, Option],
+    usage: str,
+    positional: Sequence[str],
+    append: bool,
+) -> Given:
+    """Every value with its flag, those of positional arguments first.
+
+    Raises:
+        UsageError: an unknown flag, or a missing value or argument.
+    """
+    command = _command(usage)
+    bare, given = split_words(arguments, options, append)
+    placed: Given = []
+    for option in (options["--" + name.replace("_", "-")] for name in positional):
+        count = len(bare) if option.is_list else 1
+        if bare:
+            placed.append((option.flag, bare[:count]))
+        bare = bare[count:]
+    if bare:
+        raise UsageError(
+            f"unexpected argument {bare[0]!r}; a text with spaces stands in quotes: {usage}"
+        )
+    for flag, values in given:
+        found = _find(flag, options)
+        if found is None:
+            near = nearest(flag, list(options))
+            raise UsageError(f"there is no option {flag}.{near} (`{command} --help`)")
+        if not values and found.hint is not bool and not found.is_list:
+            raise UsageError(f"{flag} needs a value (`{command} --help`)")
+    given = placed + given
+    required = [option for option in options.values() if option.default is MISSING]
+    if missing := [o.name.upper() for o in required if o.flag not in dict(given)]:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UsageError(f"{' and '.join(missing)} {verb} missing: {usage}")
+    return given
+
+
+def _command(usage: str) -> str:
+    """Of `triptych weights inspect PATH [OPTIONS]` the first three words."""
+    return " ".join(itertools.takewhile(lambda word: word[0].islower(), usage.split()))
+
+
+def _find(flag: str, options: Mapping[str, Option]) -> Option | None:
+    """The option of a flag, also of one that turns it off."""
+    if flag in options:
+        return options[flag]
+    option = options.get(flag.replace("--no-", "--", 1))
+    return option if option and option.hint is bool else None
+
+
+def _to_words(given: Given, options: Mapping[str, Option], append: bool) -> list[str]:
+    """In the order and form that tyro reads reliably: values may begin with a dash."""
+    words: list[str] = []
+    lists: dict[str, list[str]] = {}
+    for flag, values in given:
+        if flag in options and options[flag].is_list and not append:
+            lists.setdefault(flag, [flag]).extend(values)
+        else:
+            words += [f"{flag}={value}" for value in values] or [flag]
+    return words + [word for part in lists.values() for word in part]
 
 
 def find_options(kind: type, default: object = None) -> Iterator[Option]:
@@ -124,7 +244,8 @@ def find_options(kind: type, default: object = None) -> Iterator[Option]:
             assert isinstance(hint, type)
             yield from find_options(hint, None if value is MISSING else value)
             continue
-        yield Option(field.name, hint, value, texts.get(field.name, ""))
+        earlier = field.metadata.get("was", "")
+        yield Option(field.name, hint, value, texts.get(field.name, ""), earlier)
 
 
 def field_texts(kind: type) -> dict[str, str]:
@@ -205,53 +326,19 @@ def _metavar(hint: Any) -> str:
     return {int: "N", float: "X", bool: ""}.get(hint, "TEXT" if hint is str else "PATH")
 
 
-def _rename(arguments: list[str], kind: type) -> list[str]:
-    """Flags under the names that their fields had in an earlier version, as those of today."""
-    old = {
-        "--" + was.replace("_", "-"): "--" + name.replace("_", "-")
-        for was, name in _earlier_names(kind)
-    }
-    renamed = []
-    for word in arguments:
-        flag, equals, value = word.partition("=")
-        renamed.append(old.get(flag, flag) + equals + value)
-    return renamed
-
-
-def _earlier_names(kind: type) -> Iterator[tuple[str, str]]:
-    hints = get_type_hints(kind)
-    for field in fields(kind):
-        if is_dataclass(hints[field.name]):
-            yield from _earlier_names(hints[field.name])
-        elif "was" in field.metadata:
-            yield field.metadata["was"], field.name
-
-
-def _refuse(event: Any, usage: str, options: dict[str, Option], words: list[str]) -> NoReturn:
-    """tyro's report of a mistake as one sentence of ours."""
+def _refuse(
+    event: Any, options: Mapping[str, Option], given: Mapping[str, list[str]], command: str
+) -> NoReturn:
+    """tyro's report of a value of the wrong type as one sentence of ours."""
     import tyro
 
-    errors = tyro._errors
-    command = usage.split(" [")[0]
-    where = f" (`{command} --help`)"
-    if isinstance(event, errors.UnrecognizedArgs):
-        flags = [token for token in event.tokens if token.startswith("-")]
-        if not flags:
-            raise UsageError(f"{event.tokens[0]!r} is not an option of {command}{where}")
-        flag = flags[0].split("=")[0]
-        raise UsageError(f"there is no option {flag}.{nearest(flag, list(options))}{where}")
-    if isinstance(event, errors.MissingArgs):
-        names = ", ".join(each.arg.display_name() for each in event.missing_arguments)
-        raise UsageError(f"{names} is missing: {usage}")
     flag = event.argument.display_name() if getattr(event, "argument", None) else ""
-    if isinstance(event, errors.BadValue):
-        raise UsageError(f"{flag} needs a value{where}")
-    if isinstance(event, errors.InvalidChoice):
+    if isinstance(event, tyro._errors.InvalidChoice):
         near = nearest(event.value, list(event.choices))
         raise UsageError(f"{flag} is one of {', '.join(event.choices)}, not {event.value!r}.{near}")
     if flag in options:
-        wanted = f"{flag} takes {_kind(options[flag].hint)}"
-        raise UsageError(f"{wanted}, not {' '.join(_values(flag, words))!r}{where}")
+        kind, text = _kind(options[flag].hint), " ".join(given[flag])
+        raise UsageError(f"{flag} takes {kind}, not {text!r} (`{command} --help`)")
     raise UsageError(getattr(event, "message", f"{event}"))
 
 
@@ -261,14 +348,3 @@ def _kind(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return {int: "whole numbers", float: "numbers"}.get(get_args(hint)[0], "words")
     return {int: "a whole number", float: "a number"}.get(hint, "another value")
-
-
-def _values(flag: str, words: list[str]) -> list[str]:
-    """The words that were given for a flag."""
-    given = [word.partition("=")[2] for word in words if word.startswith(f"{flag}=")]
-    after = words[words.index(flag) + 1 :] if flag in words else []
-    for word in after:
-        if word.startswith("--"):
-            break
-        given.append(word)
-    return given

@@ -1,14 +1,14 @@
-"""`triptych data check SOURCE`: what a source of pictures holds, and what is wrong with it."""
+"""`triptych data check SOURCE`: what a source of pictures contains, and what is wrong with it."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.cli.arguments import parse
+from triptych.cli.arguments import choose_command, parse
+from triptych.cli.output import bar, printable, say
 
 if TYPE_CHECKING:
     from triptych.data.disk.check import Checked, Survey
@@ -16,44 +16,31 @@ if TYPE_CHECKING:
 
 HELP = """usage: triptych data check SOURCE [--json] [--report FILE]
 
-Decodes every picture of a source and prints what it holds and what is wrong with it.
+Decodes every picture of a source and prints what it contains and what is wrong with it.
 
 `triptych data check --help` lists the options."""
 USAGE = "triptych data check SOURCE [OPTIONS]"
-SHOWN = 12  # rows of a list that people see; the report has all of them
+LISTED = 12  # rows of a printed list; the report has all
 
 
 @dataclass(frozen=True)
 class CheckData:
-    """Decode every picture of a source; print what it holds and what is wrong with it."""
+    """Decode every picture of a source; print what it contains and what is wrong with it."""
 
     source: str
     """`digits`, `scenes`, or a path: a folder, a .tar or a range of them, an .npz."""
     json: bool = False
-    """One JSON object on stdout, and nothing else there."""
+    """Print one JSON object on stdout."""
     report: Path | None = None
-    """A file for every skipped picture and every duplicate, as JSON lines."""
+    """A file to write: every skipped picture and every duplicate, as JSON lines."""
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0, or 3 where nothing can be trained on the source."""
-    if not arguments or arguments[0] in ("--help", "-h"):
-        print(HELP)
-        return 0 if arguments else 2
-    if arguments[0] != "check":
-        print(
-            f"triptych: no command 'data {arguments[0]}'. Did you mean 'data check'?",
-            file=sys.stderr,
-        )
-        return 2
+    choose_command(arguments, "data", ("check",), HELP)
     request = parse(
-        CheckData, arguments[1:], usage=USAGE, basic=("report", "json"), positional=True
+        CheckData, arguments[1:], usage=USAGE, basic=("report", "json"), positional=("source",)
     )
-    return check(request)
-
-
-def check(request: CheckData) -> int:
-    """Look at the source and say what was seen; returns the exit code."""
     from triptych.data.disk.check import survey, survey_endless
     from triptych.data.sources import SCENES, open_index, open_source
 
@@ -61,54 +48,44 @@ def check(request: CheckData) -> int:
         seen = survey_endless(open_source(request.source))
     else:
         index = open_index(request.source)
-        seen = survey(index, _look(index))
+        seen = survey(index, _decode(index))
     if request.report is not None:
         _write_report(request.report, seen)
     if request.json:
         print(json.dumps(_as_json(seen)))
     else:
-        _show(seen)
+        _print(seen)
     if seen.problem:
-        print(f"triptych: {_plain(seen.problem)}", file=sys.stderr)
+        say(f"triptych: {seen.problem}")
         return 3
     return 0
 
 
-def _look(index: "Index") -> "Mapping[int, Checked]":
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+def _decode(index: "Index") -> "Mapping[int, Checked]":
+    """The result of decoding each picture, by its row; shows a progress bar."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
     from triptych.data.disk.check import check_pictures
 
-    columns = ("looking", BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    looked = {}
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=len(index))
-        for seen in check_pictures(index):
-            looked[seen.row] = seen
-            bar.advance(task)
-    return looked
+    with bar("decoding", BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
+        return {seen.row: seen for seen in progress.track(check_pictures(index), len(index))}
 
 
-def _show(seen: "Survey") -> None:
-    """For people, on stderr."""
+def _print(seen: "Survey") -> None:
+    """A table on stderr."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    rows = _facts(seen)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text in rows:
-        table.add_row(name, Text(_plain(text)))
+    for name, text in _facts(seen):
+        table.add_row(name, Text(printable(text)))
     console = Console(stderr=True, highlight=False)
     console.print(table)
     if seen.skipped or seen.duplicates:
-        console.print(Text("`--report FILE` lists all that is skipped and all duplicates"))
+        console.print(Text("`--report FILE` lists all skipped pictures and all duplicates"))
 
 
 def _facts(seen: "Survey") -> list[tuple[str, str]]:
@@ -116,7 +93,7 @@ def _facts(seen: "Survey") -> list[tuple[str, str]]:
     if seen.pictures is None:
         named = (("classes", seen.classes), ("attributes", seen.attributes))
         rows += [(f"{len(words)} {what}", ", ".join(words)) for what, words in named if words]
-        return [*rows, ("pictures", "without an end, each with captions")]
+        return [*rows, ("pictures", "endless, each with captions")]
     rows += [("pictures", f"{seen.pictures:,}" + (f" ({seen.grey:,} grey)" if seen.grey else ""))]
     held_out = " (no test split here: a tenth is held out by a key of the name)"
     rows += [("splits", _counts(seen.splits) + (held_out if seen.held_out else ""))]
@@ -138,7 +115,7 @@ def _facts(seen: "Survey") -> list[tuple[str, str]]:
     rows += [("", " = ".join(group[:4])) for group in seen.duplicates[:3]]
     rows.append(("skipped", f"{len(seen.skipped):,}"))
     reasons = Counter(seen.skipped.values())
-    for reason, count in reasons.most_common(SHOWN):
+    for reason, count in reasons.most_common(LISTED):
         names = [name for name, other in seen.skipped.items() if other == reason]
         rows.append(
             ("", f"{count:,}: {reason} ({', '.join(names[:3])}{', ...' if count > 3 else ''})")
@@ -148,14 +125,9 @@ def _facts(seen: "Survey") -> list[tuple[str, str]]:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{name}: {count:,}" for name, count in list(counts.items())[:SHOWN])
-    more = len(counts) - SHOWN
+    shown = ", ".join(f"{name}: {count:,}" for name, count in list(counts.items())[:LISTED])
+    more = len(counts) - LISTED
     return shown + (f" and {more:,} more" if more > 0 else "")
-
-
-def _plain(text: str) -> str:
-    """Without the control characters that a file name could send to a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
 def _as_json(seen: "Survey") -> dict[str, Any]:
@@ -173,10 +145,10 @@ def _as_json(seen: "Survey") -> dict[str, Any]:
         "captioned": seen.captioned,
         "captions": seen.captions,
         "boxes": seen.boxes,
-        "duplicates": [list(group) for group in seen.duplicates[:SHOWN]],
+        "duplicates": [list(group) for group in seen.duplicates[:LISTED]],
         "duplicate_groups": len(seen.duplicates),
         "skipped": len(seen.skipped),
-        "reasons": dict(Counter(seen.skipped.values()).most_common(SHOWN)),
+        "reasons": dict(Counter(seen.skipped.values()).most_common(LISTED)),
         "notes": list(seen.notes),
         "problem": seen.problem or None,
     }

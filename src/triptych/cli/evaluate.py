@@ -1,14 +1,15 @@
-"""`triptych evaluate RUN`: a run's figures, tables and plots, by the report of its system."""
+"""`triptych evaluate RUN`: the report of a run's system: numbers, tables and plots."""
 
 import json
 import shlex
-from collections.abc import Generator
-from dataclasses import dataclass, fields, make_dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.cli.arguments import parse
-from triptych.cli.main import Interrupt, say, stop
+from triptych.cli.arguments import Option, find_options, parse, refuse_others, split_words
+from triptych.cli.main import Interrupt, stop
+from triptych.cli.output import say
 from triptych.system import System
 from triptych.systems import KINDS, RECIPES, SYSTEMS, find_command, find_recipe
 
@@ -21,52 +22,47 @@ BASIC = (
     "out", "json", "seed", "samples_per_class", "judge", "guidance", "curves", "prompts", "sampler",
     "steps", "clip", "likelihood_samples", "score",
 )  # fmt: skip
-DESCRIPTION = """Judge a trained model: numbers, tables and plots in RUN/evaluation. Each system has
-options of its own: triptych evaluate RUN --help shows those of a run."""
+DESCRIPTION = """Evaluate a trained model: numbers, tables and plots in RUN/evaluation. The options
+depend on the model: triptych evaluate RUN --help lists those of a run."""
 
 
 @dataclass(frozen=True)
 class EvaluateRun:
-    """Judge a trained model: numbers, tables and plots in RUN/evaluation."""
+    """Evaluate a trained model: numbers, tables and plots in RUN/evaluation."""
 
     run: Path
-    """A run folder."""
+    """The folder of a training run."""
     seed: int = 0
-    """Seed of everything that is drawn."""
+    """Seed of all random draws."""
     out: Path | None = None
-    """Folder for the report; by default RUN/evaluation."""
+    """Folder for the report. Default: RUN/evaluation."""
     json: bool = False
-    """The report as one JSON object on stdout."""
+    """Print the report as one JSON object on stdout."""
 
 
 def main(arguments: list[str]) -> int:
-    words = [word for word in arguments if not word.startswith("-")]
-    if not words:
+    every = [system.evaluation for system in SYSTEMS.values() if system.evaluation]
+    words, given = split_words(arguments, _by_flag([EvaluateRun, *every]))
+    if not words:  # help, or a usage error
         parse(
-            EvaluateRun,
-            arguments,
-            usage=USAGE,
-            basic=BASIC,
-            description=DESCRIPTION,
-            positional=True,
-        )
-    trained = _stored(Path(words[0]))
-    systems = _systems(trained)
+            EvaluateRun, arguments, usage=USAGE, basic=BASIC, description=DESCRIPTION,
+            positional=("run",),
+        )  # fmt: skip
+    trained = _read_request(Path(words[0]))
+    systems = _find_systems(trained)
     options = {system: system.evaluation for system in systems if system.evaluation}
-    _refuse_others(arguments, options, find_recipe(trained))
+    ours = _by_flag([EvaluateRun, *options.values()])
+    refuse_others(given, ours, _by_flag(every), f"this is a {find_recipe(trained)} run")
     names = [f"options_{i}" for i in range(len(options))]
+    members = [("common", EvaluateRun), *zip(names, options.values(), strict=True)]
     parsed: Any = parse(
-        make_dataclass(
-            "Arguments", [("common", EvaluateRun), *zip(names, options.values(), strict=True)]
-        ),
-        arguments,
-        usage=USAGE,
-        basic=BASIC,
-        description=EvaluateRun.__doc__,
-        positional=True,
-    )
+        make_dataclass("Arguments", members), arguments, usage=USAGE, basic=BASIC,
+        description=EvaluateRun.__doc__, positional=("run",),
+    )  # fmt: skip
     chosen = {system: getattr(parsed, name) for system, name in zip(options, names, strict=True)}
-    return evaluate(parsed.common, trained, systems, chosen, arguments)
+    line = [parsed.common.run.name if word == words[0] else word for word in arguments]
+    command = shlex.join(["triptych", "evaluate", *line])
+    return evaluate(parsed.common, trained, systems, chosen, command)
 
 
 def evaluate(
@@ -74,7 +70,7 @@ def evaluate(
     trained: "TrainRequest",
     systems: list[System],
     options: dict[System, Any],
-    arguments: list[str],
+    command: str,
 ) -> int:
     """Run the reports of the systems one after the other; returns the exit code."""
     from triptych import runtime
@@ -84,27 +80,18 @@ def evaluate(
     from triptych.train.evaluation import TrainedRun
     from triptych.train.journal import rows
 
-    loaded = load(str(request.run), runtime.device(), "float32")  # figures are to be compared
+    loaded = load(str(request.run), runtime.device(), "float32")  # for comparable figures
     train, test = open_train_and_test(trained.training.data, size=trained.training.size or None)
     folder = request.out or request.run / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     draw_curves(rows(request.run / "metrics.jsonl"), folder / "curves.png")
     run = TrainedRun(
-        trained,
-        loaded,
-        train,
-        test,
-        request.run,
-        folder,
-        shlex.join(["triptych", "evaluate", request.run.name, *arguments[1:]]),
-        request.seed,
-        load,
-        train_model,
+        trained, loaded, train, test, request.run, folder, command, request.seed, load, train_model
     )
     figures: dict[str, Any] = {}
     reporting = [system for system in systems if system.report]
     for system in reporting:
-        figures |= _show(system.module("report").evaluate(options.get(system), run))
+        figures |= _finish_report(system.module("report").evaluate(options.get(system), run))
     if not reporting:
         say(f"{KINDS[loaded.card.model].title}: figures of held-out data are in metrics.jsonl")
     say(f"report: {folder}")
@@ -113,7 +100,11 @@ def evaluate(
     return 0
 
 
-def _stored(run: Path) -> "TrainRequest":
+def _by_flag(kinds: Sequence[type]) -> dict[str, Option]:
+    return {option.flag: option for kind in kinds for option in find_options(kind)}
+
+
+def _read_request(run: Path) -> "TrainRequest":
     from triptych.training import stored
 
     trained = stored(run)
@@ -122,29 +113,14 @@ def _stored(run: Path) -> "TrainRequest":
     return trained
 
 
-def _systems(trained: "TrainRequest") -> list[System]:
-    """The system of a run, and the one that draws with its model, each once."""
+def _find_systems(trained: "TrainRequest") -> list[System]:
+    """The system of a run, and the one that generates with its model, each once."""
     own = RECIPES[find_recipe(trained)]
-    drawing = [find_command("generate", kind) for kind in own.kinds]
-    return list(dict.fromkeys([own, *(system for system in drawing if system)]))
+    generating = [find_command("generate", kind) for kind in own.kinds]
+    return list(dict.fromkeys([own, *(system for system in generating if system)]))
 
 
-def _refuse_others(arguments: list[str], options: dict[System, Any], recipe: str) -> None:
-    """An option of another system is an error, not ignored."""
-    own = {field.name for kind in (EvaluateRun, *options.values()) for field in fields(kind)}
-    others = {
-        field.name
-        for system in SYSTEMS.values()
-        if system.evaluation
-        for field in fields(system.evaluation)
-    }
-    for word in arguments:
-        name = word.partition("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
-        if word.startswith("--") and name in others - own:
-            raise ValueError(f"{word.partition('=')[0]} cannot be used: this is a {recipe} run")
-
-
-def _show(work: Generator[str, None, dict[str, Any]]) -> dict[str, Any]:
+def _finish_report(work: Generator[str, None, dict[str, Any]]) -> dict[str, Any]:
     """Run a report to its figures, printing its messages."""
     while True:
         try:
@@ -155,18 +131,18 @@ def _show(work: Generator[str, None, dict[str, Any]]) -> dict[str, Any]:
 
 
 def train_model(request: "TrainRequest", run: Path, name: str) -> "Loaded":
-    """Train a model that a report needs, continue it, or take it as it is.
+    """Train a model that a report needs, or continue its training, unless it is finished.
 
     Raises:
-        ValueError: the folder is of another recipe.
+        ValueError: the folder belongs to another recipe.
     """
     from triptych.loading import load
     from triptych.training import stored, train
 
     before = stored(run)
     if before is not None and type(before) is not type(request):
-        wanted = find_recipe(request)
-        raise ValueError(f"{run} is a {find_recipe(before)} run; the {name} is a {wanted}")
+        recipes = find_recipe(before), find_recipe(request)
+        raise ValueError(f"{run} is a {recipes[0]} run; the {name} is a {recipes[1]}")
     request = before or request
     steps = train(request, run)
     with Interrupt() as interrupt:

@@ -1,20 +1,19 @@
-"""`triptych grid PROMPT`: one labelled picture of what one, two or three settings do.
+"""`triptych grid PROMPT`: one labelled picture of the effect of one, two or three settings.
 
 Dimensions: R rows, K columns, H height, W width, C channels.
 """
 
 import csv
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from triptych.cli.arguments import parse
-from triptych.cli.generate.text_pictures import recorded
-from triptych.cli.main import say
-from triptych.cli.output import watched
-from triptych.cli.words import gathered, parted
+from triptych.cli.generate.text_pictures import to_record
+from triptych.cli.output import say, watch
 from triptych.config import from_json, nearest, to_json
 from triptych.systems.stable_diffusion.request import TextToImage
 
@@ -23,14 +22,9 @@ if TYPE_CHECKING:
 
     from triptych.systems.stable_diffusion.pipeline import Drawing
 
-MOST = 400  # pictures of a grid
-LISTS = ("--loras",)
-SWITCHES = (
-    "--json", "--no-json", "--deterministic", "--no-deterministic", "--tiling", "--no-tiling",
-    "--help", "--help-all",
-)  # fmt: skip
+MAX_CELLS = 400
 NOT_SWEPT = ("n",)
-USAGE = "triptych grid PROMPT --x FIELD=VALUE,VALUE [--y ...] [--z ...] [OPTIONS]"
+USAGE = "triptych grid PROMPT --x OPTION=VALUE,VALUE [--y ...] [--z ...] [OPTIONS]"
 BASIC = (
     "x", "y", "z", "negative", "model", "size", "seed", "steps", "sampler", "guidance", "loras",
     "out", "json",
@@ -39,24 +33,24 @@ BASIC = (
 
 @dataclass(frozen=True)
 class Arguments:
-    """Sweep one, two or three settings of a prompt into one labelled picture.
+    """Vary one, two or three settings of a prompt, in one labelled picture.
 
-    A sweep is FIELD=VALUE,VALUE,... of any setting below, such as `--x steps=10,20,40`,
-    `--y sampler=euler,dpmpp_2m` or `--z "prompt=a fox,a cat"`; values with commas in them stand in
-    double quotes. All pictures have the same seed unless it is what is swept.
+    A sweep is OPTION=VALUE,VALUE,... with any option of --help-all, such as `--x steps=10,20,40`,
+    `--y sampler=euler,dpmpp_2m` or `--z "prompt=a fox,a cat"`; put values with commas in double
+    quotes. All pictures have the same seed, unless the sweep is over seeds.
     """
 
     request: TextToImage
     x: str = ""
-    """What changes from column to column."""
+    """Sweep over the columns: OPTION=VALUE,VALUE."""
     y: str = ""
-    """What changes from row to row."""
+    """Sweep over the rows."""
     z: str = ""
-    """What changes from table to table, one below the other."""
+    """Sweep over tables, one below the other."""
     out: Path = Path("grid.png")
-    """The .png, .jpg or .webp file of the grid."""
+    """The picture file to write: .png, .jpg or .webp."""
     json: bool = False
-    """One JSON object on stdout: the request, the sweeps and the file."""
+    """Print one JSON object on stdout: the request, the sweeps and the file."""
 
 
 class Sweep(NamedTuple):
@@ -66,7 +60,7 @@ class Sweep(NamedTuple):
     values: tuple[Any, ...]
 
     def labels(self) -> list[str]:
-        """What rows or columns are called."""
+        """Headings of the rows or columns."""
         shown = [
             ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
             for value in self.values
@@ -78,29 +72,21 @@ ONE = Sweep("", (None,))
 
 
 def main(arguments: list[str]) -> int:
-    rest, taken = gathered(arguments, LISTS)
-    words, flags = parted(rest, SWITCHES)
-    if asks := {"-h", "--help", "--help-all"} & set(flags):
-        parse(Arguments, list(asks), usage=USAGE, basic=BASIC)
-    if len(words) != 1:
-        raise ValueError('one prompt, in quotes: triptych grid "a red cat" --x steps=10,20,40')
-    if taken:
-        flags += ["--loras", *[value for _, value in taken]]
-    parsed = parse(Arguments, [f"--prompt={words[0]}", *flags], usage=USAGE, basic=BASIC)
-    x, y, z = (sweep_of(getattr(parsed, axis), axis) for axis in "xyz")
+    parsed = parse(Arguments, arguments, usage=USAGE, basic=BASIC, positional=("prompt",))
+    x, y, z = (parse_sweep(getattr(parsed, axis), axis) for axis in "xyz")
     if x is y is ONE and z is ONE:
-        raise ValueError("nothing is swept: give --x FIELD=VALUE,VALUE, such as --x steps=10,20,40")
+        raise ValueError("there is no sweep: give one, such as --x steps=10,20,40")
     swept = [sweep.field for sweep in (x, y, z) if sweep.field]
     if len(set(swept)) < len(swept):
-        raise ValueError(f"each axis sweeps a field of its own, not {', '.join(swept)}")
-    return _drawn(parsed, x, y, z)
+        raise ValueError(f"each sweep must be of another option, not {', '.join(swept)}")
+    return _draw(parsed, x, y, z)
 
 
-def sweep_of(text: str, axis: str) -> Sweep:
-    """The field and the values of FIELD=VALUE,VALUE.
+def parse_sweep(text: str, axis: str) -> Sweep:
+    """The sweep that OPTION=VALUE,VALUE describes.
 
     Raises:
-        ValueError: another form, no such field (offers the nearest), or a value of another kind.
+        ValueError: another form, an unknown option, or a value of the wrong type.
     """
     if not text:
         return ONE
@@ -109,18 +95,18 @@ def sweep_of(text: str, axis: str) -> Sweep:
     names = [f.name for f in fields(TextToImage) if f.name not in NOT_SWEPT]
     if not equals or field not in names:
         raise ValueError(
-            f"--{axis} is FIELD=VALUE,VALUE, such as steps=10,20, not {text[:60]!r}."
-            f"{nearest(field, names)} Fields: {', '.join(names)}"
+            f"--{axis} is OPTION=VALUE,VALUE, such as steps=10,20, not {text[:60]!r}."
+            f"{nearest(field, names)} Options: {', '.join(names)}"
         )
-    found = next(csv.reader([values], skipinitialspace=True), [])
-    if not found or (len(found) == 1 and not found[0]):
+    texts = next(csv.reader([values], skipinitialspace=True), [])
+    if not any(texts[:1]) and len(texts) < 2:
         raise ValueError(f"--{axis} {field} has no values: {field}=VALUE,VALUE")
     hint = get_type_hints(TextToImage)[field]
-    return Sweep(field, tuple(_value(hint, value.strip(), field) for value in found))
+    return Sweep(field, tuple(_convert(hint, value.strip(), field) for value in texts))
 
 
-def _value(hint: Any, text: str, field: str) -> Any:
-    """A text as the kind of value that a field has."""
+def _convert(hint: Any, text: str, field: str) -> Any:
+    """A text as a value of the type of a field."""
     kinds = [kind for kind in get_args(hint) if kind is not type(None)]
     if get_origin(hint) is tuple:
         return (text,) if text else ()
@@ -128,25 +114,24 @@ def _value(hint: Any, text: str, field: str) -> Any:
         return text
     kind = kinds[0] if kinds else hint
     if kind is bool:
-        known = {"true": True, "false": False}
-        if text.lower() not in known:
+        if text.lower() not in ("true", "false"):
             raise ValueError(f"{field} is true or false, not {text!r}")
-        return known[text.lower()]
+        return text.lower() == "true"
     try:
         return kind(text)
     except ValueError:
         raise ValueError(f"{field} is a number, not {text[:60]!r}") from None
 
 
-def requests_of(start: TextToImage, x: Sweep, y: Sweep, z: Sweep) -> list[TextToImage]:
-    """A request for each cell, tables before rows before columns; all checked before any is drawn.
+def list_requests(start: TextToImage, x: Sweep, y: Sweep, z: Sweep) -> list[TextToImage]:
+    """A request for each cell, by table, row and column; all are checked before any is drawn.
 
     Raises:
-        ValueError: too many, or a value that the field does not take.
+        ValueError: too many, or a value out of range.
     """
     count = len(x.values) * len(y.values) * len(z.values)
-    if count > MOST:
-        raise ValueError(f"{count} pictures in one grid; at most {MOST}: sweep fewer values")
+    if count > MAX_CELLS:
+        raise ValueError(f"{count} pictures in one grid; at most {MAX_CELLS}: sweep fewer values")
     cells = []
     for depth in z.values:
         for row in y.values:
@@ -158,7 +143,7 @@ def requests_of(start: TextToImage, x: Sweep, y: Sweep, z: Sweep) -> list[TextTo
     return cells
 
 
-def _drawn(parsed: Arguments, x: Sweep, y: Sweep, z: Sweep) -> int:
+def _draw(parsed: Arguments, x: Sweep, y: Sweep, z: Sweep) -> int:
     from triptych import runtime
     from triptych.vision.images import save_picture
 
@@ -168,13 +153,12 @@ def _drawn(parsed: Arguments, x: Sweep, y: Sweep, z: Sweep) -> int:
     if parsed.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ValueError(f"the grid is a .png, .jpg or .webp file, not {parsed.out.name!r}")
     pictures: list[np.ndarray] = []
-    work = _work(requests_of(start, x, y, z), pictures)
-    for _ in watched(work, lambda _: None, None):
-        pass  # `_work` keeps the pictures
-    sheet = tables(pictures, x, y, z, start.prompt)
+    work = _draw_cells(list_requests(start, x, y, z), pictures)
+    deque(watch(work, lambda _: None, None), maxlen=0)
+    sheet = draw_tables(pictures, x, y, z, start.prompt)
     parsed.out.parent.mkdir(parents=True, exist_ok=True)
     sweeps = {s.field: list(s.values) for s in (x, y, z) if s.field}
-    record = {"request": recorded(start, Path(start.model).name), "sweep": sweeps}
+    record = {"request": to_record(start, Path(start.model).name), "sweep": sweeps}
     save_picture(parsed.out, sheet, {"grid": record})
     say(f"{len(pictures)} pictures in {parsed.out}, seed {start.seed}")
     if parsed.json:
@@ -182,34 +166,33 @@ def _drawn(parsed: Arguments, x: Sweep, y: Sweep, z: Sweep) -> int:
     return 0
 
 
-def _work(cells: Sequence[TextToImage], pictures: "list[np.ndarray]") -> "Iterator[Drawing]":
-    """Draws cell by cell; a model stays loaded while the next cell has the same."""
+def _draw_cells(cells: Sequence[TextToImage], pictures: "list[np.ndarray]") -> "Iterator[Drawing]":
+    """Draw cell by cell and append to `pictures`; reload only if the model changes."""
     from triptych.loading import load
     from triptych.running import run
     from triptych.systems.stable_diffusion.pipeline import load_model
 
-    there, loaded = ("", "", ""), None
+    before, loaded = ("", "", ""), None
     for number, cell in enumerate(cells):
-        if loaded is None or (cell.model, cell.precision, cell.backend) != there:
-            there, loaded = (cell.model, cell.precision, cell.backend), load_model(cell, load)
+        wanted = cell.model, cell.precision, cell.backend
+        if loaded is None or wanted != before:
+            before, loaded = wanted, load_model(cell, load)
         for item in run(cell, loaded):
             yield replace(item, done=(number + item.done) / len(cells))
         pictures.append(item.pictures[0])
 
 
-def tables(
+def draw_tables(
     pictures: "Sequence[np.ndarray]", x: Sweep, y: Sweep, z: Sweep, title: str
 ) -> "np.ndarray":
-    """The cells as tables of rows and columns, one below the other; smaller pictures lie in the
-    middle of the space that the largest takes.
-    """
+    """The cells as tables, one below the other; all cells have the size of the largest picture."""
     import numpy as np
 
     from triptych.vision.grids import PAPER, labelled_grid
 
     height, width = (max(p.shape[axis] for p in pictures) for axis in (0, 1))
-    whole = np.full((len(pictures), height, width, 3), PAPER, np.uint8)
-    for cell, picture in zip(whole, pictures, strict=True):
+    cells = np.full((len(pictures), height, width, 3), PAPER, np.uint8)
+    for cell, picture in zip(cells, pictures, strict=True):
         top, left = (height - picture.shape[0]) // 2, (width - picture.shape[1]) // 2
         cell[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     shape = len(z.values), len(y.values), len(x.values), height, width, 3
@@ -218,12 +201,12 @@ def tables(
     heads = [title if not z.field else f"{title}: {label}" for label in z.labels()]
     sheets = [
         labelled_grid(table, rows, columns, head)
-        for table, head in zip(whole.reshape(shape), heads, strict=True)
+        for table, head in zip(cells.reshape(shape), heads, strict=True)
     ]
-    across = max(sheet.shape[1] for sheet in sheets)
+    widest = max(sheet.shape[1] for sheet in sheets)
     padded = []
     for sheet in sheets:
-        wide = np.full((sheet.shape[0], across, 3), PAPER, np.uint8)
-        wide[:, : sheet.shape[1]] = sheet
-        padded.append(wide)
+        canvas = np.full((sheet.shape[0], widest, 3), PAPER, np.uint8)
+        canvas[:, : sheet.shape[1]] = sheet
+        padded.append(canvas)
     return np.concatenate(padded)

@@ -7,18 +7,29 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from triptych.cli.output import UsageError, say
+from triptych.config import nearest
+
 COMMANDS = {
-    "train": "train a model from a source of pictures",
-    "generate": "write pictures of a prompt, or of classes, from a trained model",
-    "grid": "sweep one, two or three settings of a prompt into one labelled picture",
-    "classify": "say which of your labels fit a picture",
-    "probe": "learn classes from pictures, on top of what a frozen model sees",
-    "detect": "find what labels name in a picture: boxes and heat maps",
-    "evaluate": "judge a trained model and write numbers, tables and plots",
-    "embed": "write texts and pictures as vectors of one space",
+    "train": "train a model on a source of pictures",
+    "generate": "generate pictures of a prompt, or of classes, with a trained model",
+    "grid": "vary one, two or three settings of a prompt, in one labelled picture",
+    "classify": "zero-shot classification: which of your labels fit a picture",
+    "probe": "train a linear classifier on the features of a frozen CLIP or SigLIP",
+    "detect": "zero-shot detection: boxes and heat maps of what labels name",
+    "evaluate": "evaluate a trained model: numbers, tables and plots",
+    "embed": "embed texts and pictures as vectors of one space",
     "search": "find pictures of a folder by texts and pictures, or near duplicates",
-    "data": "look at a source of pictures before training on it",
+    "data": "check a source of pictures before training on it",
     "weights": "list, inspect, convert and check files of weights",
+}
+
+REASONS: dict[type[OSError], str] = {
+    FileNotFoundError: "does not exist",
+    FileExistsError: "exists already",
+    IsADirectoryError: "is a folder, not a file",
+    NotADirectoryError: "is not a folder, or is below a file",
+    PermissionError: "cannot be opened: permission denied",
 }
 
 HELP = """triptych: conditional and multimodal generative models
@@ -27,7 +38,7 @@ usage: triptych COMMAND [OPTIONS]
 
 {commands}
 
-  triptych COMMAND --help      what a command takes
+  triptych COMMAND --help      the options of a command
   triptych --version           the version
   --debug                      with any command: show the traceback of an error
 
@@ -37,17 +48,13 @@ first steps:
   triptych evaluate runs/cvae-digits               how good they are"""
 
 
-class UsageError(Exception):
-    """A command line that cannot be carried out: its text is one sentence for people."""
-
-
 def stop(number: int, frame: FrameType | None = None) -> NoReturn:
     """Ends the command at once; the exit code is the signal's."""
     raise KeyboardInterrupt(number)
 
 
 class Interrupt:
-    """The first Ctrl-C or SIGTERM asks; the second one insists."""
+    """The first Ctrl-C or SIGTERM is only noted; the second ends the command at once."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -70,12 +77,6 @@ class Interrupt:
         return 128 + self.signal if self.signal else 0
 
 
-def say(*lines: str) -> None:
-    """To people; stdout belongs to data."""
-    for line in lines:
-        print(line, file=sys.stderr, flush=True)
-
-
 def run(arguments: list[str]) -> int:
     """One command; returns the exit code: 0 done, 1 failed, 2 usage, 3 bad input, 4 diverged, 130,
     143.
@@ -92,16 +93,16 @@ def run(arguments: list[str]) -> int:
         print(version("triptych"))
         return 0
     if name not in COMMANDS:
-        from triptych.config import nearest
-
         say(f"triptych: no command {name!r}.{nearest(name, list(COMMANDS))} See `triptych --help`")
         return 2
     try:
         return int(importlib.import_module(f"triptych.cli.{name}").main(arguments[1:]))
+    except SystemExit as done:  # help was printed
+        return int(done.code or 0)
     except KeyboardInterrupt as stopped:  # Python's own, at Ctrl-C, carries no number
         say("triptych: stopped")
         return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
-    except BrokenPipeError:  # the reader of a pipe has seen enough; `main` knows
+    except BrokenPipeError:  # for `main`
         raise
     except UsageError as error:
         say(f"triptych: {error}")
@@ -109,22 +110,28 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        return explained(error)
+        return report_error(error)
 
 
-def explained(error: Exception) -> int:
-    """A sentence instead of a traceback, and the exit code that goes with it."""
+def report_error(error: Exception) -> int:
+    """Print a sentence instead of a traceback; returns the exit code that goes with it."""
     if isinstance(error, FloatingPointError):
         say(f"triptych: {error}")
         return 4
     if isinstance(error, ValueError | OSError):
-        say(f"triptych: {error}")
+        say(f"triptych: {_describe(error)}")
         return 3
-    if isinstance(error, RuntimeError | ImportError):
-        say(f"triptych: {error}", "(`--debug` shows where)")
-        return 1
-    say(f"triptych: unexpected {type(error).__name__}: {error}", "(`--debug` shows where)")
+    expected = isinstance(error, RuntimeError | ImportError)
+    what = "" if expected else f"unexpected {type(error).__name__}: "
+    say(f"triptych: {what}{error}", "(`--debug` shows where)")
     return 1
+
+
+def _describe(error: Exception) -> str:
+    """The text of an error; of one of the file system, what is wrong with the file."""
+    reasons = (reason for kind, reason in REASONS.items() if isinstance(error, kind))
+    name = getattr(error, "filename", None)
+    return f"{name} {reason}" if name and (reason := next(reasons, "")) else str(error)
 
 
 def main() -> None:
@@ -133,19 +140,18 @@ def main() -> None:
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+    except BrokenPipeError:  # the reader of the pipe, such as `head`, has stopped
         sys.stderr.close()
         code = 0
-    if _left_a_group():
+    if _left_process_group():
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def _left_a_group() -> bool:
-    """Whether training over processes failed. The others may be gone, so that the group cannot be
-    taken down; where Python ends, its threads would abort the process now and then
-    (pytorch/pytorch#179291).
+def _left_process_group() -> bool:
+    """Whether distributed training failed. The other processes may be gone, so that the group
+    cannot be destroyed; its threads may abort the interpreter at exit (pytorch/pytorch#179291).
     """
     distributed = sys.modules.get("torch.distributed")  # only training imports it
     return distributed is not None and distributed.is_available() and distributed.is_initialized()

@@ -1,10 +1,11 @@
-"""A bar for work that comes step by step, with a picture of what is being made."""
+"""What a command prints: messages, progress bars, previews of pictures."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,29 +16,81 @@ if TYPE_CHECKING:
 
 WIDTH = 40  # characters of a preview in a terminal
 EVERY = 0.5  # seconds between two previews
-Work = TypeVar("Work")
+SKIPPED = 5  # pictures that could not be read and are listed
 
 
-def bar() -> "Progress":
-    """The share that is done, how many pictures are there, and the time that is left."""
+class UsageError(Exception):
+    """A command line that cannot be carried out: its text is one sentence for people."""
+
+
+class Step(Protocol):
+    """An item of work that knows the share that is done, 0 to 1."""
+
+    @property
+    def done(self) -> float: ...
+
+
+AnyStep = TypeVar("AnyStep", bound=Step)
+
+
+def say(*lines: str) -> None:
+    """Print messages to stderr; stdout belongs to data."""
+    for line in lines:
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Without the control characters that a file name could send to a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
+def say_skipped(skipped: Mapping[str, str]) -> None:
+    """Print the first pictures that could not be read, and the reasons."""
+    for name, reason in list(skipped.items())[:SKIPPED]:
+        say(f"  skipped {name}: {reason}")
+    if (more := len(skipped) - SKIPPED) > 0:
+        say(f"  and {more:,} more pictures that could not be read (--json lists all)")
+
+
+def finish(work: Iterator[AnyStep], label: Callable[[AnyStep], str], lines: int = 0) -> AnyStep:
+    """Run to the last item under a progress bar; not on a terminal, print so many lines on the way.
+
+    `label` says of an item what has been done.
+    """
+    first, printed = next(work), 0
+    item = first
+    if sys.stderr.isatty() and first.done < 1:
+        with bar() as progress:
+            task = progress.add_task(label(first), total=1.0)
+            for item in work:
+                progress.update(task, completed=item.done, description=label(item))
+        return item
+    for item in chain([first], work):
+        if int(lines * item.done) > printed and item.done < 1:
+            printed = int(lines * item.done)
+            say(f"  {item.done:.0%}: {label(item)}")
+    return item
+
+
+def bar(*columns: Any, transient: bool = True) -> "Progress":
+    """A progress bar on stderr: by default the share that is done, a label and the time left."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    share = TextColumn("{task.percentage:3.0f} %"), BarColumn(24)
+    columns = columns or (*share, TextColumn("{task.description}"), TimeRemainingColumn())
+    console = Console(stderr=True)
+    disable = not console.is_terminal
     return Progress(
-        TextColumn("{task.percentage:3.0f} %"),
-        BarColumn(24),
-        TextColumn("{task.fields[drawn]} pictures"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
+        *columns, console=console, transient=transient, disable=disable, refresh_per_second=4
     )
 
 
-def watched(
-    work: "Iterator[Drawing]", look: "Callable[[Drawing], np.ndarray | None]", file: Path | None
+def watch(
+    work: "Iterator[Drawing]", project: "Callable[[Drawing], np.ndarray | None]", file: Path | None
 ) -> "Iterator[Drawing]":
-    """The same items, shown as they pass: on a terminal a bar above a small picture in coloured
-    blocks, and in `file`, where there is one, the picture itself, rewritten.
+    """The same items, with a progress bar and a small preview of each on a terminal. `file` is
+    rewritten with the previews, which `project` makes of the items.
     """
     terminal = sys.stderr.isatty()
     if not terminal and file is None:
@@ -49,13 +102,14 @@ def watched(
     from triptych.vision.images import save_picture
 
     progress = bar()
-    task = progress.add_task("", total=1.0, drawn=0)
+    task = progress.add_task("", total=1.0)
     last = -EVERY
     console = Console(stderr=True, quiet=not terminal)
     with Live(progress, console=console, transient=True, refresh_per_second=4) as live:
         for item in work:
-            progress.update(task, completed=item.done, drawn=len(item.pictures))
-            if time.monotonic() - last >= EVERY and (picture := look(item)) is not None:
+            count = f"{len(item.pictures)} pictures"
+            progress.update(task, completed=item.done, description=count)
+            if time.monotonic() - last >= EVERY and (picture := project(item)) is not None:
                 last = time.monotonic()
                 if file is not None:
                     save_picture(file, picture)
@@ -65,7 +119,7 @@ def watched(
 
 
 def blocks(picture: "np.ndarray") -> "Text":
-    """A picture as characters, each of two pixels: the upper in its own colour, on the lower."""
+    """A picture as half-block characters: upper pixels as their colour, lower as background."""
     import numpy as np
     from PIL import Image
     from rich.text import Text

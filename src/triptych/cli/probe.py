@@ -1,19 +1,19 @@
-"""`triptych probe MODEL SOURCE`: how much of the classes lies ready in what a frozen model sees."""
+"""`triptych probe MODEL SOURCE`: a linear classifier on the features of a frozen model."""
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from triptych.cli.arguments import parse
-from triptych.cli.classify import NAMED, say_accuracy
-from triptych.cli.main import say
-from triptych.cli.words import plain
+from triptych.cli.classify import draw_report, learn_from_few, say_accuracy
+from triptych.cli.output import finish, say, say_skipped
 
 if TYPE_CHECKING:
     from triptych.data.gallery import Gallery
     from triptych.systems.classification.frozen import Features
-    from triptych.systems.classification.probe import FewShot, Probe
+    from triptych.systems.classification.probe import Probe
     from triptych.weights.loaded import Loaded
 
 USAGE = "triptych probe MODEL SOURCE [OPTIONS]"
@@ -22,8 +22,8 @@ BASIC = ("test", "shots", "seeds", "limit", "out", "json")
 
 @dataclass(frozen=True)
 class Arguments:
-    """Learn the classes of a source by a linear classifier on a frozen CLIP or SigLIP, and judge it
-    on pictures that it has not seen.
+    """Train a linear classifier on the features of a frozen CLIP or SigLIP, and test it on other
+    pictures.
     """
 
     model: str
@@ -31,22 +31,23 @@ class Arguments:
     source: str
     """A folder whose sub-folders are classes, or any other labelled source."""
     test: str = ""
-    """Another source to be judged on; empty takes what the source sets aside, else a tenth."""
+    """Another source to test on. Default: the test split of the source, or a tenth of it."""
     shots: tuple[int, ...] = ()
-    """Also learn from so many pictures of each class alone."""
+    """Also train on only this many pictures per class."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Draws of these few pictures; the first also divides the pictures that choose the penalty."""
+    """Seeds of the draws of these few; the first also splits off the validation pictures."""
     limit: int = 0
-    """At most so many pictures to learn from, and to be judged on; 0 is all."""
+    """Maximum number of pictures to train on, and to test on; 0 is all."""
     batch: int = 32
-    """Pictures that the model sees at once."""
+    """Pictures in a batch."""
     device: str = "auto"
+    """`cpu`, `cuda`, ...; `auto` takes an accelerator where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the model computes in; auto is the fastest that the device has instructions for."""
+    """Precision of the model; auto is the fastest of the device."""
     out: Path | None = None
-    """A folder for report.json, the confusion matrix, reliability, and the classifier itself."""
+    """Folder for report.json, the confusion matrix, the reliability plot, and the classifier."""
     json: bool = False
-    """One JSON object on stdout, and nothing else there."""
+    """Print one JSON object on stdout."""
 
     def __post_init__(self) -> None:
         if self.limit < 0 or self.batch < 1 or not self.seeds:
@@ -56,59 +57,52 @@ class Arguments:
 
 
 def main(arguments: list[str]) -> int:
-    parsed = parse(Arguments, arguments, usage=USAGE, basic=BASIC, positional=True)
+    parsed = parse(Arguments, arguments, usage=USAGE, basic=BASIC, positional=("model", "source"))
     from triptych import runtime
     from triptych.loading import load
     from triptych.systems.classification import frozen
 
-    learned, judged = frozen.train_and_test(parsed.source, parsed.test, parsed.limit)
-    _check_shots(parsed.shots, learned)
+    train_pictures, test_pictures = frozen.train_and_test(parsed.source, parsed.test, parsed.limit)
+    _check_shots(parsed.shots, train_pictures)
     loaded = load(parsed.model, runtime.device(parsed.device), parsed.dtype)
-    train = _seen(loaded, learned, parsed.batch)
-    test = _seen(loaded, judged, parsed.batch)
-    found = _learn(parsed, train, test)
+    train = _embed(loaded, train_pictures, parsed.batch)
+    test = _embed(loaded, test_pictures, parsed.batch)
+    report = _learn(parsed, train, test)
     if parsed.json:
-        print(json.dumps(found))
+        print(json.dumps(report))
     return 0
 
 
-def _check_shots(shots: tuple[int, ...], learned: "Gallery") -> None:
-    """Before the model has looked at all of them, which may take long."""
+def _check_shots(shots: tuple[int, ...], pictures: "Gallery") -> None:
+    """Checked before the pictures are embedded, which may take long."""
     from triptych.systems.classification.probe import VALIDATION_SHOTS
 
     most = max(shots, default=0)
     needed = most + min(most, VALIDATION_SHOTS)
-    counts = dict.fromkeys(range(len(learned.classes)), 0)
-    for unread in learned.pictures:
+    counts = dict.fromkeys(range(len(pictures.classes)), 0)
+    for unread in pictures.pictures:
         counts[unread.label] += 1
     rarest = min(counts, key=lambda label: counts[label])
     if counts[rarest] < needed:
         raise ValueError(
-            f"{most} shots take {needed} pictures of each class, to learn from and to choose the "
-            f"penalty by; {learned.classes[rarest]} has {counts[rarest]}"
+            f"{most} shots need {needed} pictures of each class, for training and validation; "
+            f"{pictures.classes[rarest]} has {counts[rarest]}"
         )
 
 
-def _seen(loaded: "Loaded", pictures: "Gallery", batch: int) -> "Features":
-    """Looks at all of them, says a line for each quarter, and what could not be read."""
-    from triptych.systems.classification import frozen
+def _embed(loaded: "Loaded", pictures: "Gallery", batch: int) -> "Features":
+    from triptych.systems.classification.frozen import embed_gallery
 
-    quarters = 0
-    for seen in frozen.embed_gallery(loaded, pictures, batch):
-        if int(4 * seen.done) > quarters and seen.done < 1:
-            quarters = int(4 * seen.done)
-            say(f"  {seen.done:.0%}: {len(seen.labels):,} pictures")
-    for name, why in list(seen.skipped.items())[:NAMED]:
-        say(plain(f"  skipped {name}: {why}"))
-    if (more := len(seen.skipped) - NAMED) > 0:
-        say(f"  and {more:,} more pictures that could not be read (--json names them all)")
-    return seen
+    steps = embed_gallery(loaded, pictures, batch)
+    features = finish(steps, lambda so_far: f"{len(so_far.labels):,} pictures", lines=4)
+    say_skipped(features.skipped)
+    return features
 
 
 def _learn(parsed: Arguments, train: "Features", test: "Features") -> dict[str, Any]:
-    """The probe, and few shots where they are asked for: said, and written where asked for."""
+    """Train the classifier and, with --shots, those of few pictures; write the report to --out."""
     from triptych.config import to_json
-    from triptych.systems.classification.probe import fit_probe_and_penalty
+    from triptych.systems.classification.probe import few_shot, fit_probe_and_penalty
     from triptych.systems.classification.report import zero_shot
 
     classes = len(train.classes)
@@ -118,12 +112,16 @@ def _learn(parsed: Arguments, train: "Features", test: "Features") -> dict[str, 
     names = [name.replace("_", " ") for name in train.classes]
     found = zero_shot(probe.logits(test.features), test.labels, names, "softmax")
     say(
-        f"a linear classifier on {train.features.shape[1]} numbers a picture, learned from "
-        f"{len(train.labels):,} pictures; penalty {probe.penalty:g}, {tried[probe.penalty]:.2%} on "
-        "the fifth of them that chose it"
+        f"a linear classifier on {train.features.shape[1]} features, trained on "
+        f"{len(train.labels):,} pictures; penalty {probe.penalty:g}, validation accuracy "
+        f"{tried[probe.penalty]:.2%}"
     )
     say_accuracy(found)
-    few = _few(parsed, train, test)
+    learn = partial(
+        few_shot, train.features, train.labels, classes, seeds=parsed.seeds,
+        test=(test.features, test.labels),
+    )  # fmt: skip
+    few = learn_from_few(("nearest mean", "probe"), parsed.shots, learn)
     report = {
         "model": Path(parsed.model).name,
         "classes": names,
@@ -139,29 +137,13 @@ def _learn(parsed: Arguments, train: "Features", test: "Features") -> dict[str, 
     }
     if parsed.out is not None:
         _write(parsed.out, report, probe)
-        _draw(parsed.out, found, few)
+        draw_report(found, parsed.out)
         say(f"report and classifier: {parsed.out}")
     return report
 
 
-def _few(parsed: Arguments, train: "Features", test: "Features") -> "list[FewShot]":
-    from triptych.systems.classification.probe import few_shot
-
-    learned = []
-    for head in ("nearest mean", "probe"):
-        for shots in parsed.shots:
-            one = few_shot(
-                train.features, train.labels, len(train.classes), shots,
-                head=head, seeds=parsed.seeds, test=(test.features, test.labels),
-            )  # fmt: skip
-            learned.append(one)
-            draws = f"over {len(parsed.seeds)} draws" if len(parsed.seeds) > 1 else "in one draw"
-            say(f"{shots} shots, {head}: {one.mean:.2%} +- {one.deviation:.2%} {draws}")
-    return learned
-
-
 def _write(folder: Path, report: dict[str, Any], probe: "Probe") -> None:
-    """Logits are `features @ weight.T + bias` for features of unit length, classes as reported."""
+    """Logits are `features @ weight.T + bias` for features of unit length; classes as reported."""
     from triptych.config import write_json
     from triptych.scores.environment import environment
     from triptych.weights.files.safetensors import write_tensors
@@ -170,14 +152,3 @@ def _write(folder: Path, report: dict[str, Any], probe: "Probe") -> None:
     write_json(folder / "report.json", report | {"environment": environment("triptych probe")})
     head = {"weight": probe.weight.float(), "bias": probe.bias.float()}
     write_tensors(folder / "probe.safetensors", head)
-
-
-def _draw(folder: Path, found: Any, few: "list[FewShot]") -> None:
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        say("no plots: they need matplotlib, pip install 'triptych[evaluation]'")
-        return
-    from triptych.systems.classification.plots import draw_zero_shot
-
-    draw_zero_shot(found, folder)

@@ -2,25 +2,21 @@
 
 import json
 import re
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import parse
-from triptych.cli.main import say
-from triptych.cli.words import parted, plain
+from triptych.cli.output import finish, printable, say, say_skipped
 from triptych.systems.search.request import Search
 
 if TYPE_CHECKING:
+    from triptych.systems.search.nearest import Match
     from triptych.systems.search.pipeline import SearchResults
 
-SHOWN = 12  # skipped pictures that people see; JSON has all
-CELLS = 100  # pictures of a contact sheet
-ALIKE_SHOWN = 5  # of one group
-ALIKE = "0.95"  # cosine of near duplicates where no other is given
-SWITCHES = ("--json", "--no-json", "--help", "--help-all")
+MAX_CELLS = 100  # pictures of a contact sheet
+MAX_DUPLICATES = 5  # of one group, on the sheet
+THRESHOLD = "0.95"  # default cosine of near duplicates
 USAGE = "triptych search FOLDER [QUERY ...] [OPTIONS]"
 BASIC = (
     "text", "image", "minus", "minus_image", "model", "k", "duplicates", "index", "sheet", "json",
@@ -28,111 +24,83 @@ BASIC = (
 
 
 @dataclass(frozen=True)
-class Output:
-    """What is printed and written."""
-
-    json: bool = False
-    """One JSON object on stdout: the pictures, or groups of them, with their cosines."""
-    sheet: Path | None = None
-    """A picture file with what was found, labelled."""
-
-
-@dataclass(frozen=True)
 class Arguments:
-    """Find pictures of a folder by what they show, by what they are like, or by both.
+    """Find pictures of a folder by what they show, by similar pictures, or by both.
 
-    `--image a.jpg --text "at night" --minus "by day"` is a.jpg at night; all but the folder may be
-    given again. A part written as "(at night:0.5)" counts half. `--duplicates` alone is
-    `--duplicates 0.95`.
+    `--image a.jpg --text "at night" --minus "by day"` finds pictures like a.jpg, but at night. Each
+    of these options may be given several times. "(at night:0.5)" has half the weight.
+    `--duplicates` alone is `--duplicates 0.95`.
     """
 
     request: Search
-    output: Output = field(default_factory=Output)
+    sheet: Path | None = None
+    """A picture file to write: a contact sheet of the results, labelled."""
+    json: bool = False
+    """Print one JSON object on stdout: the pictures, or groups of them, with their cosines."""
 
 
 def main(arguments: list[str]) -> int:
-    words, flags = parted(_with_threshold(arguments), SWITCHES)
-    texts = [f"--text={word}" for word in words[1:]]  # so that the request checks all of itself
     parsed = parse(
         Arguments,
-        [*words[:1], *texts, *flags],
+        _with_threshold(arguments),
         usage=USAGE,
         basic=BASIC,
-        positional=True,
+        positional=("folder", "text"),
         append=True,
     )
-    request, output = parsed.request, parsed.output
-    sheet = output.sheet
+    request, sheet = parsed.request, parsed.sheet
     if sheet is not None and not sheet.parent.is_dir():
         raise ValueError(f"--sheet {sheet}: there is no such folder")
     from triptych.running import run
 
-    found = _shown(run(request))
-    _tell(found)
+    found: SearchResults = finish(run(request), _progress)
+    _say_summary(found)
     if sheet is not None:
         _write_sheet(sheet, found)
-    if output.json:
+    if parsed.json:
         print(json.dumps(_as_json(found)))
     elif request.duplicates is not None:
         for group in found.groups:
-            print(*(plain(f"{match.score:.4f}  {match.name}") for match in group), "", sep="\n")
+            print(*map(_line, group), "", sep="\n")
     else:
         for match in found.matches:
-            print(plain(f"{match.score:.4f}  {match.name}"))
+            print(_line(match))
     return 0
 
 
+def _line(match: "Match") -> str:
+    return printable(f"{match.score:.4f}  {match.name}")
+
+
+def _progress(found: "SearchResults") -> str:
+    return f"indexing {found.new:,} pictures" if found.index is None else "comparing"
+
+
 def _with_threshold(arguments: list[str]) -> list[str]:
-    """`--duplicates` without a number gets one."""
+    """`--duplicates` without a number gets the default."""
     words: list[str] = []
     for number, word in enumerate(arguments):
         words.append(word)
         following = arguments[number + 1] if number + 1 < len(arguments) else ""
         if word == "--duplicates" and not re.fullmatch(r"[-+.\d][-+.\deE]*", following):
-            words.append(ALIKE)
+            words.append(THRESHOLD)
     return words
 
 
-def _shown(work: "Iterator[SearchResults]") -> "SearchResults":
-    """Runs to the result, under a live bar on a terminal."""
-    if not sys.stderr.isatty():
-        *_, found = work
-        return found
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.fields[what]} {task.percentage:3.0f} %"),
-        BarColumn(24),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=1.0, what="looking")
-        for found in work:
-            what = f"indexing {found.new:,} pictures" if found.index is None else "comparing"
-            bar.update(task, completed=found.done, what=what)
-    return found
-
-
-def _tell(found: "SearchResults") -> None:
-    """What happened, to people."""
+def _say_summary(found: "SearchResults") -> None:
     from triptych.systems.search.pipeline import format_query
 
     index = found.index
     assert index is not None
-    new = f", {found.new:,} of them looked at now" if found.new else ""
-    say(plain(f"{len(index.names):,} pictures in the index{new}: {found.place}"))
-    for name, reason in list(index.skipped.items())[:SHOWN]:
-        say(plain(f"skipped {name}: {reason}"))
-    if len(index.skipped) > SHOWN:
-        say(f"and {len(index.skipped) - SHOWN:,} more (`--json` names all)")
-    for note in found.notes:
-        say(plain(note))
+    new = f", {found.new:,} of them new" if found.new else ""
+    say(f"{len(index.names):,} pictures in the index{new}: {found.place}")
+    say_skipped(index.skipped)
+    say(*found.notes)
     if found.request.duplicates is not None:
         pictures = sum(map(len, found.groups))
-        say(f"near duplicates: {pictures:,} pictures, groups of them: {len(found.groups):,}")
+        say(f"near duplicates: {pictures:,} pictures in {len(found.groups):,} groups")
     elif query := format_query(found.request):
-        say(plain(f"nearest to: {query}"))
+        say(f"nearest to: {query}")
 
 
 def _as_json(found: "SearchResults") -> dict[str, Any]:
@@ -140,7 +108,7 @@ def _as_json(found: "SearchResults") -> dict[str, Any]:
 
     index = found.index
     assert index is not None
-    notes: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "folder": found.request.folder,
         "query": format_query(found.request),
         "pictures": len(index.names),
@@ -150,33 +118,31 @@ def _as_json(found: "SearchResults") -> dict[str, Any]:
         "notes": list(found.notes),
     }
     if found.request.duplicates is None:
-        return notes | {"matches": [match._asdict() for match in found.matches]}
+        return facts | {"matches": [match._asdict() for match in found.matches]}
     groups = [[match._asdict() for match in group] for group in found.groups]
-    return notes | {"threshold": found.request.duplicates, "groups": groups}
+    return facts | {"threshold": found.request.duplicates, "groups": groups}
 
 
 def _write_sheet(path: Path, found: "SearchResults") -> None:
-    """The pictures that were found, in reading order; near duplicates by the number of their
-    group.
-    """
+    """Write a contact sheet of the results; near duplicates have the number of their group."""
     from triptych.systems.search.pipeline import format_query
     from triptych.vision.grids import contact_sheet
     from triptych.vision.images import open_picture, save_picture
 
-    cells: list[tuple[str, str]] = [(m.name, f"{m.score:.3f} {m.name}") for m in found.matches]
+    cells = [(m.name, f"{m.score:.3f} {m.name}") for m in found.matches]
     for number, group in enumerate(found.groups, 1):
-        cells += [(m.name, f"{number}: {m.score:.3f} {m.name}") for m in group[:ALIKE_SHOWN]]
+        cells += [(m.name, f"{number}: {m.score:.3f} {m.name}") for m in group[:MAX_DUPLICATES]]
     if not cells:
         say(f"{path} was not written: nothing was found")
         return
-    shown: Sequence[tuple[str, str]] = cells[:CELLS]
+    shown = cells[:MAX_CELLS]
     assert found.index is not None
     folder = found.index.folder
     pictures, labels = [], []
     for name, label in shown:
         try:
             pictures.append(open_picture(folder / name, channels=3, near=160))
-        except (ValueError, OSError):  # it was there a moment ago
+        except (ValueError, OSError):  # removed or changed since it was indexed
             continue
         labels.append(label)
     title = format_query(found.request) or f"near duplicates in {folder.resolve().name}"

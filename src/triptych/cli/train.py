@@ -1,6 +1,4 @@
-"""`triptych train RECIPE`: train in a run folder, show it live, stop and continue without losing a
-step.
-"""
+"""`triptych train RECIPE`: train in a run folder, show progress, stop and continue exactly."""
 
 import json
 import sys
@@ -10,8 +8,9 @@ from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.cli.arguments import parse
-from triptych.cli.main import Interrupt, say
+from triptych.cli.arguments import find_options, parse, split_words
+from triptych.cli.main import Interrupt
+from triptych.cli.output import UsageError, bar, say
 from triptych.config import nearest
 from triptych.systems import RECIPES, find_recipe
 from triptych.train.settings import TrainRequest
@@ -69,15 +68,13 @@ class RunOptions:
     """Where and how to run."""
 
     run: Path | None = None
-    """The run folder; by default runs/RECIPE-DATA. An interrupted run continues where it
-    stopped.
-    """
+    """The run folder. Default: runs/RECIPE-DATA. An interrupted run continues where it stopped."""
     preset: str = ""
-    """Settings to start from; every option overrides them."""
+    """Name of a preset; options override its settings. Default: the recipe's first."""
     resume: bool = False
-    """Continue with the settings of the run folder; options given here override what may change."""
+    """Continue with the settings of the run folder; only some of them can be changed."""
     json: bool = False
-    """One JSON line per journal row on stdout, and nothing else there."""
+    """Print each row of metrics.jsonl on stdout as well."""
 
 
 def main(arguments: list[str]) -> int:
@@ -85,23 +82,26 @@ def main(arguments: list[str]) -> int:
         lines = [f"  {r:<12} {', '.join(s.recipes[r])}" for r, s in RECIPES.items()]
         print(HELP.format(recipes="\n".join(lines)))
         return 0
-    recipe = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
+    recipe = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     if recipe and recipe not in RECIPES:
-        say(f"triptych: no recipe {recipe!r}.{nearest(recipe, list(RECIPES))}")
-        say(f"There are: {', '.join(RECIPES)}")
-        return 2
+        raise UsageError(
+            f"no recipe {recipe!r}.{nearest(recipe, list(RECIPES))} There are: {', '.join(RECIPES)}"
+        )
+    arguments = arguments[1:] if recipe else arguments
     usage = f"triptych train {recipe or 'cvae'} [--run DIR] [--preset NAME] [OPTIONS]"
-    options = parse(RunOptions, arguments, usage=usage, basic=BASIC, unknown=True)
-    start = _starting_request(recipe, options)
-    if start is None:
-        return 2
+    _, given = split_words(arguments, {o.flag: o for o in find_options(RunOptions)})
+    flags = {flag: values[-1] if values else "" for flag, values in given}
+    if "--resume" in flags:
+        start = _request_of_run(recipe, flags.get("--run", ""))
+    else:
+        start = _preset(recipe or "cvae", flags.get("--preset", ""))
     kind = make_dataclass("Arguments", [("options", RunOptions), ("request", type(start))])
     parsed: Any = parse(
         kind,
         arguments,
         usage=usage,
         basic=BASIC,
-        default=kind(options, start),
+        default=kind(RunOptions(), start),
         description=type(start).__doc__,
         topics=TOPICS,
     )
@@ -109,21 +109,20 @@ def main(arguments: list[str]) -> int:
 
 
 def train(request: TrainRequest, options: RunOptions) -> int:
-    """Run the loop and show it; returns the exit code. Of several processes the first speaks."""
+    """Train and show progress; returns the exit code. Of several processes the first prints."""
     from triptych.train.distributed import OtherProcessFailed, join_processes
 
     try:
         with join_processes(request.training) as world:
             try:
                 return _train(request, options, world)
-            except (
-                FloatingPointError
-            ):  # in all of them alike: the others wait for the first's words
+            except FloatingPointError:  # it is raised in all processes alike
                 if world.first:
                     raise
                 return 4
     except OtherProcessFailed as error:
-        say(*filter(None, [f"triptych: {error}" if str(error) else ""]))
+        if str(error):
+            say(f"triptych: {error}")
         return 1
 
 
@@ -136,52 +135,53 @@ def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
     training = request.training
     recipe_name = find_recipe(request)
     run = options.run or Path("runs") / f"{recipe_name}-{Path(training.data).stem or 'data'}"
-    tell = say if world.first else _silent
+    say_first = say if world.first else _say_nothing
     with lock_run(run, world):
         start = world.run_on_first(lambda: runs.adopt(run, request))
         for fault in checkpoint.newest(run)[1] if world.first else ():
-            say(f"passed over a damaged checkpoint: {fault}")
+            say(f"skipped a damaged checkpoint: {fault}")
         if start >= training.steps:
-            tell(f"{run} is finished: {start} steps. Raise --steps to train on")
+            say_first(f"{run} is finished: {start} steps. Raise --steps to train on")
             return 0
         recipe = world.run_on_all(lambda: runs.build(request, world))
         count = sum(p.numel() for p in recipe.model.parameters())
         what = f"{recipe_name} on {training.data}, {count:,} parameters"
         where = f"{run}, by {world.size} processes" if world.size > 1 else str(run)
-        tell(f"{what}: steps {start + 1:,} to {training.steps:,} in {where}")
-        tell(*filter(None, [recipe.chance]))
+        say_first(f"{what}: steps {start + 1:,} to {training.steps:,} in {where}")
+        if recipe.chance:
+            say_first(recipe.chance)
         if recipe.prepare:
             prepare = recipe.prepare
-            world.run_on_all(lambda: _wait(prepare(), tell))
+            world.run_on_all(lambda: _wait(prepare(), say_first))
         steps = fit(recipe, training, run, world)
         with Interrupt() as interrupt:
-            for step, row in _shown(steps, training.steps, start, world.first):
+            for step, row in _show(steps, training.steps, start, world.first):
                 if row and options.json:
                     print(json.dumps(row), flush=True)
                 if row and recipe.warn and (warning := recipe.warn(row)):
                     say(f"warning: {warning}")
-                # A signal may reach one process alone, and a step later: all stop after one step.
+                # A signal may reach only one of the processes: all stop after the same step.
                 signal = world.maximum(interrupt.signal)
                 if signal and step < training.steps:
                     steps.close()
-                    tell(f"stopped after step {step}; saved. The same command continues")
+                    say_first(f"stopped after step {step}; saved. The same command continues")
                     return 128 + signal
     if world.first:
-        _closing_words(run, recipe_name)
+        _say_done(run, recipe_name)
     return 0
 
 
-def _silent(*lines: str) -> None:
-    """In place of `say`, where another process speaks."""
+def _say_nothing(*lines: str) -> None:
+    """Replaces `say` in all processes but the first."""
 
 
-def _shown(
-    steps: "Iterator[Report]", total: int, start: int, speaks: bool
+def _show(
+    steps: "Iterator[Report]", total: int, start: int, first: bool
 ) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Passes the reports on, under a live bar on a terminal or as plain lines elsewhere; where
-    another process speaks, their numbers alone.
+    """Step and row of each report, shown as a progress bar on a terminal, else as lines; only the
+    first process has rows and prints.
     """
-    if not speaks:
+    if not first:
         for report in steps:
             yield report.step, None
         return
@@ -191,8 +191,7 @@ def _shown(
                 say(_line(report.row, total))
             yield report.step, report.row
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.table import Column
 
     def fixed(width: int) -> Column:
@@ -207,8 +206,8 @@ def _shown(
         TextColumn("{task.fields[speed]}", table_column=fixed(8)),
         TextColumn("{task.fields[terms]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
-        task = bar.add_task("", total=total, completed=start, terms="", speed="")
+    with bar(*columns, transient=False) as progress:
+        task = progress.add_task("", total=total, completed=start, terms="", speed="")
         began, drawn = time.monotonic(), 0.0
         for report in steps:
             now = time.monotonic()
@@ -216,20 +215,20 @@ def _shown(
                 speed = f"{(report.step - start) / max(now - began, 1e-9):.1f} /s"
                 named = {abs(v): (k, v) for k, v in reversed(report.terms.items())}  # elbo is -loss
                 shown = "  ".join(f"{k} {v:.4g}" for k, v in list(named.values())[:-4:-1])
-                bar.update(task, completed=report.step, terms=shown, speed=speed)
+                progress.update(task, completed=report.step, terms=shown, speed=speed)
                 drawn = now
             yield report.step, report.row
 
 
-def _wait(work: "Iterator[Progress]", tell: Callable[..., None]) -> None:
-    """Says how far work before the first step is, now and then; stopped, it goes on next time."""
+def _wait(work: "Iterator[Progress]", say: Callable[..., None]) -> None:
+    """Run the work before the first step, and print now and then how far it is."""
     last, shown = time.monotonic(), ("", 0)
     for what, done, total in work:
         now = time.monotonic()
         if not total:
-            tell(what)
+            say(what)
         elif (done == total and shown[0] == what) or now - last > PAUSE:
-            tell(f"{what}: {done:,} of {total:,}")
+            say(f"{what}: {done:,} of {total:,}")
             last = now
         shown = what, done
 
@@ -240,34 +239,33 @@ def _line(row: dict[str, Any], total: int) -> str:
     return f"step {row['step']}/{total}  {shown}"
 
 
-def _starting_request(recipe: str, options: RunOptions) -> TrainRequest | None:
-    """A preset, or with --resume what the run folder was started with."""
-    if options.resume:
-        from triptych import training as runs
+def _request_of_run(recipe: str, run: str) -> TrainRequest:
+    """What a run folder was started with."""
+    from triptych.training import stored
 
-        if options.run is None:
-            say("triptych: --resume needs --run DIR, the folder to continue")
-            return None
-        before = runs.stored(options.run)
-        if before is None:
-            say(f"triptych: nothing to resume: {options.run} has no run.json")
-            return None
-        if recipe and recipe != find_recipe(before):
-            say(f"triptych: {options.run} is a {find_recipe(before)} run, not {recipe}")
-            return None
-        return before
-    presets: Mapping[str, TrainRequest] = RECIPES[recipe or "cvae"].recipes[recipe or "cvae"]
-    preset = options.preset or next(iter(presets))
-    if preset not in presets:
-        say(f"triptych: no preset {preset!r}.{nearest(preset, list(presets))}")
-        say(f"There are: {', '.join(presets)}")
-        return None
-    return presets[preset]
+    if not run:
+        raise UsageError("--resume needs --run DIR, the folder to continue")
+    request = stored(Path(run))
+    if request is None:
+        raise UsageError(f"nothing to resume: {run} has no run.json")
+    if recipe and recipe != find_recipe(request):
+        raise UsageError(f"{run} is a {find_recipe(request)} run, not {recipe}")
+    return request
 
 
-def _closing_words(run: Path, recipe: str) -> None:
-    drawn = f", pictures in {run}/samples" if any((run / "samples").iterdir()) else ""
-    say(f"done: {run}/model.safetensors{drawn}, numbers in {run}/metrics.jsonl")
+def _preset(recipe: str, name: str) -> TrainRequest:
+    presets: Mapping[str, TrainRequest] = RECIPES[recipe].recipes[recipe]
+    name = name or next(iter(presets))
+    if name not in presets:
+        raise UsageError(
+            f"no preset {name!r}.{nearest(name, list(presets))} There are: {', '.join(presets)}"
+        )
+    return presets[name]
+
+
+def _say_done(run: Path, recipe: str) -> None:
+    pictures = f", pictures in {run}/samples" if any((run / "samples").iterdir()) else ""
+    say(f"done: {run}/model.safetensors{pictures}, numbers in {run}/metrics.jsonl")
     if recipe in ("cvae", "wgan", "pixel-diffusion"):
         say("next:", f"  triptych generate --model {run}", f"  triptych evaluate {run}")
     if recipe in ("clip", "siglip"):

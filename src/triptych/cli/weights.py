@@ -1,26 +1,24 @@
-"""`triptych weights list | inspect | convert | doctor`: files of weights, looked at and changed."""
+"""`triptych weights list | inspect | convert | doctor`: files of weights."""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from triptych.cli.arguments import parse
-from triptych.cli.main import say
-from triptych.config import nearest
+from triptych.cli.arguments import choose_command, parse
+from triptych.cli.output import printable, say
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 HELP = """usage: triptych weights COMMAND [OPTIONS]
 
-Looks at files of weights and changes their form. Nothing in a file is executed.
+Inspects and converts files of weights. Nothing in a file is executed.
 
   list                     the published checkpoints that are known
-  inspect PATH             the tensors of a file or folder, and what it is
+  inspect PATH             the tensors of a file or folder, and which model it is
   doctor PATH ...          what is wrong with files or folders, and what to do
-  convert SOURCE DEST      another form: safetensors, transformers, open_clip, diffusers,
+  convert SOURCE DEST      to another layout: safetensors, transformers, open_clip, diffusers,
                            single-file, triptych
 
 `triptych weights COMMAND --help` lists the options."""
@@ -30,7 +28,7 @@ USAGES = {
     "list": "",
     "inspect": " PATH",
     "doctor": " PATH ...",
-    "convert": " SOURCE DEST --to FORM",
+    "convert": " SOURCE DEST --to LAYOUT",
 }
 BASIC = ("to", "predicts", "weights", "variant", "overwrite", "digests", "json")
 
@@ -40,17 +38,17 @@ class ListWeights:
     """The published checkpoints that are known, with their licences."""
 
     json: bool = False
-    """One JSON object a line on stdout."""
+    """Print one JSON object per line on stdout."""
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """The tensors of a file or folder: names, shapes, types, and what it all is."""
+    """The tensors of a file or folder (names, shapes, types) and which model it is."""
 
     path: Path
     """A file of weights, or the folder of a model."""
     json: bool = False
-    """One JSON object on stdout, and nothing else there."""
+    """Print one JSON object on stdout."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,12 @@ class Doctor:
     digests: bool = False
     """Read every byte, and compare with the digests that publishers state."""
     json: bool = False
-    """One JSON object a line on stdout, and nothing else there."""
+    """Print one JSON object per line on stdout."""
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Write a checkpoint in another form."""
+    """Convert a checkpoint to another layout."""
 
     source: Path
     """A file of weights, or the folder of a model."""
@@ -76,42 +74,34 @@ class Convert:
     to: Literal[
         "safetensors", "transformers", "open_clip", "diffusers", "single-file", "triptych"
     ] = "safetensors"
-    """safetensors keeps every name and works for any file; the others are what a program loads:
-    CLIP and SigLIP as folders of transformers and open_clip, Stable Diffusion as a folder of
-    diffusers or a single file, all of them as a run folder of triptych.
+    """safetensors converts any file and keeps its names. transformers and open_clip are for CLIP
+    and SigLIP, diffusers and single-file for Stable Diffusion, triptych (a run folder) for all.
     """
     predicts: Literal["noise", "velocity"] | None = None
-    """What the network of a Stable Diffusion predicts, where its file does not say."""
+    """The prediction type of a Stable Diffusion whose file does not contain it."""
     weights: Literal["raw", "ema"] = "raw"
-    """Of a single file with averaged weights beside the last ones (model_ema.*): which to read."""
+    """Of a single file that also has averaged weights (model_ema.*): which to read."""
     variant: str = ""
-    """Which form of the weights of a diffusers folder to read, such as fp16."""
+    """The variant of the weights of a diffusers folder to read, such as fp16."""
     overwrite: bool = False
-    """Replace what is there."""
+    """Replace existing files."""
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0, 2 for usage, or 3 where something is wrong with a file."""
-    if not arguments or arguments[0] in ("--help", "-h"):
-        print(HELP, file=sys.stdout if arguments else sys.stderr)
-        return 0 if arguments else 2
-    name, rest = arguments[0], arguments[1:]
+    name, rest = choose_command(arguments, "weights", tuple(USAGES), HELP), arguments[1:]
     if name == "list":
         return list_weights(_parse(ListWeights, name, rest))
     if name == "inspect":
-        return inspect(_parse(Inspect, name, rest))
+        return inspect(_parse(Inspect, name, rest, "path"))
     if name == "doctor":
-        return doctor(_parse(Doctor, name, rest))
-    if name == "convert":
-        return convert(_parse(Convert, name, rest))
-    near = nearest(name, ["list", "inspect", "doctor", "convert"])
-    say(f"triptych: no command 'weights {name}'.{near} See `triptych weights --help`")
-    return 2
+        return doctor(_parse(Doctor, name, rest, "paths"))
+    return convert(_parse(Convert, name, rest, "source", "dest"))
 
 
-def _parse(kind: type[Parsed], name: str, arguments: list[str]) -> Parsed:
+def _parse(kind: type[Parsed], name: str, arguments: list[str], *positional: str) -> Parsed:
     usage = f"triptych weights {name}{USAGES[name]} [OPTIONS]"
-    return parse(kind, arguments, usage=usage, basic=BASIC, positional=True)
+    return parse(kind, arguments, usage=usage, basic=BASIC, positional=positional)
 
 
 def list_weights(request: ListWeights) -> int:
@@ -148,7 +138,7 @@ def inspect(request: Inspect) -> int:
     from triptych.weights.layouts import layout
 
     found = layout(request.path)
-    whole = summarise(found)
+    summary = summarise(found)
     files = []
     for path in found.weights:
         file = found.file or open_weights(path)
@@ -160,7 +150,7 @@ def inspect(request: Inspect) -> int:
                 "family": family(tensors) or None,
                 "parameters": sum(t.numel() for t in tensors.values()),
                 "bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
-                "tensors": {name: _described(t) for name, t in tensors.items()},
+                "tensors": {name: _describe(t) for name, t in tensors.items()},
             }
         )
     facts: dict[str, Any] = {
@@ -170,67 +160,60 @@ def inspect(request: Inspect) -> int:
         "config": str(found.config) if found.config else None,
         "tokenizer": [str(p) for p in found.tokenizer],
         "preprocessor": str(found.preprocessor) if found.preprocessor else None,
-        "whole": asdict(whole) if whole else None,
+        "whole": asdict(summary) if summary else None,
         "files": files,
     }
     if request.json:
         print(json.dumps(facts))
     else:
-        _show(facts)
+        _print(facts)
     return 0
 
 
-def _described(tensor: "Tensor") -> dict[str, Any]:
+def _describe(tensor: "Tensor") -> dict[str, Any]:
     return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
-def _show(facts: dict[str, Any]) -> None:
+def _print(facts: dict[str, Any]) -> None:
     for file in facts["files"]:
         for name, tensor in file["tensors"].items():
             shape = " x ".join(map(str, tensor["shape"])) or "scalar"
-            print(_plain(f"{name}  {shape}  {tensor['dtype']}"))
+            print(printable(f"{name}  {shape}  {tensor['dtype']}"))
     declared = f", {facts['declared']}" if facts["declared"] else ""
-    say(_plain(f"{facts['path']}: {facts['layout']}{declared}"))
+    say(f"{facts['path']}: {facts['layout']}{declared}")
     for file in facts["files"]:
         say(
-            _plain(
-                f"{file['file']}: {file['container']}, {len(file['tensors']):,} tensors, "
-                f"{file['parameters']:,} numbers in {file['bytes']:,} bytes"
-            ),
-            f"family: {file['family'] or 'not one that is recognised by its names'}",
+            f"{file['file']}: {file['container']}, {len(file['tensors']):,} tensors, "
+            f"{file['parameters']:,} parameters in {file['bytes']:,} bytes",
+            f"family: {file['family'] or 'not recognised by the names of its tensors'}",
         )
-    if whole := facts["whole"]:
-        predicts = f", predicts {whole['predicts']}" if whole["predicts"] else ""
-        say(_plain(f"whole: {whole['family']}{predicts}, made of {', '.join(whole['parts'])}"))
-        if whole["missing"]:
-            say(_plain(f"missing: {', '.join(whole['missing'])}"))
-        for note in whole["notes"]:
-            say(_plain(note))
+    if model := facts["whole"]:
+        predicts = f", predicts {model['predicts']}" if model["predicts"] else ""
+        say(f"model: {model['family']}{predicts}, made of {', '.join(model['parts'])}")
+        if model["missing"]:
+            say(f"missing: {', '.join(model['missing'])}")
+        say(*model["notes"])
 
 
 def doctor(request: Doctor) -> int:
-    """Print what was looked at and what is wrong; returns 3 where anything is."""
+    """Print what was checked and what is wrong; returns 3 if anything is."""
     from triptych.doctor import examine
 
     faults = 0
-    if not request.paths:
-        say("triptych: give a file or a folder: `triptych weights doctor PATH ...`")
-        return 2
     for path in request.paths:
         for finding in examine(path, request.digests):
             faults += bool(finding.fault)
             if request.json:
                 row = {"path": str(finding.path), "what": finding.what, "fault": finding.fault}
                 print(json.dumps(row | {"fault": finding.fault or None}))
-            elif finding.fault:
-                print(_plain(f"{finding.path}: {finding.fault}"))
             else:
-                print(_plain(f"{finding.path}: sound ({finding.what})"))
+                verdict = finding.fault or f"sound ({finding.what})"
+                print(printable(f"{finding.path}: {verdict}"))
     return 3 if faults else 0
 
 
 def convert(request: Convert) -> int:
-    """Write another form of a checkpoint."""
+    """Write a checkpoint in another layout."""
     if request.to == "safetensors":
         return _to_safetensors(request)
     from triptych.export import convert_checkpoint
@@ -241,10 +224,9 @@ def convert(request: Convert) -> int:
         dest = dest / "model.safetensors"
     _require_free(dest, request.overwrite)
     reading = Reading(request.predicts, request.weights, request.variant)
-    for line in convert_checkpoint(str(request.source), dest, request.to, reading):
-        say(_plain(line))
+    say(*convert_checkpoint(str(request.source), dest, request.to, reading))
     form = "a single file" if request.to == "single-file" else f"a {request.to} folder"
-    say(_plain(f"{dest}: {form} made of {request.source}"))
+    say(f"{dest}: {form} made of {request.source}")
     return 0
 
 
@@ -260,21 +242,16 @@ def _to_safetensors(request: Convert) -> int:
         )
     dest = request.dest / "model.safetensors" if request.dest.is_dir() else request.dest
     if dest.suffix != ".safetensors":
-        raise ValueError(f"{dest} should end in .safetensors, or be a folder that is there")
+        raise ValueError(f"{dest} should end in .safetensors, or be an existing folder")
     _require_free(dest, request.overwrite)
     tensors = found.open().read()
     dest.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(dest, tensors, {"format": "pt"})
-    say(_plain(f"{dest}: {len(tensors):,} tensors, {dest.stat().st_size:,} bytes"))
+    say(f"{dest}: {len(tensors):,} tensors, {dest.stat().st_size:,} bytes")
     return 0
 
 
 def _require_free(dest: Path, overwrite: bool) -> None:
-    there = any(dest.iterdir()) if dest.is_dir() else dest.exists()
-    if there and not overwrite:
-        raise ValueError(f"{dest} is there already: give another name, or --overwrite")
-
-
-def _plain(text: str) -> str:
-    """Without the control characters that a name in a file could send to a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+    exists = any(dest.iterdir()) if dest.is_dir() else dest.exists()
+    if exists and not overwrite:
+        raise ValueError(f"{dest} exists already: give another name, or --overwrite")

@@ -1,7 +1,7 @@
-"""`--from-parameters`: the request of a picture that carries one, or of AUTOMATIC1111's text.
+"""`--from-parameters`: the request stored in a picture, or in a text of AUTOMATIC1111.
 
-Pictures and texts come from strangers: they name models and LoRAs that are here already, by plain
-names, and no other file.
+Pictures and texts are untrusted: they can name models and LoRAs that are installed already, by file
+name without a folder, and no other file.
 """
 
 from dataclasses import replace
@@ -12,32 +12,31 @@ from triptych.config import from_json, nearest
 from triptych.systems.stable_diffusion.request import TextToImage, parse_lora
 
 MODELS = (Path("runs"), Path("models"))
-"""Folders in which a text's model is looked for."""
+"""Folders that are searched for the model of a text."""
 ENDINGS = ("", ".safetensors", ".ckpt")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 
 
-def replayed(source: str, model: str = "") -> tuple[TextToImage, tuple[str, ...]]:
-    """The request of a picture file or of a text, and what someone should know of it.
+def read_parameters(source: str, model: str = "") -> tuple[TextToImage, tuple[str, ...]]:
+    """The request of a picture file or a text, and notes on its translation.
 
-    Of our own pictures it is the exact record. `model` takes the place of the one that is named.
+    A picture of Triptych has the exact request. `model` replaces the one that is named.
 
     Raises:
-        ValueError: no such picture, none that carries a request, or one of an unknown model.
+        ValueError: there is no such picture or model, or the picture has no request.
     """
     from triptych.systems.stable_diffusion.inputs.parameters_text import parse_infotext, replay
 
     text: str | None = source
     if _is_picture(source):
-        record, text = _carried(Path(source))
+        record, text = _read_picture(Path(source))
         if record is not None:
-            return _installed(from_json(TextToImage, record, source), model), ()
+            return _find_files(from_json(TextToImage, record, source), model), ()
     assert text is not None
-    found = replay(parse_infotext(text))
-    named = "" if found.request.model == TextToImage("").model else found.request.model
-    if not named and not model:
+    replayed = replay(parse_infotext(text))
+    if not model and replayed.request.model == TextToImage("").model:
         raise ValueError("the text names no model: give one with --model")
-    return _installed(found.request, model), found.notes
+    return _find_files(replayed.request, model), replayed.notes
 
 
 def _is_picture(source: str) -> bool:
@@ -51,54 +50,54 @@ def _is_picture(source: str) -> bool:
     return False
 
 
-def _carried(path: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """Our record in a picture, or another program's text."""
-    from triptych.vision.images import read_parameters, read_request
+def _read_picture(path: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The request of Triptych in a picture, or the text of another program."""
+    from triptych.vision import images
 
-    text = read_parameters(path)
-    record = (read_request(path) or {}).get("request")
+    text = images.read_parameters(path)
+    record = (images.read_request(path) or {}).get("request")
     if isinstance(record, dict) and "prompt" in record:
         return record, text
     if text is None:
-        other = " It is a picture of a class model, which draws no prompts." if record else ""
+        other = " It is of a class-conditional model, which takes no prompts." if record else ""
         raise ValueError(f"{path} carries no parameters of how it was made.{other}")
     return None, text
 
 
-def _installed(request: TextToImage, model: str) -> TextToImage:
-    """With names in place of what they stand for here."""
+def _find_files(request: TextToImage, model: str) -> TextToImage:
+    """The request with the paths of its model and LoRAs on this machine."""
     from triptych.systems.stable_diffusion.adapters.loras import installed_lora
 
     loras = []
     for name, weight in map(parse_lora, request.loras):
-        loras.append(f"{installed_lora(_plain(name))}:{weight:g}")
+        loras.append(f"{installed_lora(_file_name(name))}:{weight:g}")
     return replace(
         request,
-        model=model or _installed_model(request.model),
+        model=model or _find_model(request.model),
         loras=tuple(loras),
-        image=_plain(request.image),
-        mask=_plain(request.mask),
+        image=_file_name(request.image),
+        mask=_file_name(request.mask),
     )
 
 
-def _installed_model(name: str) -> str:
-    """Where a model of this name lies.
+def _find_model(name: str) -> str:
+    """The path of a model of this name.
 
     Raises:
-        ValueError: nowhere here; names what looks alike.
+        ValueError: there is none; suggests the closest name.
     """
-    plain = _plain(name)
+    name = _file_name(name)
     for folder in MODELS:
         for ending in ENDINGS:
-            if plain.strip(".") and (folder / f"{plain}{ending}").exists():
-                return str(folder / f"{plain}{ending}")
-    there = [file.stem for folder in MODELS if folder.is_dir() for file in sorted(folder.iterdir())]
+            if name.strip(".") and (folder / f"{name}{ending}").exists():
+                return str(folder / f"{name}{ending}")
+    names = [file.stem for folder in MODELS if folder.is_dir() for file in sorted(folder.iterdir())]
     raise ValueError(
-        f"the model {plain[:60]!r} is not in {' or '.join(map(str, MODELS))}: name one that is "
-        f"here with --model.{nearest(plain, there)}"
+        f"the model {name[:60]!r} is not in {' or '.join(map(str, MODELS))}: name one that is "
+        f"there with --model.{nearest(name, names)}"
     )
 
 
-def _plain(name: str) -> str:
-    """The last part of a path of any system."""
+def _file_name(name: str) -> str:
+    """The last part of a path of Unix or Windows."""
     return PurePath(name.replace("\\", "/")).name

@@ -1,15 +1,15 @@
-"""`triptych generate PROMPT`: write pictures of a prompt, and the request inside them."""
+"""`triptych generate PROMPT`: pictures of a prompt, and the request in their files."""
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
-from triptych.cli.arguments import find_options, parse, render_help
-from triptych.cli.generate.from_parameters import replayed
-from triptych.cli.main import say
-from triptych.cli.output import watched
+from triptych.cli.arguments import find_options, parse, render_help, split_words
+from triptych.cli.generate.from_parameters import read_parameters
+from triptych.cli.output import UsageError, say, watch
 from triptych.config import to_json
 from triptych.systems.stable_diffusion.request import TextToImage, parse_lora, parse_size
 
@@ -21,26 +21,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write pictures of a prompt: alone, from a picture, or within one."""
+    """Generate pictures of a prompt: from noise, from a picture, or within its mask."""
 
     request: TextToImage
     out: Path = Path("pictures")
     """Folder for the pictures: 0000-SEED.png and so on."""
     format: Literal["png", "jpeg", "webp"] = "png"
-    """Of the files; PNG and WebP keep every pixel."""
+    """Format of the picture files; PNG and WebP are lossless."""
     preview: str = ""
-    """A .png, .jpg or .webp file that shows the picture while it is made, rewritten every half
-    second.
-    """
+    """A .png, .jpg or .webp file with a preview, rewritten every half second."""
     from_parameters: str = ""
-    """Draw again what a picture shows that carries its request, ours or AUTOMATIC1111's, or what
-    such a text says; flags beside it change it.
+    """Repeat the request stored in a picture file, or in a text of AUTOMATIC1111; other options
+    change it.
     """
     json: bool = False
-    """One JSON object on stdout: the request and the files with their seeds."""
+    """Print one JSON object on stdout: the request and the files with their seeds."""
 
 
-FLAGS = {f.name for f in fields(Arguments)} - {"request"}
 USAGE = "triptych generate PROMPT [--model MODEL] [OPTIONS]"
 BASIC = (
     "negative", "model", "size", "n", "seed", "steps", "sampler", "guidance", "image", "strength",
@@ -48,32 +45,33 @@ BASIC = (
 )  # fmt: skip
 
 
-def explain(every: bool) -> None:
-    """The help of this command."""
+def print_help(every: bool) -> None:
     options = list(find_options(Arguments))
     print(render_help(options, USAGE, BASIC, Arguments.__doc__ or "", every=every))
-    print("\nA model of classes has options of its own: triptych generate --model RUN --help")
+    print("\nClass-conditional models have other options: triptych generate --model RUN --help")
 
 
-def main(prompt: str | None, flags: list[str]) -> int:
-    source = _flag(flags, "--from-parameters")
-    if source is not None:
-        start, known = replayed(source, _flag(flags, "--model") or "")
-        say(*(f"triptych: {line}" for line in known))
+def main(arguments: list[str]) -> int:
+    options = {option.flag: option for option in find_options(Arguments)}
+    words, given = split_words(arguments, options)
+    if len(words) > 1:
+        raise UsageError(f"one prompt, in quotes, not {len(words)}: {' '.join(words)[:60]!r}")
+    flags = {flag: values[-1] for flag, values in given if values}
+    default = None
+    if source := flags.get("--from-parameters"):
+        start, notes = read_parameters(source, flags.get("--model", ""))
+        say(*(f"triptych: {line}" for line in notes))
         default = Arguments(start)
-        words = flags if prompt is None else [f"--prompt={prompt}", *flags]
-        parsed = parse(Arguments, words, usage=USAGE, basic=BASIC, default=default)
-    else:
-        parsed = parse(Arguments, [f"--prompt={prompt}", *flags], usage=USAGE, basic=BASIC)
-    return drawn(parsed)
+    elif not words:
+        raise UsageError('there is no prompt: triptych generate "a red cat" --model ...')
+    parsed = parse(
+        Arguments, arguments, usage=USAGE, basic=BASIC, default=default, positional=("prompt",)
+    )
+    return draw(parsed)
 
 
-def _flag(flags: list[str], name: str) -> str | None:
-    return next((f.partition("=")[2] for f in flags if f.startswith(f"{name}=")), None)
-
-
-def drawn(parsed: Arguments) -> int:
-    """Draw and write; every picture is in its file as soon as it is done."""
+def draw(parsed: Arguments) -> int:
+    """Draw and write pictures; each is saved as soon as it is done."""
     from triptych.loading import load
     from triptych.running import run
     from triptych.systems.stable_diffusion.pipeline import drawing_model, load_model
@@ -81,30 +79,22 @@ def drawn(parsed: Arguments) -> int:
 
     request = parsed.request
     loaded = load_model(request, load)
-    model = drawing_model(loaded)
-    projected: list[Any] = []  # made when it is first looked at
+    preview = cache(lambda: preview_of(drawing_model(loaded)))  # built for the first preview
 
-    def look(item: "Drawing") -> "np.ndarray | None":
-        if item.guess is None:
-            return None
-        if not projected:
-            projected.append(preview_of(model))
-        picture: np.ndarray = projected[0](item.guess[:1])[0]
-        return picture
+    def project(item: "Drawing") -> "np.ndarray | None":
+        return None if item.guess is None else preview()(item.guess[:1])[0]
 
     parsed.out.mkdir(parents=True, exist_ok=True)
-    preview = Path(parsed.preview) if parsed.preview else None
+    preview_file = Path(parsed.preview) if parsed.preview else None
     files: list[dict[str, Any]] = []
-    told = False
     work = run(request, loaded)
     try:
-        for item in watched(work, look, preview):
-            if not told and item.notes:
+        for number, item in enumerate(watch(work, project, preview_file)):
+            if not number:
                 say(*(f"triptych: {line}" for line in item.notes))
-            told = True
             request = item.request
-            for number in range(len(files), len(item.pictures)):
-                files.append(_saved(item, number, parsed, loaded.name))
+            for index in range(len(files), len(item.pictures)):
+                files.append(_save(item, index, parsed, loaded.name))
     except KeyboardInterrupt:
         say(f"triptych: {len(files)} of {parsed.request.n} pictures are in {parsed.out}")
         raise
@@ -114,35 +104,35 @@ def drawn(parsed: Arguments) -> int:
     span = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
     say(f"{len(files)} {'picture' if len(files) == 1 else 'pictures'} in {parsed.out}, {span}")
     if parsed.json:
-        print(json.dumps({"request": recorded(request, loaded.name), "pictures": files}))
+        print(json.dumps({"request": to_record(request, loaded.name), "pictures": files}))
     return 0
 
 
-def _saved(item: "Drawing", number: int, parsed: Arguments, model: str) -> dict[str, Any]:
-    """One picture in its file, with the request that draws it alone."""
+def _save(item: "Drawing", number: int, parsed: Arguments, model: str) -> dict[str, Any]:
+    """Write one picture with the request that draws it alone."""
     from triptych.vision.images import save_picture
 
-    seed, varied = item.seeds(number)
+    seed, variation = item.seeds(number)
     ending = {"png": "png", "jpeg": "jpg", "webp": "webp"}[parsed.format]
-    name = f"{number:04d}-{seed}" + ("" if varied is None else f"-{varied}")
+    name = f"{number:04d}-{seed}" + ("" if variation is None else f"-{variation}")
     path = parsed.out / f"{name}.{ending}"
-    one = replace(item.request, seed=seed, variation_seed=varied, n=1)
+    one = replace(item.request, seed=seed, variation_seed=variation, n=1)
     save_picture(
-        path, item.pictures[number], {"request": recorded(one, model)}, parameters_of(one, model)
+        path, item.pictures[number], {"request": to_record(one, model)}, to_parameters(one, model)
     )
-    found = {"file": str(path), "seed": seed}
-    return found if varied is None else found | {"variation_seed": varied}
+    saved = {"file": str(path), "seed": seed}
+    return saved if variation is None else saved | {"variation_seed": variation}
 
 
-def recorded(request: TextToImage, model: str) -> dict[str, Any]:
-    """The request as a picture carries it: names in place of paths."""
+def to_record(request: TextToImage, model: str) -> dict[str, Any]:
+    """The request as it is stored in a picture: names instead of paths."""
     loras = [f"{PurePath(name).name}:{weight:g}" for name, weight in map(parse_lora, request.loras)]
     names = {field: PurePath(getattr(request, field)).name for field in ("image", "mask")}
     return to_json(request) | names | {"model": model, "loras": loras}
 
 
-def parameters_of(request: TextToImage, model: str) -> str:
-    """AUTOMATIC1111's text of one picture."""
+def to_parameters(request: TextToImage, model: str) -> str:
+    """The request of one picture in the text format of AUTOMATIC1111."""
     from triptych.systems.stable_diffusion.inputs.parameters_text import infotext_of, write_infotext
 
     size = parse_size(request.size)
