@@ -51,6 +51,11 @@ class SourceInfo:
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Pictures that were left out when the source was opened: name to reason."""
 
+    @property
+    def sides(self) -> dict[str, int]:
+        """The shape by name: height, width and channels."""
+        return dict(zip(("height", "width", "channels"), self.shape, strict=True))
+
 
 class Source(Protocol):
     """A split of a data set at one picture size."""

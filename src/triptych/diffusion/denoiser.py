@@ -112,9 +112,7 @@ def conditional_denoiser(
     def denoise(
         x: Float[Tensor, "B C H W"], level: Level, cond: Conditioning
     ) -> Float[Tensor, "B C H W"]:
-        x, level = match_schedule(x, level, schedule)
-        assert level.time is not None
-        time = torch.full((len(x),), level.time, dtype=torch.float32, device=x.device)
+        x, level, time = match_schedule(x, level, schedule)
         output = network(x * kind.scale(level.alpha, level.sigma), time, cond).to(x.dtype)
         x0: Tensor = kind.x0(x, output, level.alpha, level.sigma)
         return x0
@@ -139,12 +137,13 @@ def parameterisation(predicts: Predicts, schedule: Schedule) -> Parameterisation
     return PARAMETERISATIONS[predicts]
 
 
-def match_schedule(x: Tensor, level: Level, schedule: Schedule) -> tuple[Tensor, Level]:
-    """x and level as the network was trained on them."""
-    if level.time is not None:
-        return x, level
-    trained = schedule.of_ratio(level.ratio)
-    return x * (trained.alpha / level.alpha), trained
+def match_schedule(x: Tensor, level: Level, schedule: Schedule) -> tuple[Tensor, Level, Tensor]:
+    """x and level as the network was trained on them, and the level's time for each picture."""
+    if level.time is None:
+        trained = schedule.of_ratio(level.ratio)
+        x, level = x * (trained.alpha / level.alpha), trained
+    assert level.time is not None
+    return x, level, torch.full((len(x),), level.time, dtype=torch.float32, device=x.device)
 
 
 def variance_denoiser(
@@ -157,13 +156,9 @@ def variance_denoiser(
     kind = parameterisation("noise", schedule)
 
     def denoise(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        x, level = match_schedule(x, level, schedule)
-        assert level.time is not None
-        time = torch.full((len(x),), level.time, dtype=torch.float32, device=x.device)
+        x, level, time = match_schedule(x, level, schedule)
         noise, v = network(x, time).to(x.dtype).chunk(2, dim=1)
-        x0: Tensor = kind.x0(x, noise, level.alpha, level.sigma)
-        share: Tensor = (v + 1) / 2
-        return x0, share
+        return kind.x0(x, noise, level.alpha, level.sigma), (v + 1) / 2
 
     return denoise
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 
 from torch import Tensor
 
@@ -10,39 +11,26 @@ from triptych.diffusion.noise import BrownianNoise, PictureNoise
 from triptych.diffusion.samplers import deterministic, dpm_solver, singlestep, stochastic
 from triptych.diffusion.steps import Denoiser, Level, Step
 
-DETERMINISTIC: dict[str, Callable[..., Iterator[Step]]] = {
-    "ddim": deterministic.euler,
-    "euler": deterministic.euler,
-    "heun": deterministic.heun,
-    "dpm2": deterministic.dpm2,
-    "lms": deterministic.lms,
-    "plms": deterministic.plms,
-    "ipndm": deterministic.ipndm,
-    "dpmpp_2s": singlestep.dpmpp_2s,
-    "dpmpp_3s": singlestep.dpmpp_3s,
-    "dpm_fast": dpm_solver.dpm_fast,
-    "dpm_adaptive": dpm_solver.dpm_adaptive,
-    "dpmpp_2m": deterministic.dpmpp_2m,
-    "unipc": deterministic.unipc,
-    "deis": deterministic.deis,
-}
-STOCHASTIC: dict[str, Callable[..., Iterator[Step]]] = {
-    "ddim": stochastic.ancestral,  # with eta above 0, as dpm_fast and dpm_adaptive
-    "ddpm": stochastic.ancestral,
-    "euler_ancestral": stochastic.ancestral,
-    "dpm_fast": dpm_solver.dpm_fast,
-    "dpm_adaptive": dpm_solver.dpm_adaptive,
-    "dpm2_ancestral": stochastic.dpm2_ancestral,
-    "dpmpp_2s_ancestral": stochastic.dpmpp_2s_ancestral,
-    "dpmpp_sde": stochastic.dpmpp_sde,
-    "dpmpp_2m_sde": stochastic.dpmpp_2m_sde,
-    "dpmpp_2m_sde_heun": stochastic.dpmpp_2m_sde_heun,
-    "dpmpp_3m_sde": stochastic.dpmpp_3m_sde,
-    "sa_solver": stochastic.sa_solver,
-    "lcm": stochastic.lcm,
-    "restart": stochastic.restart,
-    "tcd": stochastic.tcd,
-}
+
+def _functions(module: ModuleType, *names: str) -> dict[str, Callable[..., Iterator[Step]]]:
+    return {name: getattr(module, name) for name in names}
+
+
+EITHER = _functions(dpm_solver, "dpm_fast", "dpm_adaptive")  # stochastic with eta above 0, as DDIM
+DETERMINISTIC = (
+    EITHER
+    | {"ddim": deterministic.euler}
+    | _functions(deterministic, "euler", "heun", "dpm2", "lms", "plms", "ipndm")
+    | _functions(deterministic, "dpmpp_2m", "unipc", "deis")
+    | _functions(singlestep, "dpmpp_2s", "dpmpp_3s")
+)
+STOCHASTIC = (
+    EITHER
+    | dict.fromkeys(("ddim", "ddpm", "euler_ancestral"), stochastic.ancestral)
+    | _functions(stochastic, "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde")
+    | _functions(stochastic, "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "sa_solver")
+    | _functions(stochastic, "lcm", "restart", "tcd")
+)
 
 
 def check_draws_batches(name: str) -> None:
@@ -100,12 +88,9 @@ def run_sampler(
         raise ValueError(f"{name} adds a fixed amount of noise: it takes no eta")
     if kind == "none" or (kind == "optional" and not eta):
         return DETERMINISTIC[name](denoise, x, levels)
-    draws = noise.match(x)
-    if kind in ("fixed", "gamma"):
-        return STOCHASTIC[name](denoise, x, levels, draws)
-    options = {} if eta is None else {"eta": eta}
+    draws: Callable[[Level, Level], Tensor] = noise.match(x)
     if name == "dpmpp_sde":
         finite = next(level.ratio for level in levels if level.alpha)
-        path = BrownianNoise([stream.seed for stream in noise.streams], x, finite)
-        return STOCHASTIC[name](denoise, x, levels, path, **options)
+        draws = BrownianNoise([stream.seed for stream in noise.streams], x, finite)
+    options = {} if eta is None or kind == "gamma" else {"eta": eta}
     return STOCHASTIC[name](denoise, x, levels, draws, **options)

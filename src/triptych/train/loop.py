@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych import runtime
-from triptych.data.order.batches import Batches, write_skipped
+from triptych.data.order.batches import Batches, to_device, write_skipped
 from triptych.runtime import key
 from triptych.train import checkpoint
 from triptych.train.distributed import SINGLE_PROCESS, World
@@ -306,7 +306,7 @@ def _group_batches(
 ) -> Iterator[list[Batch]]:
     """So many batches at a time, on a device."""
     while True:
-        yield [_to(next(data), device) for _ in range(count)]
+        yield [to_device(next(data), device) for _ in range(count)]
 
 
 def _unreadable(data: Iterator[Batch]) -> dict[str, str]:
@@ -319,14 +319,6 @@ def _seed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    return {
-        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
-    }
 
 
 def _device_type(module: nn.Module) -> str:

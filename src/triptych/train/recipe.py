@@ -58,7 +58,7 @@ class Recipe:
     """A system ready to be trained.
 
     Wherever a callback gets a module, it is `exported`, or its averaged copy if weights are
-    averaged.
+    averaged; so it is of the class of `exported`.
     """
 
     model: nn.Module
@@ -79,9 +79,9 @@ class Recipe:
     """Long work before the first step, such as filling a cache. It may be stopped and continued,
     and is done later, where it is needed, if nobody calls this.
     """
-    sample: Callable[[nn.Module], np.ndarray] | None = None
+    sample: Callable[[Any], np.ndarray] | None = None
     """Draw a labelled grid with a module: uint8 (H, W, 3)."""
-    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None
+    evaluate: Callable[[Any], dict[str, Any]] | None = None
     """Metrics of a module on held-out data, for the journal."""
     warn: Callable[[dict[str, Any]], str] | None = None
     """A warning about a row of the journal; empty if there is none."""

@@ -6,6 +6,8 @@ Rates are per optimizer step; half-lives, warm-ups and intervals are in steps of
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from triptych.config import require_at_least
+
 
 @dataclass(frozen=True)
 class Training:
@@ -54,8 +56,7 @@ class Training:
 
     def __post_init__(self) -> None:
         for name, least in AT_LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+            require_at_least(self, least, name)
         if not 0 <= self.rate_floor <= 1:
             raise ValueError(f"rate_floor is a share, 0 to 1, not {self.rate_floor}")
 
@@ -74,7 +75,7 @@ MAY_CHANGE = (
 """Fields of `Training` that a resumed run may change: none of them alters a step already done."""
 
 
-Condition = Literal["none", "label", "attributes", "vector"]
+ConditionKind = Literal["none", "label", "attributes", "vector"]
 
 
 class TrainRequest(Protocol):

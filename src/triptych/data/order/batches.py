@@ -203,6 +203,22 @@ def take_first(source: Source, count: int) -> Batch:
     return take(source, range(min(count, source.info.length or count)))
 
 
+def take_in_order(source: Source, most: int, batch_size: int) -> Iterator[Batch]:
+    """The first `most` pictures, or all where there are fewer, in batches."""
+    count = min(most, source.info.length or most)
+    for start in range(0, count, batch_size):
+        yield take(source, range(start, min(start + batch_size, count)))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch with its tensors on a device."""
+    if device.type == "cpu":
+        return batch
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+    }
+
+
 def to_batch(columns: Columns) -> Batch:
     """Columns of a source as tensors."""
     batch: Batch = {"image": to_images(columns["image"])} if "image" in columns else {}

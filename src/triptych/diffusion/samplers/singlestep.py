@@ -6,25 +6,12 @@ of lower order from the same start, and evaluated there.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor
 
 from triptych.diffusion.steps import Denoiser, Level, Step, advance, log_step
-
-
-def dpmpp_2s(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:
-    """DPM-Solver++ (2S): second order over pairs of levels (arXiv:2211.01095, algorithm 1)."""
-    return dpmpp_singlestep(denoise, x, levels, 2)
-
-
-def dpmpp_3s(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:
-    """DPM-Solver++ (3S) over groups of three levels (arXiv:2211.01095, appendix B; diffusers).
-
-    Third order where the second intermediate level is at two thirds of the step in log s, else
-    second order.
-    """
-    return dpmpp_singlestep(denoise, x, levels, 3)
 
 
 def dpmpp_singlestep(
@@ -45,6 +32,17 @@ def dpmpp_singlestep(
         seen.append((x0, level))
         x = _step_by_x0(start, seen, following)
         yield Step(x, x0, following)
+
+
+dpmpp_2s = partial(dpmpp_singlestep, order=2)
+"""DPM-Solver++ (2S): second order over pairs of levels (arXiv:2211.01095, algorithm 1)."""
+
+dpmpp_3s = partial(dpmpp_singlestep, order=3)
+"""DPM-Solver++ (3S) over groups of three levels (arXiv:2211.01095, appendix B; diffusers).
+
+Third order where the second intermediate level is at two thirds of the step in log s, else second
+order.
+"""
 
 
 def _step_by_x0(start: Tensor, seen: Sequence[tuple[Tensor, Level]], following: Level) -> Tensor:

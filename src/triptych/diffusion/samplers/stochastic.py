@@ -7,6 +7,7 @@ draws, or the increments of one Brownian path divided by their standard deviatio
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor
@@ -39,6 +40,15 @@ def ancestor(level: Level, following: Level, eta: float = 1.0) -> tuple[Level, f
     return Level(following.alpha, down), up
 
 
+def ancestral_step(
+    x: Tensor, x0: Tensor, level: Level, following: Level, eta: float, noise: Noise
+) -> Tensor:
+    """A step of first order down to the ancestor, and the noise then added."""
+    down, up = ancestor(level, following, eta)
+    x = advance(x, x0, level, down)
+    return x + up * noise(level, following) if up else x
+
+
 def ancestral(
     denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float = 1.0
 ) -> Iterator[Step]:
@@ -50,10 +60,7 @@ def ancestral(
     """
     for level, following in pairwise(levels):
         x0 = denoise(x, level)
-        down, up = ancestor(level, following, eta)
-        x = advance(x, x0, level, down)
-        if up:
-            x = x + up * noise(level, following)
+        x = ancestral_step(x, x0, level, following, eta, noise)
         yield Step(x, x0, following)
 
 
@@ -104,13 +111,11 @@ def dpmpp_2s_ancestral(
     """
     for level, following in pairwise(levels):
         x0 = denoise(x, level)
-        down, up = ancestor(level, following, eta)
+        down, _ = ancestor(level, following, eta)
         if not only_first_order(level, down):
             middle = between(level, down, 0.5)
             x0 = denoise(advance(x, x0, level, middle), middle)
-        x = advance(x, x0, level, down)
-        if up:
-            x = x + up * noise(level, following)
+        x = ancestral_step(x, x0, level, following, eta, noise)
         yield Step(x, x0, following)
 
 
@@ -125,15 +130,8 @@ def dpmpp_sde(
         x0 = denoise(x, level)
         if not only_first_order(level, following):
             middle = between(level, following, 0.5)
-            down, up = ancestor(level, middle, eta)
-            halfway = advance(x, x0, level, down)
-            if up:
-                halfway = halfway + up * noise(level, middle)
-            x0 = denoise(halfway, middle)
-        down, up = ancestor(level, following, eta)
-        x = advance(x, x0, level, down)
-        if up:
-            x = x + up * noise(level, following)
+            x0 = denoise(ancestral_step(x, x0, level, middle, eta, noise), middle)
+        x = ancestral_step(x, x0, level, following, eta, noise)
         yield Step(x, x0, following)
 
 
@@ -167,22 +165,14 @@ def sde_step(
     return x + up * noise(level, following) if up else x
 
 
-def dpmpp_2m_sde_heun(
-    denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float = 1.0
-) -> Iterator[Step]:
-    """`dpmpp_2m_sde` with x0 linear in log s instead of constant at the midpoint's value."""
-    return multistep_sde(denoise, x, levels, noise, eta, 2)
-
-
-def dpmpp_3m_sde(
-    denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float = 1.0
-) -> Iterator[Step]:
-    """DPM-Solver++ (3M) for the SDE: x0 quadratic in log s; one call a step."""
-    return multistep_sde(denoise, x, levels, noise, eta, 3)
-
-
 def multistep_sde(
-    denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float, order: int
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[Level],
+    noise: Noise,
+    eta: float = 1.0,
+    *,
+    order: int,
 ) -> Iterator[Step]:
     """Exponential integrator with x0 as a polynomial in log s through its last values.
 
@@ -210,6 +200,13 @@ def multistep_sde(
         x = sde_step(x, guess, level, following, eta, noise)
         past = [(x0, h), *past][: order - 1] if level.alpha else []
         yield Step(x, x0, following)
+
+
+dpmpp_2m_sde_heun = partial(multistep_sde, order=2)
+"""`dpmpp_2m_sde` with x0 linear in log s instead of constant at the midpoint's value."""
+
+dpmpp_3m_sde = partial(multistep_sde, order=3)
+"""DPM-Solver++ (3M) for the SDE: x0 quadratic in log s; one call a step."""
 
 
 def sa_solver(

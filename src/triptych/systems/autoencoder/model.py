@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from triptych.config import require_at_least
 from triptych.nn.convolution import PixelAttention, ResBlock, Upsample
 from triptych.nn.norm import GroupNorm
 from triptych.nn.tiles import apply_in_tiles, pad_to_multiple
@@ -53,9 +54,7 @@ class AutoencoderConfig:
     """Each channel is divided by its own; empty for ones."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "latent_channels", "blocks", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        require_at_least(self, 1, "channels", "latent_channels", "blocks", "groups")
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths must be positive numbers, one per level, not {self.widths}")
         for width in self.widths:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from triptych.config import require_at_least
 from triptych.nn.loss import Loss
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.autoencoder.perceptual import (
@@ -43,9 +44,7 @@ class LossWeights:
     """Of the adversarial loss, after `adaptive_weight`."""
 
     def __post_init__(self) -> None:
-        for name in ("kl", "perceptual", "adversarial"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        require_at_least(self, 0, "kl", "perceptual", "adversarial")
 
 
 class Reconstruction(nn.Module):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from triptych.config import require_at_least
 from triptych.train.settings import Training
 
 
@@ -59,9 +60,7 @@ class TrainAutoencoder:
     """Gradients are clipped to this norm; the loss is summed over a picture, so norms are large."""
 
     def __post_init__(self) -> None:
-        for name in ("kl", "perceptual_weight", "adversarial", "adversarial_from"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        require_at_least(self, 0, "kl", "perceptual_weight", "adversarial", "adversarial_from")
         if not self.deviation > 0:
             raise ValueError(f"deviation must be above 0, not {self.deviation}")
 

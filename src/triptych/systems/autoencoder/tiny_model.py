@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.config import require_at_least
 from triptych.nn.norm import GroupNorm
 from triptych.system import ModelKind
 from triptych.systems.autoencoder.model import (
@@ -43,9 +44,7 @@ class TinyAutoencoderConfig:
     """Blocks of the coarsest level also get features of the whole picture, by a group norm."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "latent_channels", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        require_at_least(self, 1, "channels", "latent_channels", "width")
         if not self.blocks or min(self.blocks) < 0:
             raise ValueError(f"blocks must have one count per level, not {self.blocks}")
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from triptych.config import require_at_least
 from triptych.diffusion.settings import check_sampling
 
 
@@ -91,6 +92,4 @@ class EvaluateClasses:
     """Pictures per point of the curves."""
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_class", "curve_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        require_at_least(self, 1, "samples_per_class", "curve_samples")

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.config import require_at_least, require_widths
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind
 
@@ -33,13 +34,10 @@ class ClassifierConfig:
     """Channels of each stage; all but the first halve the side. The last is D."""
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        require_at_least(self, 1, "height", "width", "channels")
         if not self.groups or min(self.groups) < 2:
             raise ValueError(f"groups must each have at least 2 labels, not {self.groups}")
-        if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"widths must be positive numbers, at least one, not {self.widths}")
+        require_widths(self, "widths")
 
 
 class ResidualBlock(nn.Module):

@@ -4,11 +4,10 @@ from dataclasses import asdict
 from functools import partial
 
 import torch
-from torch import nn
 
 from triptych import runtime
 from triptych.config import to_json
-from triptych.data.order.batches import take
+from triptych.data.order.batches import take_in_order
 from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
 from triptych.systems.classifier.model import Classifier, ClassifierConfig, objective
@@ -29,35 +28,32 @@ def build(request: TrainClassifier, world: World, load: Load) -> Recipe:
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
-    given = choose_condition("label", source)
-    height, width, channels = source.info.shape
-    config = ClassifierConfig(height, width, channels, (given.size,), request.widths)
+    condition = choose_condition("label", source)
+    config = ClassifierConfig(*source.info.shape, (condition.size,), request.widths)
     torch.manual_seed(runtime.key(training.seed, "weights"))
     model = Classifier(config).to(device)
 
     def minimise(batch: Batch, step: int) -> Loss:
         return objective(model, batch["image"], batch["label"], shift=request.shift)
 
-    def evaluate(module: nn.Module) -> dict[str, float]:
-        assert isinstance(module, Classifier)
-        count = min(HELD_OUT, test.info.length or HELD_OUT)
-        correct = 0
-        with torch.inference_mode():
-            for start in range(0, count, BATCH):
-                batch = take(test, range(start, min(start + BATCH, count)))
-                (logits,) = module(batch["image"].to(device))
-                correct += int((logits.argmax(1).cpu() == batch["label"]).sum())
+    @torch.inference_mode()
+    def evaluate(module: Classifier) -> dict[str, float]:
+        correct = count = 0
+        for batch in take_in_order(test, HELD_OUT, BATCH):
+            (logits,) = module(batch["image"].to(device))
+            correct += int((logits.argmax(1).cpu() == batch["label"]).sum())
+            count += len(logits)
         return {"test_accuracy": correct / count}
 
     optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)
-    chance = torch.log(torch.tensor(float(given.size))).item()
-    card = to_json(build_card("classifier", asdict(config), source, given))
+    chance = torch.log(torch.tensor(float(condition.size))).item()
+    card = to_json(build_card("classifier", asdict(config), source, condition))
     return Recipe(
         model=model,
         exported=model,
         updates=[Update("", model, optimizer, minimise)],
         batches=batches_for(source, training, world),
         export=partial(checkpoint.export, card=card),
-        chance=f"before learning: loss {chance:.2f}, accuracy {1 / given.size:.2f}",
+        chance=f"before learning: loss {chance:.2f}, accuracy {1 / condition.size:.2f}",
         evaluate=evaluate,
     )

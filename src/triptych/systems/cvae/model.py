@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.config import require_at_least, require_widths
 from triptych.nn.conditions import condition_vector
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind
@@ -55,13 +56,10 @@ class CvaeConfig:
     """Learn p(z | condition) instead of using the standard normal."""
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        require_at_least(self, 1, "height", "width", "channels")
         if self.latent < 0:
             raise ValueError(f"latent must be at least 0, not {self.latent}")
-        if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"widths must be positive numbers, at least one, not {self.widths}")
+        require_widths(self, "widths")
         if self.condition in ("label", "attributes", "vector") and self.condition_size < 1:
             raise ValueError(
                 f"condition {self.condition!r} needs condition_size, its number of classes, "

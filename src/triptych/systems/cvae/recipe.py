@@ -5,11 +5,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
 
 from triptych import runtime
-from triptych.config import to_json
-from triptych.data.order.batches import take_first
+from triptych.config import copy_fields, to_json
+from triptych.data.order.batches import take_first, to_device
 from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
 from triptych.systems.cvae.model import Cvae, CvaeConfig, objective, sample
@@ -29,19 +28,13 @@ def build(request: TrainCvae, world: World, load: Load) -> Recipe:
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
-    given = choose_condition(request.condition, source, quadrants=request.quadrants)
-    height, width, channels = source.info.shape
-    config = CvaeConfig(
-        height,
-        width,
-        channels,
-        "image" if request.condition == "quadrants" else request.condition,
-        given.size,
-        request.latent,
-        request.network,
-        request.widths,
-        request.likelihood,
-        request.learned_prior,
+    condition = choose_condition(request.condition, source, quadrants=request.quadrants)
+    config = copy_fields(
+        CvaeConfig,
+        request,
+        **source.info.sides,
+        condition="image" if request.condition == "quadrants" else request.condition,
+        condition_size=condition.size,
     )
     torch.manual_seed(runtime.key(training.seed, "weights"))
     model = Cvae(config).to(device)
@@ -50,29 +43,21 @@ def build(request: TrainCvae, world: World, load: Load) -> Recipe:
         warmup = min(1.0, step / request.kl_warmup) if request.kl_warmup else 1.0
         beta = request.beta * warmup
         return objective(
-            model, batch["image"], given.of(batch), beta=beta, free_bits=request.free_bits
+            model, batch["image"], condition.of(batch), beta=beta, free_bits=request.free_bits
         )
 
-    grid = prepare_grid(given, test, (request.latent,), training.seed, device)
-
-    def draw(module: nn.Module) -> np.ndarray:
-        assert isinstance(module, Cvae)
-        return grid(partial(sample, module))
-
-    held_out = take_first(test, HELD_OUT)
+    grid = prepare_grid(condition, test, (request.latent,), training.seed, device)
+    held_out = to_device(take_first(test, HELD_OUT), device)
 
     @torch.no_grad()
-    def evaluate(module: nn.Module) -> dict[str, float]:
-        assert isinstance(module, Cvae)
-        image, condition = held_out["image"].to(device), given.of(held_out)
+    def evaluate(module: Cvae) -> dict[str, float]:
+        image = held_out["image"]
         z = runtime.noise((request.latent,), range(len(image))).to(device)
-        loss = objective(
-            module, image, None if condition is None else condition.to(device), noise=z
-        )
+        loss = objective(module, image, condition.of(held_out), noise=z)
         return {f"test_{name}": value.item() for name, value in loss.terms.items()}
 
     optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)
-    card = to_json(build_card("cvae", asdict(config), source, given))
+    card = to_json(build_card("cvae", asdict(config), source, condition))
     return Recipe(
         model=model,
         exported=model,
@@ -80,7 +65,7 @@ def build(request: TrainCvae, world: World, load: Load) -> Recipe:
         batches=batches_for(source, training, world),
         export=partial(checkpoint.export, card=card),
         chance=_chance(config),
-        sample=draw,
+        sample=lambda module: grid(partial(sample, module)),
         evaluate=evaluate,
     )
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from triptych.config import require_at_least
 from triptych.train.settings import Training
 
 
@@ -84,6 +85,4 @@ class EvaluateVae:
     """Number of test pictures for the likelihood."""
 
     def __post_init__(self) -> None:
-        for name in ("likelihood_samples", "likelihood_pictures"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        require_at_least(self, 1, "likelihood_samples", "likelihood_pictures")

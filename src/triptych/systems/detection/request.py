@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from triptych.config import require_at_least
+
 
 @dataclass(frozen=True)
 class Detect:
@@ -69,8 +71,7 @@ class Detect:
             if not least <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)}")
         for name, least in (("limit", 1), ("stride", 1), ("patch", 0), ("reach", -1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+            require_at_least(self, least, name)
         if self.pool < 1 or self.pool % 2 == 0:
             raise ValueError(f"pool must be odd, the side of a square of patches, not {self.pool}")
         if any(side < 1 for side in self.windows):

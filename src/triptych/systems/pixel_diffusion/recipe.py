@@ -3,13 +3,12 @@
 from dataclasses import asdict
 from functools import partial
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych import runtime
-from triptych.config import to_json
-from triptych.data.order.batches import take_first
+from triptych.config import copy_fields, to_json
+from triptych.data.order.batches import take_first, to_device
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
 from triptych.diffusion.names import parse_sampler
@@ -40,8 +39,8 @@ def build(request: TrainPixelDiffusion, world: World, load: Load) -> Recipe:
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
-    given = choose_condition(request.condition, source)
-    config = _config(request, source, given)
+    condition = choose_condition(request.condition, source)
+    config = _config(request, source, condition)
     torch.manual_seed(runtime.key(training.seed, "weights"))
     model = PixelDiffusion(config).to(device)
 
@@ -49,29 +48,19 @@ def build(request: TrainPixelDiffusion, world: World, load: Load) -> Recipe:
         return objective(
             model,
             batch["image"],
-            given.of(batch),
+            condition.of(batch),
             drop=request.drop,
             min_snr=request.min_snr or None,
             offset=request.offset,
         )
 
     shape = (config.channels, config.height, config.width)
-    grid = prepare_grid(given, test, shape, training.seed, device)
-
-    def draw(module: nn.Module) -> np.ndarray:
-        assert isinstance(module, PixelDiffusion)
-        return grid(lambda condition, noise: sample_preview(module, condition, noise))
-
-    held_out = take_first(test, HELD_OUT)
-
-    def evaluate(module: nn.Module) -> dict[str, float]:
-        assert isinstance(module, PixelDiffusion)
-        return {"test_mse": held_out_loss(module, held_out, given, device)}
-
+    grid = prepare_grid(condition, test, shape, training.seed, device)
+    held_out = to_device(take_first(test, HELD_OUT), device)
     betas = (0.9, request.beta2)
     decay = request.weight_decay
     optimizer = adam(model, request.learning_rate, betas=betas, weight_decay=decay)
-    card = to_json(build_card("pixel-diffusion", asdict(config), source, given))
+    card = to_json(build_card("pixel-diffusion", asdict(config), source, condition))
     return Recipe(
         model=model,
         exported=model,
@@ -79,39 +68,27 @@ def build(request: TrainPixelDiffusion, world: World, load: Load) -> Recipe:
         batches=batches_for(source, training, world),
         export=partial(checkpoint.export, card=card),
         chance=f"before learning: mse {_chance(request.predicts)} of the network's own prediction",
-        sample=draw,
-        evaluate=evaluate,
+        sample=lambda module: grid(partial(sample_preview, module)),
+        evaluate=lambda module: {"test_mse": held_out_loss(module, held_out, condition)},
     )
 
 
-def _config(request: TrainPixelDiffusion, source: Source, given: Condition) -> PixelDiffusionConfig:
-    height, width, channels = source.info.shape
+def _config(
+    request: TrainPixelDiffusion, source: Source, condition: Condition
+) -> PixelDiffusionConfig:
     sampler, spacing = parse_sampler(request.sampler)
     check_draws_batches(sampler)
-    return PixelDiffusionConfig(
-        height,
-        width,
-        channels,
-        request.condition,
-        given.size,
-        request.widths,
-        request.blocks,
-        request.attention,
-        request.head_width,
-        request.time_width,
-        request.conditioning,
-        request.patch,
-        request.groups,
-        request.dropout,
-        request.noise_schedule,
-        request.zero_terminal_snr,
-        request.shift,
-        request.predicts,
-        sampler,
-        request.sampling_steps,
-        request.guidance if request.drop else 1.0,
-        spacing or request.spacing,  # type: ignore[arg-type]
-        request.drop,
+    return copy_fields(
+        PixelDiffusionConfig,
+        request,
+        **source.info.sides,
+        condition_size=condition.size,
+        schedule=request.noise_schedule,
+        sampler=sampler,
+        steps=request.sampling_steps,
+        guidance=request.guidance if request.drop else 1.0,
+        spacing=spacing or request.spacing,
+        dropped=request.drop,
     )
 
 
@@ -133,22 +110,18 @@ def sample_preview(model: PixelDiffusion, condition: Tensor | None, start: Tenso
 
 
 @torch.inference_mode()
-def held_out_loss(
-    model: PixelDiffusion, held_out: Batch, given: Condition, device: torch.device
-) -> float:
+def held_out_loss(model: PixelDiffusion, held_out: Batch, condition: Condition) -> float:
     """The loss on held-out pictures at evenly spaced levels; levels and noise are fixed."""
-    image, condition = held_out["image"], given.of(held_out)
+    image, labels = held_out["image"], condition.of(held_out)
     count = len(image)
-    noise = runtime.noise(tuple(image.shape[1:]), range(count))
+    noise = runtime.noise(tuple(image.shape[1:]), range(count)).to(image.device)
     order = torch.randperm(count, generator=runtime.generator(0))
-    at = model.schedule.draw(((order + 0.5) / count).to(device))
+    at = model.schedule.draw(((order + 0.5) / count).to(image.device))
     total = 0.0
     for start in range(0, count, BATCH):
         rows = slice(start, start + BATCH)
-        part = None if condition is None else condition[rows].to(device)
+        part = None if labels is None else labels[rows]
         levels = Levels(*(column[rows] for column in at))
-        loss = objective(
-            model, image[rows].to(device), part, drop=0.0, noise=noise[rows].to(device), at=levels
-        )
+        loss = objective(model, image[rows], part, drop=0.0, noise=noise[rows], at=levels)
         total += float(loss.total)
     return total / count

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from triptych.train.settings import Condition, Training
+from triptych.train.settings import ConditionKind, Training
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class TrainPixelDiffusion:
             batch_size=128, schedule="cosine", warmup=100, ema_halflife=200, precision="auto"
         )
     )
-    condition: Condition = "label"
+    condition: ConditionKind = "label"
     """What pictures are conditioned on: class, attributes, numbers, or nothing."""
     drop: float = 0.1
     """Share of pictures trained without their condition, for guidance; 0 forbids guidance."""

@@ -15,6 +15,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.config import require_at_least, require_widths
 from triptych.nn.convolution import PixelAttention, ResBlock
 from triptych.nn.levels import Features, build_down, build_up
 from triptych.nn.norm import GroupNorm
@@ -48,11 +49,10 @@ class UNetConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "blocks", "head_width", "time_width", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"widths must be positive numbers, at least one, not {self.widths}")
+        require_at_least(
+            self, 1, "in_channels", "out_channels", "blocks", "head_width", "time_width", "groups"
+        )
+        require_widths(self, "widths")
         for width in self.widths:
             if width % self.groups:
                 raise ValueError(

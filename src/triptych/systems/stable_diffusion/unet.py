@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.config import require_at_least
 from triptych.nn.convolution import ResBlock
 from triptych.nn.levels import Features, build_down, build_up
 from triptych.nn.norm import GroupNorm
@@ -63,9 +64,9 @@ class LatentUNetConfig:
     """
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "blocks", "middle", "context", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        require_at_least(
+            self, 1, "in_channels", "out_channels", "blocks", "middle", "context", "groups"
+        )
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths must be positive numbers, one per level, not {self.widths}")
         for name in ("transformers", "heads"):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from triptych.config import require_at_least, require_widths
 from triptych.nn.conditions import condition_vector
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind
@@ -54,18 +55,15 @@ class WganConfig:
     """The condition beside the noise, or there and in every batch norm (arXiv:1707.00683)."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "latent"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        require_at_least(self, 1, "channels", "latent")
         if self.condition != "none" and self.condition_size < 1:
             raise ValueError(
                 f"condition {self.condition!r} needs condition_size, its number of classes or "
                 f"attributes: at least 1, not {self.condition_size}"
             )
+        require_widths(self, "generator_widths", "critic_widths")
         for name in ("generator_widths", "critic_widths"):
             widths = getattr(self, name)
-            if not widths or min(widths) < 1:
-                raise ValueError(f"{name} must be positive numbers, at least one, not {widths}")
             step = 2 ** len(widths)
             if min(self.height, self.width) < 1 or self.height % step or self.width % step:
                 raise ValueError(

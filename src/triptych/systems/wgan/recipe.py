@@ -5,14 +5,12 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych import runtime
-from triptych.config import to_json
-from triptych.data.order.batches import take_first
-from triptych.data.source import Source
+from triptych.config import copy_fields, to_json
+from triptych.data.order.batches import take_first, to_device
 from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
 from triptych.systems.wgan.model import (
@@ -46,45 +44,26 @@ def build(request: TrainWgan, world: World, load: Load) -> Recipe:
         raise ValueError(
             "a WGAN-GP is conditioned on a label or attributes, not on a vector of numbers"
         )
-    given = choose_condition(request.condition, source)
-    height, width, channels = source.info.shape
-    config = WganConfig(
-        height,
-        width,
-        channels,
-        request.condition,
-        given.size,
-        request.latent,
-        request.generator_widths,
-        request.critic_widths,
-        request.critic,
-        request.generator_hidden,
-        request.critic_hidden,
-        request.generator,
-    )
+    condition = choose_condition(request.condition, source)
+    config = copy_fields(WganConfig, request, **source.info.sides, condition_size=condition.size)
     torch.manual_seed(runtime.key(training.seed, "weights"))
     model = Wgan(config).to(device)
-    grid = prepare_grid(given, test, (request.latent,), training.seed, device)
-
-    def draw(module: nn.Module) -> np.ndarray:
-        assert isinstance(module, Generator)
-        return grid(partial(sample, module))
-
-    card = to_json(build_card("wgan", asdict(config), source, given))
+    grid = prepare_grid(condition, test, (request.latent,), training.seed, device)
+    card = to_json(build_card("wgan", asdict(config), source, condition))
     return Recipe(
         model=model,
         exported=model.generator,
-        updates=_updates(request, model, given),
+        updates=_updates(request, model, condition),
         batches=batches_for(source, training, world),
         export=partial(checkpoint.export, card=card),
         chance="-c_wass_loss is the critic's gap: it rises, then falls as the generator catches up",
-        sample=draw,
-        evaluate=_diagnosis(model, given, test, device),
+        sample=lambda module: grid(partial(sample, module)),
+        evaluate=_diagnosis(model, condition, to_device(take_first(test, HELD_OUT), device)),
         warn=_warn,
     )
 
 
-def _updates(request: TrainWgan, model: Wgan, given: Condition) -> Sequence[Update]:
+def _updates(request: TrainWgan, model: Wgan, condition: Condition) -> Sequence[Update]:
     """Critic updates, then one generator update on the conditions of the last critic batch."""
 
     def noise(image: Tensor) -> Tensor:
@@ -95,14 +74,14 @@ def _updates(request: TrainWgan, model: Wgan, given: Condition) -> Sequence[Upda
         return critic_objective(
             model,
             image,
-            given.of(batch),
+            condition.of(batch),
             noise(image),
             gp_weight=request.gp_weight,
             factor=request.gp_factor,
         )
 
     def generate(batch: Batch, step: int) -> Loss:
-        return generator_objective(model, given.of(batch), noise(batch["image"]))
+        return generator_objective(model, condition.of(batch), noise(batch["image"]))
 
     betas = (request.beta1, request.beta2)
     critic = Update(
@@ -126,28 +105,24 @@ def _updates(request: TrainWgan, model: Wgan, given: Condition) -> Sequence[Upda
 
 
 def _diagnosis(
-    model: Wgan, given: Condition, test: Source, device: torch.device
-) -> Callable[[nn.Module], dict[str, Any]]:
+    model: Wgan, condition: Condition, held_out: Batch
+) -> Callable[[Generator], dict[str, Any]]:
     """A function for the spread of each class and the gradient norms of the critic."""
-    held_out = take_first(test, HELD_OUT)
-    labels = held_out["label"] if given.kind == "label" else None
-    real = None if labels is None else class_spread(held_out["image"], labels, given.size)
-    latent = model.config.latent
+    image, labels = held_out["image"], condition.of(held_out)
+    real = None
+    if condition.kind == "label":
+        real = class_spread(image.cpu(), held_out["label"].cpu(), condition.size)
 
     @torch.no_grad()
-    def evaluate(module: nn.Module) -> dict[str, Any]:
-        assert isinstance(module, Generator)
-        image = held_out["image"].to(device)
-        condition = given.of(held_out)
-        condition = None if condition is None else condition.to(device)
-        z = runtime.noise((latent,), range(len(image))).to(device)
-        fake = sample(module, condition, z)
+    def evaluate(module: Generator) -> dict[str, Any]:
+        z = runtime.noise((model.config.latent,), range(len(image))).to(image.device)
+        fake = sample(module, labels, z)
         with torch.enable_grad():
-            norms = gradient_penalty(model.critic, image, fake, condition).norms.cpu()
+            norms = gradient_penalty(model.critic, image, fake, labels).norms.cpu()
         row: dict[str, Any] = {"gradient_norms": torch.histc(norms, 20, 0, 2).tolist()}
-        if real is None or condition is None:
+        if real is None or labels is None:
             return row
-        ratio = class_spread(fake.cpu(), condition.cpu(), given.size) / real
+        ratio = class_spread(fake.cpu(), labels.cpu(), condition.size) / real
         row["spread"] = ratio.nanmean().item()
         return row | {"collapsed_classes": int((ratio < COLLAPSED).sum())}
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from triptych.train.settings import Condition, Training
+from triptych.train.settings import ConditionKind, Training
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class TrainWgan:
     """
 
     training: Training = field(default_factory=lambda: Training(batch_size=64, ema_halflife=500))
-    condition: Condition = "label"
+    condition: ConditionKind = "label"
     """What pictures are conditioned on: class, attributes, or nothing."""
     latent: int = 64
     """Numbers of noise per picture."""

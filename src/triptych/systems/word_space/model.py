@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.config import require_at_least
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind
 from triptych.systems.classifier.model import Classifier, ClassifierConfig, shift_randomly
@@ -60,9 +61,7 @@ class WordSpaceConfig:
                 f"the network must have one group of {len(self.seen)} labels, as seen classes, not "
                 f"{self.network.groups}"
             )
-        for name in ("words", "hidden", "neighbours"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        require_at_least(self, 1, "words", "hidden", "neighbours")
         if self.points <= self.neighbours:
             raise ValueError(
                 f"points must be more than the {self.neighbours} neighbours, not {self.points}"
