@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from triptych.data.disk.files import is_picture, list_files
+from triptych.data.disk.files import is_picture, list_files, reason
 from triptych.vision.images import open_picture
 
 WAITING = 1 << 28  # bytes of decoded pictures after which a batch is full
@@ -130,10 +130,8 @@ def _decode_or_reason(picture: Picture) -> UInt8[np.ndarray, "H W 3"] | str:
     """The pixels, or why they cannot be read."""
     try:
         return picture.open()
-    except ValueError as error:
-        return str(error)
-    except OSError as error:
-        return error.strerror or str(error)
+    except (ValueError, OSError) as error:
+        return reason(error)
 
 
 def _spread(rows: Sequence[int], limit: int) -> Sequence[int]:

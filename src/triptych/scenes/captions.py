@@ -271,6 +271,7 @@ def altered(claim: Claim, aspect: Aspect, choices: Choices) -> Claim | None:
     place = choose(named, choices)
     now = claim.things[place]
     other = choose([v for v in values if v != getattr(now, aspect)], choices)
-    fields: dict[str, Any] = {n: getattr(now, n) for n in NAMED}
-    changed = Described(**{**fields, aspect: other})
-    return replace(claim, things=(*claim.things[:place], changed, *claim.things[place + 1 :]))
+    change: dict[str, Any] = {aspect: other}
+    return replace(
+        claim, things=(*claim.things[:place], replace(now, **change), *claim.things[place + 1 :])
+    )

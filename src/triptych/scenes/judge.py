@@ -76,16 +76,7 @@ def holds(
     related = None
     if claim.relation is not None:
         related = any(_relation_holds(claim, pair) for pair in permutations(things, 2))
-    return Verdict(
-        whole,
-        count,
-        parts.get("colour"),
-        parts.get("shape"),
-        parts.get("size"),
-        parts.get("pattern"),
-        related,
-        behind,
-    )
+    return Verdict(whole, count, relation=related, ground=behind, **parts)
 
 
 def _contains(values: Sequence[str | None], seen: Sequence[str]) -> bool:

@@ -5,7 +5,6 @@ Only then are old ones removed, and never below two good ones. Whenever a proces
 folder that verifies is a state that training really had. The caller must hold the run's lock.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from triptych import atomic
 from triptych.config import read_json, write_json
 from triptych.train.journal import explain_write_errors
+from triptych.weights.digests import file_digest
 from triptych.weights.files.safetensors import write_safetensors, write_tensors
 
 STEP = re.compile(r"step-(\d{6,})(-old-\d+)?$")  # old: renamed by a save that was killed then
@@ -178,6 +178,4 @@ def _require_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"size": path.stat().st_size, "sha256": file_digest(path)}

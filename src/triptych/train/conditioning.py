@@ -3,7 +3,6 @@ in the sample grid.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -73,20 +72,18 @@ def build_card(
     model: str, settings: dict[str, object], source: Source, condition: Condition
 ) -> Card:
     """The model's card: its configuration, and the names of its conditions."""
-    info = source.info
-    card = Card(model, settings, triptych=version("triptych"))
-    if condition.kind == "label":
-        card = replace(card, classes=info.classes)
-    if condition.kind == "attributes":
-        card = replace(card, attributes=info.attributes)
-    if condition.kind == "vector":
-        card = replace(card, vector=info.vector)
-    if condition.kind == "quadrants":
-        card = replace(card, quadrants=condition.quadrants)
-    if condition.mean is None or condition.std is None:
-        return card
-    mean, std = tuple(condition.mean.tolist()), tuple(condition.std.tolist())
-    return replace(card, vector_mean=mean, vector_std=std)
+    info, kind = source.info, condition.kind
+    return Card(
+        model,
+        settings,
+        classes=info.classes if kind == "label" else (),
+        attributes=info.attributes if kind == "attributes" else (),
+        vector=info.vector if kind == "vector" else (),
+        vector_mean=() if condition.mean is None else tuple(condition.mean.tolist()),
+        vector_std=() if condition.std is None else tuple(condition.std.tolist()),
+        quadrants=condition.quadrants,
+        triptych=version("triptych"),
+    )
 
 
 def prepare_grid(

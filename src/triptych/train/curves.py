@@ -1,10 +1,11 @@
 """Plots of a run's journal: one small panel for each metric over the steps."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from triptych.scores.style import new_figure, require_matplotlib
 
 HIDDEN = ("step", "seconds", "skipped", "rate")
 COLUMNS = 3
@@ -16,10 +17,8 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     Raises:
         ValueError: matplotlib is missing, or there is nothing to draw.
     """
-    if find_spec("matplotlib") is None:
-        raise ValueError("plots need matplotlib: pip install 'triptych[evaluation]'")
+    require_matplotlib()
     import matplotlib
-    from matplotlib.figure import Figure
 
     names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in HIDDEN]
     if not names:
@@ -27,7 +26,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
     rows_of_panels = -(-len(names) // COLUMNS)
     style: Any = {"font.size": 8, "axes.titlesize": 9, "axes.spines.top": False}
     with matplotlib.rc_context(style | {"axes.spines.right": False}):
-        figure: Any = Figure(figsize=(9.0, 1.7 * rows_of_panels), layout="constrained")
+        figure = new_figure(9.0, 1.7 * rows_of_panels)
         panels = figure.subplots(rows_of_panels, COLUMNS, squeeze=False).ravel()
         for axes, name in zip(panels, names, strict=False):
             steps = [row["step"] for row in rows if name in row]

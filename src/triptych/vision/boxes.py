@@ -9,7 +9,7 @@ Dimensions: N and M boxes, H height, W width, h and w of a heat map.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -31,28 +31,25 @@ HEAT = np.array(  # from cold to hot, each step brighter
 
 def to_xyxy(boxes: Float[Tensor, "*N 4"], form: Form) -> Float[Tensor, "*N 4"]:
     """Convert boxes of another form to corners, in the same units."""
-    _check(boxes)
-    first, second = boxes[..., :2], boxes[..., 2:]
-    if form == "xyxy":
-        return boxes
+    first, second = _halves(boxes, form)
     if form == "xywh":
         return torch.cat([first, first + second], -1)
-    if form == "cxcywh":
-        return torch.cat([first - second / 2, first + second / 2], -1)
-    raise ValueError(f"form must be xyxy, xywh or cxcywh, not {form!r}")
+    return torch.cat([first - second / 2, first + second / 2], -1) if form == "cxcywh" else boxes
 
 
 def from_xyxy(boxes: Float[Tensor, "*N 4"], form: Form) -> Float[Tensor, "*N 4"]:
     """Convert corners to another form: the inverse of `to_xyxy`."""
-    _check(boxes)
-    first, second = boxes[..., :2], boxes[..., 2:]
-    if form == "xyxy":
-        return boxes
+    first, second = _halves(boxes, form)
     if form == "xywh":
         return torch.cat([first, second - first], -1)
-    if form == "cxcywh":
-        return torch.cat([(first + second) / 2, second - first], -1)
-    raise ValueError(f"form must be xyxy, xywh or cxcywh, not {form!r}")
+    return torch.cat([(first + second) / 2, second - first], -1) if form == "cxcywh" else boxes
+
+
+def _halves(boxes: Tensor, form: str) -> tuple[Tensor, Tensor]:
+    _check(boxes)
+    if form not in get_args(Form):
+        raise ValueError(f"form must be xyxy, xywh or cxcywh, not {form!r}")
+    return boxes[..., :2], boxes[..., 2:]
 
 
 def absolute(boxes: Float[Tensor, "*N 4"], height: int, width: int) -> Float[Tensor, "*N 4"]:

@@ -4,14 +4,15 @@ Dimensions: R rows, K columns, H height, W width, C channels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from triptych.vision.images import to_pictures
+from triptych.vision.images import save_picture, to_pictures
 from triptych.vision.lettering import FONT, fit_text, height_of, width_of, write
 
 CELL = 56  # pixels: smaller pictures are enlarged to about this
@@ -115,6 +116,15 @@ def contact_sheet(
         sheet.paste(image, (x + left, y + down))
         write(draw, *label, x=x + THUMBNAIL // 2, y=y + THUMBNAIL + GAP, align="centre")
     return np.asarray(sheet)
+
+
+def save_figures(
+    figures: Mapping[str, UInt8[np.ndarray, "_H _W 3"]], folder: Path, seed: int
+) -> list[Path]:
+    """Write each figure as `NAME.png`, which carries its name and seed."""
+    for name, picture in figures.items():
+        save_picture(folder / f"{name}.png", picture, {"figure": name, "seed": seed})
+    return [folder / f"{name}.png" for name in figures]
 
 
 def _enlarged(picture: UInt8[np.ndarray, "H W C"], scale: int) -> Image.Image:

@@ -85,26 +85,25 @@ def find_cached(repo: str, file: str, revision: str = "main") -> Path | None:
     return Path(path) if isinstance(path, str) and Path(path).is_file() else None
 
 
-def fetch_model(repo: str, revision: str = "main", sha256: Mapping[str, str] = NO_FILES) -> Path:
+def fetch_model(repo: str) -> Path:
     """The folder of a model whose files are not known beforehand: one form of its weights, its
     configuration, tokenizer and preprocessor.
 
     Raises:
         ValueError: as `fetch`; or the repository has no weights in a known layout.
     """
-    _require_hub(repo, ("config.json",), revision)
-    if local := _cached_model(repo, revision):
+    _require_hub(repo, ("config.json",), "main")
+    if local := _cached_model(repo):
         return local
-    files = wanted(_list_files(repo, revision))
+    files = wanted(_list_files(repo, "main"))
     if not files:
         raise ValueError(
             f"{repo} on the hub holds no weights of a known layout (Transformers, open_clip or "
             "diffusers). Download its file of weights and give that"
         )
-    folder = fetch(repo, files, revision, sha256)
-    indexes = [file for file in files if file.endswith(".index.json")]
-    shards = [name for index in indexes for name in _shards(folder, index)]
-    return fetch(repo, [*files, *shards], revision, sha256) if shards else folder
+    folder = fetch(repo, files)
+    shards = _shards(folder, files)
+    return fetch(repo, [*files, *shards]) if shards else folder
 
 
 def wanted(listing: Sequence[str]) -> list[str]:
@@ -136,25 +135,27 @@ def _diffusers(there: set[str]) -> list[str]:
     return files
 
 
-def _shards(folder: Path, index: str) -> list[str]:
-    """The files that an index of shards names, as names in the repository."""
-    with errors_about(folder / index):
-        names = sorted(shards(folder / index))
-    return [str(PurePosixPath(index).with_name(name)) for name in names]
+def _shards(folder: Path, files: Sequence[str]) -> list[str]:
+    """The files that the indexes of shards among `files` name, as names in the repository."""
+    names = []
+    for index in (file for file in files if file.endswith(".index.json")):
+        with errors_about(folder / index):
+            names += [
+                f"{PurePosixPath(index).with_name(n)}" for n in sorted(shards(folder / index))
+            ]
+    return names
 
 
-def _cached_model(repo: str, revision: str) -> Path | None:
+def _cached_model(repo: str) -> Path | None:
     """The folder of a model in the cache from which nothing is missing."""
     for config in ("model_index.json", "config.json", "open_clip_config.json"):
-        path = find_cached(repo, config, revision)
+        path = find_cached(repo, config)
         if path is None:
             continue
         listing = [p.relative_to(path.parent).as_posix() for p in path.parent.rglob("*")]
         files = wanted(listing)
-        indexes = [file for file in files if file.endswith(".index.json")]
-        shards = [name for index in indexes for name in _shards(path.parent, index)]
         complete = path.name != "model_index.json" or _has_parts(path, files)
-        if files and complete and set(shards) <= set(listing):
+        if files and complete and set(_shards(path.parent, files)) <= set(listing):
             return path.parent
     return None
 

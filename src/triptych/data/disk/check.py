@@ -6,11 +6,12 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
+from triptych.data.disk.files import reason
 from triptych.data.disk.index import Index, refuse_unusable
 from triptych.data.disk.splits import holds_out, rows_of
 from triptych.data.source import Source
@@ -103,8 +104,7 @@ def _check_picture(index: Index, row: int) -> Checked:
     try:
         picture = index.stored.load(row, 1 if index.grey[row] else 3, None)
     except (ValueError, OSError) as error:
-        text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        return Checked(row, b"", text)
+        return Checked(row, b"", reason(error))
     digest = hashlib.blake2b(repr(picture.shape).encode(), digest_size=16)
     digest.update(picture.tobytes())
     return Checked(row, digest.digest(), "")
@@ -112,12 +112,8 @@ def _check_picture(index: Index, row: int) -> Checked:
 
 def _problem(index: Index, bad: dict[str, str]) -> str:
     names = [name for name in index.names if name not in bad]
-    remaining = Index(
-        index.name, index.form, index.stored, names, index.sizes, index.grey, index.splits,
-        index.annotations, {**index.skipped, **bad},
-    )  # fmt: skip
     try:
-        refuse_unusable(remaining)
+        refuse_unusable(replace(index, names=names, skipped={**index.skipped, **bad}))
     except ValueError as error:
         return str(error)
     return ""

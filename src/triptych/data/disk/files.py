@@ -104,6 +104,11 @@ def _printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def reason(error: Exception) -> str:
+    """Why a file cannot be used, to be put after its name."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def shards(name: str) -> list[Path]:
     """The paths that a name stands for: itself, or a range such as `shard-{000..012}.tar`."""
     match = RANGE.search(name)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from triptych.data.disk.columns import Conditions, conditions
-from triptych.data.disk.files import Place, is_picture, list_files, members
+from triptych.data.disk.files import Place, is_picture, list_files, members, reason
 from triptych.data.disk.index import Annotations, Index
 from triptych.data.disk.rows import Row, metadata, row_beside
 from triptych.data.disk.splits import KNOWN, canonical, split_in_name
@@ -77,7 +77,7 @@ def folder_index(root: Path) -> Index:
             row = _merge_rows(rows.get(name), row_beside(beside) if beside else Row())
             header = _read_header(files[name])
         except (ValueError, OSError) as error:
-            skipped.setdefault(name, _reason(error))
+            skipped.setdefault(name, reason(error))
             continue
         split = splits.get(name, "")
         inner = name.partition("/")[2] if split else name
@@ -125,7 +125,7 @@ def tar_index(source: str, shards: Sequence[Path]) -> Index:
             try:
                 row, header = row_beside(files) if files else Row(), _read_header(place)
             except (ValueError, OSError) as error:
-                skipped[name] = _reason(error)
+                skipped[name] = reason(error)
                 continue
             samples[name] = Sample(name, picture, place, header, row, split)
     form = f"{len(shards)} webdataset tar{'s' if len(shards) > 1 else ''}"
@@ -254,21 +254,21 @@ def _metadata_rows(
         for file_name, row in metadata(table, files[table]):
             name = normpath(join(dirname(table), file_name))
             there = name in files and is_picture(name)
-            reason = ""
+            fault = ""
             if isinstance(row, str) and not there:
-                reason = row
+                fault = row
             elif isabs(file_name) or name.startswith("..") or "\0" in name:
-                reason = "a path that leads outside the folder"
+                fault = "a path that leads outside the folder"
             elif name in rows or name in bad:
-                reason = "a second row for one picture (write several captions as one list)"
+                fault = "a second row for one picture (write several captions as one list)"
             elif isinstance(row, str):
                 bad[name] = row
             elif there:
                 rows[name] = row
             elif name not in skipped:
-                reason = "listed in the metadata, but the file does not exist"
-            if reason:
-                skipped[f"{table}: {file_name}"] = reason
+                fault = "listed in the metadata, but the file does not exist"
+            if fault:
+                skipped[f"{table}: {file_name}"] = fault
     skipped.update(bad)
     return rows
 
@@ -298,7 +298,3 @@ def _stem(member: str) -> str:
     """Everything before the first dot of the file name, as in webdataset."""
     folder, _, file = member.rpartition("/")
     return f"{folder}/{file.split('.')[0]}" if folder else file.split(".")[0]
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -4,7 +4,7 @@ Dimensions: B pictures, N pictures of the split, H height, W width, C channels.
 """
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from triptych.data.disk.arrays import InMemory
+from triptych.data.disk.files import reason
 from triptych.data.disk.index import Index, Stored, refuse_unusable
 from triptych.data.disk.splits import rows_of
 from triptych.data.source import Columns, Source, SourceInfo
@@ -128,21 +129,34 @@ class Table:
         if kept is not None and self.pictures.filled[rows].all():  # usual after the first epoch
             return self.columns(kept[rows], rows, {})
         images = np.empty((len(indices), *self.pictures.shape), np.uint8)
-        used, skipped, length = [], {}, len(self.rows)
+        used, skipped = np.empty(len(indices), np.int64), dict[str, str]()
         for place, start in enumerate(indices):
-            for index in range(int(start), int(start) + length):
-                index %= length
-                try:
-                    images[place] = self.pictures[index]
-                    break
-                except ValueError as error:
-                    skipped[self.index.names[self.rows[index]]] = str(error)
-            else:
-                raise ValueError(
-                    f"no picture of {self.info.name!r} can be read: {next(iter(skipped.items()))}"
-                )
-            used.append(index)
-        return self.columns(images, np.asarray(used, np.int64), skipped)
+            used[place], images[place] = self.read_next(
+                int(start), self.pictures.__getitem__, skipped
+            )
+        return self.columns(images, used, skipped)
+
+    def read_next(
+        self,
+        start: int,
+        load: Callable[[int], UInt8[np.ndarray, "H W C"]],
+        skipped: dict[str, str],
+    ) -> tuple[int, UInt8[np.ndarray, "H W C"]]:
+        """The first index from `start` on whose picture can be loaded, and the picture; the others
+        are added to `skipped`.
+
+        Raises:
+            ValueError: no picture of the split can be loaded.
+        """
+        length = len(self.rows)
+        for index in range(start, start + length):
+            try:
+                return index % length, load(index % length)
+            except (ValueError, OSError) as error:
+                skipped[self.index.names[self.rows[index % length]]] = reason(error)
+        raise ValueError(
+            f"no picture of {self.info.name!r} can be read: {next(iter(skipped.items()))}"
+        )
 
     @property
     def labels(self) -> Int64[np.ndarray, " N"]:

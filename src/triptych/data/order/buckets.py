@@ -82,30 +82,18 @@ class BucketedSource:
         assert len(buckets) == 1, "one batch, one bucket"
         height, width = self.shapes[buckets.pop()]
         skipped: dict[str, str] = {}
-        pictures = [self._read_one(int(index), (height, width), skipped) for index in indices]
+        stored, rows, channels = self.table.index.stored, self.table.rows, self.info.shape[2]
+
+        def load(index: int) -> UInt8[np.ndarray, "H W C"]:
+            picture = stored.load(int(rows[index]), channels, max(height, width))
+            return resize_cover(picture, height, width)
+
+        pictures = [self.table.read_next(int(index), load, skipped) for index in indices]
         used = np.array([index for index, _ in pictures], np.int64)
         columns = self.table.columns(np.stack([image for _, image in pictures]), used, skipped)
         before = self.table.index.sizes[self.table.rows[used]].astype(np.int64)
         columns["sizes"] = crop_sizes(before, height, width)
         return columns
-
-    def _read_one(
-        self, start: int, shape: tuple[int, int], skipped: dict[str, str]
-    ) -> tuple[int, UInt8[np.ndarray, "H W C"]]:
-        index, rows, stored = self.table.index, self.table.rows, self.table.index.stored
-        for place in range(start, start + len(rows)):
-            place %= len(rows)
-            row = int(rows[place])
-            try:
-                picture = stored.load(row, self.info.shape[2], max(shape))
-            except (ValueError, OSError) as error:
-                reason = error.strerror if isinstance(error, OSError) else str(error)
-                skipped[index.names[row]] = reason or type(error).__name__
-                continue
-            return place, resize_cover(picture, *shape)
-        raise ValueError(
-            f"no picture of {self.info.name!r} can be read: {next(iter(skipped.items()))}"
-        )
 
 
 def crop_sizes(

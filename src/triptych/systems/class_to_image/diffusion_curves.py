@@ -7,7 +7,7 @@ as in `judge.py`, on fewer pictures.
 Dimensions: N samples, C channels, H height, W width.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import torch
@@ -92,9 +92,6 @@ def compute_curves(
     sampler: str,
     steps: int,
     guidance: float,
-    scales: Sequence[float] = SCALES,
-    samplers: Sequence[str] = SAMPLERS,
-    budgets: Sequence[int] = BUDGETS,
     seed: int = 0,
 ) -> Generator[str, None, Curves]:
     """Yields messages about progress and returns both curves.
@@ -137,11 +134,11 @@ def compute_curves(
         )
 
     guidance_curve, sampler_curve = [], []
-    for scale in scales:
+    for scale in SCALES:
         yield f"guidance {scale:g}: {len(labels)} pictures"
         guidance_curve.append(point(sampler, steps, scale))
-    for name in samplers:
-        for budget in budgets:
+    for name in SAMPLERS:
+        for budget in BUDGETS:
             yield f"{name}, {budget} calls: {len(labels)} pictures"
             sampler_curve.append(point(name, max_steps(name, budget), guidance))
     return Curves(

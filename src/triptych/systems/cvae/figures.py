@@ -17,8 +17,7 @@ from triptych.scores.style import new_figure
 from triptych.systems.cvae import model as cvae
 from triptych.systems.cvae.likelihood import Codes, GetCondition, device_of, prepare_batch
 from triptych.systems.cvae.model import Cvae
-from triptych.vision.grids import labelled_tensors
-from triptych.vision.images import save_picture
+from triptych.vision.grids import labelled_tensors, save_figures
 
 CLASSES = 10  # at most, in a figure
 SHEET = 300  # approximate side of a manifold in pixels
@@ -60,10 +59,7 @@ def draw_figures(
         )
         figures["swap"] = _swap(model, batch, names)
         figures["manifold"] = _manifold(model, codes, labels, names)
-    paths = []
-    for name, picture in figures.items():
-        save_picture(folder / f"{name}.png", picture, {"figure": name, "seed": seed})
-        paths.append(folder / f"{name}.png")
+    paths = save_figures(figures, folder, seed)
     if codes.label is not None and model.config.latent:
         paths.append(_scatter(codes, codes.label, test.info.classes, folder / "latent.png"))
     return tuple(paths)
@@ -107,8 +103,8 @@ def _interpolation(model: Cvae, batch: Batch, get_condition: GetCondition, test:
 
 def _swap(model: Cvae, batch: Batch, names: tuple[str, ...]) -> Picture:
     """Pictures encoded with their class and decoded with every class."""
-    image = batch["image"][:8].to(device_of(model))  # type: ignore[union-attr]
-    label = batch["label"][:8].to(image.device)  # type: ignore[union-attr]
+    image = batch["image"][:8].to(device_of(model))
+    label = batch["label"][:8].to(image.device)
     columns = [image]
     for target in range(len(names)):
         columns.append(cvae.swap(model, image, label, torch.full_like(label, target)))

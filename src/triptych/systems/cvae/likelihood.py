@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from triptych.data.order.batches import Batch, take
+from triptych.data.order.batches import Batch, take_in_order, to_device
 from triptych.data.source import Source
 from triptych.runtime import generator, noise
 from triptych.scores.accuracy import Accuracy
@@ -115,8 +115,7 @@ def _mean_nll(
 ) -> float:
     """Mean negative log likelihood of the first `count` pictures."""
     total, draws = 0.0, torch.Generator(device_of(model)).manual_seed(seed)
-    for start in range(0, count, LIKELIHOOD_BATCH):
-        batch = take(test, range(start, min(start + LIKELIHOOD_BATCH, count)))
+    for batch in take_in_order(test, count, LIKELIHOOD_BATCH):
         image, condition = prepare_batch(model, batch, get_condition)
         nll = cvae.importance_weighted_nll(model, image, condition, samples, generator=draws)
         total += nll.sum().item()
@@ -132,12 +131,12 @@ def encode_source(
     means, variances, labels = [], [], []
     sums: dict[str, float] = {}
     divergence = torch.zeros(model.config.latent)
-    for start in range(0, count, BATCH):
-        batch = take(source, range(start, min(start + BATCH, count)))
+    for number, batch in enumerate(take_in_order(source, limit, BATCH)):
         image, condition = prepare_batch(model, batch, get_condition)
         features = model.features(condition, len(image))
         q, p = model.posterior(image, features), model.prior(features)
-        z = noise((model.config.latent,), range(seed + start, seed + start + len(image)))
+        start = seed + number * BATCH
+        z = noise((model.config.latent,), range(start, start + len(image)))
         loss = cvae.objective(model, image, condition, noise=z.to(image.device))
         for name, term in loss.terms.items():
             sums[name] = sums.get(name, 0.0) + term.item() * len(image)
@@ -156,11 +155,8 @@ def prepare_batch(
     model: Cvae, batch: Batch, get_condition: GetCondition
 ) -> tuple[Tensor, Tensor | None]:
     """Pictures and conditions on the model's device."""
-    device = device_of(model)
-    moved: Batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-    image = moved["image"]
-    assert isinstance(image, Tensor)
-    return image, get_condition(moved)
+    batch = to_device(batch, device_of(model))
+    return batch["image"], get_condition(batch)
 
 
 def device_of(model: Cvae) -> torch.device:

@@ -364,13 +364,11 @@ def sample(model: Cvae, condition: Condition, noise: Codes) -> Images:
 
 
 @torch.no_grad()
-def reconstruct(
-    model: Cvae, image: Images, condition: Condition, noise: Codes | None = None
-) -> Images:
-    """Pictures encoded and decoded; without noise z is the posterior's mean."""
+def reconstruct(model: Cvae, image: Images, condition: Condition) -> Images:
+    """Pictures encoded to the posterior's mean and decoded."""
     features = model.features(condition, len(image))
     q = model.posterior(image, features)
-    return model.decode(q.mean if noise is None else q.at(noise), condition, features)
+    return model.decode(q.mean, condition, features)
 
 
 @torch.no_grad()

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from triptych.runtime import noise
 from triptych.systems.wgan import model as wgan
 from triptych.systems.wgan.model import Generator
 from triptych.train.evaluation import TrainedRun
-from triptych.vision.grids import labelled_tensors
-from triptych.vision.images import save_picture
+from triptych.vision.grids import labelled_tensors, save_figures
 
 CLASSES, STEPS = 10, 9  # most classes in a figure; pictures from one class to the next
 THRESHOLDS = (0.25, 0.5, 1.0, 2.0, float("inf"))
@@ -46,26 +44,15 @@ def draw_figures(
         between.transpose(0, 1), titles, (), "From class to class at one z"
     )
 
-    truncated = torch.stack(
-        [
-            torch.cat([wgan.sample(model, labels[:1], _truncate(row[None], t)) for row in z])
-            for t in THRESHOLDS
-        ]
-    )
+    noises = [z if t == float("inf") else wgan.truncate(z, t) for t in THRESHOLDS]
+    rows = [[wgan.sample(model, labels[:1], one) for one in some.split(1)] for some in noises]
+    truncated = torch.stack([torch.cat(row) for row in rows])
     titles = [f"at most {t:g}" for t in THRESHOLDS[:-1]] + ["all noise"]
     figures["truncation"] = labelled_tensors(
         truncated, titles, (), f"Truncated noise, class {names[0]}"
     )
 
-    paths = []
-    for name, picture in figures.items():
-        save_picture(folder / f"{name}.png", picture, {"figure": name, "seed": seed})
-        paths.append(folder / f"{name}.png")
-    return tuple(paths)
-
-
-def _truncate(z: Tensor, threshold: float) -> Tensor:
-    return z if threshold == float("inf") else wgan.truncate(z, threshold)
+    return tuple(save_figures(figures, folder, seed))
 
 
 def evaluate(options: None, run: TrainedRun) -> Steps[str, None, dict[str, Any]]:

@@ -235,10 +235,6 @@ _KNOWN = _TENSORS | {
 }
 
 
-def _push(m: _Machine, argument: Any) -> None:
-    m.push(argument)
-
-
 def _constant(value: Any) -> Callable[[_Machine, Any], None]:
     return lambda m, _: m.push(value)
 
@@ -281,21 +277,8 @@ def _memoise(m: _Machine, index: Any) -> None:
     m.memo[len(m.memo) if index is None else index] = m.stack[-1]
 
 
-def _from_text(m: _Machine, argument: str) -> None:
-    m.push(_global(*argument.split(" ", 1)))
-
-
-def _from_stack(m: _Machine, _: Any) -> None:
-    m.push(_global(*m.pop(2)))
-
-
 def _reduce(m: _Machine, _: Any) -> None:
     m.push(_call(*m.pop(2)))
-
-
-def _new_with_words(m: _Machine, _: Any) -> None:
-    kind, arguments, _words = m.pop(3)
-    m.push(_call(kind, arguments))
 
 
 def _instance(m: _Machine, argument: str) -> None:
@@ -314,16 +297,14 @@ def _build(m: _Machine, _: Any) -> None:
         m.stack[-1].attributes.update(state)
 
 
-def _ignore(m: _Machine, _: Any) -> None:
-    pass
-
-
-_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
-    **dict.fromkeys(("PROTO", "FRAME"), _ignore),
-    **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), _push),
-    **dict.fromkeys(("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"), _push),
-    **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _push),
-    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), _push),
+_STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda m, _: None),
+    **dict.fromkeys(
+        ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), _Machine.push
+    ),
+    **dict.fromkeys(("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"), _Machine.push),
+    **dict.fromkeys(("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"), _Machine.push),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), _Machine.push),
     "NONE": _constant(None),
     "NEWTRUE": _constant(True),
     "NEWFALSE": _constant(False),
@@ -343,17 +324,17 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "SETITEMS": lambda m, _: _update(m, m.since_mark()),
     "MARK": _mark,
     "POP": _pop,
-    "POP_MARK": lambda m, _: (m.since_mark(), None)[1],
+    "POP_MARK": lambda m, _: m.since_mark(),
     "DUP": lambda m, _: m.push(m.stack[-1]),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _memoise),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, i: m.push(m.memo[i])),
-    "GLOBAL": _from_text,
-    "STACK_GLOBAL": _from_stack,
+    "GLOBAL": lambda m, name: m.push(_global(*name.split(" ", 1))),
+    "STACK_GLOBAL": lambda m, _: m.push(_global(*m.pop(2))),
     "INST": _instance,
     "OBJ": _object,
     "REDUCE": _reduce,
     "NEWOBJ": _reduce,
-    "NEWOBJ_EX": _new_with_words,
+    "NEWOBJ_EX": lambda m, _: m.push(_call(*m.pop(3)[:2])),  # without keyword arguments
     "BUILD": _build,
     "BINPERSID": lambda m, _: m.push(_storage(*m.pop(1))),
 }
