@@ -206,12 +206,8 @@ RATIOS = {
     "polyexponential": _polyexponential,
     "beta_sigma": _beta_sigma,
     # the last entry ends the last step, which `Spacing.end` does here
-    "align_your_steps": lambda high, low, points, spacing: align_your_steps_ratios(AYS_SD, points)[
-        :points
-    ],
-    "align_your_steps_sdxl": lambda high, low, points, spacing: align_your_steps_ratios(
-        AYS_SDXL, points
-    )[:points],
+    "align_your_steps": lambda *settings: align_your_steps_ratios(AYS_SD, settings[2])[:-1],
+    "align_your_steps_sdxl": lambda *settings: align_your_steps_ratios(AYS_SDXL, settings[2])[:-1],
 }
 
 

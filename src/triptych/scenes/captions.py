@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from triptych.config import nearest
 from triptych.scenes.scene import (
@@ -29,11 +29,10 @@ from triptych.scenes.scene import (
 
 Relation = Literal["left", "right", "above", "below"]
 Aspect = Literal["count", "colour", "shape", "size", "pattern", "relation", "ground"]
-RELATIONS: tuple[Relation, ...] = ("left", "right", "above", "below")
-ASPECTS: tuple[Aspect, ...] = ("count", "colour", "shape", "size", "pattern", "relation", "ground")
-NAMED: tuple[Literal["shape", "colour", "size", "pattern"], ...] = (
-    "shape", "colour", "size", "pattern",
-)  # fmt: skip
+Attribute = Literal["shape", "colour", "size", "pattern"]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
+NAMED: tuple[Attribute, ...] = get_args(Attribute)
 """The attributes of one object that a caption may mention."""
 
 

@@ -5,7 +5,7 @@ scene can be drawn at any resolution.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Shape = Literal["circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent"]
 Colour = Literal["red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink"]
@@ -15,16 +15,12 @@ Texture = Literal["plain", "checked", "grainy", "shaded"]
 GroundColour = Literal["white", "gray", "black", "brown"]
 Style = Literal["painted", "line"]
 
-SHAPES: tuple[Shape, ...] = (
-    "circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent",
-)  # fmt: skip
-COLOURS: tuple[Colour, ...] = (
-    "red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink",
-)  # fmt: skip
-SIZES: tuple[Size, ...] = ("small", "large")
-PATTERNS: tuple[Pattern, ...] = ("plain", "striped", "dotted")
-TEXTURES: tuple[Texture, ...] = ("plain", "checked", "grainy", "shaded")
-GROUND_COLOURS: tuple[GroundColour, ...] = ("white", "gray", "black", "brown")
+SHAPES: tuple[Shape, ...] = get_args(Shape)
+COLOURS: tuple[Colour, ...] = get_args(Colour)
+SIZES: tuple[Size, ...] = get_args(Size)
+PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
+TEXTURES: tuple[Texture, ...] = get_args(Texture)
+GROUND_COLOURS: tuple[GroundColour, ...] = get_args(GroundColour)
 
 HELD_OUT: tuple[tuple[Shape, Colour], ...] = tuple(
     (shape, COLOURS[(3 * i + 1) % 8]) for i, shape in enumerate(SHAPES)

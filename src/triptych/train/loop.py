@@ -157,7 +157,7 @@ def descend(
     names: list[str] = []
     count: float | Tensor = 0
     for batch in batches:
-        with torch.autocast(_device_type(update.module), torch.bfloat16, precision == "bfloat16"):
+        with torch.autocast(moving[0].device.type, torch.bfloat16, precision == "bfloat16"):
             loss = update.objective(batch, step)
         loss.total.backward(inputs=moving)  # not into a critic that only scores
         names = list(loss.terms)
@@ -319,10 +319,6 @@ def _seed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-def _device_type(module: nn.Module) -> str:
-    return next(module.parameters()).device.type
 
 
 def _due(step: int, every: int) -> bool:

@@ -13,7 +13,7 @@ import re
 import stat
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ def open_picture(
         raise ValueError(f"channels must be 1, 3 or None, not {channels}")
     try:
         data = file if isinstance(file, bytes) else read_part(file)
-        image = _open_lazily(io.BytesIO(data), data[:1024])
+        image = _open_lazily(data)
         if near is not None and isinstance(image, JpegImageFile):
             image.draft(image.mode, (2 * near, 2 * near))
         image.load()
@@ -115,7 +115,7 @@ def read_header(data: bytes) -> Header:
         _check_size(width, height)
         return Header("WEBP", height, width, False)
     try:
-        image = _open_lazily(io.BytesIO(data), data[:1024])
+        image = _open_lazily(data)
         # Only EXIF before the pixels: `getexif` would decode a PNG to find it after them.
         turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     except UNDECODABLE as error:
@@ -148,7 +148,8 @@ def read_part(path: str | Path, offset: int = 0, size: int | None = None) -> byt
         os.close(handle)
 
 
-def _open_lazily(file: BinaryIO, head: bytes) -> Image.Image:
+def _open_lazily(data: bytes) -> Image.Image:
+    head = data[:1024]
     if not head:
         raise ValueError("an empty file")
     reader = next((reader for signature, reader in SIGNATURES if signature.match(head)), None)
@@ -157,7 +158,7 @@ def _open_lazily(file: BinaryIO, head: bytes) -> Image.Image:
         raise ValueError(reason or "not a PNG, JPEG, WebP, GIF or BMP picture")
     if reader is WebPImageFile:  # Pillow decodes a WebP when it opens it
         _check_size(*_webp_size(head))
-    image: Image.Image = reader(file)
+    image: Image.Image = reader(io.BytesIO(data))
     _check_size(*image.size)
     return image
 
@@ -316,7 +317,7 @@ def read_request(path: Path) -> dict[str, Any] | None:
     """The request inside a picture that `save_picture` wrote; None if there is none."""
     try:
         data = read_part(path)
-        image = _open_lazily(io.BytesIO(data), data[:1024])
+        image = _open_lazily(data)
         text = image.info.get("triptych")
         if isinstance(image, JpegImageFile | WebPImageFile):
             exif = image.getexif()
@@ -345,7 +346,7 @@ def read_parameters(path: Path) -> str | None:
     """
     try:
         data = read_part(path)
-        image = _open_lazily(io.BytesIO(data), data[:1024])
+        image = _open_lazily(data)
         if isinstance(image, PngImageFile):
             if "parameters" not in image.info and b"parameters" in data:
                 image.load()  # reads the chunks after the pixels

@@ -4,13 +4,12 @@ matplotlib comes with the extra `evaluation` and is loaded only when something i
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from triptych.scores.style import BLUE, GREY, RED, STYLE
+from triptych.scores.style import BLUE, GREY, RED, STYLE, new_figure, require_matplotlib
 from triptych.systems.classification.calibration import Calibration
 from triptych.systems.classification.probe import FewShot
 from triptych.systems.classification.report import ZeroShot
@@ -25,8 +24,7 @@ def draw_zero_shot(found: ZeroShot, folder: Path, few: Sequence[FewShot] = ()) -
     Raises:
         ValueError: matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
-        raise ValueError("plots need matplotlib: pip install 'triptych[evaluation]'")
+    require_matplotlib()
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
@@ -37,10 +35,8 @@ def draw_zero_shot(found: ZeroShot, folder: Path, few: Sequence[FewShot] = ()) -
 
 
 def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
-    """A figure that belongs to no window and no global list."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    """A figure and its panels, side by side."""
+    figure = new_figure(width, height)
     return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 

@@ -8,7 +8,6 @@ Dimensions: N prompts, H height, W width, C channels.
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from triptych.scenes.reader import apply_threshold, match_regions, threshold
 from triptych.scenes.scene import GroundColour, Texture, Thing
 from triptych.scores.environment import environment
 from triptych.scores.fid import Estimate, kernel_distance
+from triptych.scores.style import require_matplotlib
 from triptych.systems.stable_diffusion.draw_prompts import draw_prompts
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.request import EvaluateTextToImage
@@ -322,8 +322,7 @@ def _likeness_row(report: TextToImageReport) -> str:
 
 
 def _plot(reports: Sequence[TextToImageReport], path: Path) -> None:
-    if find_spec("matplotlib") is None:
-        raise ValueError("plots need matplotlib: pip install 'triptych[evaluation]'")
+    require_matplotlib()
     import matplotlib
 
     matplotlib.use("Agg")

@@ -10,18 +10,18 @@ import math
 import tokenize
 import zlib
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipInfo
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from triptych.weights.files.zip_archive import Member, Zip, find_data
+from triptych.weights.files.zip_archive import Zip, find_data
 
 MAX_HEADER = 10_000  # bytes, NumPy's own limit
 UNPACKED = 1 << 30  # bytes that compressed arrays may unpack to, or
 RATIO = 20  # times the size of the file, whichever is more
-DEFLATED = 8
 
 
 def is_npz(archive: Zip) -> bool:
@@ -38,7 +38,7 @@ def read_npz(archive: Zip) -> dict[str, Tensor]:
     if not archive.members:
         raise ValueError("is an archive without arrays")
     room = max(UNPACKED, RATIO * len(archive.memory))
-    packed = sum(m.size for m in archive.members.values() if m.method != 0)
+    packed = sum(m.file_size for m in archive.members.values() if m.compress_type != ZIP_STORED)
     if packed > room:
         raise ValueError(
             f"announces {packed:,} unpacked bytes in {len(archive.memory):,}: refused. Save it "
@@ -53,22 +53,22 @@ def read_npz(archive: Zip) -> dict[str, Tensor]:
     return tensors
 
 
-def _tensor(archive: Zip, member: Member) -> Tensor:
+def _tensor(archive: Zip, member: ZipInfo) -> Tensor:
     start, memory = find_data(archive, member), archive.memory
     unpacked: bytearray | None = None
-    if member.method == DEFLATED:
-        unpacked = _unpack(memory[start : start + member.packed], member.size)
+    if member.compress_type == ZIP_DEFLATED:
+        unpacked = _unpack(memory[start : start + member.compress_size], member.file_size)
         head, start = bytes(unpacked[: MAX_HEADER + 12]), 0
-    elif member.method == 0 and member.size == member.packed:
-        head = memory[start : start + min(member.size, MAX_HEADER + 12)]
+    elif member.compress_type == ZIP_STORED and member.file_size == member.compress_size:
+        head = memory[start : start + min(member.file_size, MAX_HEADER + 12)]
     else:
         raise ValueError("is packed in an unknown way. Save it again with numpy.savez")
     shape, fortran, dtype, skip = _header(head)
     count = math.prod(shape)
-    if skip + count * dtype.itemsize != member.size:
+    if skip + count * dtype.itemsize != member.file_size:
         raise ValueError(
-            f"has {member.size - skip:,} bytes instead of {count * dtype.itemsize:,} for {shape}. "
-            "Fetch it again"
+            f"has {member.file_size - skip:,} bytes instead of {count * dtype.itemsize:,} for "
+            f"{shape}. Fetch it again"
         )
     source: Any = memory if unpacked is None else unpacked  # a mapped array is a view of the file
     array = np.frombuffer(source, dtype, count, start + skip) if count else np.empty(0, dtype)

@@ -8,16 +8,9 @@ import struct
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import ZipInfo
 
 MAX_MEMBERS = 200_000
-
-
-class Member(NamedTuple):
-    name: str
-    header: int  # offset of its local header
-    size: int  # unpacked
-    packed: int
-    method: int  # 0: stored uncompressed
 
 
 class Zip(NamedTuple):
@@ -25,7 +18,7 @@ class Zip(NamedTuple):
 
     path: Path
     memory: mmap.mmap
-    members: dict[str, Member]
+    members: dict[str, ZipInfo]
 
 
 def open_zip(path: Path) -> Zip:
@@ -47,19 +40,13 @@ def open_zip(path: Path) -> Zip:
         raise ValueError(f"is a zip archive with a damaged directory: {error}") from error
     if len(infos) > MAX_MEMBERS:
         raise ValueError(f"is a zip archive of {len(infos):,} files; weights have fewer")
-    members: dict[str, Member] = {}
+    members: dict[str, ZipInfo] = {}
     for info in infos:
         if info.filename in members:
             raise ValueError(f"is a zip archive with two files {info.filename[:200]!r}")
         if info.flag_bits & 1:
             raise ValueError("is an encrypted zip archive. Unpack it with its password first")
-        members[info.filename] = Member(
-            info.filename,
-            info.header_offset,
-            info.file_size,
-            info.compress_size,
-            info.compress_type,
-        )
+        members[info.filename] = info
     return Zip(path, memory, members)
 
 
@@ -78,25 +65,26 @@ def locate(archive: Zip, name: str) -> tuple[int, int]:
     if name not in archive.members:
         raise ValueError(f"lacks its part {name[:200]!r}. Fetch it again")
     member = archive.members[name]
-    if member.method != 0 or member.packed != member.size:
+    if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
         raise ValueError(
             f"is a zip archive with compressed members, such as {name[:200]!r}, which cannot be "
             "mapped. Unpack it and pack it again without compression: `unzip FILE -d x && cd x && "
             "zip -0 -r ../new.pt .`"
         )
-    return find_data(archive, member), member.size
+    return find_data(archive, member), member.file_size
 
 
-def find_data(archive: Zip, member: Member) -> int:
+def find_data(archive: Zip, member: ZipInfo) -> int:
     """Offset of a member's data, which follows its local header of variable length."""
-    header = archive.memory[member.header : member.header + 30] if member.header >= 0 else b""
+    offset = member.header_offset
+    header = archive.memory[offset : offset + 30] if offset >= 0 else b""
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise ValueError(f"has no header where its part {member.name[:200]!r} should be")
+        raise ValueError(f"has no header where its part {member.filename[:200]!r} should be")
     name, extra = struct.unpack("<HH", header[26:30])
-    start = int(member.header + 30 + name + extra)
-    if start + member.packed > len(archive.memory):
+    start = int(offset + 30 + name + extra)
+    if start + member.compress_size > len(archive.memory):
         raise ValueError(
-            f"has {len(archive.memory):,} bytes, but its part {member.name[:200]!r} ends at "
-            f"{start + member.packed:,}: it was cut short. Fetch it again"
+            f"has {len(archive.memory):,} bytes, but its part {member.filename[:200]!r} ends at "
+            f"{start + member.compress_size:,}: it was cut short. Fetch it again"
         )
     return start
