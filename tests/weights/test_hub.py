@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from triptych.weights.hub import fetch, is_hub_id, wanted
+from triptych.weights.hub import fetch, is_hub_id, select_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = save({"w": torch.arange(300_000.0)})
@@ -251,7 +251,7 @@ def test_names_that_lead_elsewhere_are_refused(repo: str, file: str, revision: s
     ],
 )  # fmt: skip
 def test_one_form_of_weights_is_wanted(listing, expected) -> None:
-    assert wanted(listing) == expected
+    assert select_files(listing) == expected
 
 
 def test_of_a_diffusers_repository_one_form_of_the_parts_that_draw() -> None:
@@ -268,7 +268,7 @@ def test_of_a_diffusers_repository_one_form_of_the_parts_that_draw() -> None:
         "text_encoder/config.json", "text_encoder/model.safetensors",
         "text_encoder/flax_model.msgpack",
     ]  # fmt: skip
-    assert wanted(listing) == [
+    assert select_files(listing) == [
         "model_index.json", "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors.index.json",
         "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors",

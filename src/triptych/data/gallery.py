@@ -79,12 +79,12 @@ def open_labelled(name: str, split: str = "", limit: int = 0) -> Gallery:
     if name in SCENES:
         source = open_source(name, split=split or "test")
         _require(source.info.classes, name)
-        drawn = []
+        pictures = []
         for row in range(limit or ENDLESS):
             columns = source.read([row])
             picture = partial(np.asarray, columns["image"][0])
-            drawn.append(Picture(f"{name}/{row}", picture, int(columns["label"][0])))
-        return Gallery(drawn, source.info.classes, {})
+            pictures.append(Picture(f"{name}/{row}", picture, int(columns["label"][0])))
+        return Gallery(pictures, source.info.classes, {})
     index = open_index(name)
     labels = index.annotations.labels
     _require(index.annotations.classes, name)

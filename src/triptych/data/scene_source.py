@@ -11,7 +11,7 @@ from triptych.data.source import Columns, SourceInfo
 from triptych.scenes.descriptions import caption
 from triptych.scenes.drawing import boxes, draw_all
 from triptych.scenes.scene import COLOURS, GROUND_COLOURS, PATTERNS, SHAPES, SIZES, TEXTURES, Scene
-from triptych.scenes.world import SPLITS, Difficulty, require_known, scenes
+from triptych.scenes.world import SPLITS, Difficulty, require_one_of, scenes
 
 NAMES: dict[str, Difficulty] = {"scenes": "four", "scenes-one": "one", "scenes-two": "two"}
 ATTRIBUTES = (
@@ -40,8 +40,8 @@ class SceneSource:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for what, given, known in (("scenes", self.name, NAMES), ("split", self.split, SPLITS)):
-            require_known(what, given, tuple(known))
+        require_one_of("scenes", self.name, tuple(NAMES))
+        require_one_of("split", self.split, SPLITS)
         if self.size is not None and not 32 <= self.size <= 512:
             raise ValueError(f"scenes are drawn at 32 to 512 pixels per side, not {self.size}")
         if self.channels not in (None, 3):

@@ -1,7 +1,6 @@
-"""Every sampler and spacing by name, with what is known of it without running it. No torch.
+"""Every sampler and spacing by name, with its aliases, cost and conventions. No torch.
 
-The algorithms are in samplers.py, singlestep.py, stochastic.py and dpm_solver.py; `sampling.py`
-maps a name to its function.
+The algorithms are in `samplers/`; `sampling.py` maps a name to its function.
 """
 
 import difflib

@@ -181,12 +181,12 @@ def parse(caption: str) -> Claim:
     """
     text = " ".join(caption.lower().split()).rstrip(".")
     fields: dict[str, Any] = {}
-    found = re.fullmatch(rf"{GROUND},? (.+)", text)
-    if found:
-        text, adjectives = found[2], found[1]
-    elif found := re.fullmatch(rf"(.+?),? {GROUND}", text):
-        text, adjectives = found[1], found[2]
-    for word in adjectives.split() if found else ():
+    match = re.fullmatch(rf"{GROUND},? (.+)", text)
+    if match:
+        text, adjectives = match[2], match[1]
+    elif match := re.fullmatch(rf"(.+?),? {GROUND}", text):
+        text, adjectives = match[1], match[2]
+    for word in adjectives.split() if match else ():
         name, value = _look_up(word, GROUND_ADJECTIVES, caption)
         fields[name] = value
     for opener in (*OPENERS, *THERE):

@@ -120,15 +120,15 @@ def _related(scene: Scene) -> list[Claim]:
     things = _shuffled(scene, pick)
     for i, thing in enumerate(things):
         for other in things[i + 1 :]:
-            found = relation(thing, other)
+            position = relation(thing, other)
             for names in (("shape", "colour"), NAMED):
                 pair = describe(thing, *names), describe(other, *names)
-                if found and all(sum(fits(d, t) for t in things) == 1 for d in pair):
+                if position and all(sum(fits(d, t) for t in things) == 1 for d in pair):
                     rest = [
                         describe(t, *names) for t in things if t is not thing and t is not other
                     ]
                     ground = scene.ground.colour if next(pick) % 3 == 0 else None
-                    return [Claim((*pair, *rest), found, ground)]
+                    return [Claim((*pair, *rest), position, ground)]
     return []
 
 
@@ -158,8 +158,8 @@ def questions(scene: Scene) -> tuple[tuple[str, str], ...]:
     present = {(t.shape, t.colour) for t in things}
     there = choose(sorted(present), pick)
     # A "no" must not reveal which pairs are held out, so it is about a pair of the same split.
-    known = HELD_OUT if there in HELD_OUT else SEEN
-    absent = choose([pair for pair in known if pair not in present], pick)
+    candidates = HELD_OUT if there in HELD_OUT else SEEN
+    absent = choose([pair for pair in candidates if pair not in present], pick)
     for (shape, colour), answer in ((there, "yes"), (absent, "no")):
         article = "an" if colour[0] in "aeiou" else "a"
         pairs.append((f"is there {article} {colour} {shape}?", answer))

@@ -86,8 +86,8 @@ def _add(planes: Float32[np.ndarray, "B 3 S S"], scenes: Sequence[Scene]) -> Non
     for size in SIZES:  # one window for all objects of a size
         chosen = [n for n, (_, _, thing) in enumerate(owned) if thing.size == size]
         if chosen:
-            drawn = rasterise([owned[n][2] for n in chosen], planes.shape[-1])
-            marks.update(zip(chosen, zip(*drawn, strict=True), strict=True))
+            windows = rasterise([owned[n][2] for n in chosen], planes.shape[-1])
+            marks.update(zip(chosen, zip(*windows, strict=True), strict=True))
     for n, (i, style, thing) in enumerate(owned):
         (top, left), distance, covered, inked = marks[n]
         height, width = covered.shape
@@ -140,13 +140,13 @@ def rasterise(
 
 def masks(scene: Scene, side: int) -> Bool[np.ndarray, "N S S"]:
     """The pixels that each object covers at least half, in the order of `scene.things`."""
-    found = np.zeros((len(scene.things), side, side), dtype=bool)
-    for mask, thing in zip(found, scene.things, strict=True):
+    covered = np.zeros((len(scene.things), side, side), dtype=bool)
+    for mask, thing in zip(covered, scene.things, strict=True):
         (corner,), (distance,), _, _ = rasterise([thing], side)
         top, left = corner
         height, width = distance.shape
         mask[top : top + height, left : left + width] = distance <= 0
-    return found
+    return covered
 
 
 def boxes(scene: Scene) -> Float32[np.ndarray, "N 4"]:

@@ -154,19 +154,19 @@ def agreement(
     Raises:
         ValueError: an unknown attribute, or not one index per picture.
     """
-    known = (*NAMED, "ground", "texture")
+    attributes = (*NAMED, "ground", "texture")
     single = [len(r.things) == 1 and not r.unread for r in readings]
     shares = {"read": Share(sum(single), len(single))}
     for name, indices in witness.items():
-        if name not in known:
-            raise ValueError(f"the attributes are {', '.join(known)}, not {name!r}")
+        if name not in attributes:
+            raise ValueError(f"the attributes are {', '.join(attributes)}, not {name!r}")
         if np.shape(indices) != (len(readings),):
             raise ValueError(
                 f"{name}: {len(readings)} answers are needed, not an array of {np.shape(indices)}"
             )
         pairs = [
             (
-                getattr(reading if name in known[-2:] else reading.things[0], name),
+                getattr(reading if name in attributes[-2:] else reading.things[0], name),
                 names[name][int(index)],
             )
             for reading, index, one in zip(readings, indices, single, strict=True)

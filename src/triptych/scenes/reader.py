@@ -106,15 +106,15 @@ def read(picture: Any) -> Reading:
 
 
 def apply_threshold(
-    found: Sequence[tuple[Thing, float] | None],
+    matches: Sequence[tuple[Thing, float] | None],
     colour: GroundColour | None,
     texture: Texture | None,
     side: int,
 ) -> Reading:
     """The result of `match_regions` as a reading: a match that is too far off is no object."""
-    close = [match for match in found if match is not None and match[1] <= threshold(side)]
+    close = [match for match in matches if match is not None and match[1] <= threshold(side)]
     things, distances = tuple(t for t, _ in close), tuple(d for _, d in close)
-    return Reading(things, distances, len(found) - len(close), colour, texture)
+    return Reading(things, distances, len(matches) - len(close), colour, texture)
 
 
 def match_regions(
@@ -128,10 +128,10 @@ def match_regions(
     """
     pixels = pixels_of(picture)
     side = pixels.shape[1]
-    found = ground_of(pixels)
-    if found is None:
+    ground = ground_of(pixels)
+    if ground is None:
         return [None], None, None, side
-    colour, texture, behind = found
+    colour, texture, behind = ground
     away = pixels - behind
     mask = off_gray(away, RELIEF if texture == "grainy" else RELIEF / 2) > FOREGROUND**2
     parts = regions(mask, SPECK * side * side)
@@ -262,8 +262,8 @@ def _poses(patch: Patch) -> tuple[list[Pose], list[Pose]]:
     scored = []
     for shape, x, y, radius in poses[:3]:
         across, down = (patch.across - x) / radius, (patch.down - y) / radius
-        drawn = coverage(signed_distance(shape, across, down), radius)
-        scored.append((float(np.abs(drawn - filled).sum()), (shape, x, y, radius)))
+        silhouette = coverage(signed_distance(shape, across, down), radius)
+        scored.append((float(np.abs(silhouette - filled).sum()), (shape, x, y, radius)))
     scored.sort()
     sure = scored[1][0] > 1.5 * scored[0][0] + 0.02 * area
     return [pose for _, pose in scored[: 1 if sure else 2]], poses

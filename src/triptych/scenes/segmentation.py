@@ -155,14 +155,14 @@ def regions(mask: Bool[np.ndarray, "S S"], least: float) -> list[Region]:
     groups: dict[int, list[tuple[int, int, int]]] = {}
     for n, run in enumerate(runs):
         groups.setdefault(root(n), []).append(run)
-    found = []
+    large = []
     for group in groups.values():
         table = np.array(group)
         if (table[:, 2] - table[:, 1]).sum() >= least:
-            found.append(
+            large.append(
                 Region(
                     table, int(table[0, 0]), int(table[-1, 0]) + 1,
                     int(table[:, 1].min()), int(table[:, 2].max()),
                 )
             )  # fmt: skip
-    return found
+    return large

@@ -75,8 +75,8 @@ def scenes(
     seed: int, indices: Sequence[int], split: Split = "train", difficulty: Difficulty = "four"
 ) -> list[Scene]:
     """Many scenes at once, equal to those of `scene` and many times as fast."""
-    for what, given, known in (("split", split, SPLITS), ("difficulty", difficulty, DIFFICULTIES)):
-        require_known(what, given, known)
+    require_one_of("split", split, SPLITS)
+    require_one_of("difficulty", difficulty, DIFFICULTIES)
     if len(indices) == 0:
         return []
     if min(indices) < 0:
@@ -131,10 +131,10 @@ def scenes(
     ]
 
 
-def require_known(what: str, given: str, known: tuple[str, ...]) -> None:
-    if given not in known:
-        hint = nearest(given, known)
-        raise ValueError(f"{what} must be one of {', '.join(known)}, not {given!r}.{hint}")
+def require_one_of(what: str, name: str, names: tuple[str, ...]) -> None:
+    if name not in names:
+        hint = nearest(name, names)
+        raise ValueError(f"{what} must be one of {', '.join(names)}, not {name!r}.{hint}")
 
 
 def _radii(

@@ -27,5 +27,5 @@ def environment(command: str) -> dict[str, Any]:
 def processor_name() -> str:
     """The processor's model name, or its architecture if the system does not know it."""
     table = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", table.read_text()) if table.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    match = re.search(r"model name\s*:\s*(.+)", table.read_text()) if table.exists() else None
+    return match[1].strip() if match else platform.processor() or platform.machine()

@@ -57,9 +57,9 @@ def nearest_neighbours(
         closest = part.new_full((len(part),), torch.inf)
         index = torch.zeros(len(part), dtype=torch.int64, device=part.device)
         for start in range(0, len(training), BANK):
-            found, at = torch.cdist(part, training[start : start + BANK].float()).min(1)
-            index = torch.where(found < closest, at + start, index)
-            closest = closest.minimum(found)
+            nearest, at = torch.cdist(part, training[start : start + BANK].float()).min(1)
+            index = torch.where(nearest < closest, at + start, index)
+            closest = closest.minimum(nearest)
         indices.append(index)
     index = torch.cat(indices)
     # cdist multiplies matrices, which rounds: compute the distance to the nearest one directly

@@ -234,9 +234,9 @@ def _notes(
             f"the prompt has {sum(map(len, rows))} tokens and is split into {len(rows)} windows of "
             f"{room}: window {', window '.join(begins)}{more}"
         )
-    if found := SCHEDULE.search(prompt):
+    if match := SCHEDULE.search(prompt):
         notes.append(
-            f"{found.group()[:60]!r} is read as text with a lower weight: prompts that change from "
+            f"{match.group()[:60]!r} is read as text with a lower weight: prompts that change from "
             "step to step are not supported"
         )
     if re.search(r"\bAND\b", prompt):

@@ -1,4 +1,4 @@
-"""A trained run as its system's report judges it."""
+"""The trained run that a system's report evaluates."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What `evaluate(options, run)` of a system's report is given."""
+    """The argument of `evaluate(options, run)` of a system's report."""
 
     request: TrainRequest
     """What it was trained with."""

@@ -1,4 +1,4 @@
-"""All that the loop knows of a system."""
+"""The recipe of a training: model, updates, batches, and what the loop calls."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

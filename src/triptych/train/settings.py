@@ -1,4 +1,4 @@
-"""What the training loop needs to know of a run, whatever is trained. No torch.
+"""Settings of the training loop, for every system. No torch.
 
 Rates are per optimizer step; half-lives, warm-ups and intervals are in steps of the loop.
 """
@@ -11,7 +11,7 @@ from triptych.config import require_at_least
 
 @dataclass(frozen=True)
 class Training:
-    """What the loop needs to know, whatever is trained."""
+    """Settings of the training loop, for every system."""
 
     data: str = "digits"
     """`digits`, `scenes`, or a path: a folder, a range of tars, an .npz, IDX files."""

@@ -2,7 +2,7 @@
 
 The cache is the hub's own (`HF_HOME`, `HF_HUB_CACHE`), which other programs share, and
 `HF_HUB_OFFLINE` is respected. Files in the cache are used without asking the network. Downloads are
-`huggingface_hub.snapshot_download`; done by hand is what it does not do: use a complete snapshot
+`huggingface_hub.snapshot_download`; this module adds what it lacks: use a complete snapshot
 without a request, notice files that do not exist, verify published digests, and say in one message
 which files to fetch and where to put them.
 """
@@ -78,7 +78,7 @@ def fetch(
 
 
 def find_cached(repo: str, file: str, revision: str = "main") -> Path | None:
-    """A file of a repository that was downloaded before; the network is not asked."""
+    """A file of a repository that was downloaded before, without a request to the network."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(repo, file, revision=revision)
@@ -95,7 +95,7 @@ def fetch_model(repo: str) -> Path:
     _require_hub(repo, ("config.json",), "main")
     if local := _cached_model(repo):
         return local
-    files = wanted(_list_files(repo, "main"))
+    files = select_files(_list_files(repo, "main"))
     if not files:
         raise ValueError(
             f"{repo} on the hub holds no weights of a known layout (Transformers, open_clip or "
@@ -106,7 +106,7 @@ def fetch_model(repo: str) -> Path:
     return fetch(repo, [*files, *shards]) if shards else folder
 
 
-def wanted(listing: Sequence[str]) -> list[str]:
+def select_files(listing: Sequence[str]) -> list[str]:
     """Of a repository's files, those that a model needs, with one form of its weights."""
     there = set(listing)
     if "model_index.json" in there:
@@ -153,7 +153,7 @@ def _cached_model(repo: str) -> Path | None:
         if path is None:
             continue
         listing = [p.relative_to(path.parent).as_posix() for p in path.parent.rglob("*")]
-        files = wanted(listing)
+        files = select_files(listing)
         complete = path.name != "model_index.json" or _has_parts(path, files)
         if files and complete and set(_shards(path.parent, files)) <= set(listing):
             return path.parent

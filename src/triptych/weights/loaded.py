@@ -138,8 +138,8 @@ Writer = Callable[[Loaded, Path], tuple[str, ...]]
 
 
 class Load(Protocol):
-    """`triptych.loading.load`, or what stands in for it: systems are given it, as they may not
-    import what is above them.
+    """The signature of `triptych.loading.load`, which systems take as an argument: they may not
+    import it.
     """
 
     def __call__(

@@ -29,6 +29,6 @@ def repository(name: str) -> str:
     if tags is None:
         return ""
     if tag not in tags:
-        names = ", ".join(f"{model}/{known}" for known in tags)
+        names = ", ".join(f"{model}/{other}" for other in tags)
         raise ValueError(f"{name!r} is no published checkpoint of {model}; there are: {names}")
     return tags[tag]

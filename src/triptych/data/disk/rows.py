@@ -42,8 +42,8 @@ def row_beside(files: dict[str, Place]) -> Row:
     row = Row()
     if "json" in files:
         fields = _parse_object(_read_text(files["json"]))
-        known = (*CAPTION_KEYS, *LABEL_KEYS, "objects", "attributes")
-        row = row_of({name: fields[name] for name in known if name in fields})
+        names = (*CAPTION_KEYS, *LABEL_KEYS, "objects", "attributes")
+        row = row_of({name: fields[name] for name in names if name in fields})
     if "cls" in files:
         label = _read_text(files["cls"]).strip()
         if not label.isdecimal():

@@ -39,12 +39,12 @@ def bucket_shapes(size: int, step: int, ratio: float = RATIO) -> tuple[tuple[int
             f"with buckets the size must be a multiple of {step}, the downsampling factor of "
             f"autoencoder and U-Net: {least} or {least + step}, not {size}"
         )
-    found = set()
+    shapes = set()
     for short in range(step, size + 1, step):
         long = step * ((2 * size * size + short * step) // (2 * short * step))  # half rounds up
         if long <= ratio * short:
-            found |= {(short, long), (long, short)}
-    return tuple(sorted(found))
+            shapes |= {(short, long), (long, short)}
+    return tuple(sorted(shapes))
 
 
 def nearest_shapes(
@@ -153,10 +153,10 @@ class BucketPlan:
         before = self.batches_after(epoch)
         here = self.batches_after(epoch + 1) - before
         at = np.array([number - int(before.sum())], np.int64)
-        (drawn,) = permute(at, int(here.sum()), key(self.seed, "buckets"), epoch).tolist()
+        (place,) = permute(at, int(here.sum()), key(self.seed, "buckets"), epoch).tolist()
         ends = np.cumsum(here)
-        which = int(np.searchsorted(ends, drawn, side="right"))
-        within = drawn - int(ends[which] - here[which])
+        which = int(np.searchsorted(ends, place, side="right"))
+        within = place - int(ends[which] - here[which])
         return list(self.members)[which], int(before[which]) + within
 
     def __getitem__(self, number: int) -> Columns | str:

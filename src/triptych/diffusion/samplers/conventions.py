@@ -66,14 +66,14 @@ def automatic1111(sampler: str) -> Automatic1111:
     Raises:
         ValueError: it has no such sampler.
     """
-    found = find_sampler(sampler).automatic1111
-    if found is None:
+    conventions = find_sampler(sampler).automatic1111
+    if conventions is None:
         names = [name for name, record in SAMPLERS.items() if record.automatic1111]
         raise ValueError(
             f"AUTOMATIC1111 has no sampler {sampler}, so its conventions do not apply; it has "
             f"{', '.join(names)}"
         )
-    return found
+    return conventions
 
 
 def automatic1111_levels(

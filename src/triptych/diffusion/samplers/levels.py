@@ -97,12 +97,12 @@ def tcd_levels(schedule: Schedule, steps: int, spacing: Spacing, gamma: float) -
     if isinstance(schedule, Discrete):
         spacing = end_at_least_noise(spacing)
     path = levels(schedule, steps, spacing)
-    found = path[:1]
+    chosen = path[:1]
     for level in path[1:-1]:
         time = max((1 - gamma) * (level.time or 0.0), schedule.cleanest)
         further = schedule.at(float(math.floor(time)) if spacing.whole_times else time)
-        found += [further, level] if further.ratio < level.ratio else [level]
-    return [*found, path[-1]]
+        chosen += [further, level] if further.ratio < level.ratio else [level]
+    return [*chosen, path[-1]]
 
 
 def dpm_fast_levels(schedule: Schedule, steps: int, spacing: Spacing) -> list[Level]:

@@ -1,6 +1,6 @@
 """Pictures of a class, by a conditional VAE, WGAN-GP or diffusion model, and how good they are.
 
-In reading order: `request.py` (what can be asked), `pipeline.py` (a request carried out),
+In reading order: `request.py` (the settings), `pipeline.py` (draws the pictures),
 `clip_guidance.py` (a CLIP that guides a diffusion model), `report.py` (a run judged), `judge.py`
 (every number of that report), `diffusion_curves.py` (quality against guidance and network calls),
 `report_files.py` and `plots.py` (how they are written down).

@@ -110,14 +110,14 @@ def compute_curves(
             to_pictures(draw(part, seed + BATCH * i, sampler, steps, guidance))
             for i, part in enumerate(labels.split(BATCH))
         ]
-        drawn = judge_pictures(
+        judged = judge_pictures(
             judge, torch.cat([torch.from_numpy(p).permute(0, 3, 1, 2) for p in pictures]), labels
         )
-        features = match_classes(drawn, real.label[:samples])
+        features = match_classes(judged, real.label[:samples])
         truth = reference[: len(features)]
         shares = prdc(truth, features)
         per_class = diversity(
-            drawn.features, drawn.label, held_out.features, held_out.label, classes
+            judged.features, judged.label, held_out.features, held_out.label, classes
         )
         ratios = [ratio for ratio in per_class if ratio is not None]
         return Point(
@@ -125,7 +125,7 @@ def compute_curves(
             steps,
             network_calls(sampler, steps),
             guidance,
-            accuracy(drawn.predicted, drawn.label),
+            accuracy(judged.predicted, judged.label),
             frechet_estimate(features, truth),
             kernel_distance(features, truth),
             shares.precision,

@@ -300,12 +300,12 @@ def _class_reports(
     )
     rows = []
     for label, name in enumerate(classes):
-        drawn = samples.features[samples.label == label]
+        generated = samples.features[samples.label == label]
         training = real.features[real.label == label]
-        size = min(len(drawn), len(training) // 2)
+        size = min(len(generated), len(training) // 2)
         enough = size >= 4
         reference, other = training[:size], training[size : 2 * size]
-        distance = _distances(drawn[:size], reference) if enough else None
+        distance = _distances(generated[:size], reference) if enough else None
         floor = _distances(other, reference) if enough else None
         rows.append(
             ClassReport(name, conditional.per_class[label], distance, floor, variety[label])
