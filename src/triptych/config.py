@@ -104,21 +104,6 @@ def copy_fields(kind: type[Config], settings: Any, **others: Any) -> Config:
     return kind(**{name: getattr(settings, name) for name in names} | others)
 
 
-def require_at_least(settings: Any, least: int, *names: str) -> None:
-    """Raise ValueError for the first of these fields that is below `least`."""
-    for name in names:
-        if not getattr(settings, name) >= least:  # also where it is NaN
-            raise ValueError(f"{name} must be at least {least}, not {getattr(settings, name)}")
-
-
-def require_widths(settings: Any, *names: str) -> None:
-    """Raise ValueError for the first of these fields that is not a tuple of positive numbers."""
-    for name in names:
-        widths = getattr(settings, name)
-        if not widths or min(widths) < 1:
-            raise ValueError(f"{name} must be positive numbers, at least one, not {widths}")
-
-
 def read_json(path: Path) -> Any:
     """The content of a small JSON file.
 

@@ -6,7 +6,7 @@ Rates are per optimizer step; half-lives, warm-ups and intervals are in steps of
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from triptych.config import require_at_least
+from triptych.nn.checks import require_at_least
 
 
 @dataclass(frozen=True)

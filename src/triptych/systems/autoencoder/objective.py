@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from triptych.config import require_at_least
+from triptych.nn.checks import require_at_least
 from triptych.nn.loss import Loss
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.autoencoder.perceptual import (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from triptych.config import require_at_least
+from triptych.nn.checks import require_at_least
 from triptych.train.settings import Training
 
 

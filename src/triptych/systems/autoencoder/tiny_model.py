@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.config import require_at_least
+from triptych.nn.checks import require_at_least
 from triptych.nn.norm import GroupNorm
 from triptych.system import ModelKind
 from triptych.systems.autoencoder.model import (

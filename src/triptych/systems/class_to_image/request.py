@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from triptych.config import require_at_least
 from triptych.diffusion.settings import check_sampling
+from triptych.nn.checks import require_at_least
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.config import require_at_least
+from triptych.nn.checks import require_at_least
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind
 from triptych.systems.classifier.model import Classifier, ClassifierConfig, shift_randomly
