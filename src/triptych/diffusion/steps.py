@@ -36,6 +36,10 @@ Denoiser = Callable[[Tensor, Level], Tensor]
 """(x, level) to the expected x0."""
 
 
+SingleStep = Callable[[Denoiser, Tensor, Level, Level], tuple[Tensor, Tensor]]
+"""(denoiser, x, level, following) to x at `following`, and the last x0."""
+
+
 class Step(NamedTuple):
     x: Tensor  # the sample at `level`
     x0: Tensor  # the denoiser's latest estimate of the clean sample
@@ -79,12 +83,17 @@ def log_step(level: Level, following: Level) -> float:
     return math.log(level.ratio / following.ratio)
 
 
+def by_euler(denoise: Denoiser, x: Tensor, level: Level, following: Level) -> tuple[Tensor, Tensor]:
+    """A step of first order, and x0 at its start."""
+    x0 = denoise(x, level)
+    return advance(x, x0, level, following), x0
+
+
 def by_trapezoid(
     denoise: Denoiser, x: Tensor, level: Level, following: Level
 ) -> tuple[Tensor, Tensor]:
     """A step with the mean slope of its two ends, where that is defined, and the last x0."""
-    x0 = denoise(x, level)
-    ahead = advance(x, x0, level, following)
+    ahead, x0 = by_euler(denoise, x, level, following)
     if only_first_order(level, following):
         return ahead, x0
     slope = predicted_noise(x, x0, level)
@@ -94,9 +103,12 @@ def by_trapezoid(
 
 
 def by_midpoint(
-    denoise: Denoiser, x: Tensor, x0: Tensor, level: Level, following: Level
+    denoise: Denoiser, x: Tensor, level: Level, following: Level
 ) -> tuple[Tensor, Tensor]:
-    """A step with the slope at its midpoint, and the x0 there."""
+    """A step with the slope at its midpoint in log s, where that is defined, and the last x0."""
+    x0 = denoise(x, level)
+    if only_first_order(level, following):
+        return advance(x, x0, level, following), x0
     middle = between(level, following, 0.5)
     halfway = advance(x, x0, level, middle)
     x0 = denoise(halfway, middle)

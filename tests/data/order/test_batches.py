@@ -92,11 +92,11 @@ def test_an_epoch_shows_every_picture_once(folder_source):
 def test_ranks_share_the_batch_of_one_trainer(folder_source, ranks, size, number, seed):
     """What all ranks see in step k is what a single trainer with the whole batch sees."""
     parts = [
-        ShuffledPlan(folder_source, size, seed, rank, ranks).indices(number)
+        ShuffledPlan(folder_source, size, seed, rank, ranks).pick(number)[0]
         for rank in range(ranks)
     ]
-    whole = ShuffledPlan(folder_source, size * ranks, seed, 0, 1).indices(number)
-    assert np.concatenate(parts).tolist() == whole.tolist()
+    whole = ShuffledPlan(folder_source, size * ranks, seed, 0, 1).pick(number)[0]
+    assert np.concatenate(parts).tolist() == whole
 
 
 def test_a_batch_may_be_larger_than_the_source(folder_source):

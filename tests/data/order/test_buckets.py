@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.data.order.batches import to_batch
+from triptych.data.order.batches import PlannedBatches, to_batch
 from triptych.data.order.buckets import (
     BucketedSource,
     BucketPlan,
@@ -141,7 +141,7 @@ def test_counts_are_the_closed_form_and_nothing_is_dropped(
 
 def recorded(whole: BucketPlan, number: int) -> list[int]:
     """The pictures of a batch, by the blue that says which each is."""
-    columns = whole[number]
+    columns = PlannedBatches(whole)[number]
     assert not isinstance(columns, str)
     return [int(caption.split()[1]) for caption in columns["caption"]]
 

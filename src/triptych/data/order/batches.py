@@ -36,7 +36,7 @@ strings. With cached latents, `mean` and `deviation` float32 (B, Z, h, w) in pla
 
 @dataclass(frozen=True)
 class ShuffledPlan:
-    """Batches by number, in a random order of each epoch (see above): what data workers index."""
+    """Batches by number, in a random order of each epoch (see above)."""
 
     source: Source
     batch_size: int
@@ -67,7 +67,7 @@ class ShuffledPlan:
         together = self.batch_size * self.ranks
         positions = np.arange(pool * self.pool * together, (pool + 1) * self.pool * together)
         if pool % UNSORTED_EVERY != UNSORTED_EVERY - 1:
-            texts = texts_at(self.source, self._indices(positions).tolist(), self.draws(positions))
+            texts = texts_at(self.source, self.indices(positions), self.draws(positions))
             salt = key(self.seed, "alike", 0, pool)
             positions = positions[sort_by_shared_words(texts, salt)].reshape(self.pool, together)
             positions = positions[np.argsort(mix(np.arange(self.pool, dtype=np.uint64), salt))]
@@ -80,37 +80,46 @@ class ShuffledPlan:
         numbers: list[int] = mix(positions.astype(np.uint64), key(self.seed, "caption")).tolist()
         return numbers
 
-    def indices(self, number: int) -> Int64[np.ndarray, " B"]:
-        return self._indices(self.positions(number))
-
-    def _indices(self, positions: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
+    def indices(self, positions: Int64[np.ndarray, " B"]) -> list[int]:
+        """The pictures at these positions."""
         length = self.source.info.length
-        if length is None:
-            return positions
-        return permute_epochs(positions, length, self.seed)
+        if length is not None:
+            positions = permute_epochs(positions, length, self.seed)
+        items: list[int] = positions.tolist()
+        return items
 
-    def __getitem__(self, number: int) -> Columns | str:
-        """One batch. An error is returned as text: raised in a worker, it would get a traceback."""
-        try:
-            columns = self.source.read(self.indices(number).tolist())
-        except ValueError as error:
-            return str(error)
-        if "caption" in columns:
-            columns["caption"] = choose_captions(
-                columns["caption"], self.draws(self.positions(number))
-            )
-        return columns
+    def pick(self, number: int) -> tuple[list[int], list[int]]:
+        positions = self.positions(number)
+        return self.indices(positions), self.draws(positions)
 
 
 class Plan(Protocol):
-    """Batches by their number."""
+    """The content of batches by their number."""
 
     @property
     def source(self) -> Source:
         """Where the pictures come from."""
 
+    def pick(self, number: int) -> tuple[list[int], list[int]]:
+        """The pictures of a batch, and a random number for each, which chooses its caption."""
+
+
+@dataclass(frozen=True)
+class PlannedBatches:
+    """Batches by number: what data workers index."""
+
+    plan: Plan
+
     def __getitem__(self, number: int) -> Columns | str:
-        """One batch, or the message of an error."""
+        """One batch. An error is returned as text: raised in a worker, it would get a traceback."""
+        try:
+            indices, draws = self.plan.pick(number)
+            columns = self.plan.source.read(indices)
+        except ValueError as error:
+            return str(error)
+        if "caption" in columns:
+            columns["caption"] = choose_captions(columns["caption"], draws)
+        return columns
 
 
 class Batches:
@@ -121,10 +130,10 @@ class Batches:
         self._plan = plan
         self._missing = len(self.skipped)  # not counted in the length of the source
         numbers = itertools.count(start)
-        self._columns: Iterator[Columns | str] = map(plan.__getitem__, numbers)
+        self._columns: Iterator[Columns | str] = map(PlannedBatches(plan).__getitem__, numbers)
         if workers:
             loader: DataLoader[Columns | str] = DataLoader(
-                plan,  # type: ignore[arg-type]
+                PlannedBatches(plan),  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=numbers,  # type: ignore[arg-type]
                 num_workers=workers,

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from triptych.data.disk.table import Table
-from triptych.data.order.batches import Batches, choose_captions
+from triptych.data.order.batches import Batches
 from triptych.data.order.permutation import mix, permute, permute_epochs
 from triptych.data.source import Columns, Source, SourceInfo
 from triptych.runtime import key
@@ -113,7 +113,7 @@ def assign_buckets(table: Table, among: Sequence[tuple[int, int]]) -> BucketedSo
 
 @dataclass(frozen=True, eq=False)
 class BucketPlan:
-    """Batches by number, each of one bucket: what data workers index.
+    """Batches by number, each of one bucket.
 
     A bucket of n pictures is an endless sequence of epochs, each in another random order. By the
     end of epoch e, counted from 1, it has yielded the first floor(e n / B) batches of it; an
@@ -159,20 +159,14 @@ class BucketPlan:
         within = place - int(ends[which] - here[which])
         return list(self.members)[which], int(before[which]) + within
 
-    def __getitem__(self, number: int) -> Columns | str:
+    def pick(self, number: int) -> tuple[list[int], list[int]]:
         bucket, batch = self.locate(number)
         pictures = self.members[bucket]
         first = batch * self.batch_size
         positions = np.arange(first, first + self.batch_size, dtype=np.int64)
         order = permute_epochs(positions, len(pictures), key(self.seed, "bucket", bucket))
-        try:
-            columns = self.source.read(pictures[order].tolist())
-        except ValueError as error:
-            return str(error)
-        if "caption" in columns:
-            draws = mix(positions.astype(np.uint64), key(self.seed, "caption", bucket))
-            columns["caption"] = choose_captions(columns["caption"], draws.tolist())
-        return columns
+        draws = mix(positions.astype(np.uint64), key(self.seed, "caption", bucket))
+        return pictures[order].tolist(), draws.tolist()
 
 
 def bucket_batches(

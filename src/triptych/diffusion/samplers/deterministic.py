@@ -6,6 +6,7 @@ iterating. There are no callbacks.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor
 from triptych.diffusion.steps import (
     Denoiser,
     Level,
+    SingleStep,
     Step,
     advance,
+    by_euler,
     by_midpoint,
     by_trapezoid,
     log_step,
-    only_first_order,
     predicted_noise,
     slide,
 )
@@ -27,30 +29,23 @@ from triptych.diffusion.steps import (
 FEW = 15  # steps below which multistep methods end with first order, as DPM-Solver++ advises
 
 
-def euler(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:
-    """First order, one call a step; DDIM with eta 0 (arXiv:2010.02502, equation 12)."""
+def solve(
+    denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, step: SingleStep
+) -> Iterator[Step]:
+    """The same step between any two levels."""
     for level, following in pairwise(levels):
-        x0 = denoise(x, level)
-        x = advance(x, x0, level, following)
+        x, x0 = step(denoise, x, level, following)
         yield Step(x, x0, following)
 
 
-def heun(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:
-    """Second order, two calls a step (arXiv:2206.00364, algorithm 1)."""
-    for level, following in pairwise(levels):
-        x, x0 = by_trapezoid(denoise, x, level, following)
-        yield Step(x, x0, following)
+euler = partial(solve, step=by_euler)
+"""First order, one call a step; DDIM with eta 0 (arXiv:2010.02502, equation 12)."""
 
+heun = partial(solve, step=by_trapezoid)
+"""Second order, two calls a step (arXiv:2206.00364, algorithm 1)."""
 
-def dpm2(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:
-    """Second order, two calls a step: the slope at the midpoint in log s (arXiv:2206.00927)."""
-    for level, following in pairwise(levels):
-        x0 = denoise(x, level)
-        if only_first_order(level, following):
-            x = advance(x, x0, level, following)
-        else:
-            x, x0 = by_midpoint(denoise, x, x0, level, following)
-        yield Step(x, x0, following)
+dpm2 = partial(solve, step=by_midpoint)
+"""Second order, two calls a step: the slope at the midpoint in log s (arXiv:2206.00927)."""
 
 
 def lms(denoise: Denoiser, x: Tensor, levels: Sequence[Level], order: int = 4) -> Iterator[Step]:

@@ -15,8 +15,8 @@ from triptych.diffusion.steps import (
     Denoiser,
     Level,
     Step,
-    advance,
     between,
+    by_euler,
     log_step,
     predicted_noise,
     slide,
@@ -48,7 +48,7 @@ def dpm_fast(
     first = 0 if levels[0].alpha else 1  # log s needs alpha above 0
     last = len(levels) - 1 if levels[-1].sigma else len(levels) - 2
     if first:
-        x, x0 = _first_order(denoise, x, levels[0], levels[1])
+        x, x0 = by_euler(denoise, x, levels[0], levels[1])
         yield Step(x, x0, levels[1])
     place = first
     for order in fast_orders(max(0, last - first)):
@@ -68,7 +68,7 @@ def dpm_fast(
         yield Step(x, x0, following)
         place += order
     if last < len(levels) - 1 and last >= first:
-        x, x0 = _first_order(denoise, x, levels[last], levels[-1])
+        x, x0 = by_euler(denoise, x, levels[last], levels[-1])
         yield Step(x, x0, levels[-1])
 
 
@@ -97,13 +97,6 @@ def descent(level: Level, following: Level, least: Level, eta: float) -> tuple[L
         return down, up
     down = Level(following.alpha, following.alpha * least.ratio)
     return down, math.sqrt(max(0.0, following.sigma**2 - down.sigma**2))
-
-
-def _first_order(
-    denoise: Denoiser, x: Tensor, level: Level, following: Level
-) -> tuple[Tensor, Tensor]:
-    x0 = denoise(x, level)
-    return advance(x, x0, level, following), x0
 
 
 class Tolerance(NamedTuple):
@@ -148,7 +141,7 @@ def dpm_adaptive(
         )
     level = levels[0]
     if level.alpha == 0:
-        x, x0 = _first_order(denoise, x, level, levels[1])
+        x, x0 = by_euler(denoise, x, level, levels[1])
         level = levels[1]
         yield Step(x, x0, level)
     least = levels[-1] if levels[-1].sigma else levels[-2]
@@ -174,7 +167,7 @@ def dpm_adaptive(
         level = following
         yield Step(x, x0, level)
     if level is not levels[-1] and least is not levels[-1]:
-        x, x0 = _first_order(denoise, x, level, levels[-1])
+        x, x0 = by_euler(denoise, x, level, levels[-1])
         yield Step(x, x0, levels[-1])
 
 

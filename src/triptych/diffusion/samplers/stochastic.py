@@ -15,9 +15,11 @@ from torch import Tensor
 from triptych.diffusion.steps import (
     Denoiser,
     Level,
+    SingleStep,
     Step,
     advance,
     between,
+    by_euler,
     by_midpoint,
     by_trapezoid,
     log_step,
@@ -92,12 +94,8 @@ def dpm2_ancestral(
 ) -> Iterator[Step]:
     """`dpm2` down to the ancestor, then noise; two calls a step."""
     for level, following in pairwise(levels):
-        x0 = denoise(x, level)
         down, up = ancestor(level, following, eta)
-        if only_first_order(level, down):
-            x = advance(x, x0, level, down)
-        else:
-            x, x0 = by_midpoint(denoise, x, x0, level, down)
+        x, x0 = by_midpoint(denoise, x, level, down)
         if up:
             x = x + up * noise(level, following)
         yield Step(x, x0, following)
@@ -257,35 +255,28 @@ def lcm(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> 
         yield Step(x, x0, following)
 
 
-def restart(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-    """`heun`, and fresh noise wherever the levels go up again (arXiv:2306.14878, algorithm 1).
-
-    The noise contracts the errors of earlier steps. `levels.restart_levels` makes such levels; for
-    levels that only go down this is `heun`.
-    """
+def solve_and_renoise(
+    denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, *, step: SingleStep
+) -> Iterator[Step]:
+    """The same step wherever the levels go down, and fresh noise wherever they go up again."""
     x0 = x
     for level, following in pairwise(levels):
         if following.ratio > level.ratio:
             x = renoise(x, level, following, noise)
         else:
-            x, x0 = by_trapezoid(denoise, x, level, following)
+            x, x0 = step(denoise, x, level, following)
         yield Step(x, x0, following)
 
 
-def tcd(denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise) -> Iterator[Step]:
-    """Trajectory consistency: each step overshoots, then noise is added (arXiv:2402.19159,
-    algorithm 2).
+restart = partial(solve_and_renoise, step=by_trapezoid)
+"""`heun`, with fresh noise that contracts the errors of earlier steps (arXiv:2306.14878, algorithm
+1), over `levels.restart_levels`.
+"""
 
-    `levels.tcd_levels` makes such levels; for levels that only go down this is `euler`.
-    """
-    x0 = x
-    for level, following in pairwise(levels):
-        if following.ratio > level.ratio:
-            x = renoise(x, level, following, noise)
-        else:
-            x0 = denoise(x, level)
-            x = advance(x, x0, level, following)
-        yield Step(x, x0, following)
+tcd = partial(solve_and_renoise, step=by_euler)
+"""Trajectory consistency: each step overshoots, then noise is added (arXiv:2402.19159, algorithm
+2), over `levels.tcd_levels`.
+"""
 
 
 def renoise(x: Tensor, level: Level, following: Level, noise: Noise) -> Tensor:

@@ -25,11 +25,9 @@ def draw_plots(report: ClassConditionalReport, folder: Path) -> tuple[Path, ...]
     require_matplotlib()
     import matplotlib
 
-    paths = []
     with matplotlib.rc_context(STYLE):
-        for draw in (_draw_classes, _draw_confusion, _draw_neighbours):
-            paths.append(draw(report, folder))
-    return tuple(paths)
+        draw = (_draw_classes, _draw_confusion, _draw_neighbours)
+        return tuple(function(report, folder) for function in draw)
 
 
 def _draw_classes(report: ClassConditionalReport, folder: Path) -> Path:

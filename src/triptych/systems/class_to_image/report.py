@@ -37,12 +37,9 @@ def evaluate(options: EvaluateClasses, run: TrainedRun) -> Generator[str, None, 
     judge = _judge(options, run)
 
     def sample(labels: Tensor, seed: int) -> Tensor:
-        seeds = range(seed, seed + len(labels))
         if run.loaded.card.model == DIFFUSION:
-            request = ClassToImage(guidance=options.guidance)
-            *_, (_, last) = sample_diffusion(request, run.loaded, labels, seeds)
-            return last.x.float().cpu()
-        noise = runtime.noise((run.loaded.config.latent,), seeds)
+            return _denoise(run, ClassToImage(guidance=options.guidance), labels, seed)
+        noise = runtime.noise((run.loaded.config.latent,), range(seed, seed + len(labels)))
         return sample_from_noise(run.loaded, labels, noise)
 
     report = yield from indent(
@@ -69,15 +66,19 @@ def evaluate(options: EvaluateClasses, run: TrainedRun) -> Generator[str, None, 
     return {"classes": numbers}
 
 
+def _denoise(run: TrainedRun, request: ClassToImage, labels: Tensor, seed: int) -> Tensor:
+    """Pictures of the run's diffusion model; picture i is seeded seed + i."""
+    seeds = range(seed, seed + len(labels))
+    *_, (_, last) = sample_diffusion(request, run.loaded, labels, seeds)
+    return last.x.float().cpu()
+
+
 def _curves(
     options: EvaluateClasses, run: TrainedRun, judge: Classifier
 ) -> Generator[str, None, dict[str, Any]]:
     def sample(labels: Tensor, seed: int, sampler: str, steps: int, guidance: float) -> Tensor:
         request = ClassToImage(sampler=sampler, steps=steps, guidance=guidance)
-        *_, (_, last) = sample_diffusion(
-            request, run.loaded, labels, range(seed, seed + len(labels))
-        )
-        return last.x.float().cpu()
+        return _denoise(run, request, labels, seed)
 
     config = run.loaded.config
     curves = yield from indent(
