@@ -210,7 +210,7 @@ def _match(
     if soft[1] <= threshold(side):
         return _nearest(quick, soft)
     # None of the likely shapes fits: try all.
-    _, pose = min((_fit(patch, *pose, side, 2, SOFTNESS[0])[1], pose) for pose in poses)
+    _, pose = min((_fit(patch, pose, side, 2, SOFTNESS[0])[1], pose) for pose in poses)
     return _nearest(sharp, soft, _best(patch, [pose], side, 5, SOFTNESS))
 
 
@@ -221,7 +221,7 @@ def _nearest(*fits: tuple[Thing, float]) -> tuple[Thing, float]:
 def _best(
     patch: Patch, poses: list[Pose], side: int, steps: int, softness: tuple[float, ...]
 ) -> tuple[Thing, float]:
-    return _nearest(*(_fit(patch, *pose, side, steps, soft) for pose in poses for soft in softness))
+    return _nearest(*(_fit(patch, pose, side, steps, soft) for pose in poses for soft in softness))
 
 
 def _colour(pixels: Float32[np.ndarray, "3 _"]) -> int:
@@ -269,17 +269,9 @@ def _poses(patch: Patch) -> tuple[list[Pose], list[Pose]]:
     return [pose for _, pose in scored[: 1 if sure else 2]], poses
 
 
-def _fit(
-    patch: Patch,
-    shape: Shape,
-    x: float,
-    y: float,
-    radius: float,
-    side: int,
-    steps: int,
-    soft: float,
-) -> tuple[Thing, float]:
+def _fit(patch: Patch, pose: Pose, side: int, steps: int, soft: float) -> tuple[Thing, float]:
     """Fit position, radius and shade by Gauss-Newton steps, with the best pattern."""
+    shape, x, y, radius = pose
     pattern: Pattern | None = None
     for step in range(steps):
         across, down = (patch.across - x) / radius, (patch.down - y) / radius

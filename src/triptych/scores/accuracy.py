@@ -80,10 +80,8 @@ def conditional_accuracy(
     """
     overall = accuracy(seen, requested)
     pairs = (requested * classes + seen).cpu()
-    if (
-        min(int(seen.min()), int(requested.min())) < 0
-        or max(int(seen.max()), int(requested.max())) >= classes
-    ):
+    least, most = torch.cat([seen, requested]).aminmax()
+    if least < 0 or most >= classes:
         raise ValueError(f"classes must be 0 to {classes - 1}")
     confusion = torch.bincount(pairs, minlength=classes**2).view(classes, classes).tolist()
     per_class = []

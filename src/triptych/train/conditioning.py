@@ -4,13 +4,14 @@ in the sample grid.
 
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from triptych import runtime
+from triptych.config import to_json
 from triptych.data.order.batches import take_first
 from triptych.data.source import Source
 from triptych.train.recipe import Batch
@@ -68,14 +69,12 @@ def choose_condition(kind: str, source: Source, *, quadrants: int = 0) -> Condit
     return Condition(kind, size, columns.mean(0), columns.std(0).clamp_min(1e-6))
 
 
-def build_card(
-    model: str, settings: dict[str, object], source: Source, condition: Condition
-) -> Card:
-    """The model's card: its configuration, and the names of its conditions."""
+def build_card(model: str, config: Any, source: Source, condition: Condition) -> dict[str, Any]:
+    """The model's card as JSON: its configuration, and the names of its conditions."""
     info, kind = source.info, condition.kind
-    return Card(
+    card = Card(
         model,
-        settings,
+        to_json(config),
         classes=info.classes if kind == "label" else (),
         attributes=info.attributes if kind == "attributes" else (),
         vector=info.vector if kind == "vector" else (),
@@ -84,6 +83,7 @@ def build_card(
         quadrants=condition.quadrants,
         triptych=version("triptych"),
     )
+    return to_json(card)
 
 
 def prepare_grid(

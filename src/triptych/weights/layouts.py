@@ -126,7 +126,7 @@ def _folder(form: Form, path: Path, names: tuple[str, ...], config: str, declare
         path,
         (weights,),
         path / config,
-        tuple(path / name for name in TOKENIZERS if (path / name).is_file()),
+        _present(path, TOKENIZERS),
         _first(path, PREPROCESSORS),
         declared,
     )
@@ -140,13 +140,12 @@ def _diffusers(path: Path) -> Layout:
     weights = tuple(next(iter(each.values())) for each in files if each)
     if not weights:
         raise BadFile(path, "is a diffusers folder without weights in its parts")
-    tokens = path / "tokenizer"
     return Layout(
         "diffusers",
         path,
         weights,
         path / "model_index.json",
-        tuple(tokens / name for name in TOKENIZERS if (tokens / name).is_file()),
+        _present(path / "tokenizer", TOKENIZERS),
         _first(path / "feature_extractor", PREPROCESSORS),
         str(index.get("_class_name", "")),
     )
@@ -167,7 +166,11 @@ def _snapshot(path: Path) -> Path:
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    return next(iter(_present(folder, names)), None)
+
+
+def _present(folder: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
+    return tuple(folder / name for name in names if (folder / name).is_file())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -60,9 +60,8 @@ def lms(denoise: Denoiser, x: Tensor, levels: Sequence[Level], order: int = 4) -
             ratios = [level.ratio, *ratios][:order]
             slopes = [predicted_noise(x, x0, level), *slopes][:order]
             moved = x / level.alpha
-            for weight, slope in zip(
-                lagrange_integrals(ratios, following.ratio), slopes, strict=True
-            ):
+            weights = lagrange_integrals(ratios, following.ratio)
+            for weight, slope in zip(weights, slopes, strict=True):
                 moved = moved + weight * slope
             x = following.alpha * moved
         yield Step(x, x0, following)

@@ -1,12 +1,10 @@
 """Training of a small ResNet on labelled pictures, the judge of conditional samples."""
 
-from dataclasses import asdict
 from functools import partial
 
 import torch
 
 from triptych import runtime
-from triptych.config import to_json
 from triptych.data.order.batches import take_in_order
 from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
@@ -47,7 +45,7 @@ def build(request: TrainClassifier, world: World, load: Load) -> Recipe:
 
     optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)
     chance = torch.log(torch.tensor(float(condition.size))).item()
-    card = to_json(build_card("classifier", asdict(config), source, condition))
+    card = build_card("classifier", config, source, condition)
     return Recipe(
         model=model,
         exported=model,

@@ -1,13 +1,12 @@
 """Training of a conditional VAE."""
 
-from dataclasses import asdict
 from functools import partial
 
 import numpy as np
 import torch
 
 from triptych import runtime
-from triptych.config import copy_fields, to_json
+from triptych.config import copy_fields
 from triptych.data.order.batches import take_first, to_device
 from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
@@ -57,7 +56,7 @@ def build(request: TrainCvae, world: World, load: Load) -> Recipe:
         return {f"test_{name}": value.item() for name, value in loss.terms.items()}
 
     optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)
-    card = to_json(build_card("cvae", asdict(config), source, condition))
+    card = build_card("cvae", config, source, condition)
     return Recipe(
         model=model,
         exported=model,

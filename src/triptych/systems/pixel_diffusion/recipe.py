@@ -1,13 +1,12 @@
 """Training of class-conditional diffusion on pixels."""
 
-from dataclasses import asdict
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from triptych import runtime
-from triptych.config import copy_fields, to_json
+from triptych.config import copy_fields
 from triptych.data.order.batches import take_first, to_device
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
@@ -60,7 +59,7 @@ def build(request: TrainPixelDiffusion, world: World, load: Load) -> Recipe:
     betas = (0.9, request.beta2)
     decay = request.weight_decay
     optimizer = adam(model, request.learning_rate, betas=betas, weight_decay=decay)
-    card = to_json(build_card("pixel-diffusion", asdict(config), source, condition))
+    card = build_card("pixel-diffusion", config, source, condition)
     return Recipe(
         model=model,
         exported=model,

@@ -1,7 +1,6 @@
 """Training of a conditional WGAN-GP: critic updates, then one generator update."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from triptych import runtime
-from triptych.config import copy_fields, to_json
+from triptych.config import copy_fields
 from triptych.data.order.batches import take_first, to_device
 from triptych.data.sources import open_train_and_test
 from triptych.nn.loss import Loss
@@ -49,7 +48,7 @@ def build(request: TrainWgan, world: World, load: Load) -> Recipe:
     torch.manual_seed(runtime.key(training.seed, "weights"))
     model = Wgan(config).to(device)
     grid = prepare_grid(condition, test, (request.latent,), training.seed, device)
-    card = to_json(build_card("wgan", asdict(config), source, condition))
+    card = build_card("wgan", config, source, condition)
     return Recipe(
         model=model,
         exported=model.generator,

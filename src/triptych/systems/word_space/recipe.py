@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych import runtime
-from triptych.config import nearest, to_json
+from triptych.config import nearest
 from triptych.data.disk.table import Table, select_classes
 from triptych.data.order.batches import take
 from triptych.data.source import Source
@@ -71,7 +70,7 @@ def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
         return evaluate_model(module, calibration, test, device)
 
     optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)
-    card = to_json(build_card("word-space", asdict(config), source, condition))
+    card = build_card("word-space", config, source, condition)
     return Recipe(
         model=model,
         exported=model,
