@@ -1,31 +1,14 @@
 """Checks that every request for pictures has to pass. No torch."""
 
-from typing import Protocol
+from typing import Any
 
 from triptych.diffusion.names import SPACINGS, parse_sampler
 
 
-class Sampling(Protocol):
-    """What requests for pictures have in common."""
-
-    @property
-    def n(self) -> int: ...
-    @property
-    def seed(self) -> int | None: ...
-    @property
-    def guidance(self) -> float | None: ...
-    @property
-    def rescale(self) -> float: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def sampler(self) -> str: ...
-    @property
-    def spacing(self) -> str: ...
-
-
-def check_sampling(request: Sampling) -> None:
-    """Raises a ValueError that names the field which is out of range."""
+def check_sampling(request: Any) -> None:
+    """Raises a ValueError for a field of a request for pictures that is out of range: n, seed,
+    guidance, rescale, steps, sampler or spacing.
+    """
     if not 1 <= request.n <= 100_000:
         raise ValueError(f"n must be 1 to 100000, not {request.n}")
     check_seed("seed", request.seed)

@@ -48,16 +48,12 @@ def conditions(rows: Sequence[dict[str, Any]]) -> Conditions:
             attributes[name] = np.array(
                 [bool(value and _truth(value)) for value in values], np.uint8
             )
-        elif any(isinstance(value, list) for value in present):
-            attributes |= _categories(name, [_words(value) for value in values], notes)
         elif all(_number(value) is not None for value in present):
-            numbers = [math.nan if value is None else _number(value) for value in values]
-            integral = all(
-                number is None or number % 1 == 0 or math.isnan(number) for number in numbers
-            )
+            numbers = [math.nan if value is None else float(value) for value in values]
+            integral = all(number % 1 == 0 or math.isnan(number) for number in numbers)
             different = len(set(map(_number, present)))
             if integral and different <= MAX_VALUES // 2:
-                words = [() if value is None else (f"{_number(value):.0f}",) for value in values]
+                words = [() if math.isnan(n) else (f"{n:.0f}",) for n in numbers]
                 attributes |= _categories(name, words, notes)
             elif integral and different == len(present) and different > MAX_VALUES:
                 notes.append(f"column {name!r} is ignored: it numbers the pictures")
