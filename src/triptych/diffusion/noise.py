@@ -164,19 +164,17 @@ def philox_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:
 
 
 def philox(
-    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int], rounds: int = 10
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox 4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+    """Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
     Takes and returns int64 tensors that hold 32-bit numbers.
     """
     a, b, c, d = counter
     low, high = key
-    for _ in range(rounds):
-        (first_high, first_low), (second_high, second_low) = (
-            _product(MULTIPLIERS[0], a),
-            _product(MULTIPLIERS[1], c),
-        )
+    for _ in range(10):
+        first_high, first_low = _product(MULTIPLIERS[0], a)
+        second_high, second_low = _product(MULTIPLIERS[1], c)
         a, b, c, d = second_high ^ b ^ low, second_low, first_high ^ d ^ high, first_low
         low, high = (low + WEYL[0]) & MASK, (high + WEYL[1]) & MASK
     return a, b, c, d

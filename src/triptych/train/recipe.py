@@ -69,7 +69,7 @@ class Recipe:
     """What one step of the loop does, in this order."""
     batches: Callable[[int], Iterator[Batch]]
     """Endless batches, starting at a position; batch k is a function of (seed, rank, k)."""
-    export: Callable[[Path, nn.Module], None]
+    export: Callable[[Path, Any], None]
     """Write a module to the run folder: weights, config.json, and files beside them. Called at
     every save; most recipes pass `checkpoint.export` with their card.
     """

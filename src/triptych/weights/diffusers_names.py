@@ -8,9 +8,6 @@ def layer(theirs: str, ours: str) -> list[Rule]:
     return [rename(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in ("weight", "bias")]
 
 
-"""Of a residual block."""
-
-
 RESIDUAL = [
     *layer("norm1", "norm1"),
     *layer("conv1", "conv1"),

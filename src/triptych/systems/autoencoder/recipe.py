@@ -83,12 +83,10 @@ def build(request: TrainAutoencoder, world: World, load: Load) -> Recipe:
     ).to(device)
     held_out = take_first(test, HELD_OUT)
 
-    def evaluate(module: nn.Module) -> dict[str, float]:
-        assert isinstance(module, Autoencoder)
+    def evaluate(module: Autoencoder) -> dict[str, float]:
         return measure_fidelity(module, held_out["image"], held_out.get("caption"), test)
 
-    def export(run: Path, module: nn.Module) -> None:
-        assert isinstance(module, Autoencoder)
+    def export(run: Path, module: Autoencoder) -> None:
         rescaled = rescale_latents(module, held_out["image"])
         card = Card("autoencoder", to_json(rescaled.config), triptych=version("triptych"))
         checkpoint.export(run, rescaled, to_json(card))
@@ -228,9 +226,8 @@ def measure_fidelity(
     return row
 
 
-def _sample_sheet(image: Tensor) -> Callable[[nn.Module], np.ndarray]:
-    def draw(module: nn.Module) -> np.ndarray:
-        assert isinstance(module, Autoencoder)
+def _sample_sheet(image: Tensor) -> Callable[[Autoencoder], np.ndarray]:
+    def draw(module: Autoencoder) -> np.ndarray:
         rows = [to_pictures(image), to_pictures(reconstruct_all(module, image))]
         return labelled_grid(np.stack(rows), ["given", "back"])
 

@@ -66,20 +66,18 @@ def markdown(report: ClassConditionalReport, setting: dict[str, Any]) -> str:
             )
         )
     for space, near in (("pixels", report.pixels), ("features", report.features)):
-        parts.append(
+        parts += [
             _row(
                 f"samples near a training picture, in {space}",
                 f"{near.closer:.1%} ({near.low:.1%} to {near.high:.1%}) of {near.count:,}",
                 f"{near.expected:.0%} of unseen real pictures",
-            )
-        )
-        parts.append(
+            ),
             _row(
                 f"sample nearer to training than an unseen picture, in {space}",
                 f"{near.nearer:.1%} of pairs",
                 "50 % when they are alike",
-            )
-        )
+            ),
+        ]
     sizes = report.distance
     parts.append(
         f"\nDistances compare {sizes.count:,} samples with {sizes.reference:,} training pictures. "

@@ -38,15 +38,14 @@ def held_out_matches(
     transform: ImageTransform,
     templates: Sequence[str],
     device: torch.device,
-) -> Callable[[nn.Module], dict[str, float]]:
+) -> Callable[[Clip | Siglip], dict[str, float]]:
     """A function of the model: zero-shot accuracy over the classes and recall of captions, among
     up to 1,000 held-out pictures, each with its chance level.
     """
     classes = test.info.classes
     count = min(HELD_OUT, test.info.length or HELD_OUT)
 
-    def evaluate(module: nn.Module) -> dict[str, float]:
-        assert isinstance(module, Clip | Siglip)
+    def evaluate(module: Clip | Siglip) -> dict[str, float]:
         image, labels, captions = embed_source(module, transform, test, count)
         row: dict[str, float] = {}
         if labels is not None and len(classes) > 1:

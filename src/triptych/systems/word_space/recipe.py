@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych import runtime
 from triptych.config import nearest
@@ -65,10 +65,6 @@ def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
         image, label = batch["image"], batch["label"]
         return objective(model, image, label, fine_tune=tuning, shift=request.shift)
 
-    def evaluate(module: nn.Module) -> dict[str, float]:
-        assert isinstance(module, WordSpace)
-        return evaluate_model(module, calibration, test, device)
-
     optimizer = adam(model, request.learning_rate, weight_decay=request.weight_decay)
     card = build_card("word-space", config, source, condition)
     return Recipe(
@@ -78,7 +74,7 @@ def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
         batches=batches_for(learned, training, world),
         export=partial(checkpoint.export, card=card),
         chance=_describe_chance(config, words),
-        evaluate=evaluate,
+        evaluate=lambda module: evaluate_model(module, calibration, test, device),
     )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from torch import nn
 
 from triptych.data.captions import fill_templates
 from triptych.data.order.batches import take_first
@@ -29,12 +28,11 @@ def choose_prompts(test: Source, count: int, templates: Sequence[str]) -> list[s
 
 def prompt_sheet(
     test: Source, tokenizers: Tokenizers, templates: Sequence[str], count: int = SHOWN
-) -> Callable[[nn.Module], np.ndarray]:
+) -> Callable[[StableDiffusion], np.ndarray]:
     """A function from a model to a contact sheet: its pictures of the first held-out prompts."""
     prompts = choose_prompts(test, count, templates)
 
-    def draw(module: nn.Module) -> np.ndarray:
-        assert isinstance(module, StableDiffusion)
+    def draw(module: StableDiffusion) -> np.ndarray:
         return contact_sheet(list(draw_prompts(module, tokenizers, prompts)), prompts)
 
     return draw
