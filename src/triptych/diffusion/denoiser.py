@@ -163,15 +163,15 @@ def variance_denoiser(
     return denoise
 
 
-def consistency(denoise: Denoiser, sigma_data: float = SIGMA_DATA, scale: float = 10.0) -> Denoiser:
+def consistency(denoise: Denoiser) -> Denoiser:
     """The boundary condition of a distilled consistency model: at time 0, x0 is x itself.
 
     c_skip and c_out of the scaled time (arXiv:2310.04378, section 4.1, and its code).
     """
 
     def bounded(x: Tensor, level: Level) -> Tensor:
-        time = scale * (level.time or 0.0)
-        total = math.hypot(time, sigma_data)
-        return (sigma_data / total) ** 2 * x + time / total * denoise(x, level)
+        time = 10 * (level.time or 0.0)
+        total = math.hypot(time, SIGMA_DATA)
+        return (SIGMA_DATA / total) ** 2 * x + time / total * denoise(x, level)
 
     return bounded

@@ -119,6 +119,6 @@ def _guide(
     return guided
 
 
-def clip_x0(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+def clip_x0(denoise: Denoiser) -> Denoiser:
     """Clamps x0 to the range of pictures, as pixel models are sampled (arXiv:2006.11239's code)."""
-    return lambda x, level: denoise(x, level).clamp(low, high)
+    return lambda x, level: denoise(x, level).clamp(-1, 1)

@@ -41,16 +41,14 @@ def frechet_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
     return max(0.0, float(distance))
 
 
-def frechet_estimate(
-    a: Float[Tensor, "N D"], b: Float[Tensor, "M D"], groups: int = 20
-) -> Estimate:
+def frechet_estimate(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> Estimate:
     """FID with its sampling error.
 
     Delete-a-group jackknife: a twentieth of each set is left out in turn. Rows must be in random
     order. The interval is for the value at this N and does not remove its upward bias; near a
     distance of zero it is too wide rather than too narrow.
     """
-    groups = min(groups, len(a) // 2, len(b) // 2)
+    groups = min(20, len(a) // 2, len(b) // 2)
     value = frechet_distance(a, b)
     if groups < 2:
         raise ValueError(f"an interval needs at least 4 rows per set, not {len(a)} and {len(b)}")

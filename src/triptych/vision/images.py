@@ -61,10 +61,7 @@ UNSUPPORTED = (
         re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?<svg", re.I | re.S),
         "an SVG drawing: " + CONVERT,
     ),
-    (
-        re.compile(rb"\s*<(!doctype html|html|head|body)", re.I),
-        "an HTML page",
-    ),
+    (re.compile(rb"\s*<(!doctype html|html|head|body)", re.I), "an HTML page"),
     (re.compile(rb"%PDF"), "a PDF document: " + CONVERT),
     (re.compile(rb"....ftyp(avif|avis|heic|heix|mif1)", re.S), "HEIC or AVIF: " + CONVERT),
     (re.compile(rb"II\*\0|MM\0\*"), "TIFF: " + CONVERT),

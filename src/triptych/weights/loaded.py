@@ -74,7 +74,7 @@ class Loaded:
     notes: tuple[str, ...] = ()
     """Remarks on a published checkpoint, such as parts that were left out."""
 
-    def embed_text(self, texts: Sequence[str], batch: int = 64) -> Float[Tensor, "N E"]:
+    def embed_text(self, texts: Sequence[str]) -> Float[Tensor, "N E"]:
         """Embeddings of texts in the shared space: unit length, float32, on the CPU.
 
         Texts are batched by length, since a causal tower computes up to the longest of a batch.
@@ -88,7 +88,7 @@ class Loaded:
         rows = torch.empty(len(texts), self.config.dim)
         device = next(self.model.parameters()).device
         with torch.inference_mode():
-            for chosen in order.split(batch):
+            for chosen in order.split(64):
                 rows[chosen] = self.model.embed_text(encoded.tokens[chosen].to(device)).cpu()  # type: ignore[operator]
         return rows
 

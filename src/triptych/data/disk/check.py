@@ -52,9 +52,9 @@ class Survey:
     problem: str = ""  # why it cannot be trained on
 
 
-def check_pictures(index: Index, threads: int | None = None) -> Iterator[Checked]:
+def check_pictures(index: Index) -> Iterator[Checked]:
     """Decode every picture, in order, in a few threads."""
-    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for first in range(0, len(index), CHUNK):
             rows = range(first, min(first + CHUNK, len(index)))
             yield from pool.map(lambda row: _check_picture(index, row), rows)

@@ -24,11 +24,11 @@ from triptych.vision.images import resize_cover
 RATIO = 2.0  # of the sides of the most elongated shape
 
 
-def bucket_shapes(size: int, step: int, ratio: float = RATIO) -> tuple[tuple[int, int], ...]:
+def bucket_shapes(size: int, step: int) -> tuple[tuple[int, int], ...]:
     """Heights and widths of about `size` x `size` pixels whose sides are multiples of `step`.
 
     For every short side up to `size`, the long side is the multiple that brings the area nearest to
-    the square's, up to the given ratio of the sides; in portrait and in landscape format.
+    the square's, up to `RATIO` times the short one; in portrait and in landscape format.
 
     Raises:
         ValueError: `size` is not a multiple of `step`.
@@ -42,7 +42,7 @@ def bucket_shapes(size: int, step: int, ratio: float = RATIO) -> tuple[tuple[int
     shapes = set()
     for short in range(step, size + 1, step):
         long = step * ((2 * size * size + short * step) // (2 * short * step))  # half rounds up
-        if long <= ratio * short:
+        if long <= RATIO * short:
             shapes |= {(short, long), (long, short)}
     return tuple(sorted(shapes))
 
