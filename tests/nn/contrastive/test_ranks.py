@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import distributed as dist
 
 from triptych.nn.contrastive.losses import sigmoid_loss, softmax_loss
-from triptych.nn.contrastive.ranks import sigmoid_loss_of_ranks, softmax_loss_of_ranks
+from triptych.nn.contrastive.ranks import Ranks
 
 PAIRS, WIDTH = 18, 5
 CASES = [
@@ -54,8 +55,12 @@ def rank_main(rank, world, store, out):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     pairs = PAIRS // world
     own, results = slice(rank * pairs, (rank + 1) * pairs), []
+    ranks = Ranks(rank, world)
+    losses = {
+        "softmax": partial(softmax_loss, ranks=ranks),
+        "sigmoid": partial(sigmoid_loss, ranks=ranks),
+    }
     for case in CASES:
-        losses = {"softmax": softmax_loss_of_ranks, "sigmoid": sigmoid_loss_of_ranks}
         found = part(case, losses[case[0]], own)
         for number in found:
             dist.all_reduce(number)
@@ -66,7 +71,7 @@ def rank_main(rank, world, store, out):
         results.append({"trained": [x / world for x in found], "evaluated": value / world})
     unequal = ""
     try:
-        softmax_loss_of_ranks(torch.ones(rank + 1, 2), torch.ones(rank + 1, 2), torch.tensor(0.0))
+        losses["softmax"](torch.ones(rank + 1, 2), torch.ones(rank + 1, 2), torch.tensor(0.0))
     except ValueError as error:
         unequal = str(error)
     if rank == 0:

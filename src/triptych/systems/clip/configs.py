@@ -13,40 +13,22 @@ from triptych.systems.clip.resnet import ResNetConfig
 def from_transformers(config: Mapping[str, Any]) -> ClipConfig:
     """A transformers `config.json` of `model_type` clip.
 
-    What it leaves out has transformers' defaults (CLIP ViT-B/32). A text `eos_token_id` of 2 is an
-    error that the first published files carry: there the end token is the highest number.
+    What it leaves out has transformers' defaults (CLIP ViT-B/32).
 
     Raises:
         ValueError: a configuration of another family, or one that this CLIP does not have.
     """
     if config.get("model_type", "clip") != "clip":
         raise ValueError(f"model_type must be clip, not {config.get('model_type')!r}")
-    vision, text = _part(config, "vision_config"), _part(config, "text_config")
-    vocabulary = text.get("vocab_size", 49408)
-    end = text.get("eos_token_id", 49407)
+    vision, text = get_part(config, "vision_config"), get_part(config, "text_config")
     return ClipConfig(
         dim=config.get("projection_dim", 512),
         vit=VitConfig(
             size=vision.get("image_size", 224),
             patch=vision.get("patch_size", 32),
-            width=vision.get("hidden_size", 768),
-            layers=vision.get("num_hidden_layers", 12),
-            heads=vision.get("num_attention_heads", 12),
-            hidden=vision.get("intermediate_size", 3072),
-            activation=activation_of(vision.get("hidden_act", "quick_gelu")),
-            eps=vision.get("layer_norm_eps", 1e-5),
+            **read_tower(vision, "quick_gelu"),
         ),
-        text=TextConfig(
-            vocabulary=vocabulary,
-            length=text.get("max_position_embeddings", 77),
-            width=text.get("hidden_size", 512),
-            layers=text.get("num_hidden_layers", 12),
-            heads=text.get("num_attention_heads", 8),
-            hidden=text.get("intermediate_size", 2048),
-            activation=activation_of(text.get("hidden_act", "quick_gelu")),
-            eps=text.get("layer_norm_eps", 1e-5),
-            end=vocabulary - 1 if end == 2 else end,
-        ),
+        text=read_text(text),
     )
 
 
@@ -73,36 +55,73 @@ def to_transformers(config: ClipConfig) -> dict[str, Any]:
             "model_type": "clip_vision_model",
             "image_size": vit.size,
             "patch_size": vit.patch,
-            **_sizes(vit),
+            **write_tower(vit),
             "projection_dim": config.dim,
         },
         "text_config": {
             "model_type": "clip_text_model",
-            "vocab_size": text.vocabulary,
-            "max_position_embeddings": text.length,
-            **_sizes(text),
-            "projection_dim": config.dim,
-            "bos_token_id": text.end - 1,
-            "eos_token_id": text.end,
-            "pad_token_id": text.end,
+            **write_text(text, config.dim),
         },
     }
 
 
-def _sizes(tower: VitConfig | TextConfig) -> dict[str, Any]:
+TOWER = {
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "hidden",
+    "hidden_act": "activation",
+    "layer_norm_eps": "eps",
+}
+"""Transformers' names of the settings of a transformer, and ours."""
+ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+def read_tower(part: Mapping[str, Any], activation: str) -> dict[str, Any]:
+    """The settings in `TOWER` that are there, by our names; `activation` is the default."""
+    name = part.get("hidden_act", activation)
+    if name not in ACTIVATIONS:
+        raise ValueError(f"the activation {name!r} is not supported: use {', '.join(ACTIVATIONS)}")
+    settings = {ours: part[theirs] for theirs, ours in TOWER.items() if theirs in part}
+    return settings | {"activation": ACTIVATIONS[name]}
+
+
+def write_tower(tower: Any) -> dict[str, Any]:
+    """The settings in `TOWER` of one of our towers, by transformers' names."""
+    settings = {name: getattr(tower, ours) for name, ours in TOWER.items()}
+    theirs = {ours: name for name, ours in ACTIVATIONS.items()}
+    return settings | {"hidden_act": theirs[tower.activation]}
+
+
+def read_text(part: Mapping[str, Any]) -> TextConfig:
+    """Transformers' settings of a CLIP text tower. An `eos_token_id` of 2 is an error in early
+    published files: it means the last token of the vocabulary.
+    """
+    vocabulary, end = part.get("vocab_size", 49408), part.get("eos_token_id", 49407)
+    return TextConfig(
+        vocabulary=vocabulary,
+        length=part.get("max_position_embeddings", 77),
+        end=vocabulary - 1 if end == 2 else end,
+        **read_tower(part, "quick_gelu"),
+    )
+
+
+def write_text(text: TextConfig, dim: int) -> dict[str, Any]:
+    """A CLIP text tower by transformers' names; `dim` is the width of the shared space."""
     return {
-        "hidden_size": tower.width,
-        "num_hidden_layers": tower.layers,
-        "num_attention_heads": tower.heads,
-        "intermediate_size": tower.hidden,
-        "hidden_act": "gelu_pytorch_tanh" if tower.activation == "gelu_tanh" else tower.activation,
-        "layer_norm_eps": tower.eps,
+        "vocab_size": text.vocabulary,
+        "max_position_embeddings": text.length,
+        **write_tower(text),
+        "projection_dim": dim,
+        "bos_token_id": text.end - 1,
+        "eos_token_id": text.end,
+        "pad_token_id": text.end,
     }
 
 
 def from_openai(state: Mapping[str, Tensor]) -> ClipConfig:
-    """The configuration of OpenAI's archives, which have none: read off the shapes. All of them
-    use QuickGELU, and towers have a head for every 64 channels.
+    """The configuration of OpenAI's archives, from the shapes of their tensors. All of them use
+    QuickGELU, and towers have a head for every 64 channels.
     """
     dim = state["text_projection"].shape[1]
     width = state["ln_final.weight"].shape[0]
@@ -143,11 +162,11 @@ def from_open_clip(model: Mapping[str, Any]) -> ClipConfig:
     Raises:
         ValueError: towers that are not CLIP's, by their names.
     """
-    vision, text = refuse_strangers(model)
+    vision, text = get_towers(model)
     if "timm_model_name" in vision:
         raise ValueError(f"the image tower {vision['timm_model_name']!r} is not one of CLIP's")
-    known(vision, VISION_FIELDS, "vision_cfg")
-    known(text, TEXT_FIELDS, "text_cfg")
+    check_fields(vision, VISION_FIELDS, "vision_cfg")
+    check_fields(text, TEXT_FIELDS, "text_cfg")
     activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
     width, vocabulary = text.get("width", 512), text.get("vocab_size", 49408)
     pool = {"argmax": "end", "eos": "end", "last": "last"}[text.get("pool_type", "argmax")]
@@ -212,7 +231,7 @@ def to_open_clip(config: ClipConfig) -> dict[str, Any]:
         "width": text.width,
         "heads": text.heads,
         "layers": text.layers,
-        "mlp_ratio": ratio(text.hidden, text.width),
+        "mlp_ratio": mlp_ratio(text.hidden, text.width),
         "no_causal_mask": not text.causal,
         "pool_type": "argmax" if text.pool == "end" else "last",
     }
@@ -234,7 +253,7 @@ def to_open_clip(config: ClipConfig) -> dict[str, Any]:
         "width": vit.width,
         "layers": vit.layers,
         "head_width": vit.width // vit.heads,
-        "mlp_ratio": ratio(vit.hidden, vit.width),
+        "mlp_ratio": mlp_ratio(vit.hidden, vit.width),
         "pool_type": "tok" if vit.pool == "class" else "avg",
         "no_ln_pre": not vit.pre_norm,
         "final_ln_after_pool": vit.norm_after_pool,
@@ -254,47 +273,39 @@ TEXT_FIELDS = (
 )  # fmt: skip
 
 
-def refuse_strangers(model: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The vision and text parts of open_clip's `model_cfg`, if both are transformers of ours.
+def get_towers(model: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The vision and text parts of open_clip's `model_cfg`.
 
     Raises:
-        ValueError: naming what is not: audio, captioning, another text model.
+        ValueError: the model also reads audio or writes captions, or has another text model.
     """
     for part, what in (
-        ("audio_cfg", "hears audio (CLAP)"),
+        ("audio_cfg", "reads audio (CLAP)"),
         ("genlap_cfg", "generates (GenLAP)"),
         ("genlip_cfg", "generates (GenLIP)"),
         ("multimodal_cfg", "also writes captions (CoCa)"),
     ):
         if part in model:
-            raise ValueError(f"this open_clip model {what}: no model of Triptych's")
-    vision, text = _part(model, "vision_cfg"), _part(model, "text_cfg")
+            raise ValueError(f"this open_clip model {what}, which is not supported")
+    vision, text = get_part(model, "vision_cfg"), get_part(model, "text_cfg")
     if "hf_model_name" in text:
-        raise ValueError(f"its text tower is {text['hf_model_name']}, which Triptych has not")
+        raise ValueError(f"its text tower is {text['hf_model_name']}, which is not supported")
     if text.get("text_arch", "") not in ("", "default"):
-        raise ValueError(f"its text tower is of kind {text['text_arch']!r}, which Triptych has not")
+        raise ValueError(f"its text tower is of kind {text['text_arch']!r}, which is not supported")
     return vision, text
 
 
-def known(part: Mapping[str, Any], fields: Sequence[str], where: str) -> None:
-    """Nothing in a configuration is passed over.
+def check_fields(part: Mapping[str, Any], fields: Sequence[str], where: str) -> None:
+    """Refuse unknown fields, which may change the architecture.
 
     Raises:
-        ValueError: a field that changes the architecture in a way that is not known here.
+        ValueError: names them.
     """
-    if strange := sorted(set(part) - set(fields)):
-        raise ValueError(f"{where} has {', '.join(strange)}: an architecture unknown here")
+    if unknown := sorted(set(part) - set(fields)):
+        raise ValueError(f"{where} has {', '.join(unknown)}, which is not supported")
 
 
-def activation_of(name: str) -> Any:
-    """Transformers' name of an activation as ours."""
-    names = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-    if name not in names:
-        raise ValueError(f"the activation {name!r} is unknown here; known are {', '.join(names)}")
-    return names[name]
-
-
-def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def get_part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     part = config.get(name)
     if part is None:
         return {}
@@ -304,15 +315,11 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many layers stand under a prefix."""
-    numbers = {key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)}
-    return len(numbers)
+    """The number of layers with this prefix."""
+    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
 
 
-def ratio(hidden: int, width: int) -> float:
+def mlp_ratio(hidden: int, width: int) -> float:
     """The ratio that open_clip multiplies a width by and rounds down."""
-    return (
-        hidden / width
-        if int(width * (hidden / width)) == hidden
-        else math.nextafter(hidden / width, math.inf)
-    )
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)

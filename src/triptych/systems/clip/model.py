@@ -5,8 +5,8 @@ E width of the shared space.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,16 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.nn.bag_of_words import BagOfWords
-from triptych.nn.contrastive.losses import cached_embeddings, softmax_loss
+from triptych.nn.contrastive.losses import embed_pairs, softmax_loss
+from triptych.nn.contrastive.ranks import ALONE, Ranks
 from triptych.nn.loss import Loss
 from triptych.nn.patches import check_stem, crop_to_patches, keep_patches, patch_embedding
 from triptych.nn.position import neighbour_mask, resize_grid
 from triptych.nn.transformer import Activation, Transformer
 from triptych.system import ModelKind
 from triptych.systems.clip.resnet import ModifiedResNet, ResNetConfig
-
-Match = Callable[..., Tensor]
-"""A loss (image, text, logit_scale, groups=), such as `softmax_loss`."""
 
 MAX_SCALE = math.log(100)
 """The temperature is clipped so that no logit is scaled by more than 100 (section 2.5)."""
@@ -233,10 +231,11 @@ class VisionTransformer(nn.Module):
 class TextTransformer(nn.Module):
     """Tokens, a transformer, and one vector for the text.
 
-    A `dim` of None leaves out the projection, as in Stable Diffusion's towers.
+    A `dim` of None leaves out the projection, as in Stable Diffusion's towers. SigLIP's has a
+    `bias`, and PyTorch's initialisation.
     """
 
-    def __init__(self, config: TextConfig, dim: int | None):
+    def __init__(self, config: TextConfig, dim: int | None, bias: bool = False):
         super().__init__()
         self.config = config
         self.token = nn.Embedding(config.vocabulary, config.width)
@@ -253,10 +252,10 @@ class TextTransformer(nn.Module):
         self.post_norm = nn.LayerNorm(config.width, config.eps)
         self.projection: nn.Module = nn.Identity()
         if dim is not None:
-            self.projection = nn.Linear(config.width, dim, bias=False)
+            self.projection = nn.Linear(config.width, dim, bias=bias)
         # Mean-pooled token embeddings start with a larger variance, lest random blocks hide them.
         nn.init.normal_(self.token.weight, std=0.1 if config.pool == "mean" else 0.02)
-        if isinstance(self.projection, nn.Linear):
+        if isinstance(self.projection, nn.Linear) and not bias:
             nn.init.normal_(self.projection.weight, std=config.width**-0.5)
 
     def forward(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
@@ -386,9 +385,14 @@ class Clip(nn.Module):
             self.text = BagOfWords(words.vocabulary, words.width, config.dim, words.unspoken)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # section 2.5
 
-    def embed_image(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
-        """Embed pictures from the model's transform: unit length, float32."""
-        return F.normalize(self.image(pixels).float(), dim=-1)
+    def embed_image(
+        self, pixels: Float[Tensor, "B C H W"], keep: float = 1.0
+    ) -> Float[Tensor, "B E"]:
+        """Embed pictures from the model's transform: unit length, float32.
+
+        `keep` is the share of patches used: patch dropout (arXiv:2212.00794).
+        """
+        return F.normalize(self.image(pixels, keep).float(), dim=-1)
 
     def embed_text(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
         """Embed tokens, each text with its end token: unit length, float32."""
@@ -425,26 +429,19 @@ def objective(
     groups: Int64[Tensor, " B"] | None = None,
     keep: float = 1.0,
     cache: int = 0,
-    match: Match = softmax_loss,
+    ranks: Ranks = ALONE,
 ) -> Loss:
     """The symmetric cross-entropy of a batch of pairs (figure 3 of the paper).
 
     `keep` is the share of patches used. With `cache` above 0 the activations of at most that many
     pairs are in memory, and others are recomputed (arXiv:2101.06983). Pairs of one group have the
-    same text and are positives of each other. Chance is ln(B). `match` is the loss of the
-    embeddings: `softmax_loss_of_ranks` if the batch is spread over processes.
+    same text and are positives of each other. The batch may be spread over `ranks`. Chance is
+    ln(B).
     """
-
-    def embed_image(chosen: Tensor) -> Tensor:
-        return F.normalize(model.image(chosen, keep).float(), dim=-1)
-
-    if cache:
-        image = cached_embeddings(embed_image, pixels, cache)
-        text = cached_embeddings(model.embed_text, tokens, cache)
-    else:
-        image, text = embed_image(pixels), model.embed_text(tokens)
+    embed_image = partial(model.embed_image, keep=keep)
+    image, text = embed_pairs(embed_image, model.embed_text, pixels, tokens, cache)
     scale = model.logit_scale.clamp(max=MAX_SCALE)
-    loss = match(image, text, scale, groups=groups)
+    loss = softmax_loss(image, text, scale, groups=groups, ranks=ranks)
     count = len(pixels)
     return Loss(loss * count, count, {"scale": scale.detach().exp()})
 

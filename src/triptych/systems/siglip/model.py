@@ -6,8 +6,8 @@ E width of the shared space.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -15,16 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.nn.bag_of_words import BagOfWords
-from triptych.nn.contrastive.losses import cached_embeddings, sigmoid_loss
+from triptych.nn.contrastive.losses import embed_pairs, sigmoid_loss
+from triptych.nn.contrastive.ranks import ALONE, Ranks
 from triptych.nn.loss import Loss
 from triptych.nn.patches import check_stem, crop_to_patches, keep_patches, patch_embedding
 from triptych.nn.position import neighbour_mask, resize_grid
 from triptych.nn.transformer import Activation, AttentionPool, Transformer
 from triptych.system import ModelKind
-from triptych.systems.clip.model import cast_towers
-
-Match = Callable[..., Tensor]
-"""A loss (image, text, logit_scale, logit_bias, groups=), such as `sigmoid_loss`."""
+from triptych.systems.clip.model import CbowConfig, TextConfig, TextTransformer, cast_towers
 
 
 @dataclass(frozen=True)
@@ -71,19 +69,12 @@ class SiglipTextConfig:
     projection: bool = True
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        self.tower()  # checks the sizes
 
-
-@dataclass(frozen=True)
-class SiglipWordsConfig:
-    """A bag of words in place of the text transformer."""
-
-    vocabulary: int = 32000
-    length: int = 64
-    width: int = 768
-    unspoken: tuple[int, ...] = (0, 1)
-    """Tokens left out of the mean: padding, end."""
+    def tower(self) -> TextConfig:
+        """The same as a configuration of CLIP's tower, which computes it."""
+        sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "projection"}
+        return TextConfig(**sizes, causal=False, pool="last")
 
 
 @dataclass(frozen=True)
@@ -92,7 +83,7 @@ class SiglipConfig:
 
     image: SiglipImageConfig = field(default_factory=SiglipImageConfig)
     text: SiglipTextConfig | None = field(default_factory=SiglipTextConfig)
-    words: SiglipWordsConfig | None = None
+    words: CbowConfig | None = None
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.words is None):
@@ -215,40 +206,6 @@ def as_rows(pixels: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B P V
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
-class SiglipText(nn.Module):
-    """Tokens, a transformer over the padded text, and the vector at the last position."""
-
-    def __init__(self, config: SiglipTextConfig, dim: int):
-        super().__init__()
-        self.config = config
-        self.token = nn.Embedding(config.vocabulary, config.width)
-        self.position = nn.Parameter(0.01 * torch.randn(config.length, config.width))
-        self.transformer = Transformer(
-            config.width,
-            config.layers,
-            config.heads,
-            config.hidden,
-            activation=config.activation,
-            eps=config.eps,
-        )
-        self.post_norm = nn.LayerNorm(config.width, config.eps)
-        self.projection = nn.Linear(config.width, dim) if config.projection else nn.Identity()
-        nn.init.normal_(self.token.weight, std=0.02)
-
-    def forward(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
-        """Texts must be padded to full length: SigLIP is trained with the padding visible."""
-        if tokens.shape[1] != self.config.length:
-            raise ValueError(
-                f"texts have {tokens.shape[1]} tokens and SigLIP needs them padded to "
-                f"{self.config.length}: use `Tokenizer.encode`"
-            )
-        x = self.token(tokens) + self.position
-        last = tokens.new_full((len(tokens),), tokens.shape[1] - 1)
-        x = self.transformer.at(x, last)
-        projected: Tensor = self.projection(self.post_norm(x))
-        return projected
-
-
 class Siglip(nn.Module):
     """An image tower, a text tower, a temperature and a bias."""
 
@@ -261,7 +218,8 @@ class Siglip(nn.Module):
         dim = config.dim
         self.image = SiglipImage(config.image)
         if config.text is not None:
-            self.text: nn.Module = SiglipText(config.text, dim)
+            projected = dim if config.text.projection else None
+            self.text: nn.Module = TextTransformer(config.text.tower(), projected, bias=True)
         else:
             assert config.words is not None
             words = config.words
@@ -269,9 +227,11 @@ class Siglip(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10)))  # section 3.2
         self.logit_bias = nn.Parameter(torch.tensor(-10.0))
 
-    def embed_image(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
-        """Embed pictures from the model's transform: unit length, float32."""
-        return F.normalize(self.image(pixels).float(), dim=-1)
+    def embed_image(
+        self, pixels: Float[Tensor, "B C H W"], keep: float = 1.0
+    ) -> Float[Tensor, "B E"]:
+        """As `Clip.embed_image`."""
+        return F.normalize(self.image(pixels, keep).float(), dim=-1)
 
     def embed_patches(
         self,
@@ -283,7 +243,15 @@ class Siglip(nn.Module):
         return F.normalize(self.image.ragged(values, mask, grid).float(), dim=-1)
 
     def embed_text(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
-        """Embed tokens padded to full length: unit length, float32."""
+        """Embed tokens: unit length, float32.
+
+        Texts must be padded to full length: SigLIP is trained with the padding visible.
+        """
+        if self.config.text is not None and tokens.shape[1] != self.config.length:
+            raise ValueError(
+                f"texts have {tokens.shape[1]} tokens and SigLIP needs them padded to "
+                f"{self.config.length}: use `Tokenizer.encode`"
+            )
         return F.normalize(self.text(tokens).float(), dim=-1)
 
     def patches(
@@ -307,25 +275,17 @@ def objective(
     groups: Int64[Tensor, " B"] | None = None,
     keep: float = 1.0,
     cache: int = 0,
-    match: Match = sigmoid_loss,
+    ranks: Ranks = ALONE,
 ) -> Loss:
     """Binary cross-entropy of every image-text pair of a batch (equation 1).
 
-    `keep` is the share of patches used. With `cache` above 0 the activations of at most that many
-    pairs are in memory, and others are recomputed (arXiv:2101.06983). Pairs of one group have the
-    same text and are positives of each other. `match` is the loss of the embeddings:
-    `sigmoid_loss_of_ranks` if the batch is spread over processes.
+    `keep`, `cache`, `groups` and `ranks` are as in CLIP's objective.
     """
-
-    def embed_image(chosen: Tensor) -> Tensor:
-        return F.normalize(model.image(chosen, keep).float(), dim=-1)
-
-    if cache:
-        image = cached_embeddings(embed_image, pixels, cache)
-        text = cached_embeddings(model.embed_text, tokens, cache)
-    else:
-        image, text = embed_image(pixels), model.embed_text(tokens)
-    loss = match(image, text, model.logit_scale, model.logit_bias, groups=groups)
+    embed_image = partial(model.embed_image, keep=keep)
+    image, text = embed_pairs(embed_image, model.embed_text, pixels, tokens, cache)
+    loss = sigmoid_loss(
+        image, text, model.logit_scale, model.logit_bias, groups=groups, ranks=ranks
+    )
     count = len(pixels)
     terms = {"scale": model.logit_scale.detach().exp(), "bias": model.logit_bias.detach()}
     return Loss(loss * count, count, terms)

@@ -1,14 +1,22 @@
 """SigLIP checkpoints: their names on the left, ours on the right, and their configurations as ours.
 
 Transformers and open_clip (whose image tower has timm's names) have a table each; big_vision's
-arrays are in `weights/big_vision.py`.
+arrays are in `big_vision.py`.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from triptych.systems.clip.configs import TEXT_FIELDS, activation_of, known, ratio, refuse_strangers
+from triptych.systems.clip.configs import (
+    TEXT_FIELDS,
+    check_fields,
+    get_part,
+    get_towers,
+    mlp_ratio,
+    read_tower,
+    write_tower,
+)
 from triptych.systems.clip.published import OPENAI_TEXT, TRANSFORMERS_BLOCK, TRANSFORMERS_TEXT, both
 from triptych.systems.siglip.model import SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from triptych.weights.keymap import Rule, drop, rename, split, under
@@ -90,38 +98,26 @@ def from_transformers(config: Mapping[str, Any]) -> SiglipConfig:
     kind = config.get("model_type", "siglip")
     if kind not in ("siglip", "siglip2"):
         raise ValueError(f"{kind!r} is not SigLIP's model_type")
-    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    vision, text = get_part(config, "vision_config"), get_part(config, "text_config")
     # only towers of native aspect ratio count patches instead of pixels
     naflex = kind == "siglip2" and "num_patches" in vision
     patch = vision.get("patch_size", 16)
     side = round(vision["num_patches"] ** 0.5) * patch if naflex else vision.get("image_size", 224)
-    width = vision.get("hidden_size", 768)
-    wide = text.get("hidden_size", 768)
-    if text.get("projection_size", wide) != width:
-        raise ValueError(f"texts are projected to {text.get('projection_size')}, not {width}")
-    return SiglipConfig(
-        SiglipImageConfig(
-            size=side,
-            patch=patch,
-            width=width,
-            layers=vision.get("num_hidden_layers", 12),
-            heads=vision.get("num_attention_heads", 12),
-            hidden=vision.get("intermediate_size", 3072),
-            activation=activation_of(vision.get("hidden_act", "gelu_pytorch_tanh")),
-            eps=vision.get("layer_norm_eps", 1e-6),
-            naflex=naflex,
-        ),
-        SiglipTextConfig(
-            vocabulary=text.get("vocab_size", 32000),
-            length=text.get("max_position_embeddings", 64),
-            width=wide,
-            layers=text.get("num_hidden_layers", 12),
-            heads=text.get("num_attention_heads", 12),
-            hidden=text.get("intermediate_size", 3072),
-            activation=activation_of(text.get("hidden_act", "gelu_pytorch_tanh")),
-            eps=text.get("layer_norm_eps", 1e-6),
-        ),
+    image = SiglipImageConfig(
+        size=side,
+        patch=patch,
+        naflex=naflex,
+        **read_tower(vision, "gelu_pytorch_tanh"),
     )
+    words = SiglipTextConfig(
+        vocabulary=text.get("vocab_size", 32000),
+        length=text.get("max_position_embeddings", 64),
+        **read_tower(text, "gelu_pytorch_tanh"),
+    )
+    dim = text.get("projection_size", words.width)
+    if dim != image.width:
+        raise ValueError(f"texts are projected to {dim}, pictures to {image.width}")
+    return SiglipConfig(image, words)
 
 
 def to_transformers(config: SiglipConfig) -> dict[str, Any]:
@@ -136,54 +132,33 @@ def to_transformers(config: SiglipConfig) -> dict[str, Any]:
             "transformers' SigLIP has one patch filter and a text transformer with a projection"
         )
     kind = "siglip2" if image.naflex else "siglip"
-    size = {"num_patches": (image.size // image.patch) ** 2} if image.naflex else {}
+    count = (image.size // image.patch) ** 2
     return {
         "architectures": ["Siglip2Model" if image.naflex else "SiglipModel"],
         "model_type": kind,
         "vision_config": {
             "model_type": f"{kind}_vision_model",
-            **({} if image.naflex else {"image_size": image.size}),
-            **size,
+            **({"num_patches": count} if image.naflex else {"image_size": image.size}),
             "patch_size": image.patch,
-            **_sizes(image),
+            **write_tower(image),
         },
         "text_config": {
             "model_type": f"{kind}_text_model",
             "vocab_size": text.vocabulary,
             "max_position_embeddings": text.length,
             "projection_size": image.width,
-            **_sizes(text),
+            **write_tower(text),
         },
     }
 
 
-def _sizes(tower: SiglipImageConfig | SiglipTextConfig) -> dict[str, Any]:
-    names = {"gelu_tanh": "gelu_pytorch_tanh"}
-    return {
-        "hidden_size": tower.width,
-        "num_hidden_layers": tower.layers,
-        "num_attention_heads": tower.heads,
-        "intermediate_size": tower.hidden,
-        "hidden_act": names.get(tower.activation, tower.activation),
-        "layer_norm_eps": tower.eps,
-    }
-
-
-class Timm(NamedTuple):
-    """Sizes of timm's image towers, which open_clip's configurations only name."""
-
-    width: int
-    layers: int
-    heads: int
-    hidden: int
-
-
 TIMM = {
-    "base": Timm(768, 12, 12, 3072),
-    "large": Timm(1024, 24, 16, 4096),
-    "so400m": Timm(1152, 27, 16, 4304),
-    "giantopt": Timm(1536, 40, 16, 6144),
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+    "so400m": (1152, 27, 16, 4304),
+    "giantopt": (1536, 40, 16, 6144),
 }
+"""Width, layers, heads and hidden width of timm's image towers, which open_clip only names."""
 TIMM_TANH = (
     "vit_base_patch32_siglip_256", "vit_large_patch16_siglip_512",
     "vit_so400m_patch16_siglip_256", "vit_so400m_patch16_siglip_384",
@@ -203,26 +178,23 @@ def from_open_clip(model: Mapping[str, Any]) -> SiglipConfig:
     Raises:
         ValueError: towers that are not SigLIP's, by their names.
     """
-    vision, text = refuse_strangers(model)
+    vision, text = get_towers(model)
     name = vision.get("timm_model_name", "")
-    found = TIMM_NAME.fullmatch(name)
-    if found is None or "init_logit_bias" not in model:
+    tower = TIMM_NAME.fullmatch(name)
+    if tower is None or "init_logit_bias" not in model:
         raise ValueError(f"the image tower {name!r} is not one of SigLIP's")
-    known(text, TEXT_FIELDS, "text_cfg")
-    naflex, size, patch = found[1] is not None, TIMM[found[2]], int(found[3])
+    check_fields(text, TEXT_FIELDS, "text_cfg")
+    naflex, patch = tower[1] is not None, int(tower[3])
     side = vision.get("image_size") or round(vision.get("image_seq_len", 576) ** 0.5) * patch
     if naflex:
-        side = 16 * patch  # positions are learned on a grid of 16, whatever the pictures
+        side = 16 * patch  # positions are learned on a grid of 16 x 16 for all pictures
     width = text.get("width", 512)
     approximate = (text.get("act_kwargs") or {}).get("approximate", "none") == "tanh"
     return SiglipConfig(
         SiglipImageConfig(
-            size=side,
-            patch=patch,
-            width=size.width,
-            layers=size.layers,
-            heads=size.heads,
-            hidden=size.hidden,
+            side,
+            patch,
+            *TIMM[tower[2]],
             activation="gelu_tanh" if name in TIMM_TANH else "gelu",
             naflex=naflex,
         ),
@@ -250,14 +222,14 @@ def to_open_clip(config: SiglipConfig) -> dict[str, Any]:
     if text is None or image.stem:
         raise ValueError("open_clip has no bag of words and no convolutional stem")
     sizes = (image.width, image.layers, image.heads, image.hidden)
-    named = [name for name, size in TIMM.items() if tuple(size) == sizes]
+    named = [name for name, size in TIMM.items() if size == sizes]
     side = "" if image.naflex else f"_{image.size}"
     tower = f"{'naflexvit' if image.naflex else 'vit'}_{'-'.join(named)}_patch{image.patch}_siglip"
     tower += side
     if not named or (image.activation == "gelu_tanh") != (tower in TIMM_TANH):
         raise ValueError(
-            "open_clip names its SigLIP image towers after timm's, and timm has none of "
-            f"{sizes} (width, layers, heads, hidden) with {image.activation} and {image.size} "
+            "open_clip's SigLIP image towers are timm's, and timm has none with "
+            f"{sizes} (width, layers, heads, hidden), {image.activation} and {image.size} "
             "pixels: convert to transformers instead"
         )
     return {
@@ -278,7 +250,7 @@ def to_open_clip(config: SiglipConfig) -> dict[str, Any]:
             "width": text.width,
             "heads": text.heads,
             "layers": text.layers,
-            "mlp_ratio": ratio(text.hidden, text.width),
+            "mlp_ratio": mlp_ratio(text.hidden, text.width),
             "no_causal_mask": True,
             "proj_bias": text.projection,
             **({} if text.projection else {"proj_type": "none"}),

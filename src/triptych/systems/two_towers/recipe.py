@@ -2,13 +2,12 @@
 
 import copy
 import math
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from triptych import runtime
 from triptych.config import to_json
@@ -16,20 +15,14 @@ from triptych.data.captions import batch_texts, captions_of
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
 from triptych.nn import lora
-from triptych.nn.contrastive.losses import duplicate_groups, sigmoid_loss, softmax_loss
-from triptych.nn.contrastive.ranks import sigmoid_loss_of_ranks, softmax_loss_of_ranks
+from triptych.nn.contrastive.losses import duplicate_groups
+from triptych.nn.contrastive.ranks import Ranks
 from triptych.nn.loss import Loss
 from triptych.systems.clip import model as clip
 from triptych.systems.clip.model import CbowConfig, Clip, ClipConfig, TextConfig, VitConfig
 from triptych.systems.clip.resnet import ResNetConfig
 from triptych.systems.siglip import model as siglip
-from triptych.systems.siglip.model import (
-    Siglip,
-    SiglipConfig,
-    SiglipImageConfig,
-    SiglipTextConfig,
-    SiglipWordsConfig,
-)
+from triptych.systems.siglip.model import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from triptych.systems.two_towers.matching import held_out_matches
 from triptych.systems.two_towers.request import Towers, TrainClip, TrainSiglip
 from triptych.text.templates import template_set
@@ -54,11 +47,10 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
     model, tokenizer, transform = _start(request, source, templates, load)
     model = model.to(device)
     initial = copy.deepcopy(model).requires_grad_(False) if towers.interpolate < 1 else None
-    _choose_what_moves(model, towers)
+    _freeze(model, towers)
     read = batch_texts(source, templates)
-    changes = _changes(towers)
+    augmentation = _augmentation(towers)
     objective = clip.objective if isinstance(model, Clip) else siglip.objective
-    match = _match(model, world)
     card = to_json(_card(model, source, tokenizer, transform))
 
     def minimise(batch: Batch, step: int) -> Loss:
@@ -66,7 +58,8 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
         groups, _ = duplicate_groups(texts)
         everyone = torch.cat(world.gather(groups))
         repeated = len(everyone) - len(everyone.unique())
-        image = augment(_rgb(batch["image"]), changes, torch.default_generator)
+        image = batch["image"].expand(-1, 3, -1, -1)  # grey is repeated
+        image = augment(image, augmentation, torch.default_generator)
         if towers.lock == "image":
             model.image.eval()  # keep its running statistics fixed too
         encoded = tokenizer.encode(texts, full=isinstance(model, Siglip))
@@ -77,7 +70,7 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
             groups=groups.to(device) if towers.duplicates and repeated else None,
             keep=1 - towers.patch_dropout,
             cache=towers.gradient_cache,
-            match=match,
+            ranks=Ranks(world.rank, world.size),
         )
         cut = sum(map(bool, encoded.cut)) / len(texts)
         shares = {"repeated": repeated / len(everyone), "cut": cut}
@@ -108,13 +101,6 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
     )
 
 
-def _match(model: Clip | Siglip, world: World) -> clip.Match:
-    """The loss over all pairs of the batch, on one process or several."""
-    if world.size > 1:
-        return softmax_loss_of_ranks if isinstance(model, Clip) else sigmoid_loss_of_ranks
-    return softmax_loss if isinstance(model, Clip) else sigmoid_loss
-
-
 def interpolate(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
     """The weights (1 - share) * before + share * after: robust fine-tuning (WiSE-FT,
     arXiv:2109.01903, equation 1).
@@ -127,7 +113,7 @@ def interpolate(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
     return between
 
 
-def _changes(towers: Towers) -> Augmentation:
+def _augmentation(towers: Towers) -> Augmentation:
     """Random augmentation of training pictures."""
     return Augmentation(
         crop=(towers.crop, 1.0),
@@ -148,7 +134,7 @@ def _start(
     if height != width:
         raise ValueError(f"pictures of {width} x {height} pixels: choose a square --size")
     if towers.init:
-        return _continued(request, source, load)
+        return _load_init(request, source, load)
     if source.info.has_captions:
         texts = [text for notes in captions_of(source, LEARNED_FROM) for text in notes]
     else:
@@ -160,36 +146,35 @@ def _start(
     return model, tokenizer, ImageTransform(height, HALF, HALF)
 
 
-def _continued(
+def _load_init(
     request: TrainClip | TrainSiglip, source: Source, load: Load
 ) -> tuple[Clip | Siglip, Tokenizer, ImageTransform]:
     init = request.towers.init
-    found = load(init, dtype="float32")
-    wanted = Clip if isinstance(request, TrainClip) else Siglip
-    if not isinstance(found.model, wanted):
+    loaded = load(init, dtype="float32")
+    kind = Clip if isinstance(request, TrainClip) else Siglip
+    if not isinstance(loaded.model, kind):
         raise ValueError(
-            f"{init} is a {found.card.model} and cannot be trained by this recipe: use `triptych "
-            f"train {found.card.model}`"
+            f"{init} is a {loaded.card.model} and cannot be trained by this recipe: use `triptych "
+            f"train {loaded.card.model}`"
         )
-    if found.tokenizer is None or not isinstance(found.transform, ImageTransform):
+    if loaded.tokenizer is None or not isinstance(loaded.transform, ImageTransform):
         raise ValueError(
             f"{init} has no tokenizer, or reads pictures of any shape (NaFlex): "
             "choose another model"
         )
-    if found.config.size != source.info.shape[0]:
-        raise ValueError(f"{init} reads {found.config.size} pixels: add --size {found.config.size}")
-    return found.model.requires_grad_(True), found.tokenizer, found.transform
+    size = loaded.config.size
+    if size != source.info.shape[0]:
+        raise ValueError(f"{init} reads {size} pixels: add --size {size}")
+    return loaded.model.requires_grad_(True), loaded.tokenizer, loaded.transform
 
 
-def _choose_what_moves(model: Clip | Siglip, towers: Towers) -> None:
+def _freeze(model: Clip | Siglip, towers: Towers) -> None:
     """Freeze a locked tower; with LoRA freeze all weights but its own."""
-    open_towers = [model.image, model.text]
     if towers.lora:
-        for tower in open_towers:
+        for tower in (model.image, model.text):
             lora.add(tower, towers.lora, names=("q_proj", "v_proj", "up", "down"))
     if towers.lock != "none":
-        locked = model.image if towers.lock == "image" else model.text
-        locked.requires_grad_(False)
+        model.get_submodule(towers.lock).requires_grad_(False)
 
 
 def _config(
@@ -197,57 +182,31 @@ def _config(
 ) -> ClipConfig | SiglipConfig:
     towers, tokens = request.towers, tokenizer.config
     assert tokens.start is not None and tokens.end is not None
-    unspoken = (tokens.pad, tokens.start, tokens.end)
-    words, hidden = tokenizer.vocabulary, 4 * towers.text_width
+    image = (size, towers.patch, towers.width, towers.layers, towers.heads, 4 * towers.width)
+    stem_group = towers.stem_group if towers.stem else 0
+    words, width = tokenizer.vocabulary, towers.text_width
+    text = (words, towers.length, width, towers.text_layers, towers.text_heads, 4 * width)
+    bag = CbowConfig(words, towers.length, width, (tokens.pad, tokens.start, tokens.end))
+    bag_only = towers.text == "words"
     if isinstance(request, TrainSiglip):
-        text = SiglipTextConfig(
-            words, towers.length, towers.text_width, towers.text_layers, towers.text_heads, hidden
-        )
-        bag = SiglipWordsConfig(words, towers.length, towers.text_width, unspoken)
-        picture = SiglipImageConfig(
-            size,
-            towers.patch,
-            towers.width,
-            towers.layers,
-            towers.heads,
-            4 * towers.width,
-            stem=towers.stem,
-            stem_group=towers.stem_group if towers.stem else 0,
-        )
-        plain = towers.text == "transformer"
-        return SiglipConfig(picture, text if plain else None, None if plain else bag)
-    config = ClipConfig(
-        request.dim,
-        VitConfig(
-            size,
-            towers.patch,
-            towers.width,
-            towers.layers,
-            towers.heads,
-            4 * towers.width,
-            pool=request.pool,
-            stem=towers.stem,
-            stem_group=towers.stem_group if towers.stem else 0,
-        ),
-        text=TextConfig(
-            words,
-            towers.length,
-            towers.text_width,
-            towers.text_layers,
-            towers.text_heads,
-            hidden,
-            pool=towers.text_pool,
-            end=tokens.end,
-        ),
-    )
+        picture = SiglipImageConfig(*image, stem=towers.stem, stem_group=stem_group)
+        if bag_only:
+            return SiglipConfig(picture, None, bag)
+        return SiglipConfig(picture, SiglipTextConfig(*text))
+    vit = VitConfig(*image, pool=request.pool, stem=towers.stem, stem_group=stem_group)
+    reader = TextConfig(*text, pool=towers.text_pool, end=tokens.end)
+    net = None
     if request.image == "resnet":
-        width = request.resnet_width
-        net = ResNetConfig(size, width, request.resnet_layers, heads=max(1, width * 32 // 64))
-        config = replace(config, vit=None, resnet=net)
-    if towers.text == "words":
-        bag_of_clip = CbowConfig(words, towers.length, towers.text_width, unspoken)
-        config = replace(config, text=None, words=bag_of_clip)
-    return config
+        channels = request.resnet_width
+        heads = max(1, channels * 32 // 64)
+        net = ResNetConfig(size, channels, request.resnet_layers, heads=heads)
+    return ClipConfig(
+        request.dim,
+        vit=None if net else vit,
+        resnet=net,
+        text=None if bag_only else reader,
+        words=bag if bag_only else None,
+    )
 
 
 def _card(
@@ -272,8 +231,3 @@ def _chance(model: Clip | Siglip, batch: int) -> str:
     rare = 1 / batch  # the best constant answer to every pair
     bits = -(rare * math.log(rare) + (1 - rare) * math.log1p(-rare)) * batch if batch > 1 else 0.0
     return f"the best answer that knows nothing: {bits:.3f}"
-
-
-def _rgb(image: Tensor) -> Tensor:
-    """Repeat a grey channel three times."""
-    return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image

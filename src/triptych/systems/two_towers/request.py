@@ -108,21 +108,22 @@ class Towers:
             )
 
 
+ON_SCENES = Training(
+    data="scenes-one",
+    size=32,
+    schedule="cosine",
+    warmup=200,
+    ema_halflife=100,
+    sample_every=0,
+    precision="auto",
+)
+
+
 @dataclass(frozen=True)
 class TrainClip:
     """CLIP: a picture tower and a text tower that tell pairs apart (Radford 2021)."""
 
-    training: Training = field(
-        default_factory=lambda: Training(
-            data="scenes-one",
-            size=32,
-            schedule="cosine",
-            warmup=200,
-            ema_halflife=100,
-            sample_every=0,
-            precision="auto",
-        )
-    )
+    training: Training = ON_SCENES
     towers: Towers = field(default_factory=Towers)
     image: Literal["vit", "resnet"] = "vit"
     """The image tower: a vision transformer, or the modified ResNet of the CLIP paper."""
@@ -142,17 +143,7 @@ class TrainClip:
 class TrainSiglip:
     """SigLIP: every pair of a picture and a text is its own yes/no question (Zhai 2023)."""
 
-    training: Training = field(
-        default_factory=lambda: Training(
-            data="scenes-one",
-            size=32,
-            schedule="cosine",
-            warmup=200,
-            ema_halflife=100,
-            sample_every=0,
-            precision="auto",
-        )
-    )
+    training: Training = ON_SCENES
     towers: Towers = field(default_factory=Towers)
 
     def __post_init__(self) -> None:
@@ -163,94 +154,53 @@ class TrainSiglip:
             )
 
 
-def _published(
-    patch: int,
-    width: int,
-    layers: int,
-    heads: int,
-    text_width: int,
-    text_layers: int,
-    text_heads: int,
-    size: int,
-    *,
-    dim: int,
-) -> TrainClip:
-    """A published size with the published recipe (arXiv:2103.00020, table 20): 32 epochs of a batch
-    of 32,768 need a cluster; the rest is for anyone.
-    """
-    return TrainClip(
-        Training(
-            size=size,
-            batch_size=1024,
-            steps=400_000,
-            schedule="cosine",
-            warmup=2000,
-            sample_every=0,
-            evaluate_every=2000,
-            precision="auto",
-        ),
-        Towers(
-            patch=patch,
-            width=width,
-            layers=layers,
-            heads=heads,
-            text_width=text_width,
-            text_layers=text_layers,
-            text_heads=text_heads,
-            length=77,
-            vocabulary=49_408,
-            crop=0.9,
-            gradient_cache=128,
-            learning_rate=5e-4,
-            weight_decay=0.2,
-        ),
-        dim=dim,
+def _published_towers(
+    patch: int, width: int, layers: int, heads: int, text_width: int, text_layers: int
+) -> Towers:
+    """Towers of a published size, trained as in arXiv:2103.00020, table 20."""
+    return Towers(
+        patch=patch,
+        width=width,
+        layers=layers,
+        heads=heads,
+        text_width=text_width,
+        text_layers=text_layers,
+        text_heads=text_width // 64,
+        length=77,
+        vocabulary=49_408,
+        crop=0.9,
+        gradient_cache=128,
+        learning_rate=5e-4,
+        weight_decay=0.2,
     )
 
 
+PUBLISHED = Training(
+    size=224,
+    batch_size=1024,
+    steps=400_000,
+    schedule="cosine",
+    warmup=2000,
+    sample_every=0,
+    evaluate_every=2000,
+    precision="auto",
+)
+"""The published 32 epochs of batches of 32,768 need a cluster; this is for one machine."""
+
+TINY = replace(ON_SCENES, batch_size=128, steps=3000, evaluate_every=500)
+TINY_TOWERS = Towers(patch=8, stem=(32, 64, 128), text_layers=2, hard_negative_pool=8)
+
 CLIP_PRESETS = {
-    "tiny": TrainClip(
-        Training(
-            data="scenes-one",
-            size=32,
-            batch_size=128,
-            steps=3000,
-            schedule="cosine",
-            warmup=200,
-            ema_halflife=100,
-            evaluate_every=500,
-            sample_every=0,
-            precision="auto",
-        ),
-        Towers(patch=8, stem=(32, 64, 128), text_layers=2, hard_negative_pool=8),
-        pool="mean",
-    ),
-    "ViT-B-32": _published(32, 768, 12, 12, 512, 12, 8, 224, dim=512),
-    "ViT-B-16": _published(16, 768, 12, 12, 512, 12, 8, 224, dim=512),
-    "ViT-L-14": _published(14, 1024, 24, 16, 768, 12, 12, 224, dim=768),
-    "ViT-H-14": _published(14, 1280, 32, 16, 1024, 24, 16, 224, dim=1024),
+    "tiny": TrainClip(TINY, TINY_TOWERS, pool="mean"),
+    "ViT-B-32": TrainClip(PUBLISHED, _published_towers(32, 768, 12, 12, 512, 12), dim=512),
+    "ViT-B-16": TrainClip(PUBLISHED, _published_towers(16, 768, 12, 12, 512, 12), dim=512),
+    "ViT-L-14": TrainClip(PUBLISHED, _published_towers(14, 1024, 24, 16, 768, 12), dim=768),
+    "ViT-H-14": TrainClip(PUBLISHED, _published_towers(14, 1280, 32, 16, 1024, 24), dim=1024),
 }
-
-
 SIGLIP_PRESETS = {
-    "tiny": TrainSiglip(
-        Training(
-            data="scenes-one",
-            size=32,
-            batch_size=128,
-            steps=3000,
-            schedule="cosine",
-            warmup=200,
-            ema_halflife=100,
-            evaluate_every=500,
-            sample_every=0,
-            precision="auto",
-        ),
-        Towers(patch=8, stem=(32, 64, 128), text_layers=2, hard_negative_pool=8),
-    ),
+    "tiny": TrainSiglip(TINY, TINY_TOWERS),
     "ViT-B-16": TrainSiglip(
-        _published(16, 768, 12, 12, 768, 12, 12, 224, dim=768).training,
-        replace(_published(16, 768, 12, 12, 768, 12, 12, 224, dim=768).towers, length=64),
+        PUBLISHED, replace(_published_towers(16, 768, 12, 12, 768, 12), length=64)
     ),
 }
 """The default first."""

@@ -8,7 +8,7 @@ OpenCLIP under a prefix, and have OpenCLIP's towers with all blocks.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from triptych.systems.clip.configs import activation_of
+from triptych.systems.clip.configs import read_text, write_text
 from triptych.systems.clip.model import TextConfig, TextEncoderConfig
 from triptych.systems.clip.published import OPENAI_TEXT, TRANSFORMERS_TEXT
 from triptych.weights.keymap import Rule, drop, rename, under
@@ -36,9 +36,7 @@ def from_transformers(
 ) -> TextEncoderConfig:
     """Parse a `text_encoder/config.json` of a diffusers folder.
 
-    Which layer is read depends on the pipeline: for XL pass `skip=1, norm=False`. An
-    `eos_token_id` of 2 is an error in early published files: it means the last token of the
-    vocabulary.
+    Which layer is read depends on the pipeline: for XL pass `skip=1, norm=False`.
 
     Raises:
         ValueError: the text model is not CLIP's.
@@ -50,22 +48,8 @@ def from_transformers(
             "Diffusion 1.x, 2.x and XL"
         )
     projected = _projected(stored.get("architectures"))
-    vocabulary = stored.get("vocab_size", 49408)
-    end = stored.get("eos_token_id", 49407)
-    width = stored.get("hidden_size", 512)
-    text = TextConfig(
-        vocabulary=vocabulary,
-        length=stored.get("max_position_embeddings", 77),
-        width=width,
-        layers=stored.get("num_hidden_layers", 12),
-        heads=stored.get("num_attention_heads", 8),
-        hidden=stored.get("intermediate_size", 2048),
-        activation=activation_of(stored.get("hidden_act", "quick_gelu")),
-        eps=stored.get("layer_norm_eps", 1e-5),
-        end=vocabulary - 1 if end == 2 else end,
-    )
     dim = stored.get("projection_dim", 512) if projected else None
-    return TextEncoderConfig(text, dim, skip, norm)
+    return TextEncoderConfig(read_text(stored), dim, skip, norm)
 
 
 def _projected(architectures: Any) -> bool:
@@ -89,18 +73,7 @@ def to_transformers(config: TextEncoderConfig) -> dict[str, Any]:
     return {
         "architectures": [kind],
         "model_type": "clip_text_model",
-        "vocab_size": text.vocabulary,
-        "max_position_embeddings": text.length,
-        "hidden_size": text.width,
-        "num_hidden_layers": text.layers,
-        "num_attention_heads": text.heads,
-        "intermediate_size": text.hidden,
-        "hidden_act": "gelu_pytorch_tanh" if text.activation == "gelu_tanh" else text.activation,
-        "layer_norm_eps": text.eps,
-        "projection_dim": text.width if config.dim is None else config.dim,
-        "bos_token_id": text.end - 1,
-        "eos_token_id": text.end,
-        "pad_token_id": text.end,
+        **write_text(text, text.width if config.dim is None else config.dim),
     }
 
 
