@@ -195,10 +195,10 @@ class VisionTransformer(nn.Module):
         if self.config.pool == "class":
             first = torch.zeros(len(x), dtype=torch.long, device=x.device)
             return self._project(self.post_norm(self.transformer.at(x, first)))
-        x = self.transformer(x)
+        x = self.transformer(x)[:, 1:]
         if self.config.norm_after_pool:
-            return self._project(self.post_norm(x[:, 1:].mean(1)))
-        return self._project(self.post_norm(x[:, 1:]).mean(1))
+            return self._project(self.post_norm(x.mean(1)))
+        return self._project(self.post_norm(x).mean(1))
 
     def patches(
         self, pixels: Float[Tensor, "B C H W"], reach: int | None = None
@@ -263,12 +263,12 @@ class TextTransformer(nn.Module):
         at = self._ends(tokens)
         if self.config.pool != "last" and self.config.causal:
             tokens = tokens[:, : int(at.max()) + 1]
+        x, mask = self._embed(tokens)
         if self.config.pool == "mean":
-            x, mask = self._embedded(tokens)
             vector = self._mean(self.transformer(x, mask), at)
         else:
-            x = self.token(tokens) + self.position[: tokens.shape[1]]
-            vector = self.post_norm(self.transformer.at(x, at, self._mask(tokens)))
+            rows = None if mask is None else mask[0, 0]
+            vector = self.post_norm(self.transformer.at(x, at, rows))
         projected: Tensor = self.projection(vector)
         return projected
 
@@ -281,7 +281,7 @@ class TextTransformer(nn.Module):
         penultimate, both with the final norm; XL the penultimate without it.
         """
         self._check_skip(skip)
-        x, mask = self._embedded(tokens)
+        x, mask = self._embed(tokens)
         for block in self.transformer.blocks[: self.config.layers - skip]:
             x = block(x, mask)
         normed: Tensor = self.post_norm(x) if norm else x
@@ -297,13 +297,12 @@ class TextTransformer(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B E"]]:
         """`states`, and the pooled vector of the text from the last block.
 
-        The vector is read as `pool` says, after the final norm and, if `projected`, the
-        projection: what XL's second tower adds to the time embedding. Without projection it is, at
-        the end token, transformers' `pooler_output`.
+        The vector has the final norm and, if `projected`, the projection: XL adds it to the time
+        embedding. Without projection it is, at the end token, transformers' `pooler_output`.
         """
         self._check_skip(skip)
         at = self._ends(tokens)
-        x, mask = self._embedded(tokens)
+        x, mask = self._embed(tokens)
         chosen = x
         for number, block in enumerate(self.transformer.blocks, 1):
             x = block(x, mask)
@@ -331,11 +330,15 @@ class TextTransformer(nn.Module):
                 f"{self.config.layers} blocks, not {skip}"
             )
 
-    def _embedded(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _embed(self, tokens: Tensor) -> tuple[Tensor, Bool[Tensor, "1 1 T T"] | None]:
+        """Tokens with positions, and the causal mask."""
         self._check_length(tokens)
-        mask = self._mask(tokens)
-        x = self.token(tokens) + self.position[: tokens.shape[1]]
-        return x, None if mask is None else mask[None, None]
+        count = tokens.shape[1]
+        x = self.token(tokens) + self.position[:count]
+        if not self.config.causal:
+            return x, None
+        mask = torch.ones(count, count, dtype=torch.bool, device=tokens.device)
+        return x, mask.tril()[None, None]
 
     def _check_length(self, tokens: Tensor) -> None:
         if tokens.shape[1] > self.config.length:
@@ -355,12 +358,6 @@ class TextTransformer(nn.Module):
                 f"a text lacks the end token {self.config.end}: make tokens with `Tokenizer.encode`"
             )
         return end.argmax(dim=1)
-
-    def _mask(self, tokens: Int64[Tensor, "B T"]) -> Bool[Tensor, "T T"] | None:
-        if not self.config.causal:
-            return None
-        count = tokens.shape[1]
-        return torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril()
 
 
 class Clip(nn.Module):
@@ -388,10 +385,7 @@ class Clip(nn.Module):
     def embed_image(
         self, pixels: Float[Tensor, "B C H W"], keep: float = 1.0
     ) -> Float[Tensor, "B E"]:
-        """Embed pictures from the model's transform: unit length, float32.
-
-        `keep` is the share of patches used: patch dropout (arXiv:2212.00794).
-        """
+        """Embed pictures from the model's transform: unit length, float32; `keep` as in towers."""
         return F.normalize(self.image(pixels, keep).float(), dim=-1)
 
     def embed_text(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
