@@ -170,6 +170,24 @@ def test_an_option_that_is_not_there_is_noticed() -> None:
     assert unknown_options(text) == ["--bogus", "--alike"]
 
 
+def unknown_commands(text: str) -> list[str]:
+    """Commands and recipes that a page names and that do not exist."""
+    words = re.findall(r"(?:`|^ *)triptych ([a-z-]+)(?: ([a-z-]+))?", text, re.MULTILINE)
+    unknown = [name for name, _ in words if not name.startswith("-") and name not in COMMANDS]
+    recipes = [recipe for name, recipe in words if name == "train" and not recipe.startswith("-")]
+    return unknown + [recipe for recipe in recipes if recipe and recipe not in RECIPES]
+
+
+@pages
+def test_commands_and_recipes_exist(page: str) -> None:
+    assert unknown_commands((ROOT / page).read_text()) == []
+
+
+def test_a_command_that_is_not_there_is_noticed() -> None:
+    text = "`triptych draw x`\n    triptych train gan --size 8\ntriptych train cvae\n"
+    assert unknown_commands(text) == ["draw", "gan"]
+
+
 @pages
 def test_imports_in_snippets_exist(page: str) -> None:
     for snippet in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S):
