@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from triptych.data.scene_source import SceneSource
-from triptych.scenes.world import boxes
+from triptych.scenes.drawing import boxes
 
 SIDE = 64
 SHOWN = 32

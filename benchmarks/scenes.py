@@ -25,7 +25,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from triptych.data.scene_source import SceneSource
 from triptych.scenes.captions import ASPECTS, Claim, altered, write
-from triptych.scenes.descriptions import choices, fits, relation
+from triptych.scenes.descriptions import captions, choices, claims, fits, relation
+from triptych.scenes.drawing import draw_all
 from triptych.scenes.judge import Share, agreement, satisfies
 from triptych.scenes.reader import DISTANCE, READER_VERSION, Reading, match_regions, read
 from triptych.scenes.scene import (
@@ -40,16 +41,7 @@ from triptych.scenes.scene import (
     Scene,
     Thing,
 )
-from triptych.scenes.world import (
-    SPLITS,
-    WORLD_VERSION,
-    Split,
-    captions,
-    claims,
-    draw_all,
-    scene,
-    scenes,
-)
+from triptych.scenes.world import SPLITS, WORLD_VERSION, Split, scene, scenes
 from triptych.systems.classifier.model import Classifier, ClassifierConfig, objective
 
 SEED, CALIBRATED = 5, 1000  # the test uses other scenes than the calibration

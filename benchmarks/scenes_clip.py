@@ -18,10 +18,10 @@ import torch
 from triptych.data.order.batches import to_images
 from triptych.data.scene_source import SceneSource
 from triptych.loading import load
+from triptych.scenes.descriptions import captions
 from triptych.scenes.judge import satisfies
 from triptych.scenes.reader import Reading, read
 from triptych.scenes.scene import COLOURS, SHAPES
-from triptych.scenes.world import captions
 from triptych.systems.two_towers.labels import embed_labels
 from triptych.systems.two_towers.retrieval import recall_at
 from triptych.weights.loaded import Loaded

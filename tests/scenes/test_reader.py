@@ -10,11 +10,12 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from triptych.scenes.captions import ASPECTS, Claim, Described, altered, parse, write
-from triptych.scenes.descriptions import choices
+from triptych.scenes.descriptions import captions, choices, claims
+from triptych.scenes.drawing import draw
 from triptych.scenes.judge import Share, agreement, holds, report, satisfies
 from triptych.scenes.reader import Reading, read, threshold
 from triptych.scenes.scene import COLOURS, PATTERNS, SHAPES, Ground, Scene, Thing
-from triptych.scenes.world import captions, claims, draw, scenes
+from triptych.scenes.world import scenes
 
 NAMES = ("shape", "colour", "size", "pattern")
 

@@ -11,23 +11,20 @@ import pytest
 from triptych.data.scene_source import SceneSource
 from triptych.data.source import Source
 from triptych.scenes.captions import ASPECTS, altered, parse, write
-from triptych.scenes.descriptions import choices
-from triptych.scenes.drawing import GROUND_PAINT, PAINT
-from triptych.scenes.scene import COLOURS, PATTERNS, SHAPES, SIZES, TEXTURES, Ground, Scene, Thing
-from triptych.scenes.world import (
-    DIFFICULTIES,
+from triptych.scenes.descriptions import captions, choices, claims, questions
+from triptych.scenes.drawing import GROUND_PAINT, PAINT, boxes, draw, draw_all, masks
+from triptych.scenes.scene import (
+    COLOURS,
     HELD_OUT,
-    SPLITS,
-    boxes,
-    captions,
-    claims,
-    draw,
-    draw_all,
-    masks,
-    questions,
-    scene,
-    scenes,
+    PATTERNS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Ground,
+    Scene,
+    Thing,
 )
+from triptych.scenes.world import DIFFICULTIES, SPLITS, scene, scenes
 
 WORLD = {split: scenes(3, range(400), split) for split in SPLITS}
 

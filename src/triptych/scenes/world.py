@@ -1,4 +1,4 @@
-"""The built-in world: endless seeded scenes with captions, boxes, masks and questions.
+"""The built-in world: endless seeded scenes.
 
 A scene is a pure function of (seed, split, index, difficulty), the same on every machine: its
 random numbers are hashes of a counter.
@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from triptych.config import nearest
-from triptych.scenes.descriptions import captions, claims, questions, relation
-from triptych.scenes.drawing import GROUND_SHADE, SHADE, boxes, draw, draw_all, masks, mix, uniform
+from triptych.scenes.drawing import GROUND_SHADE, SHADE, mix, uniform
 from triptych.scenes.scene import (
     GROUND_COLOURS,
     HELD_OUT,
@@ -30,12 +29,6 @@ from triptych.scenes.scene import (
     Scene,
     Thing,
 )
-
-__all__ = [
-    "DIFFICULTIES", "HELD_OUT", "SPLITS", "WORLD_VERSION", "Difficulty", "Ground", "Scene",
-    "Split", "Thing", "boxes", "captions", "claims", "draw", "draw_all", "masks",
-    "questions", "relation", "scene", "scenes",
-]  # fmt: skip
 
 WORLD_VERSION = 2
 """Reported with every result; changes with any picture, caption or answer."""

@@ -38,10 +38,8 @@ def _draw_classes(report: ClassConditionalReport, folder: Path) -> Path:
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     shares = [row.accuracy for row in rows]
     top.bar(x, [s.value for s in shares], color=BLUE)
-    below, above = (
-        [max(0, s.value - s.low) for s in shares],
-        [max(0, s.high - s.value) for s in shares],
-    )
+    below = [max(0, s.value - s.low) for s in shares]
+    above = [max(0, s.high - s.value) for s in shares]
     top.errorbar(x, [s.value for s in shares], (below, above), fmt="none", color="black", lw=1)
     _mark_level(top, report.judge.value, "judge on real pictures")
     _mark_level(top, shares[0].chance, "chance")
