@@ -26,7 +26,7 @@ WIDTH = 96
 
 Topics = dict[str, tuple[str, ...]]
 TOPICS: Topics = {
-    "what": (
+    "input": (
         "model", "prompt", "negative", "label", "attributes", "vector", "image", "mask", "strength",
         "loras", "labels", "templates", "background", "text", "minus", "minus_image", "duplicates",
         "test", "split", "limit", "truth", "shots", "x", "y", "z", "from_parameters", "clip",
@@ -193,9 +193,12 @@ def _assign(
     for flag, values in given:
         found = _find(flag, options)
         if found is None:
-            near = nearest(flag, list(options))
+            flags = [option.flag for option in options.values() if option.default is not MISSING]
+            near = nearest(flag, flags)
             raise UsageError(f"there is no option {flag}.{near} (`{command} --help`)")
-        if not values and found.hint is not bool and not found.is_list:
+        if found.hint is bool and values:
+            raise UsageError(f"{flag} takes no value (`{command} --help`)")
+        if found.hint is not bool and not values and (append or not found.is_list):
             raise UsageError(f"{flag} needs a value (`{command} --help`)")
     given = placed + given
     required = [option for option in options.values() if option.default is MISSING]
@@ -316,11 +319,10 @@ def _default(option: Option) -> str:
 
 
 def _metavar(hint: Any) -> str:
-    """What stands for the value of a flag."""
-    if get_origin(hint) in (Union, UnionType):
-        hint = next(part for part in get_args(hint) if part is not NoneType)
+    """The placeholder for the value of a flag."""
+    hint = _not_optional(hint)
     if get_origin(hint) is Literal:
-        return "{" + ",".join(str(choice) or "''" for choice in get_args(hint)) + "}"
+        return "{" + ",".join(choice for choice in get_args(hint) if choice) + "}"
     if get_origin(hint) is tuple:
         return f"{_metavar(get_args(hint)[0])} ..."
     return {int: "N", float: "X", bool: ""}.get(hint, "TEXT" if hint is str else "PATH")
@@ -333,18 +335,24 @@ def _refuse(
     import tyro
 
     flag = event.argument.display_name() if getattr(event, "argument", None) else ""
+    if flag not in options:  # an error of a dataclass
+        raise UsageError(getattr(event, "message", f"{command}: these options cannot be used"))
+    hint, text = _not_optional(options[flag].hint), " ".join(given.get(flag, ()))
     if isinstance(event, tyro._errors.InvalidChoice):
-        near = nearest(event.value, list(event.choices))
-        raise UsageError(f"{flag} is one of {', '.join(event.choices)}, not {event.value!r}.{near}")
-    if flag in options:
-        kind, text = _kind(options[flag].hint), " ".join(given[flag])
-        raise UsageError(f"{flag} takes {kind}, not {text!r} (`{command} --help`)")
-    raise UsageError(getattr(event, "message", f"{event}"))
+        choices = [choice for choice in get_args(hint) if choice]
+        near = nearest(text, choices)
+        raise UsageError(f"{flag} is one of {', '.join(choices)}, not {text!r}.{near}")
+    raise UsageError(f"{flag} takes {_kind(hint)}, not {text!r} (`{command} --help`)")
+
+
+def _not_optional(hint: Any) -> Any:
+    if get_origin(hint) in (Union, UnionType):
+        return next(part for part in get_args(hint) if part is not NoneType)
+    return hint
 
 
 def _kind(hint: Any) -> str:
-    if get_origin(hint) in (Union, UnionType):
-        hint = next(part for part in get_args(hint) if part is not NoneType)
+    """What values of a type are called."""
     if get_origin(hint) is tuple:
         return {int: "whole numbers", float: "numbers"}.get(get_args(hint)[0], "words")
     return {int: "a whole number", float: "a number"}.get(hint, "another value")

@@ -28,12 +28,12 @@ BASIC = (
 
 HELP = """usage: triptych train [RECIPE] [--run DIR] [--preset NAME] [--resume] [--json] [OPTIONS]
 
-Trains a model. Without a recipe: a conditional VAE on the built-in handwritten digits.
+Trains a model in a run folder. Without a recipe: a conditional VAE on handwritten digits.
 
-recipes and their presets:
+recipes and their presets, the default first:
 {recipes}
 
-`triptych train RECIPE --help` lists every option of a recipe."""
+`triptych train RECIPE --help` lists the options of a recipe."""
 
 
 TOPICS = {
@@ -79,7 +79,7 @@ class RunOptions:
 
 def main(arguments: list[str]) -> int:
     if arguments and arguments[0] in ("--help", "-h"):
-        lines = [f"  {r:<12} {', '.join(s.recipes[r])}" for r, s in RECIPES.items()]
+        lines = [f"  {r:<16} {', '.join(s.recipes[r])}" for r, s in RECIPES.items()]
         print(HELP.format(recipes="\n".join(lines)))
         return 0
     recipe = arguments[0] if arguments and not arguments[0].startswith("-") else ""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from triptych.cli.arguments import HELP_FLAGS, find_options, refuse_others, split_words
 from triptych.cli.generate import class_pictures, text_pictures
+from triptych.cli.output import UsageError
 from triptych.systems import find_command
 from triptych.systems.class_to_image.request import ClassToImage
 from triptych.systems.stable_diffusion.request import TextToImage
@@ -17,7 +18,7 @@ def main(arguments: list[str]) -> int:
     of_classes = {option.flag: option for option in find_options(class_pictures.Arguments)}
     words, given = split_words(arguments, of_classes | of_text)
     flags = {flag: values[-1] for flag, values in given if values}
-    model, has_prompt = flags.get("--model", ""), bool(words) or "--from-parameters" in flags
+    model, has_prompt = flags.get("--model", ""), bool(words) or "--from-parameters" in dict(given)
     kind = model_kind(model)
     system = find_command("generate", kind)
     by_words = TextToImage if has_prompt else ClassToImage
@@ -32,6 +33,8 @@ def main(arguments: list[str]) -> int:
             f"{model} is a {kind}, which takes no prompt; `triptych generate --model {model} "
             "--help` lists its options"
         )
+    if not arguments and not Path(ClassToImage().model).exists():
+        raise UsageError('give a prompt or a model: triptych generate "a red cat" --model RUN')
     draws = "prompts" if takes_text else "classes"
     reason = f"{model} is a {kind}" if kind else f"it is not for pictures of {draws}"
     if takes_text:

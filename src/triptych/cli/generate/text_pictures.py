@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
         start, notes = read_parameters(source, flags.get("--model", ""))
         say(*(f"triptych: {line}" for line in notes))
         default = Arguments(start)
-    elif not words:
+    elif not words and "--from-parameters" not in dict(given):
         raise UsageError('there is no prompt: triptych generate "a red cat" --model ...')
     parsed = parse(
         Arguments, arguments, usage=USAGE, basic=BASIC, default=default, positional=("prompt",)
