@@ -301,9 +301,9 @@ def _describe(option: Option) -> list[str]:
     if option.default is MISSING:
         flag, value = option.name.upper(), "..." if value.endswith("...") else ""
     elif option.default is True:
-        flag = f"--no-{flag.removeprefix('--')}"
+        value = f"| --no-{flag.removeprefix('--')}"
     head = f"  {flag} {value}".rstrip()
-    text = option.text + (" (this turns it off)" if option.default is True else _default(option))
+    text = option.text + (" (default: on)" if option.default is True else _default(option))
     body = textwrap.wrap(text, WIDTH - 30)
     if len(head) > 28:
         return [head, *(" " * 30 + line for line in body)]

@@ -9,9 +9,7 @@ from triptych.train.settings import Training
 
 @dataclass(frozen=True)
 class TrainAutoencoder:
-    """KL autoencoder: pictures as small grids of numbers, in which diffusion then works (Rombach
-    2022).
-    """
+    """KL autoencoder: compresses pictures to latents for latent diffusion (Rombach 2022)."""
 
     training: Training = field(
         default_factory=lambda: Training(

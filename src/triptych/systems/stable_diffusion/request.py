@@ -168,8 +168,8 @@ class EvaluateTextToImage:
 
 @dataclass(frozen=True)
 class TrainTextToImage:
-    """Pictures from text by diffusion in latents (Rombach 2022): from nothing, or going on from a
-    trained or published model, all of it or by low-rank updates.
+    """Text to image by diffusion in latents or on pixels (Rombach 2022): trained from scratch, or
+    fine-tuned from a trained or published model, fully or with LoRA.
     """
 
     training: Training = field(
@@ -299,31 +299,36 @@ class TrainTextToImage:
     def __post_init__(self) -> None:
         if self.optimizer == "muon" and (self.lora or self.weight_decay):
             raise ValueError(
-                "muon moves whole matrices and decays none: leave out lora and weight_decay"
+                "muon works on full matrices, without weight decay: leave out lora and weight_decay"
             )
         if not 0 <= self.drop < 1:
-            raise ValueError(f"drop is a share, 0 to below 1, not {self.drop}")
+            raise ValueError(f"drop must be at least 0 and below 1, not {self.drop}")
         if self.lora < 0 or (self.lora and not self.init):
-            raise ValueError("lora is a rank, for a model to go on from: give init")
+            raise ValueError(
+                "lora must be a rank of at least 0, and needs a model to fine-tune: give init"
+            )
         if bool(self.first) != bool(self.first_steps):
-            raise ValueError("first and first_steps go together: easier data, and for how long")
+            raise ValueError(
+                "first and first_steps go together: the easier data, and for how many steps"
+            )
         if self.init and (self.autoencoder or self.clip):
-            raise ValueError("a model to go on from has its own autoencoder and text towers")
+            raise ValueError(
+                "init brings its own autoencoder and text towers: leave out autoencoder and clip"
+            )
         if self.init and (own := [n for n in OF_THE_MODEL if getattr(self, n) != _default(n)]):
             raise ValueError(
-                f"{', '.join(own)}: a model to go on from has its own, which training keeps: leave "
-                "it out"
+                f"{', '.join(own)}: training keeps what the model of init has: leave this out"
             )
         if self.cache and not (self.init or self.autoencoder):
             raise ValueError(
-                "a cache keeps latents: give an autoencoder or a model to go on from, or no cache"
+                "cache stores latents: give an autoencoder or init, or leave out cache"
             )
         if self.first and (self.cache or self.buckets):
-            raise ValueError("cache and buckets are for one source of data: leave out first")
+            raise ValueError("cache and buckets work with one source of data: leave out first")
         if self.buckets and not self.training.size:
-            raise ValueError("with buckets, size says how many pixels a picture has: size x size")
+            raise ValueError("buckets needs size: pictures then have about size x size pixels")
         if self.pictures < 0:
-            raise ValueError(f"pictures is a number of pictures, at least 0, not {self.pictures}")
+            raise ValueError(f"pictures must be at least 0, not {self.pictures}")
 
 
 OF_THE_MODEL = (
@@ -331,7 +336,7 @@ OF_THE_MODEL = (
     "widths", "blocks", "transformers", "head_width", "groups", "conditioning", "noise_schedule",
     "zero_terminal_snr", "shift", "predicts", "sampler", "sampling_steps", "guidance", "spacing",
 )  # fmt: skip
-"""Fields of `TrainTextToImage` that a model to go on from has its own values of."""
+"""Fields of `TrainTextToImage` whose values come from the model of `init`."""
 
 
 def _default(name: str) -> object:

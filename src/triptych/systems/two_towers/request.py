@@ -97,15 +97,13 @@ class Towers:
         if not 0 <= self.interpolate <= 1:
             raise ValueError(f"interpolate is a share, 0 to 1, not {self.interpolate}")
         if not self.init and (self.lora or self.lock != "none" or self.interpolate < 1):
-            raise ValueError("lora, lock and interpolate are for a model to go on from: give init")
+            raise ValueError("lora, lock and interpolate need a model to fine-tune: give init")
         if self.hard_negative_pool < 1:
             raise ValueError(
                 f"hard_negative_pool must be at least 1 batch, not {self.hard_negative_pool}"
             )
         if self.lora < 0 or self.gradient_cache < 0:
-            raise ValueError(
-                "lora is a rank and gradient_cache a number of pairs: neither is negative"
-            )
+            raise ValueError("lora and gradient_cache must be at least 0")
 
 
 ON_SCENES = Training(
@@ -121,7 +119,7 @@ ON_SCENES = Training(
 
 @dataclass(frozen=True)
 class TrainClip:
-    """CLIP: a picture tower and a text tower that tell pairs apart (Radford 2021)."""
+    """CLIP: pictures and texts in one space, by a softmax over a batch of pairs (Radford 2021)."""
 
     training: Training = ON_SCENES
     towers: Towers = field(default_factory=Towers)
