@@ -239,6 +239,6 @@ def test_averaged_updates_are_what_is_exported(published, pictures, tmp_path) ->
             cond, uncond = (
                 encode_texts(model, tokenizers, [text]) for text in ("a red circle", "")
             )
-            *_, end = sample(model, cond, uncond, PictureNoise([3]), height=16, width=16, steps=3)
+            *_, end = sample(model, cond, uncond, PictureNoise([3]), steps=3)
         pictured.append(end.x)
     torch.testing.assert_close(*pictured, atol=1e-4, rtol=1e-4)

@@ -14,9 +14,9 @@ from tests.manifests import FOLDER
 from tests.parity.reference import randomised
 from tests.systems.two_towers.test_published_configurations import collapsed
 from triptych.systems.clip.model import TextConfig, TextEncoderConfig, TextTransformer
+from triptych.systems.stable_diffusion.model import CLIP_L
 from triptych.systems.stable_diffusion.published import text_encoder
 from triptych.systems.stable_diffusion.published.text_encoder import (
-    CLIP_L,
     OPENCLIP_BIGG,
     OPENCLIP_H,
     OPENCLIP_RULES,

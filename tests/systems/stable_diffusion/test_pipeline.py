@@ -314,7 +314,7 @@ def test_a_long_prompt_is_read_in_windows_and_the_other_is_padded(tiny) -> None:
     encoded = encode_prompts(tiny.model, tiny.tokenizers, text, "a dog", (64, 64))
     windows = encoded.cond["context"].shape[1] // 12
     assert windows > 2 and encoded.uncond["context"].shape == encoded.cond["context"].shape
-    assert any(f"read in {windows} windows" in line for line in encoded.notes)
+    assert any(f"is split into {windows} windows" in line for line in encoded.notes)
     last = drawn(tiny, prompt=text, negative="a dog")
     assert any("windows" in line for line in last.notes)
     cut = pictures(tiny, prompt="a red cat, a red cat, a red cat")

@@ -7,20 +7,14 @@ from torch import Tensor
 
 from triptych.systems.autoencoder.model import AutoencoderConfig
 from triptych.weights.diffusers_names import layer
-from triptych.weights.keymap import Rule, rename, under
+from triptych.weights.keymap import Rule, under
 
 
 def projections(theirs: tuple[str, str, str, str], form: str = "") -> list[Rule]:
     """The projections of the attention, which LDM stores as 1 x 1 convolutions."""
     ours = ("q_proj", "k_proj", "v_proj", "out_proj")
-    return [
-        rule
-        for name, our in zip(theirs, ours, strict=True)
-        for rule in (
-            rename(f"{name}.weight", f"attention.{our}.weight", form),
-            rename(f"{name}.bias", f"attention.{our}.bias"),
-        )
-    ]
+    pairs = zip(theirs, ours, strict=True)
+    return [rule for name, our in pairs for rule in layer(name, f"attention.{our}", form)]
 
 
 RESIDUAL = [rule for name in ("norm1", "conv1", "norm2", "conv2") for rule in layer(name, name)]

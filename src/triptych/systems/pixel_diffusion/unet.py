@@ -20,6 +20,7 @@ from triptych.nn.convolution import PixelAttention, ResBlock
 from triptych.nn.levels import Features, build_down, build_up
 from triptych.nn.norm import GroupNorm
 from triptych.nn.position import timestep_embedding
+from triptych.nn.tiles import pad_to_multiple
 
 
 @dataclass(frozen=True)
@@ -148,10 +149,7 @@ class UNet(nn.Module):
         features = F.silu(features)  # (B, E)
         height, width = x.shape[2:]
         patch = self.config.patch
-        h = x
-        if height % patch or width % patch:
-            h = F.pad(h, (0, -width % patch, 0, -height % patch), mode="replicate")
-        h = self.conv_in(F.pixel_unshuffle(h, patch))
+        h = self.conv_in(F.pixel_unshuffle(pad_to_multiple(x, patch), patch))
         skips = [h]
         for level in self.down:
             skips += level(h, features)

@@ -32,6 +32,7 @@ from triptych.diffusion.schedule import Discrete, Flow, Levels, Schedule, betas,
 from triptych.diffusion.spacing import Kind
 from triptych.diffusion.steps import Denoiser, Level, Step
 from triptych.nn.loss import Loss
+from triptych.nn.tiles import pad_to_multiple
 from triptych.system import ModelKind
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
@@ -88,6 +89,7 @@ class SamplingConfig:
 CLIP_L = TextEncoderConfig(
     TextConfig(width=768, layers=12, heads=12, hidden=3072, activation="quick_gelu")
 )
+"""OpenAI's ViT-L/14: the tower of 1.x and, read before its last block, the first one of XL."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,7 @@ class Patches(nn.Module):
         self, image: Float[Tensor, "B C H W"], *, tile: int | None = None
     ) -> Float[Tensor, "B Z h w"]:
         """Latents of a picture, padded with its last column and row to multiples of the side."""
-        height, width = image.shape[2:]
-        image = F.pad(image, (0, -width % self.side, 0, -height % self.side), mode="replicate")
-        return F.pixel_unshuffle(image, self.side)
+        return F.pixel_unshuffle(pad_to_multiple(image, self.side), self.side)
 
     def decode(
         self,
@@ -290,8 +290,6 @@ def sample(
     uncond: Conditioning,
     noise: PictureNoise,
     *,
-    height: int = 0,
-    width: int = 0,
     sampler: str = "",
     steps: int = 0,
     spacing: Kind | None = None,
@@ -304,7 +302,7 @@ def sample(
     """
     config = model.config.sampling
     levels, scale = sampling_levels(model, sampler, steps, spacing)
-    shape = model.config.latent_shape(height or config.height, width or config.width)
+    shape = model.config.latent_shape(config.height, config.width)
     x = (scale * noise.start(shape)).to(cond["context"].device)
     guidance = config.guidance if guidance is None else guidance
     denoise = model.denoiser(cond, uncond, guidance, config.rescale)

@@ -26,7 +26,7 @@ from triptych.scenes.reader import apply_threshold, match_regions, threshold
 from triptych.scenes.scene import GroundColour, Texture, Thing
 from triptych.scores.environment import environment
 from triptych.scores.fid import Estimate, kernel_distance
-from triptych.scores.style import require_matplotlib
+from triptych.scores.style import new_figure
 from triptych.systems.stable_diffusion.draw_prompts import draw_prompts
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.request import EvaluateTextToImage
@@ -256,26 +256,23 @@ def markdown(reports: Sequence[TextToImageReport], setting: Mapping[str, Any]) -
     for group in first.nearest:
         lines += _nearest_table(reports, group)
     if first.likeness is not None:
-        lines += [
-            "## In the features of CLIP\n",
-            "| guidance | KID x 1000 | real against real | CLIP score | of real pictures | own "
-            "prompt preferred | by real pictures |",
-            "|---|---|---|---|---|---|---|",
+        columns = [
+            *("guidance", "KID x 1000", "real against real", "CLIP score", "of real pictures"),
+            *("own prompt preferred", "by real pictures"),
         ]
-        lines += [_likeness_row(report) for report in reports if report.likeness is not None]
-        lines.append("")
+        rows = [_likeness_row(report) for report in reports if report.likeness is not None]
+        lines += ["## In the features of CLIP\n", *_table(columns, rows)]
     facts = "\n".join(f"- {name}: {value}" for name, value in setting.items() if value is not None)
     return "\n".join([*lines, f"## Setting\n\n{facts}\n"])
 
 
 def _judged_table(reports: Sequence[TextToImageReport], group: str) -> list[str]:
     names = list(reports[0].judged[group])
-    lines = [f"## {group}\n", "| guidance | " + " | ".join(names) + " |"]
-    lines.append("|---" * (len(names) + 1) + "|")
-    for row in reports:
-        cells = [_share(row.judged[group][name]) for name in names]
-        lines.append(f"| {row.guidance:g} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
+    rows = [
+        [f"{row.guidance:g}", *(_share(row.judged[group][name]) for name in names)]
+        for row in reports
+    ]
+    return [f"## {group}\n", *_table(["guidance", *names], rows)]
 
 
 def _nearest_table(reports: Sequence[TextToImageReport], group: str) -> list[str]:
@@ -284,9 +281,14 @@ def _nearest_table(reports: Sequence[TextToImageReport], group: str) -> list[str
         *("guidance", "as many regions", *names),
         *("nearest quarter", "half", "three quarters"),
     ]
-    lines = [f"### {group}\n", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    lines += [_nearest_row(report.guidance, report.nearest[group], names) for report in reports]
-    return [*lines, ""]
+    rows = [_nearest_row(report.guidance, report.nearest[group], names) for report in reports]
+    return [f"### {group}\n", *_table(columns, rows)]
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown, and an empty one."""
+    head, *body = (f"| {' | '.join(cells)} |" for cells in (columns, *rows))
+    return [head, "|---" * len(columns) + "|", *body, ""]
 
 
 def _share(share: Share) -> str:
@@ -294,13 +296,13 @@ def _share(share: Share) -> str:
     return f"{share.value:.1%} ({low:.1%} to {high:.1%}) of {share.of}"
 
 
-def _nearest_row(guidance: float, near: Nearest, names: Sequence[str]) -> str:
+def _nearest_row(guidance: float, near: Nearest, names: Sequence[str]) -> list[str]:
     shares = [_share(near.shares[name]) if name in near.shares else "-" for name in names]
     distances = [f"{d:.3f}" for d in near.distances] if near.distances else ["-"] * 3
-    return "| " + " | ".join([f"{guidance:g}", _share(near.counted), *shares, *distances]) + " |"
+    return [f"{guidance:g}", _share(near.counted), *shares, *distances]
 
 
-def _likeness_row(report: TextToImageReport) -> str:
+def _likeness_row(report: TextToImageReport) -> list[str]:
     likeness = report.likeness
     assert likeness is not None
 
@@ -313,26 +315,20 @@ def _likeness_row(report: TextToImageReport) -> str:
     def preferred(a: Alignment) -> str:
         return "-" if a.preferred is None else f"{a.preferred:.1%}"
 
-    cells = [
+    return [
         f"{report.guidance:g}", distance(likeness.kernel), distance(likeness.floor),
         score(likeness.alignment), score(likeness.real), preferred(likeness.alignment),
         preferred(likeness.real),
     ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
 
 
 def _plot(reports: Sequence[TextToImageReport], path: Path) -> None:
-    require_matplotlib()
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     scales = [report.guidance for report in reports]
     panels = [g for g in ("all", "held-out pairs") if g in reports[0].judged]
     likenesses = [report.likeness for report in reports if report.likeness is not None]
     count = len(panels) + bool(likenesses)
-    figure, axes = pyplot.subplots(1, count, figsize=(5 * count, 4), squeeze=False)
+    figure = new_figure(5 * count, 4)
+    axes = figure.subplots(1, count, squeeze=False)
     for axis, group in zip(axes[0], panels, strict=False):
         for name in reports[0].judged[group]:
             shares = [report.judged[group][name] for report in reports]
@@ -348,9 +344,7 @@ def _plot(reports: Sequence[TextToImageReport], path: Path) -> None:
         axis.errorbar(scales, kernels, np.abs(spread - kernels), marker="o", capsize=2)
         axis.axhline(1000 * likenesses[0].floor.value, linestyle=":", color="gray")
         axis.set(title="KID x 1000 in CLIP's features; dotted: real", xlabel="guidance", ylim=0)
-    figure.tight_layout()
     figure.savefig(path, dpi=100)
-    pyplot.close(figure)
 
 
 def evaluate(options: EvaluateTextToImage, run: TrainedRun) -> Generator[str, None, dict[str, Any]]:

@@ -14,7 +14,8 @@ import torch
 from transformers import CLIPTokenizer
 
 from triptych.systems.clip.model import TextConfig, TextEncoderConfig
-from triptych.systems.stable_diffusion.published.text_encoder import CLIP_L, OPENCLIP_BIGG
+from triptych.systems.stable_diffusion.model import CLIP_L
+from triptych.systems.stable_diffusion.published.text_encoder import OPENCLIP_BIGG
 from triptych.systems.stable_diffusion.published.tokenizers import (
     file_tokenizers,
     folder_tokenizers,

@@ -32,7 +32,7 @@ def learned_words(
     """
     files = {name: path for name, path in _find_files().items() if _is_named(name, prompts)}
     widths = [tower.text.width for tower in model.config.text]
-    words = {name: read_word(path, widths).vectors for name, path in files.items()}
+    words = {name: read_word(path, widths) for name, path in files.items()}
     counts = {name: len(vectors[0]) for name, vectors in words.items()}
     weights = [tower.get_parameter("token.weight") for tower in model.text]
     originals = [weight.data for weight in weights]

@@ -4,7 +4,6 @@ Dimensions: N vectors of the word, D width of a text encoder.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
@@ -20,34 +19,22 @@ FAMILIES = {
     (768, 1280): "Stable Diffusion XL",
     (768, 1280, 4096): "Stable Diffusion 3",
 }
-UNNAMED = ("emb_params", "string_to_param.*", "clip_l", "clip_g")
-"""Names of tensors in files that do not contain the word, which is then the name of the file."""
 
 
-@dataclass(frozen=True)
-class Word:
-    """A new word and its learned vectors."""
-
-    name: str
-    """The word in a prompt."""
-    vectors: tuple[Float[Tensor, "N D"], ...]
-    """For each text tower, in the order of the model."""
-
-
-def read_word(path: Path, widths: Sequence[int]) -> Word:
-    """Read an embedding file in the format of AUTOMATIC1111 (`.pt`, `.safetensors`) or diffusers.
-
-    `widths` are those of the model's text towers. A file of diffusers contains its word, such as
-    `<cat-toy>`; for others it is the file's name without its ending.
+def read_word(path: Path, widths: Sequence[int]) -> tuple[Float[Tensor, "N D"], ...]:
+    """Read an embedding file in the format of AUTOMATIC1111 (`.pt`, `.safetensors`) or diffusers:
+    the vectors of a word for each of the model's text towers, which have these `widths`.
 
     Raises:
         ValueError: the file is damaged, or for another family of models, which is named.
     """
     with errors_about(path):
-        return parse_word(read_weights(path), widths, path.stem)
+        return parse_word(read_weights(path), widths)
 
 
-def parse_word(tensors: Mapping[str, Tensor], widths: Sequence[int], name: str) -> Word:
+def parse_word(
+    tensors: Mapping[str, Tensor], widths: Sequence[int]
+) -> tuple[Float[Tensor, "N D"], ...]:
     """Parse the tensors of an embedding file.
 
     Raises:
@@ -73,8 +60,7 @@ def parse_word(tensors: Mapping[str, Tensor], widths: Sequence[int], name: str) 
     if len({len(vectors) for vectors in rows.values()}) > 1:
         counts = ", ".join(str(len(vectors)) for vectors in rows.values())
         raise ValueError(f"its text towers have different numbers of vectors: {counts}")
-    word = next((key for key in embeddings if key not in UNNAMED), name)
-    return Word(word, tuple(rows[width] for width in widths))
+    return tuple(rows[width] for width in widths)
 
 
 def _family(widths: Sequence[int]) -> str:

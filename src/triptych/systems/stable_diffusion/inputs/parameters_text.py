@@ -141,14 +141,12 @@ class Replay(NamedTuple):
     """The request of a picture's text."""
 
     request: TextToImage
-    model_hash: str
-    """The first ten digits of the checkpoint's SHA-256, or an older kind of hash."""
     notes: tuple[str, ...]
     """Settings that are ignored."""
 
 
-def replay(info: Infotext, model: str = "") -> Replay:
-    """The request that draws a picture again; `model` replaces the model that the text names.
+def replay(info: Infotext) -> Replay:
+    """The request that draws a picture again.
 
     By default the noise is that of a CUDA device (`philox`), and the spacing is what AUTOMATIC1111
     chooses for the sampler.
@@ -181,11 +179,11 @@ def replay(info: Infotext, model: str = "") -> Replay:
             fields[field] = parsed
     if not fields.get("variation_strength"):  # without it the variation seed has no effect
         fields.pop("variation_seed", None)
-    if name := model or info.get("Model"):
+    if name := info.get("Model"):
         fields["model"] = name
     used = {"Sampler", "Schedule type", "RNG", "Size", OURS, *SETTINGS, *INFORMATION}
     notes += [f"{key}: {value[:60]} is ignored" for key, value in info.pairs if key not in used]
-    return Replay(TextToImage(**fields), info.get("Model hash"), tuple(notes))
+    return Replay(TextToImage(**fields), tuple(notes))
 
 
 def _seed(value: str) -> int | None:
@@ -266,7 +264,6 @@ def infotext_of(
     *,
     seed: int,
     size: tuple[int, int],
-    model_hash: str = "",
     version: str = "",
 ) -> Infotext:
     """The settings of one picture in AUTOMATIC1111's order.
@@ -289,7 +286,6 @@ def infotext_of(
         "CFG scale": request.guidance,
         "Seed": seed,
         "Size": f"{size[0]}x{size[1]}",
-        "Model hash": model_hash or None,
         "Model": _plain_name(request.model),
         "Variation seed": request.variation_seed if varied else None,
         "Variation seed strength": request.variation_strength if varied else None,

@@ -15,11 +15,6 @@ from triptych.weights.keymap import Rule, drop, rename, under
 
 PREFIX = "text_model."
 
-CLIP_L = TextEncoderConfig(
-    TextConfig(width=768, layers=12, heads=12, hidden=3072, activation="quick_gelu")
-)
-"""OpenAI's ViT-L/14: the tower of 1.x and, read before its last block, the first one of XL."""
-
 OPENCLIP_H = TextEncoderConfig(
     TextConfig(width=1024, layers=24, heads=16, hidden=4096), dim=1024, skip=1
 )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from triptych.systems.stable_diffusion.unet import LatentUNetConfig
-from triptych.weights.diffusers_names import RESIDUAL, layer
+from triptych.weights.diffusers_names import RESIDUAL, UNET, check_fields, layer
 from triptych.weights.keymap import Rule, rename, split, under
 
 ATTENTION = [
@@ -27,17 +27,10 @@ BLOCK = [
 def transformer_rules(config: LatentUNetConfig) -> list[Rule]:
     """A spatial transformer, with the same names in diffusers and LDM."""
     form = "1 x 1" if config.projections == "convolution" else ""
-    projections = [
-        rule
-        for name in ("proj_in", "proj_out")
-        for rule in (
-            rename(f"{name}.weight", f"{name}.weight", form),
-            rename(f"{name}.bias", f"{name}.bias"),
-        )
-    ]
     return [
         *layer("norm", "norm"),
-        *projections,
+        *layer("proj_in", "proj_in", form),
+        *layer("proj_out", "proj_out", form),
         *under(BLOCK, "transformer_blocks.{}.", "blocks.{}."),
     ]
 
@@ -94,29 +87,17 @@ def ldm_rules(config: LatentUNetConfig) -> list[Rule]:
 def diffusers_rules(config: LatentUNetConfig) -> list[Rule]:
     """The names in a diffusers folder."""
     inside = transformer_rules(config)
-    rules = [
-        *layer("time_embedding.linear_1", "time.up"),
-        *layer("time_embedding.linear_2", "time.down"),
+    return [
+        *UNET,
         *layer("add_embedding.linear_1", "added.up"),
         *layer("add_embedding.linear_2", "added.down"),
         rename("class_embedding.weight", "label.weight"),
-        *layer("conv_in", "conv_in"),
+        *under(inside, "down_blocks.{}.attentions.{}.", "down.{}.blocks.{}.transformer."),
         *under(RESIDUAL, "mid_block.resnets.0.", "middle.first."),
         *under(inside, "mid_block.attentions.0.", "middle.transformer."),
         *under(RESIDUAL, "mid_block.resnets.1.", "middle.second."),
-        *layer("down_blocks.{}.downsamplers.0.conv", "down.{}.downsample.conv"),
-        *layer("up_blocks.{}.upsamplers.0.conv", "up.{}.upsample.conv"),
-        *layer("conv_norm_out", "norm_out"),
-        *layer("conv_out", "conv_out"),
+        *under(inside, "up_blocks.{}.attentions.{}.", "up.{}.blocks.{}.transformer."),
     ]
-    for way in ("down", "up"):
-        rules += under(
-            RESIDUAL, f"{way}_blocks.{{}}.resnets.{{}}.", f"{way}.{{}}.blocks.{{}}.residual."
-        )
-        rules += under(
-            inside, f"{way}_blocks.{{}}.attentions.{{}}.", f"{way}.{{}}.blocks.{{}}.transformer."
-        )
-    return rules
 
 
 OTHERS = {
@@ -189,7 +170,10 @@ def from_diffusers(config: Mapping[str, Any]) -> LatentUNetConfig:
     if kind != "UNet2DConditionModel":
         what = f" ({OTHERS[kind]})" if kind in OTHERS else ""
         raise ValueError(f"{kind}{what} is not the U-Net of Stable Diffusion 1.x, 2.x or XL")
-    _check_fields(config)
+    check_fields(config, SUPPORTED, READ | IGNORED)
+    for name in ("layers_per_block", "cross_attention_dim"):
+        if isinstance(config.get(name), list | tuple):
+            raise ValueError(f"{name} differs between levels, which is not supported")
     widths = tuple(config.get("block_out_channels", (320, 640, 1280, 1280)))
     levels = len(widths)
     depths = _per_level(config.get("transformer_layers_per_block", 1), levels)
@@ -268,21 +252,6 @@ def to_diffusers(config: LatentUNetConfig) -> dict[str, Any]:
         stored["addition_time_embed_dim"] = config.size_waves
         stored["projection_class_embeddings_input_dim"] = config.added
     return stored
-
-
-def _check_fields(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a field, or a value of a field, that is not supported."""
-    for name, value in config.items():
-        if name.startswith("_") or name in READ or name in IGNORED:
-            continue
-        if name not in SUPPORTED:
-            raise ValueError(f"the field {name} ({value!r}) is not supported")
-        if value not in SUPPORTED[name]:
-            supported = " or ".join(map(repr, SUPPORTED[name]))
-            raise ValueError(f"{name} is {value!r}; supported: {supported}")
-    for name in ("layers_per_block", "cross_attention_dim"):
-        if isinstance(config.get(name), list | tuple):
-            raise ValueError(f"{name} differs between levels, which is not supported")
 
 
 def _per_level(value: Any, levels: int) -> list[Any]:

@@ -39,17 +39,13 @@ def prompt_sheet(
 
 
 def judge_prompts(
-    model: StableDiffusion,
-    tokenizers: Tokenizers,
-    prompts: Sequence[str],
-    *,
-    guidance: float | None = None,
+    model: StableDiffusion, tokenizers: Tokenizers, prompts: Sequence[str]
 ) -> dict[str, float]:
     """The share of samples of the built-in world that satisfy their prompt, in everything and
     attribute by attribute, by the exact judge; and `nearest`, the median distance of regions from
     the objects that redraw them best.
     """
-    pictures = draw_prompts(model, tokenizers, prompts, guidance=guidance)
+    pictures = draw_prompts(model, tokenizers, prompts)
     shares, nearest = judge(pictures, prompts)
     row = {name: share.value for name, share in shares["all"].items()}
     if nearest["all"].distances:

@@ -11,8 +11,7 @@ from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 
 from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.clip.model import TextTransformer
-from triptych.systems.stable_diffusion.model import ScheduleConfig
-from triptych.systems.stable_diffusion.published import text_encoder
+from triptych.systems.stable_diffusion.model import ScheduleConfig, StableDiffusionConfig
 from triptych.systems.stable_diffusion.published import unet as published_unet
 from triptych.systems.stable_diffusion.published.folder.schedulers import from_diffusers
 from triptych.systems.stable_diffusion.published.inspect_checkpoint import summary
@@ -331,7 +330,7 @@ def test_the_bundled_configurations_are_the_published_ones():
             {"timestep_spacing": "leading"} | stored(family, "scheduler/scheduler_config.json")
         )
         towers = {"Stable Diffusion 2.x": (OPENCLIP_H,)}.get(
-            family, (replace(text_encoder.CLIP_L, skip=1, norm=False), OPENCLIP_BIGG)
+            family, (replace(StableDiffusionConfig().text[0], skip=1, norm=False), OPENCLIP_BIGG)
         )
         config = published_config(family, ScheduleConfig(), towers, 4)
         assert config.schedule == scheduler.schedule

@@ -12,6 +12,7 @@ from triptych.diffusion.denoiser import Predicts
 from triptych.diffusion.names import find_sampler, parse_sampler
 from triptych.diffusion.spacing import Kind
 from triptych.systems.stable_diffusion.model import SamplingConfig, ScheduleConfig
+from triptych.weights.diffusers_names import check_fields
 
 PREDICTS: dict[str, Predicts] = {
     "epsilon": "noise",
@@ -149,7 +150,13 @@ def from_diffusers(stored: Mapping[str, Any]) -> Scheduler:
             f"the scheduler {name} is for a network trained in EDM's form (Playground 2.5), which "
             "is not supported"
         )
-    _check_fields(stored)
+    others = READ | IGNORED | ({"lower_order_final"} if name == SINGLESTEP else set())
+    check_fields(stored, SUPPORTED, others, "the scheduler's ")
+    if name == "PNDMScheduler" and not stored.get("skip_prk_steps", False):
+        raise ValueError(
+            "the scheduler's skip_prk_steps is False, which starts with Runge-Kutta steps; "
+            "supported: True"
+        )
     if name == IPNDM:
         raise ValueError(
             f"the scheduler {name} is for a network trained on the noise table of Dance Diffusion, "
@@ -266,25 +273,6 @@ def _scheduler(schedule: ScheduleConfig, sampling: SamplingConfig) -> tuple[str,
     if schedule.kind == "sigmoid":
         name, own = "DDPMScheduler", {}
     return name, own
-
-
-def _check_fields(stored: Mapping[str, Any]) -> None:
-    """Raise ValueError for a field, or a value of a field, that is not supported."""
-    for field, value in stored.items():
-        if field in READ or field in IGNORED or field.startswith("_"):
-            continue
-        if field not in SUPPORTED:
-            raise ValueError(f"the scheduler's field {field} ({value!r}) is not supported")
-        if field == "lower_order_final" and stored.get("_class_name") == SINGLESTEP:
-            continue
-        if value not in SUPPORTED[field]:
-            supported = " or ".join(map(repr, SUPPORTED[field]))
-            raise ValueError(f"the scheduler's {field} is {value!r}; supported: {supported}")
-    if stored.get("_class_name") == "PNDMScheduler" and not stored.get("skip_prk_steps", False):
-        raise ValueError(
-            "the scheduler's skip_prk_steps is False, which starts with Runge-Kutta steps; "
-            "supported: True"
-        )
 
 
 def _sampler(stored: Mapping[str, Any], name: str) -> str:

@@ -14,14 +14,13 @@ from typing import Any, Literal
 
 from triptych.config import errors_about
 from triptych.systems.clip.model import TextEncoderConfig
-from triptych.systems.stable_diffusion.model import ScheduleConfig, StableDiffusionConfig
+from triptych.systems.stable_diffusion.model import CLIP_L, ScheduleConfig, StableDiffusionConfig
 from triptych.systems.stable_diffusion.published.single_file.configs import (
     UNETS,
     Family,
     published_config,
 )
 from triptych.systems.stable_diffusion.published.text_encoder import (
-    CLIP_L,
     OPENCLIP_BIGG,
     OPENCLIP_H,
 )

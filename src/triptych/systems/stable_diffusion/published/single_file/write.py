@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from triptych.systems.autoencoder.published import ldm_rules as autoencoder_rules
-from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
+from triptych.systems.stable_diffusion.model import CLIP_L, StableDiffusion, StableDiffusionConfig
 from triptych.systems.stable_diffusion.published.folder.read import own_settings
 from triptych.systems.stable_diffusion.published.folder.write import tower_state, trim_towers
 from triptych.systems.stable_diffusion.published.single_file.configs import UNETS, Family
@@ -24,7 +24,6 @@ from triptych.systems.stable_diffusion.published.single_file.read import (
     family_parts,
 )
 from triptych.systems.stable_diffusion.published.text_encoder import (
-    CLIP_L,
     OPENCLIP_H,
     OPENCLIP_RULES,
     transformers_rules,
