@@ -5,7 +5,7 @@ needs a `config.json`, in its folder or beside its file, because its tensors do 
 of its latents.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,12 +33,9 @@ def recognise(found: Layout) -> bool:
     """Whether a checkpoint is an autoencoder and nothing else."""
     if found.form == "diffusers":
         return "Pipeline" not in found.declared
-    return found.form == "file" and is_autoencoder(found.open().header.shapes)
-
-
-def is_autoencoder(names: Iterable[str]) -> bool:
-    """Whether a file with these tensors is an autoencoder and nothing else."""
-    names = set(names)
+    if found.form != "file":
+        return False
+    names = set(found.open().header.shapes)
     if _is_taesd_half(names):
         return True
     prefixes = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", VAE, "loss.")

@@ -126,9 +126,7 @@ def from_diffusers(config: Mapping[str, Any]) -> AutoencoderConfig:
     if kind != "AutoencoderKL":
         what = f" ({OTHERS[kind]})" if kind in OTHERS else ""
         raise ValueError(f"{kind}{what} is not the KL autoencoder of Stable Diffusion")
-    fields = {
-        name for name in config if not name.startswith("_")
-    }  # others are diffusers' bookkeeping
+    fields = {name for name in config if not name.startswith("_")}
     if unknown := sorted(fields - IGNORED - SIZES.keys() - BLOCKS.keys() - OTHER_FIELDS):
         raise ValueError(f"the autoencoder's configuration has unknown fields: {unknown}")
     widths = tuple(config.get("block_out_channels", (64,)))

@@ -1,6 +1,6 @@
 """Training of the KL autoencoder, with an optional patch discriminator."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -82,14 +82,21 @@ def build(request: TrainAutoencoder, world: World, load: Load) -> Recipe:
         Reconstruction(autoencoder, request.likelihood, request.deviation), discriminator
     ).to(device)
     held_out = take_first(test, HELD_OUT)
+    image, captions = held_out["image"], held_out.get("caption")
+    deviation = float((image - image.mean()).abs().mean())
 
     def evaluate(module: Autoencoder) -> dict[str, float]:
-        return measure_fidelity(module, held_out["image"], held_out.get("caption"), test)
+        return measure_fidelity(module, image, captions, test)
 
     def export(run: Path, module: Autoencoder) -> None:
-        rescaled = rescale_latents(module, held_out["image"])
+        rescaled = rescale_latents(module, image)
         card = Card("autoencoder", to_json(rescaled.config), triptych=version("triptych"))
         checkpoint.export(run, rescaled, to_json(card))
+
+    def draw(module: Autoencoder) -> np.ndarray:
+        shown = image[:SHOWN]
+        rows = [to_pictures(shown), to_pictures(reconstruct_all(module, shown))]
+        return labelled_grid(np.stack(rows), ["given", "back"])
 
     return Recipe(
         model=model,
@@ -102,8 +109,8 @@ def build(request: TrainAutoencoder, world: World, load: Load) -> Recipe:
         ),
         batches=batches_for(source, training, world),
         export=export,
-        chance=f"a grey picture: absolute {_mean_deviation(held_out['image']):.3f}",
-        sample=_sample_sheet(held_out["image"][:SHOWN]),
+        chance=f"a grey picture: absolute {deviation:.3f}",
+        sample=draw,
         evaluate=evaluate,
     )
 
@@ -224,15 +231,3 @@ def measure_fidelity(
             verdicts = [satisfies(read(p), c) for p, c in zip(pictures, captions, strict=True)]
             row[name] = report(verdicts)["whole"].value
     return row
-
-
-def _sample_sheet(image: Tensor) -> Callable[[Autoencoder], np.ndarray]:
-    def draw(module: Autoencoder) -> np.ndarray:
-        rows = [to_pictures(image), to_pictures(reconstruct_all(module, image))]
-        return labelled_grid(np.stack(rows), ["given", "back"])
-
-    return draw
-
-
-def _mean_deviation(image: Tensor) -> float:
-    return float((image - image.mean()).abs().mean())

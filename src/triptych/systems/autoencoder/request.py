@@ -1,21 +1,19 @@
 """Settings of the KL autoencoder, and presets that work."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from triptych.nn.checks import require_at_least
 from triptych.train.settings import Training
+
+TRAINING = Training(data="scenes", size=32, schedule="cosine", warmup=100, ema_halflife=200)
 
 
 @dataclass(frozen=True)
 class TrainAutoencoder:
     """KL autoencoder: compresses pictures to latents for latent diffusion (Rombach 2022)."""
 
-    training: Training = field(
-        default_factory=lambda: Training(
-            data="scenes", size=32, schedule="cosine", warmup=100, ema_halflife=200
-        )
-    )
+    training: Training = TRAINING
     latent_channels: int = 4
     """Channels of the latents."""
     widths: tuple[int, ...] = (32, 64, 96)
@@ -65,14 +63,11 @@ class TrainAutoencoder:
 
 PRESETS = {
     "tiny": TrainAutoencoder(
-        Training(
-            data="scenes",
+        replace(
+            TRAINING,
             size=64,
             batch_size=16,
             steps=3500,
-            schedule="cosine",
-            warmup=100,
-            ema_halflife=200,
             evaluate_every=500,
             sample_every=1000,
             precision="auto",

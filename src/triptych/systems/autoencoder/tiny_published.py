@@ -3,7 +3,7 @@
 All of them name layers by their index in an `nn.Sequential`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -24,29 +24,28 @@ BLOCK = [
 
 def encoder_rules(config: TinyAutoencoderConfig) -> list[Rule]:
     """The names in files such as `taesd_encoder.pth`."""
-    rules, place = layer("0", "encoder.conv_in"), 1
-    for level, blocks in enumerate(config.blocks):
-        if level > 0:
-            rules.append(rename(f"{place}.weight", f"encoder.downsample.{level - 1}.weight"))
-            place += 1
-        for block in range(blocks):
-            rules += under(BLOCK, f"{place}.", f"encoder.levels.{level}.{block}.")
-            place += 1
-    return [*rules, *layer(f"{place}", "encoder.conv_out")]
+    return _rules("encoder", "downsample", config.blocks, place=0)
 
 
 def decoder_rules(config: TinyAutoencoderConfig, first: int = 1) -> list[Rule]:
     """The names in files such as `taesd_decoder.pth`, where layer 0 is the clamp of the input."""
-    rules, place = layer(f"{first}", "decoder.conv_in"), first + 2  # an activation follows
-    for level, blocks in enumerate(reversed(config.blocks)):
+    return _rules("decoder", "upsample", config.blocks[::-1], place=first)
+
+
+def _rules(end: str, resize: str, levels: Sequence[int], place: int) -> list[Rule]:
+    """The rules of one end, whose first layer is at `place`."""
+    without_weights = int(end == "decoder")  # an activation after the first layer, upsampling
+    rules = layer(f"{place}", f"{end}.conv_in")
+    place += 1 + without_weights
+    for level, blocks in enumerate(levels):
         if level > 0:
-            place += 1  # upsampling has no weights
-            rules.append(rename(f"{place}.weight", f"decoder.upsample.{level - 1}.weight"))
+            place += without_weights
+            rules.append(rename(f"{place}.weight", f"{end}.{resize}.{level - 1}.weight"))
             place += 1
         for block in range(blocks):
-            rules += under(BLOCK, f"{place}.", f"decoder.levels.{level}.{block}.")
+            rules += under(BLOCK, f"{place}.", f"{end}.levels.{level}.{block}.")
             place += 1
-    return [*rules, *layer(f"{place}", "decoder.conv_out")]
+    return [*rules, *layer(f"{place}", f"{end}.conv_out")]
 
 
 def diffusers_rules(config: TinyAutoencoderConfig) -> list[Rule]:
@@ -104,9 +103,7 @@ def from_diffusers(config: Mapping[str, Any]) -> TinyAutoencoderConfig:
     kind = config.get("_class_name", "AutoencoderTiny")
     if kind != "AutoencoderTiny":
         raise ValueError(f"{kind} is not diffusers' AutoencoderTiny")
-    fields = {
-        name for name in config if not name.startswith("_")
-    }  # others are diffusers' bookkeeping
+    fields = {name for name in config if not name.startswith("_")}
     if unknown := sorted(fields - FIXED.keys() - OTHER_FIELDS - {*WIDTHS}):
         raise ValueError(f"the tiny autoencoder's configuration has unknown fields: {unknown}")
     for name, value in FIXED.items():

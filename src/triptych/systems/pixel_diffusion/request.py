@@ -1,9 +1,13 @@
 """Settings of class-conditional diffusion on pixels, and presets that work."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from triptych.train.settings import ConditionKind, Training
+
+TRAINING = Training(
+    batch_size=128, schedule="cosine", warmup=100, ema_halflife=200, precision="auto"
+)
 
 
 @dataclass(frozen=True)
@@ -12,11 +16,7 @@ class TrainPixelDiffusion:
     Salimans 2022).
     """
 
-    training: Training = field(
-        default_factory=lambda: Training(
-            batch_size=128, schedule="cosine", warmup=100, ema_halflife=200, precision="auto"
-        )
-    )
+    training: Training = TRAINING
     condition: ConditionKind = "label"
     """What pictures are conditioned on: class, attributes, numbers, or nothing."""
     drop: float = 0.1
@@ -71,15 +71,7 @@ class TrainPixelDiffusion:
 
 PRESETS = {
     "digits": TrainPixelDiffusion(
-        Training(
-            batch_size=128,
-            steps=3000,
-            schedule="cosine",
-            warmup=100,
-            ema_halflife=100,
-            sample_every=1000,
-            precision="auto",
-        ),
+        replace(TRAINING, steps=3000, ema_halflife=100, sample_every=1000),
         widths=(48, 96),
         attention=(1,),
         head_width=24,
@@ -87,16 +79,7 @@ PRESETS = {
         groups=12,
     ),
     "mnist": TrainPixelDiffusion(
-        Training(
-            batch_size=64,
-            steps=7200,
-            schedule="cosine",
-            warmup=200,
-            ema_halflife=200,
-            sample_every=500,
-            save_every=250,
-            precision="auto",
-        ),
+        replace(TRAINING, batch_size=64, steps=7200, warmup=200, sample_every=500, save_every=250),
         widths=(48, 96),
         attention=(1,),
         head_width=24,
@@ -106,30 +89,21 @@ PRESETS = {
         guidance=1.3,
     ),
     "cifar10": TrainPixelDiffusion(
-        Training(
-            batch_size=128,
-            steps=8000,
-            schedule="cosine",
-            warmup=300,
-            ema_halflife=300,
-            sample_every=1000,
-            precision="auto",
-        ),
+        replace(TRAINING, steps=8000, warmup=300, ema_halflife=300, sample_every=1000),
         widths=(64, 128, 192),
         time_width=256,
         patch=2,
         dropout=0.05,
     ),
     "pictures": TrainPixelDiffusion(
-        Training(
+        replace(
+            TRAINING,
             size=64,
             batch_size=64,
             steps=30_000,
-            schedule="cosine",
             warmup=500,
             ema_halflife=1000,
             sample_every=2000,
-            precision="auto",
         ),
         widths=(64, 128, 192, 256),
         attention=(2, 3),

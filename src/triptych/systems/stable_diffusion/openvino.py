@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from triptych.backends.openvino import Conversion, Input, compile_network, convert, find_conversion
+from triptych.backends.openvino import Conversion, Input, compile_network, convert
 from triptych.nn.circular import circular
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
 from triptych.systems.stable_diffusion.unet import LatentUNet, LatentUNetConfig
@@ -57,15 +57,6 @@ class OpenVinoUNet(nn.Module):
         shapes = tuple(tuple(one.shape) for one in inputs)
         network = compile_network(self.folder, self.in_bfloat16, torch.get_num_threads(), shapes)
         return network(*(one.float() for one in inputs)).to(x.dtype)
-
-
-def unet_conversion(model: StableDiffusion, tiling: bool) -> Conversion:
-    """Where the conversion of the U-Net with its current weights is, or will be.
-
-    Raises:
-        ValueError: OpenVINO is not installed.
-    """
-    return find_conversion(model.unet, model.config.unet, "unet", tiling=tiling)
 
 
 def describe_conversion(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from triptych import runtime
 from triptych.backends.int8 import int8
-from triptych.backends.openvino import require_openvino
+from triptych.backends.openvino import find_conversion, require_openvino
 from triptych.diffusion.editing import inpainting, start_at
 from triptych.diffusion.names import SAMPLERS, parse_sampler
 from triptych.diffusion.noise import PictureNoise, Stream
@@ -43,7 +43,6 @@ from triptych.systems.stable_diffusion.model import StableDiffusion, sampling_le
 from triptych.systems.stable_diffusion.openvino import (
     describe_conversion,
     in_openvino,
-    unet_conversion,
 )
 from triptych.systems.stable_diffusion.request import TextToImage, parse_size
 from triptych.text.weighting import loras_in
@@ -108,7 +107,8 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
         notes = (*(original.notes if original else ()), *changes, *words, *text.notes)
         conversion = None
         if request.backend == "openvino":
-            conversion = unet_conversion(model, request.tiling)
+            unet = model.unet
+            conversion = find_conversion(unet, unet.config, "unet", tiling=request.tiling)
             if not conversion.exists:
                 notes += describe_conversion(conversion, model, lora=bool(changes))
                 yield Drawing(request, _no_pictures(request, model), 0.0, None, notes)

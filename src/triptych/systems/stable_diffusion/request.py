@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from triptych.diffusion.names import parse_sampler
@@ -166,22 +166,23 @@ class EvaluateTextToImage:
             parse_sampler(self.sampler)
 
 
+TRAINING = Training(
+    data="scenes-one",
+    size=32,
+    schedule="cosine",
+    warmup=200,
+    ema_halflife=200,
+    precision="auto",
+)
+
+
 @dataclass(frozen=True)
 class TrainTextToImage:
     """Text to image by diffusion in latents or on pixels (Rombach 2022): trained from scratch, or
     fine-tuned from a trained or published model, fully or with LoRA.
     """
 
-    training: Training = field(
-        default_factory=lambda: Training(
-            data="scenes-one",
-            size=32,
-            schedule="cosine",
-            warmup=200,
-            ema_halflife=200,
-            precision="auto",
-        )
-    )
+    training: Training = TRAINING
     init: str = ""
     """Fine-tune this text-to-image model; its own sizes replace those below."""
     autoencoder: str = ""
@@ -315,7 +316,8 @@ class TrainTextToImage:
             raise ValueError(
                 "init brings its own autoencoder and text towers: leave out autoencoder and clip"
             )
-        if self.init and (own := [n for n in OF_THE_MODEL if getattr(self, n) != _default(n)]):
+        own = [n for n in OF_THE_MODEL if getattr(self, n) != getattr(TrainTextToImage, n)]
+        if self.init and own:
             raise ValueError(
                 f"{', '.join(own)}: training keeps what the model of init has: leave this out"
             )
@@ -339,24 +341,9 @@ OF_THE_MODEL = (
 """Fields of `TrainTextToImage` whose values come from the model of `init`."""
 
 
-def _default(name: str) -> object:
-    return next(field.default for field in fields(TrainTextToImage) if field.name == name)
-
-
 PRESETS = {
     "tiny": TrainTextToImage(
-        Training(
-            data="scenes-one",
-            size=32,
-            batch_size=64,
-            steps=6800,
-            schedule="cosine",
-            warmup=200,
-            ema_halflife=200,
-            evaluate_every=1000,
-            sample_every=1000,
-            precision="auto",
-        ),
+        replace(TRAINING, batch_size=64, steps=6800, evaluate_every=1000, sample_every=1000),
         widths=(64, 128, 128),
         transformers=(0, 0, 1),
         text_layers=0,

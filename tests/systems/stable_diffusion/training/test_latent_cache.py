@@ -29,7 +29,7 @@ from triptych.systems.autoencoder.tiny_model import TinyAutoencoderConfig
 from triptych.systems.stable_diffusion.draw_prompts import encode_texts
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.training import cached_latents, fill_cache
-from triptych.systems.stable_diffusion.training.encode_latents import batch_latents, encode_latents
+from triptych.systems.stable_diffusion.training.encode_latents import batch_latents
 from triptych.systems.stable_diffusion.training.frozen import separate_unet
 from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
 from triptych.train.loop import fit
@@ -90,7 +90,7 @@ def test_latents_and_states_are_those_of_the_model(folder, small, tmp_path) -> N
             torch.testing.assert_close(cache.encode_texts(said)[name], value)
     assert (batch["deviation"] > 0).all()
     for visit in (
-        lambda: encode_latents(small, plain["image"]),
+        lambda: batch_latents(small, plain, CPU),
         lambda: batch_latents(small, batch, CPU),
     ):
         torch.manual_seed(7)
@@ -100,7 +100,7 @@ def test_latents_and_states_are_those_of_the_model(folder, small, tmp_path) -> N
             torch.testing.assert_close(visit(), small.autoencoder.encode(plain["image"], noise))
     with torch.inference_mode():
         likeliest = small.autoencoder.encode(plain["image"])
-    torch.testing.assert_close(encode_latents(small, plain["image"], likeliest=True), likeliest)
+    torch.testing.assert_close(batch_latents(small, plain, CPU, likeliest=True), likeliest)
     torch.testing.assert_close(batch_latents(small, batch, CPU, likeliest=True), likeliest)
 
 

@@ -55,7 +55,11 @@ def encode_prompts(
     Raises:
         ValueError: the prompt is too long, or `clip_skip` is larger than the number of blocks.
     """
-    prompts = [_windows(text, tokenizers, automatic1111) for text in (prompt, negative)]
+    unclosed: Unclosed = "weighs" if automatic1111 else "literal"
+    prompts = [
+        [prompt_windows(text, tokenizer, unclosed=unclosed) for tokenizer in tokenizers]
+        for text in (prompt, negative)
+    ]
     count = max(len(windows[0].tokens) for windows in prompts)
     prompts = [
         [pad_windows(w, count, t) for w, t in zip(windows, tokenizers, strict=True)]
@@ -104,13 +108,6 @@ def size_conditioning(
     raise ValueError(
         f"the U-Net reads {count} sizes; only 6 (SDXL) and 5 (its refiner) are supported"
     )
-
-
-def _windows(
-    text: str, tokenizers: Sequence[Tokenizer], automatic1111: bool
-) -> list[PromptWindows]:
-    unclosed: Unclosed = "weighs" if automatic1111 else "literal"
-    return [prompt_windows(text, tokenizer, unclosed=unclosed) for tokenizer in tokenizers]
 
 
 def _skipped_blocks(

@@ -25,8 +25,7 @@ MAX_TEXT = 64 * 1024  # characters
 NEGATIVE = "Negative prompt:"
 OURS = "Conventions"
 """Our own key: whose conventions for samplers the picture was drawn with."""
-QUOTED = re.compile(r'"(?:\\.|[^\\"])++"')
-SPACE = re.compile(r"\s*")
+QUOTED = re.compile(r'\s*+"(?:\\.|[^\\"])++"')
 KEY_CHARACTER = re.compile(r"[\w \-/]")
 
 INFORMATION = {  # keys that do not change the picture
@@ -93,20 +92,14 @@ def parse_pairs(line: str) -> list[tuple[str, str]]:
         start = colon + 1
         if len(key) < 2:
             continue
-        value_at = _skip_space(line, start)
-        quoted = QUOTED.match(line, value_at)
+        quoted = QUOTED.match(line, start)
         end = quoted.end() if quoted else -1
         if not quoted or (end < len(line) and line[end] != ","):
-            end = line.find(",", value_at)
+            end = line.find(",", start)
             end = len(line) if end < 0 else end
-        pairs.append((key, _unquote(line[value_at:end].strip())))
+        pairs.append((key, _unquote(line[start:end].strip())))
         start = end + 1
     return pairs
-
-
-def _skip_space(line: str, place: int) -> int:
-    match = SPACE.match(line, place)
-    return match.end() if match else place
 
 
 def _unquote(value: str) -> str:

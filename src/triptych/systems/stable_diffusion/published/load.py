@@ -25,7 +25,6 @@ from triptych.systems.stable_diffusion.published.folder.read import (
 )
 from triptych.systems.stable_diffusion.published.single_file.read import (
     Part,
-    Predicts,
     describe_single_file,
     split_names,
 )
@@ -75,7 +74,9 @@ def _folder(path: Path, dtype: torch.dtype | None, reading: Reading) -> Publishe
             "averaged weights of a diffusers folder are a variant: leave out --weights ema"
         )
     folder = read_folder(path, reading.variant)
-    config = _with_prediction(folder.config, reading.predicts)
+    config = folder.config
+    if reading.predicts is not None:
+        config = replace(config, schedule=replace(config.schedule, predicts=reading.predicts))
     names = [name for name in NETWORKS if name.startswith("text") and name in folder.files]
     towers = {
         name.replace("text_encoder", "tokenizer"): tower
@@ -145,14 +146,6 @@ def file_rules(
     if part.tower is None or part.names == "openclip":
         return OPENCLIP_RULES
     return transformers_rules(part.tower, names)
-
-
-def _with_prediction(
-    config: StableDiffusionConfig, predicts: Predicts | None
-) -> StableDiffusionConfig:
-    if predicts is None or predicts == config.schedule.predicts:
-        return config
-    return replace(config, schedule=replace(config.schedule, predicts=predicts))
 
 
 def _parts_of_model(model: StableDiffusion, towers: list[str]) -> dict[str, nn.Module]:

@@ -5,6 +5,7 @@ and in the cache of earlier downloads; it is never downloaded.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from triptych.config import BadFile, errors_about
@@ -61,16 +62,12 @@ def file_tokenizers(
 
 
 def _find_vocabulary(file: Path) -> Path:
-    for name in NAMES:
-        path = file.parent / name
-        if path.is_file() and (name != "vocab.json" or path.with_name("merges.txt").is_file()):
+    beside = (file.parent / name for name in NAMES)
+    for path in chain(beside, (find_cached(repo, name) for repo, name in CACHED)):
+        if path is None or not path.is_file():
+            continue
+        if path.name != "vocab.json" or path.with_name("merges.txt").is_file():
             return path
-    for repo, name in CACHED:
-        file_in_cache = find_cached(repo, name)
-        if file_in_cache is not None and (
-            not name.endswith("vocab.json") or file_in_cache.with_name("merges.txt").is_file()
-        ):
-            return file_in_cache
     raise ValueError(
         f"a single file has no vocabulary, and there is none beside it: put the tokenizer.json of "
         f"openai/clip-vit-large-patch14 into {file.parent} (or vocab.json and merges.txt of any "

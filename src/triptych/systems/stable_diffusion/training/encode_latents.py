@@ -27,29 +27,19 @@ def encode_moments(
     return mean.contiguous(), deviation.contiguous()
 
 
-def sample_latents(
-    mean: Float[Tensor, "B Z h w"], deviation: Float[Tensor, "B Z h w"] | None
-) -> Float[Tensor, "B Z h w"]:
-    """A draw from the posterior, by torch's global generator; the mean where none is given."""
-    return mean if deviation is None else mean + deviation * torch.randn_like(mean)
-
-
-def encode_latents(
-    model: StableDiffusion, image: Float[Tensor, "B C H W"], *, likeliest: bool = False
-) -> Float[Tensor, "B Z h w"]:
-    """Scaled latents: a draw from the posterior, or its mean where `likeliest`."""
-    with torch.no_grad():
-        mean, deviation = encode_moments(model.autoencoder, image)
-        return sample_latents(mean, None if likeliest else deviation)
-
-
 def batch_latents(
     model: StableDiffusion, batch: Batch, device: torch.device, *, likeliest: bool = False
 ) -> Float[Tensor, "B Z h w"]:
-    """`encode_latents` of a batch of pictures, or the same from cached moments."""
-    if "mean" not in batch:
-        return encode_latents(model, batch["image"].to(device), likeliest=likeliest)
-    deviation = None if likeliest else batch.get("deviation")
-    return sample_latents(
-        batch["mean"].to(device), None if deviation is None else deviation.to(device)
-    )
+    """Scaled latents of a batch of pictures or of their cached moments: a sample of the posterior,
+    by torch's global generator, or its mean where `likeliest`.
+    """
+    mean: Tensor
+    deviation: Tensor | None
+    if "mean" in batch:
+        mean, deviation = batch["mean"].to(device), batch.get("deviation")
+    else:
+        with torch.no_grad():
+            mean, deviation = encode_moments(model.autoencoder, batch["image"].to(device))
+    if likeliest or deviation is None:
+        return mean
+    return mean + deviation.to(device) * torch.randn_like(mean)
