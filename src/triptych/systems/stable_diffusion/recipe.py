@@ -27,6 +27,7 @@ from triptych.nn.loss import Loss
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder
 from triptych.systems.clip.model import Clip, TextConfig, TextEncoderConfig
+from triptych.systems.stable_diffusion.adapters.lora_files import write_lora
 from triptych.systems.stable_diffusion.draw_prompts import encode_texts
 from triptych.systems.stable_diffusion.model import (
     SamplingConfig,
@@ -43,7 +44,6 @@ from triptych.systems.stable_diffusion.training.frozen import (
     crop_to_buckets,
     refuse_untrainable,
     separate_unet,
-    write_lora_file,
 )
 from triptych.systems.stable_diffusion.training.held_out_prompts import (
     SHOWN,
@@ -51,7 +51,7 @@ from triptych.systems.stable_diffusion.training.held_out_prompts import (
     prompt_sheet,
 )
 from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
-from triptych.systems.stable_diffusion.unet import LatentUNetConfig
+from triptych.systems.stable_diffusion.unet import LatentUNet, LatentUNetConfig
 from triptych.text.templates import template_set
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
 from triptych.train import checkpoint
@@ -122,7 +122,8 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
         tokenizers[0].save(run)
         checkpoint.export(run, complete(lora.merge(module)) if complete else module, card)
         if request.lora:
-            write_lora_file(run, module)
+            assert isinstance(module, LatentUNet)
+            write_lora(module, run / "lora.safetensors")
 
     return Recipe(
         model=trained,

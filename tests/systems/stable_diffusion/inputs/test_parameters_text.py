@@ -45,7 +45,7 @@ def test_the_lectures_line():
         ("Size", "712x1024"), ("Model", "SD XL"),
     )  # fmt: skip
     found = replay(info)
-    assert found.notes == () and found.model_hash == ""
+    assert found.notes == ()
     assert found.request == TextToImage(
         "", model="SD XL", size="712x1024", steps=20, sampler="euler_ancestral",
         spacing="linspace", guidance=7.0, seed=1117431804, noise_source="philox",
@@ -65,7 +65,8 @@ def test_a_line_with_everything():
     assert info.get("nothing", "else") == "else"
     found = replay(info)
     assert found.request == TextToImage(
-        "masterpiece, (a castle:1.2), at night,\ntwo moons", "blurry, lowres\ntext", "here",
+        "masterpiece, (a castle:1.2), at night,\ntwo moons", "blurry, lowres\ntext",
+        "v1-5-pruned-emaonly",
         "512x768", 30, "dpmpp_2m", "karras", 6.5, seed=42, loras=("add_detail:0.8",),
         clip_skip=2, variation_seed=7, variation_strength=0.25, tiling=True, noise_source="cpu",
         conventions="automatic1111",

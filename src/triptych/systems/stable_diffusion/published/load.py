@@ -5,10 +5,9 @@ each text tower. A `Reading` chooses between readings that a checkpoint allows; 
 executed or downloaded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +29,7 @@ from triptych.systems.stable_diffusion.published.single_file.read import (
 )
 from triptych.systems.stable_diffusion.published.text_encoder import (
     OPENCLIP_RULES,
+    PREFIX,
     transformers_rules,
 )
 from triptych.systems.stable_diffusion.published.tokenizers import (
@@ -84,7 +84,7 @@ def _folder(path: Path, dtype: torch.dtype | None, reading: Reading) -> Publishe
     }
     tokenizers = folder_tokenizers(path, towers)
     model = skeleton(lambda: StableDiffusion(config))
-    for name, module in _parts_of_model(model, names).items():
+    for name, module in parts_of_model(model, names).items():
         state = open_weights(folder.files[name]).read(dtype)
         rules = folder_rules(config, name, names, state)
         with errors_about(folder.files[name]):
@@ -93,10 +93,10 @@ def _folder(path: Path, dtype: torch.dtype | None, reading: Reading) -> Publishe
 
 
 def folder_rules(
-    config: StableDiffusionConfig, part: str, towers: list[str], names: Mapping[str, Any]
+    config: StableDiffusionConfig, part: str, towers: list[str], names: Iterable[str] = (PREFIX,)
 ) -> list[Rule]:
-    """The key map of a part of a folder. `names` are the tensors of its file, `towers` the names of
-    the text parts.
+    """The key map of a part of a folder; `towers` are the names of the text parts. `names` are the
+    tensors of the file to read; the default is the published form.
     """
     if part == "unet":
         return published_unet.diffusers_rules(config.unet)
@@ -122,7 +122,7 @@ def _file(weights: WeightFile, dtype: torch.dtype | None, reading: Reading) -> P
     tokenizers = file_tokenizers(weights.path, config.text, pads)
     model = skeleton(lambda: StableDiffusion(config))
     names = split_names(weights.header.shapes, file)
-    for name, module in _parts_of_model(model, towers).items():
+    for name, module in parts_of_model(model, towers).items():
         stored = names[name]
         tensors = weights.read(dtype, list(stored.values()))
         state = {short: tensors[full] for short, full in stored.items()}
@@ -135,9 +135,11 @@ def _file(weights: WeightFile, dtype: torch.dtype | None, reading: Reading) -> P
 
 
 def file_rules(
-    config: StableDiffusionConfig, name: str, part: Part, names: Mapping[str, Any]
+    config: StableDiffusionConfig, name: str, part: Part, names: Iterable[str] = (PREFIX,)
 ) -> list[Rule]:
-    """The key map of a part of a single file; `names` are its tensors without the prefix."""
+    """The key map of a part of a single file; `names` are its tensors without the prefix, by
+    default of the published form.
+    """
     if name == "unet":
         return published_unet.ldm_rules(config.unet)
     if name == "vae":
@@ -148,7 +150,7 @@ def file_rules(
     return transformers_rules(part.tower, names)
 
 
-def _parts_of_model(model: StableDiffusion, towers: list[str]) -> dict[str, nn.Module]:
+def parts_of_model(model: StableDiffusion, towers: list[str]) -> dict[str, nn.Module]:
     """The parts of the model by diffusers' names, the largest first."""
     texts = dict(zip(towers, model.text, strict=True))
     return {"unet": model.unet, **texts, "vae": model.autoencoder}

@@ -1,7 +1,6 @@
 """Training a U-Net alone: the frozen networks around it, and the conditioning by picture sizes."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,11 +9,9 @@ from triptych.data.disk.table import Table
 from triptych.data.order.buckets import assign_buckets, bucket_shapes
 from triptych.data.source import Source
 from triptych.diffusion.denoiser import Conditioning
-from triptych.systems.stable_diffusion.adapters.lora_files import write_lora
 from triptych.systems.stable_diffusion.inputs.encode_prompts import size_conditioning, uncropped
 from triptych.systems.stable_diffusion.model import StableDiffusion, StableDiffusionConfig
 from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
-from triptych.systems.stable_diffusion.unet import LatentUNet
 from triptych.train.recipe import Batch
 from triptych.weights.skeleton import skeleton
 
@@ -72,12 +69,6 @@ def condition_on_sizes(
         count = len(batch["mean" if "mean" in batch else "image"])
         crop = uncropped(shape[:2]).expand(count, -1)
     return {"sizes": size_conditioning(config.sizes, crop).to(device)}
-
-
-def write_lora_file(run: Path, module: nn.Module) -> None:
-    """Write the low-rank updates of a U-Net beside its merged weights."""
-    assert isinstance(module, LatentUNet)
-    write_lora(module, run / "lora.safetensors")
 
 
 def refuse_untrainable(name: str, config: StableDiffusionConfig) -> None:

@@ -5,11 +5,12 @@ error, or, where it is only a default of sampling, goes into `triptych.json`, wh
 ignores.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych.config import write_json
 from triptych.systems.autoencoder import published as published_autoencoder
@@ -24,9 +25,10 @@ from triptych.systems.stable_diffusion.published.folder.read import (
     own_settings,
     parse_configs,
 )
+from triptych.systems.stable_diffusion.published.load import folder_rules, parts_of_model
 from triptych.text.tokenizer import Tokenizer
 from triptych.weights.files.safetensors import write_safetensors
-from triptych.weights.keymap import Rule, export
+from triptych.weights.keymap import export
 
 Json = dict[str, Any]
 
@@ -46,8 +48,8 @@ def write_diffusers(
         OSError: the disk is full or the folder cannot be written.
     """
     config, notes = trim_towers(model.config)
-    index = pipeline_index(config)
     parts = part_configs(config)
+    index = pipeline_index(config, parts)
     own = own_settings(config, parse_configs(index, parts)[0])
     for tokenizer in tokenizers:
         if tokenizer.pairs() is None:
@@ -62,16 +64,10 @@ def write_diffusers(
         (folder / name).mkdir(parents=True, exist_ok=True)
         file = "scheduler_config.json" if name == "scheduler" else "config.json"
         write_json(folder / name / file, stored)
-    towers = dict(zip(names, zip(model.text, config.text, strict=True), strict=True))
-    _write_module(folder / "unet", model.unet, published_unet.diffusers_rules(config.unet))
-    rules = published_autoencoder.diffusers_rules()
-    if config.tiny is not None:
-        rules = tiny_published.diffusers_rules(config.tiny)
-    _write_module(folder / "vae", model.autoencoder, rules)
-    for name, (module, tower) in towers.items():
-        state = tower_state(module, tower)
-        tensors = export(state, text_encoder.transformers_rules(tower))
-        write_safetensors(folder / name / "model.safetensors", tensors, {"format": "pt"})
+    for name, state in part_states(model, config, names).items():
+        file = "model.safetensors" if name in names else "diffusion_pytorch_model.safetensors"
+        tensors = export(state, folder_rules(config, name, names))
+        write_safetensors(folder / name / file, tensors, {"format": "pt"})
     if own:
         write_json(folder / OWN_FILE, own)
         listed = [*own.get("sampling", {}), *(name for name in own if name != "sampling")]
@@ -119,10 +115,20 @@ def trim_towers(config: StableDiffusionConfig) -> tuple[StableDiffusionConfig, t
     return trimmed, notes if removed else ()
 
 
-def tower_state(module: nn.Module, tower: TextEncoderConfig) -> dict[str, Tensor]:
-    """The tensors of a text tower that its trimmed configuration has."""
+def part_states(
+    model: StableDiffusion, config: StableDiffusionConfig, towers: list[str]
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of the parts of a model that its trimmed configuration has; `towers` are the
+    names of the text parts.
+    """
+    states = {name: part.state_dict() for name, part in parts_of_model(model, towers).items()}
+    kept = {name: _trim(states[name], t) for name, t in zip(towers, config.text, strict=True)}
+    return states | kept
+
+
+def _trim(state: dict[str, Tensor], tower: TextEncoderConfig) -> dict[str, Tensor]:
     kept = {}
-    for name, tensor in module.state_dict().items():
+    for name, tensor in state.items():
         words = name.split(".")
         if words[0] == "projection" and tower.dim is None:
             continue
@@ -132,8 +138,8 @@ def tower_state(module: nn.Module, tower: TextEncoderConfig) -> dict[str, Tensor
     return kept
 
 
-def pipeline_index(config: StableDiffusionConfig) -> Json:
-    """The `model_index.json` of a model.
+def pipeline_index(config: StableDiffusionConfig, parts: Mapping[str, Json]) -> Json:
+    """The `model_index.json` of a model, from the configurations of its parts.
 
     Raises:
         ValueError: no pipeline of diffusers has a U-Net with such inputs.
@@ -156,19 +162,13 @@ def pipeline_index(config: StableDiffusionConfig) -> Json:
         "_diffusers_version": VERSION,
     }
     names = tower_names(config)
-    for name, tower in zip(names, config.text, strict=True):
-        projected = "" if tower.dim is None else "WithProjection"
-        index[name] = ["transformers", f"CLIPTextModel{projected}"]
+    for name in names:
+        index[name] = ["transformers", *parts[name]["architectures"]]
         index[name.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
     if large and len(names) == 1:
         index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
-    scheduler = schedulers.to_diffusers(config.schedule, config.sampling)["_class_name"]
-    vae = "AutoencoderKL" if config.tiny is None else "AutoencoderTiny"
-    index |= {
-        "scheduler": ["diffusers", scheduler],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", vae],
-    }
+    for name in ("scheduler", "unet", "vae"):
+        index[name] = ["diffusers", parts[name]["_class_name"]]
     if large:
         index |= {"force_zeros_for_empty_prompt": config.sampling.zeros_for_empty}
         return index | ({"requires_aesthetics_score": refines} if kind else {})
@@ -202,12 +202,6 @@ def part_configs(config: StableDiffusionConfig) -> dict[str, Json]:
         parts[name] = text_encoder.to_transformers(tower)
     parts["scheduler"] = schedulers.to_diffusers(config.schedule, sampling)
     return parts
-
-
-def _write_module(folder: Path, module: nn.Module, rules: list[Rule]) -> None:
-    tensors = export(module.state_dict(), rules)
-    file = folder / "diffusion_pytorch_model.safetensors"
-    write_safetensors(file, tensors, {"format": "pt"})
 
 
 def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

@@ -11,24 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from triptych.systems.autoencoder.published import ldm_rules as autoencoder_rules
 from triptych.systems.stable_diffusion.model import CLIP_L, StableDiffusion, StableDiffusionConfig
 from triptych.systems.stable_diffusion.published.folder.read import own_settings
-from triptych.systems.stable_diffusion.published.folder.write import tower_state, trim_towers
+from triptych.systems.stable_diffusion.published.folder.write import part_states, trim_towers
+from triptych.systems.stable_diffusion.published.load import file_rules
 from triptych.systems.stable_diffusion.published.single_file.configs import UNETS, Family
 from triptych.systems.stable_diffusion.published.single_file.read import (
     NOTE,
-    UNET,
-    VAE,
     describe_header,
     family_parts,
 )
 from triptych.systems.stable_diffusion.published.text_encoder import (
     OPENCLIP_H,
-    OPENCLIP_RULES,
-    transformers_rules,
 )
-from triptych.systems.stable_diffusion.published.unet import ldm_rules
 from triptych.weights.files.safetensors import write_safetensors
 from triptych.weights.files.weight_file import Header
 from triptych.weights.keymap import export
@@ -89,19 +84,14 @@ def published_family(config: StableDiffusionConfig) -> Family:
 def _tensors(
     model: StableDiffusion, config: StableDiffusionConfig, family: Family
 ) -> dict[str, Tensor]:
-    unet = export(model.unet.state_dict(), ldm_rules(config.unet))
-    tensors = {UNET + name: tensor for name, tensor in unet.items()}
-    assert config.autoencoder is not None
-    rules = autoencoder_rules(len(config.autoencoder.widths))
-    vae = export(model.autoencoder.state_dict(), rules)
-    tensors |= {VAE + name: tensor for name, tensor in vae.items()}
-    parts = [part for name, part in family_parts(family, {}).items() if name.startswith("text")]
-    if len(parts) != len(config.text):
-        raise ValueError(f"{family} has {len(parts)} text towers, this model {len(config.text)}")
-    for part, module, tower in zip(parts, model.text, config.text, strict=True):
-        rules = OPENCLIP_RULES if part.names == "openclip" else transformers_rules(tower)
-        text = export(tower_state(module, tower), rules)
-        tensors |= {part.prefix + name: tensor for name, tensor in text.items()}
+    parts = family_parts(family, {})
+    towers = [name for name in parts if name.startswith("text")]
+    if len(towers) != len(config.text):
+        raise ValueError(f"{family} has {len(towers)} text towers, this model {len(config.text)}")
+    tensors: dict[str, Tensor] = {}
+    for name, state in part_states(model, config, towers).items():
+        exported = export(state, file_rules(config, name, parts[name]))
+        tensors |= {parts[name].prefix + key: tensor for key, tensor in exported.items()}
     if "XL" in family and config.schedule.predicts == "velocity":
         tensors["v_pred"] = torch.empty(0)  # other programs look for these markers
     if config.schedule.zero_terminal_snr:
