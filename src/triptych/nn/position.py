@@ -11,19 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def timestep_embedding(
-    time: Num[Tensor, " B"], dim: int, longest: float = 10_000.0
-) -> Float[Tensor, "B D"]:
+def timestep_embedding(time: Num[Tensor, " B"], dim: int) -> Float[Tensor, "B D"]:
     """Sinusoidal embedding: cosines, then sines, of geometric frequencies, in at least float32.
 
-    From 1 to nearly `1 / longest` radians a step (arXiv:2006.11239, after arXiv:1706.03762). `time`
+    From 1 to nearly 1 / 10,000 radians a step (arXiv:2006.11239, after arXiv:1706.03762). `time`
     need not be whole; an odd `dim` ends with a zero.
     """
     if not time.is_floating_point() or torch.finfo(time.dtype).bits < 32:
         time = time.float()
     half = dim // 2
     # in float32, and in this order, as published networks were trained: 1e-7 here is 1e-4 at 1,000
-    steps = -math.log(longest) * torch.arange(half, dtype=torch.float32, device=time.device)
+    steps = -math.log(10_000.0) * torch.arange(half, dtype=torch.float32, device=time.device)
     angles = time[:, None] * (steps / max(1, half)).exp()  # (B, D / 2)
     waves = [angles.cos(), angles.sin()]
     if dim % 2:

@@ -29,13 +29,13 @@ FIRST_LAYER = {"encoder": "0.weight", "decoder": "1.weight"}
 """The first layer with weights in TAESD's two files; layer 0 of the decoder is a clamp."""
 
 
-def recognise(found: Layout) -> bool:
+def recognise(layout: Layout) -> bool:
     """Whether a checkpoint is an autoencoder and nothing else."""
-    if found.form == "diffusers":
-        return "Pipeline" not in found.declared
-    if found.form != "file":
+    if layout.form == "diffusers":
+        return "Pipeline" not in layout.declared
+    if layout.form != "file":
         return False
-    names = set(found.open().header.shapes)
+    names = set(layout.open().header.shapes)
     if _is_taesd_half(names):
         return True
     prefixes = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", VAE, "loss.")
@@ -45,7 +45,7 @@ def recognise(found: Layout) -> bool:
 
 
 def load_published(
-    found: Layout, dtype: torch.dtype | None = None, reading: Reading = AS_STORED
+    layout: Layout, dtype: torch.dtype | None = None, reading: Reading = AS_STORED
 ) -> Published:
     """Load a diffusers folder with an `AutoencoderKL` or `AutoencoderTiny`, or a file of either.
 
@@ -55,7 +55,7 @@ def load_published(
         ValueError: the model is of another kind; the other half of a tiny autoencoder, or the
             configuration of a KL one, is missing; or tensors do not fit.
     """
-    file, path = found.file, found.path
+    file, path = layout.file, layout.path
     with errors_about(path):
         if file is None:
             weights = open_weights(choose_variant(path)[0])

@@ -59,10 +59,10 @@ def classifier_maps(classifier: Classifier) -> FeatureMaps:
     classifier.eval().requires_grad_(False)
 
     def maps(image: Float[Tensor, "B C H W"]) -> list[Tensor]:
-        found = [classifier.stem(image)]
+        features = [classifier.stem(image)]
         for block in classifier.blocks:
-            found.append(block(found[-1]))
-        return [F.relu(x) for x in found]  # before the norms, as in LPIPS
+            features.append(block(features[-1]))
+        return [F.relu(x) for x in features]  # before the norms, as in LPIPS
 
     return maps
 
@@ -88,12 +88,12 @@ def clip_maps(
         centre, spread = (image.new_tensor(x)[:, None, None] for x in (mean, std))
         x = tower.pre_norm(tower.tokens(((image + 1) / 2 - centre) / spread))
         height, width = (side // tower.config.patch for side in image.shape[2:])
-        found = []
+        features = []
         for layer in range(max(layers) + 1):
             x = blocks[layer](x)
             if layer in layers:
-                found.append(x[:, 1:].transpose(1, 2).unflatten(2, (height, width)))
-        return found
+                features.append(x[:, 1:].transpose(1, 2).unflatten(2, (height, width)))
+        return features
 
     return maps
 

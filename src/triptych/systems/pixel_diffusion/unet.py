@@ -138,11 +138,11 @@ class UNet(nn.Module):
         """`time` is in the units of training, such as steps 0 to 999; `vector` is the condition.
 
         Raises:
-            ValueError: `vector` is given but `config.vector` is 0, or the other way round.
+            ValueError: `vector` does not fit `config.vector`: there must be one unless that is 0.
         """
         if (vector is None) != (self.vector_proj is None):
-            given = "no vector" if vector is None else "a vector"
-            raise ValueError(f"{given} was given to a U-Net with vector {self.config.vector}")
+            state = "no vector" if vector is None else "a vector"
+            raise ValueError(f"{state} was given to a U-Net with vector {self.config.vector}")
         features = self.time(timestep_embedding(time, self.config.widths[0]))
         if self.vector_proj is not None:
             features = features + self.vector_proj(vector)

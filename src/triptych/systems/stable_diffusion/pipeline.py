@@ -34,7 +34,6 @@ from triptych.systems.stable_diffusion.inputs.encode_prompts import (
 )
 from triptych.systems.stable_diffusion.inputs.starting_picture import (
     Original,
-    Start,
     open_original,
     prepare_start,
     tile_side,
@@ -268,16 +267,10 @@ def _sample_batch(
         if item is None:
             return
         share, step = item
-        if share == 1:
-            step = step._replace(x=_restore_original(step.x, start))
+        if share == 1 and start.known is not None and start.paint is not None:
+            # samplers that end at the smallest noise leave it outside the mask, too
+            step = step._replace(x=step.x.where(start.paint, start.known.to(step.x.dtype)))
         yield share, step
-
-
-def _restore_original(x: Tensor, start: Start) -> Tensor:
-    """Remove noise outside the mask, which samplers that end at the smallest noise leave."""
-    if start.known is None or start.paint is None:
-        return x
-    return x.where(start.paint, start.known.to(x.dtype))
 
 
 def _decode(

@@ -62,7 +62,7 @@ from triptych.weights.loaded import Card, Load, Loaded
 
 VOCABULARY_CAPTIONS = 20_000  # captions that a new vocabulary is trained on
 HELD_OUT = 256  # test pictures for the held-out loss
-FEWEST, PIXELS = 8, 1 << 22  # at most so many pixels of them, but at least 8 pictures
+FEWEST, PIXELS = 8, 1 << 22  # fewest of these pictures, and most pixels of all of them
 SHOWN_LARGE = 4  # prompts of a sheet of large pictures
 LARGE = 256 * 256  # pixels of a picture that is not large
 CHUNK = 64

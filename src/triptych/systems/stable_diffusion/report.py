@@ -161,12 +161,12 @@ def _nearest(pairs: Sequence[tuple[Matches, str]], limit: float) -> Nearest:
 
 
 def compare_with_clip(
-    drawn: Pictures, real: Pictures, others: Pictures, prompts: Sequence[str], clip: Loaded
+    generated: Pictures, real: Pictures, others: Pictures, prompts: Sequence[str], clip: Loaded
 ) -> Likeness:
     """Compare generated pictures with the real ones of the same prompts, and those with other real
     ones.
     """
-    ours, theirs, further = (clip.embed_image(list(p)) for p in (drawn, real, others))
+    ours, theirs, further = (clip.embed_image(list(p)) for p in (generated, real, others))
     text = clip.embed_text(list(prompts))
     return Likeness(
         kernel_distance(ours, theirs),
@@ -381,17 +381,17 @@ def evaluate(options: EvaluateTextToImage, run: TrainedRun) -> Generator[str, No
     )
     for path in write_text_to_image(reports, run.folder, command=run.command):
         yield f"  {path}"
-    for found in reports:
-        yield _summarise(found)
-    return {"pictures": [to_json(found) for found in reports]}
+    for result in reports:
+        yield _summarise(result)
+    return {"pictures": [to_json(result) for result in reports]}
 
 
-def _summarise(found: TextToImageReport) -> str:
+def _summarise(result: TextToImageReport) -> str:
     """The figures of one strength of guidance in one line."""
-    parts = [f"guidance {found.guidance:g}"]
-    if found.judged:
-        parts += [f"{name} {share.value:.1%}" for name, share in found.judged["all"].items()]
-    near = found.nearest.get("all")
+    parts = [f"guidance {result.guidance:g}"]
+    if result.judged:
+        parts += [f"{name} {share.value:.1%}" for name, share in result.judged["all"].items()]
+    near = result.nearest.get("all")
     if near is not None and near.distances is not None:
         parts += [
             f"nearest object's {name} {share.right} of {share.of}"
@@ -399,8 +399,8 @@ def _summarise(found: TextToImageReport) -> str:
             if name in ("colour", "shape")
         ]
         parts += [f"distance {near.distances[1]:.3f} (judge {near.limit:.3f})"]
-    if found.likeness is not None:
-        alike = found.likeness
+    if result.likeness is not None:
+        alike = result.likeness
         kid, floor = 1000 * alike.kernel.value, 1000 * alike.floor.value
         parts += [
             f"KID x 1000 {kid:.3g}, real {floor:.3g}",

@@ -120,24 +120,24 @@ def parse_size(text: str) -> tuple[int, int] | None:
 
 
 def parse_lora(text: str) -> tuple[str, float]:
-    """The file of a low-rank update, and how much it counts: FILE is FILE:1.
+    """The file and the strength of a LoRA: FILE is FILE:1.
 
     Raises:
-        ValueError: no file, or a weight that is no number of -10 to 10.
+        ValueError: there is no file, or the weight is not a number from -10 to 10.
     """
     name, colon, weight = text.rpartition(":")
     if not colon or "/" in weight or "\\" in weight:  # C:\styles\mine.safetensors has none
         name, weight = text, "1"
     try:
-        counts = float(weight)
+        strength = float(weight)
     except ValueError:
-        counts = math.nan
-    if not name.strip() or not abs(counts) <= 10:
+        strength = math.nan
+    if not name.strip() or not abs(strength) <= 10:
         raise ValueError(
             f"a LoRA is FILE or FILE:WEIGHT with a weight of -10 to 10, such as "
             f"style.safetensors:0.8, not {text!r}"
         )
-    return name, counts
+    return name, strength
 
 
 @dataclass(frozen=True)
@@ -145,17 +145,17 @@ class EvaluateTextToImage:
     """How the pictures of a text-to-image model are judged."""
 
     prompts: int = 500
-    """Captions of held-out pictures that are drawn."""
+    """Number of held-out captions to generate pictures of."""
     sampler: str = ""
-    """The sampler, by any name that `generate` takes; empty is the model's own."""
+    """The sampler, by any name that `generate` accepts. Default: the model's."""
     steps: int = 0
-    """Steps of the sampler; 0 is what the model's configuration says."""
+    """Sampler steps; 0 is the model's default."""
     guidance: float | None = None
-    """The guidance that pictures are drawn with; None is the model's own."""
+    """Guidance scale. Default: the model's."""
     clip: str = ""
-    """A CLIP or SigLIP in whose features drawn pictures are compared with real ones and texts."""
+    """A CLIP or SigLIP whose features compare generated pictures with real ones and texts."""
     curves: bool = False
-    """Draw all prompts at six strengths of guidance and plot quality against it."""
+    """Generate all pictures at six guidance scales and plot quality against guidance."""
 
     def __post_init__(self) -> None:
         if self.prompts < 1:
@@ -184,7 +184,7 @@ class TrainTextToImage:
 
     training: Training = TRAINING
     init: str = ""
-    """Fine-tune this text-to-image model; its own sizes replace those below."""
+    """Fine-tune this text-to-image model; its sizes replace those below."""
     autoencoder: str = ""
     """The frozen autoencoder of the latents: a run folder, or a published one, KL or tiny. Empty
     trains on pixels.
@@ -197,7 +197,7 @@ class TrainTextToImage:
     """Without an autoencoder: squares of this many pixels a side become one position of the U-Net.
     """
     clip: str = ""
-    """A trained CLIP whose text tower encodes the prompts, frozen. Empty trains a text tower along.
+    """A trained CLIP whose text tower encodes the prompts, frozen. Empty trains a new one.
     """
     text_width: int = 128
     """Width of the text tower."""

@@ -39,9 +39,9 @@ def learned_words(
     try:
         if words:
             for number, (weight, tokenizer) in enumerate(zip(weights, tokenizers, strict=True)):
-                known = weight.data[: tokenizer.vocabulary]  # further rows belong to no token
-                added = [vectors[number].to(known) for vectors in words.values()]
-                weight.data = torch.cat([known, *added])
+                embeddings = weight.data[: tokenizer.vocabulary]  # further rows belong to no token
+                added = [vectors[number].to(embeddings) for vectors in words.values()]
+                weight.data = torch.cat([embeddings, *added])
         notes = (
             f"{files[name].name}: {name!r} is {count} vectors" for name, count in counts.items()
         )

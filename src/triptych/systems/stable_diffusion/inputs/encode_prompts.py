@@ -83,7 +83,7 @@ def expand_batch(cond: Conditioning, count: int) -> Conditioning:
 
 
 def uncropped(size: tuple[int, int]) -> Float[Tensor, "1 6"]:
-    """The crop, as in `size_conditioning`, of a picture of this height and width that is whole."""
+    """The crop, as in `size_conditioning`, of an uncropped picture of this height and width."""
     return torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)
 
 
@@ -142,7 +142,7 @@ def _encode(
     widths = [tower.text.width for tower in model.config.text]
     # Where states have a mean near 0, restoring it would scale them by an arbitrary factor.
     weigh = emphasise if keep_mean else emphasise_plainly
-    parts = [  # tower by tower: each has a mean of its own
+    parts = [  # tower by tower, because each keeps its mean
         weigh(part, one.weights.to(device))
         for part, one in zip(states.split(widths, dim=-1), windows, strict=True)
     ]

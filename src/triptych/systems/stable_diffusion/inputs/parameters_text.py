@@ -24,7 +24,7 @@ from triptych.text.weighting import loras_in
 MAX_TEXT = 64 * 1024  # characters
 NEGATIVE = "Negative prompt:"
 OURS = "Conventions"
-"""Our own key: whose conventions for samplers the picture was drawn with."""
+"""Our key for the conventions of the sampler, diffusers' or AUTOMATIC1111's."""
 QUOTED = re.compile(r'\s*+"(?:\\.|[^\\"])++"')
 KEY_CHARACTER = re.compile(r"[\w \-/]")
 

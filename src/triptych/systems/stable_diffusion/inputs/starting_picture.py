@@ -126,9 +126,9 @@ def prepare_start(
     if original is None:
         fresh = start_noise(noise, shape, vary).to(device)
         return Start(scale * fresh, fresh)
-    image = _to_tensor(original.picture).to(device)
+    image = (torch.tensor(original.picture).permute(2, 0, 1)[None] / 127.5 - 1).to(device)
     if original.paint is None:
-        latents = encode_picture(model, image, noise, device)
+        latents = encode_picture(model, image, noise)
         fresh = start_noise(noise, shape, vary).to(device)
         return Start(add_noise(latents, fresh, level), fresh)
     pixels = torch.from_numpy(original.paint)[None, None].to(device)  # (1, 1, H, W)
@@ -137,9 +137,9 @@ def prepare_start(
     if not paint.any():
         raise ValueError("the mask is too thin: at the resolution of the latents it is black")
     inpainting_unet = model.config.unet.in_channels > model.config.unet.out_channels
-    known = None if inpainting_unet and from_noise else encode_picture(model, image, noise, device)
+    known = None if inpainting_unet and from_noise else encode_picture(model, image, noise)
     fresh = start_noise(noise, shape, vary).to(device)
-    masked = encode_picture(model, image.where(~pixels, torch.zeros_like(image)), noise, device)
+    masked = encode_picture(model, image.where(~pixels, torch.zeros_like(image)), noise)
     x = scale * fresh if from_noise or known is None else add_noise(known, fresh, level)
     if not inpainting_unet:
         return Start(x, fresh, known, paint)
@@ -177,10 +177,7 @@ def interpolate_noise(
 
 
 def encode_picture(
-    model: StableDiffusion,
-    image: Float[Tensor, "1 C H W"],
-    noise: PictureNoise,
-    device: torch.device,
+    model: StableDiffusion, image: Float[Tensor, "1 C H W"], noise: PictureNoise
 ) -> Float[Tensor, "B Z h w"]:
     """Scaled latents of a picture for each stream of noise: a sample of the posterior, or with a
     deterministic autoencoder the same for all.
@@ -191,14 +188,10 @@ def encode_picture(
         latents: Tensor = autoencoder.encode(image, tile=tile)
         return latents.expand(len(noise.streams), -1, -1, -1)
     posterior = autoencoder.posterior(image, tile)
-    draws = noise.start(posterior.mean.shape[1:]).to(device)
+    draws = noise.start(posterior.mean.shape[1:]).to(image.device)
     return autoencoder.scale(posterior.sample(draws))
 
 
 def tile_side(height: int, width: int) -> int | None:
     """The side of tiles for a picture of this size; None for no tiles."""
     return TILE if height * width > TILE * TILE else None
-
-
-def _to_tensor(picture: UInt8[np.ndarray, "H W C"]) -> Float[Tensor, "1 C H W"]:
-    return torch.tensor(picture).permute(2, 0, 1)[None] / 127.5 - 1

@@ -45,13 +45,13 @@ from triptych.weights.skeleton import skeleton
 ADVICE = "get a complete file, or the publisher's folder with model_index.json"
 
 
-def recognise(found: Layout) -> bool:
+def recognise(layout: Layout) -> bool:
     """Whether a checkpoint may be a complete text-to-image model."""
-    return found.form in ("diffusers", "file")
+    return layout.form in ("diffusers", "file")
 
 
 def load_published(
-    found: Layout, dtype: torch.dtype | None = None, reading: Reading = AS_STORED
+    layout: Layout, dtype: torch.dtype | None = None, reading: Reading = AS_STORED
 ) -> Published:
     """Load a folder with `model_index.json`, or a `.safetensors` or `.ckpt` with all parts.
 
@@ -62,10 +62,10 @@ def load_published(
         ValueError: the checkpoint is of another family, which is named; a part or a vocabulary is
             missing; tensors do not fit; or the prediction type is unknown.
     """
-    with errors_about(found.path):
-        if found.file is None:
-            return _folder(found.path, dtype, reading)
-        return _file(found.file, dtype, reading)
+    with errors_about(layout.path):
+        if layout.file is None:
+            return _folder(layout.path, dtype, reading)
+        return _file(layout.file, dtype, reading)
 
 
 def _folder(path: Path, dtype: torch.dtype | None, reading: Reading) -> Published:

@@ -48,11 +48,11 @@ def from_transformers(
 
 
 def _projected(architectures: Any) -> bool:
-    known = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
+    projected = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
     name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if name not in known:
-        raise ValueError(f"the architecture is {name!r}; supported: {', '.join(known)}")
-    return known[name]
+    if name not in projected:
+        raise ValueError(f"the architecture is {name!r}; supported: {', '.join(projected)}")
+    return projected[name]
 
 
 def to_transformers(config: TextEncoderConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Samples of a text-to-image model for held-out prompts, and whether they show what these say."""
+"""Samples of a text-to-image model for held-out prompts, and how many satisfy their prompt."""
 
 from collections.abc import Callable, Sequence
 

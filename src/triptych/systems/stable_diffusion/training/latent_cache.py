@@ -84,7 +84,7 @@ class LatentCache:
         self._model: StableDiffusion | None = model  # until the cache is filled
 
     def fill(self) -> Iterator[Progress]:
-        """Compute what is missing, and let go of the model: its frozen networks leave the memory.
+        """Compute what is missing, then release the model with its frozen networks.
 
         Raises:
             ValueError: more than a tenth of the pictures cannot be used, or an output is not

@@ -258,10 +258,10 @@ def _scheduler(schedule: ScheduleConfig, sampling: SamplingConfig) -> tuple[str,
     """
     name = ""
     own: dict[str, Any] = {}
-    for known, variants in SOLVERS.items():
+    for scheduler, variants in SOLVERS.items():
         for (algorithm, kind, order), sampler in variants.items():
             if sampler == sampling.sampler:
-                name, own = known, {"solver_type": kind, "solver_order": order}
+                name, own = scheduler, {"solver_type": kind, "solver_order": order}
                 if algorithm:
                     own["algorithm_type"] = algorithm
     if not name:
@@ -320,8 +320,8 @@ def _spacing(stored: Mapping[str, Any], name: str) -> Kind:
     return spacing  # type: ignore[no-any-return]
 
 
-def _lookup(known: Mapping[str, str], stored: Mapping[str, Any], field: str, default: str) -> str:
+def _lookup(names: Mapping[str, str], stored: Mapping[str, Any], field: str, default: str) -> str:
     value = stored.get(field, default)
-    if value not in known:
-        raise ValueError(f"the scheduler's {field} is {value!r}; supported: {', '.join(known)}")
-    return known[value]
+    if value not in names:
+        raise ValueError(f"the scheduler's {field} is {value!r}; supported: {', '.join(names)}")
+    return names[value]
