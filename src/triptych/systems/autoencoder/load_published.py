@@ -25,8 +25,6 @@ from triptych.weights.variants import choose_variant
 
 VAE = "first_stage_model."
 ENDS = ("encoder", "decoder")
-FIRST_LAYER = {"encoder": "0.weight", "decoder": "1.weight"}
-"""The first layer with weights in TAESD's two files; layer 0 of the decoder is a clamp."""
 
 
 def recognise(layout: Layout) -> bool:
@@ -84,9 +82,7 @@ def _from_config(
         tiny = tiny_published.from_diffusers(stored)
         return _build_tiny(tiny, convert(state, tiny_published.diffusers_rules(tiny)))
     config = published_autoencoder.from_diffusers(stored)
-    state = {
-        name.removeprefix(VAE): x for name, x in published_autoencoder.without_loss(state).items()
-    }
+    state = {name.removeprefix(VAE): tensor for name, tensor in state.items()}
     state = published_autoencoder.without_loss(state)
     ldm = any(name.startswith("encoder.down.") for name in state)
     rules = (
@@ -111,7 +107,7 @@ def _from_taesd_file(file: WeightFile, dtype: torch.dtype | None) -> Published:
 def _from_taesd_halves(file: WeightFile, names: set[str], dtype: torch.dtype | None) -> Published:
     """TAESD's two files; `file` is one of them."""
     path = file.path
-    half = "encoder" if FIRST_LAYER["encoder"] in names else "decoder"
+    half = "encoder" if "0.weight" in names else "decoder"  # whose layer 0 is a clamp
     other = ENDS[1 - ENDS.index(half)]
     if half not in path.name:
         raise ValueError(

@@ -213,11 +213,8 @@ def export_lora(updates: Mapping[str, Update], target: Target) -> dict[str, Tens
     Where a layer in files consists of several of our weights, their updates are joined.
     """
     prefixes = {part: prefix for prefix, part in KOHYA.items() if prefix != "lora_te1_"}
-    layers: dict[str, list[str]] = {}
-    for name in updates:
-        layers.setdefault(target.exported[name], []).append(name)
     tensors: dict[str, Tensor] = {}
-    for layer in layers:
+    for layer in dict.fromkeys(target.exported[name] for name in updates):
         update = _join_updates(updates, target, target.layers[layer])
         name = prefixes[target.part] + layer.replace(".", "_")
         tensors[f"{name}.lora_down.weight"] = update.down
