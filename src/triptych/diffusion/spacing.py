@@ -57,7 +57,7 @@ def levels(schedule: Schedule, steps: int, spacing: Spacing) -> list[Level]:
     """`steps` levels at which the network is evaluated, and the level to end at.
 
     Raises:
-        ValueError: the schedule does not support the spacing or so many steps.
+        ValueError: the schedule does not support the spacing or this many steps.
     """
     if steps < 1:
         raise ValueError(f"sampling takes at least one step, not {steps}")
@@ -95,7 +95,7 @@ def spaced_times(schedule: Schedule, points: int, spacing: Spacing) -> list[floa
     """`points` times of a spacing over times, noisiest first.
 
     Raises:
-        ValueError: the schedule does not support the spacing or so many times.
+        ValueError: the schedule does not support the spacing or this many times.
     """
     first, last = schedule.cleanest, schedule.noisiest
     if isinstance(schedule, Edm):
@@ -114,7 +114,7 @@ def spaced_times(schedule: Schedule, points: int, spacing: Spacing) -> list[floa
         return [float((points - 1 - i) * stride + spacing.offset) for i in range(points)]
     if spacing.kind == "trailing":
         return [float(round(count - i * count / points) - 1) for i in range(points)]
-    if spacing.kind == "sgm_uniform":  # the end stands for the cleanest time
+    if spacing.kind == "sgm_uniform":  # the end replaces the cleanest time
         return _linspace(last, first, points + 1)[:-1]
     if spacing.kind == "beta":
         return [first + (last - first) * q for q in _beta_quantiles(points)]

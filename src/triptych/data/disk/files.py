@@ -110,7 +110,7 @@ def reason(error: Exception) -> str:
 
 
 def shards(name: str) -> list[Path]:
-    """The paths that a name stands for: itself, or a range such as `shard-{000..012}.tar`."""
+    """The paths of a name: itself, or a range such as `shard-{000..012}.tar`."""
     match = RANGE.search(name)
     if match is None:
         return [Path(name).expanduser()]

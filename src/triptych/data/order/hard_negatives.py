@@ -17,7 +17,7 @@ from triptych.data.order.permutation import mix
 
 WORD = re.compile(r"\w+")
 UNSORTED_EVERY = 4
-"""Every fourth pool keeps its random order: unrelated pictures must be told apart too."""
+"""Every fourth pool keeps its random order: unrelated pictures must be distinguished too."""
 
 
 def sort_by_shared_words(texts: Sequence[str], key: int) -> Int64[np.ndarray, " N"]:

@@ -39,7 +39,7 @@ def diffusers_levels(
     tables of betas use them.
 
     Raises:
-        ValueError: the schedule does not support the spacing or so many steps.
+        ValueError: the schedule does not support the spacing or this many steps.
     """
     if not isinstance(schedule, Discrete):
         chosen = sampler_levels(schedule, sampler, steps, Spacing(kind))

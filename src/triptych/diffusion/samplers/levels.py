@@ -27,8 +27,8 @@ def sampler_levels(
     `eta` is TCD's gamma; other samplers' levels do not depend on it.
 
     Raises:
-        ValueError: the schedule does not support the spacing or so many steps; it starts below the
-            noise that Restart returns to; or it has no timesteps, which TCD needs.
+        ValueError: the schedule does not support the spacing or this many steps; it starts below
+            the noise that Restart returns to; or it has no timesteps, which TCD needs.
     """
     if sampler == "restart":
         return restart_levels(schedule, steps, spacing, choose_restart(steps))

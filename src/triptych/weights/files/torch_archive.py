@@ -103,7 +103,7 @@ def read_archive(archive: Zip) -> TorchTensors:
     keys = dict.fromkeys(view.storage.key for view in views.values())
     places = {key: locate(archive, f"{folder}data/{key}") for key in keys}
     tensors = TorchTensors(archive.path, views, places)
-    tensors.map()  # checks that every tensor lies within its storage
+    tensors.map()  # checks that every tensor is within its storage
     return tensors
 
 
@@ -149,7 +149,7 @@ def read_legacy(path: Path) -> TorchTensors:
         if int.from_bytes(memory[start - 8 : start], "little") != storage.size:
             raise ValueError(f"has another number of values at byte {start - 8:,} than announced")
     tensors = TorchTensors(path, views, places)
-    tensors.map()  # checks that every tensor lies within its storage
+    tensors.map()  # checks that every tensor is within its storage
     return tensors
 
 
