@@ -144,11 +144,9 @@ class Transformer(nn.Module):
         self, x: Float[Tensor, "B T D"], mask: Tensor | None = None
     ) -> Float[Tensor, "B T D"]:
         """`forward` with every position of the last block attending only to itself."""
-        *before, last = (cast(Block, block) for block in self.blocks)
-        for block in before:
+        for block in self.blocks[:-1]:
             x = block(x, mask)
-        result: Tensor = last.alone(x)
-        return result
+        return cast(Block, self.blocks[-1]).alone(x)
 
     def at(
         self,
@@ -157,11 +155,9 @@ class Transformer(nn.Module):
         mask: Bool[Tensor, "T T"] | None = None,
     ) -> Float[Tensor, "B D"]:
         """`forward` at one position of each row; the last block computes only that position."""
-        *before, last = (cast(Block, block) for block in self.blocks)
-        for block in before:
+        for block in self.blocks[:-1]:
             x = block(x, None if mask is None else mask[None, None])
-        result: Tensor = last.at(x, places, mask)
-        return result
+        return cast(Block, self.blocks[-1]).at(x, places, mask)
 
 
 class AttentionPool(nn.Module):

@@ -1,4 +1,4 @@
-"""Features of labelled pictures from a frozen model.
+"""Features of pictures from a frozen model.
 
 Dimensions: N pictures, D width of a feature.
 """
@@ -20,6 +20,7 @@ from triptych.weights.loaded import Loaded
 class Features:
     """Features of the pictures embedded so far, with their labels."""
 
+    names: tuple[str, ...]
     features: Float[Tensor, "N D"]
     """Unit length, float32."""
     labels: Int64[Tensor, " N"]
@@ -56,7 +57,7 @@ def embed_gallery(loaded: Loaded, pictures: gallery.Gallery, batch: int = 32) ->
         ValueError: no picture can be read, or the model cannot embed pictures.
     """
     features: Tensor | None = None
-    labels: list[int] = []
+    read: list[gallery.Picture] = []
     skipped = dict(pictures.skipped)
     for decoded in gallery.decode(pictures, batch):
         skipped |= decoded.skipped
@@ -64,11 +65,17 @@ def embed_gallery(loaded: Loaded, pictures: gallery.Gallery, batch: int = 32) ->
             vectors = loaded.embed_image(decoded.pictures, batch)
             if features is None:
                 features = vectors.new_empty(len(pictures.pictures), vectors.shape[1])
-            features[len(labels) : len(labels) + len(vectors)] = vectors
-            labels += [picture.label for picture in decoded.sources]
+            features[len(read) : len(read) + len(vectors)] = vectors
+            read += decoded.sources
         if features is not None:
-            done = features[: len(labels)], torch.tensor(labels)
-            yield Features(*done, pictures.classes, skipped, decoded.done)
+            yield Features(
+                tuple(picture.name for picture in read),
+                features[: len(read)],
+                torch.tensor([picture.label for picture in read]),
+                pictures.classes,
+                skipped,
+                decoded.done,
+            )
     if features is None:
         reasons = [f"\n  {name}: {why}" for name, why in list(skipped.items())[:20]]
         raise ValueError("no picture could be read" + ("".join(reasons) or ": there is none"))

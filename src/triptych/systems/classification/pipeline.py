@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from triptych import runtime
 from triptych.config import nearest
 from triptych.data import gallery
+from triptych.systems.classification.frozen import embed_gallery
 from triptych.systems.classification.request import OWN_CLASSES, Classify, distinct_labels
 from triptych.systems.two_towers.labels import embed_labels
 from triptych.text.templates import TEMPLATES
@@ -82,36 +82,22 @@ def run(request: Classify, load: Load) -> Iterator[Classified]:
     text, cut = embed_labels(loaded, labels, templates)
     scale = loaded.model.logit_scale
     bias = getattr(loaded.model, "logit_bias", None)
-    image = torch.empty(len(found.pictures), text.shape[1])
-    names: list[str] = []
-    truth: list[int] = []
-    skipped = dict(found.skipped)
-    for batch in gallery.decode(found, request.batch):
-        skipped |= batch.skipped
-        if batch.pictures:
-            rows = slice(len(names), len(names) + len(batch.pictures))
-            image[rows] = loaded.embed_image(batch.pictures, request.batch)
-            names += [picture.name for picture in batch.sources]
-            truth += [picture.label for picture in batch.sources]
-        if names:
-            yield Classified(
-                request,
-                labels,
-                templates,
-                tuple(names),
-                image[: len(names)],
-                text,
-                str(loaded.model.reads),
-                float(scale.float().exp()),  # type: ignore[operator]
-                0.0 if bias is None else float(bias),
-                torch.tensor(truth) if request.evaluated else None,
-                skipped,
-                cut,
-                batch.done,
-            )
-    if not names:
-        reasons = [f"\n  {name}: {why}" for name, why in list(skipped.items())[:20]]
-        raise ValueError("no picture could be read" + ("".join(reasons) or ": there is none"))
+    for pictures in embed_gallery(loaded, found, request.batch):
+        yield Classified(
+            request,
+            labels,
+            templates,
+            pictures.names,
+            pictures.features,
+            text,
+            str(loaded.model.reads),
+            float(scale.float().exp()),  # type: ignore[operator]
+            0.0 if bias is None else float(bias),
+            pictures.labels if request.evaluated else None,
+            pictures.skipped,
+            cut,
+            pictures.done,
+        )
 
 
 def resolve_templates(names: Sequence[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """SigLIP as big_vision stores it (`.npz`): every array under our names.
 
-Its layers are kernels (in, out), attention keeps the heads as an axis of their own, and the layers
-of a tower are either numbered or stacked along a first axis. Published so are SigLIP and SigLIP 2
+Linear layers are kernels (in, out), attention has a separate axis of heads, and the layers of a
+tower are either numbered or stacked along a first axis. SigLIP and SigLIP 2 are published like this
 (github.com/google-research/big_vision).
 
 Dimensions: D width, H heads, C head width, L layers.
@@ -22,13 +22,13 @@ BLOCK = {
     "MlpBlock_0/Dense_1": "mlp.down",
 } | {f"MultiHeadDotProductAttention_0/{k}": f"attn.{v}" for k, v in ATTENTION.items()}
 POOL = BLOCK | {"LayerNorm_0": "norm"}
-PLACES = {
+LAYERS = {
     "img/embedding": "image.patch",
     "img/Transformer/encoder_norm": "image.post_norm",
     "txt/Encoder_0/encoder_norm": "text.post_norm",
     "txt/head": "text.projection",
 }
-WHOLE = {
+SINGLE = {
     "img/pos_embedding": "image.position",
     "img/MAPHead_0/probe": "image.pool.probe",
     "txt/Embed_0/embedding": "text.token.weight",
@@ -46,13 +46,13 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """big_vision's arrays under our names.
 
     Raises:
-        ValueError: an array that belongs to no part of a SigLIP.
+        ValueError: an array that is not of a SigLIP.
     """
-    return {_named(key): _turned(key, array) for key, array in unstacked(state).items()}
+    return {_rename(key): _reshape(key, array) for key, array in unstack(state).items()}
 
 
-def unstacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every layer under a number of its own, and no `params/` before the names."""
+def unstack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Numbers stacked layers, and removes the prefix `params/`."""
     flat: dict[str, Tensor] = {}
     for key, array in state.items():
         name = key.removeprefix("params/")
@@ -65,20 +65,20 @@ def unstacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def configuration(state: Mapping[str, Tensor], heads: int | None = None) -> SiglipConfig:
-    """What the arrays' shapes say; the file has no configuration. Activations are the tanh form, as
-    big_vision's `nn.gelu` is.
+    """The configuration, from the shapes of the arrays. Activations are GELU's tanh form, as
+    big_vision's `nn.gelu`.
 
     Raises:
-        ValueError: arrays that every SigLIP has are not there.
+        ValueError: an array that every SigLIP has is missing.
     """
-    flat = unstacked(state)
+    flat = unstack(state)
     needed = ["img/embedding/kernel", "img/pos_embedding", "txt/Embed_0/embedding"]
     needed += ["txt/pos_embedding"]
     for tower in TOWERS:
         needed += [f"{tower}/encoderblock_0/{part}" for part in (QUERY, UP)]
     if missing := [name for name in needed if name not in flat]:
         raise ValueError(
-            f"it has no {missing[0]}: not a SigLIP of big_vision's, or not a whole one"
+            f"it has no {missing[0]}: not a SigLIP of big_vision's, or an incomplete one"
         )
     kernel = flat["img/embedding/kernel"]
     naflex = kernel.ndim == 2
@@ -112,27 +112,26 @@ def configuration(state: Mapping[str, Tensor], heads: int | None = None) -> Sigl
 
 
 def _layers(flat: Mapping[str, Tensor], tower: str) -> int:
-    found = {m[2] for name in flat if (m := LAYER.fullmatch(name)) and m[1] == tower}
-    return len(found)
+    return len({m[2] for name in flat if (m := LAYER.fullmatch(name)) and m[1] == tower})
 
 
-def _named(name: str) -> str:
-    if name in WHOLE:
-        return WHOLE[name]
-    if (found := LAYER.fullmatch(name)) and found[3] in BLOCK:
-        tower, number, part, kind = found.groups()
+def _rename(name: str) -> str:
+    if name in SINGLE:
+        return SINGLE[name]
+    if (layer := LAYER.fullmatch(name)) and layer[3] in BLOCK:
+        tower, number, part, kind = layer.groups()
         return f"{TOWERS[tower]}.transformer.blocks.{number}.{BLOCK[part]}.{KINDS[kind]}"
     place, _, kind = name.rpartition("/")
     part = place.removeprefix("img/MAPHead_0/")
     if part != place and part in POOL and kind in KINDS:
         return f"image.pool.{POOL[part]}.{KINDS[kind]}"
-    if place in PLACES and kind in KINDS:
-        return f"{PLACES[place]}.{KINDS[kind]}"
-    raise ValueError(f"{name} belongs to no part of a SigLIP")
+    if place in LAYERS and kind in KINDS:
+        return f"{LAYERS[place]}.{KINDS[kind]}"
+    raise ValueError(f"{name} is not an array of a SigLIP")
 
 
-def _turned(name: str, array: Tensor) -> Tensor:
-    """As torch keeps it in memory."""
+def _reshape(name: str, array: Tensor) -> Tensor:
+    """Reshape an array to PyTorch's layout."""
     if name in ("t", "b"):
         return array.reshape(())
     if name == "img/MAPHead_0/probe":

@@ -12,7 +12,6 @@ from triptych.systems.clip import configs as clip_configs
 from triptych.systems.clip import published as clip
 from triptych.systems.clip.model import ClipConfig
 from triptych.systems.siglip import published as siglip
-from triptych.systems.siglip.model import SiglipConfig
 from triptych.text.tokenizer import Tokenizer
 from triptych.vision.transforms import ImageTransform, PatchTransform
 from triptych.weights.files.safetensors import write_safetensors
@@ -50,9 +49,7 @@ def write_transformers(loaded: Loaded, folder: Path) -> tuple[str, ...]:
     tensors = export(_state(loaded), rules)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "preprocessor_config.json", _processor(loaded))
-    if loaded.tokenizer is not None:
-        write_json(folder / "tokenizer_config.json", tokenizer_config(loaded.tokenizer, settings))
-    return _save_vocabulary(loaded, folder)
+    return _write_tokenizer(loaded, folder)
 
 
 def write_open_clip(loaded: Loaded, folder: Path) -> tuple[str, ...]:
@@ -75,9 +72,7 @@ def write_open_clip(loaded: Loaded, folder: Path) -> tuple[str, ...]:
     write_json(folder / "open_clip_config.json", {"model_cfg": model, "preprocess_cfg": preprocess})
     tensors = export(_state(loaded), rules)
     write_safetensors(folder / "open_clip_model.safetensors", tensors, {"format": "pt"})
-    if loaded.tokenizer is not None:
-        write_json(folder / "tokenizer_config.json", tokenizer_config(loaded.tokenizer, settings))
-    return _save_vocabulary(loaded, folder)
+    return _write_tokenizer(loaded, folder)
 
 
 def _save_vocabulary(loaded: Loaded, folder: Path) -> tuple[str, ...]:
@@ -86,25 +81,31 @@ def _save_vocabulary(loaded: Loaded, folder: Path) -> tuple[str, ...]:
     return ()
 
 
+def _write_tokenizer(loaded: Loaded, folder: Path) -> tuple[str, ...]:
+    if loaded.tokenizer is not None:
+        write_json(folder / "tokenizer_config.json", tokenizer_config(loaded.tokenizer))
+    return _save_vocabulary(loaded, folder)
+
+
 def _is_clips(tokenizer: Tokenizer) -> bool:
     """The published vocabulary, which open_clip has built in."""
     return tokenizer.vocabulary == 49408 and tokenizer.config.length == 77
 
 
-def tokenizer_config(tokenizer: Tokenizer, settings: ClipConfig | SiglipConfig) -> dict[str, Any]:
-    """What transformers needs to know beside `tokenizer.json`."""
-    around, backend = tokenizer.config, tokenizer
+def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The settings that transformers reads beside `tokenizer.json`."""
+    config = tokenizer.config
     stored: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": around.length,
-        "pad_token": backend.name(around.pad),
+        "model_max_length": config.length,
+        "pad_token": tokenizer.name(config.pad),
         "padding_side": "right",
     }
-    if around.start is not None:
-        stored["bos_token"] = backend.name(around.start)
-    if around.end is not None:
-        stored["eos_token"] = backend.name(around.end)
-        stored["unk_token"] = backend.name(around.end)
+    if config.start is not None:
+        stored["bos_token"] = tokenizer.name(config.start)
+    if config.end is not None:
+        stored["eos_token"] = tokenizer.name(config.end)
+        stored["unk_token"] = tokenizer.name(config.end)
     return stored
 
 
