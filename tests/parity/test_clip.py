@@ -234,7 +234,7 @@ def test_siglip_of_open_clip(name, monkeypatch):
         lambda name, **words: create(name, depth=2, **words),
     )
     peer = randomised(open_clip.model.CustomTextCLIP(**model), 0.05)
-    monkeypatch.setitem(siglip.TIMM, "base", siglip.TIMM["base"]._replace(layers=2))
+    monkeypatch.setitem(siglip.TIMM, "base", (768, 2, 12, 3072))
     config = siglip.from_open_clip(model)
     ours = same(Siglip(config), siglip.open_clip_rules(naflex), peer.state_dict())
     size = 256 if naflex else 224

@@ -53,7 +53,7 @@ def test_one_text_has_no_floor_and_nonsense_is_refused() -> None:
     assert found.shuffled is None and found.preferred is None
     with pytest.raises(ValueError, match="at least one pair"):
         alignment(turned(), turned())
-    with pytest.raises(ValueError, match="pairs are"):
+    with pytest.raises(ValueError, match="pairs must be"):
         clip_score(turned(0, 1), turned(0))
 
 
@@ -62,7 +62,7 @@ def test_pictures_are_scored_with_their_own_texts() -> None:
     pictures, texts = [picture(0), picture(1)], ["two cats", "a red car"]
     expected = clip_score(clip.embed_image(pictures), clip.embed_text(texts)).mean()
     assert evaluate(pictures, texts, clip).score == pytest.approx(float(expected))
-    with pytest.raises(ValueError, match="2 pictures with 1 texts"):
+    with pytest.raises(ValueError, match="2 pictures, but 1 prompts"):
         evaluate(pictures, texts[:1], clip)
 
 

@@ -44,7 +44,7 @@ def _confusion(found: ZeroShot, folder: Path) -> Path:
     """Row: the true class. Shade: the share of its pictures that is seen as each label."""
     counts = np.array(found.confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    names = [known.name for known in found.classes]
+    names = [part.name for part in found.classes]
     side = min(12.0, max(4.5, 0.45 * len(names)))
     figure, (axes,) = _figure(side, side)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -82,14 +82,14 @@ def _reliability(found: ZeroShot, folder: Path) -> Path:
 def _diagram(axes: Any, title: str, calibration: Calibration) -> None:
     """Bars: accuracy of the answers of a confidence. The gap to the diagonal is the error."""
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--")
-    most = max(known.count for known in calibration.bins)
-    for known in calibration.bins:
-        if known.accuracy is None or known.confidence is None:
+    most = max(part.count for part in calibration.bins)
+    for part in calibration.bins:
+        if part.accuracy is None or part.confidence is None:
             continue
-        width = known.high - known.low
-        shade = 0.25 + 0.75 * known.count / most
-        axes.bar(known.low, known.accuracy, width, align="edge", color=BLUE, alpha=shade)
-        axes.plot([known.confidence] * 2, [known.confidence, known.accuracy], color=RED, lw=1.5)
+        width = part.high - part.low
+        shade = 0.25 + 0.75 * part.count / most
+        axes.bar(part.low, part.accuracy, width, align="edge", color=BLUE, alpha=shade)
+        axes.plot([part.confidence] * 2, [part.confidence, part.accuracy], color=RED, lw=1.5)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
     axes.set_title(f"{title}\nexpected calibration error {calibration.error:.1%}", fontsize=9)
 

@@ -124,7 +124,7 @@ def _matrix(draw: ImageDraw.ImageDraw, reading: Reading, left: int, top: int, pi
     for (row, column), value in np.ndenumerate(reading.values):
         share = float(np.clip((value - reading.low) / spread, 0, 1)) if spread > 0 else 0.0
         x, y = left + column * CELL, top + row * pitch
-        colour = _mixed(share)
+        colour = _mix(share)
         best = column == int(reading.values[row].argmax())
         box = (x + 1, y + 1, x + CELL - 2, y + pitch - 2)
         draw.rectangle(box, fill=colour, outline=INK if best else FAINT, width=2 if best else 1)
@@ -135,7 +135,7 @@ def _matrix(draw: ImageDraw.ImageDraw, reading: Reading, left: int, top: int, pi
         write(draw, lines, size, x=x + CELL // 2, y=at, align="centre", fill=fill)
 
 
-def _mixed(share: float) -> Colour:
+def _mix(share: float) -> Colour:
     red, green, blue = (np.array(PAPER) * (1 - share) + FULL * share).round().astype(int).tolist()
     return red, green, blue
 

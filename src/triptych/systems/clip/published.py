@@ -1,4 +1,4 @@
-"""CLIP checkpoints: their names on the left, ours on the right.
+"""CLIP checkpoints: their names of tensors on the left, ours on the right.
 
 OpenAI's archives and open_clip's folders share one table; open_clip puts the text tower under
 `text.` where its configuration says `custom_text`. Transformers has its own.
@@ -7,20 +7,20 @@ OpenAI's archives and open_clip's folders share one table; open_clip puts the te
 from triptych.weights.keymap import Rule, drop, rename, split, under
 
 
-def both(theirs: str, ours: str) -> list[Rule]:
+def rename_layer(theirs: str, ours: str) -> list[Rule]:
     """A layer's weight and bias."""
     return [rename(f"{theirs}.{kind}", f"{ours}.{kind}") for kind in ("weight", "bias")]
 
 
 OPENAI_BLOCK = [
-    *both("ln_1", "attn_norm"),
+    *rename_layer("ln_1", "attn_norm"),
     split("attn.in_proj_weight", *(f"attn.{x}_proj.weight" for x in "qkv")),
     split("attn.in_proj_bias", *(f"attn.{x}_proj.bias" for x in "qkv")),
-    *both("attn.out_proj", "attn.out_proj"),
+    *rename_layer("attn.out_proj", "attn.out_proj"),
     rename("ls_1.gamma", "attn_scale"),
-    *both("ln_2", "mlp_norm"),
-    *both("mlp.c_fc", "mlp.up"),
-    *both("mlp.c_proj", "mlp.down"),
+    *rename_layer("ln_2", "mlp_norm"),
+    *rename_layer("mlp.c_fc", "mlp.up"),
+    *rename_layer("mlp.c_proj", "mlp.down"),
     rename("ls_2.gamma", "mlp_scale"),
 ]
 
@@ -28,16 +28,16 @@ OPENAI_TEXT = [
     rename("token_embedding.weight", "token.weight"),
     rename("positional_embedding", "position"),
     *under(OPENAI_BLOCK, "transformer.resblocks.{}.", "transformer.blocks.{}."),
-    *both("ln_final", "post_norm"),
+    *rename_layer("ln_final", "post_norm"),
 ]
 
 OPENAI_VIT = [
     rename("conv1.weight", "patch.weight"),
     rename("class_embedding", "class_token"),
     rename("positional_embedding", "position"),
-    *both("ln_pre", "pre_norm"),
+    *rename_layer("ln_pre", "pre_norm"),
     *under(OPENAI_BLOCK, "transformer.resblocks.{}.", "transformer.blocks.{}."),
-    *both("ln_post", "post_norm"),
+    *rename_layer("ln_post", "post_norm"),
     rename("proj", "projection.weight", "transposed"),
 ]
 
@@ -63,13 +63,13 @@ OPENAI_RESNET = [
         for rule in under(BOTTLENECK, f"layer{stage + 1}.{{}}.", f"stages.{stage}.{{}}.")
     ),
     rename("attnpool.positional_embedding", "pool.position"),
-    *(rule for x in "qkv" for rule in both(f"attnpool.{x}_proj", f"pool.attn.{x}_proj")),
-    *both("attnpool.c_proj", "pool.attn.out_proj"),
+    *(rule for x in "qkv" for rule in rename_layer(f"attnpool.{x}_proj", f"pool.attn.{x}_proj")),
+    *rename_layer("attnpool.c_proj", "pool.attn.out_proj"),
 ]
 
 OPENAI_EXTRAS = [
     rename("logit_scale", "logit_scale"),
-    # what the archives carry beside the weights, and open_clip's masks
+    # entries that are not weights, and open_clip's masks
     drop("input_resolution"),
     drop("context_length"),
     drop("vocab_size"),
@@ -89,12 +89,12 @@ def openai_rules(resnet: bool, custom_text: bool = False) -> list[Rule]:
 
 
 TRANSFORMERS_BLOCK = [
-    *both("layer_norm1", "attn_norm"),
-    *(rule for x in "qkv" for rule in both(f"self_attn.{x}_proj", f"attn.{x}_proj")),
-    *both("self_attn.out_proj", "attn.out_proj"),
-    *both("layer_norm2", "mlp_norm"),
-    *both("mlp.fc1", "mlp.up"),
-    *both("mlp.fc2", "mlp.down"),
+    *rename_layer("layer_norm1", "attn_norm"),
+    *(rule for x in "qkv" for rule in rename_layer(f"self_attn.{x}_proj", f"attn.{x}_proj")),
+    *rename_layer("self_attn.out_proj", "attn.out_proj"),
+    *rename_layer("layer_norm2", "mlp_norm"),
+    *rename_layer("mlp.fc1", "mlp.up"),
+    *rename_layer("mlp.fc2", "mlp.down"),
 ]
 
 TRANSFORMERS_TEXT = [
@@ -102,7 +102,7 @@ TRANSFORMERS_TEXT = [
     rename("embeddings.position_embedding.weight", "position"),
     drop("embeddings.position_ids"),
     *under(TRANSFORMERS_BLOCK, "encoder.layers.{}.", "transformer.blocks.{}."),
-    *both("final_layer_norm", "post_norm"),
+    *rename_layer("final_layer_norm", "post_norm"),
 ]
 
 TRANSFORMERS = [
@@ -110,9 +110,9 @@ TRANSFORMERS = [
     rename("vision_model.embeddings.patch_embedding.weight", "image.patch.weight"),
     rename("vision_model.embeddings.position_embedding.weight", "image.position"),
     drop("vision_model.embeddings.position_ids"),
-    *both("vision_model.pre_layrnorm", "image.pre_norm"),  # their spelling
+    *rename_layer("vision_model.pre_layrnorm", "image.pre_norm"),  # their spelling
     *under(TRANSFORMERS_BLOCK, "vision_model.encoder.layers.{}.", "image.transformer.blocks.{}."),
-    *both("vision_model.post_layernorm", "image.post_norm"),
+    *rename_layer("vision_model.post_layernorm", "image.post_norm"),
     rename("visual_projection.weight", "image.projection.weight"),
     *under(TRANSFORMERS_TEXT, "text_model.", "text."),
     rename("text_projection.weight", "text.projection.weight"),

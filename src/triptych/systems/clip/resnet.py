@@ -17,7 +17,7 @@ from triptych.nn.position import resize_grid
 
 EXPANSION = 4
 STRIDE = 32
-"""Pixels a side that become one place of the last planes."""
+"""Pixels per side of one cell of the last feature map."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,20 @@ class ResNetConfig:
     layers: tuple[int, ...] = (3, 4, 6, 3)
     """Blocks of the four stages."""
     heads: int = 32
-    """Of the pooling; the published ones have a head for every 64 channels of the last planes."""
+    """Heads of the pooling; published models have one for every 64 channels of the last stage."""
 
     def __post_init__(self) -> None:
         if len(self.layers) != 4:
             raise ValueError(f"a modified ResNet has four stages, not {len(self.layers)}")
         if self.width * 8 * EXPANSION % self.heads:
-            raise ValueError(f"{self.width * 8 * EXPANSION} channels, {self.heads} heads: no whole")
+            raise ValueError(
+                f"{self.width * 8 * EXPANSION} channels do not divide into {self.heads} heads"
+            )
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 and 1 x 1 convolutions around an identity; strides are averages, so that nothing
-    aliases.
+    """1 x 1, 3 x 3 and 1 x 1 convolutions with a residual connection; average pooling in place of
+    strides avoids aliasing.
     """
 
     def __init__(self, channels: int, width: int, stride: int):
@@ -67,7 +69,7 @@ class Bottleneck(nn.Module):
 
 
 class PlanePool(nn.Module):
-    """The mean of all places asks all places: one layer of attention."""
+    """Attention pooling whose query is the mean of all positions."""
 
     def __init__(self, side: int, channels: int, heads: int, dim: int):
         super().__init__()
@@ -89,7 +91,7 @@ class PlanePool(nn.Module):
         return pooled
 
     def alone(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B h w E"]:
-        """Each place pooled as if it were the only one (arXiv:2112.01071)."""
+        """Each position pooled as if it were the only one (arXiv:2112.01071)."""
         own: Tensor = self.attn.out_proj(self.attn.v_proj(self._places(x)[:, 1:]))
         return own.reshape(len(x), x.shape[2], x.shape[3], -1)
 
@@ -134,12 +136,12 @@ class ModifiedResNet(nn.Module):
         return x
 
     def forward(self, pixels: Float[Tensor, "B C H W"], keep: float = 1.0) -> Float[Tensor, "B E"]:
-        """`keep` must be 1: convolutions have no patches to leave out."""
+        """`keep` must be 1: convolutions have no patches to drop."""
         if keep != 1:
-            raise ValueError("patch dropout is for vision transformers: a ResNet keeps all")
+            raise ValueError("patch dropout needs a vision transformer: a ResNet has no patches")
         pooled: Tensor = self.pool(self.planes(pixels))
         return pooled
 
     def patches(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w E"]:
-        """What each place says in the shared space."""
+        """Each position in the shared space."""
         return self.pool.alone(self.planes(pixels))

@@ -1,4 +1,4 @@
-"""SigLIP checkpoints: their names on the left, ours on the right, and their configurations as ours.
+"""SigLIP checkpoints: their names of tensors on the left, ours on the right; configurations.
 
 Transformers and open_clip (whose image tower has timm's names) have a table each; big_vision's
 arrays are in `big_vision.py`.
@@ -17,7 +17,12 @@ from triptych.systems.clip.configs import (
     read_tower,
     write_tower,
 )
-from triptych.systems.clip.published import OPENAI_TEXT, TRANSFORMERS_BLOCK, TRANSFORMERS_TEXT, both
+from triptych.systems.clip.published import (
+    OPENAI_TEXT,
+    TRANSFORMERS_BLOCK,
+    TRANSFORMERS_TEXT,
+    rename_layer,
+)
 from triptych.systems.siglip.model import SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from triptych.weights.keymap import Rule, drop, rename, split, under
 
@@ -27,11 +32,11 @@ LOGITS = [
 ]
 
 TRANSFORMERS = [
-    *both("vision_model.embeddings.patch_embedding", "image.patch"),
+    *rename_layer("vision_model.embeddings.patch_embedding", "image.patch"),
     rename("vision_model.embeddings.position_embedding.weight", "image.position"),
     drop("vision_model.embeddings.position_ids"),
     *under(TRANSFORMERS_BLOCK, "vision_model.encoder.layers.{}.", "image.transformer.blocks.{}."),
-    *both("vision_model.post_layernorm", "image.post_norm"),
+    *rename_layer("vision_model.post_layernorm", "image.post_norm"),
     rename("vision_model.head.probe", "image.pool.probe", "one cell"),
     split(
         "vision_model.head.attention.in_proj_weight",
@@ -41,34 +46,34 @@ TRANSFORMERS = [
         "vision_model.head.attention.in_proj_bias",
         *(f"image.pool.attn.{x}_proj.bias" for x in "qkv"),
     ),
-    *both("vision_model.head.attention.out_proj", "image.pool.attn.out_proj"),
-    *both("vision_model.head.layernorm", "image.pool.norm"),
-    *both("vision_model.head.mlp.fc1", "image.pool.mlp.up"),
-    *both("vision_model.head.mlp.fc2", "image.pool.mlp.down"),
+    *rename_layer("vision_model.head.attention.out_proj", "image.pool.attn.out_proj"),
+    *rename_layer("vision_model.head.layernorm", "image.pool.norm"),
+    *rename_layer("vision_model.head.mlp.fc1", "image.pool.mlp.up"),
+    *rename_layer("vision_model.head.mlp.fc2", "image.pool.mlp.down"),
     *under(TRANSFORMERS_TEXT, "text_model.", "text."),
-    *both("text_model.head", "text.projection"),
+    *rename_layer("text_model.head", "text.projection"),
     *LOGITS,
 ]
 
 TIMM_BLOCK = [
-    *both("norm1", "attn_norm"),
+    *rename_layer("norm1", "attn_norm"),
     split("attn.qkv.weight", *(f"attn.{x}_proj.weight" for x in "qkv")),
     split("attn.qkv.bias", *(f"attn.{x}_proj.bias" for x in "qkv")),
-    *both("attn.proj", "attn.out_proj"),
-    *both("norm2", "mlp_norm"),
-    *both("mlp.fc1", "mlp.up"),
-    *both("mlp.fc2", "mlp.down"),
+    *rename_layer("attn.proj", "attn.out_proj"),
+    *rename_layer("norm2", "mlp_norm"),
+    *rename_layer("mlp.fc1", "mlp.up"),
+    *rename_layer("mlp.fc2", "mlp.down"),
 ]
 
 TIMM_POOL = [
     rename("latent", "probe", "one cell"),
-    *both("q", "attn.q_proj"),
+    *rename_layer("q", "attn.q_proj"),
     split("kv.weight", "attn.k_proj.weight", "attn.v_proj.weight"),
     split("kv.bias", "attn.k_proj.bias", "attn.v_proj.bias"),
-    *both("proj", "attn.out_proj"),
-    *both("norm", "norm"),
-    *both("mlp.fc1", "mlp.up"),
-    *both("mlp.fc2", "mlp.down"),
+    *rename_layer("proj", "attn.out_proj"),
+    *rename_layer("norm", "norm"),
+    *rename_layer("mlp.fc1", "mlp.up"),
+    *rename_layer("mlp.fc2", "mlp.down"),
 ]
 
 
@@ -77,13 +82,13 @@ def open_clip_rules(naflex: bool = False) -> list[Rule]:
     place = "embeds" if naflex else ""
     grid = "grid" if naflex else "one row"
     return [
-        *both(f"visual.trunk.{place or 'patch_embed'}.proj", "image.patch"),
+        *rename_layer(f"visual.trunk.{place or 'patch_embed'}.proj", "image.patch"),
         rename(f"visual.trunk.{place + '.' if place else ''}pos_embed", "image.position", grid),
         *under(TIMM_BLOCK, "visual.trunk.blocks.{}.", "image.transformer.blocks.{}."),
-        *both("visual.trunk.norm", "image.post_norm"),
+        *rename_layer("visual.trunk.norm", "image.post_norm"),
         *under(TIMM_POOL, "visual.trunk.attn_pool.", "image.pool."),
         *under(OPENAI_TEXT, "text.", "text."),
-        *both("text.text_projection", "text.projection"),
+        *rename_layer("text.text_projection", "text.projection"),
         rename("logit_scale", "logit_scale"),
         rename("logit_bias", "logit_bias"),
     ]

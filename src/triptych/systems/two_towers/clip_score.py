@@ -1,4 +1,4 @@
-"""CLIP score: do pictures show what their texts say (arXiv:2104.08718)?
+"""CLIP score: how well pictures match their texts (arXiv:2104.08718).
 
 Dimensions: N pairs, D numbers of a vector, B pairs of a block.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from triptych.scores.accuracy import NORMAL_95
 from triptych.weights.loaded import Loaded
 
-WEIGHT = 2.5  # stretches what CLIP's cosines reach to about 0 to 1 (section 3)
+WEIGHT = 2.5  # scales CLIP's usual cosines to about 0 to 1 (section 3)
 BLOCK = 2048
 
 
@@ -28,36 +28,38 @@ class Alignment:
     high: float
     """The 95 % interval of the mean."""
     shuffled: float | None
-    """The mean of every picture with every other text: what pictures of something else get. None
-    where all texts are the same.
+    """The mean over pairs of a picture and another's text, the chance level; None if all texts are
+    equal.
     """
     preferred: float | None
-    """How often a picture's own text beats another one, over all such pairs; chance is 0.5."""
+    """The share of these pairs in which the picture's own text scores higher; chance is 0.5."""
     count: int
 
 
 def clip_score(image: Float[Tensor, "N D"], text: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
     """2.5 max(cos, 0) of each pair of unit vectors (equation 1).
 
-    Published scores put "A photo depicts" before each text, and are of ViT-B/32: only scores of one
-    model can be compared.
+    Published scores put "A photo depicts" before each text and use ViT-B/32. Scores of different
+    models cannot be compared.
     """
     if image.shape != text.shape or image.ndim != 2:
-        raise ValueError(f"pairs are (N, D) twice, not {tuple(image.shape)}, {tuple(text.shape)}")
+        raise ValueError(
+            f"pairs must be (N, D) each, not {tuple(image.shape)} and {tuple(text.shape)}"
+        )
     return WEIGHT * (image * text).sum(1).clamp(min=0)
 
 
 def alignment(image: Float[Tensor, "N D"], text: Float[Tensor, "N D"]) -> Alignment:
-    """The mean CLIP score, its interval, and what the same pictures get with others' texts.
+    """The mean CLIP score, its interval, and the same for others' texts.
 
-    Texts with the same vector are one text: a picture is never shuffled onto its own.
+    Texts with equal vectors count as one text.
 
     Raises:
-        ValueError: there are no pairs, or they are no pairs.
+        ValueError: there are no pairs, or the shapes differ.
     """
     scores = clip_score(image, text).double()
     if not len(scores):
-        raise ValueError("an alignment needs at least one pair")
+        raise ValueError("a CLIP score needs at least one pair")
     kinds = text.unique(dim=0, return_inverse=True)[1]
     total, better, others = 0.0, 0.0, 0
     own = (image * text).sum(1)
@@ -85,11 +87,11 @@ def alignment(image: Float[Tensor, "N D"], text: Float[Tensor, "N D"]) -> Alignm
 def evaluate(
     pictures: Sequence[UInt8[np.ndarray, "_H _W _C"]], prompts: Sequence[str], loaded: Loaded
 ) -> Alignment:
-    """The alignment of pictures, each with the text that it was drawn for.
+    """The CLIP score of pictures with their prompts.
 
     Raises:
-        ValueError: the model is no CLIP or SigLIP, or there are not as many texts as pictures.
+        ValueError: the model is not a CLIP or SigLIP, or there are not as many prompts as pictures.
     """
     if len(pictures) != len(prompts):
-        raise ValueError(f"{len(pictures)} pictures with {len(prompts)} texts")
+        raise ValueError(f"{len(pictures)} pictures, but {len(prompts)} prompts")
     return alignment(loaded.embed_image(pictures), loaded.embed_text(prompts))

@@ -1,7 +1,7 @@
-"""Published CLIP and SigLIP checkpoints as they lie on a disk, whoever published them.
+"""Published CLIP and SigLIP checkpoints, in the layouts of four libraries.
 
-A checkpoint is a configuration, tensors, a tokenizer and a transform, in one of several layouts;
-each layout says all four, and what it does not say is not guessed.
+A checkpoint is a configuration, tensors, a tokenizer and a transform. What a layout leaves out is
+never guessed.
 """
 
 from collections.abc import Mapping
@@ -35,58 +35,60 @@ GEMMA_VOCABULARY = 256_000
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which transformers stores
 
 
-class Found(NamedTuple):
-    """What a layout says: a configuration, tensors under our names, and what to do with inputs."""
+class Checkpoint(NamedTuple):
+    """A configuration, tensors under our names, and the transform of pictures."""
 
     config: ClipConfig | SiglipConfig
     state: dict[str, Tensor]
     transform: ImageTransform | PatchTransform
 
 
-def recognise(found: Layout) -> bool:
+def recognise(layout: Layout) -> bool:
     """Whether a checkpoint has a layout of CLIP or SigLIP."""
-    return found.form in READERS
+    return layout.form in READERS
 
 
 def load_published(
-    found: Layout, dtype: torch.dtype | None = None, reading: Reading = AS_STORED
+    layout: Layout, dtype: torch.dtype | None = None, reading: Reading = AS_STORED
 ) -> Published:
     """A folder of transformers or open_clip, an archive of OpenAI's or an `.npz` of big_vision's.
 
-    Nothing in a file is executed, no tensor is left over, and none is missing.
+    Nothing in a file is executed. Every tensor is used, and none is missing.
 
     Raises:
-        ValueError: what the path is instead, or which tensors do not fit, and what to do.
+        ValueError: the path is something else, or tensors do not fit.
     """
-    with errors_about(found.path):
-        settings, state, transform = READERS[found.form](found)
+    with errors_about(layout.path):
+        settings, state, transform = READERS[layout.form](layout)
         kind = "clip" if isinstance(settings, ClipConfig) else "siglip"
         model = skeleton(
             lambda: Clip(settings) if isinstance(settings, ClipConfig) else Siglip(settings)
         )
         fill(model, state)
-    return Published(kind, settings, model, _tokenizer(found, settings), transform)
+    return Published(kind, settings, model, _open_tokenizer(layout, settings), transform)
 
 
-def _transformers(found: Layout) -> Found:
-    stored = _json(found.config)
+def _read_transformers(layout: Layout) -> Checkpoint:
+    stored = _json(layout.config)
     kind = stored.get("model_type")
     if kind not in ("clip", "siglip", "siglip2"):
-        raise ValueError(f"its model_type is {kind!r}; here clip, siglip and siglip2 load")
-    state = found.open().read()
-    processor = _json(found.preprocessor) if found.preprocessor else {}
+        raise ValueError(f"its model_type is {kind!r}; supported: clip, siglip, siglip2")
+    state = layout.open().read()
+    processor = _json(layout.preprocessor) if layout.preprocessor else {}
     if kind == "clip":
         settings = clip_configs.from_transformers(stored)
-        return Found(
-            settings, convert(state, clip.TRANSFORMERS), processed(processor, settings.size)
+        return Checkpoint(
+            settings,
+            convert(state, clip.TRANSFORMERS),
+            read_clip_transform(processor, settings.size),
         )
     pictures = siglip.from_transformers(stored)
-    return Found(
-        pictures, convert(state, siglip.TRANSFORMERS), siglip_processed(processor, pictures)
+    return Checkpoint(
+        pictures, convert(state, siglip.TRANSFORMERS), read_siglip_transform(processor, pictures)
     )
 
 
-def processed(processor: Mapping[str, Any], size: int) -> ImageTransform:
+def read_clip_transform(processor: Mapping[str, Any], size: int) -> ImageTransform:
     """A transformers `preprocessor_config.json` of CLIP's; what it leaves out has CLIP's values."""
     crop = processor.get("crop_size", size)
     crop = crop.get("height", size) if isinstance(crop, Mapping) else crop
@@ -94,7 +96,7 @@ def processed(processor: Mapping[str, Any], size: int) -> ImageTransform:
     if isinstance(resized, Mapping):
         resized = resized.get("shortest_edge", crop)
     if resized != crop:
-        raise ValueError(f"pictures are resized to {resized} and cut to {crop}: unknown here")
+        raise ValueError(f"pictures are resized to {resized} and cropped to {crop}: not supported")
     return ImageTransform(
         size=crop,
         mean=tuple(processor.get("image_mean", CLIP_MEAN)),
@@ -103,7 +105,7 @@ def processed(processor: Mapping[str, Any], size: int) -> ImageTransform:
     )
 
 
-def siglip_processed(
+def read_siglip_transform(
     processor: Mapping[str, Any], settings: SiglipConfig
 ) -> ImageTransform | PatchTransform:
     """A transformers `preprocessor_config.json` of SigLIP's."""
@@ -119,23 +121,23 @@ def siglip_processed(
         )
     size = processor.get("size", settings.size)
     side = size.get("height", settings.size) if isinstance(size, Mapping) else size
-    # transformers: bicubic for SigLIP, bilinear for SigLIP 2, and always said in the files
+    # transformers: bicubic for SigLIP, bilinear for SigLIP 2; the files always have it
     return ImageTransform(
         side, mean, std, "squash", _filter(processor.get("resample", 3)), crop=False
     )
 
 
-def _open_clip(found: Layout) -> Found:
-    stored = _json(found.config)
+def _read_open_clip(layout: Layout) -> Checkpoint:
+    stored = _json(layout.config)
     model = stored.get("model_cfg")
     if not isinstance(model, Mapping):
         raise ValueError("open_clip_config.json has no model_cfg")
-    state = found.open().read()
-    settings, rules = of_open_clip(model)
+    state = layout.open().read()
+    settings, rules = read_open_clip(model)
     preprocess = stored.get("preprocess_cfg") or {}
     resize = preprocess.get("resize_mode", "shortest")
     if resize not in ("shortest", "squash"):
-        raise ValueError(f"its pictures are resized by the mode {resize!r}, unknown here")
+        raise ValueError(f"its resize_mode is {resize!r}; supported: shortest, squash")
     interpolation = preprocess.get("interpolation", "bicubic")
     size = preprocess.get("size", settings.size)
     transform: ImageTransform | PatchTransform = ImageTransform(
@@ -150,11 +152,11 @@ def _open_clip(found: Layout) -> Found:
     if isinstance(settings, SiglipConfig) and settings.image.naflex:
         length = (model.get("vision_cfg") or {}).get("image_seq_len", 576)
         transform = PatchTransform(settings.image.patch, length, transform.mean, transform.std)
-    return Found(settings, convert(state, rules), transform)
+    return Checkpoint(settings, convert(state, rules), transform)
 
 
-def of_open_clip(model: Mapping[str, Any]) -> tuple[ClipConfig | SiglipConfig, list[Rule]]:
-    """An open_clip `model_cfg` as ours, and the table of its names.
+def read_open_clip(model: Mapping[str, Any]) -> tuple[ClipConfig | SiglipConfig, list[Rule]]:
+    """An open_clip `model_cfg` as ours, and the rules for its names of tensors.
 
     Raises:
         ValueError: towers that are neither CLIP's nor SigLIP's, by their names.
@@ -167,58 +169,58 @@ def of_open_clip(model: Mapping[str, Any]) -> tuple[ClipConfig | SiglipConfig, l
     return settings, clip.openai_rules(settings.resnet is not None, custom)
 
 
-def _openai(found: Layout) -> Found:
-    state = found.open().read()
+def _read_openai(layout: Layout) -> Checkpoint:
+    state = layout.open().read()
     for name in ("text_projection", "positional_embedding", "token_embedding.weight"):
         if name not in state:
             raise ValueError(f"it is an archive without {name}: not OpenAI's CLIP")
     settings = clip_configs.from_openai(state)
-    # the archives hold float16; numbers beside the weights are no tensors of the model
+    # the archives hold float16
     wide = {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
     rules = clip.openai_rules(settings.resnet is not None)
-    return Found(settings, convert(wide, rules), ImageTransform(settings.size, centre="even"))
+    return Checkpoint(settings, convert(wide, rules), ImageTransform(settings.size, centre="even"))
 
 
-def _big_vision(found: Layout) -> Found:
-    state = found.open().read()
+def _read_big_vision(layout: Layout) -> Checkpoint:
+    state = layout.open().read()
     settings = big_vision.configuration(state)
     if settings.image.naflex:
         transform: ImageTransform | PatchTransform = PatchTransform(settings.image.patch)
     else:  # resize(size, bilinear) and value_range(-1, 1) in its published configurations
         transform = ImageTransform(settings.size, HALF, HALF, "squash", "bilinear", crop=False)
-    return Found(settings, big_vision.convert(state), transform)
+    return Checkpoint(settings, big_vision.convert(state), transform)
 
 
 READERS = {
-    "transformers": _transformers,
-    "open_clip": _open_clip,
-    "openai": _openai,
-    "big_vision": _big_vision,
+    "transformers": _read_transformers,
+    "open_clip": _read_open_clip,
+    "openai": _read_openai,
+    "big_vision": _read_big_vision,
 }
 
 
-def _tokenizer(found: Layout, settings: ClipConfig | SiglipConfig) -> Tokenizer | None:
-    """The vocabulary beside the weights, with what the family expects around it."""
-    folder = found.path if found.path.is_dir() else found.path.parent
-    if not found.tokenizer and not _has_vocabulary(folder):
+def _open_tokenizer(layout: Layout, settings: ClipConfig | SiglipConfig) -> Tokenizer | None:
+    """The vocabulary beside the weights, with the special tokens of the family."""
+    folder = layout.path if layout.path.is_dir() else layout.path.parent
+    if not layout.tokenizer and not _has_vocabulary(folder):
         return None
     length = settings.length
     if isinstance(settings, ClipConfig):
         text = settings.text
-        if text is not None and text.pool == "last":  # CLIPA reads padded texts of another kind
+        if text is not None and text.pool == "last":  # CLIPA
             return open_tokenizer(folder, TokenizerConfig(length))
         return clip_tokenizer(
-            folder, length, pad=0 if found.form in ("open_clip", "openai") else None
+            folder, length, pad=0 if layout.form in ("open_clip", "openai") else None
         )
-    return siglip_tokenizer(folder, length, canonical=_canonical(found, settings))
+    return siglip_tokenizer(folder, length, canonical=_is_canonical(layout, settings))
 
 
-def _canonical(found: Layout, settings: SiglipConfig) -> bool:
+def _is_canonical(layout: Layout, settings: SiglipConfig) -> bool:
     """SigLIP 1 was trained on cleaned text; SigLIP 2, whose vocabulary is Gemma's, on lower-cased
-    text. open_clip's configurations say which they mean.
+    text. open_clip's configurations have a setting for it.
     """
-    if found.form == "open_clip":
-        text = _json(found.config)["model_cfg"].get("text_cfg") or {}
+    if layout.form == "open_clip":
+        text = _json(layout.config)["model_cfg"].get("text_cfg") or {}
         return (text.get("tokenizer_kwargs") or {}).get("clean") == "canonicalize"
     return settings.text is None or settings.text.vocabulary < GEMMA_VOCABULARY
 
@@ -234,5 +236,5 @@ def _json(path: Path | None) -> dict[str, Any]:
 
 def _filter(number: Any) -> Any:
     if number not in RESAMPLING:
-        raise ValueError(f"pictures are resized by the filter {number!r}, unknown here")
+        raise ValueError(f"pictures are resized by the filter {number!r}; supported: {RESAMPLING}")
     return RESAMPLING[number]
