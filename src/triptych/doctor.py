@@ -42,8 +42,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {  # all of these names; the first family
 
 
 def family(tensors: Iterable[str]) -> str:
-    """The family of models that has tensors of these names, such as `CLIP (Transformers)`; empty
-    where none is recognised.
+    """The family of a model by the names of its tensors, such as `CLIP (Transformers)`; empty if
+    unknown.
     """
     names = [name.removeprefix("module.") for name in tensors]
     for known, patterns in FAMILIES.items():
@@ -131,14 +131,14 @@ def _check_file(file: WeightFile, declared: str, digests: bool) -> Finding:
         fault = f"is {KIND_NAMES[file.kind]} under a wrong name: rename it to {path.stem}{ending}"
     elif not matches_declared(declared, known):
         fault = (
-            f"holds {known}, but the configuration beside it is of {declared}: one of the two is "
-            "of another model"
+            f"contains {known}, but its configuration says {declared}: one of the two belongs to "
+            "another model"
         )
     return Finding(path, what, fault or (_digest_fault(path) if digests else ""))
 
 
 def _check_stable_diffusion(source: Layout) -> Iterator[Finding]:
-    """What a Stable Diffusion is as a model, and which of its parts are missing."""
+    """The family of a Stable Diffusion, and which of its parts are missing."""
     model = summarise(source)
     if model is None:
         return

@@ -1,6 +1,6 @@
-"""What is loaded here, written in the layout of another library, so that it loads there.
+"""Writes a loaded model in the layout of another library.
 
-A folder appears whole or not at all: it is written beside its place and renamed.
+A folder appears complete or not at all: it is written under a temporary name and renamed.
 """
 
 from pathlib import Path
@@ -37,13 +37,13 @@ def convert_checkpoint(
         raise ValueError(f"{source} is a {kind}, which {forms}: not to {to}")
     if to in FILES:
         return (*loaded.notes, *writers[to](loaded, dest))
-    with replace_folder(dest) as folder:  # the caller has asked whether it may be replaced
+    with replace_folder(dest) as folder:
         notes = writers[to](loaded, folder)
     return (*loaded.notes, *notes)
 
 
 def _find_writers(kind: str) -> dict[str, Writer]:
-    """By target, what writes a model of this kind."""
+    """The functions that write a model of this kind, by target."""
     for system in SYSTEMS.values():
         if system.export and kind in system.serves:
             writers: dict[str, Writer] = system.module("export").WRITERS

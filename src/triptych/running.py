@@ -1,4 +1,4 @@
-"""Any request carried out: the model is loaded and the request goes to its system's pipeline."""
+"""Carries out any request: loads its model and calls the pipeline of its system."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,12 +11,12 @@ from triptych.weights.loaded import Loaded
 
 
 def run(request: Any, loaded: Loaded | None = None) -> Iterator[Any]:
-    """Carry out a request step by step; the last item that it yields is the whole result.
+    """Carry out a request step by step; the last item is the complete result.
 
-    `loaded` is a model that is already there, in place of the one that the request names.
+    `loaded` replaces the model that the request names.
 
     Raises:
-        ValueError: something that is no request, or a request that cannot be carried out.
+        ValueError: not a request, or one that cannot be carried out.
     """
     system = find_pipeline(request)
 

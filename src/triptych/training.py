@@ -1,4 +1,4 @@
-"""A run folder and the request it belongs to: started, continued, or refused."""
+"""Training in a run folder: starts, continues, or refuses another request's folder."""
 
 from collections import deque
 from collections.abc import Generator
@@ -18,10 +18,9 @@ from triptych.train.settings import MAY_CHANGE, TrainRequest
 
 
 def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
-    """Train in a folder, continuing what is there; one report a step.
+    """Train in a run folder, continuing from its last checkpoint; yields one report per step.
 
-    In several processes where a launcher started them: each of them calls, and takes as many
-    reports.
+    With several processes, started by a launcher, each calls this and takes all its reports.
 
     Raises:
         RuntimeError: another process is training in the folder.
@@ -39,8 +38,8 @@ def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
 
 
 def build(request: TrainRequest, world: World = SINGLE_PROCESS) -> Recipe:
-    """The system that a request describes, with its data, ready for `fit`; of several processes
-    each builds the same, with its own share of the data.
+    """The model of a request with its data, ready for `fit`; each of several processes has its own
+    share of the data.
     """
     module = RECIPES[find_recipe(request)].module("recipe")
     recipe: Recipe = module.build(request, world, load)
@@ -50,7 +49,7 @@ def build(request: TrainRequest, world: World = SINGLE_PROCESS) -> Recipe:
 
 
 def stored(run: Path) -> TrainRequest | None:
-    """The request that a run folder was started with; None where nothing was started.
+    """The request that a run folder was started with; None if it has no run.json.
 
     Raises:
         ValueError: run.json is damaged or of another version.
@@ -68,23 +67,22 @@ def stored(run: Path) -> TrainRequest | None:
 
 
 def adopt(run: Path, request: TrainRequest) -> int:
-    """Make a folder this request's own; returns the step of the checkpoint that training continues
-    from.
+    """Record the request in a run folder; returns the step of the checkpoint to continue from.
 
     Raises:
         ValueError: the folder was started with another request.
     """
     before = stored(run)
-    learned = bool(checkpoint.steps(run))  # before the first checkpoint nothing can be mixed up
-    if learned and before is None:
-        raise ValueError(f"{run} holds checkpoints but no run.json: choose another --run")
-    if learned and before is not None and (differing := _differences(before, request)):
+    started = bool(checkpoint.steps(run))  # before the first checkpoint any request may replace it
+    if started and before is None:
+        raise ValueError(f"{run} has checkpoints but no run.json: choose another --run")
+    if started and before is not None and (differing := _differences(before, request)):
         listed = "\n".join(
-            f"  {where}: {old} there, {new} asked for" for where, old, new in differing
+            f"  {where}: {old} there, {new} requested" for where, old, new in differing
         )
         raise ValueError(
             f"{run} was started with other settings:\n{listed}\n"
-            "`--resume` continues with the settings that are there; or choose another --run"
+            "`--resume` continues with the settings of the folder; or choose another --run"
         )
     record = {"recipe": find_recipe(request), "request": config.to_json(request)}
     config.write_json(run / "run.json", record | {"triptych": version("triptych")})
@@ -95,13 +93,13 @@ def adopt(run: Path, request: TrainRequest) -> int:
 def _differences(before: TrainRequest, after: TrainRequest) -> list[tuple[str, Any, Any]]:
     if type(before) is not type(after):
         return [("recipe", find_recipe(before), find_recipe(after))]
-    old, new = _flat(config.to_json(before)), _flat(config.to_json(after))
+    old, new = _flatten(config.to_json(before)), _flatten(config.to_json(after))
     free = {f"training.{field}" for field in MAY_CHANGE}
     return [(k, old[k], new[k]) for k in old if k not in free and old[k] != new[k]]
 
 
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings under names such as `training.steps`."""
+def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by names such as `training.steps`."""
     flat: dict[str, Any] = {}
     for field, value in settings.items():
         if isinstance(value, dict):

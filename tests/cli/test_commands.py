@@ -46,7 +46,7 @@ def test_the_same_command_again_says_that_it_is_finished(trained: Path, capsys) 
 def test_other_settings_are_refused_by_name(trained: Path, capsys) -> None:
     assert run(["train", "cvae", "--run", str(trained), *SMALL, "--beta", "4"]) == 3
     error = capsys.readouterr().err
-    assert "beta: 1.0 there, 4.0 asked for" in error and "--resume" in error
+    assert "beta: 1.0 there, 4.0 requested" in error and "--resume" in error
 
 
 def test_resume_trains_on_with_the_settings_that_are_there(trained: Path, capsys) -> None:

@@ -88,12 +88,12 @@ def test_a_folder_of_another_request_is_refused_field_by_field(tmp_path: Path) -
     with pytest.raises(ValueError) as caught:
         runs.adopt(tmp_path, TrainCvae(Training(seed=2, steps=20, batch_size=7), latent=4))
     message = str(caught.value)
-    assert re.search(r"training\.seed: 1 there, 2 asked for", message)
-    assert re.search(r"training\.batch_size: 128 there, 7 asked for", message)
-    assert re.search(r"latent: 3 there, 4 asked for", message)
+    assert re.search(r"training\.seed: 1 there, 2 requested", message)
+    assert re.search(r"training\.batch_size: 128 there, 7 requested", message)
+    assert re.search(r"latent: 3 there, 4 requested", message)
     assert "steps" not in message and "--resume" in message  # the number of steps may change
     assert report_error(caught.value) == 3
-    with pytest.raises(ValueError, match="recipe: cvae there, wgan asked for"):
+    with pytest.raises(ValueError, match="recipe: cvae there, wgan requested"):
         runs.adopt(tmp_path, TrainWgan())
     assert (tmp_path / "run.json").read_bytes() == before
     runs.adopt(tmp_path, TrainCvae(Training(seed=1, steps=20), latent=3))

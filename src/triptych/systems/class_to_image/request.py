@@ -24,11 +24,11 @@ class ClassToImage:
     n: int = 10
     """Number of pictures."""
     seed: int | None = None
-    """Picture i uses seed + i. None: a random seed, which is printed."""
+    """Picture i uses seed + i. Default: a random seed, which is printed."""
     truncation: float = 0.0
     """GAN, VAE: truncate the noise at +- this, for more typical, less varied pictures; 0: off."""
     guidance: float | None = None
-    """Diffusion: classifier-free guidance scale; 1 is none. None: the model's."""
+    """Diffusion: classifier-free guidance scale; 1 is none. Default: the model's."""
     rescale: float = 0.0
     """Diffusion: guidance rescale, the share of added contrast to remove, 0 to 1."""
     steps: int = 0
@@ -83,7 +83,7 @@ class EvaluateClasses:
     score: bool = True
     """Also train classifiers on samples and on real pictures: the classification accuracy score."""
     guidance: float | None = None
-    """Diffusion: guidance scale of the samples. None: the model's."""
+    """Diffusion: guidance scale of the samples. Default: the model's."""
     curves: bool = False
     """Diffusion: also plot quality against guidance, and against network calls for every sampler.
     Slow: 78 settings with 1.5 times `curve_samples` pictures each.
