@@ -147,7 +147,6 @@ class EvaluateTextToImage:
     prompts: int = 500
     """Number of held-out captions to generate pictures of."""
     sampler: str = ""
-<<<<<<< HEAD
     """The sampler, by any name that `generate` accepts. Default: the model's."""
     steps: int = 0
     """Sampler steps; 0 is the model's default."""
@@ -157,17 +156,6 @@ class EvaluateTextToImage:
     """A CLIP or SigLIP whose features compare generated pictures with real ones and texts."""
     curves: bool = False
     """Generate all pictures at six guidance scales and plot quality against guidance."""
-=======
-    """The sampler, by any name that `generate` takes. Default: the model's."""
-    steps: int = 0
-    """Steps of the sampler; 0 is the model's default."""
-    guidance: float | None = None
-    """Strength of classifier-free guidance. Default: the model's."""
-    clip: str = ""
-    """A CLIP or SigLIP that compares generated pictures with real ones and with their prompts."""
-    curves: bool = False
-    """Also plot quality against six strengths of guidance."""
->>>>>>> 50bc62b (Plain words in help, run folders, export and doctor)
 
     def __post_init__(self) -> None:
         if self.prompts < 1:
@@ -190,13 +178,8 @@ TRAINING = Training(
 
 @dataclass(frozen=True)
 class TrainTextToImage:
-<<<<<<< HEAD
     """Text to image by diffusion in latents or on pixels (Rombach 2022): trained from scratch, or
     fine-tuned from a trained or published model, fully or with LoRA.
-=======
-    """Text to image by latent diffusion (Rombach 2022): from scratch, or fine-tuning a trained or
-    published model, all its weights or low-rank updates.
->>>>>>> 50bc62b (Plain words in help, run folders, export and doctor)
     """
 
     training: Training = TRAINING
@@ -214,12 +197,8 @@ class TrainTextToImage:
     """Without an autoencoder: squares of this many pixels a side become one position of the U-Net.
     """
     clip: str = ""
-<<<<<<< HEAD
     """A trained CLIP whose text tower encodes the prompts, frozen. Empty trains a new one.
     """
-=======
-    """A trained CLIP whose frozen text tower encodes prompts. Empty trains a text tower as well."""
->>>>>>> 50bc62b (Plain words in help, run folders, export and doctor)
     text_width: int = 128
     """Width of the text tower."""
     text_layers: int = 3
