@@ -296,7 +296,7 @@ def test_what_has_no_end_or_no_autoencoder_is_refused(small, tmp_path) -> None:
         cache_of(tmp_path, small, tmp_path, source=endless)
     some = cache_of(tmp_path, small, tmp_path, source=first_pictures(endless, 5)).open_latents()
     assert some.info.length == 5 and len(some.read([3, 1])["caption"]) == 2
-    with pytest.raises(ValueError, match="keeps latents"):
+    with pytest.raises(ValueError, match="cache stores latents"):
         TrainTextToImage(cache="x")
     with pytest.raises(ValueError, match="leave out first"):
         TrainTextToImage(cache="x", autoencoder="y", first="scenes-one", first_steps=2)
