@@ -160,7 +160,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path, files, words: str) -> No
 def test_the_doctor_finds_every_fault_of_a_folder(tmp_path: Path) -> None:
     transformers(tmp_path, SIGLIP)
     (found,) = faults(tmp_path)
-    assert "holds SigLIP (Transformers), but the configuration beside it is of clip" in found
+    assert "contains SigLIP (Transformers), but its configuration says clip" in found
     transformers(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "preprocessor_config.json").unlink()

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from triptych.cli.data import main
+from triptych.cli.main import UsageError
 from triptych.data.disk.check import check_pictures, survey
 from triptych.data.sources import open_index
 
@@ -100,16 +101,24 @@ def test_control_characters_of_a_name_do_not_reach_the_terminal(tmp_path, capsys
     assert "\x1b[31mred" not in err and "\x07" not in err
 
 
-def test_usage(capsys):
-    assert main([]) == 2 and main(["--help"]) == 0 and main(["chekc"]) == 2
-    assert "data check" in capsys.readouterr().err
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["--help"], 0)])
+def test_usage(words, code, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    written = capsys.readouterr()
+    assert left.value.code == code and "data check" in written.err + written.out
+
+
+def test_a_misspelt_command_is_named():
+    with pytest.raises(UsageError, match="Did you mean 'check'"):
+        main(["chekc"])
 
 
 def test_an_endless_source_has_nothing_to_count(capsys):
     code, seen = checked(capsys, "scenes")
     assert code == 0 and seen["pictures"] is None and seen["attributes"]
     main(["check", "scenes"])
-    assert "without an end" in capsys.readouterr().err
+    assert "endless" in capsys.readouterr().err
 
 
 def test_digits(capsys):
