@@ -246,7 +246,7 @@ def compare(
     queue = iter(noises)
     denoise = denoiser(network, schedule, PREDICTS[predicts])
     arguments = [denoise, first, walked]
-    if ours.__module__.endswith("stochastic"):
+    if ours in vars(stochastic).values():
         arguments.append(lambda level, following: next(queue))
     if name == "ddim eta":
         arguments.append(0.7)
