@@ -256,7 +256,7 @@ def test_the_likeliest_latents_are_learned_where_they_are_asked_for(
 
 
 def test_towers_that_could_not_read_are_refused() -> None:
-    with pytest.raises(ValueError, match="must use pool .mean."):
+    with pytest.raises(ValueError, match=r"must use pool .mean."):
         TextConfig(layers=0)
     for changes in ({"text_pool": "mean"}, {"text_layers": 0}):
         with pytest.raises(ValueError, match="text_pool is CLIP's"):
