@@ -68,6 +68,15 @@ def test_a_folder_is_there_under_one_of_two_names_whenever_it_is_interrupted(
     assert len(points) > 5
 
 
+def test_what_safetensors_leaves_when_it_is_killed_is_removed(tmp_path: Path) -> None:
+    """Its own temporary files, seen after one of 200 kills, and nothing that only looks alike."""
+    kept = {"model.safetensors", ".tmp", ".tmp-notes.txt", "notes.tmp", ".tmp6oLT7O.txt"}
+    for name in (*kept, ".tmp6oLT7O"):
+        (tmp_path / name).touch()
+    remove_temporary(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept - {".tmp-notes.txt"}
+
+
 def test_a_lock_is_refused_or_waited_for(tmp_path: Path) -> None:
     order: list[str] = []
 

@@ -73,8 +73,11 @@ def sync(path: Path) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove the temporary files and folders that killed processes left in a folder."""
-    for path in folder.glob("*.tmp-*"):
+    """Remove the temporary files and folders that killed processes left in a folder.
+
+    safetensors writes to a file such as `.tmp6oLT7O` in the same folder before it renames it.
+    """
+    for path in (*folder.glob("*.tmp-*"), *folder.glob(".tmp" + 6 * "[0-9A-Za-z]")):
         if path.is_dir():
             shutil.rmtree(path)
         else:
