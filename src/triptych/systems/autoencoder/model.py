@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -83,6 +83,7 @@ class AutoencoderConfig:
         return self.latent_channels, -(-height // self.factor), -(-width // self.factor)
 
 
+@runtime_checkable
 class Sizes(Protocol):
     """What the configurations of both autoencoders have in common."""
 
