@@ -17,7 +17,7 @@ from triptych import runtime
 from triptych import training as runs
 from triptych.cli.main import main, run
 from triptych.loading import load
-from triptych.requests import TrainTextToImage
+from triptych.requests import TrainCvae, TrainTextToImage, TrainWgan
 from triptych.systems.stable_diffusion import draw_prompts as prompts
 from triptych.vision.images import read_request, save_picture
 
@@ -105,6 +105,26 @@ def test_an_unknown_sampler_is_refused_before_the_model_is_read(tmp_path: Path, 
     runs.adopt(tmp_path, TrainTextToImage())
     assert run(["evaluate", str(tmp_path), "--sampler", "dpmpp_2n"]) == 2
     assert "did you mean" in capsys.readouterr().err.lower()
+
+
+@pytest.mark.parametrize(
+    ("request_", "flags", "recipe"),
+    [
+        (TrainCvae(), ["--prompts", "3"], "cvae"),
+        (TrainTextToImage(), ["--no-score"], "text-to-image"),
+        (TrainTextToImage(), ["--samples-per-class", "3"], "text-to-image"),
+        (TrainWgan(), ["--likelihood-samples", "3"], "wgan"),
+    ],
+)
+def test_evaluate_refuses_options_of_another_system(
+    tmp_path: Path, capsys, request_, flags, recipe
+) -> None:
+    """They are not ignored; options of the run's own system get as far as the missing model."""
+    runs.adopt(tmp_path, request_)
+    assert run(["evaluate", str(tmp_path), *flags]) == 3
+    assert f"cannot be used: this is a {recipe} run" in capsys.readouterr().err
+    assert run(["evaluate", str(tmp_path), "--curves"]) == 3
+    assert "train until its first checkpoint" in capsys.readouterr().err
 
 
 def test_a_seed_that_was_drawn_is_said(trained: Path, tmp_path: Path, capsys) -> None:
