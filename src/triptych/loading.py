@@ -15,10 +15,10 @@ from triptych.system import ModelKind
 from triptych.systems import KINDS, SYSTEMS
 from triptych.text.tokenizer import open_tokenizer
 from triptych.weights.files.weight_file import open_weights, read_safetensors
-from triptych.weights.hub import fetch_model, is_hub_id
+from triptych.weights.hub import fetch_published, find_repository
 from triptych.weights.layouts import layout
 from triptych.weights.loaded import AS_STORED, Card, Loaded, Reading
-from triptych.weights.open_clip_names import repository
+from triptych.weights.short_names import SHORT_NAMES
 from triptych.weights.skeleton import skeleton
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,7 +31,7 @@ def load(
     reading: Reading = AS_STORED,
 ) -> Loaded:
     """Load a run folder, finished or still training (then as of its last checkpoint), or a
-    published checkpoint: a folder, a file, or OWNER/NAME on the hub.
+    published checkpoint: a folder, a file, OWNER/NAME on the hub, or a short name such as sd15.
 
     `dtype` is float32, bfloat16, float16, `stored` (as the file has it), or auto: for CLIP, SigLIP
     and Stable Diffusion what this device computes fastest, else float32. `reading` says what a
@@ -41,19 +41,20 @@ def load(
         ValueError: there is no such model, or its files are damaged or do not fit together.
     """
     path = Path(name)
-    repo = "" if path.exists() else repository(name)
-    if repo or is_hub_id(name):
-        path = fetch_model(repo or name)
+    repo = find_repository(name)
+    if repo:
+        path = fetch_published(name, repo)
     elif not path.exists():
         raise ValueError(
             f"no model {name!r}: give a run folder, such as runs/demo, the folder or file of a "
-            "published checkpoint, or its OWNER/NAME on the hub"
+            "published checkpoint, its OWNER/NAME on the hub, or a name that `triptych weights "
+            f"list` shows.{config.nearest(name, list(SHORT_NAMES))}"
         )
     device = torch.device(device)
     chosen = resolve_dtype(dtype, device)
     if _is_run(path):
         return _load_run(path, name, device, chosen)
-    label = name if repo or is_hub_id(name) else path.resolve().name
+    label = name if repo else path.resolve().name
     return _load_published(path, label, device, dtype, reading)
 
 

@@ -213,7 +213,7 @@ def test_what_cannot_be_trained_is_refused_with_the_reason(published, pictures, 
 
 
 def test_what_the_model_has_of_its_own_is_refused_not_passed_over() -> None:
-    with pytest.raises(ValueError, match=r"^widths, predicts: training keeps what the model"):
+    with pytest.raises(ValueError, match=r"^widths, predicts: the model of init has its own"):
         TrainTextToImage(init="x", widths=(8, 8), predicts="noise")
 
 

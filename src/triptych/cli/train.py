@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from triptych.train.loop import Report
     from triptych.train.recipe import Progress
 
+FINE_TUNE = "fine-tune"  # the preset for `--init`, of recipes that have one
 PAUSE = 5.0  # seconds between lines about work before the first step
 BASIC = (
     "run", "preset", "resume", "data", "size", "condition", "init", "autoencoder", "clip", "lora",
@@ -70,7 +71,9 @@ class RunOptions:
     run: Path | None = None
     """The run folder. Default: runs/RECIPE-DATA. An interrupted run continues where it stopped."""
     preset: str = ""
-    """Name of a preset; options override its settings. Default: the recipe's first."""
+    """Name of a preset; options override its settings. Default: the recipe's first, or with `init`
+    the one for fine-tuning.
+    """
     resume: bool = False
     """Continue with the settings of the run folder; only some of them can be changed."""
     json: bool = False
@@ -94,7 +97,7 @@ def main(arguments: list[str]) -> int:
     if "--resume" in flags:
         start = _request_of_run(recipe, flags.get("--run", ""))
     else:
-        start = _preset(recipe or "cvae", flags.get("--preset", ""))
+        start = _preset(recipe or "cvae", flags)
     kind = make_dataclass("Arguments", [("options", RunOptions), ("request", type(start))])
     parsed: Any = parse(
         kind,
@@ -253,9 +256,11 @@ def _request_of_run(recipe: str, run: str) -> TrainRequest:
     return request
 
 
-def _preset(recipe: str, name: str) -> TrainRequest:
+def _preset(recipe: str, flags: Mapping[str, str]) -> TrainRequest:
+    """The preset that is named, or the default."""
     presets: Mapping[str, TrainRequest] = RECIPES[recipe].recipes[recipe]
-    name = name or next(iter(presets))
+    fine_tunes = "--init" in flags and FINE_TUNE in presets
+    name = flags.get("--preset") or (FINE_TUNE if fine_tunes else next(iter(presets)))
     if name not in presets:
         raise UsageError(
             f"no preset {name!r}.{nearest(name, list(presets))} There are: {', '.join(presets)}"

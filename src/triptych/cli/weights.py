@@ -1,4 +1,4 @@
-"""`triptych weights list | inspect | convert | doctor`: files of weights."""
+"""`triptych weights list | fetch | inspect | convert | doctor`: files of weights."""
 
 import json
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ HELP = """usage: triptych weights COMMAND [OPTIONS]
 Inspects and converts files of weights. Nothing in a file is executed.
 
   list                     the published checkpoints that are known
+  fetch NAME ...           downloads published models once, to be used offline
   inspect PATH             the tensors of a file or folder, and which model it is
   doctor PATH ...          what is wrong with files or folders, and what to do
   convert SOURCE DEST      to another layout: safetensors, transformers, open_clip, diffusers,
@@ -26,6 +27,7 @@ Inspects and converts files of weights. Nothing in a file is executed.
 Parsed = TypeVar("Parsed")
 USAGES = {
     "list": "",
+    "fetch": " NAME ...",
     "inspect": " PATH",
     "doctor": " PATH ...",
     "convert": " SOURCE DEST --to LAYOUT",
@@ -37,6 +39,18 @@ BASIC = ("to", "predicts", "weights", "variant", "overwrite", "digests", "json")
 class ListWeights:
     """The published checkpoints that are known, with their licences."""
 
+    json: bool = False
+    """Print one JSON object per line on stdout."""
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Download published models, or find those that were downloaded before; prints their folders,
+    which are in the cache of the Hugging Face hub (HF_HOME).
+    """
+
+    names: tuple[str, ...]
+    """Short names, such as sd15 (`weights list`), names of open_clip, or OWNER/NAME on the hub."""
     json: bool = False
     """Print one JSON object per line on stdout."""
 
@@ -92,6 +106,8 @@ def main(arguments: list[str]) -> int:
     name, rest = choose_command(arguments, "weights", tuple(USAGES), HELP), arguments[1:]
     if name == "list":
         return list_weights(_parse(ListWeights, name, rest))
+    if name == "fetch":
+        return fetch(_parse(Fetch, name, rest, "names"))
     if name == "inspect":
         return inspect(_parse(Inspect, name, rest, "path"))
     if name == "doctor":
@@ -124,6 +140,28 @@ def list_weights(request: ListWeights) -> int:
     for row in rows:
         line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False))
         print(f"{line}  {row[5]}".rstrip())
+    return 0
+
+
+def fetch(request: Fetch) -> int:
+    """Download models and print their folders."""
+    from triptych.config import nearest
+    from triptych.weights.hub import fetch_published, find_repository
+    from triptych.weights.short_names import SHORT_NAMES
+
+    repositories = {name: find_repository(name) for name in request.names}
+    for name, repo in repositories.items():  # before anything is downloaded
+        if not repo:
+            there = " It is a path here, and needs no download." if Path(name).exists() else ""
+            raise ValueError(
+                f"{name!r} is no published model: give OWNER/NAME on the hub, or a name that "
+                f"`triptych weights list` shows.{there or nearest(name, list(SHORT_NAMES))}"
+            )
+    for name, repo in repositories.items():
+        say(f"{name}: https://huggingface.co/{repo}")
+        folder = fetch_published(name, repo)
+        row = {"name": name, "repository": repo, "folder": str(folder)}
+        print(json.dumps(row) if request.json else folder)
     return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from triptych.weights.open_clip_names import read_repositories
+from triptych.weights.short_names import SHORT_NAMES
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Checkpoint:
     repo: str
     """OWNER/NAME on the hub; empty if it is published elsewhere, at `source`."""
     files: tuple[str, ...]
+    """Those with weights and a configuration; of a folder with several networks, the index."""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """By file; only published digests."""
     licence: str = ""
@@ -48,7 +50,19 @@ TRANSFORMERS_SIGLIP = (
     *("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"),
 )
 
+FILES_OF_FAMILY = {
+    "clip": TRANSFORMERS_CLIP,
+    "siglip": TRANSFORMERS_SIGLIP,
+    "stable-diffusion": ("model_index.json",),
+    "autoencoder": ("config.json", "diffusion_pytorch_model.safetensors"),
+    "tiny-autoencoder": ("config.json", "diffusion_pytorch_model.safetensors"),
+}
+
 _ENTRIES = [
+    *(
+        Checkpoint(name, p.family, p.repo, FILES_OF_FAMILY[p.family], {}, p.licence)
+        for name, p in SHORT_NAMES.items()
+    ),
     *(
         Checkpoint(
             f"openai/{name}",

@@ -17,6 +17,8 @@ from triptych.config import errors_about, read_json
 from triptych.weights.digests import file_digest
 from triptych.weights.files.shards import shards
 from triptych.weights.layouts import OPEN_CLIP, PREPROCESSORS, TOKENIZERS, TRANSFORMERS
+from triptych.weights.open_clip_names import repository
+from triptych.weights.short_names import SHORT_NAMES
 from triptych.weights.variants import group_by_variant
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -106,6 +108,36 @@ def fetch_model(repo: str) -> Path:
     return fetch(repo, [*files, *shards]) if shards else folder
 
 
+def find_repository(name: str) -> str:
+    """The repository on the hub that a name stands for: a short name, MODEL/TAG of open_clip, or
+    OWNER/NAME; empty for a path and for any other name.
+
+    Raises:
+        ValueError: open_clip knows the model, but not the tag.
+    """
+    if Path(name).exists():
+        return ""
+    if name in SHORT_NAMES:
+        return SHORT_NAMES[name].repo
+    return repository(name) or (name if is_hub_id(name) else "")
+
+
+def fetch_published(name: str, repo: str) -> Path:
+    """The folder of a model, downloaded if it is not on this computer yet.
+
+    `repo` is what `find_repository` returns for the name.
+
+    Raises:
+        ValueError: it cannot be downloaded: says what `name` stands for, and how to get it.
+    """
+    try:
+        return fetch_model(repo)
+    except ValueError as error:
+        if name == repo:
+            raise
+        raise ValueError(f"{name} is {repo} on the hub. {error}") from error
+
+
 def select_files(listing: Sequence[str]) -> list[str]:
     """Of a repository's files, those that a model needs, with one form of its weights."""
     there = set(listing)
@@ -116,6 +148,8 @@ def select_files(listing: Sequence[str]) -> list[str]:
     if "config.json" in there and "model.safetensors" in there:
         forms = TRANSFORMERS  # without pickles
     weights = next((name for name in forms if name in there), None)
+    if "config.json" in there and weights is None:  # one network of diffusers
+        weights = next(iter(group_by_variant(there).values()), None)
     if weights is None or not there & {"config.json", "open_clip_config.json"}:
         return []
     beside = ("config.json", "open_clip_config.json", *PREPROCESSORS, *TOKENIZERS)
@@ -253,6 +287,7 @@ def _explain(repo: str, files: Sequence[str], revision: str, error: Any) -> str:
     if not files:
         addresses = f"  {page}/tree/{revision} (configuration, tokenizer, weights)"
     return (
-        f"{repo} is not on this computer and {why}. Where there is a network, download\n"
+        f"{repo} is not on this computer and {why}. Where there is a network, run\n"
+        f"  triptych weights fetch {repo}\nor download\n"
         f"{addresses}\ninto one folder, such as ./{folder}, and give that folder as the model"
     )

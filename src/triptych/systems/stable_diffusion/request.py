@@ -319,7 +319,8 @@ class TrainTextToImage:
         own = [n for n in OF_THE_MODEL if getattr(self, n) != getattr(TrainTextToImage, n)]
         if self.init and own:
             raise ValueError(
-                f"{', '.join(own)}: training keeps what the model of init has: leave this out"
+                f"{', '.join(own)}: the model of init has its own: leave out these settings, and a "
+                "preset that makes them (`--preset fine-tune` makes none)"
             )
         if self.cache and not (self.init or self.autoencoder):
             raise ValueError(
