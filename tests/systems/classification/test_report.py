@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+from torch.nn import functional as F
 
 from triptych.scores.accuracy import wilson_interval
 from triptych.systems.classification.plots import draw_zero_shot
@@ -56,6 +58,45 @@ def test_the_fitted_temperature_mends_a_model_that_is_too_sure():
     assert found.after.error < 0.05 < 0.2 < found.before.error
     assert found.likelihood_after < found.likelihood_chance < found.likelihood_before
     assert found.likelihood_chance == pytest.approx(math.log(8))
+
+
+def test_a_temperature_is_judged_on_pictures_that_it_was_not_fitted_to():
+    """Another answer to one picture moves the temperature or the likelihood, never both; so found,
+    the halves give the temperature of a general minimiser and the losses of torch.
+    """
+    logits, truth = scored(25)
+    logits = 6 * logits
+    first = zero_shot(logits, truth, NAMES, "softmax").held_out
+    fitted, judged = [], []
+    for picture in range(25):
+        other = truth.clone()
+        other[picture] = (truth[picture] + 1) % 7
+        found = zero_shot(logits, other, NAMES, "softmax").held_out
+        if found.temperature != first.temperature:
+            fitted.append(picture)
+        if found.likelihood_before != first.likelihood_before:
+            judged.append(picture)
+    assert len(fitted) == 12 and sorted(fitted + judged) == list(range(25))
+
+    def loss(temperature, pictures):
+        return F.cross_entropy(logits[pictures].double() / temperature, truth[pictures]).item()
+
+    peer = minimize_scalar(loss, args=(fitted,), bounds=(0.1, 100), method="bounded")
+    assert first.temperature == pytest.approx(peer.x, rel=1e-4)
+    assert first.likelihood_before == pytest.approx(loss(1, judged))
+    assert first.likelihood_after == pytest.approx(loss(peer.x, judged), rel=1e-4)
+    for calibration, heat in ((first.before, 1), (first.after, peer.x)):
+        sure, said = (logits[judged].double() / heat).softmax(1).max(1)
+        assert calibration.confidence == pytest.approx(sure.mean().item(), rel=1e-4)
+        assert calibration.accuracy == pytest.approx((said == truth[judged]).double().mean().item())
+
+
+def test_other_seeds_divide_the_pictures_otherwise():
+    logits, truth = scored(60)
+    first, again, other = (
+        zero_shot(logits, truth, NAMES, "softmax", seed=seed).held_out for seed in (0, 0, 1)
+    )
+    assert first == again and first.temperature != other.temperature
 
 
 def test_confidence_is_read_as_the_model_is():

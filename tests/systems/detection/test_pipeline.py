@@ -1,5 +1,6 @@
 """Detection with a model that is known exactly, and the two ways of sliding a window compared."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.systems.detection.colours import BACKGROUND, PAINT, Words, colour_model
+from tests.systems.detection.colours import BACKGROUND, PAINT, PALETTE, Words, colour_model
 from triptych.data.scene_source import SceneSource
 from triptych.requests import Detect
 from triptych.running import run
@@ -169,20 +170,76 @@ def test_each_way_asks_the_tower_as_often_as_it_says() -> None:
     assert looks["dense"] == 1
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_siglip_detects_too(method) -> None:
+def tiny_siglip(size: int, patch: int) -> Loaded:
     torch.manual_seed(0)
     config = SiglipConfig(
-        SiglipImageConfig(size=16, patch=4, width=32, layers=1, heads=2, hidden=64),
+        SiglipImageConfig(size=size, patch=patch, width=32, layers=1, heads=2, hidden=64),
         SiglipTextConfig(vocabulary=64, length=1, width=32, layers=1, heads=2, hidden=64),
     )
     model = Siglip(config).eval().requires_grad_(False)
-    transform = ImageTransform(16, HALF, HALF, "squash", crop=False)
-    loaded = Loaded("s", Card("siglip", {}), config, model, Words(), transform)  # type: ignore
-    asked = request("red", "blue", method=method)
-    result = last(asked, loaded, canvas(20, 30, ("red", 4, 4, 12, 12)))
-    assert result.heat.shape == (2, 20, 30) and float(result.heat.max()) <= 1
-    assert float(result.heat.std()) > 0
+    transform = ImageTransform(size, HALF, HALF, "squash", crop=False)
+    return Loaded("s", Card("siglip", {}), config, model, Words(), transform)  # type: ignore
+
+
+def siglip_shares(loaded: Loaded, pixels: torch.Tensor, asked: Detect) -> torch.Tensor:
+    """By the exponential function from the cosines of whole pictures: the labels' shares."""
+    texts = loaded.embed_text([*asked.labels, *asked.background])
+    cosines = loaded.model.embed_image(pixels).double() @ texts.double().T
+    odds = (cosines * float(loaded.model.logit_scale.exp())).exp()
+    return (odds / odds.sum(1, keepdim=True))[:, : len(asked.labels)]
+
+
+def test_siglip_s_patches_are_scored_as_pictures_of_one_patch() -> None:
+    """A patch that sees itself alone, without positions, is a picture of one patch."""
+    loaded = tiny_siglip(size=16, patch=1)
+    loaded.model.image.position.zero_()
+    loaded.model.logit_scale.fill_(math.log(40))  # an untrained one scores nearly alike
+    picture = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    asked = request("red", "blue", method="dense", scales=(1.0,), pool=1, reach=0)
+    result = last(asked, loaded, picture)
+    pixels = torch.tensor(picture).float().reshape(-1, 3, 1, 1) / 127.5 - 1
+    wanted = siglip_shares(loaded, pixels, asked).T.reshape(2, 12, 16)
+    assert torch.allclose(result.heat.double(), wanted, atol=1e-5)
+    assert float(wanted.std()) > 0.01
+
+
+@pytest.mark.parametrize("method", ["window", "window-batched"])
+def test_siglip_s_windows_are_scored_as_pictures(method) -> None:
+    """Two windows side by side, squashed to the model's size as its transform says."""
+    loaded = tiny_siglip(size=16, patch=4)
+    loaded.model.logit_scale.fill_(math.log(40))
+    picture = np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8)
+    asked = request("red", "blue", method=method, patch=16, windows=(1,))
+    heat = last(asked, loaded, picture).heat
+    halves = torch.tensor(np.stack([picture[:, :16], picture[:, 16:]])).permute(0, 3, 1, 2)
+    wanted = siglip_shares(loaded, halves.float() / 127.5 - 1, asked)
+    assert torch.allclose(heat[:, :, 0].double(), wanted[0, :, None].expand(2, 16), atol=1e-5)
+    assert torch.allclose(heat[:, :, -1].double(), wanted[1, :, None].expand(2, 16), atol=1e-5)
+    assert float((wanted[0] - wanted[1]).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_siglip_finds_what_its_text_tower_was_taught(method) -> None:
+    """The text of a label set to what the image tower makes of that colour: the box is there."""
+    thing, loaded = ("red", 4, 4, 12, 16), tiny_siglip(size=8, patch=4)
+    loaded.model.image.position.zero_()
+    loaded.model.logit_scale.fill_(math.log(1000))
+    words = ("red", "white")
+    colours = torch.tensor([[PAINT["red"][0]], [[234] * 3]]).reshape(2, 3, 1, 1) / 127.5 - 1
+    vectors = loaded.model.embed_image(colours.expand(-1, -1, 8, 8))
+
+    class Taught(torch.nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            names = list(PALETTE)
+            places = [words.index(names[row]) for row in tokens[:, 0].tolist()]
+            return vectors[places]
+
+    loaded.model.text = Taught()
+    asked = request(*words, method=method, background=(), patch=4, windows=(1,), stride=1, pool=1,
+                    reach=0, scales=(4.0,), extent=0.5)  # fmt: skip
+    found = last(asked, loaded, canvas(20, 32, thing))
+    boxes = [box for name, box in pixels(found) if name == "red"]
+    assert len(boxes) == 1 and boxes[0] == pytest.approx(thing[1:], abs=1.01)
 
 
 def test_an_absent_label_is_found_without_contrast_and_not_with_it() -> None:

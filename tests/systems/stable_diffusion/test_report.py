@@ -4,6 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from sklearn.metrics.pairwise import polynomial_kernel
+from torch.nn import functional as F
 
 from triptych.data.order.batches import take
 from triptych.data.scene_source import SceneSource
@@ -119,19 +122,91 @@ def test_the_reading_is_what_is_near_enough_of_what_was_found(true):
     assert (far.things, far.unread) == ((thing,), 2)
 
 
+class MeanColours:
+    """Stands for a CLIP: a picture is its mean and spread of colour, a text its first word's."""
+
+    def embed_image(self, pictures):
+        pixels = torch.tensor(np.stack(pictures)).double().flatten(1, 2) / 255
+        return F.normalize(torch.cat([pixels.mean(1), pixels.std(1)], 1).float(), dim=1)
+
+    def embed_text(self, texts):
+        rows = [[len(text) % 7, text.count("a"), text.count("e"), 1, 2, 3] for text in texts]
+        return F.normalize(torch.tensor(rows).float(), dim=1)
+
+
+def kid(a, b):
+    """From its definition: kernels by scikit-learn, each pair of a set but no picture with itself."""
+    within = [polynomial_kernel(x, degree=3, gamma=1 / x.shape[1], coef0=1) for x in (a, b)]
+    mean = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in within]
+    return sum(mean) - 2 * polynomial_kernel(a, b, degree=3, gamma=1 / a.shape[1], coef0=1).mean()
+
+
+class Folder:
+    """The world's captioned pictures as any folder's, which the exact judge does not know."""
+
+    info = TEST.info
+    read = staticmethod(TEST.read)
+
+
+def test_a_clip_compares_drawn_pictures_and_the_floor_is_of_other_real_ones():
+    """Drawn at two guidances, of the prompts, and of training: four different sets."""
+    train, clip = SceneSource("scenes-two", "train", 64), MeanColours()
+    first = range(100_000, 100_000 + COUNT)  # of endless data
+    real, prompts = to_pictures(take(TEST, first)["image"]), take(TEST, first)["caption"]
+    others = to_pictures(take(train, range(COUNT))["image"])
+    drawn = {share: (real * (1, share, share)).astype(np.uint8) for share in (0.1, 0.6)}
+    asked = []
+
+    def draw(texts, guidance, seed):
+        asked.append((list(texts), guidance, seed))
+        return drawn[guidance]
+
+    reports = finish(
+        evaluate_text_to_image(
+            draw, train, Folder(), count=COUNT, guidance=tuple(drawn), clip=clip, seed=5
+        )
+    )
+    assert asked == [(prompts, 0.1, 5), (prompts, 0.6, 5)]
+    text, sources = clip.embed_text(prompts), clip.embed_image(real)
+    floor = kid(clip.embed_image(others), sources)
+    for report in reports:
+        mine, found = clip.embed_image(drawn[report.guidance]), report.likeness
+        assert found.kernel.value == pytest.approx(kid(mine, sources), abs=1e-5)
+        assert found.floor.value == pytest.approx(floor, abs=1e-5)
+        for score, image in ((found.alignment, mine), (found.real, sources)):
+            cosines = (image * text).sum(1)
+            assert score.score == pytest.approx(2.5 * cosines.clamp(min=0).mean().item(), rel=1e-5)
+        assert (report.judged, report.nearest) == ({}, {})
+    kernels = [report.likeness.kernel.value for report in reports]
+    assert kernels[0] > kernels[1] + 0.01  # redder is further off; and the sets can be told apart
+    assert min(abs(kernel - floor) for kernel in kernels) > 0.01
+    assert abs(floor - kid(sources, sources)) > 1e-3
+
+
+def test_without_a_clip_nothing_is_compared():
+    def draw(prompts, guidance, seed):
+        return np.zeros((len(prompts), 64, 64, 3), np.uint8)
+
+    (report,) = finish(evaluate_text_to_image(draw, TEST, Folder(), count=3, guidance=(1.0,)))
+    assert report.likeness is None and report.prompts == 3
+
+
+def finish(work):
+    """What a generator returns."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            return done.value
+
+
 def test_the_page_says_how_near(tmp_path):
     def draw(prompts, guidance, seed):
         held = prompts != take(TEST, range(100_000, 100_000 + COUNT))["caption"]
         source = SceneSource("scenes-one", "held-out", 64) if held else TEST
         return to_pictures(take(source, range(100_000, 100_000 + COUNT))["image"])
 
-    work = evaluate_text_to_image(draw, TEST, TEST, count=COUNT, guidance=(1.0,))
-    while True:
-        try:
-            next(work)
-        except StopIteration as done:
-            reports = done.value
-            break
+    reports = finish(evaluate_text_to_image(draw, TEST, TEST, count=COUNT, guidance=(1.0,)))
     numbers, page = write_text_to_image(reports, tmp_path, command="triptych evaluate")
     assert reports[0].nearest.keys() == {"all", "1 object", "held-out pairs"}
     heads = [line for line in page.read_text().splitlines() if "as many regions |" in line]
