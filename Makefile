@@ -28,8 +28,9 @@ check:
 	$(BIN)/pytest -m "not slow and not gpu and not network"
 	$(BIN)/pytest --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPE_TESTS)
 
-nightly: .venv/test-ready  ## the long fault and learning tests
+nightly: .venv/test-ready  ## the long fault and learning tests, and how many of 200 small mistakes the tests notice
 	$(BIN)/pytest -m "slow"
+	$(BIN)/python -m tests.mutation.run --count 200 --seed 0 --processes 2 --minutes 60 --least 0.9
 
 bench: .venv/test-ready  ## every speed claim, ours and the peer in one run
 	for script in benchmarks/loop.py benchmarks/train_vae.py benchmarks/train_wgan.py benchmarks/train_unet.py \

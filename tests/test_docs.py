@@ -132,7 +132,8 @@ def every_option() -> frozenset[str]:
     commands = [(name,) for name in names] + [("train", recipe) for recipe in RECIPES]
     commands += [("data", "check"), *(("weights", n) for n in ("inspect", "convert", "doctor"))]
     ours = {flag for command in commands for flag in options(*command)} | {"--version"}
-    scripts = " ".join(path.read_text() for path in ROOT.glob("benchmarks/*.py"))
+    paths = [*ROOT.glob("benchmarks/*.py"), ROOT / "tests" / "mutation" / "run.py"]
+    scripts = " ".join(path.read_text() for path in paths)
     return frozenset(ours | set(re.findall(r'"(--[a-z-]+)"', scripts)))
 
 

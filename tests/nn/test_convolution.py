@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from triptych.nn.convolution import Downsample, ResBlock, Upsample
+from triptych.nn.convolution import Downsample, PixelAttention, ResBlock, Upsample
 
 
 def block(**settings):
@@ -53,6 +53,24 @@ def test_dropout_only_while_training():
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
     assert torch.equal(layer(x), layer(x))
+
+
+def test_attention_of_pixels_is_torch_s_over_the_normalised_ones():
+    torch.manual_seed(0)
+    layer, x = PixelAttention(8, heads=2, groups=4), torch.randn(2, 8, 3, 5)
+    assert torch.equal(layer(x), x)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    own = layer.attention
+    peer = torch.nn.MultiheadAttention(8, 2, batch_first=True).requires_grad_(False)
+    for name, parts in (("in_proj_weight", "weight"), ("in_proj_bias", "bias")):
+        rows = [getattr(p, parts) for p in (own.q_proj, own.k_proj, own.v_proj)]
+        getattr(peer, name).copy_(torch.cat(rows))
+    peer.out_proj.load_state_dict(own.out_proj.state_dict())
+    pixels = F.group_norm(x, 4, layer.norm.weight, layer.norm.bias).flatten(2).transpose(1, 2)
+    change = peer(pixels, pixels, pixels)[0].transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(layer(x), x + change, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("side", [1, 2, 7, 8])

@@ -135,7 +135,7 @@ class MeanColours:
 
 
 def kid(a, b):
-    """From its definition: kernels by scikit-learn, each pair of a set but no picture with itself."""
+    """From its definition, kernels by scikit-learn; no picture is compared with itself."""
     within = [polynomial_kernel(x, degree=3, gamma=1 / x.shape[1], coef0=1) for x in (a, b)]
     mean = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in within]
     return sum(mean) - 2 * polynomial_kernel(a, b, degree=3, gamma=1 / a.shape[1], coef0=1).mean()

@@ -1,0 +1,262 @@
+"""How many small mistakes do the tests notice? `python -m tests.mutation.run`, see CONTRIBUTING.md.
+
+Each mutant is tried in a copy of the package on a temporary path, in a process with a limit of CPU
+time, by the tests of its module only. Results are written as they come; a run that was stopped
+continues with `--resume`, where what was caught stays caught while its module is the same, and a
+survivor is tried again when its tests have changed.
+"""
+
+import argparse
+import compileall
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from py_compile import PycInvalidationMode
+from threading import Lock
+
+from tests.mutation.equivalent import EQUIVALENT
+from tests.mutation.mutants import Mutant, find, sample
+from tests.mutation.selection import tests_of_modules
+from triptych.scores.accuracy import wilson_interval
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = Path("src/triptych")
+MUTATED = ("diffusion", "nn", "scores", "train")
+DRAWINGS = ("scores/environment.py", "scores/style.py", "train/curves.py")
+"""What people look at, where another colour or number of columns is no mistake."""
+MARKERS = "not slow and not gpu and not network"
+WAIT = 1200.0  # seconds that a test may sleep, on a machine however busy
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of tests ended."""
+
+    passed: bool
+    by: str
+    """The test that failed, or the limit that was reached."""
+    seconds: float
+    """CPU time."""
+
+
+class Tests:
+    """Runs test files in copies of the repository, one copy per process."""
+
+    def __init__(self, folder: Path, processes: int):
+        self.copies: queue.Queue[Path] = queue.Queue()
+        self.clean: dict[str, float] = {}
+        self.lock = Lock()
+        for number in range(processes):
+            copy = folder / str(number)
+            for part in ("src", "tests"):
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / part, copy / part, ignore=ignored)
+            shutil.copy(ROOT / "pyproject.toml", copy)
+            # read where the source is the same, whenever it was written
+            compileall.compile_dir(
+                copy / "src", quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH
+            )
+            self.copies.put(copy)
+        code = "import triptych; print(triptych.__file__)"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=copy, env=_environment(copy), capture_output=True,
+            text=True, check=True,
+        )  # fmt: skip
+        assert Path(done.stdout.strip()).is_relative_to(copy.resolve()), done.stdout
+
+    def time_clean(self, file: str) -> float:
+        """CPU seconds of a test file without a mutant.
+
+        Raises:
+            ValueError: it fails.
+        """
+        with self.lock:
+            known = self.clean.get(file)
+        if known is None:
+            copy = self.copies.get()
+            try:
+                outcome = _pytest(copy, [file], 3600)
+            finally:
+                self.copies.put(copy)
+            if not outcome.passed:
+                raise ValueError(f"{file} fails without a mutant: {outcome.by}")
+            known = self.clean[file] = outcome.seconds
+        return known
+
+    def judge(self, mutant: Mutant, files: Sequence[str]) -> Outcome:
+        """The outcome of the tests for a mutant, quick files first. Without any it survives."""
+        if not files:
+            return Outcome(True, "", 0.0)
+        seconds = {file: self.time_clean(file) for file in files}
+        copy = self.copies.get()
+        place = copy / PACKAGE / mutant.file
+        source = place.read_text(encoding="utf-8")
+        try:
+            place.write_text(mutant.apply(source), encoding="utf-8")
+            limit = 30 + 4 * sum(seconds.values())
+            return _pytest(copy, sorted(files, key=seconds.__getitem__), limit)
+        finally:
+            place.write_text(source, encoding="utf-8")
+            self.copies.put(copy)
+
+
+def _environment(copy: Path) -> dict[str, str]:
+    paths = os.pathsep.join([str(copy / "src"), str(copy)])
+    return os.environ | {
+        "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+def _pytest(copy: Path, files: Sequence[str], limit: float) -> Outcome:
+    """Run test files up to the first failure; `limit` is in CPU seconds."""
+    options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-m", MARKERS]
+    command = [sys.executable, "-m", "pytest", *options, "--hypothesis-seed=0", *files]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:
+        process = subprocess.Popen(
+            ["sh", "-c", f'ulimit -t {int(limit) + 1}; exec "$@"', "sh", *command],
+            cwd=copy, env=_environment(copy), stdout=printed, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        start = time.monotonic()
+        while True:
+            ended, status, used = os.wait4(process.pid, os.WNOHANG)
+            if ended or time.monotonic() - start > WAIT + limit:
+                break
+            time.sleep(0.05)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # it, or what it left running
+        if not ended:
+            _, status, used = os.wait4(process.pid, 0)
+        process.returncode = code = os.waitstatus_to_exitcode(status)
+        printed.seek(0)
+        lines = printed.read().splitlines()
+    seconds = used.ru_utime + used.ru_stime
+    if code == 0:
+        return Outcome(True, "", seconds)
+    if code < 0:
+        return Outcome(False, "limit of time", seconds)
+    told = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    if code not in (1, 2) or not told:
+        raise ValueError(f"{' '.join(files)}: pytest ended with {code}\n" + "\n".join(lines[-5:]))
+    return Outcome(False, told[0].split(" - ")[0].split(maxsplit=1)[1], seconds)
+
+
+def describe(mutant: Mutant) -> str:
+    """Place and difference of a mutant."""
+    source = (ROOT / PACKAGE / mutant.file).read_text(encoding="utf-8")
+    name = str(PACKAGE / mutant.file)
+    lines = (text.splitlines() for text in (source, mutant.apply(source)))
+    diff = list(difflib.unified_diff(*lines, n=1, lineterm=""))[2:]
+    return "\n".join([f"{name}:{mutant.line}", mutant.name, *(f"    {line}" for line in diff)])
+
+
+def _digest(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def _key(mutant: Mutant, files: Sequence[str], caught: bool) -> str:
+    """What a result depends on, as far as it is kept for `--resume`."""
+    place = ROOT / PACKAGE / mutant.file
+    return _digest(place, *([] if caught else [ROOT / file for file in files]))
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200, help="mutants in the sample")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=60, help="no mutant starts after them")
+    parser.add_argument("--within", default="", help="only modules whose path begins with this")
+    parser.add_argument("--results", type=Path, default=ROOT / "runs" / "mutation.jsonl")
+    parser.add_argument("--resume", action="store_true", help="keep results that still hold")
+    parser.add_argument("--least", type=float, default=0.0, help="fail below this score")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    options = parse_arguments()
+    end = time.monotonic() + 60 * options.minutes
+    modules = sorted(p for name in MUTATED for p in (ROOT / PACKAGE / name).rglob("*.py"))
+    mutants = []
+    for path in modules:
+        file = path.relative_to(ROOT / PACKAGE).as_posix()
+        if file.startswith(options.within) and file not in DRAWINGS:
+            mutants += find(file, path.read_text(encoding="utf-8"))
+    chosen = sample(mutants, options.count, options.seed)
+    files = tests_of_modules(ROOT, {m.file for m in chosen})
+    known: dict[str, dict[str, object]] = {}
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    if options.resume and options.results.exists():
+        for line in options.results.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            known[row["name"]] = row
+    else:
+        options.results.unlink(missing_ok=True)
+
+    def is_known(mutant: Mutant) -> bool:
+        row = known.get(mutant.name)
+        return row is not None and row["key"] == _key(
+            mutant, files[mutant.file], bool(row["caught"])
+        )
+
+    print(f"{len(chosen)} of {len(mutants)} mutants, seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        tests, lock = Tests(Path(folder), options.processes), Lock()
+
+        def attempt(mutant: Mutant) -> None:
+            if mutant.name in EQUIVALENT or is_known(mutant) or time.monotonic() > end:
+                return
+            outcome = tests.judge(mutant, files[mutant.file])
+            row = {
+                "name": mutant.name, "line": mutant.line, "caught": not outcome.passed,
+                "by": outcome.by, "seconds": round(outcome.seconds, 1),
+                "key": _key(mutant, files[mutant.file], not outcome.passed),
+            }  # fmt: skip
+            with lock, options.results.open("a", encoding="utf-8") as log:
+                known[mutant.name] = row
+                log.write(json.dumps(row) + "\n")
+                if outcome.passed:
+                    print(f"\nsurvived: {describe(mutant)}", flush=True)
+
+        with ThreadPoolExecutor(options.processes) as pool:
+            for _ in pool.map(attempt, chosen):
+                pass
+    return report(chosen, [m for m in chosen if is_known(m)], known, options)
+
+
+def report(
+    chosen: Sequence[Mutant],
+    judged: Sequence[Mutant],
+    known: dict[str, dict[str, object]],
+    options: argparse.Namespace,
+) -> int:
+    """Print the score; 1 below the least one."""
+    equivalent = [m for m in chosen if m.name in EQUIVALENT]
+    caught = sum(bool(known[m.name]["caught"]) for m in judged)
+    timed = sum(known[m.name]["by"] == "limit of time" for m in judged)
+    score = caught / max(1, len(judged))
+    low, high = wilson_interval(caught, len(judged)) if judged else (0.0, 1.0)
+    print(
+        f"\ncaught {caught} of {len(judged)} mutants: {score:.1%} ({low:.1%} to {high:.1%}), "
+        f"{timed} of them by the limit of time; {len(equivalent)} more compute the same"
+    )
+    if missing := len(chosen) - len(judged) - len(equivalent):
+        print(f"{missing} were not tried within {options.minutes:g} minutes: --resume goes on")
+    return int(score < options.least)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

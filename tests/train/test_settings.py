@@ -1,0 +1,36 @@
+"""The ranges of the training loop's settings, and what a resumed run may change."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from triptych.train.settings import MAY_CHANGE, Training
+
+
+@pytest.mark.parametrize(
+    ("field", "least"),
+    [
+        ("steps", 1), ("batch_size", 1), ("accumulate", 1), ("size", 0), ("warmup", 0),
+        ("ema_halflife", 0), ("workers", 0), ("log_every", 1), ("sample_every", 0),
+        ("evaluate_every", 0), ("save_every", 1), ("keep", 2), ("rate_floor", 0),
+    ],
+)  # fmt: skip
+def test_the_least_value_is_allowed_and_less_is_named(field, least):
+    assert getattr(replace(Training(), **{field: least}), field) == least
+    with pytest.raises(ValueError, match=rf"{field} .*not -?\d"):
+        Training(**{field: least - 1})
+
+
+def test_the_rate_s_floor_is_a_share():
+    assert Training(rate_floor=1).rate_floor == 1
+    for share in (1.1, float("nan")):
+        with pytest.raises(ValueError, match="rate_floor is a share"):
+            Training(rate_floor=share)
+
+
+def test_a_resumed_run_may_not_change_what_made_the_steps_already_done():
+    kept = {field.name for field in fields(Training)} - set(MAY_CHANGE)
+    assert kept == {
+        "data", "size", "batch_size", "accumulate", "seed", "schedule", "warmup", "rate_floor",
+        "ema_halflife", "precision",
+    }  # fmt: skip
