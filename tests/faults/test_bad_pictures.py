@@ -4,18 +4,23 @@ Every kind is tried alone and as a twentieth of a folder of good pictures.
 """
 
 import io
+import json
 import os
 import socket
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import BmpImagePlugin, Image, ImageCms
 
+from tests.systems.clip.tiny_clip import saved, tiny_clip
+from triptych.cli.main import run
 from triptych.data.order.batches import take
 from triptych.data.sources import open_index, open_source
+from triptych.vision.images import open_picture
 
 SIDE = 16
 RED, GREY = (200, 30, 40), 90
@@ -310,3 +315,84 @@ def test_no_reason_tells_where_the_data_are(tmp_path):
         (root / f"{number}.png").write_bytes(data)
     for reason in open_index(str(root)).skipped.values():
         assert "canary" not in reason and "0x" not in reason and len(reason) < 120
+
+
+GIF_BOMB = (
+    b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + bytes(6)
+    + b"," + struct.pack("<HHHHB", 0, 0, 65_535, 65_535, 0) + b"\2\2\x4c\1\0;"
+)  # fmt: skip
+NO_PALETTE = (
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 3, 0, 0, 0))
+    + chunk(b"IDAT", zlib.compress(bytes(20)))
+    + chunk(b"IEND", b"")
+)
+
+
+class Unheard(Exception):
+    """What no list of a decoder's errors has."""
+
+
+@pytest.fixture
+def odd_set(tmp_path, monkeypatch):
+    """Forty good pictures, and three whose decoder raises something unusual."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "set"
+    good(root, 40)
+    (root / "bomb.gif").write_bytes(GIF_BOMB)
+    (root / "palette.png").write_bytes(NO_PALETTE)
+    (root / "odd.bmp").write_bytes(encoded(Image.new("RGB", (SIDE, SIDE), RED), "BMP"))
+
+    def load(self):
+        raise Unheard("no such thing")
+
+    monkeypatch.setattr(BmpImagePlugin.BmpImageFile, "load", load)
+    return root
+
+
+ODD = {
+    "bomb.gif": "more than 40 megapixels",
+    "odd.bmp": "damaged (no such thing)",
+    "palette.png": "a palette picture without its palette",
+}
+
+
+def test_data_check_names_what_any_exception_of_a_decoder_spoils(odd_set, capsys, tmp_path):
+    report = tmp_path / "report.jsonl"
+    assert run(["data", "check", str(odd_set), "--report", str(report)]) == 0
+    rows = [json.loads(line) for line in report.read_text().splitlines()]
+    assert {row["skipped"]: row["reason"] for row in rows} == ODD
+
+
+def test_training_replaces_what_any_exception_of_a_decoder_spoils(odd_set):
+    source = open_source(str(odd_set), size=SIDE)
+    read = source.read(range(source.info.length))
+    assert len(read["image"]) == source.info.length
+    assert (dict(source.info.skipped) | dict(read["skipped"])).items() <= ODD.items()
+    assert "bomb.gif" in source.info.skipped
+
+
+@pytest.mark.parametrize("command", ["search", "classify"])
+def test_the_others_are_answered_for_whatever_a_decoder_raises(odd_set, command, capsys, tmp_path):
+    model = str(saved(tiny_clip(), tmp_path / "clip"))
+    words = ["--labels", "two cats", "a dog"] if command == "classify" else ["two cats"]
+    assert run([command, str(odd_set), *words, "--model", model, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    if command == "search":
+        assert found["pictures"] == 40 and found["skipped"] == ODD
+    else:
+        assert len(found["pictures"]) == 40
+        assert {Path(row["name"]).name: row["reason"] for row in found["skipped"]} == ODD
+
+
+def test_no_warning_of_pillow_reaches_people(tmp_path):
+    """It would show where this program is installed."""
+    good(tmp_path / "set", 3)
+    data = png(exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0" + b"\x12\x01\x03\0\xff")
+    (tmp_path / "set" / "exif.png").write_bytes(data)
+    with pytest.warns(UserWarning, match="EXIF"):
+        open_picture(data)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert run(["data", "check", str(tmp_path / "set")]) == 0
+    assert seen == []

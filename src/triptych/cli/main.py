@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 from typing import NoReturn
 
@@ -95,6 +96,7 @@ def run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         say(f"triptych: no command {name!r}.{nearest(name, list(COMMANDS))} See `triptych --help`")
         return 2
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged pictures, which we name
     try:
         return int(importlib.import_module(f"triptych.cli.{name}").main(arguments[1:]))
     except SystemExit as done:  # help was printed

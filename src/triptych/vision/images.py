@@ -6,7 +6,6 @@ any pixel is decoded, and only regular files are opened.
 Dimensions: B pictures, H height, W width, C channels (1 grey, 3 red green blue).
 """
 
-import io
 import json
 import os
 import re
@@ -27,20 +26,26 @@ from PIL.WebPImagePlugin import WebPImageFile
 from torch import Tensor
 
 from triptych.atomic import replace_file
+from triptych.vision.limits import (
+    MAX_PIXELS,
+    MAX_WEBP_PIXELS,
+    CountedReads,
+    check_chunks,
+    check_exif,
+    check_run_length,
+    check_scans,
+    check_size,
+)
 
-MAX_PIXELS = 40_000_000
-MAX_SIDE = 16_384
-MAX_BYTES = 200_000_000  # an uncompressed picture of MAX_PIXELS fits
+MAX_BYTES = 200_000_000  # an uncompressed picture of the largest size fits
+STRIP = 1 << 20  # pixels that are converted at a time, which bounds the memory
 MAX_REQUEST = 64 * 1024  # bytes of embedded JSON
 MAX_EXIF = 65_527  # bytes: a JPEG segment without its header
 ORIENTATION, EXIF_IFD, USER_COMMENT, DESCRIPTION = 0x0112, 0x8769, 0x9286, 0x010E
 ASCII, UNICODE = b"ASCII\0\0\0", b"UNICODE\0"
 OURS = "triptych "  # marks our JSON in the EXIF description
+RUN_LENGTH = (1, 2)  # RLE8 and RLE4 among the compressions of a BMP
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
-UNDECODABLE: tuple[type[Exception], ...] = (  # what Pillow's readers raise on damaged files
-    OSError, ValueError, SyntaxError, EOFError, MemoryError, ArithmeticError,
-    LookupError, TypeError, AttributeError, RecursionError, struct.error,
-)  # fmt: skip
 
 # The readers are called directly: `Image.open` would try seventy formats and warn about sizes that
 # are refused here anyway.
@@ -97,8 +102,11 @@ def open_picture(
         if near is not None and isinstance(image, JpegImageFile):
             image.draft(image.mode, (2 * near, 2 * near))
         image.load()
+        check_exif(image.info.get("exif", b""))
+        if image.mode in ("P", "PA") and image.palette is None:
+            raise ValueError("a palette picture without its palette")
         return _to_array(_rotate_upright(image), channels)
-    except UNDECODABLE as error:
+    except Exception as error:  # whatever Pillow raises on a damaged file
         raise ValueError(_reason(error)) from None
 
 
@@ -109,13 +117,14 @@ def read_header(data: bytes) -> Header:
     """
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":  # a WebP's EXIF comes after its pixels
         width, height = _webp_size(data)
-        _check_size(width, height)
+        check_size(width, height, MAX_WEBP_PIXELS)
         return Header("WEBP", height, width, False)
     try:
         image = _open_lazily(data)
         # Only EXIF before the pixels: `getexif` would decode a PNG to find it after them.
+        check_exif(image.info.get("exif", b""))
         turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-    except UNDECODABLE as error:
+    except Exception as error:  # whatever Pillow raises on a damaged file
         raise ValueError(_reason(error)) from None
     width, height = image.size[::-1] if turned else image.size
     return Header(str(image.format), height, width, image.mode in GREY_MODES)
@@ -154,9 +163,15 @@ def _open_lazily(data: bytes) -> Image.Image:
         reason = next((text for pattern, text in UNSUPPORTED if pattern.match(head)), None)
         raise ValueError(reason or "not a PNG, JPEG, WebP, GIF or BMP picture")
     if reader is WebPImageFile:  # Pillow decodes a WebP when it opens it
-        _check_size(*_webp_size(head))
-    image: Image.Image = reader(io.BytesIO(data))
-    _check_size(*image.size)
+        check_size(*_webp_size(head), MAX_WEBP_PIXELS)
+    if reader is PngImageFile:
+        check_chunks(data)
+    elif reader is JpegImageFile:
+        check_scans(data)
+    image: Image.Image = reader(CountedReads(data))  # type: ignore[arg-type]
+    check_size(*image.size)
+    if reader is BmpImageFile and image.info["compression"] in RUN_LENGTH:
+        check_run_length(*image.size)
     return image
 
 
@@ -174,40 +189,45 @@ def _webp_size(head: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _check_size(width: int, height: int) -> None:
-    if width < 1 or height < 1:
-        raise ValueError("no pixels")
-    if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
-        limit = f"{MAX_PIXELS // 1_000_000} megapixels or {MAX_SIDE:,} pixels a side"
-        raise ValueError(f"{width} x {height} pixels, more than {limit}")
-
-
 def _rotate_upright(image: Image.Image) -> Image.Image:
     try:
         if image.getexif().get(ORIENTATION, 1) == 1:
             return image  # exif_transpose would copy it
         return ImageOps.exif_transpose(image)
-    except UNDECODABLE:  # damaged EXIF data does not spoil the pixels
+    except Exception:  # damaged EXIF data does not spoil the pixels
         return image
 
 
 def _to_array(image: Image.Image, channels: int | None) -> UInt8[np.ndarray, "H W C"]:
     grey = image.mode in GREY_MODES if channels is None else channels == 1
+    pixels = np.empty((image.height, image.width, 1 if grey else 3), np.uint8)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        part = image
+        if image.height > rows:
+            part = image.crop((0, top, image.width, min(top + rows, image.height)))
+        strip = np.asarray(_flatten(part, "L" if grey else "RGB"))
+        pixels[top : top + rows] = strip[:, :, None] if grey else strip
+    return pixels
+
+
+def _flatten(image: Image.Image, mode: str) -> Image.Image:
+    """A picture in 8 bits and over white."""
     if image.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
-    mode = "L" if grey else "RGB"
-    pixels = np.asarray(image if image.mode == mode else image.convert(mode))  # convert copies
-    return pixels[:, :, None] if grey else pixels
+    return image if image.mode == mode else image.convert(mode)  # convert copies
 
 
 def _reason(error: BaseException) -> str:
     """The reason as one phrase to put after a file's name, without Pillow's memory addresses."""
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {MAX_PIXELS // 1_000_000} megapixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
@@ -327,7 +347,7 @@ def read_request(path: Path) -> dict[str, Any] | None:
         if not isinstance(text, str) or len(text) > MAX_REQUEST:
             return None
         request: Any = json.loads(text)
-    except UNDECODABLE:
+    except Exception:
         return None
     return request if isinstance(request, dict) else None
 
@@ -352,7 +372,7 @@ def read_parameters(path: Path) -> str | None:
             text = _decode_comment(image.info.get("comment", b""))
         else:
             text = _decode_comment(image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b""))
-    except UNDECODABLE as error:
+    except Exception as error:  # whatever Pillow raises on a damaged file
         raise ValueError(f"{path}: {_reason(error)}") from None
     return str(text) if text else None
 
