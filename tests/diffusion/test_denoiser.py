@@ -133,6 +133,33 @@ def test_guidance_has_its_analytic_answer() -> None:
     assert float(last.x.mean()) == pytest.approx(4.0, abs=0.3)
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_composed_conditions_have_their_analytic_answer(scale) -> None:
+    """N(u + scale sum_i w_i (m_i - u), 1); without any, and outside the interval at scale 1."""
+    means, weights, away = (1.0, 2.0, -4.0), (1.0, 0.5, -0.25), -0.5
+    told = [({"mean": torch.full((2,), mean)}, w) for mean, w in zip(means, weights, strict=True)]
+    uncond = {"mean": torch.full((2,), away)}
+    change = sum(w * (mean - away) for mean, w in zip(means, weights, strict=True))
+    levels = even(4)
+    within = (levels[2].ratio, math.inf)
+    guided = classifier_free(two_means, told, uncond, scale, interval=within)
+    none = classifier_free(two_means, (), uncond, scale)
+    rescaled = rescale_guidance(
+        two_means, told, uncond, scale, 1.0, PARAMETERISATIONS["noise"], interval=within
+    )
+    for level in levels:
+        used = scale if level.ratio > within[0] else 1.0
+        exact = two_means(rand(), level, {"mean": torch.full((2,), away + used * change)})
+        assert torch.allclose(guided(rand(), level), exact, atol=1e-5)
+        assert torch.allclose(none(rand(), level), two_means(rand(), level, uncond))
+        # these outputs differ by a constant, which has no contrast
+        assert torch.allclose(rescaled(rand(), level), exact, atol=1e-4)
+    single = classifier_free(two_means, told[:1], uncond, scale)(rand(), levels[0])
+    assert torch.equal(
+        single, classifier_free(two_means, told[0][0], uncond, scale)(rand(), levels[0])
+    )
+
+
 @pytest.mark.parametrize("scale", [0.0, 0.6, 1.0])
 def test_cfg_plus_plus_is_the_published_step(scale) -> None:
     """Noise of the unconditional answer, x0 of the guided one: written out beside DDIM."""

@@ -222,13 +222,6 @@ def test_break_fills_the_window_and_empty_ones_are_kept():
     assert inner(prompt_windows("BREAK", TOKENIZER)) == [[]]
 
 
-def test_what_is_not_obeyed_is_said():
-    assert "step to step" in prompt_windows("a [cat:dog:0.5]", TOKENIZER).notes[0]
-    assert "step to step" in prompt_windows("a [cat|dog]", TOKENIZER).notes[0]
-    assert "composed" in prompt_windows("a cat AND a dog", TOKENIZER).notes[0]
-    assert prompt_windows(r"a [cat], 12:30, \[a|b\] HAND", TOKENIZER).notes == ()
-
-
 def test_windows_of_two_prompts_are_made_as_many():
     short, long = prompt_windows("red", TOKENIZER), prompt_windows("red " * 200, TOKENIZER)
     padded = pad_windows(short, len(long.tokens), TOKENIZER)

@@ -6,6 +6,7 @@ Dimensions: B pictures.
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,10 +14,16 @@ from torch import Tensor
 from triptych.diffusion.denoiser import ConditionalDenoiser, Conditioning, Parameterisation
 from triptych.diffusion.steps import Denoiser, Level
 
+Composition: TypeAlias = Sequence[tuple[Conditioning, float]]
+"""Conditions with weights that hold together: instead of x0 of one condition, guidance extrapolates
+towards u + sum_i w_i (c_i - u), for the unconditional x0 u and those of the conditions c_i
+(the conjunction of arXiv:2206.01714). A single one of weight 1 is that condition alone.
+"""
+
 
 def classifier_free(
     denoise: ConditionalDenoiser,
-    cond: Conditioning,
+    cond: Conditioning | Composition,
     uncond: Conditioning,
     scale: float,
     *,
@@ -33,7 +40,7 @@ def classifier_free(
 
 def rescale_guidance(
     denoise: ConditionalDenoiser,
-    cond: Conditioning,
+    cond: Conditioning | Composition,
     uncond: Conditioning,
     scale: float,
     rescale: float,
@@ -96,27 +103,41 @@ def cfg_plus_plus(
 
 def _guide(
     denoise: ConditionalDenoiser,
-    cond: Conditioning,
+    cond: Conditioning | Composition,
     uncond: Conditioning,
     scale: float,
     interval: tuple[float, float],
     combine: Callable[[Tensor, Tensor, float], Tensor],
 ) -> Denoiser:
-    if cond.keys() != uncond.keys():
-        raise ValueError(
-            f"cond has the tensors {sorted(cond)}, uncond {sorted(uncond)}: they must be the same"
-        )
-    if scale == 1:
-        return lambda x, level: denoise(x, level, cond)
-    batch = {name: torch.cat([uncond[name], cond[name]]) for name in cond}
+    parts = [(cond, 1.0)] if isinstance(cond, dict) else list(cond)
+    for part, _ in parts:
+        if part.keys() != uncond.keys():
+            raise ValueError(
+                f"cond has the tensors {sorted(part)}, uncond {sorted(uncond)}: they must be the "
+                "same"
+            )
+    weights = [weight for _, weight in parts]
+    single = parts[0][0] if weights == [1.0] else None
+    if single is not None and scale == 1:
+        return lambda x, level: denoise(x, level, single)
+    batch = {name: torch.cat([uncond[name], *(part[name] for part, _ in parts)]) for name in uncond}
 
     def guided(x: Tensor, level: Level) -> Tensor:
-        if not interval[0] < level.ratio <= interval[1]:
-            return denoise(x, level, cond)
-        away, towards = denoise(torch.cat([x, x]), level, batch).chunk(2)
-        return combine(away, towards, scale)
+        guides = interval[0] < level.ratio <= interval[1]
+        if single is not None and not guides:
+            return denoise(x, level, single)
+        away, *each = denoise(torch.cat([x] * (1 + len(parts))), level, batch).chunk(1 + len(parts))
+        towards = each[0] if single is not None else away + _weighted_changes(away, each, weights)
+        return combine(away, towards, scale) if guides else towards
 
     return guided
+
+
+def _weighted_changes(away: Tensor, each: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    changes = torch.zeros_like(away)
+    for towards, weight in zip(each, weights, strict=True):
+        changes = changes + weight * (towards - away)
+    return changes
 
 
 def clip_x0(denoise: Denoiser) -> Denoiser:

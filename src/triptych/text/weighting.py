@@ -3,7 +3,8 @@ r"""Prompts with weights on their words, and prompts longer than a text encoder'
 The grammar is the one that AUTOMATIC1111 documents: `(word)` has weight 1.1, `((word))` 1.1 * 1.1,
 `(word:1.3)` 1.3, `[word]` 1 / 1.1; `\(`, `\)`, `\[`, `\]` and `\\` are plain characters; `BREAK`
 starts a new window. A prompt with more tokens than a window holds is split into several windows,
-which are encoded one by one and concatenated for cross-attention.
+which are encoded one by one and concatenated for cross-attention. Prompts that change from step to
+step are in `prompt_schedule.py`.
 
 Dimensions: N windows, T tokens of a window, D width.
 """
@@ -17,14 +18,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from triptych.text.limits import MAX_PROMPT
+from triptych.text.limits import MAX_PROMPT, MAX_WEIGHT
 from triptych.text.tokenizer import Tokenizer
 
 Unclosed = Literal["literal", "weighs"]
 """An unclosed bracket is a plain character, or (as AUTOMATIC1111) weighs all that follows it."""
 
 STEP = 1.1
-MAX_WEIGHT = 100.0  # about 48 nested brackets
 BACKTRACK = 20  # tokens; AUTOMATIC1111's default
 
 TOKEN = re.compile(  # possessive, so that no branch backtracks and scanning is linear
@@ -35,9 +35,6 @@ TOKEN = re.compile(  # possessive, so that no branch backtracks and scanning is 
 )
 BREAK = re.compile(r"\bBREAK\b")
 LORA = re.compile(r"<lora:([^<>:]+)(?::([^<>:]*))?>")
-SCHEDULE = re.compile(
-    r"(?<!\\)\[[^\[\]:|]*+(?::[^\[\]:|]*+:\s*+[\d.]++\s*+|:\s*+[\d.]++\s*+|\|[^\[\]]*+)\]"
-)
 
 
 class Part(NamedTuple):
@@ -52,7 +49,7 @@ class PromptWindows(NamedTuple):
 
     tokens: Int64[Tensor, "N T"]
     weights: Float[Tensor, "N T"]  # 1 for the start, the end and the padding
-    notes: tuple[str, ...]  # for the user: where windows begin, syntax that is not supported
+    notes: tuple[str, ...]  # for the user: where windows begin
 
 
 def parse(prompt: str, *, unclosed: Unclosed = "literal") -> list[list[Part]]:
@@ -185,7 +182,7 @@ def prompt_windows(
     return PromptWindows(
         torch.tensor([tokens for tokens, _ in padded], dtype=torch.int64),
         torch.tensor([weights for _, weights in padded], dtype=torch.float32),
-        _notes(prompt, [tokens for tokens, _ in rows], tokenizer, room),
+        _notes([tokens for tokens, _ in rows], tokenizer, room),
     )
 
 
@@ -218,30 +215,18 @@ def _pad_window(
     return row + [config.pad] * padding, [1.0] * len(before) + weights + ones
 
 
-def _notes(
-    prompt: str, rows: Sequence[list[int]], tokenizer: Tokenizer, room: int
-) -> tuple[str, ...]:
-    notes = []
-    if len(rows) > 1:
-        begins = [
-            f"{number} begins with {tokenizer.decode([row[:6]])[0]!r}"
-            if row
-            else f"{number} is empty"
-            for number, row in enumerate(rows[1:9], 2)
-        ]
-        more = "" if len(rows) <= 9 else f", and {len(rows) - 9} more"
-        notes.append(
-            f"the prompt has {sum(map(len, rows))} tokens and is split into {len(rows)} windows of "
-            f"{room}: window {', window '.join(begins)}{more}"
-        )
-    if match := SCHEDULE.search(prompt):
-        notes.append(
-            f"{match.group()[:60]!r} is read as text with a lower weight: prompts that change from "
-            "step to step are not supported"
-        )
-    if re.search(r"\bAND\b", prompt):
-        notes.append("AND is read as a word: composed prompts are not supported")
-    return tuple(notes)
+def _notes(rows: Sequence[list[int]], tokenizer: Tokenizer, room: int) -> tuple[str, ...]:
+    if len(rows) == 1:
+        return ()
+    begins = [
+        f"{number} begins with {tokenizer.decode([row[:6]])[0]!r}" if row else f"{number} is empty"
+        for number, row in enumerate(rows[1:9], 2)
+    ]
+    more = "" if len(rows) <= 9 else f", and {len(rows) - 9} more"
+    return (
+        f"the prompt has {sum(map(len, rows))} tokens and is split into {len(rows)} windows of "
+        f"{room}: window {', window '.join(begins)}{more}",
+    )
 
 
 def pad_windows(windows: PromptWindows, count: int, tokenizer: Tokenizer) -> PromptWindows:

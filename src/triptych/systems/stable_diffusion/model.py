@@ -23,7 +23,7 @@ from triptych.diffusion.denoiser import (
     conditional_denoiser,
     parameterisation,
 )
-from triptych.diffusion.guidance import rescale_guidance
+from triptych.diffusion.guidance import Composition, rescale_guidance
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.objective import matching, offset_noise, training_levels
 from triptych.diffusion.samplers.conventions import diffusers_levels
@@ -238,17 +238,23 @@ class StableDiffusion(nn.Module):
         return prediction
 
     def denoiser(
-        self, cond: Conditioning, uncond: Conditioning, guidance: float, rescale: float = 0.0
+        self,
+        cond: Conditioning | Composition,
+        uncond: Conditioning,
+        guidance: float,
+        rescale: float = 0.0,
     ) -> Denoiser:
         """The denoiser for samplers, with classifier-free guidance.
 
         Raises:
-            ValueError: guidance is not 1, but the text was never dropped in training.
+            ValueError: guidance is not 1, or the prompt is composed, but the text was never dropped
+                in training.
         """
-        if guidance != 1 and not self.config.dropped:
+        composed = not isinstance(cond, dict)
+        if (guidance != 1 or composed) and not self.config.dropped:
             raise ValueError(
                 "this model was trained without dropping its text (drop 0), so it has no "
-                f"guidance: guidance must be 1, not {guidance}"
+                f"guidance: guidance must be 1, not {guidance}, and prompts have no AND or weight"
             )
         denoise = conditional_denoiser(self.predict, self.schedule, self.config.schedule.predicts)
         return rescale_guidance(denoise, cond, uncond, guidance, rescale, self.parameterisation)

@@ -23,14 +23,16 @@ from triptych.diffusion.noise import PictureNoise, Stream
 from triptych.diffusion.samplers.conventions import automatic1111, automatic1111_levels
 from triptych.diffusion.sampling import run_sampler, track_progress
 from triptych.diffusion.spacing import Kind
-from triptych.diffusion.steps import Level, Step
+from triptych.diffusion.steps import Denoiser, Level, Step
 from triptych.nn.circular import circular
 from triptych.systems.stable_diffusion.adapters.learned_words import learned_words
 from triptych.systems.stable_diffusion.adapters.loras import merged_loras
-from triptych.systems.stable_diffusion.inputs.encode_prompts import (
-    EncodedPrompts,
-    encode_prompts,
-    expand_batch,
+from triptych.systems.stable_diffusion.inputs.encode_steps import (
+    ChangingDenoiser,
+    EncodedSteps,
+    counted_steps,
+    encode_steps,
+    expand_reading,
 )
 from triptych.systems.stable_diffusion.inputs.starting_picture import (
     Original,
@@ -44,6 +46,7 @@ from triptych.systems.stable_diffusion.openvino import (
     in_openvino,
 )
 from triptych.systems.stable_diffusion.request import TextToImage, parse_size
+from triptych.text.prompt_schedule import is_composed
 from triptych.text.weighting import loras_in
 from triptych.vision.images import to_pictures
 from triptych.weights.loaded import Load, Loaded
@@ -90,7 +93,10 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
     request = fill_defaults(request, model, original)
     _check_tiling(request, model)
     prompt, marks = loras_in(request.prompt)
-    negative = request.negative if request.guidance != 1 else ""  # it has no effect at 1
+    theirs = _is_automatic1111(request)
+    # without guidance the negative prompt has no effect on a single prompt
+    guided = request.guidance != 1 or is_composed(prompt, lone_weight=theirs)
+    negative = request.negative if guided else ""
     with (
         merged_loras(model, request.loras, marks, loaded.name) as changes,
         int8(model.unet, request.quantize == "int8"),
@@ -99,9 +105,10 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
             _inference(model, dtype),
             learned_words(model, loaded.tokenizers, (prompt, negative)) as (tokenizers, words),
         ):
-            text = encode_prompts(
-                model, tokenizers, prompt, negative, _size(request),
-                clip_skip=request.clip_skip, automatic1111=_is_automatic1111(request),
+            steps = counted_steps(request.sampler, request.steps, automatic1111=theirs)
+            text = encode_steps(
+                model, tokenizers, prompt, negative, _size(request), steps,
+                clip_skip=request.clip_skip, automatic1111=theirs,
             )  # fmt: skip
         notes = (*(original.notes if original else ()), *changes, *words, *text.notes)
         conversion = None
@@ -122,7 +129,7 @@ def _no_pictures(request: TextToImage, model: StableDiffusion) -> UInt8[np.ndarr
 def _sample_all(
     request: TextToImage,
     model: StableDiffusion,
-    text: EncodedPrompts,
+    text: EncodedSteps,
     original: Original | None,
     dtype: torch.dtype,
     notes: tuple[str, ...],
@@ -232,13 +239,12 @@ def noise_levels(request: TextToImage, model: StableDiffusion) -> tuple[list[Lev
 def _sample_batch(
     request: TextToImage,
     model: StableDiffusion,
-    text: EncodedPrompts,
+    text: EncodedSteps,
     original: Original | None,
     rows: range,
     dtype: torch.dtype,
 ) -> Iterator[tuple[float, Step]]:
     """Run the sampler on one batch; yields each step with the progress from 0 to 1."""
-    assert request.guidance is not None
     levels, scale = noise_levels(request, model)
     seeds = [_seeds(request, number) for number in rows]
     noise = PictureNoise([seed for seed, _ in seeds], request.noise_source)
@@ -252,15 +258,16 @@ def _sample_batch(
             model, noise, levels[0], scale, _size(request),
             original=original, from_noise=from_noise, vary=vary,
         )  # fmt: skip
-    cond, uncond = (expand_batch(one, len(rows)) for one in (text.cond, text.uncond))
-    if start.beside is not None:
-        cond, uncond = ({**one, "beside": start.beside} for one in (cond, uncond))
-    denoise = model.denoiser(cond, uncond, request.guidance, request.rescale)
+    changing = _changing_denoiser(request, model, text, len(rows), start.beside)
+    denoise: Denoiser = changing
     if start.known is not None and start.paint is not None:
         denoise = inpainting(denoise, start.known, start.paint, start.noise, levels[0])
     steps = run_sampler(request.sampler, denoise, start.x.float(), levels, noise)
     with_progress = track_progress(request.sampler, steps, levels)
+    share = 0.0
     while True:
+        adapts = not SAMPLERS[request.sampler].batched
+        changing.begin_step(int(share * request.steps) if adapts else None)
         # entered again for each step: a mode left open over a yield would apply to the caller
         with _inference(model, dtype, request.tiling):
             item = next(with_progress, None)
@@ -271,6 +278,23 @@ def _sample_batch(
             # samplers that end at the smallest noise leave it outside the mask, too
             step = step._replace(x=step.x.where(start.paint, start.known.to(step.x.dtype)))
         yield share, step
+
+
+def _changing_denoiser(
+    request: TextToImage,
+    model: StableDiffusion,
+    text: EncodedSteps,
+    count: int,
+    beside: Tensor | None,
+) -> ChangingDenoiser:
+    """The denoiser of a batch of `count` pictures."""
+
+    def build(place: int) -> Denoiser:
+        assert request.guidance is not None
+        cond, uncond = expand_reading(text.readings[place], count, beside)
+        return model.denoiser(cond, uncond, request.guidance, request.rescale)
+
+    return ChangingDenoiser(build, text.order, by_calls=_is_automatic1111(request))
 
 
 def _decode(

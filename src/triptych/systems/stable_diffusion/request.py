@@ -17,7 +17,8 @@ class TextToImage:
 
     prompt: str
     """What to draw; (word:1.3) weighs a word more, [word] less, BREAK starts a new window of
-    tokens.
+    tokens. [cat:dog:0.5] changes after half of the steps, [cat|dog] with every step; "a cat AND a
+    dog :0.7" draws both.
     """
     negative: str = ""
     """Negative prompt: what to avoid."""

@@ -5,6 +5,7 @@ pooled vector, S numbers of the size conditioning.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,10 @@ from triptych.text.weighting import (
 
 GOOD_SCORE, BAD_SCORE = 6.0, 2.5
 """Aesthetic scores that SDXL's refiner reads with the prompt and with the negative prompt."""
+
+
+MAX_WINDOWS = 4096
+"""Windows of all texts of a prompt that changes: 2.6 GB for SDXL."""
 
 
 class EncodedPrompts(NamedTuple):
@@ -55,26 +60,68 @@ def encode_prompts(
     Raises:
         ValueError: the prompt is too long, or `clip_skip` is larger than the number of blocks.
     """
-    unclosed: Unclosed = "weighs" if automatic1111 else "literal"
-    prompts = [
-        [prompt_windows(text, tokenizer, unclosed=unclosed) for tokenizer in tokenizers]
-        for text in (prompt, negative)
-    ]
-    count = max(len(windows[0].tokens) for windows in prompts)
-    prompts = [
-        [pad_windows(w, count, t) for w, t in zip(windows, tokenizers, strict=True)]
-        for windows in prompts
-    ]
-    skip, notes = _skipped_blocks(model, clip_skip, automatic1111)
-    cond, uncond = (_encode(model, windows, skip, automatic1111) for windows in prompts)
-    if not negative.strip() and model.config.sampling.zeros_for_empty:
-        uncond = {name: torch.zeros_like(tensor) for name, tensor in uncond.items()}
-    if count := model.config.sizes:
-        for part, score in ((cond, GOOD_SCORE), (uncond, BAD_SCORE)):
-            sizes = size_conditioning(count, uncropped(size), score)
-            part["sizes"] = sizes.to(part["context"].device)
-    negative_notes = (f"negative: {note}" for note in prompts[1][0].notes)
-    return EncodedPrompts(cond, uncond, (*prompts[0][0].notes, *negative_notes, *notes))
+    skip, notes = skipped_blocks(model, clip_skip, automatic1111)
+    encoder = PromptEncoder(model, tokenizers, size, skip, automatic1111)
+    (cond,), uncond = encoder.encode([prompt], negative)
+    return EncodedPrompts(cond, uncond, (*encoder.notes, *notes))
+
+
+@dataclass
+class PromptEncoder:
+    """Encodes texts, each once."""
+
+    model: StableDiffusion
+    tokenizers: Sequence[Tokenizer]
+    size: tuple[int, int]
+    skip: int | None
+    automatic1111: bool
+    notes: dict[str, None] = field(default_factory=dict)
+    split: dict[str, list[PromptWindows]] = field(default_factory=dict)
+    encoded: dict[tuple[str, int], Conditioning] = field(default_factory=dict)
+    windows: int = 0
+
+    def encode(
+        self, texts: Sequence[str], negative: str
+    ) -> tuple[list[Conditioning], Conditioning]:
+        """The conditioning of each text and of the negative one, all with as many windows."""
+        split = [self._split(text) for text in texts]
+        avoided = self._split(negative, "negative: ")
+        count = max(len(windows[0].tokens) for windows in (*split, avoided))
+        conds = [self._states(text, count) for text in texts]
+        uncond = self._states(negative, count)
+        if not negative.strip() and self.model.config.sampling.zeros_for_empty:
+            uncond = {name: torch.zeros_like(tensor) for name, tensor in uncond.items()}
+        if numbers := self.model.config.sizes:
+            for part, score in (*((cond, GOOD_SCORE) for cond in conds), (uncond, BAD_SCORE)):
+                sizes = size_conditioning(numbers, uncropped(self.size), score)
+                part["sizes"] = sizes.to(part["context"].device)
+        return conds, uncond
+
+    def _split(self, text: str, label: str = "") -> list[PromptWindows]:
+        if text not in self.split:
+            unclosed: Unclosed = "weighs" if self.automatic1111 else "literal"
+            self.split[text] = [
+                prompt_windows(text, tokenizer, unclosed=unclosed) for tokenizer in self.tokenizers
+            ]
+        windows = self.split[text]
+        self.notes |= dict.fromkeys(label + note for note in windows[0].notes)
+        return windows
+
+    def _states(self, text: str, count: int) -> Conditioning:
+        """States and vector of a text, filled up with empty windows to `count`."""
+        if (text, count) not in self.encoded:
+            self.windows += count
+            if self.windows > MAX_WINDOWS:
+                raise ValueError(
+                    f"the texts of all steps have more than {MAX_WINDOWS:,} windows of tokens: "
+                    "shorten the prompt, or let it change in fewer steps"
+                )
+            padded = [
+                pad_windows(windows, count, tokenizer)
+                for windows, tokenizer in zip(self.split[text], self.tokenizers, strict=True)
+            ]
+            self.encoded[text, count] = _encode(self.model, padded, self.skip, self.automatic1111)
+        return dict(self.encoded[text, count])
 
 
 def expand_batch(cond: Conditioning, count: int) -> Conditioning:
@@ -110,7 +157,7 @@ def size_conditioning(
     )
 
 
-def _skipped_blocks(
+def skipped_blocks(
     model: StableDiffusion, clip_skip: int, automatic1111: bool
 ) -> tuple[int | None, tuple[str, ...]]:
     """How many of the last blocks are skipped (None: as in training), and notes."""
