@@ -121,7 +121,7 @@ def test_evaluate_refuses_options_of_another_system(
 ) -> None:
     """They are not ignored; options of the run's own system get as far as the missing model."""
     runs.adopt(tmp_path, request_)
-    assert run(["evaluate", str(tmp_path), *flags]) == 3
+    assert run(["evaluate", str(tmp_path), *flags]) == 2
     assert f"cannot be used: this is a {recipe} run" in capsys.readouterr().err
     assert run(["evaluate", str(tmp_path), "--curves"]) == 3
     assert "train until its first checkpoint" in capsys.readouterr().err

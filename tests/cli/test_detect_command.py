@@ -12,6 +12,7 @@ from tests.systems.detection.colours import BACKGROUND, PAINT, colour_model
 from triptych import loading
 from triptych.cli.main import run
 from triptych.requests import Detect
+from triptych.systems.detection import pipeline
 from triptych.vision.images import open_picture, read_request, save_picture
 
 
@@ -56,19 +57,19 @@ def test_pictures_and_boxes_are_written(picture: Path, tmp_path: Path, method, c
     names = {Path(f).name for f in json.loads(capsys.readouterr().out)["files"]}
     assert names == {p.name for p in out.iterdir()}
     assert names == {
-        "boxes.png",
-        "heat-00-red.png",
-        "heat-01-blue-star.png",
+        "p-boxes.png",
+        "p-heat-00-red.png",
+        "p-heat-01-blue-star.png",
         "p.txt",
         "classes.txt",
     }
     assert (out / "p.txt").read_text().startswith("0 0.7")
     assert (out / "classes.txt").read_text() == "red\nblue star\n"
-    drawn, before = open_picture(out / "boxes.png"), open_picture(picture)
+    drawn, before = open_picture(out / "p-boxes.png"), open_picture(picture)
     assert drawn.shape == before.shape and (drawn != before).any()
-    hot = open_picture(out / "heat-00-red.png").astype(int)
+    hot = open_picture(out / "p-heat-00-red.png").astype(int)
     assert hot[32, 96].sum() > hot[32, 20].sum()  # over the thing, and not beside it
-    recorded = read_request(out / "boxes.png")
+    recorded = read_request(out / "p-boxes.png")
     assert recorded is not None and recorded["request"]["method"] == method
 
 
@@ -83,6 +84,41 @@ def test_each_form_goes_to_stdout(picture: Path, form: str, capsys) -> None:
     else:
         data = json.loads(text)
         assert len(data["annotations" if form == "coco" else "boxes"]) == 1
+
+
+def test_several_pictures(picture: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """The model is loaded once, the labels are embedded once, and a bad picture is left out."""
+    loads, embedded = [], []
+    monkeypatch.setattr(loading, "load", lambda *_: loads.append(1) or colour_model(size=128))
+    embed = pipeline.embed_queries
+    monkeypatch.setattr(pipeline, "embed_queries", lambda *a: embedded.append(1) or embed(*a))
+    other = tmp_path / "other" / "p.png"
+    other.parent.mkdir()
+    save_picture(other, np.full((32, 32, 3), 234, np.uint8))
+    (tmp_path / "bad.png").write_text("<html>")
+    given = words(picture, "--json", "--out", str(tmp_path / "found"), "--format", "voc")
+    given[2:2] = [str(tmp_path / "bad.png"), str(tmp_path / "gone.png"), str(other)]
+    assert run(given) == 3
+    shown = capsys.readouterr()
+    rows = [json.loads(line) for line in shown.out.splitlines()]
+    assert [(row["picture"], row["width"]) for row in rows] == [("p.png", 128), ("p.png", 32)]
+    assert [len(row["boxes"]) for row in rows] == [1, 0]
+    assert "bad.png: an HTML page" in shown.err and "gone.png" in shown.err
+    assert len(loads) == len(embedded) == 1
+    files = {path.name for path in (tmp_path / "found").iterdir()}
+    assert {"p-boxes.png", "p.xml", "p-2-boxes.png", "p-2.xml", "p-2-heat-00-red.png"} <= files
+    assert len(files) == 8
+
+
+def test_labels_of_yolo_files_are_not_exchanged(picture: Path, tmp_path: Path, capsys) -> None:
+    out = ["--out", str(tmp_path / "found"), "--format", "yolo"]
+    assert run(words(picture, *out)) == run(words(picture, *out)) == 0
+    assert (tmp_path / "found" / "p-2.txt").exists()
+    swapped = [
+        "blue star" if w == "red" else "red" if w == "blue star" else w for w in words(picture)
+    ]
+    assert run([*swapped, *out]) == 2
+    assert "classes.txt lists other labels (red, blue star)" in capsys.readouterr().err
 
 
 def test_bad_input_has_its_exit_code(picture: Path, tmp_path: Path, capsys) -> None:

@@ -21,6 +21,7 @@ from triptych.config import nearest
 Parsed = TypeVar("Parsed")
 Given = list[tuple[str, list[str]]]
 """Flags with their values, in the order of the command line."""
+NOTHING: Mapping[str, str] = {}
 HELP_FLAGS = {"--help", "-h", "--help-all"}
 WIDTH = 96
 
@@ -69,6 +70,11 @@ class Option:
     def is_list(self) -> bool:
         return get_origin(self.hint) is tuple
 
+    @property
+    def is_number(self) -> bool:
+        hint = _not_optional(self.hint)
+        return hint is float or (self.is_list and get_args(hint)[0] is float)
+
 
 def parse(
     kind: type[Parsed],
@@ -81,18 +87,20 @@ def parse(
     topics: Topics = TOPICS,
     positional: Sequence[str] = (),
     append: bool = False,
+    fixed: Mapping[str, str] = NOTHING,
 ) -> Parsed:
     """A dataclass from the flags of a command line; nested dataclasses lend their fields.
 
     `basic` are the fields that `--help` lists, and `--help-all` lists all of them. `positional` are
     those given without a flag, in this order; a list takes all further words. With `append` a flag
     of a list takes one value and may be given again, instead of all words up to the next flag.
+    `fixed` are fields with this value, which are no options.
 
     Raises:
         UsageError: an unknown flag, a value of another type, or one that the dataclass refuses.
         SystemExit: help was requested, and is printed.
     """
-    options = {option.flag: option for option in find_options(kind, default)}
+    options = {o.flag: o for o in find_options(kind, default) if o.name not in fixed}
     if asks := HELP_FLAGS & set(arguments):
         text = description or kind.__doc__ or ""
         every = "--help-all" in asks
@@ -108,7 +116,7 @@ def parse(
     with tyro._errors.on_parse_error(lambda event: _refuse(event, options, dict(given), command)):
         parsed: Parsed = read(
             kind,
-            args=_to_words(given, options, append),
+            args=_to_words(given, options, append) + [f"--{n}={v}" for n, v in fixed.items()],
             default=default,
             config=tuple(marks),
             add_help=False,
@@ -144,10 +152,10 @@ def split_words(
 def refuse_others(
     given: Given, options: Mapping[str, Option], others: Mapping[str, Option], reason: str
 ) -> None:
-    """Raises ValueError for a flag that belongs to another kind of model."""
+    """Raises UsageError for a flag that belongs to another kind of model."""
     for flag, _ in given:
         if _find(flag, others) and not _find(flag, options):
-            raise ValueError(f"{flag} cannot be used: {reason}")
+            raise UsageError(f"{flag} cannot be used: {reason}")
 
 
 def choose_command(arguments: Sequence[str], name: str, commands: Sequence[str], page: str) -> str:
@@ -200,12 +208,22 @@ def _assign(
             raise UsageError(f"{flag} takes no value (`{command} --help`)")
         if found.hint is not bool and not values and (append or not found.is_list):
             raise UsageError(f"{flag} needs a value (`{command} --help`)")
+        if infinite := [v for v in values if found.is_number and not _is_finite(v)]:
+            raise UsageError(f"{flag} takes a finite number, not {infinite[0]!r}")
     given = placed + given
     required = [option for option in options.values() if option.default is MISSING]
     if missing := [o.name.upper() for o in required if o.flag not in dict(given)]:
         verb = "is" if len(missing) == 1 else "are"
         raise UsageError(f"{' and '.join(missing)} {verb} missing: {usage}")
     return given
+
+
+def _is_finite(text: str) -> bool:
+    """Whether a text is not NaN or infinity; texts that are no numbers are for tyro to refuse."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return True
 
 
 def _command(usage: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import parse
-from triptych.cli.output import finish, say, say_skipped
+from triptych.cli.output import UsageError, finish, require_file, require_folder, say, say_skipped
 from triptych.systems.classification.request import Classify
 
 if TYPE_CHECKING:
@@ -49,11 +49,13 @@ class Arguments:
 def main(arguments: list[str]) -> int:
     parsed = parse(Arguments, arguments, usage=USAGE, basic=BASIC, positional=("pictures",))
     if parsed.top < 0:
-        raise ValueError(f"top is 0 (all) or more, not {parsed.top}")
-    if parsed.matrix is not None and parsed.matrix.suffix.lower() != ".png":
-        raise ValueError(f"the matrix is a .png, not {parsed.matrix.name!r}")
-    if parsed.shots and not parsed.request.evaluated:
-        raise ValueError("--shots needs pictures whose classes are known: --labels auto")
+        raise UsageError(f"--top is 0 (all) or more, not {parsed.top}")
+    if parsed.matrix is not None:
+        require_file("--matrix", parsed.matrix, (".png",))
+    if parsed.request.evaluated:
+        require_folder("--out", parsed.out)
+    elif parsed.shots:
+        raise UsageError("--shots needs pictures whose classes are known: --labels auto")
     from triptych.running import run
 
     result = finish(run(parsed.request), lambda so_far: f"{len(so_far.names):,} pictures", 10)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import choose_command, parse
-from triptych.cli.output import bar, printable, say
+from triptych.cli.output import bar, printable, require_file, say
 
 if TYPE_CHECKING:
     from triptych.data.disk.check import Checked, Survey
@@ -41,6 +41,8 @@ def main(arguments: list[str]) -> int:
     request = parse(
         CheckData, arguments[1:], usage=USAGE, basic=("report", "json"), positional=("source",)
     )
+    if request.report is not None:
+        require_file("--report", request.report)
     from triptych.data.disk.check import survey, survey_endless
     from triptych.data.sources import SCENES, open_index, open_source
 
@@ -157,4 +159,5 @@ def _as_json(seen: "Survey") -> dict[str, Any]:
 def _write_report(path: Path, seen: "Survey") -> None:
     rows: list[dict[str, Any]] = [{"skipped": n, "reason": r} for n, r in seen.skipped.items()]
     rows += [{"duplicates": list(group)} for group in seen.duplicates]
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

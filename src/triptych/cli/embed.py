@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.cli.arguments import find_options, parse, split_words
-from triptych.cli.output import printable, say
+from triptych.cli.output import printable, require_file, say
 from triptych.systems.two_towers.request import Embed
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def main(arguments: list[str]) -> int:
     """Returns the exit code: 0, or 3 where a picture could not be read."""
     parsed = parse(Arguments, arguments, usage=USAGE, basic=BASIC)
     request = parsed.request
-    if parsed.out is not None and parsed.out.suffix != ".npy":
-        raise ValueError(f"--out {parsed.out} should end in .npy")
+    if parsed.out is not None:
+        require_file("--out", parsed.out, (".npy",))
     from triptych.running import run
 
     *_, result = run(request)
@@ -87,6 +87,7 @@ def _write(path: Path, rows: "list[Vector]", bad: int) -> None:
         )
         return
     matrix = np.stack([row.embedding.numpy() for row in rows if row.embedding is not None])
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, matrix, allow_pickle=False)
     say(f"{path}: {matrix.shape[0]} x {matrix.shape[1]} float32")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import Option, find_options, parse, refuse_others, split_words
 from triptych.cli.main import Interrupt, stop
-from triptych.cli.output import say
+from triptych.cli.output import require_folder, say
 from triptych.system import System
 from triptych.systems import KINDS, RECIPES, SYSTEMS, find_command, find_recipe
 
@@ -80,9 +80,10 @@ def evaluate(
     from triptych.train.evaluation import TrainedRun
     from triptych.train.journal import rows
 
+    folder = request.out or request.run / "evaluation"
+    require_folder("--out", folder)
     loaded = load(str(request.run), runtime.device(), "float32")  # for comparable figures
     train, test = open_train_and_test(trained.training.data, size=trained.training.size or None)
-    folder = request.out or request.run / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     draw_curves(rows(request.run / "metrics.jsonl"), folder / "curves.png")
     run = TrainedRun(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from triptych.cli.arguments import parse
 from triptych.cli.generate.text_pictures import to_record
-from triptych.cli.output import say, watch
+from triptych.cli.output import PICTURE_ENDINGS, UsageError, free_path, require_file, say, watch
 from triptych.config import from_json, nearest, to_json
 from triptych.systems.stable_diffusion.request import TextToImage
 
@@ -48,7 +48,9 @@ class Arguments:
     z: str = ""
     """Sweep over tables, one below the other."""
     out: Path = Path("grid.png")
-    """The picture file to write: .png, .jpg or .webp."""
+    """The picture file to write: .png, .jpg or .webp. A file that is there is kept: the next is
+    grid-2.png.
+    """
     json: bool = False
     """Print one JSON object on stdout: the request, the sweeps and the file."""
 
@@ -75,10 +77,10 @@ def main(arguments: list[str]) -> int:
     parsed = parse(Arguments, arguments, usage=USAGE, basic=BASIC, positional=("prompt",))
     x, y, z = (parse_sweep(getattr(parsed, axis), axis) for axis in "xyz")
     if x is y is ONE and z is ONE:
-        raise ValueError("there is no sweep: give one, such as --x steps=10,20,40")
+        raise UsageError("there is no sweep: give one, such as --x steps=10,20,40")
     swept = [sweep.field for sweep in (x, y, z) if sweep.field]
     if len(set(swept)) < len(swept):
-        raise ValueError(f"each sweep must be of another option, not {', '.join(swept)}")
+        raise UsageError(f"each sweep must be of another option, not {', '.join(swept)}")
     return _draw(parsed, x, y, z)
 
 
@@ -86,7 +88,7 @@ def parse_sweep(text: str, axis: str) -> Sweep:
     """The sweep that OPTION=VALUE,VALUE describes.
 
     Raises:
-        ValueError: another form, an unknown option, or a value of the wrong type.
+        UsageError: another form, an unknown option, or a value of the wrong type.
     """
     if not text:
         return ONE
@@ -94,13 +96,13 @@ def parse_sweep(text: str, axis: str) -> Sweep:
     field = field.strip().removeprefix("--").replace("-", "_")
     names = [f.name for f in fields(TextToImage) if f.name not in NOT_SWEPT]
     if not equals or field not in names:
-        raise ValueError(
+        raise UsageError(
             f"--{axis} is OPTION=VALUE,VALUE, such as steps=10,20, not {text[:60]!r}."
             f"{nearest(field, names)} Options: {', '.join(names)}"
         )
     texts = next(csv.reader([values], skipinitialspace=True), [])
     if not any(texts[:1]) and len(texts) < 2:
-        raise ValueError(f"--{axis} {field} has no values: {field}=VALUE,VALUE")
+        raise UsageError(f"--{axis} {field} has no values: {field}=VALUE,VALUE")
     hint = get_type_hints(TextToImage)[field]
     return Sweep(field, tuple(_convert(hint, value.strip(), field) for value in texts))
 
@@ -115,31 +117,34 @@ def _convert(hint: Any, text: str, field: str) -> Any:
     kind = kinds[0] if kinds else hint
     if kind is bool:
         if text.lower() not in ("true", "false"):
-            raise ValueError(f"{field} is true or false, not {text!r}")
+            raise UsageError(f"{field} is true or false, not {text!r}")
         return text.lower() == "true"
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"{field} is a number, not {text[:60]!r}") from None
+        raise UsageError(f"{field} is a number, not {text[:60]!r}") from None
 
 
 def list_requests(start: TextToImage, x: Sweep, y: Sweep, z: Sweep) -> list[TextToImage]:
     """A request for each cell, by table, row and column; all are checked before any is drawn.
 
     Raises:
-        ValueError: too many, or a value out of range.
+        UsageError: too many, or a value out of range.
     """
     count = len(x.values) * len(y.values) * len(z.values)
     if count > MAX_CELLS:
-        raise ValueError(f"{count} pictures in one grid; at most {MAX_CELLS}: sweep fewer values")
+        raise UsageError(f"{count} pictures in one grid; at most {MAX_CELLS}: sweep fewer values")
     cells = []
     for depth in z.values:
         for row in y.values:
             for column in x.values:
                 changes = {z.field: depth, y.field: row, x.field: column}
                 changes.pop("", None)
-                cell = replace(start, n=1, **changes)
-                cells.append(from_json(TextToImage, to_json(cell)))  # checks literals too
+                try:
+                    cell = replace(start, n=1, **changes)
+                    cells.append(from_json(TextToImage, to_json(cell)))  # checks literals too
+                except ValueError as error:
+                    raise UsageError(str(error)) from error
     return cells
 
 
@@ -150,8 +155,7 @@ def _draw(parsed: Arguments, x: Sweep, y: Sweep, z: Sweep) -> int:
     start = parsed.request
     if start.seed is None:
         start = replace(start, seed=runtime.drawn_seed())
-    if parsed.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ValueError(f"the grid is a .png, .jpg or .webp file, not {parsed.out.name!r}")
+    require_file("--out", parsed.out, PICTURE_ENDINGS)
     pictures: list[np.ndarray] = []
     work = _draw_cells(list_requests(start, x, y, z), pictures)
     deque(watch(work, lambda _: None, None), maxlen=0)
@@ -159,10 +163,11 @@ def _draw(parsed: Arguments, x: Sweep, y: Sweep, z: Sweep) -> int:
     parsed.out.parent.mkdir(parents=True, exist_ok=True)
     sweeps = {s.field: list(s.values) for s in (x, y, z) if s.field}
     record = {"request": to_record(start, Path(start.model).name), "sweep": sweeps}
-    save_picture(parsed.out, sheet, {"grid": record})
-    say(f"{len(pictures)} pictures in {parsed.out}, seed {start.seed}")
+    out = free_path(parsed.out)
+    save_picture(out, sheet, {"grid": record})
+    say(f"{len(pictures)} pictures in {out}, seed {start.seed}")
     if parsed.json:
-        print(json.dumps(record | {"file": str(parsed.out)}))
+        print(json.dumps(record | {"file": str(out)}))
     return 0
 
 

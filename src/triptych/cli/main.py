@@ -121,7 +121,7 @@ def report_error(error: Exception) -> int:
         say(f"triptych: {error}")
         return 4
     if isinstance(error, ValueError | OSError):
-        say(f"triptych: {_describe(error)}")
+        say(f"triptych: {describe_error(error)}")
         return 3
     expected = isinstance(error, RuntimeError | ImportError)
     what = "" if expected else f"unexpected {type(error).__name__}: "
@@ -129,7 +129,7 @@ def report_error(error: Exception) -> int:
     return 1
 
 
-def _describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """The text of an error; of one of the file system, what is wrong with the file."""
     reasons = (reason for kind, reason in REASONS.items() if isinstance(error, kind))
     name = getattr(error, "filename", None)

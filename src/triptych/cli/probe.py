@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from triptych.cli.arguments import parse
 from triptych.cli.classify import draw_report, learn_from_few, say_accuracy
-from triptych.cli.output import finish, say, say_skipped
+from triptych.cli.output import finish, require_folder, say, say_skipped
 
 if TYPE_CHECKING:
     from triptych.data.gallery import Gallery
@@ -58,6 +58,8 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     parsed = parse(Arguments, arguments, usage=USAGE, basic=BASIC, positional=("model", "source"))
+    if parsed.out is not None:
+        require_folder("--out", parsed.out)
     from triptych import runtime
     from triptych.loading import load
     from triptych.systems.classification import frozen

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import parse
-from triptych.cli.output import finish, printable, say, say_skipped
+from triptych.cli.output import PICTURE_ENDINGS, finish, printable, require_file, say, say_skipped
 from triptych.systems.search.request import Search
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def main(arguments: list[str]) -> int:
         append=True,
     )
     request, sheet = parsed.request, parsed.sheet
-    if sheet is not None and not sheet.parent.is_dir():
-        raise ValueError(f"--sheet {sheet}: there is no such folder")
+    if sheet is not None:
+        require_file("--sheet", sheet, PICTURE_ENDINGS)
     from triptych.running import run
 
     found: SearchResults = finish(run(request), _progress)
@@ -146,6 +146,7 @@ def _write_sheet(path: Path, found: "SearchResults") -> None:
             continue
         labels.append(label)
     title = format_query(found.request) or f"near duplicates in {folder.resolve().name}"
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_picture(path, contact_sheet(pictures, labels, title))
     more = f", the first {len(shown)} of {len(cells)}" if len(shown) < len(cells) else ""
     say(f"{path}: {len(labels)} pictures{more}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import find_options, parse, split_words
 from triptych.cli.main import Interrupt
-from triptych.cli.output import UsageError, bar, say
+from triptych.cli.output import UsageError, bar, require_folder, say
 from triptych.config import nearest
 from triptych.systems import RECIPES, find_recipe
 from triptych.train.settings import TrainRequest
@@ -138,6 +138,7 @@ def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
     training = request.training
     recipe_name = find_recipe(request)
     run = options.run or Path("runs") / f"{recipe_name}-{Path(training.data).stem or 'data'}"
+    require_folder("--run", run)
     say_first = say if world.first else _say_nothing
     with lock_run(run, world):
         start = world.run_on_first(lambda: runs.adopt(run, request))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from triptych.cli.arguments import choose_command, parse
-from triptych.cli.output import printable, say
+from triptych.cli.output import UsageError, printable, require_folder, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -260,6 +260,7 @@ def convert(request: Convert) -> int:
     dest = request.dest
     if request.to == "single-file" and dest.is_dir():
         dest = dest / "model.safetensors"
+    require_folder("DEST", dest.parent)
     _require_free(dest, request.overwrite)
     reading = Reading(request.predicts, request.weights, request.variant)
     say(*convert_checkpoint(str(request.source), dest, request.to, reading))
@@ -280,7 +281,8 @@ def _to_safetensors(request: Convert) -> int:
         )
     dest = request.dest / "model.safetensors" if request.dest.is_dir() else request.dest
     if dest.suffix != ".safetensors":
-        raise ValueError(f"{dest} should end in .safetensors, or be an existing folder")
+        raise UsageError(f"{dest} should end in .safetensors, or be an existing folder")
+    require_folder("DEST", dest.parent)
     _require_free(dest, request.overwrite)
     tensors = found.open().read()
     dest.parent.mkdir(parents=True, exist_ok=True)

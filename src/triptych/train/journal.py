@@ -3,8 +3,9 @@
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,36 @@ from triptych.atomic import lock_folder
 from triptych.train.distributed import SINGLE_PROCESS, World
 
 
-def lock_run(run: Path, world: World = SINGLE_PROCESS) -> AbstractContextManager[object]:
+@contextmanager
+def lock_run(run: Path, world: World = SINGLE_PROCESS) -> Iterator[None]:
     """Hold the lock of a run folder, which is created if missing; of several processes the first.
+
+    A folder that was created for a run that fails before its first step is removed.
 
     Raises:
         RuntimeError: another process is training in this folder.
         OSError: the folder cannot be written.
     """
-    return lock_folder(run, instead="choose another --run") if world.first else nullcontext()
+    if not world.first:
+        yield
+        return
+    created = [folder for folder in (run, *run.parents) if not folder.exists()]
+    with lock_folder(run, instead="choose another --run"):
+        try:
+            yield
+        except BaseException:
+            if run in created and not _has_begun(run):
+                shutil.rmtree(run)
+                for folder in created[1:]:
+                    with suppress(OSError):  # another run is in it by now
+                        folder.rmdir()
+            raise
+
+
+def _has_begun(run: Path) -> bool:
+    """Whether a run folder has the result of a step."""
+    journal = run / "metrics.jsonl"
+    return any(run.glob("step-*")) or (journal.exists() and journal.stat().st_size > 0)
 
 
 class Journal:

@@ -3,7 +3,8 @@
 Rates are per optimizer step; half-lives, warm-ups and intervals are in steps of the loop.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
 from triptych.nn.checks import require_at_least
@@ -57,6 +58,7 @@ class Training:
     def __post_init__(self) -> None:
         for name, least in AT_LEAST.items():
             require_at_least(self, least, name)
+        check_numbers(self)
         if not 0 <= self.rate_floor <= 1:
             raise ValueError(f"rate_floor is a share, 0 to 1, not {self.rate_floor}")
 
@@ -73,6 +75,35 @@ MAY_CHANGE = (
     "device",
 )  # fmt: skip
 """Fields of `Training` that a resumed run may change: none of them alters a step already done."""
+
+
+NOT_NEGATIVE = (
+    "learning_rate", "critic_learning_rate", "discriminator_learning_rate", "matrix_rate",
+    "weight_decay", "beta", "free_bits", "gp_weight", "min_snr", "offset", "guidance", "margin",
+    "shift",
+)  # fmt: skip
+POSITIVE = ("max_norm",)
+BELOW_ONE = ("beta1", "beta2", "drop", "dropout")
+
+
+def check_numbers(settings: object) -> None:
+    """Check the numbers that the settings of several recipes share, by the names of their fields.
+
+    Raises:
+        ValueError: one is NaN or infinite, or out of its range.
+    """
+    for field in fields(settings):  # type: ignore[arg-type]
+        name, value = field.name, getattr(settings, field.name)
+        if not isinstance(value, float | int):
+            continue
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, not {value}")
+        if name in NOT_NEGATIVE and value < 0:
+            raise ValueError(f"{name} must be at least 0, not {value:g}")
+        if name in POSITIVE and value <= 0:
+            raise ValueError(f"{name} must be above 0, not {value:g}")
+        if name in BELOW_ONE and not 0 <= value < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, not {value:g}")
 
 
 ConditionKind = Literal["none", "label", "attributes", "vector"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import parse
-from triptych.cli.output import finish, say
+from triptych.cli.output import UsageError, finish, free_path, next_number, require_folder, say
 from triptych.config import to_json
 from triptych.systems.class_to_image.request import ClassToImage
 
@@ -22,7 +22,9 @@ class Arguments:
 
     request: ClassToImage = field(default_factory=ClassToImage)
     out: Path = Path("pictures")
-    """Folder for the pictures, 0000-SEED.png and so on, and for grid.png, which shows all."""
+    """Folder for the pictures, 0000-SEED.png and so on, and for grid.png, which shows all. Pictures
+    that are there are kept: the numbers go on.
+    """
     json: bool = False
     """Print one JSON object on stdout: the files, their seeds, and what they show."""
     rerank: str = ""
@@ -41,9 +43,10 @@ BASIC = (
 def main(arguments: list[str]) -> int:
     parsed = parse(Arguments, arguments, usage=USAGE, basic=BASIC)
     if bool(parsed.rerank) != bool(parsed.judge):
-        raise ValueError(
+        raise UsageError(
             "--rerank and --judge go together: a text, and a CLIP that compares with it"
         )
+    require_folder("--out", parsed.out)
     from triptych import runtime
     from triptych.loading import load
     from triptych.running import run
@@ -58,7 +61,7 @@ def main(arguments: list[str]) -> int:
     parsed.out.mkdir(parents=True, exist_ok=True)
     files = _save(parsed, result, request, seeds, scores, judge.name if judge else "")
     say(f"{len(files)} pictures in {parsed.out}, seeds {seed} to {seed + len(files) - 1}")
-    grid = parsed.out / "grid.png"
+    grid = free_path(parsed.out / "grid.png")
     _save_grid(grid, result, request, scores)
     if parsed.json:
         print(json.dumps({"request": request, "pictures": files, "grid": str(grid)}))
@@ -77,8 +80,9 @@ def _save(
     from triptych.vision.images import save_picture
 
     files = []
+    first = next_number(parsed.out)
     for i, (picture, name) in enumerate(zip(result.pictures, result.names, strict=True)):
-        path = parsed.out / f"{i:04d}-{seeds[i]}.png"
+        path = parsed.out / f"{first + i:04d}-{seeds[i]}.png"
         one = request | {"seed": seeds[i], "n": 1}
         if result.by_class:
             one["label"] = name  # also if every class was drawn in turn

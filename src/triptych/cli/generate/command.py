@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
         text_pictures.print_help(every="--help-all" in asks)
         return 0
     if has_prompt and not takes_text:
-        raise ValueError(
+        raise UsageError(
             f"{model} is a {kind}, which takes no prompt; `triptych generate --model {model} "
             "--help` lists its options"
         )

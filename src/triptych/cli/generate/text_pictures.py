@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from triptych.cli.arguments import find_options, parse, render_help, split_words
 from triptych.cli.generate.from_parameters import read_parameters
-from triptych.cli.output import UsageError, say, watch
+from triptych.cli.output import (
+    PICTURE_ENDINGS,
+    UsageError,
+    next_number,
+    require_file,
+    require_folder,
+    say,
+    watch,
+)
 from triptych.config import to_json
 from triptych.systems.stable_diffusion.request import TextToImage, parse_lora, parse_size
 
@@ -25,7 +33,9 @@ class Arguments:
 
     request: TextToImage
     out: Path = Path("pictures")
-    """Folder for the pictures: 0000-SEED.png and so on."""
+    """Folder for the pictures: 0000-SEED.png and so on. Pictures that are there are kept: the
+    numbers go on.
+    """
     format: Literal["png", "jpeg", "webp"] = "png"
     """Format of the picture files; PNG and WebP are lossless."""
     preview: str = ""
@@ -78,6 +88,10 @@ def draw(parsed: Arguments) -> int:
     from triptych.systems.stable_diffusion.preview import preview_of
 
     request = parsed.request
+    require_folder("--out", parsed.out)
+    preview_file = Path(parsed.preview) if parsed.preview else None
+    if preview_file:
+        require_file("--preview", preview_file, PICTURE_ENDINGS)
     loaded = load_model(request, load)
     preview = cache(lambda: preview_of(drawing_model(loaded)))  # built for the first preview
 
@@ -85,7 +99,7 @@ def draw(parsed: Arguments) -> int:
         return None if item.guess is None else preview()(item.guess[:1])[0]
 
     parsed.out.mkdir(parents=True, exist_ok=True)
-    preview_file = Path(parsed.preview) if parsed.preview else None
+    first = next_number(parsed.out)
     files: list[dict[str, Any]] = []
     work = run(request, loaded)
     try:
@@ -94,7 +108,7 @@ def draw(parsed: Arguments) -> int:
                 say(*(f"triptych: {line}" for line in item.notes))
             request = item.request
             for index in range(len(files), len(item.pictures)):
-                files.append(_save(item, index, parsed, loaded.name))
+                files.append(_save(item, index, first + index, parsed, loaded.name))
     except KeyboardInterrupt:
         say(f"triptych: {len(files)} of {parsed.request.n} pictures are in {parsed.out}")
         raise
@@ -108,17 +122,19 @@ def draw(parsed: Arguments) -> int:
     return 0
 
 
-def _save(item: "Drawing", number: int, parsed: Arguments, model: str) -> dict[str, Any]:
-    """Write one picture with the request that draws it alone."""
+def _save(
+    item: "Drawing", index: int, number: int, parsed: Arguments, model: str
+) -> dict[str, Any]:
+    """Write one picture, under a number, with the request that draws it alone."""
     from triptych.vision.images import save_picture
 
-    seed, variation = item.seeds(number)
+    seed, variation = item.seeds(index)
     ending = {"png": "png", "jpeg": "jpg", "webp": "webp"}[parsed.format]
     name = f"{number:04d}-{seed}" + ("" if variation is None else f"-{variation}")
     path = parsed.out / f"{name}.{ending}"
     one = replace(item.request, seed=seed, variation_seed=variation, n=1)
     save_picture(
-        path, item.pictures[number], {"request": to_record(one, model)}, to_parameters(one, model)
+        path, item.pictures[index], {"request": to_record(one, model)}, to_parameters(one, model)
     )
     saved = {"file": str(path), "seed": seed}
     return saved if variation is None else saved | {"variation_seed": variation}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from triptych.nn.checks import require_at_least
-from triptych.train.settings import Training
+from triptych.train.settings import Training, check_numbers
 
 TRAINING = Training(data="scenes", size=32, schedule="cosine", warmup=100, ema_halflife=200)
 
@@ -56,6 +56,7 @@ class TrainAutoencoder:
     """Gradients are clipped to this norm; the loss is summed over a picture, so norms are large."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         require_at_least(self, 0, "kl", "perceptual_weight", "adversarial", "adversarial_from")
         if not self.deviation > 0:
             raise ValueError(f"deviation must be above 0, not {self.deviation}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from triptych.train.settings import Training
+from triptych.train.settings import Training, check_numbers
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,9 @@ class TrainClassifier:
     """Learning rate of AdamW."""
     weight_decay: float = 1e-2
     """Weight decay of AdamW."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 PRESETS = {

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from triptych.nn.checks import require_at_least
-from triptych.train.settings import Training
+from triptych.train.settings import Training, check_numbers
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class TrainCvae:
     """Weight decay of AdamW."""
     max_norm: float = 100.0
     """Largest gradient norm, before clipping; the loss is in nats per picture, not per pixel."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 PRESETS = {

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from triptych.train.settings import ConditionKind, Training
+from triptych.train.settings import ConditionKind, Training, check_numbers
 
 TRAINING = Training(
     batch_size=128, schedule="cosine", warmup=100, ema_halflife=200, precision="auto"
@@ -67,6 +67,9 @@ class TrainPixelDiffusion:
     """AdamW's decay rate of the second moment."""
     max_norm: float = 1.0
     """Largest gradient norm, before clipping."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 PRESETS = {

@@ -8,7 +8,7 @@ from typing import Literal
 from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.settings import check_sampling, check_seed
 from triptych.text.limits import MAX_PROMPT
-from triptych.train.settings import Training
+from triptych.train.settings import Training, check_numbers
 
 
 @dataclass(frozen=True)
@@ -299,12 +299,11 @@ class TrainTextToImage:
     """Gradients are clipped to this norm."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.optimizer == "muon" and (self.lora or self.weight_decay):
             raise ValueError(
                 "muon works on full matrices, without weight decay: leave out lora and weight_decay"
             )
-        if not 0 <= self.drop < 1:
-            raise ValueError(f"drop must be at least 0 and below 1, not {self.drop}")
         if self.lora < 0 or (self.lora and not self.init):
             raise ValueError(
                 "lora must be a rank of at least 0, and needs a model to fine-tune: give init"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from triptych.train.settings import Training
+from triptych.train.settings import Training, check_numbers
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class Towers:
     """Gradients are clipped to this norm."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not 0 < self.crop <= 1 or not 0 <= self.colour < 1 or not 0 <= self.patch_dropout < 1:
             raise ValueError(
                 "crop is a share above 0 up to 1, colour and patch_dropout are below 1"

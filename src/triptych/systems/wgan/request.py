@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from triptych.train.settings import ConditionKind, Training
+from triptych.train.settings import ConditionKind, Training, check_numbers
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class TrainWgan:
     """Adam's decay rate of the first moment, of both networks."""
     beta2: float = 0.9
     """Adam's decay rate of the second moment, of both networks."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 PRESETS = {

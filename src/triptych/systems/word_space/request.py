@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from triptych.train.settings import Training
+from triptych.train.settings import Training, check_numbers
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class TrainWordSpace:
     """Gradients are clipped to this norm."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not 0 <= self.fine_tune <= 1:
             raise ValueError(
                 f"fine_tune must be a share of the steps, 0 to 1, not {self.fine_tune}"
