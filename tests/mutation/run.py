@@ -163,14 +163,16 @@ def describe(mutant: Mutant) -> str:
     return "\n".join([f"{name}:{mutant.line}", mutant.name, *(f"    {line}" for line in diff)])
 
 
-def _digest(*files: Path) -> str:
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-def _key(mutant: Mutant, files: Sequence[str], caught: bool) -> str:
-    """What a result depends on, as far as it is kept for `--resume`."""
-    place = ROOT / PACKAGE / mutant.file
-    return _digest(place, *([] if caught else [ROOT / file for file in files]))
+def digests(files: dict[str, list[str]]) -> dict[str, dict[bool, str]]:
+    """For each module what a result depends on, as far as it is kept for `--resume`: the module if
+    the mutant was caught, and its tests too if it survived.
+    """
+    found = {}
+    for module, tests in files.items():
+        parts = [(ROOT / path).read_bytes() for path in (PACKAGE / module, *tests)]
+        whole = [hashlib.sha256(b"".join(each)).hexdigest()[:16] for each in (parts[:1], parts)]
+        found[module] = {True: whole[0], False: whole[1]}
+    return found
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -197,6 +199,7 @@ def main() -> int:
             mutants += find(file, path.read_text(encoding="utf-8"))
     chosen = sample(mutants, options.count, options.seed)
     files = tests_of_modules(ROOT, {m.file for m in chosen})
+    keys = digests(files)
     known: dict[str, dict[str, object]] = {}
     options.results.parent.mkdir(parents=True, exist_ok=True)
     if options.resume and options.results.exists():
@@ -208,9 +211,7 @@ def main() -> int:
 
     def is_known(mutant: Mutant) -> bool:
         row = known.get(mutant.name)
-        return row is not None and row["key"] == _key(
-            mutant, files[mutant.file], bool(row["caught"])
-        )
+        return row is not None and row["key"] == keys[mutant.file][bool(row["caught"])]
 
     print(f"{len(chosen)} of {len(mutants)} mutants, seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -223,7 +224,7 @@ def main() -> int:
             row = {
                 "name": mutant.name, "line": mutant.line, "caught": not outcome.passed,
                 "by": outcome.by, "seconds": round(outcome.seconds, 1),
-                "key": _key(mutant, files[mutant.file], not outcome.passed),
+                "key": keys[mutant.file][not outcome.passed],
             }  # fmt: skip
             with lock, options.results.open("a", encoding="utf-8") as log:
                 known[mutant.name] = row

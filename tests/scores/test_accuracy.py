@@ -39,6 +39,11 @@ def test_confusion_has_a_row_for_each_class_asked_for():
     assert found.per_class[2].high == 1.0 and found.per_class[2].low < 0.5  # only two were seen
 
 
+def test_classes_that_were_never_seen_have_their_columns():
+    found = conditional_accuracy(torch.tensor([0, 1, 0]), torch.tensor([0, 1, 2]), 3)
+    assert found.confusion == ((1, 0, 0), (0, 1, 0), (1, 0, 0))
+
+
 def test_a_class_that_was_never_asked_for_and_one_that_does_not_exist_are_named():
     with pytest.raises(ValueError, match="class 1 was never requested"):
         conditional_accuracy(torch.tensor([0, 2]), torch.tensor([0, 2]), 3)

@@ -166,3 +166,56 @@ def test_what_is_too_small_or_unequal_is_refused():
         frechet_distance(torch.zeros(5, 3), torch.zeros(5, 4))
     with pytest.raises(ValueError, match="at least 4 rows"):
         frechet_estimate(torch.zeros(3, 3), torch.zeros(5, 3))
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_the_kernel_interval_is_the_larger_of_two_written_from_their_definitions(far):
+    """Every picture left out in turn; and theorem 12 of Gretton et al. (2012), whose variance is
+    2 (1 / n + 1 / m)^2 times the mean square of the centred kernel. Equal sets need the second.
+    """
+    draws = np.random.default_rng(0)
+    a, b = (3 * np.eye(3)[np.arange(n) % 3] + 0.1 * draws.normal(size=(n, 3)) for n in (9, 15))
+    if far:
+        a, b = draws.normal(size=(9, 3)), draws.normal(1.5, 1, size=(15, 3))
+
+    def kernel(x, y):
+        return (x @ y.T / 3 + 1) ** 3
+
+    def distance(x, y):
+        own = [kernel(z, z) for z in (x, y)]
+        within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in own]
+        return sum(within) - 2 * kernel(x, y).mean()
+
+    jackknife = 0.0
+    for whole, leave in ((a, lambda x: distance(x, b)), (b, lambda y: distance(a, y))):
+        without = np.array([leave(np.delete(whole, i, 0)) for i in range(len(whole))])
+        jackknife += (len(whole) - 1) * without.var()
+    cross = kernel(a, b)
+    centred = cross - cross.mean(0) - cross.mean(1, keepdims=True) + cross.mean()
+    equal = 2 * (1 / 9 + 1 / 15) ** 2 * (centred**2).mean()
+    assert (equal < jackknife) == far
+    found = kernel_distance(torch.from_numpy(a), torch.from_numpy(b))
+    half = 1.959964 * math.sqrt(max(jackknife, equal))
+    assert found.value == pytest.approx(distance(a, b))
+    assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half))
+
+
+@pytest.mark.parametrize(("count", "groups"), [(4, 2), (9, 4), (60, 20)])
+def test_the_frechet_interval_leaves_out_a_group_in_turn(count, groups):
+    """The jackknife's variance, (g - 1) / g times the sum of squares (Efron and Stein 1981)."""
+    draws = torch.Generator().manual_seed(0)
+    a = torch.randn(count, 2, generator=draws, dtype=torch.float64)
+    b = torch.randn(count + 5, 2, generator=draws, dtype=torch.float64) + 4
+    without = []
+    for i in range(groups):
+        keep = [
+            np.setdiff1d(np.arange(len(x)), np.array_split(np.arange(len(x)), groups)[i])
+            for x in (a, b)
+        ]
+        without.append(frechet_distance(a[keep[0]], b[keep[1]]))
+    squares = sum((x - sum(without) / groups) ** 2 for x in without)
+    half = 1.959964 * math.sqrt((groups - 1) / groups * squares)
+    found = frechet_estimate(a, b)
+    assert found.value == pytest.approx(frechet_distance(a, b))
+    assert found.high == pytest.approx(found.value + half)
+    assert found.low == pytest.approx(max(0, found.value - half))

@@ -53,6 +53,14 @@ def test_vague_copies_of_everything_are_seen():
     assert found.nearer > 0.9
 
 
+def test_closer_is_nearer_than_the_nearest_hundredth_of_unseen_pictures():
+    """Of 0, 1, ... 200 the hundredth is 2: samples at 2 are not closer, 1.9 is."""
+    samples = torch.tensor([2.0, 1.9, 2.1, 50.0])
+    found = memorisation(samples, torch.arange(201.0))
+    assert (found.threshold, found.closer, found.expected, found.count) == (2, 0.25, 0.01, 4)
+    assert memorisation(samples, torch.arange(201.0), expected=0.5).closer == 1
+
+
 def test_pairs_are_counted_with_ties_as_half():
     """By hand, of 2 x 3 pairs: 1 < 2, 1 < 3, 1 = 1 and 2.5 < 3."""
     found = memorisation(torch.tensor([1.0, 2.5]), torch.tensor([2.0, 1.0, 3.0]))
