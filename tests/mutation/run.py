@@ -94,6 +94,7 @@ class Tests:
             if not outcome.passed:
                 raise ValueError(f"{file} fails without a mutant: {outcome.by}")
             known = self.clean[file] = outcome.seconds
+            print(f"{file}: {known:.0f} s of CPU time without a mutant", flush=True)
         return known
 
     def judge(self, mutant: Mutant, files: Sequence[str]) -> Outcome:
@@ -229,8 +230,12 @@ def main() -> int:
             with lock, options.results.open("a", encoding="utf-8") as log:
                 known[mutant.name] = row
                 log.write(json.dumps(row) + "\n")
-                if outcome.passed:
-                    print(f"\nsurvived: {describe(mutant)}", flush=True)
+                print(
+                    f"caught by {outcome.by}: {mutant.name}"
+                    if outcome.by
+                    else f"\nsurvived: {describe(mutant)}\n",
+                    flush=True,
+                )
 
         with ThreadPoolExecutor(options.processes) as pool:
             for _ in pool.map(attempt, chosen):
