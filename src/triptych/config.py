@@ -6,7 +6,9 @@ paths and further dataclasses: only what JSON can represent exactly.
 
 import dataclasses
 import difflib
+import functools
 import json
+import math
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,10 @@ from triptych import atomic
 
 Config = TypeVar("Config")
 MAX_BYTES = 1 << 20  # of a configuration file
+LARGEST = 1 << 20
+"""The largest whole number in the configuration of a model: a width, a side, a vocabulary."""
+LONGEST = 4096
+"""The most numbers of a list there, such as widths, or the mean of each channel."""
 
 
 class BadFile(ValueError):
@@ -41,6 +47,22 @@ def errors_about(path: Path) -> Iterator[None]:
         raise BadFile(path, str(error)) from error
 
 
+@contextmanager
+def settings_of_others(path: Path) -> Iterator[None]:
+    """Name the file in every error of reading another program's settings, which may have any value
+    in any place: what a reader stumbles over is a fault of the file.
+    """
+    with errors_about(path):
+        try:
+            yield
+        except KeyError as error:
+            raise ValueError(f"lacks the setting {error}, or has an unknown value") from error
+        except (TypeError, AttributeError, IndexError, ArithmeticError) as error:
+            raise ValueError(
+                "has a setting of another type than expected, or out of range. Fetch it again"
+            ) from error
+
+
 def missing_file(path: Path) -> BadFile:
     """The error for a path that does not exist; it suggests the closest name in its folder."""
     names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -59,6 +81,28 @@ def to_json(config: Any) -> dict[str, Any]:
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
+def bounded(kind: type[Config]) -> type[Config]:
+    """Bound every field of a configuration, before the checks of its own; for below `@dataclass`.
+
+    The configuration of a model may come from anybody's file, and building what it describes must
+    end. Each value must have the type of its field, whole numbers are 0 to `LARGEST`, others are
+    finite, and lists have at most `LONGEST` values.
+
+    Raises:
+        ValueError: when one is made with another value, which is named.
+    """
+    own_checks = getattr(kind, "__post_init__", None)
+
+    def check(config: Any) -> None:
+        for name, hint in _hints(kind).items():  # type: ignore[arg-type]
+            _require_bounds(_typed(hint, getattr(config, name), name), name)
+        if own_checks is not None:
+            own_checks(config)
+
+    kind.__post_init__ = check  # type: ignore[attr-defined]
+    return kind
+
+
 def from_json(kind: type[Config], data: Any, where: str = "") -> Config:
     """JSON values as a dataclass, checked strictly.
 
@@ -69,12 +113,13 @@ def from_json(kind: type[Config], data: Any, where: str = "") -> Config:
 
     Raises:
         ValueError: an unknown or missing field, a field under both of its names, or a value of the
-            wrong type. The message names the field, the value and what was expected.
+            wrong type, or one that the class refuses. The message names the field, the value and
+            what was expected.
     """
     where = where or kind.__name__
     if not isinstance(data, Mapping):
         raise ValueError(f"{where} must be an object, not {_shown(data)}")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     renamed = {f.metadata["was"]: name for name, f in fields.items() if "was" in f.metadata}
     values: dict[str, Any] = {}
@@ -94,7 +139,10 @@ def from_json(kind: type[Config], data: Any, where: str = "") -> Config:
         )
         if required and name not in values:
             raise ValueError(f"{where} lacks the field {name!r}")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def copy_fields(kind: type[Config], settings: Any, **others: Any) -> Config:
@@ -115,8 +163,13 @@ def read_json(path: Path) -> Any:
         raise BadFile(path, f"has {size} bytes; a configuration has at most {MAX_BYTES}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadFile(path, f"is not JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise BadFile(path, "is not text in UTF-8. Fetch it again, or restore it") from error
+    except json.JSONDecodeError as error:
+        where = f"from line {error.lineno}, column {error.colno} on"
+        raise BadFile(path, f"is not JSON {where}. Fetch it again, or restore it") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; deep nesting
+        raise BadFile(path, "is JSON nested too deeply, or with too long a number") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -147,7 +200,28 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _require_bounds(value: Any, where: str) -> None:
+    if isinstance(value, tuple):
+        if len(value) > LONGEST:
+            raise ValueError(f"{where} has {len(value):,} values; at most {LONGEST:,} are allowed")
+        for each in value:
+            _require_bounds(each, where)
+    elif isinstance(value, int) and value < 0:
+        raise ValueError(f"{where} must be at least 0, not {value}")
+    elif isinstance(value, int) and value > LARGEST:
+        raise ValueError(f"{where} must be at most {LARGEST:,}, not {_shown(value)}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} must be a finite number, not {value}")
+
+
 def _typed(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and type(value) is hint:
+        return value
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -164,6 +238,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} must be a list, not {_shown(value)}")
         return tuple(_typed(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} must be an object, not {_shown(value)}")
         return dict(value)
     if dataclasses.is_dataclass(hint):
         return from_json(hint, value, where)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from triptych.config import BadFile
+from triptych.loading import read_config
 from triptych.systems import summarise
 from triptych.weights.catalog import CATALOG
 from triptych.weights.digests import file_digest
@@ -100,6 +101,7 @@ def examine(path: Path, digests: bool = False) -> Iterator[Finding]:
     for weights in source.weights:
         expected = source.declared if source.form == "transformers" else ""
         yield _check_path(weights, expected, digests)
+    yield from _check_config(source)
     yield from _find_missing(source)
     yield from _check_stable_diffusion(source)
 
@@ -135,6 +137,14 @@ def _check_file(file: WeightFile, declared: str, digests: bool) -> Finding:
             "another model"
         )
     return Finding(path, what, fault or (_digest_fault(path) if digests else ""))
+
+
+def _check_config(source: Layout) -> Iterator[Finding]:
+    """What is wrong with the configuration of a model that loads here."""
+    try:
+        read_config(source)
+    except BadFile as error:
+        yield Finding(error.path, "the configuration", error.reason)
 
 
 def _check_stable_diffusion(source: Layout) -> Iterator[Finding]:

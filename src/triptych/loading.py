@@ -16,7 +16,7 @@ from triptych.systems import KINDS, SYSTEMS
 from triptych.text.tokenizer import open_tokenizer
 from triptych.weights.files.weight_file import open_weights, read_safetensors
 from triptych.weights.hub import fetch_published, find_repository
-from triptych.weights.layouts import layout
+from triptych.weights.layouts import Layout, layout
 from triptych.weights.loaded import AS_STORED, Card, Loaded, Reading
 from triptych.weights.short_names import SHORT_NAMES
 from triptych.weights.skeleton import skeleton
@@ -139,13 +139,8 @@ def _load_run(folder: Path, name: str, device: torch.device, dtype: torch.dtype 
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).exists():
             raise ValueError(f"{name} has no {file} yet: train until its first checkpoint")
-    card = config.from_json(Card, _read_card(folder / "config.json"), f"{name}/config.json")
-    if card.model not in KINDS:
-        near = config.nearest(card.model, list(KINDS))
-        raise ValueError(f"{name}/config.json names the model {card.model!r}, unknown here.{near}")
-    kind = find_kind(card.model)
-    settings: Any = config.from_json(kind.config, card.config, f"{name}/config.json")
-    model: nn.Module = skeleton(lambda: kind.build(settings))
+    card, kind, settings = read_card(folder / "config.json")
+    model = build_skeleton(folder / "config.json", kind, settings)
     weights = folder / "model.safetensors"
     if kind.cast_on_read:
         state = open_weights(weights).read(dtype)
@@ -165,8 +160,52 @@ def _load_run(folder: Path, name: str, device: torch.device, dtype: torch.dtype 
     return Loaded(folder.resolve().name, card, settings, model, tokenizer, card.transform, towers)
 
 
-def _read_card(path: Path) -> dict[str, Any]:
-    card = config.read_json(path)
-    if not isinstance(card, dict) or not isinstance(card.get("config"), dict):
-        raise ValueError(f"{path} is no model's configuration: it has no `config` object")
-    return card
+def read_config(found: Layout) -> tuple[str, Any] | None:
+    """The kind of a checkpoint and its configuration; None where its weights alone describe it, or
+    no system reads it.
+
+    Raises:
+        BadFile: the configuration is damaged, or describes a model that cannot be built.
+    """
+    if found.config is None or found.declared.endswith("Pipeline"):
+        return None
+    if found.form == "triptych":
+        card, _, settings = read_card(found.config)
+        name = card.model
+    else:
+        systems = [each for each in SYSTEMS.values() if each.load]
+        modules = [m for each in systems if (m := each.module("load")).recognise(found)]
+        if not modules:
+            return None
+        name, settings = modules[0].read_config(found)
+    build_skeleton(found.config, find_kind(name), settings)
+    return name, settings
+
+
+def read_card(path: Path) -> tuple[Card, ModelKind, Any]:
+    """The config.json of a run folder, the kind of its model, and the model's configuration.
+
+    Raises:
+        BadFile: it is damaged, or of a model that is unknown here.
+    """
+    stored = config.read_object(path)
+    with config.errors_about(path):
+        if not isinstance(stored.get("config"), dict):
+            raise ValueError("is no model's configuration: it has no `config` object")
+        card = config.from_json(Card, stored)
+        if card.model not in KINDS:
+            near = config.nearest(card.model, list(KINDS))
+            raise ValueError(f"names the model {card.model!r}, unknown here.{near}")
+        kind = find_kind(card.model)
+        return card, kind, config.from_json(kind.config, card.config)
+
+
+def build_skeleton(path: Path, kind: ModelKind, settings: Any) -> nn.Module:
+    """The model of a configuration, without values of its weights.
+
+    Raises:
+        BadFile: `path`, which holds the configuration, describes no model that can be built.
+    """
+    with config.errors_about(path):
+        model: nn.Module = skeleton(lambda: kind.build(settings))
+    return model

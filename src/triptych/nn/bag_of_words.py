@@ -3,9 +3,29 @@
 Dimensions: B batch, T tokens, V vocabulary, W word width, D output width.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from triptych.config import bounded
+from triptych.nn.checks import require_at_least
+
+
+@dataclass(frozen=True)
+@bounded
+class CbowConfig:
+    """Continuous bag of words: a text as the mean of its words."""
+
+    vocabulary: int = 49408
+    length: int = 77
+    width: int = 512
+    unspoken: tuple[int, ...] = (0, 49406, 49407)
+    """Tokens left out of the mean: padding, start, end."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "vocabulary", "length", "width")
 
 
 class BagOfWords(nn.Module):

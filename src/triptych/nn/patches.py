@@ -44,6 +44,8 @@ def check_stem(size: int, patch: int, stem: tuple[int, ...], group: int) -> None
     """Raises ValueError where a stem has another patch size, does not tile the picture, or has
     channels that groups do not divide.
     """
+    if min(stem, default=1) < 1:
+        raise ValueError(f"the channels of a stem must be positive numbers, not {stem}")
     if group < 0 or (group and any(channels % group for channels in stem)):
         raise ValueError(
             f"stem_group is the number of channels normalised together, 0 for all, and must "

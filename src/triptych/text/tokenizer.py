@@ -26,7 +26,7 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
 from triptych import atomic
-from triptych.config import BadFile
+from triptych.config import BadFile, bounded
 from triptych.text.sentencepiece import sentencepiece_tokenizer
 
 START, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -40,6 +40,7 @@ PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 
 
 @dataclass(frozen=True)
+@bounded
 class TokenizerConfig:
     """What a model expects of its tokens besides the vocabulary."""
 
@@ -64,8 +65,6 @@ class TokenizerConfig:
         around = (self.start is not None) + (self.end is not None)
         if self.length <= around:
             raise ValueError(f"length {self.length} leaves no room for text beside {around} tokens")
-        if min(self.pad, self.start or 0, self.end or 0) < 0:
-            raise ValueError(f"token numbers must be at least 0: {self}")
 
 
 class Encoded(NamedTuple):

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from triptych.config import bounded
 from triptych.vision.images import open_picture
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford 2021, of its training pictures
@@ -35,6 +36,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
+@bounded
 class ImageTransform:
     """Preprocessing of a model with pictures of one size; the defaults are CLIP's at 224."""
 
@@ -121,6 +123,7 @@ class Patches(NamedTuple):
 
 
 @dataclass(frozen=True)
+@bounded
 class PatchTransform:
     """SigLIP 2's NaFlex: pictures keep their shape and become at most `patches` patches.
 

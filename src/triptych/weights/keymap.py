@@ -77,8 +77,11 @@ def convert(state: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor
     for key, tensor in state.items():
         rule, numbers = _claim(key, table)
         names = [name.format(*numbers) for name in rule.ours]
-        tensor = FORMS[rule.form].convert(tensor)
-        for name, part in zip(names, _parts(key, tensor, rule), strict=True):
+        try:
+            parts = _parts(key, FORMS[rule.form].convert(tensor), rule)
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(f"{key} has the shape {tuple(tensor.shape)}, unlike others") from error
+        for name, part in zip(names, parts, strict=True):
             if name in converted:
                 raise ValueError(f"two tensors become {name}; the second of them is {key}")
             converted[name] = part

@@ -136,7 +136,7 @@ def test_autocast_gives_the_type_of_the_picture():
         ({"widths": (8, 0)}, "widths must be positive numbers"),
         ({"widths": (8, 18)}, "multiples of groups, 4, for .* 18 is not"),
         ({"attention": (2,)}, "levels from 0 to 1, one per width, not 2"),
-        ({"attention": (-1,)}, "levels from 0 to 1, one per width, not -1"),
+        ({"attention": (-1,)}, "attention must be at least 0, not -1"),
         ({"head_width": 3}, "multiples of head_width, 3: 16 is not"),
         ({"widths": (20, 16), "attention": (0,), "head_width": 8}, "head_width, 8: 20 is not"),
         ({"vector": -1}, "vector must be at least 0, not -1"),

@@ -15,9 +15,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from triptych.config import BadFile
-from triptych.weights.files import torch_archive
+from triptych.doctor import examine
+from triptych.systems.stable_diffusion.adapters.lora_files import read_lora
+from triptych.systems.stable_diffusion.adapters.textual_inversion import read_word
+from triptych.weights.files import safetensors, torch_archive
+from triptych.weights.files import shards as shards_module
 from triptych.weights.files.pickle_reader import read_pickle
 from triptych.weights.files.safetensors import write_safetensors
+from triptych.weights.files.shapes import MAX_DIMENSIONS, MAX_VALUES, read_shape
 from triptych.weights.files.shards import missing_shards
 from triptych.weights.files.weight_file import open_weights, read_safetensors, read_weights
 
@@ -290,6 +295,81 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         write_safetensors(path, {"x": torch.zeros(1, dtype=torch.complex128)})
     assert equal(read_weights(path), state())
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def with_header(path: Path, header: str | bytes, data: bytes = b"") -> Path:
+    """A safetensors file with any header."""
+    text = header.encode() if isinstance(header, str) else header
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def one(shape: str, offsets: str = "[0, 4]", dtype: str = '"F32"') -> str:
+    return f'{{"x": {{"dtype": {dtype}, "shape": {shape}, "data_offsets": {offsets}}}}}'
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *map(one, ("[Infinity]", "[1e400]", "[NaN]", "[-1]", "[true]", "[1.0]", '["1"]', "1")),
+        *map(one, (f"[{2**62}]", f"[0, {2**62}]", f"[{10**20}]", f"[0, {10**20}]")),
+        *map(one, ("[2]", "[null]", "{}")),
+        *(one("[1]", offsets) for offsets in (
+            "[0, Infinity]", "[0, 1e400]", "[NaN, 4]", "[-4, 0]", "[false, 4]", "[4, 0]",
+            "[0, 4, 4]", "[0]", "{}", "4", f"[0, {10**20}]", f"[{10**20}, {10**20}]", "[1, 5]",
+        )),
+        one("[1]", dtype="4"), one("[1]", dtype="Infinity"), one("[1]", dtype="[]"),
+        one(f"[{'1, ' * 40}1]"),
+        "[" * 100_000, '{"x":' * 100_000, "Infinity", "NaN", "[]", "1" * 5000, b'{"\xff": 1}',
+        one("[1]")[:-1] + ', "y": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        one("[1]")[:-1] + ', "y": {"dtype": "F32", "shape": [1], "data_offsets": [8, 12]}}',
+    ],
+    ids=lambda header: f"{header[:90]!s}",
+)  # fmt: skip
+def test_no_header_gets_past_its_check(tmp_path: Path, header) -> None:
+    path = with_header(tmp_path / "a.safetensors", header, bytes(4))
+    assert any(words in find_fault(path) for words in ("Fetch it again", "does not begin like"))
+    assert any(finding.fault for finding in examine(path))
+    for read in (lambda: read_lora(path, []), lambda: read_word(path, (8,))):
+        with pytest.raises(BadFile):
+            read()
+
+
+def test_a_header_holds_at_most_so_many_tensors_and_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safetensors, "MAX_TENSORS", 3)
+    monkeypatch.setattr(safetensors, "MAX_HEADER", 800)
+    path = tmp_path / "a.safetensors"
+    for count, fault in ((3, ""), (4, "names 4 tensors; weights have at most 3")):
+        save_file({f"{n}": torch.zeros(1) for n in range(count)}, path)
+        assert find_fault(path) == fault
+    room = 800 - len(one("[1]"))
+    for extra, words in ((0, ""), (1, "its header would have 801 bytes")):
+        with_header(path, one("[1]") + " " * (room + extra), bytes(4))
+        assert words in find_fault(path) and bool(words) == bool(find_fault(path))
+
+
+def test_an_index_names_at_most_so_many_tensors(tmp_path: Path, monkeypatch) -> None:
+    index = sharded(tmp_path)
+    for most, fault in ((3, ""), (2, "names 3 tensors; weights have at most 2")):
+        monkeypatch.setattr(shards_module, "MAX_TENSORS", most)
+        assert find_fault(index) == fault
+
+
+def test_a_shape_is_bounded_where_its_numbers_are(tmp_path: Path) -> None:
+    most = MAX_VALUES
+    assert read_shape([most]) == (most,) and read_shape((0, most)) == (0, most)
+    assert read_shape([1] * MAX_DIMENSIONS) == (1,) * MAX_DIMENSIONS
+    for shape in ([most + 1], [2, most], [0, most + 1], [1] * (MAX_DIMENSIONS + 1)):
+        with pytest.raises(ValueError, match="Fetch it again"):
+            read_shape(shape)
+    for shape in ("(True, 2)", f"(0, {10**20})", f"(0, {2**62})", f"({2**62},)", "(-1,)"):
+        array = b"{'descr': '<f4', 'fortran_order': False, 'shape': %s, }" % shape.encode()
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            head = b"\x93NUMPY\x01\x00" + len(array).to_bytes(2, "little")
+            archive.writestr("x.npy", head + array + bytes(8))
+        assert find_fault(tmp_path / "a.npz").startswith("array x.npy: has a tensor of the shape")
 
 
 @settings(

@@ -53,7 +53,7 @@ def model_kind(name: str) -> str:
         return PUBLISHED
     try:
         card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return ""
     kind = card.get("model") if isinstance(card, dict) else None
     return kind if isinstance(kind, str) else ""

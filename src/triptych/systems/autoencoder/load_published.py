@@ -5,16 +5,16 @@ needs a `config.json`, in its folder or beside its file, because its tensors do 
 of its latents.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from triptych.config import errors_about, read_json, read_object
+from triptych.config import errors_about, read_json, read_object, settings_of_others
 from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.autoencoder import tiny_published
-from triptych.systems.autoencoder.model import Autoencoder
+from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder, TinyAutoencoderConfig
 from triptych.weights.files.weight_file import WeightFile, open_weights
 from triptych.weights.keymap import convert, fill
@@ -57,7 +57,7 @@ def load_published(
     with errors_about(path):
         if file is None:
             weights = open_weights(choose_variant(path)[0])
-            return _from_config(read_object(path / "config.json"), weights, dtype)
+            return _from_config(path / "config.json", weights, dtype)
         names = set(file.header.shapes)
         if _is_taesd_half(names):
             return _from_taesd_halves(file, names, dtype)
@@ -65,23 +65,42 @@ def load_published(
             return _from_taesd_file(file, dtype)
         beside = path.parent / "config.json"
         stored = read_json(beside) if beside.is_file() else {}
-        if not isinstance(stored, Mapping) or "_class_name" not in stored:
+        if not isinstance(stored, dict) or "_class_name" not in stored:
             raise ValueError(
                 "the file of an autoencoder does not contain the scale of its latents (0.18215 in "
                 "Stable Diffusion 1.x and 2.x, 0.13025 in XL): put the config.json of the "
                 "publisher's folder `vae` beside it"
             )
-        return _from_config(stored, file, dtype)
+        return _from_config(beside, file, dtype)
 
 
-def _from_config(
-    stored: Mapping[str, Any], file: WeightFile, dtype: torch.dtype | None
-) -> Published:
+def read_config(layout: Layout) -> tuple[str, AutoencoderConfig | TinyAutoencoderConfig]:
+    """The kind of a diffusers folder and its configuration.
+
+    Raises:
+        BadFile: the configuration is damaged, or of another model.
+    """
+    config = _parse(layout.path / "config.json")
+    tiny = isinstance(config, TinyAutoencoderConfig)
+    return ("tiny-autoencoder" if tiny else "autoencoder"), config
+
+
+def _parse(path: Path) -> AutoencoderConfig | TinyAutoencoderConfig:
+    with settings_of_others(path):
+        stored = read_object(path)
+        if stored.get("_class_name") == "AutoencoderTiny":
+            return tiny_published.from_diffusers(stored)
+        return published_autoencoder.from_diffusers(stored)
+
+
+def _from_config(path: Path, file: WeightFile, dtype: torch.dtype | None) -> Published:
+    config = _parse(path)
+    if isinstance(config, TinyAutoencoderConfig):
+        return _build_tiny(
+            config, lambda: convert(file.read(dtype), tiny_published.diffusers_rules(config))
+        )
+    model = skeleton(lambda: Autoencoder(config))
     state = file.read(dtype)
-    if stored.get("_class_name") == "AutoencoderTiny":
-        tiny = tiny_published.from_diffusers(stored)
-        return _build_tiny(tiny, convert(state, tiny_published.diffusers_rules(tiny)))
-    config = published_autoencoder.from_diffusers(stored)
     state = {name.removeprefix(VAE): tensor for name, tensor in state.items()}
     state = published_autoencoder.without_loss(state)
     ldm = any(name.startswith("encoder.down.") for name in state)
@@ -90,7 +109,6 @@ def _from_config(
         if ldm
         else published_autoencoder.diffusers_rules(state)
     )
-    model = skeleton(lambda: Autoencoder(config))
     fill(model, convert(state, rules))
     return Published("autoencoder", config, model)
 
@@ -101,7 +119,7 @@ def _from_taesd_file(file: WeightFile, dtype: torch.dtype | None) -> Published:
     prefix = "encoder.layers."
     first = {n.removeprefix(prefix): x for n, x in state.items() if n.startswith(prefix)}
     config = tiny_published.from_taesd(first)
-    return _build_tiny(config, convert(state, tiny_published.diffusers_rules(config)))
+    return _build_tiny(config, lambda: convert(state, tiny_published.diffusers_rules(config)))
 
 
 def _from_taesd_halves(file: WeightFile, names: set[str], dtype: torch.dtype | None) -> Published:
@@ -123,13 +141,18 @@ def _from_taesd_halves(file: WeightFile, names: set[str], dtype: torch.dtype | N
     halves = {half: file, other: open_weights(partner)}
     encoder, decoder = (halves[end].read(dtype) for end in ENDS)
     config = tiny_published.from_taesd(encoder)
-    ours: dict[str, Tensor] = convert(encoder, tiny_published.encoder_rules(config))
-    return _build_tiny(config, ours | convert(decoder, tiny_published.decoder_rules(config)))
+
+    def read() -> dict[str, Tensor]:
+        ours: dict[str, Tensor] = convert(encoder, tiny_published.encoder_rules(config))
+        return ours | convert(decoder, tiny_published.decoder_rules(config))
+
+    return _build_tiny(config, read)
 
 
-def _build_tiny(config: TinyAutoencoderConfig, state: dict[str, Tensor]) -> Published:
+def _build_tiny(config: TinyAutoencoderConfig, read: Callable[[], dict[str, Tensor]]) -> Published:
+    """The rules have one for each block, so they are made after the model, which is bounded."""
     model = skeleton(lambda: TinyAutoencoder(config))
-    fill(model, state)
+    fill(model, read())
     return Published("tiny-autoencoder", config, model)
 
 

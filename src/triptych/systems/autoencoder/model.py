@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from triptych.config import bounded
 from triptych.nn.checks import require_at_least
 from triptych.nn.convolution import PixelAttention, ResBlock, Upsample
 from triptych.nn.norm import GroupNorm
@@ -29,6 +30,7 @@ EPS = 1e-6  # of all norms in this model
 
 
 @dataclass(frozen=True)
+@bounded
 class AutoencoderConfig:
     """Size of an autoencoder; the defaults are Stable Diffusion 1.x and 2.x."""
 

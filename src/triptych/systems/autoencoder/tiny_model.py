@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.config import bounded
 from triptych.nn.checks import require_at_least
 from triptych.nn.norm import GroupNorm
 from triptych.system import ModelKind
@@ -28,6 +29,7 @@ RANGE = 3.0
 
 
 @dataclass(frozen=True)
+@bounded
 class TinyAutoencoderConfig:
     """Size of a tiny autoencoder; the defaults are those of Stable Diffusion 1.x, 2.x and XL.
 
@@ -45,7 +47,7 @@ class TinyAutoencoderConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "channels", "latent_channels", "width")
-        if not self.blocks or min(self.blocks) < 0:
+        if not self.blocks:
             raise ValueError(f"blocks must have one count per level, not {self.blocks}")
 
     @property

@@ -14,7 +14,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.nn.bag_of_words import BagOfWords
+from triptych.config import bounded
+from triptych.nn.bag_of_words import BagOfWords, CbowConfig
+from triptych.nn.checks import require_at_least, require_heads
 from triptych.nn.contrastive.losses import embed_pairs, softmax_loss
 from triptych.nn.contrastive.ranks import ALONE, Ranks
 from triptych.nn.loss import Loss
@@ -29,6 +31,7 @@ MAX_SCALE = math.log(100)
 
 
 @dataclass(frozen=True)
+@bounded
 class VitConfig:
     """A vision transformer (arXiv:2010.11929)."""
 
@@ -54,12 +57,13 @@ class VitConfig:
     """Channels per group of the stem's group norm; 0 puts all of them in one group."""
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        require_at_least(self, 1, "size", "patch", "layers")
+        require_heads(self)
         check_stem(self.size, self.patch, self.stem, self.stem_group)
 
 
 @dataclass(frozen=True)
+@bounded
 class TextConfig:
     """A text transformer, read at its end token or as the mean of its tokens."""
 
@@ -80,13 +84,14 @@ class TextConfig:
     """The end token's number."""
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        require_at_least(self, 1, "vocabulary", "length")
+        require_heads(self)
         if self.layers < 1 and self.pool != "mean":
             raise ValueError("a text tower without layers must use pool 'mean': tokens do not mix")
 
 
 @dataclass(frozen=True)
+@bounded
 class TextEncoderConfig:
     """A text tower as Stable Diffusion uses it: states of all tokens, and a pooled vector."""
 
@@ -99,6 +104,8 @@ class TextEncoderConfig:
     """Apply the final norm to the chosen layer, as everywhere but in XL."""
 
     def __post_init__(self) -> None:
+        if self.dim is not None:
+            require_at_least(self, 1, "dim")
         if not 0 <= self.skip <= max(0, self.text.layers - 1):
             raise ValueError(
                 f"skip must leave at least one of {self.text.layers} blocks, not skip {self.skip}"
@@ -106,17 +113,7 @@ class TextEncoderConfig:
 
 
 @dataclass(frozen=True)
-class CbowConfig:
-    """Continuous bag of words: a text as the mean of its words."""
-
-    vocabulary: int = 49408
-    length: int = 77
-    width: int = 512
-    unspoken: tuple[int, ...] = (0, 49406, 49407)
-    """Tokens left out of the mean: padding, start, end."""
-
-
-@dataclass(frozen=True)
+@bounded
 class ClipConfig:
     """One image tower (`vit` or `resnet`) and one text tower (`text` or `words`)."""
 
@@ -127,6 +124,7 @@ class ClipConfig:
     words: CbowConfig | None = None
 
     def __post_init__(self) -> None:
+        require_at_least(self, 1, "dim")
         if (self.vit is None) == (self.resnet is None):
             raise ValueError(
                 "CLIP has one image tower: set either vit or resnet, the other to null"

@@ -12,7 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.config import bounded
 from triptych.nn.attention import Attention
+from triptych.nn.checks import require_at_least
 from triptych.nn.position import resize_grid
 
 EXPANSION = 4
@@ -21,6 +23,7 @@ STRIDE = 32
 
 
 @dataclass(frozen=True)
+@bounded
 class ResNetConfig:
     """A modified ResNet."""
 
@@ -32,6 +35,9 @@ class ResNetConfig:
     """Heads of the pooling; published models have one for every 64 channels of the last stage."""
 
     def __post_init__(self) -> None:
+        require_at_least(self, STRIDE, "size")
+        require_at_least(self, 2, "width")
+        require_at_least(self, 1, "heads")
         if len(self.layers) != 4:
             raise ValueError(f"a modified ResNet has four stages, not {len(self.layers)}")
         if self.width * 8 * EXPANSION % self.heads:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.config import bounded
 from triptych.nn.checks import require_at_least, require_widths
 from triptych.nn.conditions import condition_vector
 from triptych.nn.loss import Loss
@@ -37,6 +38,7 @@ image       float (B, C + 1, H, W): visible pixels, 0 elsewhere, and their mask 
 
 
 @dataclass(frozen=True)
+@bounded
 class CvaeConfig:
     """Configuration of a conditional VAE."""
 
@@ -57,8 +59,6 @@ class CvaeConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "height", "width", "channels")
-        if self.latent < 0:
-            raise ValueError(f"latent must be at least 0, not {self.latent}")
         require_widths(self, "widths")
         if self.condition in ("label", "attributes", "vector") and self.condition_size < 1:
             raise ValueError(

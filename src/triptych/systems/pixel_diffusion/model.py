@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych import runtime
+from triptych.config import bounded
 from triptych.diffusion.denoiser import (
     Conditioning,
     Predicts,
@@ -42,6 +43,7 @@ Condition = Tensor | None
 
 
 @dataclass(frozen=True)
+@bounded
 class PixelDiffusionConfig:
     """Configuration of a pixel diffusion model."""
 

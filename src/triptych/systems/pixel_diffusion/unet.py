@@ -15,6 +15,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.config import bounded
 from triptych.nn.checks import require_at_least, require_widths
 from triptych.nn.convolution import PixelAttention, ResBlock
 from triptych.nn.levels import Features, build_down, build_up
@@ -24,6 +25,7 @@ from triptych.nn.tiles import pad_to_multiple
 
 
 @dataclass(frozen=True)
+@bounded
 class UNetConfig:
     """Configuration of a U-Net."""
 
@@ -72,8 +74,6 @@ class UNetConfig:
                     f"widths with attention, and the last, must be multiples of head_width, "
                     f"{self.head_width}: {self.widths[level]} is not"
                 )
-        if self.vector < 0:
-            raise ValueError(f"vector must be at least 0, not {self.vector}")
         if self.patch not in (1, 2, 4):
             raise ValueError(f"patch must be 1, 2 or 4, not {self.patch}")
         if not 0 <= self.dropout < 1:

@@ -39,6 +39,7 @@ SINGLE = {
 KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 TOWERS = {"img/Transformer": "image", "txt/Encoder_0": "text"}
 QUERY, UP = "MultiHeadDotProductAttention_0/query/kernel", "MlpBlock_0/Dense_0/kernel"
+MAX_LAYERS = 1000
 LAYER = re.compile(r"(img/Transformer|txt/Encoder_0)/encoderblock_(\d+)/(.+)/(kernel|scale|bias)")
 
 
@@ -48,7 +49,13 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: an array that is not of a SigLIP.
     """
-    return {_rename(key): _reshape(key, array) for key, array in unstack(state).items()}
+    renamed: dict[str, Tensor] = {}
+    for key, array in unstack(state).items():
+        try:
+            renamed[_rename(key)] = _reshape(key, array)
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(f"{key} has the shape {tuple(array.shape)}, unlike others") from error
+    return renamed
 
 
 def unstack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -59,6 +66,8 @@ def unstack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if "/encoderblock/" not in name:
             flat[name] = array
             continue
+        if not array.ndim or len(array) > MAX_LAYERS:
+            raise ValueError(f"{key} is no stack of layers: its shape is {tuple(array.shape)}")
         for layer, part in enumerate(array.unbind()):
             flat[name.replace("/encoderblock/", f"/encoderblock_{layer}/")] = part
     return flat

@@ -14,7 +14,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.nn.bag_of_words import BagOfWords
+from triptych.config import bounded
+from triptych.nn.bag_of_words import BagOfWords, CbowConfig
+from triptych.nn.checks import require_at_least, require_heads
 from triptych.nn.contrastive.losses import embed_pairs, sigmoid_loss
 from triptych.nn.contrastive.ranks import ALONE, Ranks
 from triptych.nn.loss import Loss
@@ -22,10 +24,11 @@ from triptych.nn.patches import check_stem, crop_to_patches, keep_patches, patch
 from triptych.nn.position import neighbour_mask, resize_grid
 from triptych.nn.transformer import Activation, AttentionPool, Transformer
 from triptych.system import ModelKind
-from triptych.systems.clip.model import CbowConfig, TextConfig, TextTransformer, cast_towers
+from triptych.systems.clip.model import TextConfig, TextTransformer, cast_towers
 
 
 @dataclass(frozen=True)
+@bounded
 class SiglipImageConfig:
     """A vision transformer pooled by attention."""
 
@@ -47,14 +50,15 @@ class SiglipImageConfig:
     """Channels per group of the stem's group norm; 0 puts all of them in one group."""
 
     def __post_init__(self) -> None:
+        require_at_least(self, 1, "size", "patch", "layers")
+        require_heads(self)
         check_stem(self.size, self.patch, self.stem, self.stem_group)
         if self.stem and self.naflex:
             raise ValueError("naflex does not go with a convolutional stem: set stem to ()")
-        if self.width % self.heads:
-            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
 
 
 @dataclass(frozen=True)
+@bounded
 class SiglipTextConfig:
     """A bidirectional text transformer, read at its last position."""
 
@@ -78,6 +82,7 @@ class SiglipTextConfig:
 
 
 @dataclass(frozen=True)
+@bounded
 class SiglipConfig:
     """An image tower as wide as the shared space, and one text tower (`text` or `words`)."""
 

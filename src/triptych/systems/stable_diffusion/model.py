@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.config import bounded
 from triptych.diffusion.denoiser import (
     Conditioning,
     Predicts,
@@ -41,6 +42,7 @@ from triptych.systems.stable_diffusion.unet import LatentUNet, LatentUNetConfig
 
 
 @dataclass(frozen=True)
+@bounded
 class ScheduleConfig:
     """How noise is added and what the U-Net predicts; the defaults are Stable Diffusion 1.x."""
 
@@ -68,6 +70,7 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+@bounded
 class SamplingConfig:
     """Defaults of sampling, for what a request leaves open; those of Stable Diffusion 1.x."""
 
@@ -93,6 +96,7 @@ CLIP_L = TextEncoderConfig(
 
 
 @dataclass(frozen=True)
+@bounded
 class StableDiffusionConfig:
     """The parts of a text-to-image model; the defaults are Stable Diffusion 1.x.
 

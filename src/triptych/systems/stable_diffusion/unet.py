@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.config import bounded
 from triptych.nn.checks import require_at_least
 from triptych.nn.convolution import ResBlock
 from triptych.nn.levels import Features, build_down, build_up
@@ -26,6 +27,7 @@ from triptych.nn.spatial_transformer import SpatialTransformer
 
 
 @dataclass(frozen=True)
+@bounded
 class LatentUNetConfig:
     """Architecture of the U-Net; the defaults are Stable Diffusion 1.x."""
 
@@ -85,8 +87,6 @@ class LatentUNetConfig:
                 raise ValueError(
                     f"only_context must have levels from 0 to {len(self.widths) - 1}, not {level}"
                 )
-        if min(self.transformers) < 0 or self.added < 0 or self.labels < 0:
-            raise ValueError("transformers, added and labels must be at least 0")
         if self.size_waves < 2 or self.size_waves % 2:
             raise ValueError(f"size_waves must be even and at least 2, not {self.size_waves}")
 

@@ -4,14 +4,14 @@ A checkpoint is a configuration, tensors, a tokenizer and a transform. What a la
 never guessed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from triptych.config import errors_about, read_object
+from triptych.config import errors_about, read_object, settings_of_others
 from triptych.systems.clip import configs as clip_configs
 from triptych.systems.clip import published as clip
 from triptych.systems.clip.model import Clip, ClipConfig
@@ -36,11 +36,11 @@ RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which transforme
 
 
 class Checkpoint(NamedTuple):
-    """A configuration, tensors under our names, and the transform of pictures."""
+    """A configuration, the transform of pictures, and how to read tensors under our names."""
 
     config: ClipConfig | SiglipConfig
-    state: dict[str, Tensor]
     transform: ImageTransform | PatchTransform
+    read: Callable[[], dict[str, Tensor]]
 
 
 def recognise(layout: Layout) -> bool:
@@ -59,13 +59,29 @@ def load_published(
         ValueError: the path is something else, or tensors do not fit.
     """
     with errors_about(layout.path):
-        settings, state, transform = READERS[layout.form](layout)
-        kind = "clip" if isinstance(settings, ClipConfig) else "siglip"
+        with settings_of_others(layout.config or layout.path):
+            settings, transform, read = READERS[layout.form](layout)
         model = skeleton(
             lambda: Clip(settings) if isinstance(settings, ClipConfig) else Siglip(settings)
         )
-        fill(model, state)
-    return Published(kind, settings, model, _open_tokenizer(layout, settings), transform)
+        fill(model, read())
+    tokenizer = _open_tokenizer(layout, settings)
+    return Published(_kind(settings), settings, model, tokenizer, transform)
+
+
+def read_config(layout: Layout) -> tuple[str, ClipConfig | SiglipConfig]:
+    """The kind of a checkpoint and its configuration.
+
+    Raises:
+        BadFile: the configuration is damaged, or one that is not supported.
+    """
+    with settings_of_others(layout.config or layout.path):
+        settings = READERS[layout.form](layout).config
+    return _kind(settings), settings
+
+
+def _kind(settings: ClipConfig | SiglipConfig) -> str:
+    return "clip" if isinstance(settings, ClipConfig) else "siglip"
 
 
 def _read_transformers(layout: Layout) -> Checkpoint:
@@ -73,19 +89,19 @@ def _read_transformers(layout: Layout) -> Checkpoint:
     kind = stored.get("model_type")
     if kind not in ("clip", "siglip", "siglip2"):
         raise ValueError(f"its model_type is {kind!r}; supported: clip, siglip, siglip2")
-    state = layout.open().read()
     processor = _json(layout.preprocessor) if layout.preprocessor else {}
+    settings: ClipConfig | SiglipConfig
     if kind == "clip":
-        settings = clip_configs.from_transformers(stored)
-        return Checkpoint(
-            settings,
-            convert(state, clip.TRANSFORMERS),
-            read_clip_transform(processor, settings.size),
+        settings, rules = clip_configs.from_transformers(stored), clip.TRANSFORMERS
+    else:
+        settings, rules = siglip.from_transformers(stored), siglip.TRANSFORMERS
+    with settings_of_others(layout.preprocessor or layout.path):
+        transform = (
+            read_clip_transform(processor, settings.size)
+            if isinstance(settings, ClipConfig)
+            else read_siglip_transform(processor, settings)
         )
-    pictures = siglip.from_transformers(stored)
-    return Checkpoint(
-        pictures, convert(state, siglip.TRANSFORMERS), read_siglip_transform(processor, pictures)
-    )
+    return Checkpoint(settings, transform, lambda: convert(layout.open().read(), rules))
 
 
 def read_clip_transform(processor: Mapping[str, Any], size: int) -> ImageTransform:
@@ -132,7 +148,6 @@ def _read_open_clip(layout: Layout) -> Checkpoint:
     model = stored.get("model_cfg")
     if not isinstance(model, Mapping):
         raise ValueError("open_clip_config.json has no model_cfg")
-    state = layout.open().read()
     settings, rules = read_open_clip(model)
     preprocess = stored.get("preprocess_cfg") or {}
     resize = preprocess.get("resize_mode", "shortest")
@@ -140,8 +155,11 @@ def _read_open_clip(layout: Layout) -> Checkpoint:
         raise ValueError(f"its resize_mode is {resize!r}; supported: shortest, squash")
     interpolation = preprocess.get("interpolation", "bicubic")
     size = preprocess.get("size", settings.size)
+    height, width = size if isinstance(size, list) else (size, size)
+    if height != width:
+        raise ValueError(f"pictures become {height} x {width}: only squares are supported")
     transform: ImageTransform | PatchTransform = ImageTransform(
-        size[0] if isinstance(size, list) else size,
+        height,
         tuple(preprocess.get("mean", CLIP_MEAN)),
         tuple(preprocess.get("std", CLIP_STD)),
         resize,
@@ -152,7 +170,7 @@ def _read_open_clip(layout: Layout) -> Checkpoint:
     if isinstance(settings, SiglipConfig) and settings.image.naflex:
         length = (model.get("vision_cfg") or {}).get("image_seq_len", 576)
         transform = PatchTransform(settings.image.patch, length, transform.mean, transform.std)
-    return Checkpoint(settings, convert(state, rules), transform)
+    return Checkpoint(settings, transform, lambda: convert(layout.open().read(), rules))
 
 
 def read_open_clip(model: Mapping[str, Any]) -> tuple[ClipConfig | SiglipConfig, list[Rule]]:
@@ -175,10 +193,13 @@ def _read_openai(layout: Layout) -> Checkpoint:
         if name not in state:
             raise ValueError(f"it is an archive without {name}: not OpenAI's CLIP")
     settings = clip_configs.from_openai(state)
-    # the archives hold float16
-    wide = {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
     rules = clip.openai_rules(settings.resnet is not None)
-    return Checkpoint(settings, convert(wide, rules), ImageTransform(settings.size, centre="even"))
+
+    def read() -> dict[str, Tensor]:  # the archives hold float16
+        wide = {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
+        return convert(wide, rules)
+
+    return Checkpoint(settings, ImageTransform(settings.size, centre="even"), read)
 
 
 def _read_big_vision(layout: Layout) -> Checkpoint:
@@ -188,7 +209,7 @@ def _read_big_vision(layout: Layout) -> Checkpoint:
         transform: ImageTransform | PatchTransform = PatchTransform(settings.image.patch)
     else:  # resize(size, bilinear) and value_range(-1, 1) in its published configurations
         transform = ImageTransform(settings.size, HALF, HALF, "squash", "bilinear", crop=False)
-    return Checkpoint(settings, big_vision.convert(state), transform)
+    return Checkpoint(settings, transform, lambda: big_vision.convert(state))
 
 
 READERS = {

@@ -15,11 +15,12 @@ from triptych.data.captions import batch_texts, captions_of
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
 from triptych.nn import lora
+from triptych.nn.bag_of_words import CbowConfig
 from triptych.nn.contrastive.losses import duplicate_groups
 from triptych.nn.contrastive.ranks import Ranks
 from triptych.nn.loss import Loss
 from triptych.systems.clip import model as clip
-from triptych.systems.clip.model import CbowConfig, Clip, ClipConfig, TextConfig, VitConfig
+from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.systems.clip.resnet import ResNetConfig
 from triptych.systems.siglip import model as siglip
 from triptych.systems.siglip.model import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig

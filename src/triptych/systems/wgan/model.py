@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from triptych.config import bounded
 from triptych.nn.checks import require_at_least, require_widths
 from triptych.nn.conditions import condition_vector
 from triptych.nn.loss import Loss
@@ -30,6 +31,7 @@ Condition = Tensor | None
 
 
 @dataclass(frozen=True)
+@bounded
 class WganConfig:
     """Configuration of a conditional WGAN."""
 

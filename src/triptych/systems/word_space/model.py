@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.config import bounded
 from triptych.nn.checks import require_at_least
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind
@@ -29,6 +30,7 @@ CHUNK = 1024  # rows of a distance matrix in memory
 
 
 @dataclass(frozen=True)
+@bounded
 class WordSpaceConfig:
     """The sizes of a model, and the classes it is trained on."""
 

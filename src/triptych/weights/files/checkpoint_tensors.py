@@ -1,11 +1,14 @@
 """Which tensors of an unpickled checkpoint are the weights, and their names."""
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from triptych.weights.files.pickle_reader import Opaque, Scripted, TensorRef
 
-MAX_TENSORS = 200_000
+MAX_OBJECTS = 200_000
 MAX_DEPTH = 32
+MAX_NAME = 500  # characters
 
 
 def named_tensors(root: Any) -> dict[str, TensorRef]:
@@ -16,7 +19,7 @@ def named_tensors(root: Any) -> dict[str, TensorRef]:
     """
     tensors: dict[str, TensorRef] = {}
     waiting: list[tuple[str, Any, int]] = [("", _find_state(root), 0)]
-    for _ in range(MAX_TENSORS):
+    for _ in range(MAX_OBJECTS):
         if not waiting:
             break
         name, value, depth = waiting.pop()
@@ -34,10 +37,10 @@ def named_tensors(root: Any) -> dict[str, TensorRef]:
                 raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
             below = [(_join_name(name, key), child, depth + 1) for key, child in children]
             waiting += reversed(below)
-            if len(waiting) > MAX_TENSORS:
+            if len(waiting) > MAX_OBJECTS:
                 break
     if waiting:
-        raise ValueError(f"it holds more than {MAX_TENSORS:,} objects")
+        raise ValueError(f"it holds more than {MAX_OBJECTS:,} objects")
     if not tensors:
         raise ValueError("it holds no tensors: it is something other than a model's weights")
     return tensors
@@ -52,7 +55,8 @@ def _find_state(root: Any) -> Any:
             return root[key]
     if any(isinstance(value, TensorRef) for value in root.values()):
         return root
-    groups = [k for k, value in root.items() if not _is_training(k) and _has_tensors(value)]
+    left = iter(range(MAX_OBJECTS))
+    groups = [k for k, value in root.items() if not _is_training(k) and _has_tensors(value, left)]
     if groups == ["model"]:
         return root["model"]
     return {key: root[key] for key in groups} or root
@@ -63,10 +67,10 @@ def _is_training(key: Any) -> bool:
     return isinstance(key, str) and key.startswith(prefixes)
 
 
-def _has_tensors(value: Any) -> bool:
-    """Whether a value contains a tensor, searching its first 10,000 entries."""
+def _has_tensors(value: Any, left: Iterator[int]) -> bool:
+    """Whether a value contains a tensor, searching its first 10,000 entries while any are left."""
     waiting = [value]
-    for _ in range(10_000):
+    for _ in islice(left, 10_000):
         if not waiting:
             return False
         value = waiting.pop()
@@ -85,6 +89,7 @@ def _children(value: Any) -> list[tuple[Any, Any]] | None:
 
 
 def _join_name(name: str, key: Any) -> str:
-    if not isinstance(key, str | int) or len(name) > 500:
+    named = isinstance(key, int) or (isinstance(key, str) and len(key) <= MAX_NAME)
+    if not named or len(name) > MAX_NAME:
         raise ValueError(f"{name[:200] or 'it'} has a key that is no name")
     return f"{name}.{key}" if name else str(key)

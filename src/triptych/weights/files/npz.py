@@ -16,6 +16,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from triptych.weights.files.shapes import MAX_TENSORS, read_shape
 from triptych.weights.files.zip_archive import Zip, find_data
 
 MAX_HEADER = 10_000  # bytes, NumPy's own limit
@@ -36,6 +37,10 @@ def read_npz(archive: Zip) -> dict[str, Tensor]:
     """
     if not archive.members:
         raise ValueError("is an archive without arrays")
+    if len(archive.members) > MAX_TENSORS:
+        raise ValueError(
+            f"has {len(archive.members):,} arrays; weights have at most {MAX_TENSORS:,}"
+        )
     room = max(UNPACKED, RATIO * len(archive.memory))
     packed = sum(m.file_size for m in archive.members.values() if m.compress_type != ZIP_STORED)
     if packed > room:
@@ -106,9 +111,7 @@ def _header(head: bytes) -> tuple[tuple[int, ...], bool, "np.dtype[Any]", int]:
         raise ValueError(f"holds {str(dtype)[:50]}, which is no tensor")
     if str(dtype) in ("float128", "complex256", "longdouble") or dtype.itemsize > 16:
         raise ValueError(f"holds {dtype}, which torch has no type for")
-    if len(shape) > 16 or any(n < 0 for n in shape):
-        raise ValueError(f"has the shape {str(shape)[:100]}")
-    return shape, fortran, dtype, stream.tell()
+    return read_shape(shape), fortran, dtype, stream.tell()
 
 
 def _unpack(data: bytes, size: int) -> bytearray:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pickletools import genops
 from typing import Any, BinaryIO
 
+from triptych.weights.files.shapes import MAX_VALUES, read_shape
+
 MAX_OPERATIONS = 1_000_000  # a checkpoint has about forty per tensor
 DAMAGED = "its pickle is damaged or cut short. Fetch it again"
 
@@ -29,6 +31,10 @@ HARMLESS = {
 """What training saves beside weights. Any other name in Python's standard library is refused."""
 
 STANDARD = {*sys.stdlib_module_names, "__builtin__", "copy_reg", "commands", "posix", "nt"}
+
+
+class Refused(ValueError):
+    """What a pickle holds that is not read, in words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +87,7 @@ class _Machine:
     stack: list[Any] = field(default_factory=list)
     below: list[list[Any]] = field(default_factory=list)  # stacks under the marks
     memo: dict[int, Any] = field(default_factory=dict)
+    copied: int = 0  # items that calls and states may have copied
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -104,7 +111,7 @@ def _operations(stream: BinaryIO) -> Iterator[tuple[str, Any]]:
                 break
             yield opcode.name, argument
     except Exception as error:  # of many kinds, from the bytes of a damaged file
-        raise ValueError(DAMAGED) from error
+        raise Refused(DAMAGED) from error
 
 
 def read_pickle(stream: BinaryIO) -> Any:
@@ -120,11 +127,13 @@ def read_pickle(stream: BinaryIO) -> Any:
                 return machine.stack.pop()
             step = _STEPS.get(opcode)
             if step is None:
-                raise ValueError(f"its pickle uses {opcode}, which no checkpoint needs")
+                raise Refused(f"its pickle uses {opcode}, which no checkpoint needs")
             step(machine, argument)
-    except (LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(DAMAGED) from error
-    raise ValueError(DAMAGED)
+    except Refused:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise Refused(DAMAGED) from error
+    raise Refused(DAMAGED)
 
 
 def _global(module: Any, name: Any) -> Global:
@@ -132,7 +141,7 @@ def _global(module: Any, name: Any) -> Global:
         raise TypeError
     reference = Global(module[:200], name[:200])
     if module.split(".")[0] in STANDARD and str(reference) not in HARMLESS:
-        raise ValueError(
+        raise Refused(
             f"it names {reference}, with which a pickle can run programs: nothing of it was read. "
             "Do not open this file with other tools; get the weights as safetensors"
         )
@@ -169,7 +178,7 @@ def _storage(identity: Any) -> StorageRef:
     word, kind, key, _, size, *view = identity
     known = isinstance(kind, Global) and kind.module in ("torch", "torch.cuda", "torch.storage")
     if word != "storage" or not known or any(part is not None for part in view):
-        raise ValueError("it refers to numbers outside itself, or in a form no longer in use")
+        raise Refused("it refers to numbers outside itself, or in a form no longer in use")
     if not isinstance(key, str) or not _is_count(size):
         raise TypeError
     return StorageRef(key, kind.name, size)
@@ -178,7 +187,11 @@ def _storage(identity: Any) -> StorageRef:
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef:
     if not isinstance(storage, StorageRef) or not _is_count(offset):
         raise TypeError
-    return TensorRef(storage, offset, _counts(shape), _counts(strides))
+    try:
+        sides = read_shape(shape)
+    except ValueError as error:
+        raise Refused(f"it {error}") from error
+    return TensorRef(storage, offset, sides, _strides(strides))
 
 
 def _typed_tensor(
@@ -199,12 +212,12 @@ def _subclass(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
 
 
 def _is_count(number: Any) -> bool:
-    return type(number) is int and 0 <= number < 1 << 48
+    return type(number) is int and 0 <= number <= MAX_VALUES
 
 
-def _counts(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, tuple | list) or len(values) > 16 or not all(map(_is_count, values)):
-        raise ValueError("it has a tensor whose shape or strides are no whole numbers")
+def _strides(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple | list) or not all(map(_is_count, values)):
+        raise Refused("it has a tensor whose strides are no whole numbers")
     return tuple(values)
 
 
@@ -269,23 +282,40 @@ def _memoise(m: _Machine, index: Any) -> None:
     m.memo[len(m.memo) if index is None else index] = m.stack[-1]
 
 
+def _count_items(m: _Machine, *values: Any) -> None:
+    """Stop where one long list is copied again and again."""
+    m.copied += sum(len(value) for value in values if isinstance(value, dict | list | tuple))
+    if m.copied > MAX_OPERATIONS:
+        raise Refused(DAMAGED)
+
+
 def _reduce(m: _Machine, _: Any) -> None:
-    m.push(_call(*m.pop(2)))
+    function, arguments = m.pop(2)
+    _count_items(m, *arguments)
+    m.push(_call(function, arguments))
+
+
+def _reduce_without_keywords(m: _Machine, _: Any) -> None:
+    m.pop(1)
+    _reduce(m, None)
 
 
 def _instance(m: _Machine, argument: str) -> None:
-    kind = _global(*argument.split(" ", 1))
-    m.push(_call(kind, tuple(m.since_mark())))
+    kind, arguments = _global(*argument.split(" ", 1)), tuple(m.since_mark())
+    _count_items(m, *arguments)
+    m.push(_call(kind, arguments))
 
 
 def _object(m: _Machine, _: Any) -> None:
     kind, *arguments = m.since_mark()
+    _count_items(m, *arguments)
     m.push(_call(kind, tuple(arguments)))
 
 
 def _build(m: _Machine, _: Any) -> None:
     (state,) = m.pop(1)
     if isinstance(m.stack[-1], Scripted):  # any other object is not made, and needs no state
+        _count_items(m, state)
         m.stack[-1].attributes.update(state)
 
 
@@ -326,7 +356,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
     "OBJ": _object,
     "REDUCE": _reduce,
     "NEWOBJ": _reduce,
-    "NEWOBJ_EX": lambda m, _: m.push(_call(*m.pop(3)[:2])),  # without keyword arguments
+    "NEWOBJ_EX": _reduce_without_keywords,
     "BUILD": _build,
     "BINPERSID": lambda m, _: m.push(_storage(*m.pop(1))),
 }

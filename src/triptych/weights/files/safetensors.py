@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from triptych import atomic
+from triptych.weights.files.shapes import MAX_HEADER, MAX_TENSORS, read_shape
 
-MAX_HEADER = 100_000_000  # bytes, the format's own limit
 BROKEN = "has a broken header. Fetch it again"
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -25,6 +25,10 @@ DTYPES = {
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 """Types that are read one tensor at a time; a file with others is mapped."""
+SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {
+    "U16": 2, "U32": 4, "U64": 8, "C64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+"""Bytes of a number of each type."""
 
 
 class Entry(NamedTuple):
@@ -66,7 +70,7 @@ class SafetensorsHeader:
         """Tensors in memory, floating-point ones in `dtype`, in the order of the file.
 
         Raises:
-            ValueError: the header contradicts itself.
+            ValueError: the file was cut short meanwhile.
         """
         chosen = list(self.entries) if names is None else list(names)
         if any(self.entries[name].dtype not in DTYPES for name in chosen):
@@ -75,13 +79,6 @@ class SafetensorsHeader:
         with self.path.open("rb") as file:
             for name in sorted(chosen, key=lambda name: self.entries[name].begin):
                 kind, shape, begin, end = self.entries[name]
-                if begin < 0 or min(shape, default=0) < 0:
-                    raise ValueError(BROKEN)
-                if end - begin != math.prod(shape) * DTYPES[kind].itemsize:
-                    raise ValueError(
-                        f"says that {name[:200]} of shape {list(shape)} has {end - begin} bytes. "
-                        "Fetch it again"
-                    )
                 raw = torch.empty(end - begin, dtype=torch.uint8)
                 file.seek(self.length + begin)
                 if file.readinto(raw.numpy().data) != end - begin:
@@ -100,7 +97,10 @@ def read_header(path: Path) -> SafetensorsHeader:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER:
-            raise ValueError("does not begin like a safetensors file")
+            raise ValueError(
+                f"does not begin like a safetensors file: its header would have {length:,} bytes, "
+                f"and weights need at most {MAX_HEADER:,}"
+            )
         if size < 8 + length:
             raise ValueError(
                 f"has {size} bytes, its header alone needs {8 + length}: it was cut short"
@@ -108,14 +108,20 @@ def read_header(path: Path) -> SafetensorsHeader:
         text = file.read(length)
     try:
         stored = json.loads(text)
-        notes = stored.pop("__metadata__", {})
-        entries = {
-            name: Entry(str(e["dtype"]), tuple(map(int, e["shape"])), *map(int, e["data_offsets"]))
-            for name, e in stored.items()
-        }
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
+    except (ValueError, RecursionError):
         raise ValueError(BROKEN) from None
-    expected = 8 + length + max((entry.end for entry in entries.values()), default=0)
+    if not isinstance(stored, dict):
+        raise ValueError(BROKEN)
+    notes = stored.pop("__metadata__", {})
+    if len(stored) > MAX_TENSORS:
+        raise ValueError(f"names {len(stored):,} tensors; weights have at most {MAX_TENSORS:,}")
+    entries = {name: _read_entry(name, entry) for name, entry in stored.items()}
+    end = 0
+    for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
+        if entry.begin != end:  # a gap or an overlap, which the format forbids
+            raise ValueError(BROKEN)
+        end = entry.end
+    expected = 8 + length + end
     if size != expected:
         raise ValueError(
             f"has {size} bytes instead of {expected}: it was cut short or extended. Fetch it again"
@@ -123,6 +129,22 @@ def read_header(path: Path) -> SafetensorsHeader:
     return SafetensorsHeader(
         path, 8 + length, entries, dict(notes) if isinstance(notes, dict) else {}
     )
+
+
+def _read_entry(name: str, stored: Any) -> Entry:
+    try:
+        dtype, shape, (begin, end) = stored["dtype"], stored["shape"], stored["data_offsets"]
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(BROKEN) from None
+    if not isinstance(dtype, str) or type(begin) is not int or type(end) is not int:
+        raise ValueError(BROKEN)
+    shape = read_shape(shape)
+    needed = math.prod(shape) * SIZES[dtype] if dtype in SIZES else end - begin
+    if not 0 <= begin <= end or end - begin != needed:
+        raise ValueError(
+            f"says that {name[:200]} of shape {list(shape)} has {end - begin} bytes. Fetch it again"
+        )
+    return Entry(dtype, shape, begin, end)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-MAX_INDEX = 64 << 20  # bytes
+from triptych.weights.files.shapes import MAX_HEADER, MAX_TENSORS
 
 
 def read_index(path: Path) -> dict[str, Any]:
     """The JSON object of an index, or of an error message that was downloaded instead of it."""
-    if path.stat().st_size > MAX_INDEX:
+    if path.stat().st_size > MAX_HEADER:
         raise ValueError("is a JSON file larger than any index of weights")
     try:
         content = json.loads(path.read_bytes())
@@ -26,12 +26,14 @@ def shards(index: Path) -> dict[str, list[str]]:
     """
     files: dict[str, list[str]] = {}
     names = read_index(index).get("weight_map")
-    for name, file in names.items() if isinstance(names, dict) else ():
-        if not isinstance(file, str) or Path(file).name != file or "\\" in file:
+    if not isinstance(names, dict) or not names:
+        raise ValueError("is an index of no shards. Fetch it again")
+    if len(names) > MAX_TENSORS:
+        raise ValueError(f"names {len(names):,} tensors; weights have at most {MAX_TENSORS:,}")
+    for name, file in names.items():
+        if not isinstance(file, str) or Path(file).name != file or "\\" in file or "\0" in file:
             raise ValueError(f"names {str(file)[:200]!r}, which is no file beside it")
         files.setdefault(file, []).append(name)
-    if not files:
-        raise ValueError("is an index of no shards. Fetch it again")
     return files
 
 

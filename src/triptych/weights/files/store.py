@@ -52,7 +52,7 @@ class Store:
         try:
             tensors = dict(read_safetensors(path))
             notes = json.loads(bytes(tensors.pop(self.notes).numpy()))
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return None
         return Shard(path, tensors, notes)
 

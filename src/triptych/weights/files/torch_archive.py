@@ -18,10 +18,9 @@ from torch import Tensor
 
 from triptych.weights.files.checkpoint_tensors import named_tensors
 from triptych.weights.files.pickle_reader import StorageRef, TensorRef, read_pickle
+from triptych.weights.files.shapes import MAX_HEADER
 from triptych.weights.files.zip_archive import Zip, locate, map_file
 
-MAX_PICKLE = 16 << 20  # bytes; Stable Diffusion with its optimizer has about one
-MAX_VALUES = 1 << 42  # of one tensor
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_MARK = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # that number as a pickle of any protocol
 
@@ -97,8 +96,8 @@ def read_archive(archive: Zip) -> TorchTensors:
         )
     _require_little_endian(archive, folder)
     start, size = locate(archive, f"{folder}data.pkl")
-    if size > MAX_PICKLE:
-        raise ValueError(f"has a pickle of {size:,} bytes; weights need at most {MAX_PICKLE:,}")
+    if size > MAX_HEADER:
+        raise ValueError(f"has a pickle of {size:,} bytes; weights need at most {MAX_HEADER:,}")
     views = named_tensors(read_pickle(io.BytesIO(archive.memory[start : start + size])))
     keys = dict.fromkeys(view.storage.key for view in views.values())
     places = {key: locate(archive, f"{folder}data/{key}") for key in keys}
@@ -130,7 +129,7 @@ def read_legacy(path: Path) -> TorchTensors:
         ValueError: it is truncated, damaged, or would have to be executed.
     """
     memory = map_file(path)
-    stream = io.BytesIO(memory[: MAX_PICKLE + 1])
+    stream = io.BytesIO(memory[: MAX_HEADER + 1])
     if read_pickle(stream) != LEGACY_MAGIC:
         raise ValueError("is a pickle, but not one of torch. Get the weights as safetensors")
     read_pickle(stream)
@@ -220,7 +219,7 @@ def _view(name: str, reference: TensorRef, values: Tensor) -> Tensor:
     count = math.prod(shape)
     last = reference.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=False))
     outside = count > len(values) or (count and last >= len(values))
-    if len(shape) != len(strides) or outside or math.prod(max(n, 1) for n in shape) > MAX_VALUES:
+    if len(shape) != len(strides) or outside:
         raise ValueError(
             f"has {name[:200]} as {shape} at {reference.offset}, beyond the {len(values):,} "
             "values that are there. Fetch it again"

@@ -110,8 +110,9 @@ class WeightFile:
         self, parts: list[Shard], dtype: torch.dtype | None, names: Collection[str] | None
     ) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
+        wanted = None if names is None else set(names)
         for file, there in parts:
-            chosen = there if names is None else [name for name in there if name in names]
+            chosen = there if wanted is None else [name for name in there if name in wanted]
             with _in_shard(self.path):
                 tensors |= file.read(dtype, chosen)
         return tensors

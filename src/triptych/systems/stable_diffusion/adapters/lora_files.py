@@ -5,7 +5,9 @@ without any matching layer is an error.
 """
 
 import json
+import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,11 +306,15 @@ def _build_update(halves: Mapping[str, Tensor], declared: Alpha | None) -> Updat
         raise ValueError(f"up {tuple(up.shape)} and down {tuple(down.shape)} do not fit each other")
     rank = len(down)
     if "alpha" in halves:
+        if halves["alpha"].numel() != 1:
+            raise ValueError("its alpha is not one number: download it again")
         alpha = float(halves["alpha"])
     elif declared is not None:
         alpha = declared.value * (rank**0.5 if declared.rank_stabilised else 1)
     else:
         alpha = float(rank)
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha is {alpha}: download it again")
     return Update(down, up, alpha, halves.get("mid"))
 
 
@@ -322,7 +328,7 @@ def _read_alphas(file: WeightFile) -> dict[str, Alpha]:
     else:
         try:
             settings = json.loads(file.header.notes.get("lora_adapter_metadata", "{}"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError("its lora_adapter_metadata is not JSON: download it again") from error
     if not isinstance(settings, dict):
         raise ValueError("its LoRA metadata is not a JSON object: download it again")
@@ -332,6 +338,8 @@ def _read_alphas(file: WeightFile) -> dict[str, Alpha]:
         if field in ("alpha_pattern", "use_dora", "layer_replication") and value:
             raise ValueError(f"its {field} is {value!r}; only plain LoRA is supported")
         if field == "lora_alpha" and isinstance(value, int | float):
+            if not abs(value) <= sys.float_info.max:
+                raise ValueError(f"its {name} is {str(value)[:50]}: download it again")
             root = bool(settings.get(f"{part}.use_rslora", False))
             alphas[part] = Alpha(float(value), root)
     return alphas

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from triptych.config import from_json, read_object, to_json
+from triptych.config import from_json, read_object, settings_of_others, to_json
 from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.autoencoder import tiny_published
 from triptych.systems.stable_diffusion.model import StableDiffusionConfig
@@ -86,17 +86,20 @@ def read_folder(path: Path, variant: str = "") -> Folder:
             of a configuration is not supported.
     """
     index = _read_object(path / "model_index.json")
-    _check_pipeline(index)
+    with settings_of_others(path / "model_index.json"):
+        _check_pipeline(index)
     parts: dict[str, Json] = {}
     for name in (*NETWORKS, "scheduler"):
         if _has_part(index, name):
             file = "scheduler_config.json" if name == "scheduler" else "config.json"
             parts[name] = _read_part(path, name, file)
     _check_parts(index, parts)
-    config, notes = parse_configs(index, parts)
+    with settings_of_others(path):
+        config, notes = parse_configs(index, parts)
     own = path / OWN_FILE
     if own.is_file():
-        config = add_own_settings(config, _read_object(own))
+        with settings_of_others(own):
+            config = add_own_settings(config, _read_object(own))
     files, variants = {}, set()
     for name in (name for name in NETWORKS if name in parts):
         files[name], used = choose_variant(path / name, variant)
