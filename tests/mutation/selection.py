@@ -6,26 +6,28 @@ from pathlib import Path
 
 ELSEWHERE = ("cli", "examples", "learning", "mutation", "written_before")
 """Folders of tests about the whole rather than a module."""
-KILLS = ("test_kills.py", "test_cache_kills.py")
-"""Tests that start and kill processes for minutes."""
+PROCESSES = ("test_kills.py", "test_cache_kills.py", "test_distributed.py")
+"""Tests that start processes judge the module of their name only."""
 
 
 def tests_of_modules(root: Path, modules: Iterable[str]) -> dict[str, list[str]]:
     """For each module, relative to the package: the test file at the same place under `tests`, and
-    those that import it.
+    those of its package, or of faults, that import it; where there is none, all that import it.
     """
-    imported = {
-        path: imports(path)
-        for path in sorted((root / "tests").rglob("test_*.py"))
-        if path.relative_to(root / "tests").parts[0] not in ELSEWHERE and path.name not in KILLS
-    }
+    imported = {path: imports(path) for path in sorted((root / "tests").rglob("test_*.py"))}
     found = {}
     for file in sorted(modules):
         place = Path(file).with_suffix("")
         mirror = root / "tests" / place.parent / f"test_{place.name}.py"
         name = ".".join(("triptych", *place.parts))
-        files = [path for path, names in imported.items() if path == mirror or name in names]
-        found[file] = [path.relative_to(root).as_posix() for path in files]
+        near, far = [], []
+        for path, names in imported.items():
+            folder = path.relative_to(root / "tests").parts[0]
+            if path == mirror:
+                near.append(path)
+            elif name in names and folder not in ELSEWHERE and path.name not in PROCESSES:
+                (near if folder in (place.parts[0], "faults") else far).append(path)
+        found[file] = [path.relative_to(root).as_posix() for path in near or far]
     return found
 
 

@@ -122,24 +122,29 @@ def test_a_sample_is_of_its_seed_and_stays_as_the_package_grows() -> None:
     assert 0 < len(kept) < 10 and kept[:5] == first[: len(kept)]
 
 
-def test_a_module_is_judged_by_its_mirror_and_by_what_imports_it(tmp_path: Path) -> None:
+def test_a_module_is_judged_by_its_mirror_and_by_what_imports_it_near_by(tmp_path: Path) -> None:
     for path, text in {
         "nn/test_norm.py": "",
-        "systems/test_unet.py": "from triptych.nn.norm import GroupNorm",
-        "vision/test_images.py": "from triptych.nn import norm, position",
-        "nn/test_attention.py": "from triptych.nn.attention import attend",
-        "cli/test_commands.py": "import triptych.nn.norm",
+        "nn/test_attention.py": "from triptych.nn import norm, position",
+        "nn/test_lora.py": "from triptych.nn.lora import add",
+        "faults/test_checkpoints.py": "import triptych.nn.norm",
         "faults/test_kills.py": "import triptych.nn.norm",
+        "systems/test_unet.py": "from triptych.nn.norm import GroupNorm\nimport triptych.nn.levels",
+        "cli/test_commands.py": "import triptych.nn.norm, triptych.nn.loss",
         "nn/tiny.py": "import triptych.nn.norm",
     }.items():
         place = tmp_path / "tests" / path
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
-    found = select(tmp_path, ["nn/norm.py", "nn/position.py", "nn/lora.py"])
+    names = ("norm", "position", "lora", "levels", "loss")
+    found = select(tmp_path, [f"nn/{name}.py" for name in names])
     assert found == {
         "nn/norm.py": [
-            "tests/nn/test_norm.py", "tests/systems/test_unet.py", "tests/vision/test_images.py"
+            "tests/faults/test_checkpoints.py", "tests/nn/test_attention.py",
+            "tests/nn/test_norm.py",
         ],
-        "nn/position.py": ["tests/vision/test_images.py"],
-        "nn/lora.py": [],
+        "nn/position.py": ["tests/nn/test_attention.py"],
+        "nn/lora.py": ["tests/nn/test_lora.py"],
+        "nn/levels.py": ["tests/systems/test_unet.py"],
+        "nn/loss.py": [],
     }  # fmt: skip
