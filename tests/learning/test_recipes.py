@@ -204,25 +204,32 @@ def test_autoencoder_learns_eight_pictures_by_heart(eight: Path, latents_of_eigh
         assert (autoencoder.decode(latents) - image).abs().mean() < 0.06
 
 
-@pytest.mark.parametrize("where", ["pixels", "latents", "bag of words", "muon"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "latents, bag of words, muon",
+        *[pytest.param(w, marks=pytest.mark.slow) for w in ("pixels", "latents", "words", "muon")],
+    ],
+)
 def test_text_to_image_learns_eight_pictures_by_heart(
     eight: Path, latents_of_eight: Path, tmp_path: Path, where: str
 ) -> None:
     """The name of a class draws the picture of that class, whatever the noise."""
-    training = settings(eight, 400, ema_halflife=20, log_every=100, schedule="cosine")
+    steps = 200 if "words, muon" in where else 400
+    training = settings(eight, steps, ema_halflife=20, log_every=100, schedule="cosine")
     request = TrainTextToImage(
         training,
         **SMALL | {"widths": (32,), "transformers": (1,), "text_width": 32},
-        autoencoder=str(latents_of_eight) if where == "latents" else "",
+        autoencoder=str(latents_of_eight) if "latents" in where else "",
         predicts="sample",
         loss_space="flow",
         templates="name",
         drop=0.0,
         learning_rate=3e-3,
     )
-    if where == "bag of words":
+    if "words" in where:
         request = dataclasses.replace(request, text_layers=0, text_pool="mean")
-    if where == "muon":
+    if "muon" in where:
         request = dataclasses.replace(request, optimizer="muon", matrix_rate=0.02)
     recipe = build(request)
     for _ in fit(recipe, training, tmp_path):

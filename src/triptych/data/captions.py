@@ -13,8 +13,8 @@ from triptych.scenes.descriptions import caption
 
 
 def captions_of(source: Source, most: int) -> list[tuple[str, ...]]:
-    """All captions of up to `most` pictures, evenly spread over the source. A folder's pictures are
-    not opened.
+    """All captions of up to `most` pictures, evenly spread over the source. Pictures of
+    folders are not opened, and scenes are not drawn.
 
     Raises:
         ValueError: the source has no captions.
@@ -27,6 +27,8 @@ def captions_of(source: Source, most: int) -> list[tuple[str, ...]]:
         annotations = source.index.annotations.captions
         assert annotations is not None
         return [tuple(annotations[int(row)]) for row in source.rows[chosen]]
+    if isinstance(source, SceneSource):
+        return [(caption(scene),) for scene in source.scenes(chosen.tolist())]
     captions: list[tuple[str, ...]] = []
     for start in range(0, len(chosen), 256):
         read = source.read(chosen[start : start + 256].tolist())["caption"]
