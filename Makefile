@@ -12,6 +12,9 @@ SHAPED := triptych.nn,$(SYSTEMS).autoencoder.model,$(SYSTEMS).autoencoder.object
 SHAPE_TESTS := tests/nn $(wildcard tests/systems/*/test_model.py tests/systems/*/test_unet.py \
 	tests/systems/*/test_perceptual.py)
 
+# Two processes of one thread each: small networks are slower on two threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow and not gpu and not network"
+
 .PHONY: demo test check nightly bench clean
 
 demo: .venv/demo-ready  ## install, train a conditional VAE on real handwriting, leave pictures in runs/demo
@@ -25,8 +28,8 @@ check:
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not slow and not gpu and not network"
-	$(BIN)/pytest --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPE_TESTS)
+	$(PYTEST) $(SHAPE_TESTS:%=--ignore=%)
+	$(PYTEST) --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPE_TESTS)
 
 nightly: .venv/test-ready  ## the long fault and learning tests, and how many of 200 small mistakes the tests notice
 	$(BIN)/pytest -m "slow"

@@ -219,7 +219,10 @@ def test_a_signal_ends_a_command_with_its_code(command, number, code, monkeypatc
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_while_evaluate_trains_a_judge(trained, tmp_path, number, code) -> None:
     copy, said = shutil.copytree(trained, tmp_path / "cvae"), []  # with no judge beside it
     words = ["evaluate", str(copy), "--no-score", "--likelihood-pictures", "20"]

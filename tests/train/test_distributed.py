@@ -131,7 +131,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(folder: Path) ->
     assert [row["step"] for row in journals[0]] == list(range(1, 7))
 
 
-@pytest.mark.parametrize("how", ["raises", "killed"])
+@pytest.mark.parametrize("how", ["raises", pytest.param("killed", marks=pytest.mark.slow)])
 def test_one_process_that_fails_ends_all(tmp_path: Path, how: str) -> None:
     """Without a launcher that would end them; the reason is said once, without a traceback."""
     processes = start(["-m", "tests.train.ranks", how, str(tmp_path)], ROOT)
@@ -167,6 +167,7 @@ sys.exit(code or any("gloo" in name for name in threads))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed on Linux")
 def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
     """One that does may abort the process where Python ends, after the work is done."""
@@ -177,6 +178,7 @@ def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
     assert results[0][0] == 0, results[0][2]
 
 
+@pytest.mark.slow
 def test_torchrun_starts_it(tmp_path: Path) -> None:
     arguments = split("-m -- triptych train siglip --run run --steps 2 --batch-size 4 --width 16")
     small = split("--layers 1 --heads 2 --text-width 16 --text-layers 1 --text-heads 2 --json")

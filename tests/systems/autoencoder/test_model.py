@@ -324,6 +324,7 @@ def test_accumulated_halves_are_the_whole(parts):
     assert whole.count == halves[0].count + halves[1].count == 4
 
 
+@pytest.mark.slow
 def test_a_fresh_one_learns_four_pictures():
     torch.manual_seed(0)
     model = Reconstruction(Autoencoder(AutoencoderConfig(widths=(16, 16), blocks=1, groups=4)))

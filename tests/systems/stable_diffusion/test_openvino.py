@@ -94,6 +94,7 @@ def test_it_is_torchs_picture(tiny, fields, common, monkeypatch) -> None:
         assert psnr(one, other) >= 60
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_one_conversion_is_for_all_sizes(tiny, cache, monkeypatch) -> None:
     pictures(tiny, backend="openvino")
@@ -115,6 +116,7 @@ def test_inpainting_with_nine_channels(tmp_path) -> None:
     assert psnr(pictures(model, **fields, backend="openvino"), expected) >= 60
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_sizes_and_a_pooled_vector_as_of_xl() -> None:
     settings = config()
@@ -129,6 +131,7 @@ def test_sizes_and_a_pooled_vector_as_of_xl() -> None:
     assert psnr(found, expected) >= 60
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_precision_is_the_projects_choice(tiny, common, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", common)
@@ -169,6 +172,7 @@ def test_a_later_start_takes_what_is_there(tmp_path, cache, monkeypatch) -> None
     assert times(cache) == written
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_other_weights_are_another_conversion(cache) -> None:
     models = [loaded() for _ in range(2)]
@@ -180,6 +184,7 @@ def test_other_weights_are_another_conversion(cache) -> None:
     assert psnr(*found) < 60
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_a_lora_is_another_conversion_and_that_is_said(tiny, cache, tmp_path) -> None:
     lora = f"{lora_file(tiny.model, tmp_path)}:0.7"
@@ -196,6 +201,7 @@ def test_a_lora_is_another_conversion_and_that_is_said(tiny, cache, tmp_path) ->
 # None that is half
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_what_was_cut_short_is_converted_again(tiny, cache) -> None:
     expected = pictures(tiny, backend="openvino")
@@ -247,6 +253,7 @@ def test_a_full_disk_is_said_before_anything_is_written(tiny, cache, monkeypatch
     assert [path.name for path in cache.iterdir()] == ["lock"]
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_nothing_is_reported_to_anyone(tiny, monkeypatch) -> None:
     """`openvino.convert_model` does, without asking."""
