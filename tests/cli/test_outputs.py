@@ -10,7 +10,7 @@ import pytest
 from tests.systems.stable_diffusion.tiny_stable_diffusion import saved
 from triptych import training
 from triptych.cli.main import run
-from triptych.cli.output import free_path, next_number, require_file, require_folder
+from triptych.cli.places import free_path, next_number, require_file, require_folder
 from triptych.requests import TrainCvae, Training
 from triptych.train.journal import lock_run
 from triptych.vision.images import save_picture

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import parse
-from triptych.cli.output import UsageError, finish, require_file, require_folder, say, say_skipped
+from triptych.cli.output import UsageError, finish, say, say_skipped
+from triptych.cli.places import require_file, require_folder
 from triptych.systems.classification.request import Classify
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError("--shots needs pictures whose classes are known: --labels auto")
     from triptych.running import run
 
-    result = finish(run(parsed.request), lambda so_far: f"{len(so_far.names):,} pictures", 10)
+    result = finish(run(parsed.request), lambda so_far: f"{len(so_far.names):,} pictures")
     say_skipped(result.skipped)
     _say_cut(result.cut)
     if parsed.request.evaluated:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import choose_command, parse
-from triptych.cli.output import bar, printable, require_file, say
+from triptych.cli.output import Lines, bar, printable, say
+from triptych.cli.places import require_file
 
 if TYPE_CHECKING:
     from triptych.data.disk.check import Checked, Survey
@@ -69,8 +70,14 @@ def _decode(index: "Index") -> "Mapping[int, Checked]":
 
     from triptych.data.disk.check import check_pictures
 
+    found: dict[int, Checked] = {}
+    lines, total = Lines(), len(index)
     with bar("decoding", BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn()) as progress:
-        return {seen.row: seen for seen in progress.track(check_pictures(index), len(index))}
+        for seen in progress.track(check_pictures(index), total):
+            found[seen.row] = seen
+            if progress.disable:
+                lines.show(len(found) / total, f"{len(found):,} of {total:,} pictures decoded")
+    return found
 
 
 def _print(seen: "Survey") -> None:

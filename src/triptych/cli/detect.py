@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from triptych.cli.arguments import parse
-from triptych.cli.output import UsageError, finish, printable, require_folder, say
+from triptych.cli.output import UsageError, finish, printable, say
+from triptych.cli.places import require_folder
 from triptych.systems.detection.request import Detect
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.cli.arguments import find_options, parse, split_words
-from triptych.cli.output import printable, require_file, say
+from triptych.cli.output import printable, say
+from triptych.cli.places import require_file
 from triptych.systems.two_towers.request import Embed
 
 if TYPE_CHECKING:

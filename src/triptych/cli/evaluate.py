@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import Option, find_options, parse, refuse_others, split_words
 from triptych.cli.main import Interrupt, stop
-from triptych.cli.output import require_folder, say
+from triptych.cli.output import Lines, say
+from triptych.cli.places import require_folder
 from triptych.system import System
 from triptych.systems import KINDS, RECIPES, SYSTEMS, find_command, find_recipe
 
@@ -145,13 +146,12 @@ def train_model(request: "TrainRequest", run: Path, name: str) -> "Loaded":
         recipes = find_recipe(before), find_recipe(request)
         raise ValueError(f"{run} is a {recipes[0]} run; the {name} is a {recipes[1]}")
     request = before or request
-    steps = train(request, run)
+    steps, lines, total = train(request, run), Lines(at_once=True), request.training.steps
     with Interrupt() as interrupt:
         for report in steps:
-            if report.row:
-                accuracy = report.terms["accuracy"]
-                total = request.training.steps
-                say(f"  {name}: step {report.step}/{total} accuracy {accuracy:.3f}")
+            accuracy = report.terms["accuracy"]
+            what = f"{name}: step {report.step:,}/{total:,}  accuracy {accuracy:.3f}"
+            lines.show(report.step / total, what)
             if interrupt.signal:
                 steps.close()
                 stop(interrupt.signal)

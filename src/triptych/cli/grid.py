@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from triptych.cli.arguments import parse
 from triptych.cli.generate.text_pictures import to_record
-from triptych.cli.output import PICTURE_ENDINGS, UsageError, free_path, require_file, say, watch
+from triptych.cli.output import UsageError, say, watch
+from triptych.cli.places import PICTURE_ENDINGS, free_path, require_file
 from triptych.config import from_json, nearest, to_json
 from triptych.systems.stable_diffusion.request import TextToImage
 

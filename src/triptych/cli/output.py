@@ -1,12 +1,10 @@
 """What a command prints: messages, progress bars, previews of pictures."""
 
-import errno
-import os
-import re
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import chain, count
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -19,8 +17,7 @@ if TYPE_CHECKING:
 
 WIDTH = 40  # characters of a preview in a terminal
 EVERY = 0.5  # seconds between two previews
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-NUMBERED = re.compile(r"(\d{4,9})-\d")  # how the names of numbered pictures begin
+PAUSE = 10.0  # seconds between two lines of progress
 SKIPPED = 5  # pictures that could not be read and are listed
 
 
@@ -49,49 +46,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
 
 
-def require_folder(flag: str, folder: Path) -> None:
-    """Check, before the work, that a folder for results exists or can be made.
-
-    Raises:
-        UsageError: the path, or a part of it, is a file.
-        PermissionError: it is a folder that cannot be written.
-    """
-    there = next(part for part in (folder, *folder.parents) if os.path.lexists(part))
-    if not there.is_dir():
-        below = f": {there} is a file" if there != folder else " is a file"
-        raise UsageError(f"{flag} {folder}{below}; give a folder, new or existing")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "is not writable", str(there))
-
-
-def require_file(flag: str, file: Path, endings: Collection[str] = ()) -> None:
-    """Check, before the work, that a file can be written, and its ending.
-
-    Raises:
-        UsageError: the path is a folder, a part of it is a file, or it ends otherwise.
-        PermissionError: its folder cannot be written.
-    """
-    if endings and file.suffix.lower() not in endings:
-        *others, last = endings
-        listed = f"{', '.join(others)} or {last}" if others else last
-        raise UsageError(f"{flag} {file} should end in {listed}")
-    if file.is_dir():
-        raise UsageError(f"{flag} {file} is a folder; give the name of a file")
-    require_folder(flag, file.parent)
-
-
-def next_number(folder: Path) -> int:
-    """The number of the next picture of a folder: one above those there, such as 0012-7.png."""
-    names = [path.name for path in folder.glob("*")]
-    return max((int(m[1]) + 1 for m in map(NUMBERED.match, names) if m), default=0)
-
-
-def free_path(path: Path) -> Path:
-    """The path; where it exists, the first of NAME-2.png, NAME-3.png, ... that does not."""
-    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
-    return next(one for one in chain([path], numbered) if not one.exists())
-
-
 def say_skipped(skipped: Mapping[str, str]) -> None:
     """Print the first pictures that could not be read, and the reasons."""
     for name, reason in list(skipped.items())[:SKIPPED]:
@@ -100,23 +54,46 @@ def say_skipped(skipped: Mapping[str, str]) -> None:
         say(f"  and {more:,} more pictures that could not be read (--json lists all)")
 
 
-def finish(work: Iterator[AnyStep], label: Callable[[AnyStep], str], lines: int = 0) -> AnyStep:
-    """Run to the last item under a progress bar; not on a terminal, print so many lines on the way.
+class Lines:
+    """Progress without a terminal: at most a line every ten seconds, with what a bar shows."""
+
+    def __init__(self, *, at_once: bool = False, say: Callable[..., None] = say) -> None:
+        """With `at_once` there is a line at the first call, else at the first after ten seconds."""
+        self.say = say
+        self.began = time.monotonic()
+        self.last = -PAUSE if at_once else 0.0  # seconds from the beginning to the last line
+        self.start: float | None = None
+
+    def show(self, done: float, text: str) -> None:
+        """`done` is the share of the work, 0 to 1; what was done before the first call takes no
+        part in the estimate of the time left.
+        """
+        passed = time.monotonic() - self.began
+        if self.start is None:
+            self.start, self.began, passed = done, time.monotonic(), 0.0
+        if passed - self.last < PAUSE or done >= 1:
+            return
+        self.last = passed
+        rate = (done - self.start) / passed if passed > 0 else 0.0
+        left = f", {timedelta(seconds=round((1 - done) / rate))} left" if rate > 0 else ""
+        self.say(f"  {done:.0%}{left}: {text}" if text else f"  {done:.0%}{left}")
+
+
+def finish(work: Iterator[AnyStep], label: Callable[[AnyStep], str]) -> AnyStep:
+    """Run to the last item under a progress bar, or with lines where there is no terminal.
 
     `label` says of an item what has been done.
     """
-    first, printed = next(work), 0
-    item = first
+    item = first = next(work)
     if sys.stderr.isatty() and first.done < 1:
         with bar() as progress:
             task = progress.add_task(label(first), total=1.0)
             for item in work:
                 progress.update(task, completed=item.done, description=label(item))
         return item
+    lines = Lines()
     for item in chain([first], work):
-        if int(lines * item.done) > printed and item.done < 1:
-            printed = int(lines * item.done)
-            say(f"  {item.done:.0%}: {label(item)}")
+        lines.show(item.done, label(item))
     return item
 
 
@@ -140,9 +117,11 @@ def watch(
     """The same items, with a progress bar and a small preview of each on a terminal. `file` is
     rewritten with the previews, which `project` makes of the items.
     """
-    terminal = sys.stderr.isatty()
+    terminal, lines = sys.stderr.isatty(), Lines()
     if not terminal and file is None:
-        yield from work
+        for item in work:
+            lines.show(item.done, f"{len(item.pictures)} pictures")
+            yield item
         return
     from rich.console import Console, Group
     from rich.live import Live
@@ -157,6 +136,8 @@ def watch(
         for item in work:
             count = f"{len(item.pictures)} pictures"
             progress.update(task, completed=item.done, description=count)
+            if not terminal:
+                lines.show(item.done, count)
             if time.monotonic() - last >= EVERY and (picture := project(item)) is not None:
                 last = time.monotonic()
                 if file is not None:

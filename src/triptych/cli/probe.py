@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from triptych.cli.arguments import parse
 from triptych.cli.classify import draw_report, learn_from_few, say_accuracy
-from triptych.cli.output import finish, require_folder, say, say_skipped
+from triptych.cli.output import finish, say, say_skipped
+from triptych.cli.places import require_folder
 
 if TYPE_CHECKING:
     from triptych.data.gallery import Gallery
@@ -96,7 +97,7 @@ def _embed(loaded: "Loaded", pictures: "Gallery", batch: int) -> "Features":
     from triptych.systems.classification.frozen import embed_gallery
 
     steps = embed_gallery(loaded, pictures, batch)
-    features = finish(steps, lambda so_far: f"{len(so_far.labels):,} pictures", lines=4)
+    features = finish(steps, lambda so_far: f"{len(so_far.labels):,} pictures")
     say_skipped(features.skipped)
     return features
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import parse
-from triptych.cli.output import PICTURE_ENDINGS, finish, printable, require_file, say, say_skipped
+from triptych.cli.output import finish, printable, say, say_skipped
+from triptych.cli.places import PICTURE_ENDINGS, require_file
 from triptych.systems.search.request import Search
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import find_options, parse, split_words
 from triptych.cli.main import Interrupt
-from triptych.cli.output import UsageError, bar, require_folder, say
+from triptych.cli.output import Lines, UsageError, bar, say
+from triptych.cli.places import require_folder
 from triptych.config import nearest
 from triptych.systems import RECIPES, find_recipe
 from triptych.train.settings import TrainRequest
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from triptych.train.recipe import Progress
 
 FINE_TUNE = "fine-tune"  # the preset for `--init`, of recipes that have one
-PAUSE = 5.0  # seconds between lines about work before the first step
 BASIC = (
     "run", "preset", "resume", "data", "size", "condition", "init", "autoencoder", "clip", "lora",
     "words", "method", "steps", "batch_size", "learning_rate", "precision", "seed",
@@ -189,10 +189,14 @@ def _show(
         for report in steps:
             yield report.step, None
         return
+    began, drawn = time.monotonic(), 0.0
     if not sys.stderr.isatty():
+        lines = Lines(at_once=True)
         for report in steps:
-            if report.row:
-                say(_line(report.row, total))
+            count, speed = f"step {report.step:,}/{total:,}", _speed(report.step - start, began)
+            lines.show(report.step / total, f"{count}, {speed}  {_terms(report.terms)}")
+            if report.step == total:
+                say(f"  100%: {count}, {speed}  {_figures(report.row or {})}")
             yield report.step, report.row
         return
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -212,35 +216,45 @@ def _show(
     )
     with bar(*columns, transient=False) as progress:
         task = progress.add_task("", total=total, completed=start, terms="", speed="")
-        began, drawn = time.monotonic(), 0.0
         for report in steps:
             now = time.monotonic()
             if now - drawn > 0.25 or report.row:
-                speed = f"{(report.step - start) / max(now - began, 1e-9):.1f} /s"
-                named = {abs(v): (k, v) for k, v in reversed(report.terms.items())}  # elbo is -loss
-                shown = "  ".join(f"{k} {v:.4g}" for k, v in list(named.values())[:-4:-1])
-                progress.update(task, completed=report.step, terms=shown, speed=speed)
+                speed, terms = _speed(report.step - start, began), _terms(report.terms)
+                progress.update(task, completed=report.step, terms=terms, speed=speed)
                 drawn = now
             yield report.step, report.row
 
 
+def _speed(steps: int, began: float) -> str:
+    speed = steps / max(time.monotonic() - began, 1e-9)
+    return f"{speed:.1f} /s" if speed >= 1 else f"{speed:.2g} /s"
+
+
+def _terms(terms: dict[str, float]) -> str:
+    """The first three that say something new: a bound, such as the elbo, is the negative loss."""
+    named = {abs(v): (k, v) for k, v in reversed(terms.items())}
+    return "  ".join(f"{k} {v:.4g}" for k, v in list(named.values())[:-4:-1])
+
+
+def _figures(row: dict[str, Any]) -> str:
+    """All figures of a row of the journal."""
+    numbers = {k: v for k, v in row.items() if k not in ("step", "rate")}
+    return "  ".join(f"{k} {v:.4g}" for k, v in numbers.items() if not isinstance(v, list))
+
+
 def _wait(work: "Iterator[Progress]", say: Callable[..., None]) -> None:
     """Run the work before the first step, and print now and then how far it is."""
-    last, shown = time.monotonic(), ("", 0)
+    before, lines = "", Lines(say=say)
     for what, done, total in work:
-        now = time.monotonic()
+        if what != before:
+            lines = Lines(say=say)
         if not total:
             say(what)
-        elif (done == total and shown[0] == what) or now - last > PAUSE:
+        elif done < total:
+            lines.show(done / total, f"{what}: {done:,} of {total:,}")
+        elif what == before:
             say(f"{what}: {done:,} of {total:,}")
-            last = now
-        shown = what, done
-
-
-def _line(row: dict[str, Any], total: int) -> str:
-    numbers = {k: v for k, v in row.items() if k not in ("step", "rate")}
-    shown = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items() if not isinstance(v, list))
-    return f"step {row['step']}/{total}  {shown}"
+        before = what
 
 
 def _request_of_run(recipe: str, run: str) -> TrainRequest:

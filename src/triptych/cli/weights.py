@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from triptych.cli.arguments import choose_command, parse
-from triptych.cli.output import UsageError, printable, require_folder, say
+from triptych.cli.output import UsageError, printable, say
+from triptych.cli.places import require_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import parse
-from triptych.cli.output import UsageError, finish, free_path, next_number, require_folder, say
+from triptych.cli.output import UsageError, finish, say
+from triptych.cli.places import free_path, next_number, require_folder
 from triptych.config import to_json
 from triptych.systems.class_to_image.request import ClassToImage
 

@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from triptych.cli.arguments import find_options, parse, render_help, split_words
 from triptych.cli.generate.from_parameters import read_parameters
-from triptych.cli.output import (
-    PICTURE_ENDINGS,
-    UsageError,
-    next_number,
-    require_file,
-    require_folder,
-    say,
-    watch,
-)
+from triptych.cli.output import UsageError, say, watch
+from triptych.cli.places import PICTURE_ENDINGS, next_number, require_file, require_folder
 from triptych.config import to_json
 from triptych.systems.stable_diffusion.request import TextToImage, parse_lora, parse_size
 
