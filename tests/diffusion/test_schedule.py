@@ -1,8 +1,10 @@
 """Schedules: what they promise one another, and against their definitions."""
 
+import math
 from itertools import pairwise
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from triptych.diffusion.schedule import (
     zero_terminal,
 )
 from triptych.diffusion.spacing import Kind, Spacing, levels, start_scale
+from triptych.diffusion.steps import Level
 
 SD = Discrete(tuple(betas("scaled_linear", 0.00085, 0.012)))
 ZERO = Discrete(tuple(zero_terminal(betas("scaled_linear", 0.00085, 0.012))))
@@ -32,6 +35,61 @@ def test_a_level_is_found_by_its_ratio(name) -> None:
         level = schedule.at(time)
         found = schedule.of_ratio(level.ratio)
         assert found == pytest.approx(level, rel=1e-6)
+
+
+def test_betas_are_those_of_the_papers() -> None:
+    """By numpy, from arXiv:2006.11239 (section 4), the code of Stable Diffusion, arXiv:2102.09672
+    (equation 17) and GeoDiff's sigmoid.
+    """
+    ramp = np.linspace(0, 1, 1000)
+    assert betas("linear") == pytest.approx(np.linspace(1e-4, 0.02, 1000))
+    roots = np.linspace(np.sqrt(0.00085), np.sqrt(0.012), 1000)
+    assert betas("scaled_linear", 0.00085, 0.012) == pytest.approx(roots**2)
+    sigmoid = 1 / (1 + np.exp(-(12 * ramp - 6)))
+    assert betas("sigmoid", 1e-3, 0.5) == pytest.approx(1e-3 + (0.5 - 1e-3) * sigmoid)
+    f = np.cos((np.arange(301) / 300 + 0.008) / 1.008 * np.pi / 2) ** 2
+    cosine = betas("cosine", count=300)
+    assert cosine == pytest.approx(np.minimum(1 - f[1:] / f[:-1], 0.999)) and max(cosine) == 0.999
+    assert betas("linear", 0.1, 0.3, 2) == [0.1, pytest.approx(0.3)]
+
+
+def test_zero_terminal_stretches_the_roots_of_the_signal() -> None:
+    """arXiv:2305.08891, algorithm 1, in numpy."""
+    given = np.array(betas("scaled_linear", 0.00085, 0.012))
+    roots = np.sqrt(np.cumprod(1 - given))
+    roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    signal = np.concatenate([roots[:1] ** 2, roots[1:] ** 2 / roots[:-1] ** 2])
+    assert zero_terminal(given.tolist()) == pytest.approx(1 - signal)
+
+
+@pytest.mark.parametrize("table", [SD, ZERO])
+def test_between_times_ratios_are_interpolated(table) -> None:
+    """Linearly by the time, as diffusers does, and by the logarithm of the ratio the other way."""
+    bar = np.cumprod(1 - np.array(table.betas))
+    with np.errstate(divide="ignore"):
+        ratios = np.sqrt((1 - bar) / bar)
+    for time in (0.25, 1.5, 400.9, 997.5):
+        ratio = np.interp(time, np.arange(1000), ratios)
+        level = table.at(time)
+        assert level.ratio == pytest.approx(ratio) and level.time == time
+        assert level.alpha**2 + level.sigma**2 == pytest.approx(1)
+        back = np.interp(np.log(ratio), np.log(ratios[:999]), np.arange(999))
+        assert table.of_ratio(ratio).time == pytest.approx(back)
+        assert table.of_ratio(ratio).ratio == pytest.approx(ratio)
+    for time, kept in ((-3.0, ratios[0]), (2000.0, ratios[-1])):
+        assert table.at(time).ratio == pytest.approx(kept)  # as at the end of the table
+    assert (table.of_ratio(0.0).sigma, table.of_ratio(0.0).time) == (0, 0)
+    assert table.of_ratio(math.inf) == Level(0.0, 1.0, 999.0)
+    assert table.of_ratio(1e5).time == (999 if table is SD else 998)
+
+
+def test_edm_s_time_is_a_quarter_of_the_logarithm() -> None:
+    """arXiv:2206.00364, table 1."""
+    schedule = Edm(sigma_min=0.01, sigma_max=50)
+    assert schedule.noisiest == pytest.approx(np.log(50) / 4)
+    assert schedule.cleanest == pytest.approx(np.log(0.01) / 4)
+    assert schedule.at(0.3) == pytest.approx(Level(1.0, np.exp(1.2), 0.3))
+    assert schedule.of_ratio(7.0) == pytest.approx(Level(1.0, 7.0, np.log(7) / 4))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -131,9 +189,17 @@ def test_wrong_settings_are_refused() -> None:
     for wrong in (
         lambda: Discrete((0.5,)),
         lambda: Discrete((0.5, 0.0)),
+        lambda: Discrete((0.5, 1.1)),
         lambda: betas("linear", 0.02, 0.01),
+        lambda: betas("linear", 0.0, 0.01),
+        lambda: betas("linear", 0.02, 1.0),
+        lambda: betas("linear", 0.01, 0.02, 1),
         lambda: Edm(sigma_min=0.0),
+        lambda: Edm(sigma_min=1.0, sigma_max=1.0),
+        lambda: Edm(sigma_max=math.inf),
         lambda: Flow(shift=0.0),
+        lambda: Flow(least=0.0),
+        lambda: Flow(least=1.0),
         lambda: Spacing("uniform"),  # type: ignore[arg-type]
         lambda: Spacing(rho=0.0),
     ):
