@@ -8,6 +8,7 @@ import torch
 
 from triptych.diffusion.noise import BrownianNoise, PictureNoise, philox, philox_normal
 from triptych.diffusion.steps import Level
+from triptych.runtime import generator, key
 
 KNOWN = [  # the known-answer vectors that the authors of Philox publish (Random123, philox4x32-10)
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -74,6 +75,27 @@ def test_a_brownian_path_is_one_path() -> None:
     assert (walked([1, 2], like, [16.0, 9.0, 4.0, 2.5, 0.5, 0.0]) - whole).abs().max() < 1e-5
     alone = BrownianNoise([2], like[:1], 16.0)(level(9.0), level(4.0))
     assert torch.equal(alone[0], BrownianNoise([1, 2], like, 16.0)(level(9.0), level(4.0))[1])
+
+
+def test_a_path_is_levy_s_construction_and_stays_that_of_its_seed() -> None:
+    """Midpoints by hand from the numbers of their places, which stored pictures depend on: W(1),
+    then W(1/2), then W(1/4) and W(3/4), of a path to 16.
+    """
+
+    def drawn(depth: int, index: int) -> torch.Tensor:
+        return torch.randn(3, generator=generator(key(7, "path", depth, index)))
+
+    one = drawn(0, 0)
+    half = one / 2 + drawn(1, 0) / 2
+    quarter = half / 2 + drawn(2, 0) * math.sqrt(1 / 8)
+    more = (one + half) / 2 + drawn(2, 1) * math.sqrt(1 / 8)
+    walk = {16.0: one, 12.0: more, 8.0: half, 4.0: quarter, 0.0: torch.zeros(3)}
+    path = BrownianNoise([7], torch.zeros(1, 3), 16.0)
+    for a, b in pairwise(walk):
+        expected = (walk[a] - walk[b]) * 4 / math.sqrt(a - b)
+        torch.testing.assert_close(path(level(a), level(b))[0], expected, atol=1e-6, rtol=1e-5)
+    pure = BrownianNoise([7], torch.zeros(1, 3), 16.0)(Level(0.0, 1.0), level(16.0))
+    assert torch.equal(pure[0], drawn(-1, 0))
 
 
 @pytest.mark.parametrize("steps", [2, 20, 200])

@@ -155,9 +155,8 @@ def _pytest(copy: Path, files: Sequence[str], limit: float) -> Outcome:
     return Outcome(False, told[0].split(" - ")[0].split(maxsplit=1)[1], seconds)
 
 
-def describe(mutant: Mutant) -> str:
+def describe(mutant: Mutant, source: str) -> str:
     """Place and difference of a mutant."""
-    source = (ROOT / PACKAGE / mutant.file).read_text(encoding="utf-8")
     name = str(PACKAGE / mutant.file)
     lines = (text.splitlines() for text in (source, mutant.apply(source)))
     diff = list(difflib.unified_diff(*lines, n=1, lineterm=""))[2:]
@@ -193,11 +192,12 @@ def main() -> int:
     options = parse_arguments()
     end = time.monotonic() + 60 * options.minutes
     modules = sorted(p for name in MUTATED for p in (ROOT / PACKAGE / name).rglob("*.py"))
-    mutants = []
+    mutants, sources = [], {}
     for path in modules:
         file = path.relative_to(ROOT / PACKAGE).as_posix()
         if file.startswith(options.within) and file not in DRAWINGS:
-            mutants += find(file, path.read_text(encoding="utf-8"))
+            sources[file] = path.read_text(encoding="utf-8")
+            mutants += find(file, sources[file])
     chosen = sample(mutants, options.count, options.seed)
     files = tests_of_modules(ROOT, {m.file for m in chosen})
     keys = digests(files)
@@ -233,7 +233,7 @@ def main() -> int:
                 print(
                     f"caught by {outcome.by}: {mutant.name}"
                     if outcome.by
-                    else f"\nsurvived: {describe(mutant)}\n",
+                    else f"\nsurvived: {describe(mutant, sources[mutant.file])}\n",
                     flush=True,
                 )
 
