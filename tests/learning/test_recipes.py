@@ -35,6 +35,7 @@ from triptych.systems.stable_diffusion.draw_prompts import draw_prompts
 from triptych.systems.wgan import model as wgan
 from triptych.train.loop import fit
 from triptych.training import build
+from triptych.vision.images import save_picture
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,55 @@ def test_three_steps_and_three_more_are_six(eight, words, tmp_path: Path, reques
     steps.close()
     assert [r.step for r in fit(build(request_), training, tmp_path / "broken")] == [4, 5, 6]
     same(tmp_path / "whole", tmp_path / "broken")
+
+
+REPRESENTATIVE = {type(request).__name__: request for request in REQUESTS}
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+def test_a_batch_larger_than_the_data_is_said(eight, words, name: str) -> None:
+    request_ = REPRESENTATIVE[name]
+    if isinstance(request_, TrainWordSpace):
+        request_ = dataclasses.replace(request_, words=str(words))
+    for size, said in ((5, False), (9, True)):
+        training = dataclasses.replace(settings(eight, 1), batch_size=size)
+        notes = build(dataclasses.replace(request_, training=training)).notes
+        assert any("a batch of 9 is larger" in note for note in notes) == said
+
+
+def folder_of_pictures(root: Path, names: str, captions: bool = False) -> str:
+    for place, name in enumerate(names):
+        for number in range(4):
+            path = root / (name if not captions else "all") / f"{place}{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_picture(path, np.full((8, 8, 1), 20 * place + number, np.uint8))
+            if captions:
+                path.with_suffix(".txt").write_text(f"picture {place}")
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    ("data", "first", "said"),
+    [
+        ("captions", "classes", "'captions' has captions and 'classes' has none"),
+        ("classes", "captions", "'captions' has captions and 'classes' has none"),
+        ("classes", "others", "must have the same classes"),
+        ("captions", "scenes", "choose one size"),
+    ],
+)
+def test_easier_data_that_do_not_fit_are_refused(tmp_path, data, first, said) -> None:
+    """Not at the step where the data change, hours later."""
+    made = {
+        "captions": folder_of_pictures(tmp_path / "captions", "ab", captions=True),
+        "classes": folder_of_pictures(tmp_path / "classes", "ab"),
+        "others": folder_of_pictures(tmp_path / "others", "abc"),
+        "scenes": "scenes-one",
+    }
+    training = settings(tmp_path, 4)
+    training = dataclasses.replace(training, data=made[data])
+    request_ = TrainTextToImage(training, **SMALL, first=made[first], first_steps=2)
+    with pytest.raises(ValueError, match=said):
+        build(request_)
 
 
 def test_cvae_learns_eight_pictures_by_heart(eight: Path, tmp_path: Path) -> None:

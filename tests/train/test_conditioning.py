@@ -145,3 +145,16 @@ def test_the_noise_of_a_grid_is_of_the_run_s_seed():
         draw = prepare_grid(Condition("none", 0), Pictures(), (3,), seed, torch.device("cpu"))
         draw(lambda _, noise: grids.append(noise) or torch.zeros(len(noise), 1, 4, 4))
     assert torch.equal(grids[0], grids[1]) and not torch.equal(grids[0], grids[2])
+
+
+@pytest.mark.parametrize("kind", ["label", "attributes"])
+def test_pictures_without_classes_can_be_trained_on_in_other_ways(kind):
+    captioned = Pictures(classes=(), attributes=(), vector=(), has_captions=True)
+    with pytest.raises(ValueError) as refused:
+        choose_condition(kind, captioned)
+    text = str(refused.value)
+    assert "`--condition none`" in text and "`triptych train text-to-image`" in text
+    assert ("a folder for each class" in text) == (kind == "label")
+    with pytest.raises(ValueError, match="a folder for each class") as refused:
+        choose_condition("label", Pictures(classes=()), required=True)
+    assert "--condition" not in str(refused.value) and "text-to-image" not in str(refused.value)

@@ -152,6 +152,7 @@ def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
         what = f"{recipe_name} on {training.data}, {count:,} parameters"
         where = f"{run}, by {world.size} processes" if world.size > 1 else str(run)
         say_first(f"{what}: steps {start + 1:,} to {training.steps:,} in {where}")
+        say_first(*(f"note: {note}" for note in recipe.notes))
         if recipe.chance:
             say_first(recipe.chance)
         if recipe.prepare:

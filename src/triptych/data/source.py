@@ -50,6 +50,8 @@ class SourceInfo:
     """Whether every picture has a caption."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Pictures that were left out when the source was opened: name to reason."""
+    notes: tuple[str, ...] = ()
+    """What to know before training on it, such as columns that are ignored."""
 
     @property
     def sides(self) -> dict[str, int]:

@@ -49,17 +49,28 @@ class Condition(NamedTuple):
         return (column - self.mean.to(column.device)) / self.std.to(column.device)
 
 
-def choose_condition(kind: str, source: Source, *, quadrants: int = 0) -> Condition:
+def choose_condition(
+    kind: str, source: Source, *, quadrants: int = 0, required: bool = False
+) -> Condition:
     """A condition of this kind with the sizes and statistics of a source.
 
     Raises:
-        ValueError: the source has no condition of that kind.
+        ValueError: the source has no condition of that kind; says what else can be trained on it,
+            `--condition none` only where the condition is not `required`.
     """
     info = source.info
     names = {"label": info.classes, "attributes": info.attributes, "vector": info.vector}
     if kind in names and not names[kind]:
-        available = ", ".join(k for k, values in names.items() if values) or "none"
-        raise ValueError(f"{info.name} has no {kind} to condition on; it has: {available}")
+        available = [k for k, values in names.items() if values]
+        ways = ["sort the pictures into a folder for each class"] if kind == "label" else []
+        if not required:
+            ways += [f"use `--condition {other}`" for other in (*available, "none")]
+        if info.has_captions:
+            ways.append("train on its captions with `triptych train text-to-image`")
+        raise ValueError(
+            f"{info.name} has no {kind} to condition on; it has: {', '.join(available) or 'none'}"
+            + ("." if not ways else f". You can {', or '.join(ways)}")
+        )
     if kind == "quadrants":
         return Condition(kind, 0, quadrants=quadrants)
     size = len(names.get(kind, ()))

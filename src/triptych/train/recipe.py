@@ -85,6 +85,8 @@ class Recipe:
     """Metrics of a module on held-out data, for the journal."""
     warn: Callable[[dict[str, Any]], str] | None = None
     """A warning about a row of the journal; empty if there is none."""
+    notes: tuple[str, ...] = ()
+    """What to know before the first step; most recipes pass `data_notes`."""
 
 
 def batches_for(
@@ -105,3 +107,15 @@ def batches_for(
         )
 
     return start_at
+
+
+def data_notes(source: Source, training: Training) -> tuple[str, ...]:
+    """What to know about the data of a run: what of it is not used, and a batch that is larger."""
+    info, notes = source.info, source.info.notes
+    if info.length is not None and training.batch_size > info.length:
+        notes += (
+            f"a batch of {training.batch_size:,} is larger than the {info.length:,} training "
+            f"pictures of {info.name!r}, so it has some of them several times: a --batch-size of "
+            f"at most {info.length:,} has each once",
+        )
+    return notes

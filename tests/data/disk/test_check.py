@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from triptych.cli.data import main
-from triptych.cli.main import UsageError
+from triptych.cli.main import UsageError, run
 from triptych.data.disk.check import check_pictures, survey
-from triptych.data.sources import open_index
+from triptych.data.sources import open_index, open_train_and_test
 
 
 @pytest.fixture
@@ -124,3 +124,54 @@ def test_an_endless_source_has_nothing_to_count(capsys):
 def test_digits(capsys):
     code, seen = checked(capsys, "digits")
     assert code == 0 and seen["splits"] == {"test": 297, "train": 1500} and not seen["held_out"]
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [["train"], ["test"], ["val"], ["train", "extra"], ["train", "val"], ["train", "test"], [""]],
+)
+def test_it_says_what_training_will_say(tmp_path, capsys, splits):
+    lines = []
+    for i, split in enumerate(splits * 3):
+        Image.new("L", (4, 4), i).save(tmp_path / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "split": split}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    problem = None
+    try:
+        open_train_and_test(str(tmp_path))
+    except ValueError as error:
+        problem = str(error)
+    code, seen = checked(capsys, tmp_path)
+    assert seen["problem"] == problem and code == (3 if problem else 0)
+    assert bool(problem) == (splits in (["test"], ["val"], ["train", "extra"]))
+
+
+def test_a_split_whose_pictures_are_all_bad_exits_3(tmp_path, capsys):
+    for i in range(40):
+        path = tmp_path / ("train" if i else "test") / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.effect_noise((16, 16), 50).save(path)
+    path = tmp_path / "test" / "0.png"
+    path.write_bytes(path.read_bytes()[:60])
+    code, seen = checked(capsys, tmp_path)
+    assert code == 3 and seen["problem"] == "no picture of the split 'test' can be read"
+
+
+def test_pictures_of_several_sizes_need_one_size(tmp_path, capsys):
+    for i in range(12):
+        Image.new("L", (4 + i, 4), i).save(tmp_path / f"{i}.png")
+    code, seen = checked(capsys, tmp_path)
+    assert code == 0 and "choose one size with --size" in seen["notes"][0]
+
+
+def test_a_small_class_folder_trains_as_it_was_checked(tmp_path, capsys):
+    for i in range(8):
+        path = tmp_path / "set" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), i).save(path)
+    code, seen = checked(capsys, tmp_path / "set")
+    assert code == 0 and seen["splits"] == {"train": 7, "test": 1}
+    words = ["--data", str(tmp_path / "set"), "--run", str(tmp_path / "run"), "--steps", "1"]
+    assert run(["train", "cvae", *words, "--widths", "8", "--latent", "2", "--device", "cpu"]) == 0
+    said = capsys.readouterr().err
+    assert "note: a batch of" in said and "larger than the 7 training pictures of 'set'" in said

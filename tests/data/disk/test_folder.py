@@ -402,3 +402,14 @@ def test_coco(real_data):
     index = open_index(str(real_data / "coco128_256"))
     assert len(index) == 256 and sum(map(len, index.annotations.boxes)) == 1827
     assert index.annotations.captions is None and index.skipped == {}
+
+
+@pytest.mark.parametrize("count", [*range(1, 12), 25])
+def test_a_few_pictures_have_both_splits(tmp_path, count):
+    """Training needs something to learn from and something to be judged by."""
+    for i in range(count):
+        picture(tmp_path / "ab"[i % 2] / f"{i}.png", i)
+    train, test = open_train_and_test(str(tmp_path))
+    learned, judged = (set(source.rows.tolist()) for source in (train, test))
+    assert learned | judged == set(range(count)) and learned and judged
+    assert not learned & judged or count == 1

@@ -14,6 +14,7 @@ import numpy as np
 from triptych.data.disk.files import reason
 from triptych.data.disk.index import Index, refuse_unusable
 from triptych.data.disk.splits import holds_out, rows_of
+from triptych.data.disk.table import several_sizes
 from triptych.data.source import Source
 
 CHUNK = 512  # pictures decoded at a time, which bounds the memory
@@ -82,8 +83,8 @@ def survey(index: Index, checked: Mapping[int, Checked]) -> Survey:
         grey=int(index.grey.sum()),
         skipped=skipped,
         duplicates=_duplicates(index, checked),
-        notes=index.notes,
-        problem=_problem(index, bad),
+        notes=tuple(filter(None, (*index.notes, several_sizes(index)))),
+        problem=_problem(index, bad, good),
     )
 
 
@@ -110,10 +111,14 @@ def _check_picture(index: Index, row: int) -> Checked:
     return Checked(row, digest.digest(), "")
 
 
-def _problem(index: Index, bad: dict[str, str]) -> str:
+def _problem(index: Index, bad: dict[str, str], good: np.ndarray) -> str:
+    """What `select_split` and reading would say in training."""
     names = [name for name in index.names if name not in bad]
     try:
         refuse_unusable(replace(index, names=names, skipped={**index.skipped, **bad}))
+        for split in ("train", "test"):
+            if not good[rows_of(split, index.names, index.splits)].any():
+                raise ValueError(f"no picture of the split {split!r} can be read")
     except ValueError as error:
         return str(error)
     return ""
@@ -125,13 +130,10 @@ def _splits(index: Index, good: np.ndarray) -> dict[str, int]:
     if holds_out(index.splits):
         rows = itertools.compress(index.splits, good)
         return {split or "none": count for split, count in sorted(Counter(rows).items())}
-    counts = {}
-    for split in ("train", "test"):
-        try:
-            counts[split] = int(good[rows_of(split, index.names, index.splits)].sum())
-        except ValueError:  # too few pictures for a test split
-            counts[split] = 0
-    return counts
+    return {
+        split: int(good[rows_of(split, index.names, index.splits)].sum())
+        for split in ("train", "test")
+    }
 
 
 def _class_counts(index: Index, good: np.ndarray) -> dict[str, int]:

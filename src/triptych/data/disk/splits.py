@@ -1,7 +1,8 @@
 """Which pictures are for training and which are held out.
 
 The data decides, by folders, file names or a column called train, test or validation. Where it has
-no such parts, a tenth is held out, chosen by a hash of the name, so it is always the same tenth.
+no such parts, a tenth is held out, chosen by a hash of the name, so it is always the same tenth; of
+a few pictures at least one, and not all.
 """
 
 import re
@@ -43,7 +44,7 @@ def rows_of(split: str, names: Sequence[str], splits: Sequence[str]) -> Int64[np
     """The rows of one split.
 
     Without a test split, `test` is the validation split; without either, a tenth of the training
-    pictures, which `train` then leaves out.
+    pictures, which `train` then leaves out. A single picture is in both.
 
     Raises:
         ValueError: no picture is in that split; lists those there are.
@@ -55,11 +56,11 @@ def rows_of(split: str, names: Sequence[str], splits: Sequence[str]) -> Int64[np
             chosen = "validation"
         rows = [row for row, other in enumerate(splits) if other == chosen]
     elif chosen in ("train", "test"):
-        held_out = chosen == "test"
-        rows = [row for row, name in enumerate(names) if _held_out(name) == held_out]
+        held_out = _held_out(names)
+        rows = [row for row, held in enumerate(held_out) if held == (chosen == "test")]
+        if len(names) == 1:
+            rows = [0]
         there = ["train", "test"]
-        if chosen == "train" and not rows:  # too few: all were held out
-            rows = list(range(len(names)))
     else:
         rows, there = [], ["train", "test"]
     if not rows:
@@ -68,5 +69,9 @@ def rows_of(split: str, names: Sequence[str], splits: Sequence[str]) -> Int64[np
     return np.asarray(rows, dtype=np.int64)
 
 
-def _held_out(name: str) -> bool:
-    return key("held out", name) % HELD_OUT == 0
+def _held_out(names: Sequence[str]) -> list[bool]:
+    draws = [key("held out", name) for name in names]
+    held_out = [draw % HELD_OUT == 0 for draw in draws]
+    if len(set(held_out)) < 2:  # so few pictures that all are on one side
+        held_out = [draw == min(draws) for draw in draws]
+    return held_out

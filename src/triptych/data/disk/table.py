@@ -217,14 +217,9 @@ def select_split(index: Index, split: str, size: int | None, channels: int | Non
     if channels is None:  # over all splits, so that train and test agree
         channels = 1 if index.grey.all() else 3
     if size is None:
-        sizes = np.unique(index.sizes, axis=0)
-        if len(sizes) > 1:
-            (low_h, low_w), (high_h, high_w) = index.sizes.min(0), index.sizes.max(0)
-            raise ValueError(
-                f"the pictures of {index.name!r} have {len(sizes):,} different sizes, from "
-                f"{low_w} x {low_h} to {high_w} x {high_h}: choose one size with --size"
-            )
-        height, width = (int(side) for side in sizes[0])
+        if several := several_sizes(index):
+            raise ValueError(several)
+        height, width = (int(side) for side in index.sizes[0])
     else:
         height = width = size
     pictures = Pictures(index.stored, rows, (height, width, channels), size is not None)
@@ -238,5 +233,18 @@ def select_split(index: Index, split: str, size: int | None, channels: int | Non
         vector=index.annotations.vector,
         has_captions=index.annotations.captions is not None,
         skipped=index.skipped,
+        notes=index.notes,
     )
     return Table(index, info, rows, pictures)
+
+
+def several_sizes(index: Index) -> str:
+    """Why a size must be chosen; empty if all pictures have the same."""
+    sizes = np.unique(index.sizes, axis=0)
+    if len(sizes) < 2:
+        return ""
+    (low_h, low_w), (high_h, high_w) = index.sizes.min(0), index.sizes.max(0)
+    return (
+        f"the pictures of {index.name!r} have {len(sizes):,} different sizes, from "
+        f"{low_w} x {low_h} to {high_w} x {high_h}: choose one size with --size"
+    )

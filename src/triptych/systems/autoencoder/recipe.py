@@ -38,7 +38,7 @@ from triptych.systems.clip.model import Clip, VisionTransformer
 from triptych.train import checkpoint
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam, build_optimizer
-from triptych.train.recipe import Batch, Recipe, Update, batches_for
+from triptych.train.recipe import Batch, Recipe, Update, batches_for, data_notes
 from triptych.vision.grids import labelled_grid
 from triptych.vision.images import to_pictures
 from triptych.vision.transforms import ImageTransform
@@ -112,6 +112,7 @@ def build(request: TrainAutoencoder, world: World, load: Load) -> Recipe:
         chance=f"a grey picture: absolute {deviation:.3f}",
         sample=draw,
         evaluate=evaluate,
+        notes=data_notes(source, training),
     )
 
 

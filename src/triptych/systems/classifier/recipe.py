@@ -14,7 +14,7 @@ from triptych.train import checkpoint
 from triptych.train.conditioning import build_card, choose_condition
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Recipe, Update, batches_for
+from triptych.train.recipe import Batch, Recipe, Update, batches_for, data_notes
 from triptych.weights.loaded import Load
 
 HELD_OUT = 10_000  # most test pictures for the accuracy
@@ -26,7 +26,7 @@ def build(request: TrainClassifier, world: World, load: Load) -> Recipe:
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
-    condition = choose_condition("label", source)
+    condition = choose_condition("label", source, required=True)
     config = ClassifierConfig(*source.info.shape, (condition.size,), request.widths)
     torch.manual_seed(runtime.key(training.seed, "weights"))
     model = Classifier(config).to(device)
@@ -54,4 +54,5 @@ def build(request: TrainClassifier, world: World, load: Load) -> Recipe:
         export=partial(checkpoint.export, card=card),
         chance=f"before learning: loss {chance:.2f}, accuracy {1 / condition.size:.2f}",
         evaluate=evaluate,
+        notes=data_notes(source, training),
     )

@@ -16,7 +16,7 @@ from triptych.train import checkpoint
 from triptych.train.conditioning import build_card, choose_condition, prepare_grid
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Recipe, Update, batches_for
+from triptych.train.recipe import Batch, Recipe, Update, batches_for, data_notes
 from triptych.weights.loaded import Load
 
 HELD_OUT = 512  # test pictures for the bound during training
@@ -66,6 +66,7 @@ def build(request: TrainCvae, world: World, load: Load) -> Recipe:
         chance=_chance(config),
         sample=lambda module: grid(partial(sample, module)),
         evaluate=evaluate,
+        notes=data_notes(source, training),
     )
 
 

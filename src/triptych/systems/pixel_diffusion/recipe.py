@@ -26,7 +26,7 @@ from triptych.train import checkpoint
 from triptych.train.conditioning import Condition, build_card, choose_condition, prepare_grid
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Recipe, Update, batches_for
+from triptych.train.recipe import Batch, Recipe, Update, batches_for, data_notes
 from triptych.weights.loaded import Load
 
 HELD_OUT = 512  # test pictures for the loss during training
@@ -69,6 +69,7 @@ def build(request: TrainPixelDiffusion, world: World, load: Load) -> Recipe:
         chance=f"before learning: mse {_chance(request.predicts)} of the network's own prediction",
         sample=lambda module: grid(partial(sample_preview, module)),
         evaluate=lambda module: {"test_mse": held_out_loss(module, held_out, condition)},
+        notes=data_notes(source, training),
     )
 
 

@@ -57,7 +57,7 @@ from triptych.text.tokenizer import Tokenizer, train_tokenizer
 from triptych.train import checkpoint
 from triptych.train.distributed import World
 from triptych.train.optimizer import build_optimizer
-from triptych.train.recipe import Batch, Recipe, Update
+from triptych.train.recipe import Batch, Recipe, Update, data_notes
 from triptych.weights.loaded import Card, Load, Loaded
 
 VOCABULARY_CAPTIONS = 20_000  # captions that a new vocabulary is trained on
@@ -74,6 +74,7 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
     templates = template_set(request.templates)
+    easier = _open_easier(request, source) if request.first else None
     torch.manual_seed(runtime.key(training.seed, "weights"))
     if request.pictures:
         source = first_pictures(source, request.pictures)
@@ -129,14 +130,13 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
         model=trained,
         exported=trained,
         updates=[Update("", trained, optimizer, minimise, max_norm=request.max_norm)],
-        batches=lambda start: _batches(
-            request, cache.open_latents() if cache else source, start, world
-        ),
+        batches=lambda start: _batches(request, cache or source, easier, start, world),
         export=export,
         chance=_describe_start(request, config),
         sample=(lambda module: sheet(complete(module))) if complete else sheet,
         evaluate=_evaluator(request, test, tokenizers, texts_of, complete),
         prepare=cache.fill if cache else None,
+        notes=data_notes(source, training),
     )
 
 
@@ -220,11 +220,38 @@ def _describe_start(request: TrainTextToImage, config: StableDiffusionConfig) ->
     )
 
 
+def _open_easier(request: TrainTextToImage, source: Source) -> Source:
+    """The data of the first steps. ValueError if texts or shapes are not like the source's."""
+    ours = source.info
+    channels = 3 if ours.shape[2] == 3 else None
+    easier = open_source(request.first, size=request.training.size or None, channels=channels)
+    theirs = easier.info
+    if theirs.has_captions != ours.has_captions:
+        one, other = (ours, theirs) if ours.has_captions else (theirs, ours)
+        raise ValueError(
+            f"{one.name!r} has captions and {other.name!r} has none, but one run learns both: "
+            "--data and --first must either both have captions or both have classes"
+        )
+    if not ours.has_captions and theirs.classes != ours.classes:
+        raise ValueError(f"{ours.name!r} and {theirs.name!r} must have the same classes")
+    if theirs.shape != ours.shape:
+        raise ValueError(
+            f"the pictures of {theirs.name!r} have height, width and channels {theirs.shape}, "
+            f"those of {ours.name!r} {ours.shape}: choose one size for both with --size"
+        )
+    return easier
+
+
 def _batches(
-    request: TrainTextToImage, source: Source, start: int, world: World
+    request: TrainTextToImage,
+    data: Source | LatentCache,
+    easier: Source | None,
+    start: int,
+    world: World,
 ) -> Iterator[Batch]:
     """The batches: those of easier data first, if there is any."""
     training = request.training
+    source = data.open_latents() if isinstance(data, LatentCache) else data
 
     def open_batches(chosen: Source, first: int) -> Batches:
         make = partial(batches, chosen)
@@ -241,9 +268,8 @@ def _batches(
         )
 
     easy = request.first_steps * training.accumulate - start
-    if easy <= 0:
+    if easier is None or easy <= 0:
         return open_batches(source, start)
-    easier = open_source(request.first, size=training.size or None)
     return chain(islice(open_batches(easier, start), easy), open_batches(source, start + easy))
 
 

@@ -31,7 +31,7 @@ from triptych.text.tokenizer import Tokenizer, train_tokenizer
 from triptych.train import checkpoint
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Recipe, Update, batches_for
+from triptych.train.recipe import Batch, Recipe, Update, batches_for, data_notes
 from triptych.vision.augment import Augmentation, augment
 from triptych.vision.transforms import HALF, ImageTransform
 from triptych.weights.loaded import Card, Load
@@ -99,6 +99,7 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
         export=export,
         chance=_chance(model, training.batch_size),
         evaluate=held_out_matches(test, tokenizer, transform, templates, device),
+        notes=data_notes(source, training),
     )
 
 

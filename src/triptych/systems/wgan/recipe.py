@@ -28,7 +28,7 @@ from triptych.train import checkpoint
 from triptych.train.conditioning import Condition, build_card, choose_condition, prepare_grid
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Recipe, Update, batches_for
+from triptych.train.recipe import Batch, Recipe, Update, batches_for, data_notes
 from triptych.weights.loaded import Load
 
 HELD_OUT = 500  # test pictures for the diagnostics
@@ -59,6 +59,7 @@ def build(request: TrainWgan, world: World, load: Load) -> Recipe:
         sample=lambda module: grid(partial(sample, module)),
         evaluate=_diagnosis(model, condition, to_device(take_first(test, HELD_OUT), device)),
         warn=_warn,
+        notes=data_notes(source, training),
     )
 
 

@@ -29,7 +29,7 @@ from triptych.train import checkpoint
 from triptych.train.conditioning import build_card, choose_condition
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Recipe, Update, batches_for
+from triptych.train.recipe import Batch, Recipe, Update, batches_for, data_notes
 from triptych.weights.loaded import Load
 
 HELD_OUT = 10_000  # most pictures of an evaluation
@@ -44,7 +44,7 @@ def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
     training = request.training
     device = runtime.device(training.device)
     source, test = open_train_and_test(training.data, size=training.size or None)
-    condition = choose_condition("label", source)
+    condition = choose_condition("label", source, required=True)
     if not isinstance(source, Table):
         raise ValueError(f"{source.info.name} has no named classes: give --data with class names")
     classes = source.info.classes
@@ -75,6 +75,7 @@ def build(request: TrainWordSpace, world: World, load: Load) -> Recipe:
         export=partial(checkpoint.export, card=card),
         chance=_describe_chance(config, words),
         evaluate=lambda module: evaluate_model(module, calibration, test, device),
+        notes=data_notes(learned, training),
     )
 
 
