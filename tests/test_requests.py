@@ -58,10 +58,18 @@ def test_the_ends_of_the_ranges():
 
 def test_sizes_and_updates_are_read():
     assert parse_size("") is None and parse_size("713x990") == (713, 990)
-    assert parse_lora("style.safetensors") == ("style.safetensors", 1)
-    assert parse_lora("style:0.8") == ("style", 0.8)
-    assert parse_lora("C:\\styles\\mine.safetensors") == ("C:\\styles\\mine.safetensors", 1)
-    assert parse_lora("C:/styles/mine:-2") == ("C:/styles/mine", -2)
+    for text, found in {
+        "style.safetensors": ("style.safetensors", 1, 1),
+        "style:0.8": ("style", 0.8, 0.8),
+        "style:0.5:0.7": ("style", 0.5, 0.7),
+        "a:b:0.123456789": ("a:b", 0.123456789, 0.123456789),
+        "C:\\styles\\mine.safetensors": ("C:\\styles\\mine.safetensors", 1, 1),
+        "C:/styles/mine:-2": ("C:/styles/mine", -2, -2),
+        "C:/mine:1:-2": ("C:/mine", 1, -2),
+    }.items():
+        assert parse_lora(text) == found
+        assert parse_lora(str(parse_lora(text))) == found
+    assert str(parse_lora("style")) == "style:1"
 
 
 def test_nothing_heavy_is_loaded():

@@ -4,6 +4,7 @@ Which models there are, and which system reads a published checkpoint, is what t
 of `triptych.systems` say.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,10 @@ def load(
     repo = find_repository(name)
     if repo:
         path = fetch_published(name, repo)
-    elif not path.exists():
+    elif not os.path.exists(name):  # unlike Path.exists, also for names that are too long
         raise ValueError(
-            f"no model {name!r}: give a run folder, such as runs/demo, the folder or file of a "
-            "published checkpoint, its OWNER/NAME on the hub, or a name that `triptych weights "
+            f"no model {name[:200]!r}: give a run folder, such as runs/demo, the folder or file of "
+            "a published checkpoint, its OWNER/NAME on the hub, or a name that `triptych weights "
             f"list` shows.{config.nearest(name, list(SHORT_NAMES))}"
         )
     device = torch.device(device)

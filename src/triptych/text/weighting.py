@@ -34,7 +34,6 @@ TOKEN = re.compile(  # possessive, so that no branch backtracks and scanning is 
     r"|[^\\()\[\]:]++|[\\:]"
 )
 BREAK = re.compile(r"\bBREAK\b")
-LORA = re.compile(r"<lora:([^<>:]+)(?::([^<>:]*))?>")
 
 
 class Part(NamedTuple):
@@ -132,15 +131,6 @@ def _write_part(part: Part) -> str:
     if part.weight == 1:
         return text
     return f"({text}:{Decimal(repr(part.weight)):f})"
-
-
-def loras_in(prompt: str) -> tuple[str, tuple[str, ...]]:
-    """A prompt without its `<lora:NAME:WEIGHT>` tags, and the tags as `NAME:WEIGHT`.
-
-    AUTOMATIC1111 selects LoRAs inside the prompt; the default weight is 1.
-    """
-    loras = tuple(f"{name.strip()}:{weight or 1}" for name, weight in LORA.findall(prompt))
-    return (LORA.sub("", prompt), loras) if loras else (prompt, ())
 
 
 def prompt_windows(

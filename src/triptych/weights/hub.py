@@ -8,6 +8,7 @@ which files to fetch and where to put them.
 """
 
 import glob
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -41,7 +42,7 @@ def is_hub_id(name: str) -> bool:
     if not HUB_ID.fullmatch(name) or ".." in name or "--" in name:
         return False
     owner = name.split("/")[0]
-    local = Path(name).exists() or Path(owner).exists() or owner.lower() in FOLDERS
+    local = os.path.exists(name) or os.path.exists(owner) or owner.lower() in FOLDERS
     return not local and not name.endswith((*SUFFIXES, ".git"))
 
 
@@ -115,7 +116,7 @@ def find_repository(name: str) -> str:
     Raises:
         ValueError: open_clip knows the model, but not the tag.
     """
-    if Path(name).exists():
+    if os.path.exists(name):
         return ""
     if name in SHORT_NAMES:
         return SHORT_NAMES[name].repo

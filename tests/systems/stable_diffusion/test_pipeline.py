@@ -397,6 +397,12 @@ def test_a_lora_is_its_product_in_the_weights(tiny, tmp_path) -> None:
             weights[name] += 0.7 * (1 / 2) * up @ down
     assert psnr(last.pictures, pictures(by_hand)) >= 60
     assert psnr(last.pictures, pictures(tiny)) < 40
+    with torch.no_grad():  # another weight in the text tower than in the U-Net
+        down, up = (tensors[f"{layer}.lora_{half}.weight"] for half in ("down", "up"))
+        weights[name] += (0.2 - 0.7) * (1 / 2) * up @ down
+    apart = drawn(tiny, loras=(f"{file}:0.2:0.7",))
+    assert psnr(apart.pictures, pictures(by_hand)) >= 60 > psnr(apart.pictures, last.pictures)
+    assert any("style.safetensors x 0.2 (text), 0.7 (U-Net)" in line for line in apart.notes)
 
 
 def test_marks_in_a_prompt_are_loras_of_the_folder(tiny, tmp_path, monkeypatch) -> None:

@@ -4,6 +4,7 @@ Pictures and texts are untrusted: they can name models and LoRAs that are instal
 name without a folder, and no other file.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -25,7 +26,8 @@ def read_parameters(source: str, model: str = "") -> tuple[TextToImage, tuple[st
     Raises:
         ValueError: there is no such picture or model, or the picture has no request.
     """
-    from triptych.systems.stable_diffusion.inputs.parameters_text import parse_infotext, replay
+    from triptych.systems.stable_diffusion.inputs.parameters_text import parse_infotext
+    from triptych.systems.stable_diffusion.inputs.replay import replay
 
     text: str | None = source
     if _is_picture(source):
@@ -43,7 +45,7 @@ def _is_picture(source: str) -> bool:
     if "\n" in source or len(source) > 4096:
         return False
     path = Path(source)
-    if path.is_file():
+    if os.path.isfile(source):  # unlike Path.is_file, also of what is no name of a file
         return True
     if path.suffix.lower() in PICTURES and ":" not in source:
         raise ValueError(f"no picture {source!r}: there is no such file")
@@ -68,9 +70,8 @@ def _find_files(request: TextToImage, model: str) -> TextToImage:
     """The request with the paths of its model and LoRAs on this machine."""
     from triptych.systems.stable_diffusion.adapters.loras import installed_lora
 
-    loras = []
-    for name, weight in map(parse_lora, request.loras):
-        loras.append(f"{installed_lora(_file_name(name))}:{weight:g}")
+    files = [parse_lora(lora) for lora in request.loras]
+    loras = [str(file._replace(name=str(installed_lora(_file_name(file.name))))) for file in files]
     return replace(
         request,
         model=model or _find_model(request.model),
@@ -89,7 +90,7 @@ def _find_model(name: str) -> str:
     name = _file_name(name)
     for folder in MODELS:
         for ending in ENDINGS:
-            if name.strip(".") and (folder / f"{name}{ending}").exists():
+            if name.strip(".") and os.path.exists(folder / f"{name}{ending}"):
                 return str(folder / f"{name}{ending}")
     names = [file.stem for folder in MODELS if folder.is_dir() for file in sorted(folder.iterdir())]
     raise ValueError(

@@ -135,14 +135,16 @@ def _save(
 
 def to_record(request: TextToImage, model: str) -> dict[str, Any]:
     """The request as it is stored in a picture: names instead of paths."""
-    loras = [f"{PurePath(name).name}:{weight:g}" for name, weight in map(parse_lora, request.loras)]
+    files = map(parse_lora, request.loras)
+    loras = [str(file._replace(name=PurePath(file.name).name)) for file in files]
     names = {field: PurePath(getattr(request, field)).name for field in ("image", "mask")}
     return to_json(request) | names | {"model": model, "loras": loras}
 
 
 def to_parameters(request: TextToImage, model: str) -> str:
     """The request of one picture in the text format of AUTOMATIC1111."""
-    from triptych.systems.stable_diffusion.inputs.parameters_text import infotext_of, write_infotext
+    from triptych.systems.stable_diffusion.inputs.parameters_text import write_infotext
+    from triptych.systems.stable_diffusion.inputs.replay import infotext_of
 
     size = parse_size(request.size)
     assert size is not None and request.seed is not None

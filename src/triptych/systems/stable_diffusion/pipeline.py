@@ -47,7 +47,7 @@ from triptych.systems.stable_diffusion.openvino import (
 )
 from triptych.systems.stable_diffusion.request import TextToImage, parse_size
 from triptych.text.prompt_schedule import is_composed
-from triptych.text.weighting import loras_in
+from triptych.text.tags import read_tags
 from triptych.vision.images import to_pictures
 from triptych.weights.loaded import Load, Loaded
 
@@ -92,13 +92,14 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
     original = _open_original(request, model)
     request = fill_defaults(request, model, original)
     _check_tiling(request, model)
-    prompt, marks = loras_in(request.prompt)
+    tagged = read_tags(request.prompt)
+    prompt = tagged.prompt
     theirs = _is_automatic1111(request)
     # without guidance the negative prompt has no effect on a single prompt
     guided = request.guidance != 1 or is_composed(prompt, lone_weight=theirs)
     negative = request.negative if guided else ""
     with (
-        merged_loras(model, request.loras, marks, loaded.name) as changes,
+        merged_loras(model, request.loras, tagged.loras, loaded.name) as changes,
         int8(model.unet, request.quantize == "int8"),
     ):
         with (
@@ -110,7 +111,9 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
                 model, tokenizers, prompt, negative, _size(request), steps,
                 clip_skip=request.clip_skip, automatic1111=theirs,
             )  # fmt: skip
-        notes = (*(original.notes if original else ()), *changes, *words, *text.notes)
+        notes = (
+            *(original.notes if original else ()), *tagged.notes, *changes, *words, *text.notes,
+        )  # fmt: skip
         conversion = None
         if request.backend == "openvino":
             unet = model.unet

@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.settings import check_sampling, check_seed
@@ -51,7 +51,9 @@ class TextToImage:
     stay as they are.
     """
     loras: tuple[str, ...] = ()
-    """LoRA files, each FILE or FILE:WEIGHT, such as style.safetensors:0.8."""
+    """LoRA files, each FILE or FILE:WEIGHT, such as style.safetensors:0.8, or FILE:TEXT:UNET with
+    other weights in the text towers than in the U-Net.
+    """
     clip_skip: int = 0
     """Which of the text tower's last layers is read: 1 the last, 2 the one before it. 0 is the
     layer the model was trained with.
@@ -120,25 +122,52 @@ def parse_size(text: str) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def parse_lora(text: str) -> tuple[str, float]:
-    """The file and the strength of a LoRA: FILE is FILE:1.
+class LoraFile(NamedTuple):
+    """A LoRA, and its weights in the text towers and in the U-Net."""
+
+    name: str
+    text: float
+    unet: float
+
+    def __str__(self) -> str:
+        weights = (self.text,) if self.text == self.unet else (self.text, self.unet)
+        return ":".join([self.name, *map(_number, weights)])
+
+
+def parse_lora(text: str) -> LoraFile:
+    """The file and the weights of a LoRA: FILE, FILE:WEIGHT or FILE:TEXT:UNET; the default is 1.
 
     Raises:
-        ValueError: there is no file, or the weight is not a number from -10 to 10.
+        ValueError: there is no file, or a weight is not a number from -10 to 10.
     """
-    name, colon, weight = text.rpartition(":")
-    if not colon or "/" in weight or "\\" in weight:  # C:\styles\mine.safetensors has none
-        name, weight = text, "1"
-    try:
-        strength = float(weight)
-    except ValueError:
-        strength = math.nan
-    if not name.strip() or not abs(strength) <= 10:
+    name, weights = text, list[float]()
+    for _ in range(2):
+        start, colon, end = name.rpartition(":")
+        if not colon or "/" in end or "\\" in end:  # C:\styles\mine.safetensors has none
+            break
+        weight = _float(end)
+        if weights and math.isnan(weight):  # the colon is part of the name
+            break
+        name, weights = start, [weight, *weights]
+    weights = weights or [1.0]
+    if not name.strip() or not all(abs(weight) <= 10 for weight in weights):
         raise ValueError(
             f"a LoRA is FILE or FILE:WEIGHT with a weight of -10 to 10, such as "
-            f"style.safetensors:0.8, not {text!r}"
+            f"style.safetensors:0.8, or FILE:TEXT:UNET, not {text[:200]!r}"
         )
-    return name, strength
+    return LoraFile(name, weights[0], weights[-1])
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _number(value: float) -> str:
+    """The shortest number that is read as this value, without a needless `.0`."""
+    return repr(value).removesuffix(".0")
 
 
 @dataclass(frozen=True)

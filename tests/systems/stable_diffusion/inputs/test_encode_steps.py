@@ -16,12 +16,8 @@ from triptych.running import run
 from triptych.systems.stable_diffusion.inputs import encode_prompts as prompts
 from triptych.systems.stable_diffusion.inputs.encode_prompts import encode_prompts
 from triptych.systems.stable_diffusion.inputs.encode_steps import encode_steps
-from triptych.systems.stable_diffusion.inputs.parameters_text import (
-    infotext_of,
-    parse_infotext,
-    replay,
-    write_infotext,
-)
+from triptych.systems.stable_diffusion.inputs.parameters_text import parse_infotext, write_infotext
+from triptych.systems.stable_diffusion.inputs.replay import infotext_of, replay
 
 SMALL = {"size": "16x16", "deterministic": True}
 

@@ -16,13 +16,11 @@ from triptych.diffusion.names import SAMPLERS
 from triptych.requests import TextToImage
 from triptych.systems.stable_diffusion.inputs.parameters_text import (
     Infotext,
-    infotext_of,
     parse_infotext,
     parse_pairs,
-    replay,
     write_infotext,
 )
-from triptych.text.weighting import loras_in
+from triptych.systems.stable_diffusion.inputs.replay import infotext_of, replay
 from triptych.vision.images import read_parameters, read_request, save_picture
 
 LECTURE = (
@@ -71,8 +69,12 @@ def test_a_line_with_everything():
         clip_skip=2, variation_seed=7, variation_strength=0.25, tiling=True, noise_source="cpu",
         conventions="automatic1111",
     )  # fmt: skip
+    assert found.notes[:2] == (
+        "VAE: vae-ft-mse.safetensors is not used: the model's own autoencoder decodes pictures",
+        "the LoRA 'other' stands only in the settings, and is not used: give --loras FILE:WEIGHT",
+    )
     ignored = ["Denoising strength", "ENSD", "Hires upscale", "Hires steps", "Hires upscaler"]
-    assert [text.split(":")[0] for text in found.notes] == ignored
+    assert [text.split(":")[0] for text in found.notes[2:]] == ignored
     assert parse_infotext(write_infotext(info)) == info
 
 
@@ -83,6 +85,7 @@ def test_a_line_of_civitai():
     assert (found.request.sampler, found.request.spacing) == ("dpmpp_2m_sde", "exponential")
     assert found.request.seed == 3504587413
     assert found.request.size == "832x1216"
+    assert found.notes == ("Civitai resources: made with the model A, B (version 128713)",)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def as_read(text):
 
 
 @given(words, words, st.lists(st.tuples(keys, words | st.text()), min_size=3, max_size=8))
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_what_is_written_is_read_again(prompt, negative, pairs):
     prompt, negative = as_read(prompt), as_read(negative)
     clean = [v.replace("\0", " ").encode("utf-16", "replace").decode("utf-16") for _, v in pairs]
@@ -238,26 +241,12 @@ def test_the_order_and_what_is_left_out():
     )
 
 
-def test_a_key_like_its_value_is_written_once():
-    assert (
-        write_infotext(Infotext("a", "", (("Same", "Same"), ("Other", "1")))) == "a\nSame, Other: 1"
-    )
-
-
-def test_low_rank_updates_stand_in_the_prompt():
-    text, loras = loras_in("a cat <lora:style:0.8>, <lora: more > sun <hypernet:x:1>")
-    assert text == "a cat ,  sun <hypernet:x:1>"
-    assert loras == ("style:0.8", "more:1")
-    assert loras_in("plain <b>") == ("plain <b>", ())
-
-
-NASTY = ["a", "ab: ", 'ab: "', 'ab: "x\\', ":", "a,", "ab: 1, ", "- ", '"', "<lora:", "\n"]
+NASTY = ["a", "ab: ", 'ab: "', 'ab: "x\\', ":", "a,", "ab: 1, ", "- ", '"', "\n"]
 
 
 @pytest.mark.parametrize("part", NASTY)
-@pytest.mark.parametrize("work", [parse_pairs, loras_in])
-def test_reading_is_linear(work, part):
-    check_linear(work, part)
+def test_reading_is_linear(part):
+    check_linear(parse_pairs, part)
 
 
 def test_more_than_the_limit_is_refused():

@@ -1,5 +1,6 @@
 """LoRA files merged into a text-to-image model while pictures are sampled."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from triptych.systems.stable_diffusion.adapters.lora_files import (
 )
 from triptych.systems.stable_diffusion.adapters.lora_updates import merge, restore
 from triptych.systems.stable_diffusion.model import StableDiffusion
-from triptych.systems.stable_diffusion.request import parse_lora
+from triptych.systems.stable_diffusion.request import LoraFile, parse_lora
 
 FOLDERS = (Path("loras"), Path("."))
 """Where the NAME of `<lora:NAME:WEIGHT>` in a prompt is searched."""
@@ -31,27 +32,31 @@ def merged_loras(
     """Merge LoRAs into the model, and restore its weights exactly on exit.
 
     Yields a note about each: its rank, and how many of its layers matched. `files` are
-    FILE:WEIGHT; `marks` are NAME:WEIGHT from the prompt, where NAME is a file in `FOLDERS` without
-    its ending, never a path. `name` of the model is for messages.
+    FILE:WEIGHT or FILE:TEXT:UNET; `marks` are the same from the prompt, where FILE is a name in
+    `FOLDERS`, never a path. `name` of the model is for messages.
 
     Raises:
         ValueError: a file does not exist, is not a LoRA, or is for another family of models.
     """
-    paths = [parse_lora(file) for file in files]
-    paths += [(str(installed_lora(mark)), weight) for mark, weight in map(parse_lora, marks)]
+    chosen = [parse_lora(file) for file in files]
+    named = [parse_lora(mark) for mark in marks]
+    chosen += [one._replace(name=str(installed_lora(one.name))) for one in named]
     parts: dict[str, nn.Module] = {"unet": model.unet}
     for number, tower in enumerate(model.text):
         parts["text_encoder" if number == 0 else f"text_encoder_{number + 1}"] = tower
     targets = [unet_target(model.unet)]
     targets += [text_target(tower, part) for part, tower in parts.items() if part != "unet"]
-    loras = [(file, _read(file, targets, name), weight) for file, weight in paths]
+    loras = [(one, _read(one.name, targets, name)) for one in chosen]
     originals = {}
     try:
         for part, module in parts.items():
-            updates = [(lora.updates.get(part, {}), weight) for _, lora, weight in loras]
+            updates = [
+                (lora.updates.get(part, {}), one.unet if part == "unet" else one.text)
+                for one, lora in loras
+            ]
             if any(update for update, _ in updates):
                 originals[part] = merge(module, *updates)
-        yield tuple(_describe(file, lora, weight) for file, lora, weight in loras)
+        yield tuple(_describe(one, lora) for one, lora in loras)
     finally:
         for part, weights in originals.items():
             restore(parts[part], weights)
@@ -59,8 +64,8 @@ def merged_loras(
 
 def _read(file: str, targets: Sequence[Target], name: str) -> Lora:
     path = Path(file)
-    if not path.exists():
-        raise ValueError(f"no LoRA {file}: the file does not exist")
+    if not os.path.exists(file):  # unlike Path.exists, also for names that are too long
+        raise ValueError(f"no LoRA {file[:200]}: the file does not exist")
     try:
         return read_lora(path, targets)
     except ValueError as error:
@@ -91,9 +96,12 @@ def installed_lora(name: str) -> Path:
     return installed[name]
 
 
-def _describe(file: str, lora: Lora, weight: float) -> str:
+def _describe(one: LoraFile, lora: Lora) -> str:
     more = ""
     if lora.unmatched:
         shown = ", ".join(lora.unmatched[:LISTED])
         more = f" ({shown}{', ...' if len(lora.unmatched) > LISTED else ''})"
-    return f"{Path(file).name} x {weight:g}: {lora}{more}"
+    weights = f"{one.unet:g}"
+    if one.text != one.unet:
+        weights = f"{one.text:g} (text), {one.unet:g} (U-Net)"
+    return f"{Path(one.name).name} x {weights}: {lora}{more}"
