@@ -119,6 +119,8 @@ def test_what_no_step_reads_is_said():
     assert "'b'" in parse_schedule("[a:b:30]").unread(20)[0]
     assert "'a'" in parse_schedule("[x|[a:b:0]]").unread(20)[0]
     assert parse_schedule("[a:b:30]").unread(31) == parse_schedule("[a:1.0]").unread(5)[1:] == ()
+    (note,) = parse_schedule("a [::0.5]").unread(4)  # what is left of [<lora:x:1>::0.5]
+    assert note == "'[::0.5]' changes nothing: a LoRA in it is used in all steps"
     many = parse_schedule("".join(f"[a{i}:b:0]" for i in range(9))).unread(5)
     assert len(many) == 5 and many[-1] == "and 5 more of this kind"
 

@@ -259,6 +259,8 @@ def _unread(texts: Texts, steps: int) -> Iterator[str]:
                 yield from _unread(option, steps)
         elif isinstance(text, Switch):
             last = text.last(steps)
+            if not text.before and not text.after:
+                yield f"{_written(text)!r} changes nothing: a LoRA in it is used in all steps"
             missed = text.before if last < 1 else text.after if last >= steps else ()
             if missed:
                 what = "".join(map(_written, missed))[:LENGTH]

@@ -113,6 +113,7 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
             )  # fmt: skip
         notes = (
             *(original.notes if original else ()), *tagged.notes, *changes, *words, *text.notes,
+            *_notes_on_tags(negative),
         )  # fmt: skip
         conversion = None
         if request.backend == "openvino":
@@ -123,6 +124,12 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
                 yield Drawing(request, _no_pictures(request, model), 0.0, None, notes)
         with in_openvino(model, conversion, dtype, request.tiling):
             yield from _sample_all(request, model, text, original, dtype, notes)
+
+
+def _notes_on_tags(negative: str) -> tuple[str, ...]:
+    if read_tags(negative).prompt == negative:
+        return ()
+    return ("negative: tags such as <lora:NAME:1> are read as words there, as in AUTOMATIC1111",)
 
 
 def _no_pictures(request: TextToImage, model: StableDiffusion) -> UInt8[np.ndarray, "0 H W C"]:
