@@ -38,7 +38,6 @@ MUTATED = ("diffusion", "nn", "scores", "train")
 DRAWINGS = ("scores/environment.py", "scores/style.py", "train/curves.py")
 """What people look at, where another colour or number of columns is no mistake."""
 MARKERS = "not slow and not gpu and not network"
-WAIT = 1200.0  # seconds that a test may sleep, on a machine however busy
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class Outcome:
     """The test that failed, or the limit that was reached."""
     seconds: float
     """CPU time."""
+    waited: float
+    """Seconds by the clock."""
 
 
 class Tests:
@@ -57,7 +58,7 @@ class Tests:
 
     def __init__(self, folder: Path, processes: int):
         self.copies: queue.Queue[Path] = queue.Queue()
-        self.clean: dict[str, float] = {}
+        self.clean: dict[str, Outcome] = {}
         self.lock = Lock()
         for number in range(processes):
             copy = folder / str(number)
@@ -77,8 +78,8 @@ class Tests:
         )  # fmt: skip
         assert Path(done.stdout.strip()).is_relative_to(copy.resolve()), done.stdout
 
-    def time_clean(self, file: str) -> float:
-        """CPU seconds of a test file without a mutant.
+    def run_clean(self, file: str) -> Outcome:
+        """The outcome of a test file without a mutant.
 
         Raises:
             ValueError: it fails.
@@ -88,27 +89,28 @@ class Tests:
         if known is None:
             copy = self.copies.get()
             try:
-                outcome = _pytest(copy, [file], 3600)
+                known = _pytest(copy, [file], 3600, 3600)
             finally:
                 self.copies.put(copy)
-            if not outcome.passed:
-                raise ValueError(f"{file} fails without a mutant: {outcome.by}")
-            known = self.clean[file] = outcome.seconds
-            print(f"{file}: {known:.0f} s of CPU time without a mutant", flush=True)
+            if not known.passed:
+                raise ValueError(f"{file} fails without a mutant: {known.by}")
+            self.clean[file] = known
+            print(f"{file}: {known.seconds:.0f} s of CPU time without a mutant", flush=True)
         return known
 
     def judge(self, mutant: Mutant, files: Sequence[str]) -> Outcome:
         """The outcome of the tests for a mutant, quick files first. Without any it survives."""
         if not files:
-            return Outcome(True, "", 0.0)
-        seconds = {file: self.time_clean(file) for file in files}
+            return Outcome(True, "", 0.0, 0.0)
+        clean = {file: self.run_clean(file) for file in files}
+        limit = 30 + 4 * sum(outcome.seconds for outcome in clean.values())
+        patience = 120 + 8 * sum(outcome.waited for outcome in clean.values())
         copy = self.copies.get()
         place = copy / PACKAGE / mutant.file
         source = place.read_text(encoding="utf-8")
         try:
             place.write_text(mutant.apply(source), encoding="utf-8")
-            limit = 30 + 4 * sum(seconds.values())
-            return _pytest(copy, sorted(files, key=seconds.__getitem__), limit)
+            return _pytest(copy, sorted(files, key=lambda f: clean[f].seconds), limit, patience)
         finally:
             place.write_text(source, encoding="utf-8")
             self.copies.put(copy)
@@ -121,8 +123,10 @@ def _environment(copy: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _pytest(copy: Path, files: Sequence[str], limit: float) -> Outcome:
-    """Run test files up to the first failure; `limit` is in CPU seconds."""
+def _pytest(copy: Path, files: Sequence[str], limit: float, patience: float) -> Outcome:
+    """Run test files up to the first failure; `limit` is in CPU seconds, and `patience`, for what
+    waits forever, in seconds by the clock.
+    """
     options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-m", MARKERS]
     command = [sys.executable, "-m", "pytest", *options, "--hypothesis-seed=0", *files]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:
@@ -134,7 +138,7 @@ def _pytest(copy: Path, files: Sequence[str], limit: float) -> Outcome:
         start = time.monotonic()
         while True:
             ended, status, used = os.wait4(process.pid, os.WNOHANG)
-            if ended or time.monotonic() - start > WAIT + limit:
+            if ended or time.monotonic() - start > patience:
                 break
             time.sleep(0.05)
         with contextlib.suppress(ProcessLookupError):
@@ -144,15 +148,15 @@ def _pytest(copy: Path, files: Sequence[str], limit: float) -> Outcome:
         process.returncode = code = os.waitstatus_to_exitcode(status)
         printed.seek(0)
         lines = printed.read().splitlines()
-    seconds = used.ru_utime + used.ru_stime
+    spent = used.ru_utime + used.ru_stime, time.monotonic() - start
     if code == 0:
-        return Outcome(True, "", seconds)
+        return Outcome(True, "", *spent)
     if code < 0:
-        return Outcome(False, "limit of time", seconds)
+        return Outcome(False, "limit of time", *spent)
     told = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     if code not in (1, 2) or not told:
         raise ValueError(f"{' '.join(files)}: pytest ended with {code}\n" + "\n".join(lines[-5:]))
-    return Outcome(False, told[0].split(" - ")[0].split(maxsplit=1)[1], seconds)
+    return Outcome(False, told[0].split(" - ")[0].split(maxsplit=1)[1], *spent)
 
 
 def describe(mutant: Mutant, source: str) -> str:
@@ -238,8 +242,13 @@ def main() -> int:
                 )
 
         with ThreadPoolExecutor(options.processes) as pool:
-            for _ in pool.map(attempt, chosen):
-                pass
+            try:
+                for _ in pool.map(attempt, chosen):
+                    pass
+            except ValueError as error:
+                pool.shutdown(cancel_futures=True)
+                print(f"{error}\nThe tests have to pass first.")
+                return 1
     return report(chosen, [m for m in chosen if is_known(m)], known, options)
 
 
