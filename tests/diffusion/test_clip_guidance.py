@@ -122,7 +122,10 @@ def test_it_works_where_samplers_run_and_leaves_no_gradients_behind() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"scale": math.nan}, "finite"), ({"most": 0.0}, "most must be above 0")],
+    [
+        ({"scale": math.nan}, "finite"),
+        *(({"most": most}, "most must be above 0") for most in (0.0, -0.5, math.nan)),
+    ],
 )
 def test_nonsense_is_refused(options, words) -> None:
     with pytest.raises(ValueError, match=words):

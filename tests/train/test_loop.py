@@ -7,6 +7,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from triptych.requests import Training
 from triptych.runtime import key
 from triptych.train import checkpoint
 from triptych.train.journal import rows
-from triptych.train.loop import fit
+from triptych.train.loop import descend, fit
 from triptych.train.optimizer import Ema, rate_factor
 from triptych.train.recipe import Recipe, Update
 
@@ -259,3 +260,67 @@ def test_batches_are_asked_for_from_the_right_place(tmp_path: Path) -> None:
     ):
         pass
     assert asked == [0, 6]  # one step: two critic updates of three batches each
+
+
+@pytest.mark.parametrize("most", [0.01, 1e6, None])
+def test_gradients_are_clipped_by_their_common_norm_as_torch_does(most) -> None:
+    """With plain gradient descent, which unlike Adam sees every factor of a gradient."""
+    results = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+        optimizer = torch.optim.SGD(model.parameters(), 0.5)
+
+        def objective(data, step: int, model=model) -> Loss:
+            error = (model(data["image"]) - data["y"]).square().sum()
+            return Loss(error, len(data["y"]), {})
+
+        if ours:
+            update = Update("", model, optimizer, objective, max_norm=most)
+            told = descend(update, [batch(0)], 1, "float32")["norm"]
+        else:
+            loss = objective(batch(0), 1)
+            (loss.total / loss.count).backward()
+            limit = float("inf") if most is None else most
+            told = float(nn.utils.clip_grad_norm_(model.parameters(), limit))
+            optimizer.step()
+        results.append((told, [p.detach() for p in model.parameters()]))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5) and results[0][0] > 0.1
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("halflife", [0.0, 4.0])
+@pytest.mark.parametrize("shown", ["evaluate", "sample"])
+def test_training_goes_on_in_training_mode_after_a_look_at_the_model(
+    tmp_path: Path, shown: str, halflife: float
+) -> None:
+    """Whether the weights that train are looked at, or their average."""
+    recipe, modes = regression(), []
+    inner = recipe.updates[0].objective
+
+    def objective(data, step: int) -> Loss:
+        modes.append(recipe.model.training)
+        return inner(data, step)
+
+    def look(module: nn.Module):
+        modes.append(("looked", module.training))
+        return {"score": 0.0} if shown == "evaluate" else np.zeros((8, 8, 3), np.uint8)
+
+    spied = dataclasses.replace(
+        recipe, updates=[recipe.updates[0]._replace(objective=objective)],
+        **{"sample": None} | {shown: look},
+    )  # fmt: skip
+    settings = Training(steps=3, sample_every=1, evaluate_every=1, ema_halflife=halflife)
+    for _ in fit(spied, settings, tmp_path):
+        pass
+    assert modes == [True, ("looked", False)] * 3
+
+
+def test_an_average_without_a_half_life_is_the_newest_weights() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    ema = Ema(module, halflife=10, ramp=0.0)
+    module.weight.data.fill_(3.0)
+    ema.update(1)
+    assert ema.module.weight.item() == 3
+    with pytest.raises(ValueError, match="must be positive, not 0"):
+        Ema(module, halflife=0)
