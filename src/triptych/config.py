@@ -9,6 +9,7 @@ import difflib
 import functools
 import json
 import math
+import os
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -132,7 +133,7 @@ def from_json(kind: type[Config], data: Any, where: str = "") -> Config:
             raise ValueError(
                 f"{where} has the field {name!r} twice, also under its old name {older!r}; keep one"
             )
-        values[name] = _typed(hints[name], value, f"{where}.{key}")
+        values[name] = _typed_field(fields[name], hints[name], value, f"{where}.{key}")
     for name, field in fields.items():
         required = (
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -143,6 +144,21 @@ def from_json(kind: type[Config], data: Any, where: str = "") -> Config:
         return kind(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def set_fields(request: Any, **values: Any) -> None:
+    """In the `__post_init__` of a frozen dataclass: replace these fields, then check the types of
+    all of them. Lists become tuples, and numbers of numpy and torch Python's.
+
+    Raises:
+        ValueError: a value of the wrong type. The message names the field, the value and what was
+            expected.
+    """
+    hints = _hints(type(request))
+    for field in dataclasses.fields(request):
+        value = values.get(field.name, getattr(request, field.name))
+        value = _typed_field(field, hints[field.name], value, field.name)
+        object.__setattr__(request, field.name, value)
 
 
 def copy_fields(kind: type[Config], settings: Any, **others: Any) -> Config:
@@ -197,7 +213,18 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | str) else value
+
+
+def _typed_field(field: Any, hint: Any, value: Any, where: str) -> Any:
+    """As `_typed`. A path becomes a text where one is expected, and a field with
+    `field(metadata={"several": True})` may hold a list of its values.
+    """
+    if field.metadata.get("several") and isinstance(value, list | tuple):
+        hint = tuple[hint, ...]
+    if hint is str and isinstance(value, os.PathLike):
+        value = os.fsdecode(value)
+    return _typed(hint, value, where)
 
 
 @functools.cache
@@ -229,11 +256,13 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         (inner,) = (a for a in arguments if a is not type(None))
         return _typed(inner, value, where)
     if origin is Literal:
-        if value not in arguments:
+        if not isinstance(value, tuple({type(a) for a in arguments})) or value not in arguments:
             choices = ", ".join(map(repr, arguments))
             raise ValueError(f"{where} must be one of {choices}, not {_shown(value)}")
         return value
     if origin is tuple:
+        if getattr(value, "ndim", 0) == 1:
+            value = value.tolist()  # of numpy or torch
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} must be a list, not {_shown(value)}")
         return tuple(_typed(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
@@ -243,6 +272,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return dict(value)
     if dataclasses.is_dataclass(hint):
         return from_json(hint, value, where)  # type: ignore[arg-type]
+    if hint in (int, float, bool) and getattr(value, "shape", None) == ():
+        value = value.item()  # of numpy or torch
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

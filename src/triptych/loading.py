@@ -18,11 +18,9 @@ from triptych.text.tokenizer import open_tokenizer
 from triptych.weights.files.weight_file import open_weights, read_safetensors
 from triptych.weights.hub import fetch_published, find_repository
 from triptych.weights.layouts import Layout, layout
-from triptych.weights.loaded import AS_STORED, Card, Loaded, Reading
+from triptych.weights.loaded import AS_STORED, DTYPES, Card, Loaded, Reading, require_cast
 from triptych.weights.short_names import SHORT_NAMES
 from triptych.weights.skeleton import skeleton
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load(
@@ -51,12 +49,29 @@ def load(
             "a published checkpoint, its OWNER/NAME on the hub, or a name that `triptych weights "
             f"list` shows.{config.nearest(name, list(SHORT_NAMES))}"
         )
-    device = torch.device(device)
+    device = runtime.device(str(device))
     chosen = resolve_dtype(dtype, device)
     if _is_run(path):
         return _load_run(path, name, device, chosen)
     label = name if repo else path.resolve().name
     return _load_published(path, label, device, dtype, reading)
+
+
+def load_precisely(
+    name: str | os.PathLike[str], device: torch.device | str, precision: torch.dtype | str
+) -> Loaded:
+    """As `load`, and a precision that the model does not compute in is an error.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    if not isinstance(name, str | os.PathLike):
+        raise ValueError(f"a model is named by a text or a path, not {type(name).__name__}")
+    dtype = str(precision).removeprefix("torch.")
+    loaded = load(os.fsdecode(name), device, dtype)
+    if dtype in DTYPES:
+        require_cast(loaded, DTYPES[dtype])
+    return loaded
 
 
 def resolve_dtype(dtype: str, device: torch.device, auto: str = "auto") -> torch.dtype | None:
@@ -69,7 +84,7 @@ def resolve_dtype(dtype: str, device: torch.device, auto: str = "auto") -> torch
         return None
     chosen = DTYPES.get(runtime.precision(auto if dtype == "auto" else dtype, device))
     if chosen is None:
-        raise ValueError(f"dtype is {', '.join(DTYPES)}, stored or auto, not {dtype!r}")
+        raise ValueError(f"precision is {', '.join(DTYPES)}, stored or auto, not {dtype!r}")
     return chosen
 
 

@@ -1,12 +1,23 @@
-"""Carries out any request: loads its model and calls the pipeline of its system."""
+"""Carries out any request: loads its model and calls the pipeline of its system. Reads the request
+in the record of a picture.
+"""
 
+import dataclasses
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from triptych import loading
+from triptych import config, loading
+from triptych.given import InMemory, describe, is_lost, require_values
 from triptych.systems import find_pipeline
+from triptych.systems.class_to_image.request import ClassToImage
+from triptych.systems.stable_diffusion.inputs import given_latents
+from triptych.systems.stable_diffusion.request import TextToImage
+from triptych.vision.images import read_request
+from triptych.vision.pixels import keep, read_picture
 from triptych.weights.loaded import Loaded
 
 
@@ -19,6 +30,7 @@ def run(request: Any, loaded: Loaded | None = None) -> Iterator[Any]:
         ValueError: not a request, or one that cannot be carried out.
     """
     system = find_pipeline(request)
+    require_values(request)
 
     def load(name: str, device: torch.device | str = "cpu", dtype: str = "auto") -> Loaded:
         if loaded is not None and name == request.model:
@@ -27,3 +39,70 @@ def run(request: Any, loaded: Loaded | None = None) -> Iterator[Any]:
 
     steps: Iterator[Any] = system.module("pipeline").run(request, load)
     return steps
+
+
+def recall(source: Any, **given: Any) -> Any:
+    """The request that drew a picture file, or `source` if it is a request, ready to run again.
+
+    `given` are fields of the request. One that was in memory must be the same again, by its
+    digest; another, such as `model`, replaces what is recorded.
+
+    Raises:
+        ValueError: there is no record, something that was in memory is missing, or is another.
+    """
+    request = _read_record(source) if isinstance(source, str | os.PathLike) else source
+    find_pipeline(request)
+    names = [field.name for field in dataclasses.fields(request)]
+    for name in given:
+        if name not in names:
+            near = config.nearest(name, names)
+            raise ValueError(f"{type(request).__name__} has no field {name!r}.{near}")
+    complete = dataclasses.replace(request, **given)
+    for name in given:
+        if others := list(changed_values(request, complete, name)):
+            raise ValueError(f"{others[0]}. To use another, dataclasses.replace changes a request")
+    require_values(complete)
+    return complete
+
+
+def changed_values(before: Any, after: Any, name: str) -> Iterator[str]:
+    """A sentence for each value of a field that was in memory for one request and is another in the
+    next. Files are read for it.
+
+    Raises:
+        ValueError, OSError: a file cannot be read.
+    """
+    old, new = (_list(getattr(request, name)) for request in (before, after))
+    lost = [is_lost(text) for text in old]
+    if any(lost) and len(old) != len(new):
+        yield f"{name}: the record has {len(old)}, not {len(new)}"
+    for text, given, was_lost in zip(old, new, lost, strict=False):
+        if was_lost and given and text != (named := _named(name, given)):
+            yield (
+                f"{name} is another than in the record, which has {describe(text)}; this one is "
+                f"{describe(named)}"
+            )
+
+
+def _named(name: str, given: str) -> str:
+    """The name of a value that is given as a file, or in memory already."""
+    if is_lost(given) or isinstance(given, InMemory):
+        return given
+    if name == "latents":
+        return given_latents.keep(given_latents.open_latents(given))
+    return keep(name, read_picture(name, given))
+
+
+def _read_record(path: str | os.PathLike[str]) -> Any:
+    """The request in a picture file."""
+    found = read_request(Path(path))
+    record = (found or {}).get("request")
+    if not isinstance(record, dict):
+        Path(path).stat()  # that there is no file is an error of its own
+        raise ValueError(f"{os.fspath(path)!r} carries no request of Triptych")
+    kind = TextToImage if "prompt" in record else ClassToImage
+    return config.from_json(kind, record, os.fspath(path))
+
+
+def _list(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)

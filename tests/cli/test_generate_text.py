@@ -21,7 +21,7 @@ from tests.systems.stable_diffusion.tiny_stable_diffusion import loaded, saved
 from triptych.cli import grid as grid_command
 from triptych.cli.main import run
 from triptych.cli.output import blocks
-from triptych.config import from_json
+from triptych.config import from_json, to_json
 from triptych.requests import TextToImage
 from triptych.systems.stable_diffusion import pipeline as text_to_image
 from triptych.vision.images import open_picture, read_parameters, read_request, save_picture
@@ -113,6 +113,25 @@ def test_our_own_picture_is_drawn_again_and_changed(tiny, capsys) -> None:
     assert generate("a blue dog", *words[:2], "--out", "other", "--seed", 6) == 0
     record = read_request(Path("other/0000-6-8.png"))["request"]
     assert record["prompt"] == "a blue dog" and record["variation_strength"] == 0.3
+
+
+def test_a_picture_that_was_in_memory_is_asked_for_and_compared(tiny, capsys) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    request = TextToImage("a red cat", image=pixels, seed=3, steps=2, model=Path(tiny).name)
+    *_, drawn = triptych.run(replace(request, model=tiny))
+    record = to_json(replace(drawn.request, model=Path(tiny).name))
+    save_picture(Path("old.png"), drawn.pictures[0], {"request": record})
+    save_picture(Path("same.png"), pixels)
+    save_picture(Path("other.png"), 255 - pixels)
+    replay = "--from-parameters", "old.png", "--model", tiny
+    assert generate(*replay) == 3
+    assert "64x64, SHA-256" in (words := said(capsys)) and "--image FILE" in words
+    assert generate(*replay, "--image", "same.png", "--out", "again") == 0
+    assert "another" not in said(capsys)
+    (again,) = Path("again").iterdir()
+    assert (open_picture(again) == drawn.pictures[0]).all()
+    assert generate(*replay, "--image", "other.png", "--out", "changed") == 0
+    assert "image is another than in the record, which has 64x64" in said(capsys)
 
 
 def test_our_own_text_is_drawn_again(tiny) -> None:

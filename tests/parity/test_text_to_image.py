@@ -70,6 +70,24 @@ def test_empty_prompts_and_rescaled_guidance(form, negative):
     close(ours(loaded, sampler="euler", guidance=4.0, rescale=0.7, negative=negative), expected)
 
 
+@pytest.mark.parametrize("form", ["sd", "xl"])
+def test_lists_of_prompts_and_latents_in_and_out(form):
+    """Latents are given as standard normal noise; those that come back are scaled."""
+    parts, loaded = made(form)
+    texts = {"prompt": ["a red cat", "a blue dog"], "negative": ["a dog", "a mat"]}
+    noise = torch.randn(2, 4, 8, 11, generator=torch.Generator().manual_seed(5))
+    pipe = pipeline(parts, "", "euler")  # multiplies noise by more than one
+    more = {"prompt": texts["prompt"], "negative_prompt": texts["negative"], "latents": noise}
+    expected = theirs(pipe, height=64, width=88, **more)
+    request = TextToImage(**texts, latents=noise, steps=8, sampler="euler", precision="float32")
+    *_, last = run(request, loaded)
+    close(last.pictures, expected)
+    peer = pipe(
+        **more, height=64, width=88, num_inference_steps=8, guidance_scale=7.5, output_type="latent"
+    )
+    torch.testing.assert_close(last.latents, peer.images, atol=0.01, rtol=0.01)
+
+
 def test_clip_skip():
     """Theirs counts what is skipped, ours which block from the end is read. Theirs reads a negative
     prompt by the last block all the same, so this is without one.

@@ -160,7 +160,7 @@ def _draw(parsed: Arguments, x: Sweep, y: Sweep, z: Sweep) -> int:
     pictures: list[np.ndarray] = []
     work = _draw_cells(list_requests(start, x, y, z), pictures)
     deque(watch(work, lambda _: None, None), maxlen=0)
-    sheet = draw_tables(pictures, x, y, z, start.prompt)
+    sheet = draw_tables(pictures, x, y, z, str(start.prompt))
     parsed.out.parent.mkdir(parents=True, exist_ok=True)
     sweeps = {s.field: list(s.values) for s in (x, y, z) if s.field}
     record = {"request": to_record(start, Path(start.model).name), "sweep": sweeps}

@@ -16,7 +16,9 @@ import torch
 from jaxtyping import UInt8
 
 from triptych.data.disk.files import is_picture, list_files, reason
+from triptych.given import InMemory
 from triptych.vision.images import open_picture
+from triptych.vision.pixels import read_picture
 
 WAITING = 1 << 28  # bytes of decoded pictures after which a batch is full
 ENDLESS = 1000  # pictures that are taken of an endless source by default
@@ -48,12 +50,14 @@ class Decoded(NamedTuple):
 
 
 def list_pictures(paths: Sequence[str], limit: int = 0) -> Gallery:
-    """Picture files by path, and all those below a folder; at most `limit`, 0 for all."""
+    """Picture files by path, all those below a folder, and pictures in memory; at most `limit`, 0
+    for all.
+    """
     pictures: list[Picture] = []
     skipped: dict[str, str] = {}
     for path in paths:
-        if not Path(path).is_dir():
-            pictures.append(Picture(path, partial(open_picture, Path(path), channels=3)))
+        if isinstance(path, InMemory) or not Path(path).is_dir():
+            pictures.append(Picture(path, partial(read_picture, "pictures", path, channels=3)))
             continue
         listing = list_files(Path(path))
         skipped |= {f"{path}/{name}": why for name, why in listing.skipped.items()}

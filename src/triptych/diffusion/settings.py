@@ -4,13 +4,15 @@ from typing import Any
 
 from triptych.diffusion.names import SPACINGS, parse_sampler
 
+MOST_PICTURES = 100_000  # of one request
+
 
 def check_sampling(request: Any) -> None:
     """Raises a ValueError for a field of a request for pictures that is out of range: n, seed,
     guidance, rescale, steps, sampler or spacing.
     """
-    if not 1 <= request.n <= 100_000:
-        raise ValueError(f"n must be 1 to 100000, not {request.n}")
+    if not 1 <= request.n <= MOST_PICTURES:
+        raise ValueError(f"n must be 1 to {MOST_PICTURES}, not {request.n}")
     check_seed("seed", request.seed)
     if request.guidance is not None and not 0 <= request.guidance <= 100:
         raise ValueError(f"guidance must be 0 to 100, not {request.guidance}")

@@ -102,10 +102,7 @@ def open_picture(
         if near is not None and isinstance(image, JpegImageFile):
             image.draft(image.mode, (2 * near, 2 * near))
         image.load()
-        check_exif(image.info.get("exif", b""))
-        if image.mode in ("P", "PA") and image.palette is None:
-            raise ValueError("a palette picture without its palette")
-        return _to_array(_rotate_upright(image), channels)
+        return upright_pixels(image, channels)
     except Exception as error:  # whatever Pillow raises on a damaged file
         raise ValueError(_reason(error)) from None
 
@@ -187,6 +184,18 @@ def _webp_size(head: bytes) -> tuple[int, int]:
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     width, height = struct.unpack("<HH", data[6:10])
     return width & 0x3FFF, height & 0x3FFF
+
+
+def upright_pixels(image: Image.Image, channels: int | None) -> UInt8[np.ndarray, "H W C"]:
+    """A picture of PIL, decoded, as 8-bit pixels, as `open_picture` gives them.
+
+    Raises:
+        ValueError: its EXIF data are too large, or it lacks its palette.
+    """
+    check_exif(image.info.get("exif", b""))
+    if image.mode in ("P", "PA") and image.palette is None:
+        raise ValueError("a palette picture without its palette")
+    return _to_array(_rotate_upright(image), channels)
 
 
 def _rotate_upright(image: Image.Image) -> Image.Image:

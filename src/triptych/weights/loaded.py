@@ -5,16 +5,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from triptych import runtime
+from triptych.given import take_texts
 from triptych.text.tokenizer import Tokenizer, TokenizerConfig
+from triptych.vision.given_pictures import Picture
+from triptych.vision.pixels import read_pictures
 from triptych.vision.transforms import ImageTransform, PatchTransform
 
 TWO_TOWERS = ("clip", "siglip")
 """Kinds of model that embed pictures and texts in one space."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CAST = {"clip": ("image", "text"), "siglip": ("image", "text"), "stable-diffusion": ("",)}
+"""Kinds of model whose weights may have other precisions than float32: the modules that are cast.
+A temperature is not, because a scale of 100 would become 98.9.
+"""
 
 
 @dataclass(frozen=True)
@@ -74,34 +82,62 @@ class Loaded:
     notes: tuple[str, ...] = ()
     """Remarks on a published checkpoint, such as parts that were left out."""
 
+    def to(
+        self,
+        device: torch.device | str | torch.dtype | None = None,
+        precision: torch.dtype | str | None = None,
+    ) -> "Loaded":
+        """Move the model to a device, such as `cuda`, and its weights to a precision: float32,
+        bfloat16, float16, or a dtype of torch. As `torch.nn.Module.to` it changes the model itself
+        and returns it; what is None stays as it is.
+
+        Raises:
+            ValueError: there is no such device or precision, or this kind of model computes in
+                float32 only.
+        """
+        if isinstance(device, torch.dtype):  # torch takes it in first place, too
+            device, precision = None, device if precision is None else precision
+        dtype = None if precision is None else find_dtype(precision)
+        place = None if device is None else runtime.device(str(device))
+        if dtype is not None:
+            require_cast(self, dtype)
+            for part in CAST.get(self.card.model, ()):
+                self.model.get_submodule(part).to(dtype)
+        if place is not None:
+            self.model.to(place)
+        return self
+
     def embed_text(self, texts: Sequence[str]) -> Float[Tensor, "N E"]:
         """Embeddings of texts in the shared space: unit length, float32, on the CPU.
 
         Texts are batched by length, since a causal tower computes up to the longest of a batch.
 
         Raises:
-            ValueError: the model is not a CLIP or SigLIP, or has no vocabulary.
+            ValueError: the model is not a CLIP or SigLIP, or has no vocabulary; this is no list of
+                texts.
         """
         tokenizer = require_tokenizer(self)
-        encoded = tokenizer.encode(list(texts))
+        texts = take_texts("texts", texts)
+        encoded = tokenizer.encode(texts)
         order = encoded.lengths.argsort(stable=True)
         rows = torch.empty(len(texts), self.config.dim)
         device = next(self.model.parameters()).device
         with torch.inference_mode():
-            for chosen in order.split(64):
+            for chosen in order.split(64) if len(texts) else ():
                 rows[chosen] = self.model.embed_text(encoded.tokens[chosen].to(device)).cpu()  # type: ignore[operator]
         return rows
 
-    def embed_image(
-        self, pictures: Sequence[UInt8[np.ndarray, "_H _W _C"]], batch: int = 32
-    ) -> Float[Tensor, "N E"]:
+    def embed_image(self, pictures: Sequence[Picture], batch: int = 32) -> Float[Tensor, "N E"]:
         """Embeddings of pictures in the shared space: unit length, float32, on the CPU.
 
+        Pictures are paths, PIL pictures, arrays or tensors (`triptych.vision.given_pictures`).
+
         Raises:
-            ValueError: the model is not a CLIP or SigLIP, or a picture is not of bytes.
+            ValueError: the model is not a CLIP or SigLIP, or one of these is no picture.
         """
         if self.card.model not in TWO_TOWERS or self.transform is None:
             raise ValueError(f"{self.name} is a {self.card.model}: it embeds no pictures")
+        pictures = read_pictures("pictures", pictures)
         weight = next(self.model.get_submodule("image").parameters())
         rows = torch.empty(len(pictures), self.config.dim)
         with torch.inference_mode():
@@ -145,6 +181,27 @@ class Load(Protocol):
     def __call__(
         self, name: str, device: torch.device | str = "cpu", dtype: str = "auto"
     ) -> Loaded: ...
+
+
+def find_dtype(precision: torch.dtype | str) -> torch.dtype:
+    """The dtype of a precision by name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    name = str(precision).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"precision is {', '.join(DTYPES)}, not {name!r}")
+    return DTYPES[name]
+
+
+def require_cast(loaded: Loaded, dtype: torch.dtype) -> None:
+    """Raises ValueError for a precision that a model of this kind does not compute in."""
+    if dtype != torch.float32 and loaded.card.model not in CAST:
+        raise ValueError(
+            f"{loaded.name} is a {loaded.card.model}, whose weights stay in float32: leave out the "
+            "precision (pixel diffusion has one in its request)"
+        )
 
 
 def require_tokenizer(loaded: Loaded) -> Tokenizer:

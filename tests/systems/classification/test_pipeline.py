@@ -150,7 +150,7 @@ def test_labels_from_a_file(tmp_path):
     ("changes", "words"),
     [
         ({"pictures": ()}, "no pictures"),
-        ({"pictures": "dog.jpg"}, "a list of texts"),
+        ({"labels": "dog"}, "a list of texts"),
         ({"labels": ()}, "--labels cat dog"),
         ({"labels": ("dog", "cat", "dog ")}, "'dog' is there twice, as 1 and 3"),
         ({"labels": ("dog", " ")}, "label 2 of 2 is empty"),

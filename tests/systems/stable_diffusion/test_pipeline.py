@@ -158,7 +158,8 @@ def test_of_several_variations_the_variation_seed_counts(tiny) -> None:
     many = drawn(tiny, n=2, variation_seed=50, variation_strength=0.4)
     (second,) = pictures(tiny, variation_seed=51, variation_strength=0.4)
     assert psnr(many.pictures[1], second) >= 60
-    assert [many.seeds(i) for i in range(2)] == [(3, 50), (3, 51)]
+    alone = [many.request_of(i) for i in range(2)]
+    assert [(one.seed, one.variation_seed) for one in alone] == [(3, 50), (3, 51)]
 
 
 def test_the_great_circle_in_closed_form() -> None:

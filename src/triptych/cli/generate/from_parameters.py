@@ -76,8 +76,9 @@ def _find_files(request: TextToImage, model: str) -> TextToImage:
         request,
         model=model or _find_model(request.model),
         loras=tuple(loras),
-        image=_file_name(request.image),
-        mask=_file_name(request.mask),
+        image=_file_name(str(request.image)),
+        mask=_file_name(str(request.mask)),
+        latents=_file_name(str(request.latents)),
     )
 
 

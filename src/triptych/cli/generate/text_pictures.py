@@ -12,6 +12,7 @@ from triptych.cli.generate.from_parameters import read_parameters
 from triptych.cli.output import UsageError, say, watch
 from triptych.cli.places import PICTURE_ENDINGS, next_number, require_file, require_folder
 from triptych.config import to_json
+from triptych.given import require_values
 from triptych.systems.stable_diffusion.request import TextToImage, parse_lora, parse_size
 
 if TYPE_CHECKING:
@@ -70,6 +71,13 @@ def main(arguments: list[str]) -> int:
     parsed = parse(
         Arguments, arguments, usage=USAGE, basic=BASIC, default=default, positional=("prompt",)
     )
+    require_values(parsed.request)
+    if default is not None:
+        from triptych.running import changed_values
+
+        for name in ("image", "mask", "latents"):
+            changes = changed_values(default.request, parsed.request, name)
+            say(*(f"triptych: {line}" for line in changes))
     return draw(parsed)
 
 
@@ -121,11 +129,11 @@ def _save(
     """Write one picture, under a number, with the request that draws it alone."""
     from triptych.vision.images import save_picture
 
-    seed, variation = item.seeds(index)
+    one = item.request_of(index)
+    seed, variation = one.seed, one.variation_seed
     ending = {"png": "png", "jpeg": "jpg", "webp": "webp"}[parsed.format]
     name = f"{number:04d}-{seed}" + ("" if variation is None else f"-{variation}")
     path = parsed.out / f"{name}.{ending}"
-    one = replace(item.request, seed=seed, variation_seed=variation, n=1)
     save_picture(
         path, item.pictures[index], {"request": to_record(one, model)}, to_parameters(one, model)
     )
@@ -137,7 +145,9 @@ def to_record(request: TextToImage, model: str) -> dict[str, Any]:
     """The request as it is stored in a picture: names instead of paths."""
     files = map(parse_lora, request.loras)
     loras = [str(file._replace(name=PurePath(file.name).name)) for file in files]
-    names = {field: PurePath(getattr(request, field)).name for field in ("image", "mask")}
+    names = {
+        field: PurePath(getattr(request, field)).name for field in ("image", "mask", "latents")
+    }
     return to_json(request) | names | {"model": model, "loras": loras}
 
 

@@ -7,11 +7,11 @@ Dimensions: B pictures of a batch, N pictures of the request, C channels, H heig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL.Image import Image
 from torch import Tensor
 
 from triptych import config, runtime
@@ -25,7 +25,9 @@ from triptych.systems.class_to_image.request import ClassToImage
 from triptych.systems.cvae import model as cvae
 from triptych.systems.pixel_diffusion import model as pixel_diffusion
 from triptych.systems.wgan import model as wgan
-from triptych.vision.images import open_picture, resize_crop, to_pictures
+from triptych.vision.given_pictures import Picture, picture_name
+from triptych.vision.images import resize_crop, to_pictures
+from triptych.vision.pixels import read_picture, to_pil
 from triptych.vision.quadrants import partial_view, quadrant_mask
 from triptych.weights.loaded import Card, Load, Loaded
 
@@ -54,6 +56,11 @@ class Pictures:
     done: float = 1.0
     """The share of the work that is done, for a progress bar."""
 
+    @property
+    def images(self) -> list[Image]:
+        """The pictures as PIL's."""
+        return to_pil(self.pictures)
+
 
 def run(request: ClassToImage, load: Load) -> Iterator[Pictures]:
     """Draws the pictures in batches, and yields after each batch or step of a diffusion model.
@@ -67,7 +74,7 @@ def run(request: ClassToImage, load: Load) -> Iterator[Pictures]:
     if request.seed is None:
         request = replace(request, seed=runtime.drawn_seed())
     assert request.seed is not None
-    device = runtime.device()
+    device = next(loaded.model.parameters()).device
     precision = runtime.precision(request.precision, device)  # the same for both models
     clip = load(request.clip, device, precision) if request.clip else None
     conditions, names = choose_conditions(request, loaded.card)
@@ -192,13 +199,13 @@ def choose_conditions(request: ClassToImage, card: Card) -> tuple[Tensor | None,
         return row.repeat(request.n, 1), (title,) * request.n
     if kind == "image":
         view = load_partial_view(request.image, card)
-        return view.expand(request.n, *view.shape[1:]), (Path(request.image).name,) * request.n
+        return view.expand(request.n, *view.shape[1:]), (picture_name(request.image),) * request.n
     if kind == "none":
         return None, ("",) * request.n
     raise ValueError(f"this model is conditioned on {kind}, which `generate` does not support")
 
 
-def load_partial_view(image: str, card: Card) -> Float[Tensor, "1 C+1 H W"]:
+def load_partial_view(image: Picture, card: Card) -> Float[Tensor, "1 C+1 H W"]:
     """The visible part of a picture file, for a model that completes pictures.
 
     Raises:
@@ -214,7 +221,7 @@ def load_partial_view(image: str, card: Card) -> Float[Tensor, "1 C+1 H W"]:
         )
     height, width, channels = (card.config[name] for name in ("height", "width", "channels"))
     try:
-        picture = open_picture(Path(image), channels=channels, near=max(height, width))
+        picture = read_picture("image", image, channels=channels, near=max(height, width))
     except ValueError as error:
         raise ValueError(f"--image {image}: {error}") from error
     if height == width:
@@ -229,7 +236,7 @@ def load_partial_view(image: str, card: Card) -> Float[Tensor, "1 C+1 H W"]:
 def choose_labels(request: ClassToImage, card: Card) -> list[int]:
     """The class of each picture: the requested one, or all in turn."""
     if request.label:
-        return [_find_index(request.label, card.classes, "class")] * request.n
+        return [_find_index(str(request.label), card.classes, "class")] * request.n
     return [i % len(card.classes) for i in range(request.n)]
 
 

@@ -1,10 +1,18 @@
 """The request for pictures of a class."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from triptych.config import set_fields
 from triptych.diffusion.settings import check_sampling
+from triptych.given import take_text, take_texts
 from triptych.nn.checks import require_at_least
+from triptych.vision.given_pictures import Picture, take_picture
+
+if TYPE_CHECKING:
+    Label = str | int | None
+else:  # what a request keeps
+    Label = str
 
 
 @dataclass(frozen=True)
@@ -13,13 +21,13 @@ class ClassToImage:
 
     model: str = "runs/demo"
     """A run folder."""
-    label: str = ""
+    label: Label = ""
     """A class by name or number; empty: all classes in turn."""
     attributes: tuple[str, ...] = ()
     """Names of the attributes of the pictures."""
     vector: tuple[float, ...] = ()
     """One number per continuous condition, in the order of the model's columns."""
-    image: str = ""
+    image: Picture = ""
     """A picture file whose visible quadrants the model completes."""
     n: int = 10
     """Number of pictures."""
@@ -55,6 +63,12 @@ class ClassToImage:
     """Draw pictures one at a time: bit-identical for any n."""
 
     def __post_init__(self) -> None:
+        set_fields(
+            self,
+            label="" if self.label is None else take_text("label", self.label),
+            attributes=take_texts("attributes", self.attributes),
+            image=take_picture("image", self.image),
+        )
         check_sampling(self)
         if not 0 <= self.truncation < float("inf"):
             raise ValueError(f"truncation must be 0 (none) or more, not {self.truncation}")

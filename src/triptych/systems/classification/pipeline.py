@@ -13,10 +13,12 @@ from torch import Tensor
 from triptych import runtime
 from triptych.config import nearest
 from triptych.data import gallery
+from triptych.given import InMemory
 from triptych.systems.classification.frozen import embed_gallery
 from triptych.systems.classification.request import OWN_CLASSES, Classify, distinct_labels
 from triptych.systems.two_towers.labels import embed_labels
 from triptych.text.templates import TEMPLATES
+from triptych.vision.given_pictures import kept_pictures
 from triptych.weights.loaded import Load
 
 MAX_LABELS_FILE = 16 << 20  # bytes
@@ -148,14 +150,15 @@ def gallery_of(request: Classify) -> gallery.Gallery:
     Raises:
         ValueError: they are to be compared with the classes of a source that has none.
     """
+    pictures = kept_pictures(request.pictures)
     if not request.evaluated:
-        return gallery.list_pictures(request.pictures, request.limit)
-    if len(request.pictures) != 1:
+        return gallery.list_pictures(pictures, request.limit)
+    if len(pictures) != 1 or isinstance(pictures[0], InMemory):
+        given = f"{len(pictures)} paths" if len(pictures) != 1 else "a picture in memory"
         raise ValueError(
-            f"comparing with the pictures' own classes takes one folder or source, not "
-            f"{len(request.pictures)} paths"
+            f"comparing with the pictures' own classes takes one folder or source, not {given}"
         )
-    return gallery.open_labelled(request.pictures[0], request.split, request.limit)
+    return gallery.open_labelled(pictures[0], request.split, request.limit)
 
 
 def _renamed(classes: Sequence[str], labels: tuple[str, ...]) -> tuple[str, ...]:

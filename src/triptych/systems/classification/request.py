@@ -4,6 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from triptych.config import set_fields
+from triptych.given import Texts, take_texts
+from triptych.vision.given_pictures import Pictures, take_pictures
+
 OWN_CLASSES = "auto"
 """In place of labels: the classes of the pictures' own source."""
 
@@ -12,15 +16,15 @@ OWN_CLASSES = "auto"
 class Classify:
     """Say which labels fit pictures that no one has trained for, with a CLIP or SigLIP."""
 
-    pictures: tuple[str, ...]
+    pictures: Pictures
     """Picture files, or one folder of them; with --labels auto any labelled source."""
-    labels: tuple[str, ...] = ()
+    labels: Texts = ()
     """What the pictures may show: names, a .txt file with one name per line, or `auto`: the
     source's own classes (its sub-folders), which are then also the ground truth.
     """
     model: str = "runs/clip"
     """A run folder, a published checkpoint, or OWNER/NAME on the hub."""
-    templates: tuple[str, ...] = ("photo",)
+    templates: Texts = ("photo",)
     """Sentences around the labels, whose embeddings are averaged: photo (1), simple (7), cifar
     (18), imagenet (80), name (the label alone), or your own with {} for the label.
     """
@@ -40,10 +44,12 @@ class Classify:
     """Precision of the model; auto is the fastest of the device."""
 
     def __post_init__(self) -> None:
-        for name in ("pictures", "labels", "templates"):
-            given = getattr(self, name)
-            if isinstance(given, str):
-                raise ValueError(f"{name} is a list of texts, not the one text {given!r}")
+        set_fields(
+            self,
+            pictures=take_pictures("pictures", self.pictures),
+            labels=take_texts("labels", self.labels),
+            templates=take_texts("templates", self.templates),
+        )
         if not self.pictures:
             raise ValueError("no pictures: name files or a folder, before --labels")
         if not self.labels:

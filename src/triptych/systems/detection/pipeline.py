@@ -10,7 +10,6 @@ or patches, h w cells of a heat map.
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from triptych.systems.detection.request import Detect
 from triptych.systems.siglip.model import SiglipConfig
 from triptych.systems.two_towers.labels import average_prompts, label_prompts
 from triptych.text.templates import TEMPLATES
-from triptych.vision.images import open_picture
+from triptych.vision.pixels import read_picture
 from triptych.weights.loaded import TWO_TOWERS, Load, Loaded
 
 CELLS = 160
@@ -73,8 +72,10 @@ def run(request: Detect, load: Load) -> Iterator[Detections]:
         ValueError: the model is not a CLIP or SigLIP, the file is not a valid picture, or patches
             or scales do not fit the picture.
     """
+    if not request.picture:
+        raise ValueError("picture: give one to look at")
     try:
-        picture = open_picture(Path(request.picture), channels=3)
+        picture = read_picture("picture", request.picture, channels=3)
     except ValueError as error:
         raise ValueError(f"{request.picture}: {error}") from None
     loaded = load(request.model, runtime.device())

@@ -3,16 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from triptych.config import set_fields
+from triptych.given import Texts, take_texts
 from triptych.nn.checks import require_at_least
+from triptych.vision.given_pictures import Picture, take_picture
 
 
 @dataclass(frozen=True)
 class Detect:
     """Locate what labels name in a picture, by a CLIP or SigLIP, trained without boxes."""
 
-    picture: str
+    picture: Picture
     """A picture file: PNG, JPEG, WebP, GIF or BMP."""
-    labels: tuple[str, ...] = ()
+    labels: Texts = ()
     """What to look for; any number of boxes is found for each label."""
     model: str = "runs/clip"
     """A run folder, a published checkpoint, or OWNER/NAME on the hub."""
@@ -20,11 +23,11 @@ class Detect:
     """dense: patches of one pass per scale. window: sliding windows, one at a time. window-batched:
     the same numbers, with windows in batches.
     """
-    templates: tuple[str, ...] = ("photo",)
+    templates: Texts = ("photo",)
     """Sentences with {} for the label, or photo, simple, cifar, imagenet, name for sets of them;
     embeddings are averaged.
     """
-    background: tuple[str, ...] = (
+    background: Texts = (
         "background", "a photo of the background", "nothing", "an object", "something",
     )  # fmt: skip
     """Texts in the softmax beside the labels, so that absent labels are not found: names of
@@ -60,6 +63,13 @@ class Detect:
     """
 
     def __post_init__(self) -> None:
+        set_fields(
+            self,
+            picture=take_picture("picture", self.picture),
+            labels=take_texts("labels", self.labels),
+            templates=take_texts("templates", self.templates),
+            background=take_texts("background", self.background),
+        )
         if not self.labels or not all(label.strip() for label in self.labels):
             raise ValueError("labels: give at least one, and no empty ones")
         if len(set(self.labels)) < len(self.labels):

@@ -27,7 +27,7 @@ from triptych import runtime
 from triptych.atomic import lock_folder, remove_temporary
 from triptych.config import to_json
 from triptych.data.disk.files import is_picture, list_files
-from triptych.vision.images import open_picture
+from triptych.vision.pixels import read_picture
 from triptych.vision.transforms import ImageTransform
 from triptych.weights.files.store import Store
 from triptych.weights.loaded import Loaded
@@ -124,16 +124,16 @@ def index_place(folder: Path, model: str, chosen: str = "") -> Path:
     return runtime.cache_folder("index") / f"{label}-{key}"
 
 
-def open_reduced(path: Path | str, loaded: Loaded) -> UInt8[np.ndarray, "H W 3"]:
-    """Open a picture; a large JPEG is decoded at a half, quarter or eighth of its size, at least
-    twice the input size of the model.
+def open_reduced(picture: Path | str, loaded: Loaded) -> UInt8[np.ndarray, "H W 3"]:
+    """Open a picture, a path or one in memory; a large JPEG is decoded at a half, quarter or eighth
+    of its size, at least twice the input size of the model.
 
     Raises:
         ValueError: it is not a valid picture.
         OSError: it cannot be read.
     """
     size = loaded.transform.size if isinstance(loaded.transform, ImageTransform) else None
-    return open_picture(Path(path), channels=3, near=size)
+    return read_picture("image", picture, channels=3, near=size)
 
 
 def update(folder: Path, place: Path, loaded: Loaded, model: str) -> Iterator[Progress]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triptych import runtime
+from triptych.given import InMemory
 from triptych.systems.search.index import Index, index_place, model_digest, open_reduced, update
 from triptych.systems.search.nearest import (
     LARGE,
@@ -22,6 +23,7 @@ from triptych.systems.search.nearest import (
     require_faiss,
 )
 from triptych.systems.search.request import Search
+from triptych.vision.given_pictures import kept_pictures, picture_name
 from triptych.weights.loaded import Load, Loaded, require_tokenizer
 
 WEIGHTED = re.compile(r"\((.+):\s*(\d*\.?\d+)\)", re.DOTALL)
@@ -30,7 +32,7 @@ WEIGHTED = re.compile(r"\((.+):\s*(\d*\.?\d+)\)", re.DOTALL)
 class Term(NamedTuple):
     """One part of a query."""
 
-    text: str  # or the path of a picture
+    text: str  # or a picture: its path, or a name in memory
     picture: bool
     weight: float  # negative: away from it
 
@@ -87,8 +89,9 @@ def run(request: Search, load: Load) -> Iterator[SearchResults]:
 
 def parse_terms(request: Search) -> list[Term]:
     """The parts of a query with their weights, which are 1 or written as in `(text:0.5)`."""
-    parts = [(t, False, 1) for t in request.text] + [(t, True, 1) for t in request.image]
-    parts += [(t, False, -1) for t in request.minus] + [(t, True, -1) for t in request.minus_image]
+    image, minus_image = (kept_pictures(p) for p in (request.image, request.minus_image))
+    parts = [(t, False, 1) for t in request.text] + [(t, True, 1) for t in image]
+    parts += [(t, False, -1) for t in request.minus] + [(t, True, -1) for t in minus_image]
     terms = []
     for text, picture, sign in parts:
         weighted = WEIGHTED.fullmatch(text)
@@ -102,7 +105,7 @@ def format_query(request: Search) -> str:
     parts = []
     for term in parse_terms(request):
         amount = "" if abs(term.weight) == 1 else f"{abs(term.weight):g} "
-        name = Path(term.text).name if term.picture else term.text
+        name = picture_name(term.text) if term.picture else term.text
         parts.append(f"{'-' if term.weight < 0 else '+'} {amount}{name}")
     return " ".join(parts).removeprefix("+ ")
 
@@ -123,7 +126,9 @@ def _encode_query(
     for term in terms:
         if term.picture:
             try:
-                pictures.append(open_reduced(Path(term.text).expanduser(), loaded))
+                in_memory = isinstance(term.text, InMemory)
+                path = term.text if in_memory else Path(term.text).expanduser()
+                pictures.append(open_reduced(path, loaded))
             except (ValueError, OSError) as error:
                 why = getattr(error, "strerror", None) or str(error)
                 raise ValueError(f"{term.text}: {why}") from error

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from triptych.config import set_fields
+from triptych.given import Texts, take_texts
+from triptych.vision.given_pictures import Pictures, take_pictures
+
 
 @dataclass(frozen=True)
 class Search:
@@ -13,13 +17,13 @@ class Search:
 
     folder: str
     """The folder of pictures, subfolders included."""
-    text: tuple[str, ...] = ()
+    text: Texts = ()
     """What the pictures show."""
-    image: tuple[str, ...] = ()
+    image: Pictures = ()
     """Pictures to find similar ones of."""
-    minus: tuple[str, ...] = ()
+    minus: Texts = ()
     """Texts to subtract from the query."""
-    minus_image: tuple[str, ...] = ()
+    minus_image: Pictures = ()
     """Pictures to subtract from the query."""
     model: str = "runs/clip"
     """A CLIP or SigLIP: a run folder, a published checkpoint, or OWNER/NAME on the hub."""
@@ -33,6 +37,13 @@ class Search:
     """auto is exact up to 300,000 pictures, and uses faiss, if it is installed, for more."""
 
     def __post_init__(self) -> None:
+        set_fields(
+            self,
+            text=take_texts("text", self.text),
+            image=take_pictures("image", self.image),
+            minus=take_texts("minus", self.minus),
+            minus_image=take_pictures("minus_image", self.minus_image),
+        )
         if not 1 <= self.k <= 100_000:
             raise ValueError(f"k must be 1 to 100000, not {self.k}")
         if self.duplicates is not None and not 0 < self.duplicates <= 1:

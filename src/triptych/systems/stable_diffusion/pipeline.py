@@ -4,14 +4,15 @@ Dimensions: B pictures, Z latent channels, h w latent sides, N pictures in all, 
 C channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL.Image import Image
 from torch import Tensor
 
 from triptych import runtime
@@ -30,9 +31,18 @@ from triptych.systems.stable_diffusion.adapters.loras import merged_loras
 from triptych.systems.stable_diffusion.inputs.encode_steps import (
     ChangingDenoiser,
     EncodedSteps,
-    counted_steps,
-    encode_steps,
     expand_reading,
+    join_prompts,
+)
+from triptych.systems.stable_diffusion.inputs.given_latents import (
+    keep,
+    open_latents,
+    read_latents,
+)
+from triptych.systems.stable_diffusion.inputs.read_prompts import (
+    encode_pairs,
+    plan_batches,
+    split_prompts,
 )
 from triptych.systems.stable_diffusion.inputs.starting_picture import (
     Original,
@@ -46,9 +56,8 @@ from triptych.systems.stable_diffusion.openvino import (
     in_openvino,
 )
 from triptych.systems.stable_diffusion.request import TextToImage, parse_size
-from triptych.text.prompt_schedule import is_composed
-from triptych.text.tags import read_tags
 from triptych.vision.images import to_pictures
+from triptych.vision.pixels import to_pil
 from triptych.weights.loaded import Load, Loaded
 
 MODEL = "stable-diffusion"
@@ -69,10 +78,43 @@ class Drawing:
     """The model's current estimate of the latents of the batch, for previews."""
     notes: tuple[str, ...] = ()
     """For the user: how a long prompt was split, which layers a LoRA changed."""
+    latents: Float[Tensor, "N Z h w"] | None = None
+    """What the pictures were decoded from: without noise, scaled as the autoencoder's `decode`
+    takes them, float32 on the CPU; None before the first picture.
+    """
 
-    def seeds(self, number: int) -> tuple[int, int | None]:
-        """The seed and the variation seed of picture `number`."""
-        return _seeds(self.request, number)
+    @property
+    def images(self) -> list[Image]:
+        """The pictures as PIL's."""
+        return to_pil(self.pictures)
+
+    def request_of(self, number: int) -> TextToImage:
+        """The request that draws picture `number` alone: its prompt, its seeds, its latents."""
+        request, pairs = self.request, self.request.pairs
+        prompt, negative = pairs[number // request.n]
+        seed, variation = _seeds(request, number)
+        latents = request.latents
+        if latents and request.n * len(pairs) > 1:
+            latents = keep(open_latents(latents)[number])
+        return replace(
+            request,
+            prompt=prompt,
+            negative=negative,
+            seed=seed,
+            variation_seed=variation,
+            n=1,
+            latents=latents,
+        )
+
+
+class Inputs(NamedTuple):
+    """What a request is turned into before sampling."""
+
+    texts: Sequence[EncodedSteps]
+    original: Original | None
+    latents: Float[Tensor, "N Z h w"] | None
+    """The noise to start from, where it is given."""
+    notes: tuple[str, ...]
 
 
 def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
@@ -92,28 +134,23 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
     original = _open_original(request, model)
     request = fill_defaults(request, model, original)
     _check_tiling(request, model)
-    tagged = read_tags(request.prompt)
-    prompt = tagged.prompt
-    theirs = _is_automatic1111(request)
-    # without guidance the negative prompt has no effect on a single prompt
-    guided = request.guidance != 1 or is_composed(prompt, lone_weight=theirs)
-    negative = request.negative if guided else ""
+    latents = None
+    if request.latents:
+        shape = model.config.latent_shape(*_size(request))
+        latents = read_latents(request.latents, request.n * len(request.pairs), shape)
+    split = split_prompts(request)
     with (
-        merged_loras(model, request.loras, tagged.loras, loaded.name) as changes,
+        merged_loras(model, request.loras, split.loras, loaded.name) as changes,
         int8(model.unet, request.quantize == "int8"),
     ):
         with (
             _inference(model, dtype),
-            learned_words(model, loaded.tokenizers, (prompt, negative)) as (tokenizers, words),
+            learned_words(model, loaded.tokenizers, sum(split.pairs, ())) as (tokenizers, words),
         ):
-            steps = counted_steps(request.sampler, request.steps, automatic1111=theirs)
-            text = encode_steps(
-                model, tokenizers, prompt, negative, _size(request), steps,
-                clip_skip=request.clip_skip, automatic1111=theirs,
-            )  # fmt: skip
+            texts = encode_pairs(request, model, tokenizers, split.pairs, _size(request))
+        remarks = dict.fromkeys(note for text in texts for note in text.notes)
         notes = (
-            *(original.notes if original else ()), *tagged.notes, *changes, *words, *text.notes,
-            *_notes_on_tags(negative),
+            *(original.notes if original else ()), *split.notes, *changes, *words, *remarks,
         )  # fmt: skip
         conversion = None
         if request.backend == "openvino":
@@ -123,13 +160,8 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
                 notes += describe_conversion(conversion, model, lora=bool(changes))
                 yield Drawing(request, _no_pictures(request, model), 0.0, None, notes)
         with in_openvino(model, conversion, dtype, request.tiling):
-            yield from _sample_all(request, model, text, original, dtype, notes)
-
-
-def _notes_on_tags(negative: str) -> tuple[str, ...]:
-    if read_tags(negative).prompt == negative:
-        return ()
-    return ("negative: tags such as <lora:NAME:1> are read as words there, as in AUTOMATIC1111",)
+            inputs = Inputs(texts, original, latents, notes)
+            yield from _sample_all(request, model, inputs, dtype)
 
 
 def _no_pictures(request: TextToImage, model: StableDiffusion) -> UInt8[np.ndarray, "0 H W C"]:
@@ -137,30 +169,31 @@ def _no_pictures(request: TextToImage, model: StableDiffusion) -> UInt8[np.ndarr
 
 
 def _sample_all(
-    request: TextToImage,
-    model: StableDiffusion,
-    text: EncodedSteps,
-    original: Original | None,
-    dtype: torch.dtype,
-    notes: tuple[str, ...],
+    request: TextToImage, model: StableDiffusion, inputs: Inputs, dtype: torch.dtype
 ) -> Iterator[Drawing]:
     """Sample all pictures of a request with defaults filled in, in batches."""
     height, width = _size(request)
-    done = _no_pictures(request, model)
+    original, total = inputs.original, request.n * len(inputs.texts)
+    so_far = Drawing(request, _no_pictures(request, model), 0.0, None, inputs.notes)
     single = request.deterministic or not SAMPLERS[request.sampler].batched
     batch = 1 if single else max(1, min(BATCH_PIXELS // (height * width), MAX_BATCH))
-    for first in range(0, request.n, batch):
-        rows = range(first, min(first + batch, request.n))
+    for rows in plan_batches(inputs.texts, request.n, batch):
         step = None
-        for share, step in _sample_batch(request, model, text, original, rows, dtype):
-            progress = (first + share * len(rows)) / request.n
-            yield Drawing(request, done, min(progress, 0.999), step.x0, notes)
+        for share, step in _sample_batch(request, model, inputs, rows, dtype):
+            progress = (rows.start + share * len(rows)) / total
+            yield replace(so_far, done=min(progress, 0.999), guess=step.x0)
         assert step is not None
         pictures = _decode(request, model, step.x, dtype)
         if original is not None and original.paint is not None:
             pictures = np.where(original.paint[:, :, None], pictures, original.picture)
-        done = np.concatenate([done, pictures])
-        yield Drawing(request, done, rows.stop / request.n, None, notes)
+        latents = step.x.float().cpu()
+        so_far = replace(
+            so_far,
+            pictures=np.concatenate([so_far.pictures, pictures]),
+            done=rows.stop / total,
+            latents=latents if so_far.latents is None else torch.cat([so_far.latents, latents]),
+        )
+        yield so_far
 
 
 def load_model(request: TextToImage, load: Load) -> Loaded:
@@ -212,6 +245,9 @@ def fill_defaults(
     if not spacing:
         spacing = automatic1111(sampler).spacing if _is_automatic1111(request) else config.spacing
     size = parse_size(request.size) or (config.width, config.height)
+    if request.latents and not request.size:
+        height, width = open_latents(request.latents).shape[2:]
+        size = width * model.config.factor, height * model.config.factor
     strength = request.strength
     if original is not None:
         height, width = original.picture.shape[:2]
@@ -249,8 +285,7 @@ def noise_levels(request: TextToImage, model: StableDiffusion) -> tuple[list[Lev
 def _sample_batch(
     request: TextToImage,
     model: StableDiffusion,
-    text: EncodedSteps,
-    original: Original | None,
+    inputs: Inputs,
     rows: range,
     dtype: torch.dtype,
 ) -> Iterator[tuple[float, Step]]:
@@ -266,8 +301,10 @@ def _sample_batch(
     with _inference(model, dtype, request.tiling):
         start = prepare_start(
             model, noise, levels[0], scale, _size(request),
-            original=original, from_noise=from_noise, vary=vary,
+            original=inputs.original, from_noise=from_noise, vary=vary,
+            latents=None if inputs.latents is None else inputs.latents[rows.start : rows.stop],
         )  # fmt: skip
+    text = join_prompts([inputs.texts[row // request.n] for row in rows])
     changing = _changing_denoiser(request, model, text, len(rows), start.beside)
     denoise: Denoiser = changing
     if start.known is not None and start.paint is not None:
@@ -337,6 +374,8 @@ def _compute_dtype(request: TextToImage, model: StableDiffusion) -> torch.dtype:
             "`load_model`, or use the backend torch"
         )
     precision = runtime.precision(request.precision, weight.device)
+    if request.precision == "auto" and weight.dtype == torch.bfloat16:
+        precision = "bfloat16"  # as the model was loaded
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     if weight.dtype not in (torch.float32, dtype):
         raise ValueError(

@@ -1,26 +1,40 @@
 """Requests of text to image: pictures of a prompt; training, and presets that work."""
 
 import math
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
+from triptych.config import set_fields
 from triptych.diffusion.names import parse_sampler
-from triptych.diffusion.settings import check_sampling, check_seed
+from triptych.diffusion.settings import MOST_PICTURES, check_sampling, check_seed
+from triptych.given import take_texts
 from triptych.text.limits import MAX_PROMPT
 from triptych.train.settings import Training, check_numbers
+from triptych.vision.given_pictures import Picture, take_picture
+
+if TYPE_CHECKING:
+    from triptych.vision.given_pictures import Array
+
+    Prompt = str | Sequence[str]
+    Latents = str | os.PathLike[str] | Array | None
+else:  # what the command line gives
+    Prompt = Latents = str
 
 
 @dataclass(frozen=True)
 class TextToImage:
-    """Generate pictures from a prompt."""
+    """Generate pictures from a prompt, or in Python from a list of prompts."""
 
-    prompt: str
+    prompt: Prompt = field(metadata={"several": True})
     """What to draw; (word:1.3) weighs a word more, [word] less, BREAK starts a new window of
     tokens. [cat:dog:0.5] changes after half of the steps, [cat|dog] with every step; "a cat AND a
     dog :0.7" draws both.
     """
-    negative: str = ""
+    negative: Prompt = field(default="", metadata={"several": True})
     """Negative prompt: what to avoid."""
     model: str = "runs/text-to-image"
     """A run folder, a checkpoint folder or file, or OWNER/NAME on the hub."""
@@ -41,12 +55,12 @@ class TextToImage:
     seed: int | None = None
     """Picture i uses seed + i (with a variation, seed); without one a seed is drawn and printed."""
     n: int = 1
-    """Number of pictures."""
-    image: str = ""
+    """Number of pictures; of each prompt, where there are several."""
+    image: Picture = ""
     """A picture file to start from (image-to-image)."""
     strength: float | None = None
     """With an image: how much of it is redrawn, above 0 to 1. Default: 0.75, or 1 with a mask."""
-    mask: str = ""
+    mask: Picture = ""
     """With an image: a picture file whose white parts are redrawn (inpainting); the other pixels
     stay as they are.
     """
@@ -80,14 +94,22 @@ class TextToImage:
     """Whose defaults apply to a sampler's start, timesteps and end, and to what the prompt leaves
     open.
     """
+    latents: Latents = ""
+    """An .npy file of noise to start from in place of the seed's: standard normal, of shape
+    (pictures, channels, height, width) of the latents.
+    """
 
     def __post_init__(self) -> None:
+        set_fields(
+            self,
+            prompt=_take_prompts("prompt", self.prompt),
+            negative=_take_prompts("negative", self.negative),
+            image=take_picture("image", self.image),
+            mask=take_picture("mask", self.mask),
+            latents=_take_latents(self.latents),
+        )
         check_sampling(self)
-        for name in ("prompt", "negative"):
-            if (length := len(getattr(self, name))) > MAX_PROMPT:
-                raise ValueError(
-                    f"{name} has {length:,} characters; at most {MAX_PROMPT:,} are read: shorten it"
-                )
+        self._check_prompts()
         parse_size(self.size)
         if self.quantize and self.backend == "openvino":
             raise ValueError("quantize is for the backend torch: leave out one of the two")
@@ -104,6 +126,55 @@ class TextToImage:
             raise ValueError(f"variation_strength is 0 to 1, not {self.variation_strength}")
         if self.variation_seed is not None and not self.variation_strength:
             raise ValueError("variation_seed does nothing without a variation_strength above 0")
+        if self.latents and self.variation_strength:
+            raise ValueError("latents and a variation both replace the noise: leave out one")
+
+    def _check_prompts(self) -> None:
+        prompts, negatives = self.prompt, self.negative
+        if not isinstance(negatives, str):
+            count = 1 if isinstance(prompts, str) else len(prompts)
+            if len(negatives) != count:
+                raise ValueError(
+                    f"negative is one text, or a list with one for each prompt: there are "
+                    f"{count} prompts and {len(negatives)} negative ones"
+                )
+        if (total := self.n * len(self.pairs)) > MOST_PICTURES:
+            raise ValueError(
+                f"{total:,} pictures in one request, of {len(self.pairs):,} prompts; at most "
+                f"{MOST_PICTURES:,}"
+            )
+        for name in ("prompt", "negative"):
+            given = getattr(self, name)
+            for text in (given,) if isinstance(given, str) else given:
+                if len(text) > MAX_PROMPT:
+                    raise ValueError(
+                        f"{name} has {len(text):,} characters; at most {MAX_PROMPT:,} are read: "
+                        "shorten it"
+                    )
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Each prompt with its negative prompt."""
+        prompts = (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt)
+        several = not isinstance(self.negative, str)
+        negatives = tuple(self.negative) if several else (self.negative,) * len(prompts)
+        return tuple(zip(prompts, cast("tuple[str, ...]", negatives), strict=True))
+
+
+def _take_prompts(name: str, given: Any) -> str | tuple[str, ...]:
+    """One text, or a list of them as a tuple."""
+    if isinstance(given, str):
+        return given
+    return take_texts(name, given, least=1)
+
+
+def _take_latents(given: Any) -> str:
+    if given is None:
+        return ""
+    if isinstance(given, str | os.PathLike):
+        return os.fsdecode(given)
+    place = "triptych.systems.stable_diffusion.inputs.given_latents"  # needs numpy
+    return cast(str, import_module(place).keep(given))
 
 
 def parse_size(text: str) -> tuple[int, int] | None:

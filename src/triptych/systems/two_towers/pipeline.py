@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from triptych import runtime
 from triptych.systems.two_towers.request import Embed
-from triptych.vision.images import open_picture
+from triptych.vision.given_pictures import kept_pictures
+from triptych.vision.pixels import read_picture
 from triptych.weights.loaded import Load, Loaded, require_tokenizer
 
 
@@ -79,11 +79,11 @@ def run(request: Embed, load: Load) -> Iterator[Vectors]:
     rows = _texts(request.text, loaded) if request.text else ()
     for start in range(0, len(request.image), BATCH):
         yield Vectors(request, rows, len(rows) / total)
-        rows += _pictures(request.image[start : start + BATCH], loaded)
+        rows += _pictures(kept_pictures(request.image)[start : start + BATCH], loaded)
     yield Vectors(request, rows)
 
 
-def _texts(texts: tuple[str, ...], loaded: Loaded) -> tuple[Vector, ...]:
+def _texts(texts: Sequence[str], loaded: Loaded) -> tuple[Vector, ...]:
     cut = require_tokenizer(loaded).encode(texts).cut
     vectors = loaded.embed_text(texts)
     return tuple(
@@ -95,7 +95,7 @@ def _texts(texts: tuple[str, ...], loaded: Loaded) -> tuple[Vector, ...]:
 def _pictures(names: tuple[str, ...], loaded: Loaded) -> tuple[Vector, ...]:
     def one(name: str) -> np.ndarray | str:
         try:
-            return open_picture(Path(name), channels=3)
+            return read_picture("image", name, channels=3)
         except (ValueError, OSError) as error:
             return getattr(error, "strerror", None) or str(error)
 

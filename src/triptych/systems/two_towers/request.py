@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from triptych.config import set_fields
+from triptych.given import Texts, take_texts
 from triptych.train.settings import Training, check_numbers
+from triptych.vision.given_pictures import Pictures, take_pictures
 
 
 @dataclass(frozen=True)
@@ -211,11 +214,16 @@ class Embed:
 
     model: str = "runs/clip"
     """A CLIP or SigLIP: a run folder, a published checkpoint, or OWNER/NAME on the hub."""
-    text: tuple[str, ...] = ()
+    text: Texts = ()
     """Texts to embed."""
-    image: tuple[str, ...] = ()
+    image: Pictures = ()
     """Picture files to embed."""
 
     def __post_init__(self) -> None:
+        set_fields(
+            self,
+            text=take_texts("text", self.text),
+            image=take_pictures("image", self.image),
+        )
         if not self.text and not self.image:
             raise ValueError("nothing to embed: give a text or a picture file")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from triptych.diffusion.denoiser import Conditioning
@@ -126,6 +127,34 @@ def expand_reading(reading: Reading, count: int, beside: Tensor | None = None) -
         expand(cond) if isinstance(cond, dict) else tuple((expand(c), w) for c, w in cond),
         expand(reading.uncond),
     )
+
+
+def batch_form(text: EncodedSteps) -> tuple[str, int]:
+    """What the texts of one batch have in common: texts that never change their number of tokens,
+    others that they are the same.
+    """
+    cond = text.readings[0].cond
+    if len(text.readings) > 1 or not isinstance(cond, dict):
+        return "the text", id(text)
+    return "tokens", cond["context"].shape[1]
+
+
+def join_prompts(texts: Sequence[EncodedSteps]) -> EncodedSteps:
+    """What is read for pictures of these texts, all of one `batch_form`, as one batch."""
+    first = texts[0]
+    if all(text is first for text in texts):
+        return first
+    conds, unconds = [], []
+    for text in texts:
+        ((cond, uncond),) = text.readings
+        assert isinstance(cond, dict)
+        conds.append(cond)
+        unconds.append(uncond)
+    return first._replace(readings=(Reading(_concatenate(conds), _concatenate(unconds)),))
+
+
+def _concatenate(rows: Sequence[Conditioning]) -> Conditioning:
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def counted_steps(sampler: str, steps: int, *, automatic1111: bool) -> int:

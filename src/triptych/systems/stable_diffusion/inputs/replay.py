@@ -248,8 +248,8 @@ def infotext_of(
         "Version": version or None,
     }
     pairs = tuple((key, str(value)) for key, value in settings.items() if value is not None)
-    prompt = " ".join([request.prompt, *loras]) if loras else request.prompt
-    return Infotext(prompt, request.negative, pairs)
+    ((prompt, negative),) = request.pairs  # of one picture
+    return Infotext(" ".join([prompt, *loras]), negative, pairs)
 
 
 def _plain_name(path: str) -> str:

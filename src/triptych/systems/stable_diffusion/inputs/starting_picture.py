@@ -8,7 +8,7 @@ Dimensions: B pictures, C channels, H height, W width, Z latent channels, h w la
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,8 @@ from triptych.diffusion.steps import Level
 from triptych.nn.tiles import pad_to_multiple
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.stable_diffusion.model import StableDiffusion
-from triptych.vision.images import open_picture
+from triptych.vision.given_pictures import Picture, picture_name
+from triptych.vision.pixels import read_picture
 
 TILE = 1024
 """Side of a tile in pixels. Pictures of more than TILE x TILE pixels are encoded and decoded in
@@ -50,7 +51,9 @@ class Start(NamedTuple):
     beside: Float[Tensor, "B _ h w"] | None = None  # further channels of the U-Net's input
 
 
-def open_original(image: str, mask: str, size: tuple[int, int] | None, channels: int) -> Original:
+def open_original(
+    image: Picture, mask: Picture, size: tuple[int, int] | None, channels: int
+) -> Original:
     """Open a picture and, if given, a mask, in this height and width.
 
     A picture of another size is resized and cropped around its middle, except with a mask, which
@@ -77,17 +80,17 @@ def open_original(image: str, mask: str, size: tuple[int, int] | None, channels:
     paint = _open_picture("mask", mask, 1)[:, :, 0] >= 128
     if paint.shape != (height, width):
         raise ValueError(
-            f"mask {Path(mask).name} has {paint.shape[1]}x{paint.shape[0]} pixels, the picture "
+            f"mask {picture_name(mask)} has {paint.shape[1]}x{paint.shape[0]} pixels, the picture "
             f"{width}x{height}: they must have the same size"
         )
     if not paint.any():
-        raise ValueError(f"mask {Path(mask).name} is black: it must be white where to paint")
+        raise ValueError(f"mask {picture_name(mask)} is black: it must be white where to paint")
     return Original(picture, paint, ())
 
 
-def _open_picture(field: str, file: str, channels: int) -> UInt8[np.ndarray, "H W C"]:
+def _open_picture(field: str, file: Picture, channels: int) -> UInt8[np.ndarray, "H W C"]:
     try:
-        return open_picture(Path(file), channels=channels)
+        return read_picture(field, file, channels=channels)
     except ValueError as error:
         raise ValueError(f"{field} {file}: {error}") from error
 
@@ -115,22 +118,23 @@ def prepare_start(
     original: Original | None = None,
     from_noise: bool = True,
     vary: tuple[Sequence[Stream], float] | None = None,
+    latents: Float[Tensor, "B Z h w"] | None = None,
 ) -> Start:
     """The start of each picture of a batch, at the first noise level.
 
     Pure noise is multiplied by `scale`. `from_noise` is False for a strength below 1, where the
-    start is the original with noise. `vary` are second streams of noise and their share.
+    start is the original with noise. `vary` and `latents` are those of `start_noise`.
     """
     device = next(model.parameters()).device
-    shape = model.config.latent_shape(*size)
+    draw = partial(start_noise, noise, model.config.latent_shape(*size), vary, latents)
     if original is None:
-        fresh = start_noise(noise, shape, vary).to(device)
+        fresh = draw().to(device)
         return Start(scale * fresh, fresh)
     image = (torch.tensor(original.picture).permute(2, 0, 1)[None] / 127.5 - 1).to(device)
     if original.paint is None:
-        latents = encode_picture(model, image, noise)
-        fresh = start_noise(noise, shape, vary).to(device)
-        return Start(add_noise(latents, fresh, level), fresh)
+        clean = encode_picture(model, image, noise)
+        fresh = draw().to(device)
+        return Start(add_noise(clean, fresh, level), fresh)
     pixels = torch.from_numpy(original.paint)[None, None].to(device)  # (1, 1, H, W)
     factor = model.config.factor
     paint = pad_to_multiple(pixels.float(), factor)[:, :, ::factor, ::factor] > 0.5  # diffusers
@@ -138,7 +142,7 @@ def prepare_start(
         raise ValueError("the mask is too thin: at the resolution of the latents it is black")
     inpainting_unet = model.config.unet.in_channels > model.config.unet.out_channels
     known = None if inpainting_unet and from_noise else encode_picture(model, image, noise)
-    fresh = start_noise(noise, shape, vary).to(device)
+    fresh = draw().to(device)
     masked = encode_picture(model, image.where(~pixels, torch.zeros_like(image)), noise)
     x = scale * fresh if from_noise or known is None else add_noise(known, fresh, level)
     if not inpainting_unet:
@@ -151,9 +155,17 @@ def start_noise(
     noise: PictureNoise,
     shape: Sequence[int],
     vary: tuple[Sequence[Stream], float] | None = None,
+    latents: Float[Tensor, "B Z h w"] | None = None,
 ) -> Float[Tensor, "B Z h w"]:
-    """Standard normal noise for each picture, interpolated with that of a second stream."""
+    """Standard normal noise for each picture, interpolated with that of a second stream where
+    `vary` has streams and their share.
+
+    `latents` replace it. It is drawn all the same, so that later draws of the streams stay the
+    same.
+    """
     fresh = noise.start(shape)
+    if latents is not None:
+        return latents
     if vary is None:
         return fresh
     streams, share = vary
