@@ -154,7 +154,8 @@ def set_fields(request: Any, **values: Any) -> None:
         ValueError: a value of the wrong type. The message names the field, the value and what was
             expected.
     """
-    hints = _hints(type(request))
+    kind: Any = type(request)
+    hints = _hints(kind)
     for field in dataclasses.fields(request):
         value = values.get(field.name, getattr(request, field.name))
         value = _typed_field(field, hints[field.name], value, field.name)
