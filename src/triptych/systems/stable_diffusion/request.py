@@ -1,28 +1,22 @@
 """Requests of text to image: pictures of a prompt; training, and presets that work."""
 
 import math
-import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 from triptych.config import set_fields
 from triptych.diffusion.names import parse_sampler
-from triptych.diffusion.settings import MOST_PICTURES, check_sampling, check_seed
-from triptych.given import take_texts
-from triptych.text.limits import MAX_PROMPT
+from triptych.diffusion.settings import check_sampling, check_seed
+from triptych.systems.stable_diffusion.given_prompts import (
+    Latents,
+    Prompt,
+    pair_prompts,
+    take_latents,
+    take_prompts,
+)
 from triptych.train.settings import Training, check_numbers
 from triptych.vision.given_pictures import Picture, take_picture
-
-if TYPE_CHECKING:
-    from triptych.vision.given_pictures import Array
-
-    Prompt = str | Sequence[str]
-    Latents = str | os.PathLike[str] | Array | None
-else:  # what the command line gives
-    Prompt = Latents = str
 
 
 @dataclass(frozen=True)
@@ -102,14 +96,14 @@ class TextToImage:
     def __post_init__(self) -> None:
         set_fields(
             self,
-            prompt=_take_prompts("prompt", self.prompt),
-            negative=_take_prompts("negative", self.negative),
+            prompt=take_prompts("prompt", self.prompt),
+            negative=take_prompts("negative", self.negative),
             image=take_picture("image", self.image),
             mask=take_picture("mask", self.mask),
-            latents=_take_latents(self.latents),
+            latents=take_latents(self.latents),
         )
         check_sampling(self)
-        self._check_prompts()
+        pair_prompts(self.prompt, self.negative, self.n)
         parse_size(self.size)
         if self.quantize and self.backend == "openvino":
             raise ValueError("quantize is for the backend torch: leave out one of the two")
@@ -129,52 +123,10 @@ class TextToImage:
         if self.latents and self.variation_strength:
             raise ValueError("latents and a variation both replace the noise: leave out one")
 
-    def _check_prompts(self) -> None:
-        prompts, negatives = self.prompt, self.negative
-        if not isinstance(negatives, str):
-            count = 1 if isinstance(prompts, str) else len(prompts)
-            if len(negatives) != count:
-                raise ValueError(
-                    f"negative is one text, or a list with one for each prompt: there are "
-                    f"{count} prompts and {len(negatives)} negative ones"
-                )
-        if (total := self.n * len(self.pairs)) > MOST_PICTURES:
-            raise ValueError(
-                f"{total:,} pictures in one request, of {len(self.pairs):,} prompts; at most "
-                f"{MOST_PICTURES:,}"
-            )
-        for name in ("prompt", "negative"):
-            given = getattr(self, name)
-            for text in (given,) if isinstance(given, str) else given:
-                if len(text) > MAX_PROMPT:
-                    raise ValueError(
-                        f"{name} has {len(text):,} characters; at most {MAX_PROMPT:,} are read: "
-                        "shorten it"
-                    )
-
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """Each prompt with its negative prompt."""
-        prompts = (self.prompt,) if isinstance(self.prompt, str) else tuple(self.prompt)
-        several = not isinstance(self.negative, str)
-        negatives = tuple(self.negative) if several else (self.negative,) * len(prompts)
-        return tuple(zip(prompts, cast("tuple[str, ...]", negatives), strict=True))
-
-
-def _take_prompts(name: str, given: Any) -> str | tuple[str, ...]:
-    """One text, or a list of them as a tuple."""
-    if isinstance(given, str):
-        return given
-    return take_texts(name, given, least=1)
-
-
-def _take_latents(given: Any) -> str:
-    if given is None:
-        return ""
-    if isinstance(given, str | os.PathLike):
-        return os.fsdecode(given)
-    place = "triptych.systems.stable_diffusion.inputs.given_latents"  # needs numpy
-    return cast(str, import_module(place).keep(given))
+        return pair_prompts(self.prompt, self.negative, self.n)
 
 
 def parse_size(text: str) -> tuple[int, int] | None:
