@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from triptych.cli.main import run
 from triptych.data.disk.index import Index
 from triptych.data.disk.table import select_classes
 from triptych.data.order.batches import take
@@ -179,7 +180,8 @@ def test_npz(tmp_path, arrays, splits):
         ({"images": noise(2, 4, 4), "labels": np.array([0.5, 1])}, "whole number"),
         ({"images": noise(2, 4, 4), "labels": np.array([-1, 0])}, "count from 0"),
         ({"images": noise(2, 4, 4), "labels": np.array([0, 10**9])}, "count from 0"),
-        ({"images": noise(0, 4, 4)}, "no pictures"),
+        ({"images": noise(0, 4, 4)}, "announces 0 bytes"),
+        ({"images": noise(2, 4, 4), "x": noise(2, 4, 4)}, "second such array"),
         ({"x_train": noise(2, 4, 4), "x_test": noise(2, 5, 5)}, "different shapes"),
     ],
 )
@@ -211,6 +213,96 @@ def test_memory_is_not_reserved_for_what_a_damaged_header_announces(tmp_path, sh
     write_npz(tmp_path / "a.npz", shape)
     with pytest.raises(ValueError, match=r"cannot be read: the header of 'images' announces"):
         open_index(str(tmp_path / "a.npz"))
+
+
+def npy(shape="(4, 4, 4)", header=None, magic=b"\x93NUMPY\x01\x00", data=bytes(64)):
+    """The bytes of an array with any header."""
+    header = header or f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}"
+    header = header.ljust(117) + "\n"
+    return magic + struct.pack("<H", len(header)) + header.encode() + data
+
+
+SHAPES = (
+    "(2**62, 4, 4)", f"({2**62}, 2, 2)", "(True, 4, 4)", "(4, 4, True)", f"({10**20}, 0, 4)", "(-4, 4, -4)",
+    f"({10**12}, 1, 1)", "(4.0, 4, 4)", "[4, 4, 4]", "4", "'abc'", "((4,), 4, 4)", "(0, 4, 4)", "(4, 0, 4)",
+    "(4, 4, 4", f"({'9' * 5000},)", "(" * 500, "(4,) * 3", "None", "()", "(1,) + ()",
+)  # fmt: skip
+ARRAYS = {
+    "no magic": npy(magic=b"NUMPYX\0\0"),
+    "version 9": npy(magic=b"\x93NUMPY\x09\x00"),
+    "header cut": npy()[:40],
+    "nothing": b"",
+    "data cut": npy()[:-10],
+    "objects": npy(header="{'descr': '|O', 'fortran_order': False, 'shape': (4, 4, 4)}"),
+    "no width": npy(header="{'descr': '|V0', 'fortran_order': False, 'shape': (4, 4, 4)}"),
+    "a strange type": npy(header="{'descr': '|zz', 'fortran_order': False, 'shape': (4, 4, 4)}"),
+    "another key": npy(header="{'descr': '|u1', 'order': False, 'shape': (4, 4, 4)}"),
+    "no dictionary": npy(header="[" * 90),
+    "text": b"hello, I am an array",
+    **{f"shape {shape:.30}": npy(shape) for shape in SHAPES},
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_an_array_that_is_no_array_is_one_error(tmp_path, kind, capsys):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", ARRAYS[kind])
+    refused(path, capsys)
+
+
+def refused(path, capsys):
+    """With exit code 3 and one sentence, which names the file, in `data check` and everywhere."""
+    with pytest.raises(ValueError, match=path.name.split(".")[0].removesuffix("-gz")):
+        open_index(str(path))
+    assert run(["data", "check", str(path)]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("triptych: ") and said.count("\n") == 1 and len(said) < 500
+
+
+@pytest.mark.parametrize(("at", "value"), [(8, 99), (6, 1), (14, 255), (18, 1), (26, 0)])
+def test_a_damaged_zip_is_one_error(tmp_path, at, value, capsys):
+    """Compression method 99, encryption, sums and sizes, in the header and in the directory."""
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", npy())
+    data = bytearray(path.read_bytes())
+    directory = data.rfind(b"PK\1\2")
+    data[at] = data[directory + at + 2] = value
+    path.write_bytes(data)
+    refused(path, capsys)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:50],
+        lambda data: data.replace(b"PK\1\2", b"PK\1\0"),
+        lambda data: b"",
+    ],
+)
+def test_what_is_no_zip_is_one_error(tmp_path, damage, capsys):
+    path = tmp_path / "a.npz"
+    np.savez(path, images=noise(4, 4, 4))
+    path.write_bytes(damage(path.read_bytes()))
+    refused(path, capsys)
+
+
+def test_damaged_files_of_mnist_and_cifar_are_one_error(tmp_path, capsys):
+    for name, data in {
+        "train-images-idx3-ubyte": b"\0\0\x08\x03" + struct.pack(">III", 0, 28, 28),
+        "train-images-idx3-ubyte.gz": b"\x1f\x8b\x08\0\0\0\0\0\0\3\xff\xff",
+        "t10k-images-idx3-ubyte": b"\0\0\x08\x03" + struct.pack(">III", 2**32 - 1, 2**32 - 1, 9),
+    }.items():
+        path = tmp_path / name.replace(".", "-")
+        path.mkdir()
+        (path / name).write_bytes(data)
+        refused(path, capsys)
+    cifar = tmp_path / "cifar"
+    cifar.mkdir()
+    (cifar / "data_batch_1.bin").write_bytes(bytes(3073))
+    (cifar / "batches.meta.txt").write_bytes(b"cat\n\xff\xfe")
+    refused(cifar, capsys)
 
 
 def test_a_single_array_or_text_is_no_archive(tmp_path):

@@ -10,9 +10,7 @@ import gzip
 import math
 import re
 import struct
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -27,10 +25,6 @@ from triptych.data.disk.index import Index
 from triptych.data.disk.splits import canonical, split_in_name
 
 MAX_BYTES = 8 << 30  # of one array
-NPZ_ERRORS = (
-    OSError, EOFError, ValueError, KeyError, SyntaxError, MemoryError,
-    zlib.error, zipfile.BadZipFile, tokenize.TokenError,
-)  # fmt: skip
 IDX_FILE = re.compile(r"(?P<prefix>.*)(?P<content>images|labels)[-.]idx\d[-.]ubyte(\.gz)?", re.I)
 CIFAR_FILE = re.compile(r"(data_batch(_\d+)?|test_batch|train|test)(\.bin)?")
 SPLIT = r"(?:train|training|test|val|valid|validation)"
@@ -80,8 +74,8 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
             if size > MAX_BYTES:
                 raise ValueError(f"its header announces {size:,} bytes, more than {MAX_BYTES:,}")
             data = file.read(size + 1)
-    except (OSError, EOFError, struct.error, zlib.error, ValueError) as error:
-        raise ValueError(f"{path.name} cannot be read: {error}") from error
+    except Exception as error:  # from gzip, zlib and struct too
+        raise ValueError(f"{path.name} cannot be read: {_reason(error)}") from None
     if len(data) != size:
         present = "more" if len(data) > size else f"only {len(data):,}"
         raise ValueError(
@@ -105,7 +99,10 @@ def cifar_index(name: str, files: Mapping[str, Path]) -> Index | None:
         return None
     hundred = "train.bin" in batches or "test.bin" in batches
     names = files.get("fine_label_names.txt" if hundred else "batches.meta.txt")
-    classes = tuple(names.read_text("utf-8").split()) if names else ()
+    try:
+        classes = tuple(names.read_text("utf-8").split()) if names else ()
+    except UnicodeDecodeError:
+        raise ValueError(f"the names of the classes of {name!r} are not UTF-8") from None
     records: dict[str, list[NDArray[np.uint8]]] = {}
     for file, path in batches.items():
         data = np.fromfile(path, np.uint8)
@@ -126,17 +123,21 @@ def cifar_index(name: str, files: Mapping[str, Path]) -> Index | None:
 
 
 def npz_index(path: Path) -> Index:
-    """An `.npz` of `images` (`x`) and `labels` (`y`), with or without `_train` and `_test`."""
+    """An `.npz` of `images` (`x`) and `labels` (`y`), with or without `_train` and `_test`.
+
+    Raises:
+        ValueError: it is damaged, has no pictures, or two arrays of them for one split.
+    """
     try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise ValueError("it is a single array, not an archive of named arrays")
-        with archive:
-            names = archive.files
-            images = {_split_of(n): _read_npy(archive, n) for n in names if IMAGES.fullmatch(n)}
-            labels = {_split_of(n): _read_npy(archive, n) for n in names if LABELS.fullmatch(n)}
-    except NPZ_ERRORS as error:
-        raise ValueError(f"{path.name} cannot be read: {error}") from error
+        with path.open("rb") as file:
+            if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
+                raise ValueError("it is a single array, not an archive of named arrays")
+            with zipfile.ZipFile(file) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist()]
+                images = _arrays_by_split(archive, IMAGES)
+                labels = _arrays_by_split(archive, LABELS)
+    except Exception as error:  # a dozen kinds, from zipfile, zlib and NumPy
+        raise ValueError(f"{path.name} cannot be read: {_reason(error)}") from None
     if not images:
         raise ValueError(
             f"{path.name} has no array of pictures, only {', '.join(names) or 'an empty list'}: "
@@ -150,25 +151,53 @@ def npz_index(path: Path) -> Index:
     return array_index(path.stem, "npz arrays", parts)
 
 
-def _read_npy(archive: Any, name: str) -> NDArray[Any]:
-    """One array of an opened `.npz`, its size checked in its header before memory is reserved.
+def _arrays_by_split(archive: zipfile.ZipFile, pattern: re.Pattern[str]) -> dict[str, NDArray[Any]]:
+    """The arrays whose names fit the pattern."""
+    found: dict[str, NDArray[Any]] = {}
+    for member in archive.infolist():
+        name = member.filename.removesuffix(".npy")
+        if pattern.fullmatch(name):
+            if _split_of(name) in found:
+                raise ValueError(f"{name!r} is the second such array of one split: leave out one")
+            found[_split_of(name)] = _read_npy(archive, member, name)
+    return found
+
+
+def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> NDArray[Any]:
+    """One array, its size checked in its header before memory is reserved.
 
     NumPy alone would reserve whatever a damaged header announces.
     """
-    member = name if name in archive.zip.namelist() else f"{name}.npy"
-    with archive.zip.open(member) as file:
-        version = npy.read_magic(file)
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read(file)
-        present = archive.zip.getinfo(member).file_size - file.tell()
-    size = math.prod(shape) * dtype.itemsize
-    if size > min(present, MAX_BYTES):
-        raise ValueError(
-            f"the header of {name!r} announces {size:,} bytes, the file has {present:,} (at most "
-            f"{MAX_BYTES:,} are read)"
-        )
-    array: NDArray[Any] = archive[name]
-    return array
+    with archive.open(member) as file:
+        try:
+            version = npy.read_magic(file)
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+            if dtype.hasobject or any(type(side) is not int or side < 0 for side in shape):
+                raise ValueError
+        except Exception:  # also from Python's own parser
+            raise ValueError(f"{name!r} is not an array in NumPy's format") from None
+        present = member.file_size - file.tell()
+        size = math.prod(shape) * dtype.itemsize
+        if size > min(present, MAX_BYTES) or not size:
+            raise ValueError(
+                f"the header of {name!r} announces {size:,} bytes, the file has {present:,} (at "
+                f"most {MAX_BYTES:,} are read)"
+            )
+        data = file.read(size)
+    if len(data) < size:
+        raise ValueError(f"{name!r} has {len(data):,} bytes instead of {size:,}")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _reason(error: Exception) -> str:
+    """Why a file of arrays cannot be read, as one phrase."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    text = " ".join(str(error).split())[:200]
+    if type(error) is ValueError and text:
+        return text
+    return f"damaged ({text or type(error).__name__})"
 
 
 def _split_of(name: str) -> str:
@@ -189,11 +218,12 @@ def _to_pictures(array: NDArray[np.generic], name: str) -> UInt8[np.ndarray, "N 
         array = array[..., None]
     if array.ndim == 4 and array.shape[3] not in (1, 3) and array.shape[1] in (1, 3):
         array = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3):
+    pixels = array.ndim == 4 and array.shape[3] in (1, 3) and min(array.shape[1:3]) > 0
+    if array.dtype != np.uint8 or not pixels:
         raise ValueError(
             f"{name} has pictures of type {array.dtype} and shape {array.shape}: expected uint8, "
             "or floats in [0, 1], of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 "
-            "channels"
+            "channels and at least one pixel"
         )
     return array
 
