@@ -3,8 +3,8 @@
 import re
 from typing import NamedTuple
 
-TAG = re.compile(r"(lora|lyco|hypernet):([^<>]*)")
-UNKNOWN = re.compile(r"\w+:[^<>]+")
+TAG = re.compile(r"(lora|lyco|hypernet):([^<>\n]*)")
+UNKNOWN = re.compile(r"\w+:[^<>\n]+")
 NUMBER = re.compile(r"\s*+[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?\s*+")
 SHOWN = 60  # characters of a tag in a note
 

@@ -93,7 +93,7 @@ def test_adaptive_steps_read_by_their_share(tiny):
     ],
 )
 def test_automatic1111_counts_calls(tiny, sampler, prompt, calls):
-    """As its issues 7279, 6870 and 7508 tell: calls are counted, and texts change one call late."""
+    """As its pull request 9669 and its issue 7279 tell: calls count, and texts change one late."""
     found = read_by_calls(
         tiny, [A, B], prompt=prompt, sampler=sampler, steps=4, conventions="automatic1111",
         guidance=1,

@@ -113,6 +113,7 @@ def test_resources_that_cannot_be_read_are_said(broken):
         ('TI hashes: "easyneg: 12ab"', "a EasyNeg", "used if embeddings/easyneg.safetensors"),
         ('Hashes: {"embed:easyneg":"12ab"}', "a", "'easyneg' is not in the prompts, and is not"),
         ("Refiner: xl", "a", "Refiner: xl is ignored"),
+        ("Seed: 6, Seed: 7", "a", "Seed has several values: 7 is used"),
         ("ENSD: 3", "a <hypernet:x:1>", "<hypernet:x:1> is ignored"),
     ],
 )
@@ -139,7 +140,7 @@ PIECES = [
     *("Size: 64x64", "Size: 1", "Clip skip: 2", "CFG scale: 7", "VAE: v", "0.5"),
     *("Civitai resources: [{}]", 'Model: "b, c"', "Hashes: {", "Schedule type: Karras", "RNG: CPU"),
     *("Variation seed: 3", "Variation seed strength: 0.5", "Tiling: True", "Aa: b"),
-    *('Lora hashes: "x: 1"', "Conventions: diffusers", "Version: 1"),
+    *('Lora hashes: "x: 1"', "Conventions: diffusers", "Version: 1", "\0", "\ud800", "é", "\r"),
 ]
 
 

@@ -167,7 +167,7 @@ class ChangingDenoiser:
 
     Steps are counted from the first one that is taken, also where image-to-image leaves out some,
     as AUTOMATIC1111 does. With `by_calls` each call of the denoiser counts, and the first one twice
-    (its issue 7279); otherwise `begin_step` says when a step begins.
+    (its pull request 9669 and issue 7279); otherwise `begin_step` says when a step begins.
     """
 
     def __init__(self, build: Callable[[int], Denoiser], order: Sequence[int], *, by_calls: bool):

@@ -60,7 +60,7 @@ def parse_infotext(text: str) -> Infotext:
         raise ValueError(
             f"{len(text):,} characters of parameters; at most {MAX_TEXT:,} are supported"
         )
-    lines = [line.strip() for line in text.strip().split("\n")]
+    lines = [line.strip() for line in _storable(text).strip().split("\n")]
     lines, settings, templates = _split_settings(_break_single_line(lines))
     pairs = [*parse_pairs(settings), *templates]
     prompts: tuple[list[str], list[str]] = ([], [])
@@ -188,8 +188,11 @@ def write_infotext(info: Infotext) -> str:
     """
     settings = ", ".join(f"{key}: {_quote(value)}" for key, value in info.pairs)
     negative = f"\n{NEGATIVE} {info.negative}" if info.negative else ""
-    text = f"{info.prompt}{negative}\n{settings}".strip()
-    # zeros and lone surrogates cannot be stored
+    return _storable(f"{info.prompt}{negative}\n{settings}".strip())
+
+
+def _storable(text: str) -> str:
+    """Without zeros and lone surrogates, which no file can hold."""
     return text.replace("\0", " ").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

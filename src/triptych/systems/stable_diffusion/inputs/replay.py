@@ -50,11 +50,12 @@ def replay(info: Infotext) -> Replay:
     sampler, spacing = _sampler(info, notes)
     tagged = read_tags(info.prompt)
     prompt = "\n".join(line.strip() for line in tagged.prompt.strip().split("\n"))
-    notes += [*tagged.notes, *_unread_resources(info, tagged.loras)]
+    files = [parse_lora(lora) for lora in tagged.loras]
+    notes += [*tagged.notes, *_unread_resources(info, [file.name for file in files])]
     fields: dict[str, Any] = {
         "prompt": prompt,
         "negative": info.negative,
-        "loras": tagged.loras,
+        "loras": tuple(str(file._replace(name=_plain_name(file.name))) for file in files),
         "sampler": sampler,
         "spacing": spacing,
         "noise_source": _noise_source(info, notes),
@@ -70,6 +71,11 @@ def replay(info: Infotext) -> Replay:
         fields["model"] = name
     used = {"Sampler", "Schedule type", "RNG", "Size", OURS, *SETTINGS, *INFORMATION, *RESOURCES}
     notes += [f"{key}: {value[:SHOWN]} is ignored" for key, value in info.pairs if key not in used]
+    notes += [
+        f"{key} has several values: {last[:SHOWN]} is used"
+        for key, last in dict(info.pairs).items()
+        if key in used and any(value != last for other, value in info.pairs if other == key)
+    ]
     return Replay(TextToImage(**fields), tuple(notes))
 
 
@@ -79,7 +85,7 @@ def _unread_resources(info: Infotext, loras: Sequence[str]) -> Iterator[str]:
         if (name := info.get(key)) and name.lower() not in ("none", "automatic"):
             yield f"{key}: {name[:SHOWN]} is not used: the model's own autoencoder decodes pictures"
             break
-    used = {parse_lora(lora).name.lower() for lora in loras}
+    used = {_plain_name(name).lower() for name in loras}
     for name in _named_files(info, "Lora hashes", "lora"):
         if name.lower() not in used:
             yield (
