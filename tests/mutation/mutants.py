@@ -28,8 +28,8 @@ FUNCTIONS = {
 }  # fmt: skip
 REPRESENTATION = {"__repr__", "__str__", "extra_repr"}
 SPEAKING = {"cast", "print", "warn", "debug", "info", "warning", "log"}
-SAME_WITHOUT = {"strict", "encoding", "inplace", "non_blocking", "stacklevel"}
-"""Arguments that say what already holds, or how and not what is computed."""
+SAME_WITHOUT = {"strict", "encoding", "inplace", "non_blocking", "stacklevel", "device"}
+"""Arguments that say what already holds, or how and where something is computed, not what."""
 
 
 @dataclass(frozen=True)

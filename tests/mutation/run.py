@@ -12,11 +12,11 @@ import contextlib
 import difflib
 import hashlib
 import json
+import multiprocessing
 import os
 import queue
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,10 +27,10 @@ from pathlib import Path
 from py_compile import PycInvalidationMode
 from threading import Lock
 
+from tests.mutation.child import PRELOADED, run_tests
 from tests.mutation.equivalent import EQUIVALENT
 from tests.mutation.mutants import Mutant, find, sample
 from tests.mutation.selection import tests_of_modules
-from triptych.scores.accuracy import wilson_interval
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path("src/triptych")
@@ -60,23 +60,20 @@ class Tests:
         self.copies: queue.Queue[Path] = queue.Queue()
         self.clean: dict[str, Outcome] = {}
         self.lock = Lock()
-        for number in range(processes):
-            copy = folder / str(number)
-            for part in ("src", "tests"):
-                ignored = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(ROOT / part, copy / part, ignore=ignored)
-            shutil.copy(ROOT / "pyproject.toml", copy)
-            # read where the source is the same, whenever it was written
-            compileall.compile_dir(
-                copy / "src", quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH
-            )
-            self.copies.put(copy)
-        code = "import triptych; print(triptych.__file__)"
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=copy, env=_environment(copy), capture_output=True,
-            text=True, check=True,
-        )  # fmt: skip
-        assert Path(done.stdout.strip()).is_relative_to(copy.resolve()), done.stdout
+        first = folder / "0"
+        for part in ("src", "tests"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / part, first / part, ignore=ignored)
+        shutil.copy(ROOT / "pyproject.toml", first)
+        # checked by content: a mutant may have the size and the second of what it replaces
+        checked = PycInvalidationMode.CHECKED_HASH
+        compileall.compile_dir(first / "src", quiet=2, invalidation_mode=checked)
+        self.copies.put(first)
+        for number in range(1, processes):
+            self.copies.put(shutil.copytree(first, folder / str(number)))
+        os.environ["OMP_NUM_THREADS"] = "1"
+        self.processes = multiprocessing.get_context("forkserver")
+        self.processes.set_forkserver_preload(list(PRELOADED))
 
     def run_clean(self, file: str) -> Outcome:
         """The outcome of a test file without a mutant.
@@ -89,7 +86,7 @@ class Tests:
         if known is None:
             copy = self.copies.get()
             try:
-                known = _pytest(copy, [file], 3600, 3600)
+                known = self._run(copy, [file], 3600, 3600)
             finally:
                 self.copies.put(copy)
             if not known.passed:
@@ -110,53 +107,38 @@ class Tests:
         source = place.read_text(encoding="utf-8")
         try:
             place.write_text(mutant.apply(source), encoding="utf-8")
-            return _pytest(copy, sorted(files, key=lambda f: clean[f].seconds), limit, patience)
+            return self._run(copy, sorted(files, key=lambda f: clean[f].seconds), limit, patience)
         finally:
             place.write_text(source, encoding="utf-8")
             self.copies.put(copy)
 
-
-def _environment(copy: Path) -> dict[str, str]:
-    paths = os.pathsep.join([str(copy / "src"), str(copy)])
-    return os.environ | {
-        "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-
-
-def _pytest(copy: Path, files: Sequence[str], limit: float, patience: float) -> Outcome:
-    """Run test files up to the first failure; `limit` is in CPU seconds, and `patience`, for what
-    waits forever, in seconds by the clock.
-    """
-    options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-m", MARKERS]
-    command = [sys.executable, "-m", "pytest", *options, "--hypothesis-seed=0", *files]
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as printed:
-        process = subprocess.Popen(
-            ["sh", "-c", f'ulimit -t {int(limit) + 1}; exec "$@"', "sh", *command],
-            cwd=copy, env=_environment(copy), stdout=printed, stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )  # fmt: skip
+    def _run(self, copy: Path, files: Sequence[str], limit: float, patience: float) -> Outcome:
+        """Run test files up to the first failure; `limit` is in CPU seconds, and `patience`, for
+        what waits forever, in seconds by the clock.
+        """
+        options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-m", MARKERS]
+        options += ["--hypothesis-seed=0", *files]
+        printed = copy / "printed.txt"
+        process = self.processes.Process(
+            target=run_tests, args=(copy, options, int(limit) + 1, printed)
+        )
         start = time.monotonic()
-        while True:
-            ended, status, used = os.wait4(process.pid, os.WNOHANG)
-            if ended or time.monotonic() - start > patience:
-                break
-            time.sleep(0.05)
+        process.start()
+        process.join(patience)
+        waited = time.monotonic() - start
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # it, or what it left running
-        if not ended:
-            _, status, used = os.wait4(process.pid, 0)
-        process.returncode = code = os.waitstatus_to_exitcode(status)
-        printed.seek(0)
-        lines = printed.read().splitlines()
-    spent = used.ru_utime + used.ru_stime, time.monotonic() - start
-    if code == 0:
-        return Outcome(True, "", *spent)
-    if code < 0:
-        return Outcome(False, "limit of time", *spent)
-    told = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    if code not in (1, 2) or not told:
-        raise ValueError(f"{' '.join(files)}: pytest ended with {code}\n" + "\n".join(lines[-5:]))
-    return Outcome(False, told[0].split(" - ")[0].split(maxsplit=1)[1], *spent)
+            os.killpg(process.pid or 0, signal.SIGKILL)  # it, or what it left running
+        process.join()
+        lines = printed.read_text(encoding="utf-8", errors="replace").splitlines()
+        code = process.exitcode
+        if code is None or code < 0:
+            return Outcome(False, "limit of time", limit, waited)
+        told = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        if code not in (0, 1, 2) or (code and not told):
+            end = "\n".join(lines[-5:])
+            raise ValueError(f"{' '.join(files)}: pytest ended with {code}\n{end}")
+        by = told[0].split(" - ")[0].split(maxsplit=1)[1] if code else ""
+        return Outcome(not code, by, float(lines[-1]), waited)
 
 
 def describe(mutant: Mutant, source: str) -> str:
@@ -220,7 +202,7 @@ def main() -> int:
 
     print(f"{len(chosen)} of {len(mutants)} mutants, seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        tests, lock = Tests(Path(folder), options.processes), Lock()
+        tests, lock = Tests(Path(folder).resolve(), options.processes), Lock()
 
         def attempt(mutant: Mutant) -> None:
             if mutant.name in EQUIVALENT or is_known(mutant) or time.monotonic() > end:
@@ -259,6 +241,8 @@ def report(
     options: argparse.Namespace,
 ) -> int:
     """Print the score; 1 below the least one."""
+    from triptych.scores.accuracy import wilson_interval  # not in the processes that run tests
+
     equivalent = [m for m in chosen if m.name in EQUIVALENT]
     caught = sum(bool(known[m.name]["caught"]) for m in judged)
     timed = sum(known[m.name]["by"] == "limit of time" for m in judged)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutation.equivalent import EQUIVALENT
 from tests.mutation.mutants import find, sample
 from tests.mutation.selection import tests_of_modules as select
 
@@ -107,6 +108,13 @@ def test_a_mutant_replaces_its_own_place_and_no_other() -> None:
     assert found[1].apply(source) == source.replace("    1  #", "    (2)  #")
     assert found[2].apply(source) == source.replace("+ 1)", "+ (2))")
     assert len({m.name for m in find("m.py", source)}) == len(find("m.py", source))
+
+
+def test_what_is_said_to_compute_the_same_exists() -> None:
+    package = Path(__file__).parents[2] / "src" / "triptych"
+    files = {name.split()[0] for name in EQUIVALENT}
+    names = {m.name for file in files for m in find(file, (package / file).read_text())}
+    assert set(EQUIVALENT) <= names
 
 
 def test_a_sample_is_of_its_seed_and_stays_as_the_package_grows() -> None:

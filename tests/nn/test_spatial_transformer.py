@@ -43,6 +43,7 @@ def attention(layer, x, context, heads):
 @pytest.mark.parametrize("only_context", [False, True])
 def test_a_block_is_two_attentions_and_an_mlp(only_context):
     block = randomised(ContextBlock(6, 3, 5, only_context=only_context))
+    assert block.mlp.down.weight.shape == (6, 4 * 6)  # the width of published ones
     x, context = torch.randn(2, 4, 6), torch.randn(2, 7, 5)
 
     def normed(norm, y):

@@ -35,6 +35,16 @@ def test_shares_are_linear_over_the_overlap():
     torch.testing.assert_close(second, expected.flip(0))
 
 
+@pytest.mark.parametrize("overlap", [4, 8])
+def test_a_border_of_the_picture_is_no_overlap(overlap):
+    """Two tiles of 10: the first has all of the first pixels, however far the second reaches."""
+    start = 10 - overlap
+    (first, second) = tile_weights([0, start], 10, overlap, start + 10)
+    falling = (10 - torch.arange(float(start), 10) - 0.5) / overlap
+    torch.testing.assert_close(first, torch.cat([torch.ones(start), falling, torch.zeros(start)]))
+    torch.testing.assert_close(second, first.flip(0))
+
+
 def shrink(x):
     return F.avg_pool2d(x, 4)
 

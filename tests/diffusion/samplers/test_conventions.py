@@ -107,6 +107,21 @@ def test_every_sampler_has_its_own_spacing() -> None:
         assert noise == sorted(noise, reverse=True) and len(set(noise)) == len(noise)
 
 
+def test_automatic_is_what_the_program_is_known_to_choose() -> None:
+    """By the names it shows: docs/prompts.md has the same list."""
+    chosen: dict[str, set[str]] = {}
+    for record in SAMPLERS.values():
+        if record.automatic1111:
+            chosen.setdefault(record.automatic1111.spacing, set()).add(record.aliases[0])
+    assert chosen == {
+        "karras": {"DPM++ 2M", "DPM++ SDE", "DPM++ 2S a", "DPM2", "DPM2 a", "Restart"},
+        "exponential": {"DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE", "DPM fast",
+                        "DPM adaptive"},
+        "leading": {"DDIM", "PLMS", "UniPC"},
+        "linspace": {"Euler", "Euler a", "Heun", "LMS", "LCM"},
+    }  # fmt: skip
+
+
 def test_what_the_program_lacks() -> None:
     for sampler, kind, words in (
         ("deis", "karras", "has no sampler deis"),

@@ -213,6 +213,14 @@ def test_calls_of_the_denoiser_are_as_stated() -> None:
         steps = solver(name)(lambda x, level, c=calls: c.append(1) or x, X, even(10))
         assert len(list(steps)) == 10
         assert len(calls) == count, name
+        assert SAMPLERS[name].calls == count // 10, name
+    for name in ("ancestral", *STOCHASTIC[1:]):
+        calls = []
+        sampler = getattr(stochastic, name)
+        steps = sampler(lambda x, level, c=calls: c.append(1) or x, X, even(10), None, 0.0)
+        assert len(list(steps)) == 10
+        record = SAMPLERS["euler_ancestral" if name == "ancestral" else name]
+        assert record.calls == len(calls) // 10, name
 
 
 def test_float32_stays_float32() -> None:
