@@ -1,6 +1,7 @@
 """`triptych classify` as people use it: a few photos, then a folder whose classes are known."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -51,12 +52,48 @@ def test_a_table_for_people(model, photos, capsys):
     picture = str(photos / "cat" / "0.png")
     (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     words = [picture, str(photos / "broken.png"), "--labels", "cat", "dog", "a red bus"]
-    assert run(["classify", *words, "--model", str(model), "--top", "2"]) == 0
+    assert run(["classify", *words, "--model", str(model), "--top", "2"]) == 3  # one is broken
     out, err = capsys.readouterr()
     first, *rows = out.splitlines()
     assert first == picture and len(rows) == 2
     assert all("cosine" in row and "% of these labels" in row for row in rows)
     assert "skipped" in err and "broken.png" in err
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "folder", "code"),
+    [(1, 5, False, 3), (1, 1, False, 3), (12, 1, False, 3), (12, 1, True, 0), (12, 2, True, 3)],
+)
+def test_pictures_that_cannot_be_read_are_told_by_the_exit_code(
+    model, tmp_path, capsys, good, bad, folder, code
+):
+    """One that was named, or more than a tenth of a folder; the others are answered for."""
+    names = [tmp_path / f"{number}.png" for number in range(good + bad)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(name)
+        if number >= good:
+            name.write_bytes(b"\x89PNG\r\n\x1a\n")
+    words = [str(tmp_path)] if folder else list(map(str, names))
+    options = ["--labels", "cat", "dog", "--model", str(model), "--json"]
+    assert run(["classify", *words, *options]) == code
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert len(found["pictures"]) == good and len(found["skipped"]) == bad
+    said = f"{bad} of {good + bad} pictures could not be read"
+    assert (said in err) == (code == 3)
+
+
+def test_names_that_are_not_utf8_are_printed(model, tmp_path, capsys):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    Image.new("RGB", (9, 9)).save(name)
+    for given in (name, str(tmp_path)):
+        assert run(["classify", given, "--labels", "a", "b", "--model", str(model)]) == 0
+        capsys.readouterr().out.encode()
+
+
+def test_a_missing_picture_is_named_before_the_model_is_loaded(capsys):
+    assert run(["classify", "nowhere.png", "--labels", "a", "b", "--model", "nothing"]) == 3
+    assert "nowhere.png: No such file" in capsys.readouterr().err
 
 
 def test_json_is_one_object_with_cosines_and_probabilities(model, photos, capsys):

@@ -1,6 +1,7 @@
 """`triptych embed`, `triptych search` and ranked pictures, as people and scripts use them."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,27 @@ def test_search_names_broken_files_without_letting_them_write_to_the_terminal(
     assert len(said.out.splitlines()) == 6
 
 
+def test_search_without_a_query_says_what_to_give(folder, capsys) -> None:
+    assert run(["search", str(folder), "--model", "nothing"]) == 2
+    said = capsys.readouterr().err
+    assert "nothing to search for" in said and "--image" in said and "--duplicates" in said
+
+
+def test_search_finds_a_picture_whose_name_is_not_utf8(model, folder, tmp_path, capsys) -> None:
+    odd = os.fsdecode(os.fsencode(folder) + b"/b\xff.png")
+    (folder / "001.png").rename(odd)
+    words = ["search", str(folder), "--image", odd, "--model", model, "--k", "2"]
+    assert run([*words, "--json", "--sheet", str(tmp_path / "sheet.png")]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert found["pictures"] == 6 and found["skipped"] == {}
+    best = found["matches"][0]
+    assert best["name"] == "b\\xff.png" and best["score"] == pytest.approx(1, abs=1e-5)
+    assert "sheet.png: 2 pictures" in said.err
+    assert run(words) == 0
+    capsys.readouterr().out.encode()
+
+
 @pytest.mark.parametrize(
     ("words", "code", "hint"),
     [
@@ -117,6 +139,7 @@ def test_search_names_broken_files_without_letting_them_write_to_the_terminal(
         (["embed", "--text", "a", "--out", "x.txt"], 2, "should end in .npy"),
         (["embed", "--text", "a", "--model", "nowhere"], 3, "no model 'nowhere'"),
         (["search", "nowhere", "cat"], 3, "no folder 'nowhere'"),
+        (["search", "nowhere", "cat", "--model", "nothing"], 3, "no folder 'nowhere'"),
         (["search", "FOLDER", "cat", "--image", "FOLDER"], 3, "not a regular file"),
         (["search", "FOLDER", "cat", "--index", "FOLDER"], 3, "has other files in it"),
         (["generate", "--rerank", "cat"], 2, "--rerank and --judge go together"),

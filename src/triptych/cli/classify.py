@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import parse
-from triptych.cli.output import UsageError, finish, say, say_skipped
+from triptych.cli.output import UsageError, finish, printable, say, say_skipped
 from triptych.cli.places import require_file, require_folder
 from triptych.systems.classification.request import Classify
 
@@ -74,7 +74,17 @@ def main(arguments: list[str]) -> int:
         say(f"matrix: {parsed.matrix}")
     if parsed.json:
         print(json.dumps(report))
-    return 0
+    return 3 if _is_incomplete(result) else 0
+
+
+def _is_incomplete(result: "Classified") -> bool:
+    """Whether a named file, or more than a tenth of all pictures, could not be read."""
+    named = set(result.request.pictures) & set(result.skipped)
+    total = len(result.names) + len(result.skipped)
+    if not named and len(result.skipped) <= total / 10:
+        return False
+    say(f"triptych: {len(result.skipped):,} of {total:,} pictures could not be read")
+    return True
 
 
 def _say_cut(cut: dict[str, str]) -> None:
@@ -118,7 +128,7 @@ def _print(report: dict[str, Any]) -> None:
     unit = "of these labels" if report["reads"] == "softmax" else "yes or no"
     width = max(len(fit["label"]) for row in report["pictures"] for fit in row["labels"])
     for row in report["pictures"]:
-        print(row["file"])
+        print(printable(row["file"]))
         for fit in row["labels"]:
             percent = 100 * fit["probability"]
             probability = f"{percent:.1f}" if percent >= 0.05 else "<0.1"

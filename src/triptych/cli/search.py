@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import parse
-from triptych.cli.output import finish, printable, say, say_skipped
+from triptych.cli.output import UsageError, finish, printable, say, say_skipped
 from triptych.cli.places import PICTURE_ENDINGS, require_file
 from triptych.systems.search.request import Search
 
@@ -50,6 +50,11 @@ def main(arguments: list[str]) -> int:
         append=True,
     )
     request, sheet = parsed.request, parsed.sheet
+    if request.duplicates is None and not (request.text or request.image):
+        raise UsageError(
+            "nothing to search for: give a text, as in `triptych search FOLDER 'a red car'`, "
+            "--image FILE, or --duplicates"
+        )
     if sheet is not None:
         require_file("--sheet", sheet, PICTURE_ENDINGS)
     from triptych.running import run
@@ -138,15 +143,15 @@ def _write_sheet(path: Path, found: "SearchResults") -> None:
         return
     shown = cells[:MAX_CELLS]
     assert found.index is not None
-    folder = found.index.folder
     pictures, labels = [], []
     for name, label in shown:
         try:
-            pictures.append(open_picture(folder / name, channels=3, near=160))
+            file = Path(found.index.paths[name])
+            pictures.append(open_picture(file, channels=3, near=160))
         except (ValueError, OSError):  # removed or changed since it was indexed
             continue
         labels.append(label)
-    title = format_query(found.request) or f"near duplicates in {folder.resolve().name}"
+    title = format_query(found.request) or f"near duplicates in {found.index.folder.resolve().name}"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_picture(path, contact_sheet(pictures, labels, title))
     more = f", the first {len(shown)} of {len(cells)}" if len(shown) < len(cells) else ""

@@ -5,6 +5,7 @@ Pictures are decoded as the pass reaches them. Those that cannot be read are nam
 Dimensions: N pictures, H height, W width, C channels.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import UInt8
 
 from triptych.data.disk.files import is_picture, list_files, reason
-from triptych.given import InMemory
+from triptych.given import InMemory, is_lost
 from triptych.vision.images import open_picture
 from triptych.vision.pixels import read_picture
 
@@ -56,7 +57,11 @@ def list_pictures(paths: Sequence[str], limit: int = 0) -> Gallery:
     pictures: list[Picture] = []
     skipped: dict[str, str] = {}
     for path in paths:
-        if isinstance(path, InMemory) or not Path(path).is_dir():
+        in_memory = isinstance(path, InMemory) or is_lost(path)
+        if not in_memory and not os.path.exists(path):
+            skipped[path] = "No such file or directory"
+            continue
+        if in_memory or not os.path.isdir(path):
             pictures.append(Picture(path, partial(read_picture, "pictures", path, channels=3)))
             continue
         listing = list_files(Path(path))

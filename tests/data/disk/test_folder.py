@@ -413,3 +413,13 @@ def test_a_few_pictures_have_both_splits(tmp_path, count):
     learned, judged = (set(source.rows.tolist()) for source in (train, test))
     assert learned | judged == set(range(count)) and learned and judged
     assert not learned & judged or count == 1
+
+
+def test_two_files_whose_names_are_written_the_same_are_told_apart(tmp_path):
+    import os
+
+    for name in (b"/\\xff.png", b"/\xff.png"):
+        Image.new("L", (4, 4), 7).save(os.fsdecode(os.fsencode(tmp_path) + name))
+    index = open_index(str(tmp_path))
+    assert len(index) == 1
+    assert index.skipped == {"\\xff.png again": "a second file whose name is written the same"}

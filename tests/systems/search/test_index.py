@@ -67,6 +67,21 @@ def test_rows_are_the_models_vectors_and_come_from_the_disk(folder: Path, tmp_pa
         assert any(str(tmp_path / "index" / "000001.safetensors") in line for line in maps)
 
 
+def test_what_was_missing_once_is_read_again(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """Indexes of before remember sound pictures whose names are not UTF-8 as missing."""
+
+    def missing(path: Path, loaded: Loaded) -> np.ndarray:
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "open_reduced", missing)
+        found, _ = brought_up(folder, tmp_path / "index")
+        assert len(found.skipped) == 10 and found.names == ()
+    found, new = brought_up(folder, tmp_path / "index")
+    assert new == 10 and found.skipped == {}
+    assert_true(found, folder)
+
+
 def test_new_changed_and_removed_files_are_noticed(folder: Path, tmp_path: Path) -> None:
     place = tmp_path / "index"
     brought_up(folder, place)

@@ -82,6 +82,8 @@ def list_files(root: Path) -> Listing:
                 folders.append((f"{name}/", Path(entry.path)))
             elif reason := _why_skipped(entry, real):
                 listing.skipped[name] = reason
+            elif name in listing.files:
+                listing.skipped[f"{name} again"] = "a second file whose name is written the same"
             else:
                 listing.files[name] = Place(entry.path)
     return Listing(dict(sorted(listing.files.items())), dict(sorted(listing.skipped.items())))

@@ -3,7 +3,7 @@
 Dimensions: N pictures, D width of a feature.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,8 +77,18 @@ def embed_gallery(loaded: Loaded, pictures: gallery.Gallery, batch: int = 32) ->
                 decoded.done,
             )
     if features is None:
-        reasons = [f"\n  {name}: {why}" for name, why in list(skipped.items())[:20]]
-        raise ValueError("no picture could be read" + ("".join(reasons) or ": there is none"))
+        raise ValueError(_no_picture(skipped))
+
+
+def require_pictures(pictures: gallery.Gallery) -> None:
+    """Raise ValueError for a gallery without pictures, before a model is loaded for it."""
+    if not pictures.pictures:
+        raise ValueError(_no_picture(pictures.skipped))
+
+
+def _no_picture(skipped: Mapping[str, str]) -> str:
+    reasons = [f"\n  {name}: {why}" for name, why in list(skipped.items())[:20]]
+    return "no picture could be read" + ("".join(reasons) or ": there is none")
 
 
 def _renumber(

@@ -14,7 +14,7 @@ from triptych import runtime
 from triptych.config import nearest
 from triptych.data import gallery
 from triptych.given import InMemory
-from triptych.systems.classification.frozen import embed_gallery
+from triptych.systems.classification.frozen import embed_gallery, require_pictures
 from triptych.systems.classification.request import OWN_CLASSES, Classify, distinct_labels
 from triptych.systems.two_towers.labels import embed_labels
 from triptych.text.templates import TEMPLATES
@@ -78,6 +78,7 @@ def run(request: Classify, load: Load) -> Iterator[Classified]:
     templates = resolve_templates(request.templates)
     labels = read_labels(request.labels)
     found = gallery_of(request)
+    require_pictures(found)
     if request.evaluated:
         labels = _renamed(found.classes, labels)
     loaded = load(request.model, runtime.device(request.device), request.dtype)

@@ -7,14 +7,15 @@ have the same picture, the one with the higher number counts.
 Dimensions: N pictures, D width of a vector.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ SHARD, SECONDS = 256, 20.0  # a file is written after this many pictures, or aft
 FULL = 65_536  # most rows of a file
 MANY = 8  # more small files than this are merged
 FORM = 1  # version of the files
+MISSING = os.strerror(errno.ENOENT)  # a file that is there was not missing for good
 SAMPLED = 4096  # values of each tensor that the digest of a model reads
 OURS = re.compile(r"\.?(\d{6,}\.safetensors|nearest-\w+\.faiss)(\.tmp-\d+)?|lock")
 
@@ -44,7 +46,7 @@ OURS = re.compile(r"\.?(\d{6,}\.safetensors|nearest-\w+\.faiss)(\.tmp-\d+)?|lock
 class File(NamedTuple):
     """A picture file at the time it was read."""
 
-    name: str  # relative to the folder
+    name: str  # relative to the folder, bytes that are not UTF-8 escaped
     size: int
     time: int  # of its last change, in nanoseconds
     reason: str = ""  # why it is not a valid picture
@@ -64,6 +66,8 @@ class Index:
     """Files that are not valid pictures, with the reason."""
     state: str = ""
     """A digest that changes whenever the rows do."""
+    paths: Mapping[str, str] = field(default_factory=dict)
+    """Where the file of each name is; a name that is not UTF-8 is no path."""
 
 
 @dataclass(frozen=True)
@@ -151,26 +155,30 @@ def update(folder: Path, place: Path, loaded: Loaded, model: str) -> Iterator[Pr
     if not folder.is_dir():
         raise ValueError(f"there is no folder {str(folder)!r}")
     dim = _embedding_size(loaded)  # refuses a model that cannot embed pictures
-    files, refused = _list_pictures(folder)
+    files, paths, refused = _list_pictures(folder)
     if not files:
         why = f" ({len(refused)} were refused: {next(iter(refused.items()))})" if refused else ""
         raise ValueError(f"{folder} holds no pictures{why}")
     with lock_folder(place, instead="give another --index"):
         store = Store(place, "", "files")
-        known = {file[:3] for file in _latest(_read_shards(store, model, dim))}
+        latest = _latest(_read_shards(store, model, dim))
+        known = {file[:3] for file in latest if file.reason != MISSING}
         new = [file for file in files.values() if file[:3] not in known]
         yield Progress(0, len(new), None)
-        for done in _add(folder, store, loaded, model, new):
+        for done in _add(paths, store, loaded, model, new):
             yield Progress(done, len(new), None)
         shards = _tidy(store, model, _read_shards(store, model, dim), files)
-    yield Progress(len(new), len(new), _assemble(folder, place, shards, refused))
+    index = replace(_assemble(folder, place, shards, refused), paths=paths)
+    yield Progress(len(new), len(new), index)
 
 
-def _list_pictures(folder: Path) -> tuple[dict[str, File], dict[str, str]]:
-    """The picture files of a folder, and those that cannot be opened, with the reason."""
+def _list_pictures(folder: Path) -> tuple[dict[str, File], dict[str, str], dict[str, str]]:
+    """The picture files of a folder by name, their paths, and those that cannot be opened, with the
+    reason.
+    """
     listing = list_files(folder)
     refused = {name: why for name, why in listing.skipped.items() if is_picture(name)}
-    files = {}
+    files, paths = {}, {}
     for name, where in listing.files.items():
         if not is_picture(name):
             continue
@@ -180,11 +188,12 @@ def _list_pictures(folder: Path) -> tuple[dict[str, File], dict[str, str]]:
             refused[name] = error.strerror or "cannot be opened"
             continue
         files[name] = File(name, status.st_size, status.st_mtime_ns)
-    return files, refused
+        paths[name] = where.path
+    return files, paths, refused
 
 
 def _add(
-    folder: Path, store: Store, loaded: Loaded, model: str, new: Sequence[File]
+    paths: Mapping[str, str], store: Store, loaded: Loaded, model: str, new: Sequence[File]
 ) -> Iterator[int]:
     """Embed pictures and write them to new files; yields how many are done."""
     files: list[File] = []
@@ -200,7 +209,7 @@ def _add(
 
     try:
         done = 0
-        for batch, pictures in _decode(folder, loaded, new):
+        for batch, pictures in _decode(paths, loaded, new):
             valid = [picture for picture in pictures if not isinstance(picture, str)]
             rows = loaded.embed_image(valid) if valid else torch.empty(0, _embedding_size(loaded))
             finite = rows.isfinite().all(1)
@@ -222,13 +231,13 @@ def _add(
 
 
 def _decode(
-    folder: Path, loaded: Loaded, new: Sequence[File]
+    paths: Mapping[str, str], loaded: Loaded, new: Sequence[File]
 ) -> Iterator[tuple[Sequence[File], list[np.ndarray | str]]]:
     """Batches of pictures, or the reasons why they cannot be read, decoded one batch ahead."""
 
     def decode(file: File) -> np.ndarray | str:
         try:
-            return open_reduced(folder / file.name, loaded)
+            return open_reduced(paths[file.name], loaded)
         except (ValueError, OSError) as error:
             return (getattr(error, "strerror", None) or str(error)).strip() or "cannot be read"
 

@@ -63,11 +63,14 @@ def run(request: Search, load: Load) -> Iterator[SearchResults]:
         ValueError: the model is not a CLIP or SigLIP; the folder has no pictures; the index is of
             another model; or a picture of the query is not valid.
     """
-    loaded = load(request.model, runtime.device())
-    query, notes = _encode_query(request, loaded)  # its errors come before a long update
+    folder = Path(request.folder).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {str(folder)!r}")
     if request.backend == "faiss":
         require_faiss()
-    folder, model = Path(request.folder).expanduser(), model_digest(loaded)
+    loaded = load(request.model, runtime.device())
+    query, notes = _encode_query(request, loaded)  # its errors come before a long update
+    model = model_digest(loaded)
     place = index_place(folder, model, request.index)
     index, new = None, 0
     for progress in update(folder, place, loaded, model):
