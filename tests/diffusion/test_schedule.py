@@ -134,8 +134,8 @@ def test_a_shift_multiplies_the_ratio() -> None:
 
 SPACINGS = {
     "sd": ["linspace", "leading", "trailing", "sgm_uniform", "lcm", "beta", "karras",
-           "exponential", "polyexponential", "beta_sigma", "align_your_steps",
-           "align_your_steps_sdxl"],
+           "exponential", "lu", "polyexponential", "beta_sigma", "kl_optimal", "simple",
+           "ddim_uniform", "turbo", "align_your_steps", "align_your_steps_sdxl"],
     "zero": ["linspace", "trailing", "karras", "exponential", "beta"],
     "edm": ["karras", "exponential", "polyexponential", "beta_sigma"],
     "flow": ["linspace", "trailing", "sgm_uniform", "beta", "karras"],
@@ -151,7 +151,7 @@ def test_levels_fall_from_the_start_to_the_end(name, kind, steps) -> None:
     ratios = [level.ratio for level in walked]
     assert all(a > b for a, b in pairwise(ratios))
     assert walked[-1].sigma == 0 and walked[-1].alpha == 1
-    if kind not in ("leading", "align_your_steps", "align_your_steps_sdxl"):
+    if kind not in ("leading", "ddim_uniform", "align_your_steps", "align_your_steps_sdxl"):
         top = SCHEDULES[name].at(SCHEDULES[name].noisiest).ratio
         assert ratios[0] == pytest.approx(top)
 
@@ -215,3 +215,31 @@ def test_start_scales() -> None:
 
 def test_every_spacing_has_a_name_and_every_name_is_a_spacing() -> None:
     assert set(names.SPACINGS) == set(get_args(Kind))
+
+
+@pytest.mark.parametrize("text", ["KL Optimal", "kl_optimal", "kl optimal", " Kl  Optimal "])
+def test_a_spacing_by_any_of_its_names(text) -> None:
+    assert names.parse_spacing(text) == "kl_optimal"
+    with pytest.raises(ValueError, match="Did you mean karras"):
+        names.parse_spacing("karas")
+    with pytest.raises(ValueError, match="There are: karras"):
+        names.parse_spacing("")
+
+
+@pytest.mark.parametrize("steps", [1, 3, 16, 30])
+def test_spacings_of_automatic1111_in_closed_form(steps) -> None:
+    """Elsewhere than in its conventions they take the steps asked for, and end at the picture."""
+    stride = 1000 // steps
+    expected = {
+        "simple": [999 - math.floor(i * 1000 / steps) for i in range(steps)],
+        "turbo": [round((steps - i) * 1000 / steps - 1) for i in range(steps)],
+        "ddim_uniform": [min((steps - 1 - i) * stride + 1, 999) for i in range(steps)],
+    }
+    for kind, times in expected.items():
+        walked = levels(SD, steps, Spacing(kind))
+        assert [level.time for level in walked[:-1]] == times
+        assert [level.ratio for level in walked[:-1]] == [SD.at(time).ratio for time in times]
+    high, low = (math.atan(SD.at(time).ratio) for time in (999, 0))
+    walked = levels(SD, 5, Spacing("kl_optimal"))
+    angles = [math.atan(level.ratio) for level in walked[:-1]]
+    assert angles == pytest.approx([high + (low - high) * i / 4 for i in range(5)])

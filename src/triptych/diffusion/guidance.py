@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TypeAlias
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from triptych.diffusion.denoiser import ConditionalDenoiser, Conditioning, Parameterisation
@@ -143,3 +144,15 @@ def _weighted_changes(away: Tensor, each: Sequence[Tensor], weights: Sequence[fl
 def clip_x0(denoise: Denoiser) -> Denoiser:
     """Clamps x0 to the range of pictures, as pixel models are sampled (arXiv:2006.11239's code)."""
     return lambda x, level: denoise(x, level).clamp(-1, 1)
+
+
+def threshold_x0(
+    x0: Float[Tensor, "B C H W"], share: float, most: float
+) -> Float[Tensor, "B C H W"]:
+    """Dynamic thresholding (arXiv:2205.11487, section 2.3).
+
+    Clamps each picture to +-s and divides it by s, the quantile `share` of its absolute values, at
+    least 1 and at most `most`.
+    """
+    bound = x0.flatten(1).abs().quantile(share, dim=1).clamp(1, most).view(-1, 1, 1, 1)
+    return x0.clamp(-bound, bound) / bound

@@ -10,6 +10,10 @@ from typing import Literal
 from triptych.diffusion.foreign_samplers import FOREIGN
 
 Noise = Literal["none", "optional", "scaled", "fixed", "gamma"]
+Setting = Literal["end", "final", "ending", "clip", "threshold"]
+"""Of a model's scheduler configuration: where DDIM and PNDM end (set_alpha_to_one), where the
+others do (final_sigmas_type), the order of the last steps, and how x0 is limited.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,10 @@ class Sampler:
     """
     ends_at_least_noise: bool = False
     """In diffusers it ends at the least noise of the table, not at the clean picture."""
+    reads: tuple[Setting, ...] = ()
+    """The settings of a model's scheduler configuration that its class in diffusers follows."""
+    own_spacing: str = ""
+    """The one spacing over times that its class in diffusers has, whatever is configured."""
     automatic1111: Automatic1111 | None = None
     """None where AUTOMATIC1111 does not have it."""
 
@@ -55,6 +63,7 @@ _LINSPACE = Automatic1111("linspace")
 _KARRAS = Automatic1111("karras")
 _EXPONENTIAL = Automatic1111("exponential")
 _LEADING = Automatic1111("leading", fixed=True)
+_SOLVER: tuple[Setting, ...] = ("final", "ending", "threshold")
 
 SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler
@@ -62,10 +71,11 @@ SAMPLERS: dict[str, Sampler] = {
         Sampler(
             "ddim", ("DDIM", "DDIMScheduler", "DDIMParallelScheduler"),
             order=1, noise="optional", diffusers="betas", automatic1111=_LEADING,
+            reads=("end", "clip", "threshold"),
         ),
         Sampler(
             "ddpm", ("DDPM", "DDPMScheduler", "DDPMParallelScheduler"),
-            noise="scaled", diffusers="betas",
+            noise="scaled", diffusers="betas", reads=("clip", "threshold"),
         ),
         Sampler(
             "euler",
@@ -73,7 +83,7 @@ SAMPLERS: dict[str, Sampler] = {
                 "Euler", "EulerDiscreteScheduler", "EDMEulerScheduler",
                 "FlowMatchEulerDiscreteScheduler",
             ),
-            order=1, automatic1111=_LINSPACE,
+            order=1, automatic1111=_LINSPACE, reads=("final",),
         ),
         Sampler(
             "euler_ancestral", ("Euler a", "EulerAncestralDiscreteScheduler"),
@@ -81,7 +91,7 @@ SAMPLERS: dict[str, Sampler] = {
         ),
         Sampler(
             "heun", ("Heun", "HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
-            order=2, calls=2, automatic1111=_LINSPACE,
+            order=2, calls=2, automatic1111=_LINSPACE, reads=("clip",),
         ),
         Sampler(
             "restart", ("Restart",),
@@ -107,20 +117,24 @@ SAMPLERS: dict[str, Sampler] = {
         Sampler("lms", ("LMS", "LMSDiscreteScheduler"), order=2, automatic1111=_LINSPACE),
         Sampler(
             "plms", ("PLMS", "PNDM", "PNDMScheduler"),
-            order=2, diffusers="betas", automatic1111=_LEADING,
+            order=2, diffusers="betas", automatic1111=_LEADING, reads=("end",),
         ),
         Sampler("ipndm", ("IPNDM", "IPNDMScheduler"), order=2),
         Sampler(
             "dpmpp_2s", ("DPM++ 2S", "DPMSolverSinglestepScheduler"), order=2, diffusers="solver",
+            reads=_SOLVER, own_spacing="linspace",
         ),
-        Sampler("dpmpp_3s", ("DPM++ 3S",), order=3, diffusers="solver"),
+        Sampler(
+            "dpmpp_3s", ("DPM++ 3S",), order=3, diffusers="solver",
+            reads=_SOLVER, own_spacing="linspace",
+        ),
         Sampler(
             "dpmpp_2s_ancestral", ("DPM++ 2S a",), noise="scaled", calls=2, automatic1111=_KARRAS,
         ),
         Sampler(
             "dpmpp_2m",
             ("DPM++ 2M", "DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"),
-            order=2, diffusers="solver", automatic1111=_KARRAS,
+            order=2, diffusers="solver", automatic1111=_KARRAS, reads=_SOLVER,
         ),
         Sampler(
             "dpmpp_sde", ("DPM++ SDE", "DPMSolverSDEScheduler"),
@@ -128,33 +142,38 @@ SAMPLERS: dict[str, Sampler] = {
         ),
         Sampler(
             "dpmpp_2m_sde", ("DPM++ 2M SDE",),
-            noise="scaled", diffusers="solver", automatic1111=_EXPONENTIAL,
+            noise="scaled", diffusers="solver", automatic1111=_EXPONENTIAL, reads=_SOLVER,
         ),
         Sampler(
             "dpmpp_2m_sde_heun", ("DPM++ 2M SDE Heun",),
-            noise="scaled", diffusers="solver", automatic1111=_EXPONENTIAL,
+            noise="scaled", diffusers="solver", automatic1111=_EXPONENTIAL, reads=_SOLVER,
         ),
         Sampler(
             "dpmpp_3m_sde", ("DPM++ 3M SDE",),
-            noise="scaled", diffusers="solver", automatic1111=_EXPONENTIAL,
+            noise="scaled", diffusers="solver", automatic1111=_EXPONENTIAL, reads=_SOLVER,
         ),
         Sampler(
             "sa_solver", ("SA-Solver", "SASolver", "SASolverScheduler"),
             noise="scaled", diffusers="solver", ends_at_least_noise=True,
+            reads=("ending", "threshold"),
         ),
         Sampler(
             "unipc", ("UniPC", "UniPCMultistepScheduler"),
-            order=3, diffusers="solver", automatic1111=_LEADING,
+            order=3, diffusers="solver", automatic1111=_LEADING, reads=_SOLVER,
         ),
         Sampler(
             "deis", ("DEIS", "DEISMultistepScheduler"),
             order=2, diffusers="solver", ends_at_least_noise=True,
+            reads=("ending", "threshold"),
         ),
         Sampler(
             "lcm", ("LCM", "LCMScheduler", "FlowMatchLCMScheduler"),
             noise="fixed", diffusers="betas", automatic1111=_LINSPACE,
+            reads=("clip", "threshold"), own_spacing="lcm",
         ),
-        Sampler("tcd", ("TCD", "TCDScheduler"), noise="gamma", diffusers="betas"),
+        Sampler(
+            "tcd", ("TCD", "TCDScheduler"), noise="gamma", diffusers="betas", own_spacing="lcm",
+        ),
     )
 }  # fmt: skip
 
@@ -166,12 +185,40 @@ SPACINGS: dict[str, str] = {  # with AUTOMATIC1111's schedule type, where it has
     "beta": "Beta",
     "align_your_steps": "Align Your Steps",
     "align_your_steps_sdxl": "",
-    "linspace": "",
+    "kl_optimal": "KL Optimal",
+    "simple": "Simple",
+    "ddim_uniform": "DDIM",
+    "turbo": "Turbo",
+    "lu": "",
+    "linspace": "Uniform",
     "leading": "",
     "trailing": "",
     "lcm": "",
     "beta_sigma": "",
 }
+
+SPACING_ALIASES = {  # what AUTOMATIC1111, Forge and ComfyUI also call them
+    "normal": "linspace",  # even in time from the noisiest to the cleanest, which Uniform is too
+    "sgmuniform": "sgm_uniform",
+    "beta_scheduler": "beta",
+}
+
+
+def parse_spacing(text: str) -> str:
+    """The name here of a spacing by our name, AUTOMATIC1111's "Schedule type", or ComfyUI's, in any
+    case; spaces and underscores are the same.
+
+    Raises:
+        ValueError: there is none; suggests the nearest.
+    """
+    names = SPACING_ALIASES | {name: name for name in SPACINGS}
+    known = names | {label.lower().replace(" ", "_"): name for name, label in SPACINGS.items()}
+    written = "_".join(text.lower().replace("_", " ").split())
+    if written and written in known:
+        return known[written]
+    close = difflib.get_close_matches(written, [name for name in known if name], n=1, cutoff=0.5)
+    suggestion = f" Did you mean {close[0]}?" if close else ""
+    raise ValueError(f"no spacing {text!r}.{suggestion} There are: {', '.join(SPACINGS)}")
 
 
 def find_sampler(name: str) -> Sampler:

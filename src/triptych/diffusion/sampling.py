@@ -2,14 +2,20 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
 from triptych.diffusion.names import SAMPLERS, find_sampler
 from triptych.diffusion.noise import BrownianNoise, PictureNoise
 from triptych.diffusion.samplers import deterministic, dpm_solver, singlestep, stochastic
-from triptych.diffusion.steps import Denoiser, Level, Step
+from triptych.diffusion.samplers.deterministic import Ending
+from triptych.diffusion.steps import Denoiser, Level, Step, by_limited_x0
+
+Limit = Callable[[Tensor], Tensor]
+"""x0 to a bounded x0, such as clipping."""
 
 
 def _functions(module: ModuleType, *names: str) -> dict[str, Callable[..., Iterator[Step]]]:
@@ -63,6 +69,11 @@ def track_progress(
             yield min(done / max(ends[0] - ends[-1], 1e-9), 0.999), step
 
 
+def limited(denoise: Denoiser, limit: Limit | None) -> Denoiser:
+    """The denoiser with its x0 bounded, if there is a bound."""
+    return (lambda x, level: limit(denoise(x, level))) if limit else denoise
+
+
 def run_sampler(
     name: str,
     denoise: Denoiser,
@@ -71,12 +82,16 @@ def run_sampler(
     noise: PictureNoise,
     *,
     eta: float | None = None,
+    limit: Limit | None = None,
+    ending: Ending | None = None,
 ) -> Iterator[Step]:
     """The steps of a sampler over the levels; x is a sample at the first level.
 
     `eta` is how much of the noise of the reverse process is added: without it 1 for a stochastic
     sampler, 0 for DDIM. Of TCD it is the gamma that its levels were made with, and has no effect
-    here. DPM++ SDE takes increments of a Brownian path, the others one draw a step.
+    here. DPM++ SDE takes increments of a Brownian path, the others one draw a step. `limit` bounds
+    x0 at every step; of DDIM it leaves the predicted noise alone. `ending` is the order of the last
+    step of a solver that has such a choice.
 
     Raises:
         ValueError: an unknown sampler, or one that takes no eta.
@@ -86,11 +101,18 @@ def run_sampler(
         raise ValueError(f"{name} adds no noise: it takes no eta")
     if eta is not None and kind == "fixed":
         raise ValueError(f"{name} adds a fixed amount of noise: it takes no eta")
+    options: dict[str, Any] = {}
+    if ending and "ending" in find_sampler(name).reads:
+        options["ending"] = ending
+    if limit and name == "ddim" and not eta:
+        return deterministic.solve(denoise, x, levels, step=partial(by_limited_x0, limit=limit))
+    denoise = limited(denoise, limit)
     if kind == "none" or (kind == "optional" and not eta):
-        return DETERMINISTIC[name](denoise, x, levels)
+        return DETERMINISTIC[name](denoise, x, levels, **options)
     draws: Callable[[Level, Level], Tensor] = noise.match(x)
     if name == "dpmpp_sde":
         finite = next(level.ratio for level in levels if level.alpha)
         draws = BrownianNoise([stream.seed for stream in noise.streams], x, finite)
-    options = {} if eta is None or kind == "gamma" else {"eta": eta}
+    if eta is not None and kind != "gamma":
+        options["eta"] = eta
     return STOCHASTIC[name](denoise, x, levels, draws, **options)

@@ -15,8 +15,9 @@ from triptych.diffusion.schedule import TIMES, Edm, Flow, Schedule, shift_time
 from triptych.diffusion.steps import Level
 
 Kind = Literal[
-    "linspace", "leading", "trailing", "sgm_uniform", "lcm", "beta", "karras", "exponential",
-    "polyexponential", "beta_sigma", "align_your_steps", "align_your_steps_sdxl",
+    "linspace", "leading", "trailing", "sgm_uniform", "lcm", "beta", "simple", "ddim_uniform",
+    "turbo", "karras", "exponential", "lu", "polyexponential", "beta_sigma", "kl_optimal",
+    "align_your_steps", "align_your_steps_sdxl",
 ]  # fmt: skip
 
 
@@ -26,9 +27,10 @@ class Spacing:
 
     kind: Kind = "trailing"
     """Over times: `linspace` from the last to the first, `leading` and `trailing` every T /
-    steps from the first or from the last (arXiv:2305.08891, table 2), `sgm_uniform`, `lcm`, `beta`.
-    Over sigma / alpha: `karras`, `exponential`, `polyexponential`, `beta_sigma`, and the tables of
-    Align Your Steps for SD 1.x and SDXL.
+    steps from the first or from the last (arXiv:2305.08891, table 2), `sgm_uniform`, `lcm`,
+    `beta`, and AUTOMATIC1111's `simple`, `ddim_uniform`, `turbo`. Over sigma / alpha: `karras`,
+    `exponential`, which is also Lu's (`lu`), `polyexponential`, `beta_sigma`, `kl_optimal`, and the
+    tables of Align Your Steps for SD 1.x and SDXL.
     """
     offset: int = 0
     """Added to the times of `leading`."""
@@ -50,7 +52,10 @@ class Spacing:
             raise ValueError(f"rho must be positive, not {self.rho}")
 
 
-OPEN = ("trailing", "sgm_uniform", "lcm", "align_your_steps", "align_your_steps_sdxl")
+OPEN = (
+    "trailing", "sgm_uniform", "lcm", "simple", "ddim_uniform", "turbo", "align_your_steps",
+    "align_your_steps_sdxl",
+)  # fmt: skip
 
 
 def levels(schedule: Schedule, steps: int, spacing: Spacing) -> list[Level]:
@@ -114,6 +119,12 @@ def spaced_times(schedule: Schedule, points: int, spacing: Spacing) -> list[floa
         return [float((points - 1 - i) * stride + spacing.offset) for i in range(points)]
     if spacing.kind == "trailing":
         return [float(round(count - i * count / points) - 1) for i in range(points)]
+    if spacing.kind == "simple":  # the same, rounded down from the last time
+        return [last - int(i * count / points) for i in range(points)]
+    if spacing.kind == "ddim_uniform":  # `leading` with an offset of 1
+        return [min((points - 1 - i) * (count // points) + 1.0, last) for i in range(points)]
+    if spacing.kind == "turbo":  # `trailing`, rounded after 1 is subtracted
+        return [min(float(round(i * count / points - 1)), last) for i in range(points, 0, -1)]
     if spacing.kind == "sgm_uniform":  # the end replaces the cleanest time
         return _linspace(last, first, points + 1)[:-1]
     if spacing.kind == "beta":
@@ -161,6 +172,11 @@ def _polyexponential(high: float, low: float, points: int, spacing: Spacing) -> 
     return [math.exp(math.log(low) + span * r**rho) for r in _linspace(1.0, 0.0, points)]
 
 
+def _kl_optimal(high: float, low: float, points: int, spacing: Spacing) -> list[float]:
+    """Even in the angle whose tangent is s: optimal for one Gaussian (arXiv:2404.14507, 3.1)."""
+    return [math.tan(angle) for angle in _linspace(math.atan(high), math.atan(low), points)]
+
+
 def _beta_sigma(high: float, low: float, points: int, spacing: Spacing) -> list[float]:
     return [low + (high - low) * q for q in _beta_quantiles(points)]
 
@@ -203,6 +219,8 @@ def align_your_steps_ratios(table: Sequence[float], steps: int) -> list[float]:
 RATIOS = {
     "karras": lambda high, low, points, spacing: karras(high, low, points, spacing.rho or 7.0),
     "exponential": _exponential,
+    "lu": _exponential,  # even in lambda (arXiv:2206.00927, section 3.3)
+    "kl_optimal": _kl_optimal,
     "polyexponential": _polyexponential,
     "beta_sigma": _beta_sigma,
     # the last entry ends the last step, which `Spacing.end` does here

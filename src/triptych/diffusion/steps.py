@@ -89,6 +89,23 @@ def by_euler(denoise: Denoiser, x: Tensor, level: Level, following: Level) -> tu
     return advance(x, x0, level, following), x0
 
 
+def by_limited_x0(
+    denoise: Denoiser,
+    x: Tensor,
+    level: Level,
+    following: Level,
+    *,
+    limit: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """A step of first order whose x0 is limited, and whose noise is that of the unlimited x0, as
+    DDIM with clip_sample in diffusers.
+    """
+    x0 = denoise(x, level)
+    noise = predicted_noise(x, x0, level)
+    limited = limit(x0)
+    return following.alpha * limited + following.sigma * noise, limited
+
+
 def by_trapezoid(
     denoise: Denoiser, x: Tensor, level: Level, following: Level
 ) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import pytest
 
 from triptych.diffusion.names import SAMPLERS
 from triptych.diffusion.samplers.conventions import (
+    Spread,
     automatic1111,
     automatic1111_levels,
     diffusers_levels,
@@ -43,9 +44,38 @@ def test_uniform_walks_even_times_to_the_cleanest(steps) -> None:
 def test_diffusers_spreads_karras_to_the_least_sigma_and_then_nothing(sampler) -> None:
     """use_karras_sigmas of diffusers, whose solvers leave the cleanest level out of times only."""
     high, low = SIGMAS[-1] ** (1 / 7), SIGMAS[0] ** (1 / 7)
-    walked, _ = diffusers_levels(SCHEDULE, sampler, 5, "karras")
+    walked, _ = diffusers_levels(SCHEDULE, sampler, 5, Spread("karras"))
     expected = [*(high + np.linspace(0, 1, 5) * (low - high)) ** 7, 0.0]
     assert [level.ratio for level in walked] == pytest.approx(expected)
+
+
+def at_times(times):
+    return [SIGMAS[int(time)] for time in times]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 16, 20, 30])
+def test_the_types_of_later_versions(steps) -> None:
+    """Simple, DDIM, Turbo: whole times from the noisiest down; KL Optimal: even in the angle."""
+    found, _ = ratios("euler", steps, "simple")
+    assert found == pytest.approx(at_times(999 - int(i * 1000 / steps) for i in range(steps)))
+    theirs = np.round(np.arange(1, steps + 1) * (1000 / steps) - 1)[::-1]
+    found, _ = ratios("euler", steps, "turbo")
+    assert found == pytest.approx(at_times(theirs))
+    walked, _ = automatic1111_levels(SCHEDULE, "euler", steps, "ddim_uniform")
+    every = np.arange(1, 1000, 1000 // steps)[::-1]  # of 30 and 7 one more
+    assert [level.ratio for level in walked] == pytest.approx([*at_times(every), 0])
+    walked, _ = automatic1111_levels(SCHEDULE, "euler", steps, "kl_optimal")
+    ends = np.arctan(SIGMAS[-1]), np.arctan(SIGMAS[0])
+    assert [level.ratio for level in walked] == pytest.approx(np.tan(np.linspace(*ends, steps + 1)))
+
+
+def test_dpm2_leaves_out_the_level_before_the_end() -> None:
+    """It has one level more, and drops the last but one, whatever the type."""
+    for kind in ("kl_optimal", "simple", "turbo", "ddim_uniform"):
+        longer, _ = automatic1111_levels(SCHEDULE, "euler", 11, kind)
+        found, _ = automatic1111_levels(SCHEDULE, "dpm2", 10, kind)
+        expected = [level.ratio for level in (*longer[:-2], longer[-1])]
+        assert [level.ratio for level in found] == pytest.approx(expected)
 
 
 def test_the_other_schedule_types() -> None:
@@ -91,7 +121,7 @@ def test_strides_of_whole_times_end_at_the_least_noise(sampler, steps, levels) -
 @pytest.mark.parametrize("steps", [10, 20, 50])
 def test_ddim_is_stable_diffusions_own(steps) -> None:
     ours = automatic1111_levels(SCHEDULE, "ddim", steps, "leading")
-    theirs = diffusers_levels(SCHEDULE, "ddim", steps, "leading", offset=1, end="least")
+    theirs = diffusers_levels(SCHEDULE, "ddim", steps, Spread("leading", 1, end="least"))
     assert ours == theirs
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +28,10 @@ from triptych.diffusion.steps import (
 )
 
 FEW = 15  # steps below which multistep methods end with first order, as DPM-Solver++ advises
+Ending = Literal["few", "always", "never"]
+"""When the last step of a multistep solver is of first order even if it ends above sigma 0: where
+there are fewer than `FEW` steps, always, or never.
+"""
 
 
 def solve(
@@ -138,26 +143,34 @@ def adams_bashforth(noises: Sequence[Tensor]) -> Tensor:
     return torch.stack([weight * past for weight, past in weighted]).sum(0)
 
 
-def dpmpp_2m(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:
+def dpmpp_2m(
+    denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, ending: Ending = "few"
+) -> Iterator[Step]:
     """DPM-Solver++ (2M): second order, one call a step (arXiv:2211.01095, algorithm 2)."""
     before: tuple[Tensor, float] | None = None  # x0 and log step of the step before
     for number, (level, following) in enumerate(pairwise(levels)):
         x0 = denoise(x, level)
         h = log_step(level, following)
         guess = x0
-        if before and math.isfinite(before[1]) and not ends_first_order(number, levels, following):
+        first_order = ends_first_order(number, levels, following, ending)
+        if before and math.isfinite(before[1]) and not first_order:
             guess = x0 + (x0 - before[0]) * (h / before[1] / 2)
         x = advance(x, guess, level, following)
         before = (x0, h)
         yield Step(x, x0, following)
 
 
-def ends_first_order(number: int, levels: Sequence[Level], following: Level) -> bool:
+def ends_first_order(
+    number: int, levels: Sequence[Level], following: Level, ending: Ending
+) -> bool:
     """Whether a multistep method takes this last step with first order; always to sigma 0."""
-    return following.sigma == 0 or (number == len(levels) - 2 and number + 1 < FEW)
+    early = ending == "always" or (ending == "few" and number + 1 < FEW)
+    return following.sigma == 0 or (number == len(levels) - 2 and early)
 
 
-def deis(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step]:
+def deis(
+    denoise: Denoiser, x: Tensor, levels: Sequence[Level], *, ending: Ending = "few"
+) -> Iterator[Step]:
     """DEIS, second order, one call a step (arXiv:2204.13902, section 3.3, with rho = s).
 
     Integrates over s a noise that is linear in log s, as in diffusers.
@@ -166,7 +179,7 @@ def deis(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step
     for number, (level, following) in enumerate(pairwise(levels)):
         x0 = denoise(x, level)
         noise = predicted_noise(x, x0, level)
-        if before is None or ends_first_order(number, levels, following):
+        if before is None or ends_first_order(number, levels, following, ending):
             x = advance(x, x0, level, following)
         else:
             (older, past), start, end = before, level.ratio, following.ratio
@@ -179,10 +192,18 @@ def deis(denoise: Denoiser, x: Tensor, levels: Sequence[Level]) -> Iterator[Step
         yield Step(x, x0, following)
 
 
-def unipc(denoise: Denoiser, x: Tensor, levels: Sequence[Level], order: int = 2) -> Iterator[Step]:
+def unipc(
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[Level],
+    order: int = 2,
+    *,
+    ending: Ending = "always",
+) -> Iterator[Step]:
     """UniPC with B2(h) = exp(h) - 1, one call a step (arXiv:2302.04867, algorithm 3).
 
-    The call at the end of a step also corrects that step. The order falls to 1 in the last steps.
+    The call at the end of a step also corrects that step. The order falls to 1 in the last steps,
+    unless `ending` is `never`; to sigma 0 and over no distance it is always 1.
     """
     points: list[tuple[Tensor, Level]] = []  # x0 and level of the steps before, newest first
     origin, used = x, 0  # start and order of the step before
@@ -193,7 +214,10 @@ def unipc(denoise: Denoiser, x: Tensor, levels: Sequence[Level], order: int = 2)
         points = [(x0, level), *points][:order]
         # pure noise has no log s, so no polynomial passes through that point
         finite = next((i for i, (_, p) in enumerate(points) if p.alpha == 0), len(points))
-        origin, used = x, min(order, len(levels) - 1 - number, finite)
+        left = order if ending == "never" else len(levels) - 1 - number
+        if log_step(level, following) in (0, math.inf):
+            left = 1
+        origin, used = x, min(order, left, finite)
         x = _unipc_step(x, points[: max(1, used)], following)
         yield Step(x, x0, following)
 

@@ -11,21 +11,30 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from triptych.diffusion.samplers.deterministic import Ending
 from triptych.diffusion.steps import Denoiser, Level, Step, advance, log_step
 
 
 def dpmpp_singlestep(
-    denoise: Denoiser, x: Tensor, levels: Sequence[Level], order: int
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[Level],
+    order: int,
+    *,
+    ending: Ending = "never",
 ) -> Iterator[Step]:
     """Orders 1, 2, ... `order` in a cycle; one call a level.
 
-    A step to the clean picture or from pure noise is of first order.
+    A step to the clean picture or from pure noise is of first order, and unless `ending` is `never`
+    so is a last step that would have the full order.
     """
     start = x
     seen: list[tuple[Tensor, Level]] = []  # x0 at each level since the step's start
-    for level, following in pairwise(levels):
+    for number, (level, following) in enumerate(pairwise(levels)):
         x0 = denoise(x, level)
-        if len(seen) == order or following.sigma == 0 or (seen and seen[0][1].alpha == 0):
+        early = ending != "never" and number == len(levels) - 2 and len(seen) == order - 1
+        starts_again = len(seen) == order or (seen and seen[0][1].alpha == 0)
+        if starts_again or early or following.sigma == 0:
             seen = []
         if not seen:
             start = x

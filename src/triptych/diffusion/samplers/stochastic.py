@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from triptych.diffusion.samplers.deterministic import Ending, ends_first_order
 from triptych.diffusion.steps import (
     Denoiser,
     Level,
@@ -134,15 +135,22 @@ def dpmpp_sde(
 
 
 def dpmpp_2m_sde(
-    denoise: Denoiser, x: Tensor, levels: Sequence[Level], noise: Noise, eta: float = 1.0
+    denoise: Denoiser,
+    x: Tensor,
+    levels: Sequence[Level],
+    noise: Noise,
+    eta: float = 1.0,
+    *,
+    ending: Ending = "never",
 ) -> Iterator[Step]:
     """DPM-Solver++ (2M) for the SDE, midpoint form; one call a step (arXiv:2211.01095, 4.2)."""
     before: tuple[Tensor, float] | None = None
-    for level, following in pairwise(levels):
+    for number, (level, following) in enumerate(pairwise(levels)):
         x0 = denoise(x, level)
         h = log_step(level, following)
         guess = x0
-        if before and math.isfinite(before[1]) and math.isfinite(h):
+        first_order = ends_first_order(number, levels, following, ending) or math.isinf(h)
+        if before and math.isfinite(before[1]) and not first_order:
             guess = x0 + (x0 - before[0]) * (h / before[1] / 2)
         x = sde_step(x, guess, level, following, eta, noise)
         before = (x0, h)
@@ -171,6 +179,7 @@ def multistep_sde(
     eta: float = 1.0,
     *,
     order: int,
+    ending: Ending = "never",
 ) -> Iterator[Step]:
     """Exponential integrator with x0 as a polynomial in log s through its last values.
 
@@ -178,11 +187,11 @@ def multistep_sde(
     k-diffusion): half of what integrating the polynomial gives.
     """
     past: list[tuple[Tensor, float]] = []  # x0 and the log step from it; newest first
-    for level, following in pairwise(levels):
+    for number, (level, following) in enumerate(pairwise(levels)):
         x0 = denoise(x, level)
         h = log_step(level, following)
         guess = x0
-        if past and math.isfinite(h):
+        if past and 0 < h < math.inf and not ends_first_order(number, levels, following, ending):
             decay = h * (1 + eta)
             first = (x0 - past[0][0]) / (past[0][1] / h)  # divided differences in units of h
             phi = (-math.expm1(-decay) - decay) / -decay  # 1 - (1 - exp(-decay)) / decay
@@ -214,6 +223,8 @@ def sa_solver(
     noise: Noise,
     eta: float = 1.0,
     noisy_times: tuple[float, float] = (200.0, 800.0),
+    *,
+    ending: Ending = "always",
 ) -> Iterator[Step]:
     """SA-Solver: stochastic Adams steps, a predictor and a corrector of second order, one call a
     step (arXiv:2309.05019, algorithm 1).
@@ -221,7 +232,8 @@ def sa_solver(
     The paper's tau^2 is eta at timesteps within `noisy_times` and 0 elsewhere (diffusers' tau_func;
     eta where a level has no timestep). Once the end of a step is evaluated, the corrector repeats
     the step from the same start with the same noise. Predictor and corrector weigh the slope of x0
-    by h^2 / 2, the limit for short steps, as the authors do.
+    by h^2 / 2, the limit for short steps, as the authors do. The last step is of first order unless
+    `ending` is `never`.
     """
     past: tuple[Tensor, Level] | None = None  # x0 of the step before, at a finite level
     origin, fresh, drift = x, x, 0.0  # start, noise and tau^2 of that step
@@ -239,7 +251,8 @@ def sa_solver(
             fresh = noise(level, following)
         h = log_step(level, following)
         x = sde_step(x, x0, level, following, drift, lambda *_, same=fresh: same)
-        if slope is not None and number < len(levels) - 2:  # the last step is of first order
+        first_order = number == len(levels) - 2 and (ending != "never" or math.isinf(h))
+        if slope is not None and not first_order:
             x = x + following.alpha * (1 + drift) * h**2 / 2 * slope
         past = (x0, level) if level.alpha else None
         yield Step(x, x0, following)

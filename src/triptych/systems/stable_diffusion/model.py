@@ -10,6 +10,7 @@ of a text, D width of the context, V numbers of the pooled vector, N sizes.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,13 +23,16 @@ from triptych.diffusion.denoiser import (
     Conditioning,
     Predicts,
     conditional_denoiser,
+    consistency,
     parameterisation,
 )
-from triptych.diffusion.guidance import Composition, rescale_guidance
+from triptych.diffusion.guidance import Composition, rescale_guidance, threshold_x0
+from triptych.diffusion.names import find_sampler
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.objective import matching, offset_noise, training_levels
-from triptych.diffusion.samplers.conventions import diffusers_levels
-from triptych.diffusion.sampling import run_sampler
+from triptych.diffusion.samplers.conventions import Spread, diffusers_levels, diffusers_spacing
+from triptych.diffusion.samplers.deterministic import Ending
+from triptych.diffusion.sampling import Limit, limited, run_sampler
 from triptych.diffusion.schedule import Discrete, Flow, Levels, Schedule, betas, zero_terminal
 from triptych.diffusion.spacing import Kind
 from triptych.diffusion.steps import Denoiser, Level, Step
@@ -87,6 +91,22 @@ class SamplingConfig:
     width: int = 512
     zeros_for_empty: bool = False
     """Encode an empty negative prompt as zeros, as SDXL does."""
+    between: str = ""
+    """Where `spacing` is over sigma: the timestep spacing whose first and last level Euler and its
+    kin stay between, `leading` or `trailing`. Empty is the whole schedule.
+    """
+    final: Literal["clean", "least"] = "clean"
+    """Where Euler, DPM-Solver and UniPC end: at x0, or at the smallest noise of the schedule."""
+    ending: Ending = "few"
+    """When the last step of a multistep solver is of first order even if it ends above sigma 0:
+    below 15 steps, always or never.
+    """
+    clip: float = 0.0
+    """Of DDIM, DDPM, Heun and LCM: clamp x0 to this range around 0; 0 does not."""
+    threshold: float = 0.0
+    """Of DDIM, DDPM, LCM and solvers: the quantile of dynamic thresholding of x0; 0 has none."""
+    threshold_most: float = 1.0
+    """The largest value that this quantile is taken for."""
 
 
 CLIP_L = TextEncoderConfig(
@@ -316,7 +336,7 @@ def sample(
     x = (scale * noise.start(shape)).to(cond["context"].device)
     guidance = config.guidance if guidance is None else guidance
     denoise = model.denoiser(cond, uncond, guidance, config.rescale)
-    return run_sampler(sampler or config.sampler, denoise, x, levels, noise)
+    return run_as_diffusers(model, sampler or config.sampler, denoise, x, levels, noise)
 
 
 def sampling_levels(
@@ -330,14 +350,38 @@ def sampling_levels(
         ValueError: the schedule has no such spacing, or fewer steps.
     """
     config = model.config.sampling
-    return diffusers_levels(
-        model.schedule,
-        sampler or config.sampler,
-        steps or config.steps,
-        spacing or config.spacing,
-        offset=config.offset,
-        end=config.end,
-    )
+    sampler = sampler or config.sampler
+    kind = spacing or default_spacing(model, sampler)
+    between = config.between if kind == config.spacing else ""
+    spread = Spread(kind, config.offset, between, config.end, config.final)
+    return diffusers_levels(model.schedule, sampler, steps or config.steps, spread)
+
+
+def default_spacing(model: StableDiffusion, sampler: str) -> Kind:
+    """The spacing of a sampler where a request leaves it open: the configuration's, or the only one
+    that the sampler has in diffusers.
+    """
+    return diffusers_spacing(model.schedule, sampler, model.config.sampling.spacing)
+
+
+def run_as_diffusers(
+    model: StableDiffusion,
+    sampler: str,
+    denoise: Denoiser,
+    x: Float[Tensor, "B Z h w"],
+    levels: Sequence[Level],
+    noise: PictureNoise,
+) -> Iterator[Step]:
+    """The steps of a sampler over the levels, with what the configuration asks of its steps."""
+    config, reads = model.config.sampling, find_sampler(sampler).reads
+    limit: Limit | None = None
+    if config.threshold and "threshold" in reads:
+        limit = partial(threshold_x0, share=config.threshold, most=config.threshold_most)
+    elif config.clip and "clip" in reads:
+        limit = partial(torch.clamp, min=-config.clip, max=config.clip)
+    if sampler == "lcm" and isinstance(model.schedule, Discrete):
+        denoise, limit = consistency(limited(denoise, limit)), None
+    return run_sampler(sampler, denoise, x, levels, noise, limit=limit, ending=config.ending)
 
 
 def prepare(model: StableDiffusion, dtype: torch.dtype | None) -> None:

@@ -50,7 +50,12 @@ from triptych.systems.stable_diffusion.inputs.starting_picture import (
     prepare_start,
     tile_side,
 )
-from triptych.systems.stable_diffusion.model import StableDiffusion, sampling_levels
+from triptych.systems.stable_diffusion.model import (
+    StableDiffusion,
+    default_spacing,
+    run_as_diffusers,
+    sampling_levels,
+)
 from triptych.systems.stable_diffusion.openvino import (
     describe_conversion,
     in_openvino,
@@ -243,7 +248,8 @@ def fill_defaults(
     sampler, suffix = parse_sampler(request.sampler or config.sampler)
     spacing = request.spacing or suffix
     if not spacing:
-        spacing = automatic1111(sampler).spacing if _is_automatic1111(request) else config.spacing
+        theirs = _is_automatic1111(request)
+        spacing = automatic1111(sampler).spacing if theirs else default_spacing(model, sampler)
     size = parse_size(request.size) or (config.width, config.height)
     if request.latents and not request.size:
         height, width = open_latents(request.latents).shape[2:]
@@ -309,7 +315,10 @@ def _sample_batch(
     denoise: Denoiser = changing
     if start.known is not None and start.paint is not None:
         denoise = inpainting(denoise, start.known, start.paint, start.noise, levels[0])
-    steps = run_sampler(request.sampler, denoise, start.x.float(), levels, noise)
+    if _is_automatic1111(request):
+        steps = run_sampler(request.sampler, denoise, start.x.float(), levels, noise)
+    else:
+        steps = run_as_diffusers(model, request.sampler, denoise, start.x.float(), levels, noise)
     with_progress = track_progress(request.sampler, steps, levels)
     share = 0.0
     while True:

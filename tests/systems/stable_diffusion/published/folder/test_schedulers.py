@@ -11,7 +11,7 @@ import torch
 
 from triptych.diffusion.names import SAMPLERS
 from triptych.systems.stable_diffusion.model import SamplingConfig, ScheduleConfig
-from triptych.systems.stable_diffusion.published.folder import schedulers
+from triptych.systems.stable_diffusion.published.folder.scheduler_fields import FIELDS
 from triptych.systems.stable_diffusion.published.folder.schedulers import (
     FLOW,
     from_diffusers,
@@ -65,11 +65,11 @@ def test_out_and_back(name, kind, spacing):
     """diffusers builds what we write, with the same noise; and it is read as it was."""
     sampler = next(s.name for s in SAMPLERS.values() if name in s.aliases)
     karras = spacing == "karras"
-    if karras and name not in schedulers.SIGMA_SPACING:
+    own = SAMPLERS[sampler].own_spacing
+    if karras and "use_karras_sigmas" not in FIELDS[name]:
         spacing = "linspace"
-    spacing = "lcm" if name in schedulers.DISTILLED else spacing
-    spacing = "linspace" if name == schedulers.SINGLESTEP and not karras else spacing
-    zero = name in schedulers.ZERO_TERMINAL_SNR and kind == "scaled_linear"
+    spacing = own if own and spacing != "karras" else spacing
+    zero = "rescale_betas_zero_snr" in FIELDS[name] and kind == "scaled_linear"
     predicts = "velocity" if zero else "noise"
     schedule = ScheduleConfig(kind, 0.0009, 0.011, 900, zero, 1.0, predicts)
     sampling = SamplingConfig(sampler, 50, spacing, 3, "clean")
@@ -109,7 +109,8 @@ def test_variants_of_the_multistep_solver(sampler, fields):
 @pytest.mark.parametrize(("sampler", "order"), [("dpmpp_2s", 2), ("dpmpp_3s", 3)])
 def test_variants_of_the_singlestep_solver(sampler, order):
     stored = to_diffusers(ScheduleConfig(), SamplingConfig(sampler))
-    assert (stored["_class_name"], stored["solver_order"]) == (schedulers.SINGLESTEP, order)
+    assert stored["_class_name"] == "DPMSolverSinglestepScheduler"
+    assert stored["solver_order"] == order
     theirs = diffusers.DPMSolverSinglestepScheduler.from_config(stored)
     theirs.set_timesteps(6)
     assert theirs.order_list == ([1, 2, 1, 2, 1, 1] if order == 2 else [1, 2, 3, 1, 2, 1])
@@ -121,7 +122,11 @@ def test_variants_of_the_singlestep_solver(sampler, order):
     ("schedule", "sampling", "name"),
     [
         (ScheduleConfig("sigmoid"), SamplingConfig("plms"), "DDPMScheduler"),
-        (ScheduleConfig(zero_terminal_snr=True), SamplingConfig("plms"), "DDIMScheduler"),
+        (
+            ScheduleConfig(zero_terminal_snr=True, predicts="velocity"),
+            SamplingConfig("plms"),
+            "DDIMScheduler",
+        ),
         (ScheduleConfig(), SamplingConfig("dpmpp_2s_ancestral"), "DDIMScheduler"),
         (ScheduleConfig(), SamplingConfig("ipndm"), "DDIMScheduler"),
         (ScheduleConfig("flow", shift=3.0, predicts="flow"), SamplingConfig("heun"), FLOW),
@@ -161,17 +166,31 @@ def test_what_diffusers_has_not_is_refused(schedule, words):
         ({"_class_name": "IPNDMScheduler"}, "noise table of Dance Diffusion"),
         (
             {"_class_name": "FlowMatchHeunDiscreteScheduler"},
-            "only FlowMatchEulerDiscreteScheduler is",
+            "FlowMatchEulerDiscreteScheduler and FlowMatchLCMScheduler are",
         ),
-        ({"_class_name": "DDIMScheduler"}, "clip_sample is true"),
+        ({"_class_name": "MyScheduler"}, "MyScheduler"),
+        (
+            {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "clip_sample": False},
+            "rescale_betas_zero_snr is True with the prediction_type 'epsilon'",
+        ),
+        ({"_class_name": "DPMSolverSDEScheduler", "noise_sampler_seed": 3}, "seed is 3"),
+        ({"beta_start": "small"}, "beta_start is 'small'; it must be a number"),
+        ({"num_train_timesteps": 99.5}, "num_train_timesteps is 99.5; it must be a whole number"),
+        ({"beta_end": float("nan")}, "beta_end is nan"),
         ({"beta_schedule": "laplace"}, "beta_schedule is 'laplace'; supported: linear"),
         ({"prediction_type": "flow_prediction"}, "prediction_type is 'flow_prediction'"),
         ({"timestep_spacing": "AYS"}, "timestep_spacing is 'AYS'"),
         ({"trained_betas": [0.1]}, r"trained_betas is \[0.1\]"),
-        ({"thresholding": True}, "thresholding is True"),
         ({"never_heard_of": 7}, r"field never_heard_of \(7\) is not supported"),
-        ({"final_sigmas_type": "sigma_min"}, "final_sigmas_type is 'sigma_min'"),
-        ({"use_flow_sigmas": True}, "use_flow_sigmas is True"),
+        ({"final_sigmas_type": "sigma_max"}, "final_sigmas_type is 'sigma_max'"),
+        (
+            {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True},
+            "use_flow_sigmas is True",
+        ),
+        (
+            {"_class_name": "UniPCMultistepScheduler", "lower_order_final": False},
+            "lower_order_final is False",
+        ),
         ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "are both set"),
         ({"_class_name": "PNDMScheduler", "skip_prk_steps": False}, "skip_prk_steps is False"),
         (
@@ -179,6 +198,10 @@ def test_what_diffusers_has_not_is_refused(schedule, words):
             "are dpmsolver.. midpoint 1; supported",
         ),
         ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "are  bh1 2; supported"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 500},
+            "num_train_timesteps is 500",
+        ),
     ],
 )
 def test_what_is_not_supported_is_named_with_its_value(changes, words):
@@ -186,12 +209,83 @@ def test_what_is_not_supported_is_named_with_its_value(changes, words):
         from_diffusers({"_class_name": "EulerDiscreteScheduler"} | changes)
 
 
-def test_sigmas_between_leading_timesteps_are_noted():
+def test_sigmas_lie_between_the_timesteps_of_eulers_kin():
     leading = {"timestep_spacing": "leading", "use_karras_sigmas": True}
     read = from_diffusers({"_class_name": "EulerDiscreteScheduler"} | leading)
-    assert read.sampling.spacing == "karras"
-    assert "between the leading timesteps" in read.notes[0]
-    assert from_diffusers({"_class_name": "UniPCMultistepScheduler"} | leading).notes == ()
+    assert (read.sampling.spacing, read.sampling.between) == ("karras", "leading")
+    whole = from_diffusers({"_class_name": "UniPCMultistepScheduler"} | leading)
+    assert (whole.sampling.spacing, whole.sampling.between) == ("karras", "")
+    assert read.notes == whole.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("EulerDiscreteScheduler", "clip_sample", True),
+        ("EulerDiscreteScheduler", "thresholding", True),
+        ("DDIMScheduler", "use_karras_sigmas", True),
+        ("HeunDiscreteScheduler", "rescale_betas_zero_snr", True),
+        ("EulerDiscreteScheduler", "use_flow_sigmas", True),
+    ],
+)
+def test_a_field_of_another_class_changes_nothing_and_is_noted(name, field, value):
+    bare = {"_class_name": name, "clip_sample": False}
+    with_it = from_diffusers(bare | {field: value})
+    assert len(with_it.notes) == 1 and f"{field} is {value}" in with_it.notes[0]
+    assert with_it.schedule == from_diffusers(bare).schedule
+    assert with_it.sampling.spacing == from_diffusers(bare).sampling.spacing
+
+
+def test_what_another_class_reads_waits_for_it():
+    """`DDIMScheduler.from_config` of an Euler configuration clips where that says so."""
+    read = from_diffusers({"_class_name": "EulerDiscreteScheduler", "clip_sample": True}).sampling
+    assert (read.clip, "clip" in SAMPLERS["euler"].reads, "clip" in SAMPLERS["ddim"].reads) == (
+        1.0, False, True,
+    )  # fmt: skip
+
+
+SETTINGS = {
+    "between": ("leading", "euler"),
+    "final": ("least", "dpmpp_2m"),
+    "ending": ("always", "dpmpp_2m"),
+    "clip": (0.7, "ddim"),
+    "threshold": (0.9, "dpmpp_2m"),
+    "threshold_most": (1.7, "dpmpp_2m"),
+}
+
+
+@pytest.mark.parametrize("field", SETTINGS)
+def test_settings_go_out_and_back(field):
+    value, sampler = SETTINGS[field]
+    spacing = "karras" if field == "between" else "linspace"
+    threshold = {"threshold": 0.9} if field == "threshold_most" else {}
+    sampling = SamplingConfig(sampler, spacing=spacing, **{field: value} | threshold)
+    stored = to_diffusers(ScheduleConfig(), sampling)
+    assert from_diffusers(json.loads(json.dumps(stored))).sampling == sampling
+    getattr(diffusers, stored["_class_name"]).from_config(stored)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "sampler"),
+    [
+        ("DPMSolverSDEScheduler", "noise_sampler_seed", "dpmpp_sde"),
+        ("FlowMatchLCMScheduler", "scale_factors", "lcm"),
+    ],
+)
+def test_what_diffusers_saves_is_read(name, field, sampler):
+    """Of every field its default, which tests/parity compares with the class's own: null of one."""
+    whole = {"_class_name": name} | FIELDS[name]
+    assert whole[field] is None
+    read = from_diffusers(whole)
+    assert read == from_diffusers({"_class_name": name})
+    assert (read.notes, read.sampling.sampler) == ((), sampler)
+
+
+@pytest.mark.parametrize("name", ["DDIMParallelScheduler", "DDPMParallelScheduler"])
+def test_parallel_classes_have_the_defaults_of_the_others(name):
+    read = from_diffusers({"_class_name": name}).sampling
+    assert (read.spacing, read.clip) == ("leading", 1.0)
+    assert read == from_diffusers({"_class_name": name.replace("Parallel", "")}).sampling
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="TRIPTYCH_DATA is not set")

@@ -5,13 +5,16 @@ publisher prefers, and how that sampler spaces its timesteps. A field that is mi
 default of its scheduler class.
 """
 
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from triptych.diffusion.denoiser import Predicts
 from triptych.diffusion.names import find_sampler, parse_sampler
+from triptych.diffusion.samplers.deterministic import Ending
 from triptych.diffusion.spacing import Kind
 from triptych.systems.stable_diffusion.model import SamplingConfig, ScheduleConfig
+from triptych.systems.stable_diffusion.published.folder.scheduler_fields import FIELDS
 from triptych.weights.diffusers_names import check_fields
 
 PREDICTS: dict[str, Predicts] = {
@@ -26,62 +29,27 @@ BETAS = {
     "sigmoid": "sigmoid",
 }
 FLOW = "FlowMatchEulerDiscreteScheduler"
-SINGLESTEP = "DPMSolverSinglestepScheduler"
-"""Always spaces timesteps by linspace and always ends with a first-order step: diffusers sets
-`lower_order_final` where the final sigma is 0.
-"""
 IPNDM = "IPNDMScheduler"
 """Has a fixed noise table (Dance Diffusion's) instead of betas."""
-LEADING_BY_DEFAULT = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
-"""Classes whose default `timestep_spacing` is "leading"; the others have "linspace"."""
-DISTILLED = ("LCMScheduler", "TCDScheduler")
-"""Classes that always use the timesteps of a consistency distillation."""
-SD_BETAS_BY_DEFAULT = (
-    "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
-    "LCMScheduler", "TCDScheduler",
-)  # fmt: skip
-"""Classes whose default betas are Stable Diffusion's, 0.00085 to 0.012; others: 0.0001 to 0.02."""
-ZERO_TERMINAL_SNR = (
-    "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
-    "LCMScheduler", "TCDScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
-)  # fmt: skip
-"""Classes that support `rescale_betas_zero_snr`."""
-SIGMA_SPACING = (
-    "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler", "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler", "DEISMultistepScheduler", SINGLESTEP,
-    "SASolverScheduler",
-)  # fmt: skip
-"""Classes that read the flags in `SIGMAS`; the others ignore them."""
-CLIPS_BY_DEFAULT = ("DDIMScheduler", "DDPMScheduler")
-"""Classes whose `clip_sample` is true unless it is set."""
-
 SIGMAS: dict[str, Kind] = {
     "use_karras_sigmas": "karras",
     "use_exponential_sigmas": "exponential",
     "use_beta_sigmas": "beta_sigma",
 }
+LU = "use_lu_lambdas"
 TIMESTEP_SPACINGS: tuple[Kind, ...] = ("linspace", "leading", "trailing")
-READ = {
-    *("_class_name", "beta_start", "beta_end", "beta_schedule", "num_train_timesteps"),
-    *("prediction_type", "rescale_betas_zero_snr", "timestep_spacing", "steps_offset"),
-    *("set_alpha_to_one", "clip_sample", "algorithm_type", "solver_type", "solver_order"),
-    *("shift", *SIGMAS),
-}
+ENDS: dict[str, Literal["clean", "least"]] = {"zero": "clean", "sigma_min": "least"}
 SUPPORTED: dict[str, tuple[Any, ...]] = {  # values with which a field changes nothing
     "trained_betas": (None,),
-    "thresholding": (False,),
     "interpolation_type": ("linear",),
     "timestep_type": ("discrete",),
-    "final_sigmas_type": ("zero",),
-    "lower_order_final": (True,),
-    "euler_at_final": (False,),
-    "use_lu_lambdas": (False,),
     "use_flow_sigmas": (False,),
     "use_dynamic_shifting": (False,),
     "invert_sigmas": (False,),
     "stochastic_sampling": (False,),
     "shift_terminal": (None,),
+    "scale_factors": (None, []),
+    "noise_sampler_seed": (None,),
     "predict_x0": (True,),
     "disable_corrector": ([],),
     "solver_p": (None,),
@@ -96,10 +64,33 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {  # values with which a field changes n
     "lambda_min_clipped": (float("-inf"), None),
     "skip_prk_steps": (True,),
 }
-IGNORED = {  # parameters of features that SUPPORTED turns off
-    *("dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value", "flow_shift"),
-    *("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type"),
+QUIET = {  # of another class: these alone do not say that a picture was to be drawn otherwise
+    *("skip_prk_steps", "set_alpha_to_one", "steps_offset", "timestep_spacing", "variance_type"),
+    *("algorithm_type", "solver_type", "solver_order", "lower_order_final", "clip_sample_range"),
+    *("dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type"),
 }
+REPLACED = {  # what a solver takes for its own value
+    "DPMSolverSinglestepScheduler": {
+        "algorithm_type": {"deis": "dpmsolver++"},
+        "solver_type": dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"),
+    },
+    "DPMSolverMultistepScheduler": {
+        "algorithm_type": {"deis": "dpmsolver++"},
+        "solver_type": dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint"),
+    },
+    "UniPCMultistepScheduler": {
+        "solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2"),
+    },
+    "DEISMultistepScheduler": {
+        "algorithm_type": dict.fromkeys(("dpmsolver", "dpmsolver++"), "deis"),
+        "solver_type": dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho"),
+    },
+}
+WHOLE = ("num_train_timesteps", "steps_offset")
+NUMBERS = (
+    *("beta_start", "beta_end", "clip_sample_range", "dynamic_thresholding_ratio"),
+    *("sample_max_value", "shift", *WHOLE),
+)
 
 
 class Scheduler(NamedTuple):
@@ -107,7 +98,7 @@ class Scheduler(NamedTuple):
 
     schedule: ScheduleConfig
     sampling: SamplingConfig
-    """Only sampler, spacing, offset and end are set."""
+    """What the scheduler's configuration says of sampling; the rest are defaults."""
     notes: tuple[str, ...] = ()
     """Differences from diffusers, for the user."""
 
@@ -120,14 +111,14 @@ class Solver(NamedTuple):
     order: int
 
 
-SOLVERS: dict[str, dict[Solver, str]] = {  # the first one is the default of the class
+SOLVERS: dict[str, dict[Solver, str]] = {
     "DPMSolverMultistepScheduler": {
         Solver("dpmsolver++", "midpoint", 2): "dpmpp_2m",
         Solver("sde-dpmsolver++", "midpoint", 2): "dpmpp_2m_sde",
         Solver("sde-dpmsolver++", "heun", 2): "dpmpp_2m_sde_heun",
         Solver("sde-dpmsolver++", "midpoint", 3): "dpmpp_3m_sde",
     },
-    SINGLESTEP: {
+    "DPMSolverSinglestepScheduler": {
         Solver("dpmsolver++", "midpoint", 2): "dpmpp_2s",
         Solver("dpmsolver++", "midpoint", 3): "dpmpp_3s",
     },
@@ -139,70 +130,149 @@ SOLVERS: dict[str, dict[Solver, str]] = {  # the first one is the default of the
 def from_diffusers(stored: Mapping[str, Any]) -> Scheduler:
     """Parse a `scheduler_config.json`.
 
+    A field that its class does not have changes nothing, as in diffusers, and is noted; but where
+    another sampler is asked for that reads it, it applies to that one.
+
     Raises:
         ValueError: the scheduler, or the value of a field, is not supported.
     """
     name = stored.get("_class_name")
     if not isinstance(name, str):
         raise ValueError("the scheduler's configuration has no _class_name")
+    _check_class(stored, name)
+    known = FIELDS[name]
+    every = set().union(*FIELDS.values())
+    own = {field: value for field, value in stored.items() if field in known}
+    elsewhere = every - known.keys()
+    check_fields(known | own, SUPPORTED, known.keys() - SUPPORTED.keys(), "the scheduler's ")
+    check_fields(stored, {}, every, "the scheduler's ")
+    values = known | {field: value for field, value in own.items() if value is not None}
+    others = {field: value for field, value in stored.items() if field in elsewhere}
+    _check_numbers(values | others)
+    notes = [
+        f"the scheduler's {field} is {value!r}: ignored, as in diffusers; {name} has no such field"
+        for field, value in others.items()
+        if field not in QUIET and not _is_default(field, value)
+    ]
+    sampler = _sampler(values, name)
+    sampling = _sampling(values, others, sampler)
+    if name.startswith("FlowMatch"):
+        if values["num_train_timesteps"] != 1000:
+            raise ValueError(
+                f"the scheduler's num_train_timesteps is {values['num_train_timesteps']!r}; "
+                f"supported for {name}: 1000"
+            )
+        schedule = ScheduleConfig(kind="flow", shift=float(values["shift"]), predicts="flow")
+    else:
+        schedule = _schedule(values)
+    notes += _departures(schedule, sampling)
+    return Scheduler(schedule, sampling, tuple(notes))
+
+
+def _departures(schedule: ScheduleConfig, sampling: SamplingConfig) -> list[str]:
+    """Where our sampler is not that of diffusers (docs/diffusion.md says why)."""
+    notes = []
+    if sampling.sampler == "plms" and schedule.predicts != "noise":
+        notes.append(
+            f"the scheduler's prediction_type is that of {schedule.predicts}: in diffusers "
+            "PNDMScheduler combines the network's outputs of several steps, here the noise in them"
+        )
+    if sampling.sampler in ("ddim", "plms") and sampling.spacing == "linspace":
+        notes.append(
+            "the scheduler's timestep_spacing is linspace: in diffusers a step goes T // steps "
+            "timesteps down, whatever the next one is; here it goes to the next one"
+        )
+    if sampling.sampler == "dpmpp_3m_sde":
+        notes.append(
+            "the scheduler's solver_order is 3: here the third-order term is k-diffusion's, in "
+            "which a constant has the opposite sign of that in diffusers"
+        )
+    return notes
+
+
+def _check_class(stored: Mapping[str, Any], name: str) -> None:
+    """Raises ValueError for a scheduler of which networks or algorithm are not built here."""
     if name.startswith("EDM") or "sigma_data" in stored:
         raise ValueError(
             f"the scheduler {name} is for a network trained in EDM's form (Playground 2.5), which "
             "is not supported"
-        )
-    others = READ | IGNORED | ({"lower_order_final"} if name == SINGLESTEP else set())
-    check_fields(stored, SUPPORTED, others, "the scheduler's ")
-    if name == "PNDMScheduler" and not stored.get("skip_prk_steps", False):
-        raise ValueError(
-            "the scheduler's skip_prk_steps is False, which starts with Runge-Kutta steps; "
-            "supported: True"
         )
     if name == IPNDM:
         raise ValueError(
             f"the scheduler {name} is for a network trained on the noise table of Dance Diffusion, "
             "not on betas; to use its sampler, ask for ipndm"
         )
-    if name.startswith("FlowMatch") and name != FLOW:
+    if name.startswith("FlowMatch") and name not in FIELDS:
+        flows = " and ".join(known for known in FIELDS if known.startswith("FlowMatch"))
         raise ValueError(
-            f"the scheduler {name} is not supported; of the schedulers of flow models only {FLOW} "
-            "is. Its sampler can be asked for by name"
+            f"the scheduler {name} is not supported; of the schedulers of flow models {flows} are. "
+            "Its sampler can be asked for by name"
         )
-    if name == FLOW:
-        sampling = SamplingConfig(sampler="euler", spacing="linspace", offset=0, end="clean")
-        shift = float(stored.get("shift", 1.0))
-        return Scheduler(ScheduleConfig(kind="flow", shift=shift, predicts="flow"), sampling)
-    sampler = _sampler(stored, name)
-    if stored.get("clip_sample", name in CLIPS_BY_DEFAULT):
-        raise ValueError("the scheduler's clip_sample is true, which would clip latents to [-1, 1]")
-    default = "scaled_linear" if name in DISTILLED else "linear"
+    if name not in FIELDS:
+        parse_sampler(name)  # says what it is, where it is another program's
+        raise ValueError(f"the scheduler {name} is no class of diffusers that is supported")
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    for field in NUMBERS:
+        value = values.get(field, 0)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or (field in WHOLE and value != int(value)):
+            kind = "a whole number" if field in WHOLE else "a number"
+            raise ValueError(f"the scheduler's {field} is {value!r}; it must be {kind}")
+
+
+def _is_default(field: str, value: Any) -> bool:
+    """Whether a class would do the same without the field; clipping is the default of some only."""
+    if field == "clip_sample":
+        return not value
+    return not value or value in [f[field] for f in FIELDS.values() if field in f]
+
+
+def _schedule(values: Mapping[str, Any]) -> ScheduleConfig:
     schedule = ScheduleConfig(
-        kind=_lookup(BETAS, stored, "beta_schedule", default),  # type: ignore[arg-type]
-        beta_start=stored.get("beta_start", 0.00085 if name in SD_BETAS_BY_DEFAULT else 0.0001),
-        beta_end=stored.get("beta_end", 0.012 if name in SD_BETAS_BY_DEFAULT else 0.02),
-        times=stored.get("num_train_timesteps", 1000),
-        zero_terminal_snr=bool(stored.get("rescale_betas_zero_snr", False)),
-        predicts=_lookup(PREDICTS, stored, "prediction_type", "epsilon"),  # type: ignore[arg-type]
+        kind=_lookup(BETAS, values, "beta_schedule"),  # type: ignore[arg-type]
+        beta_start=values["beta_start"],
+        beta_end=values["beta_end"],
+        times=int(values["num_train_timesteps"]),
+        zero_terminal_snr=bool(values.get("rescale_betas_zero_snr", False)),
+        predicts=_lookup(PREDICTS, values, "prediction_type"),  # type: ignore[arg-type]
     )
-    ends_clean = stored.get("set_alpha_to_one", name != "PNDMScheduler")
-    sampling = SamplingConfig(
+    if schedule.zero_terminal_snr and schedule.predicts == "noise":
+        raise ValueError(
+            "the scheduler's rescale_betas_zero_snr is True with the prediction_type 'epsilon': at "
+            "pure noise the noise does not determine the picture; supported: v_prediction"
+        )
+    return schedule
+
+
+def _sampling(values: Mapping[str, Any], others: Mapping[str, Any], sampler: str) -> SamplingConfig:
+    """Sampler, spacing, ends and limits, from the fields of the class and from all others."""
+    both = others | values
+    spacing, between = _spacing(values, sampler)
+    ending: Ending = "few" if both.get("lower_order_final", True) else "never"
+    final = both.get("final_sigmas_type", "zero")
+    if final not in ENDS:
+        raise ValueError(
+            f"the scheduler's final_sigmas_type is {final!r}; supported: {', '.join(ENDS)}"
+        )
+    if ending == "never" and sampler == "unipc" and final == "zero":
+        raise ValueError(
+            "the scheduler's lower_order_final is False with the final_sigmas_type 'zero', to "
+            "which UniPC has no step of second order; supported: True"
+        )
+    quantile = float(both.get("dynamic_thresholding_ratio", 0.995))
+    return SamplingConfig(
         sampler=sampler,
-        spacing=_spacing(stored, name),
-        offset=stored.get("steps_offset", 0),
-        end="clean" if ends_clean else "least",
-    )
-    return Scheduler(schedule, sampling, _spacing_notes(stored, name, sampling.spacing))
-
-
-def _spacing_notes(stored: Mapping[str, Any], name: str, spacing: Kind) -> tuple[str, ...]:
-    """Where sigmas are spaced, most classes of diffusers start at the first timestep of
-    `timestep_spacing`; we always start at the largest sigma.
-    """
-    timesteps = stored.get("timestep_spacing", "linspace")
-    if spacing not in SIGMAS.values() or timesteps == "linspace" or name in SOLVERS:
-        return ()
-    return (
-        f"in diffusers {name} spaces its {spacing} sigmas between the {timesteps} timesteps; here "
-        "they cover the whole schedule",
+        spacing=spacing,
+        offset=int(both.get("steps_offset", 0)),
+        end="clean" if both.get("set_alpha_to_one", True) else "least",
+        between=between,
+        final=ENDS[final],
+        ending="always" if both.get("euler_at_final") else ending,
+        clip=float(both.get("clip_sample_range", 1.0)) if both.get("clip_sample") else 0.0,
+        threshold=quantile if both.get("thresholding") else 0.0,
+        threshold_most=float(both.get("sample_max_value", 1.0)),
     )
 
 
@@ -220,7 +290,9 @@ def to_diffusers(schedule: ScheduleConfig, sampling: SamplingConfig) -> dict[str
             raise ValueError(
                 f"diffusers has no flow scheduler for a network that predicts {schedule.predicts}"
             )
-        return {"_class_name": FLOW, "num_train_timesteps": 1000, "shift": schedule.shift}
+        name = "FlowMatchLCMScheduler" if sampling.sampler == "lcm" else FLOW
+        stored = {"_class_name": name, "num_train_timesteps": 1000, "shift": schedule.shift}
+        return stored | {flag: True for flag, kind in SIGMAS.items() if kind == sampling.spacing}
     kinds = {ours: theirs for theirs, ours in PREDICTS.items()}
     if schedule.predicts not in kinds:
         raise ValueError(
@@ -233,22 +305,23 @@ def to_diffusers(schedule: ScheduleConfig, sampling: SamplingConfig) -> dict[str
         "beta_end": schedule.beta_end,
         "beta_schedule": tables[schedule.kind],
         "beta_start": schedule.beta_start,
-        "clip_sample": False,
         "num_train_timesteps": schedule.times,
         "prediction_type": kinds[schedule.predicts],
         "set_alpha_to_one": sampling.end == "clean",
         "skip_prk_steps": True,
         "steps_offset": sampling.offset,
         "trained_betas": None,
+        **_limits(sampling),
         **own,
     }
     if schedule.zero_terminal_snr:
         stored["rescale_betas_zero_snr"] = True
-    sigmas = next((flag for flag, kind in SIGMAS.items() if kind == sampling.spacing), None)
+    flags = [flag for flag, kind in SIGMAS.items() if kind == sampling.spacing]
+    flags += [LU] if sampling.spacing == "lu" else []
     if sampling.spacing in TIMESTEP_SPACINGS:
         stored["timestep_spacing"] = sampling.spacing
-    elif sigmas is not None and name in SIGMA_SPACING:
-        stored |= {"timestep_spacing": "linspace", sigmas: True}
+    elif flags and flags[0] in FIELDS[name]:
+        stored |= {"timestep_spacing": sampling.between or "linspace", flags[0]: True}
     return stored
 
 
@@ -268,28 +341,44 @@ def _scheduler(schedule: ScheduleConfig, sampling: SamplingConfig) -> tuple[str,
         aliases = find_sampler(sampling.sampler).aliases
         name = next((alias for alias in aliases if alias.endswith("Scheduler")), "DDIMScheduler")
         name = "DDIMScheduler" if name == IPNDM else name
-    if schedule.zero_terminal_snr and name not in ZERO_TERMINAL_SNR:
+    if schedule.zero_terminal_snr and "rescale_betas_zero_snr" not in FIELDS[name]:
         name, own = "DDIMScheduler", {}
     if schedule.kind == "sigmoid":
         name, own = "DDPMScheduler", {}
     return name, own
 
 
-def _sampler(stored: Mapping[str, Any], name: str) -> str:
-    variants = SOLVERS.get(name)
-    if name == "SASolverScheduler" and stored.get("algorithm_type") == "noise_prediction":
+def _limits(sampling: SamplingConfig) -> dict[str, Any]:
+    """The fields of what is not the default of every class."""
+    stored: dict[str, Any] = {"clip_sample": sampling.clip > 0}
+    if sampling.clip:
+        stored["clip_sample_range"] = sampling.clip
+    if sampling.threshold:
+        stored |= {"thresholding": True, "dynamic_thresholding_ratio": sampling.threshold}
+        stored["sample_max_value"] = sampling.threshold_most
+    if sampling.final == "least":
+        stored["final_sigmas_type"] = "sigma_min"
+    if sampling.ending != "few":
+        stored["lower_order_final"] = sampling.ending == "always"
+        stored["euler_at_final"] = sampling.ending == "always"
+    elif "ending" in find_sampler(sampling.sampler).reads:
+        stored["lower_order_final"] = True
+    return stored
+
+
+def _sampler(values: Mapping[str, Any], name: str) -> str:
+    algorithm = values.get("algorithm_type", "")
+    if name == "SASolverScheduler" and algorithm != "data_prediction":
         raise ValueError(
-            f"the scheduler's algorithm_type is 'noise_prediction'; supported for {name}: "
+            f"the scheduler's algorithm_type is {algorithm!r}; supported for {name}: "
             "'data_prediction'"
         )
+    variants = SOLVERS.get(name)
     if variants is None:
         return parse_sampler(name)[0]
-    default = next(iter(variants))
-    solver = Solver(
-        stored.get("algorithm_type", default.algorithm) if default.algorithm else "",
-        stored.get("solver_type", default.kind),
-        stored.get("solver_order", default.order),
-    )
+    kind, replaced = values["solver_type"], REPLACED[name]
+    algorithm = replaced.get("algorithm_type", {}).get(algorithm, algorithm)
+    solver = Solver(algorithm, replaced["solver_type"].get(kind, kind), values["solver_order"])
     if solver not in variants:
         supported = ", ".join(" ".join(map(str, variant)).strip() for variant in variants)
         raise ValueError(
@@ -299,29 +388,28 @@ def _sampler(stored: Mapping[str, Any], name: str) -> str:
     return variants[solver]
 
 
-def _spacing(stored: Mapping[str, Any], name: str) -> Kind:
-    flags = [flag for flag in SIGMAS if stored.get(flag)]
+def _spacing(values: Mapping[str, Any], sampler: str) -> tuple[Kind, str]:
+    """The spacing; and where it is over sigma, between which timesteps."""
+    flags = [flag for flag in (*SIGMAS, LU) if values.get(flag)]
     if len(flags) > 1:
         raise ValueError(f"the scheduler's {' and '.join(flags)} are both set")
-    if flags and name in SIGMA_SPACING:
-        return SIGMAS[flags[0]]
-    if name in DISTILLED:
-        return "lcm"
-    if name == SINGLESTEP:
-        return "linspace"
-    spacing = stored.get(
-        "timestep_spacing", "leading" if name in LEADING_BY_DEFAULT else "linspace"
-    )
-    if spacing not in TIMESTEP_SPACINGS:
+    times = values.get("timestep_spacing", "linspace")
+    if times not in TIMESTEP_SPACINGS:
         raise ValueError(
-            f"the scheduler's timestep_spacing is {spacing!r}; supported: "
+            f"the scheduler's timestep_spacing is {times!r}; supported: "
             f"{', '.join(TIMESTEP_SPACINGS)}"
         )
-    return spacing  # type: ignore[no-any-return]
+    record = find_sampler(sampler)
+    if flags:
+        narrowed = record.diffusers == "sigmas" and times != "linspace"
+        return (SIGMAS | {LU: "lu"})[flags[0]], times if narrowed else ""  # type: ignore[return-value]
+    if record.own_spacing and "shift" not in values:
+        return cast(Kind, record.own_spacing), ""
+    return times, ""
 
 
-def _lookup(names: Mapping[str, str], stored: Mapping[str, Any], field: str, default: str) -> str:
-    value = stored.get(field, default)
+def _lookup(names: Mapping[str, str], values: Mapping[str, Any], field: str) -> str:
+    value = values[field]
     if value not in names:
         raise ValueError(f"the scheduler's {field} is {value!r}; supported: {', '.join(names)}")
     return names[value]
