@@ -248,7 +248,7 @@ def _schedule(values: Mapping[str, Any]) -> ScheduleConfig:
 
 def _sampling(values: Mapping[str, Any], others: Mapping[str, Any], sampler: str) -> SamplingConfig:
     """Sampler, spacing, ends and limits, from the fields of the class and from all others."""
-    both = others | values
+    both = {**others, **values}
     spacing, between = _spacing(values, sampler)
     ending: Ending = "few" if both.get("lower_order_final", True) else "never"
     final = both.get("final_sigmas_type", "zero")
@@ -291,8 +291,8 @@ def to_diffusers(schedule: ScheduleConfig, sampling: SamplingConfig) -> dict[str
                 f"diffusers has no flow scheduler for a network that predicts {schedule.predicts}"
             )
         name = "FlowMatchLCMScheduler" if sampling.sampler == "lcm" else FLOW
-        stored = {"_class_name": name, "num_train_timesteps": 1000, "shift": schedule.shift}
-        return stored | {flag: True for flag, kind in SIGMAS.items() if kind == sampling.spacing}
+        flow = {"_class_name": name, "num_train_timesteps": 1000, "shift": schedule.shift}
+        return flow | {flag: True for flag, kind in SIGMAS.items() if kind == sampling.spacing}
     kinds = {ours: theirs for theirs, ours in PREDICTS.items()}
     if schedule.predicts not in kinds:
         raise ValueError(
