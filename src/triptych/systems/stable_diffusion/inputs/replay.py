@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from triptych.diffusion.names import SAMPLERS, SPACINGS, parse_sampler
+from triptych.diffusion.names import SAMPLERS, SPACINGS, parse_sampler, parse_spacing
 from triptych.systems.stable_diffusion.inputs.parameters_text import Infotext
 from triptych.systems.stable_diffusion.request import TextToImage, parse_lora
 from triptych.text.tags import read_tags
@@ -180,16 +180,14 @@ def _sampler(info: Infotext, notes: list[str]) -> tuple[str, str]:
                     "before version 1.9 it was Uniform (linspace)"
                 )
         return sampler, spacing or _automatic(sampler)
-    known = {label.lower(): name for name, label in SPACINGS.items() if label}
-    known |= {name: name for name in SPACINGS}
-    known["uniform"] = "linspace"
-    if schedule.lower() not in known:
+    try:
+        return sampler, parse_spacing(schedule)
+    except ValueError:
         labels = [label for label in SPACINGS.values() if label]
         raise ValueError(
-            f"the schedule type {schedule[:60]!r} is not supported; supported: Automatic, Uniform, "
+            f"the schedule type {schedule[:60]!r} is not supported; supported: Automatic, Normal, "
             f"{', '.join(labels)}"
-        )
-    return sampler, known[schedule.lower()]
+        ) from None
 
 
 def _automatic(sampler: str) -> str:
@@ -231,7 +229,7 @@ def infotext_of(
     loras = [f"<lora:{file._replace(name=_plain_name(file.name))}>" for file in files]
     sampler, behind = parse_sampler(request.sampler) if request.sampler else ("", "")
     spacing = request.spacing or behind
-    label = "Uniform" if spacing == "linspace" else SPACINGS.get(spacing) or spacing
+    label = SPACINGS.get(spacing) or spacing
     if spacing and label == spacing == _automatic(sampler):  # it has no name for DDIM's spacing
         label = "Automatic"
     varied = request.variation_strength > 0
