@@ -98,7 +98,7 @@ def test_names_of_open_clip_lead_to_their_repositories(monkeypatch: pytest.Monke
         asked.append(repo)
         raise ValueError("no network here")
 
-    monkeypatch.setattr("triptych.loading.fetch_model", refuse)
+    monkeypatch.setattr("triptych.weights.hub.fetch_model", refuse)
     with pytest.raises(ValueError, match="no network"):
         load("ViT-B-32/laion2b_s34b_b79k")
     assert asked == ["laion/CLIP-ViT-B-32-laion2B-s34B-b79K"]

@@ -129,7 +129,8 @@ class Disk:
         try:
             self.reached("write", half)
         except OSError as error:  # what the library makes of it
-            raise SafetensorError(f"I/O error: {error}") from error
+            text = f"I/O error: {error.strerror} (os error {error.errno})"
+            raise SafetensorError(f"Error while serializing: {text}") from error
         REAL_SAVE_FILE(tensors, path)
         self._born(path)
 

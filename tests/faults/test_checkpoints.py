@@ -301,7 +301,8 @@ def test_an_operation_that_fails_leaves_the_older_checkpoints(memory: Path, code
                 failed += 1
                 message = str(error)
                 assert os.strerror(code) in message and f"{run}/step-000003" in message
-                assert "make room" in message and report_error(error) == 3
+                assert "make room" in message and report_error(error) == 1
+                assert "Checkpoints are intact" in message
         path, faults = checkpoint.newest(run)
         assert value(path) in (2.0, 3.0) and good(run) >= 2 and not faults
         if value(path) == 2.0:
@@ -317,7 +318,39 @@ def test_an_operation_that_fails_leaves_the_older_checkpoints(memory: Path, code
     assert failed > 20
 
 
-def test_a_disk_that_is_really_full_ends_the_run_with_3(
+@pytest.mark.parametrize("at", [2, 6])
+def test_a_first_save_that_fails_promises_nothing(memory: Path, at: int) -> None:
+    run = memory / "run"
+    run.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        Disk(run, at, "fail", errno.ENOSPC).install(patch.setattr)
+        with pytest.raises(OSError, match="Nothing was saved yet: make room") as raised:
+            save(run, 3, 3.0)
+    assert "intact" not in str(raised.value) and report_error(raised.value) == 1
+    assert not checkpoint.steps(run)
+
+
+def test_a_save_reads_only_what_it_has_written(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, read = memory / "run", []
+    count = checkpoint.file_digest
+    monkeypatch.setattr(checkpoint, "file_digest", lambda path: read.append(path) or count(path))
+    for step in range(1, 6):
+        save(run, step, float(step), keep=4)
+        assert len(read) == 3  # two files of tensors, and the state
+        read.clear()
+    flip(run / "step-000003" / "model.safetensors", 200)
+    os.utime(run / "step-000003" / "model.safetensors", ns=(0, 0))  # later than the clock's step
+    save(run, 6, 6.0, keep=4)
+    assert [path.parent.name for path in read if ".tmp-" not in f"{path}"] == ["step-000003"]
+    kept = ["step-000002", "step-000003", "step-000004", "step-000005", "step-000006"]
+    assert [path.name for path in checkpoint.steps(run)] == kept  # four of them are good
+    checkpoint.newest(run)  # to resume from it, everything is read
+    assert sum(path.parent.name == "step-000006" for path in read) == 3
+
+
+def test_a_disk_that_is_really_full_ends_the_run_with_1(
     memory: Path,
     monkeypatch: pytest.MonkeyPatch,
     unbroken: Unbroken,
@@ -338,7 +371,7 @@ def test_a_disk_that_is_really_full_ends_the_run_with_3(
             resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))  # or nothing could be said
             os._exit(report_error(error))
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
     message = capfd.readouterr().err
     assert "File too large" in message and f"{run}/step-000006" in message
     now = content(run)

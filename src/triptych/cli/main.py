@@ -1,5 +1,6 @@
 """The command table. Only the chosen command's module is imported, so `--help` is quick."""
 
+import errno
 import importlib
 import os
 import signal
@@ -32,6 +33,9 @@ REASONS: dict[type[OSError], str] = {
     NotADirectoryError: "is not a folder, or is below a file",
     PermissionError: "cannot be opened: permission denied",
 }
+
+DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""No input is at fault: the disk is full, over its quota, broken or read-only."""
 
 HELP = """triptych: conditional and multimodal generative models
 
@@ -120,6 +124,9 @@ def report_error(error: Exception) -> int:
     if isinstance(error, FloatingPointError):
         say(f"triptych: {error}")
         return 4
+    if isinstance(error, OSError) and error.errno in DISK_FAILURES:
+        say(f"triptych: {describe_error(error)}")
+        return 1
     if isinstance(error, ValueError | OSError):
         say(f"triptych: {describe_error(error)}")
         return 3

@@ -54,7 +54,7 @@ def save(
             for name, group in tensors.items():
                 write_tensors(folder / f"{name}.safetensors", group)
             atomic.write_text(folder / "state.json", json.dumps(state))
-            files = {p.name: _fingerprint(p) for p in sorted(folder.iterdir())}
+            files = {p.name: _known_fingerprint(p) for p in sorted(folder.iterdir())}
             manifest = json.dumps({"step": step, "files": files}, indent=1)
             atomic.write_text(folder / MANIFEST, manifest)
         write_json(run / "latest", final.name)
@@ -80,8 +80,11 @@ def steps(run: Path) -> list[Path]:
     return sorted(folders, key=lambda path: (_number(path), "-old-" not in path.name))
 
 
-def verify(path: Path) -> str:
-    """What is wrong with a checkpoint; empty when nothing is."""
+def verify(path: Path, known: bool = False) -> str:
+    """What is wrong with a checkpoint; empty when nothing is. With `known`, files that this process
+    has read before are read again only if they have changed since.
+    """
+    fingerprint_of = _known_fingerprint if known else _fingerprint
     try:
         manifest = read_json(path / MANIFEST)
         if manifest["step"] != _number(path):
@@ -90,7 +93,7 @@ def verify(path: Path) -> str:
             size = (path / name).stat().st_size
             if size != fingerprint["size"]:
                 return f"{name} has {size} bytes instead of {fingerprint['size']}"
-            if _fingerprint(path / name) != fingerprint:
+            if fingerprint_of(path / name) != fingerprint:
                 return f"{name} has changed since it was written"
         for name in sorted({p.name for p in path.iterdir()} - {MANIFEST, *manifest["files"]}):
             return f"{name} is not listed in {MANIFEST}"
@@ -150,7 +153,7 @@ def _prune(run: Path, keep: int) -> None:
         if good >= max(2, keep):
             shutil.rmtree(path)
         else:
-            good += not verify(path)
+            good += not verify(path, known=True)
 
 
 def _remove_leftovers(run: Path) -> None:
@@ -179,3 +182,16 @@ def _require_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": file_digest(path)}
+
+
+_fingerprints: dict[tuple[int, ...], dict[str, Any]] = {}
+"""Of files that this process has read, by what changes when they are replaced or written to."""
+
+
+def _known_fingerprint(path: Path) -> dict[str, Any]:
+    """The fingerprint of a file, read only where it has changed: renaming does not count."""
+    stat = path.stat()
+    identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if identity not in _fingerprints:
+        _fingerprints[identity] = _fingerprint(path)
+    return _fingerprints[identity]

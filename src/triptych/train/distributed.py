@@ -36,7 +36,7 @@ its connections; the timeout is for machines that vanish from the network.
 """
 OTHER_ENDED = (
     "another process of this training has ended; its own message, or the launcher's, says why. "
-    "Checkpoints are intact: the same command continues"
+    "What was saved before is intact: the same command continues"
 )
 LOST_CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
@@ -142,7 +142,7 @@ class World:
         if any(other != own for other in everyone):
             raise RuntimeError(
                 f"the processes hold different weights after step {step}: do they run one version "
-                "on devices of one kind? The last checkpoint is intact"
+                "on devices of one kind? What was saved before is intact"
             )
 
     def other_failed(self) -> OtherProcessFailed:

@@ -92,11 +92,18 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Add to errors of the block which file could not be written, and what to do."""
+    """Add to errors of the block which file of a run could not be written, and what to do."""
     try:
         yield
     except OSError as error:
-        raise OSError(
-            f"{path} could not be written: {error}. Checkpoints are intact: "
-            "make room or give access, and continue the run from there"
-        ) from error
+        saved = any(path.parent.glob("step-*"))
+        explained = OSError(
+            f"{path} could not be written: {error}. "
+            + (
+                "Checkpoints are intact: make room or give access, and continue the run from there"
+                if saved
+                else "Nothing was saved yet: make room or give access, and start again"
+            )
+        )
+        explained.errno = error.errno
+        raise explained from error

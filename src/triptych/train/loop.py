@@ -214,7 +214,7 @@ class State:
         if self.failed >= PATIENCE:
             raise FloatingPointError(
                 f"no finite update in {PATIENCE} steps, up to step {step}: training diverged. "
-                "The last checkpoint is intact; lower the learning rate or raise the warm-up"
+                "What was saved before is intact; lower the learning rate or raise the warm-up"
             )
         if finite:
             count, sums = self.window or [0, {}]

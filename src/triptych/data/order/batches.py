@@ -153,7 +153,7 @@ class Batches:
                 raise
             raise RuntimeError(
                 "a process that reads data died: it was killed, or the memory was full. "
-                f"Checkpoints are intact; resume with fewer --workers ({error})"
+                f"What was saved before is intact; resume with fewer --workers ({error})"
             ) from error
         if isinstance(columns, str):
             raise ValueError(columns)

@@ -5,6 +5,8 @@ Errors about the content of a file do not name it; the caller does.
 
 import json
 import math
+import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +191,9 @@ def write_tensors(
     try:
         save_file(apart, path, dict(metadata) if metadata else None)
     except SafetensorError as error:
-        raise OSError(f"{path}: {error}") from error
+        code = re.search(r"\(os error (\d+)\)", f"{error}")
+        if code is None:
+            raise OSError(f"{path}: {error}") from error
+        raise OSError(int(code[1]), os.strerror(int(code[1])), f"{path}") from error
     path.chmod(mode)
     atomic.sync(path)
