@@ -59,7 +59,10 @@ class ResBlock(nn.Module):
         h = self.norm2(h)
         if shift is not None and self.scales:
             scale, shift = shift.chunk(2, dim=1)
-            h = torch.addcmul(shift, h, 1 + scale)
+            if torch.jit.is_tracing():  # type: ignore[attr-defined]
+                h = h + h * scale + shift  # OpenVINO 2026.4 crashes while it compiles 1 + scale
+            else:
+                h = torch.addcmul(shift, h, 1 + scale)
         h = self.conv2(F.dropout(F.silu(h), self.dropout, self.training))
         h += x if self.shortcut is None else self.shortcut(x)
         return h

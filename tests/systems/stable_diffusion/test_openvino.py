@@ -133,6 +133,15 @@ def test_sizes_and_a_pooled_vector_as_of_xl() -> None:
 
 @pytest.mark.slow
 @needs_openvino
+def test_a_pooled_vector_without_sizes_as_of_the_tiny_preset() -> None:
+    settings = config()
+    tower = replace(settings.text[0], dim=8)
+    unet = replace(UNET, transformers=(0, 1), conditioning="scale_shift", added=8)
+    model = loaded(replace(settings, unet=unet, text=(tower,)))
+    assert psnr(pictures(model, backend="openvino"), pictures(model)) >= 60
+
+
+@needs_openvino
 def test_precision_is_the_projects_choice(tiny, common, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", common)
     exact = pictures(tiny)

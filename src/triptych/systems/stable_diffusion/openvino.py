@@ -26,7 +26,7 @@ class Positional(nn.Module):
         self.unet = unet
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, *added: Tensor) -> Tensor:
-        vector, sizes = added or (None, None)
+        vector, sizes = (*added, None, None)[:2]  # small models have a vector without sizes
         weight = self.unet.conv_in.weight
         output: Tensor = self.unet(
             x.to(weight.dtype), time, context.to(weight.dtype), vector=vector, sizes=sizes
@@ -116,5 +116,5 @@ def unet_inputs(model_config: StableDiffusionConfig) -> list[Input]:
     ]
     if config.added:
         vector, sizes = model_config.text[-1].dim or 0, model_config.sizes
-        shapes += [((2, vector), (-1, vector)), ((2, sizes), (-1, sizes))]
+        shapes += [((2, count), (-1, count)) for count in (vector, sizes) if count]
     return [Input(torch.full(example, 0.5), shape) for example, shape in shapes]
