@@ -34,7 +34,7 @@ from tests.mutation.selection import tests_of_modules
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path("src/triptych")
-MUTATED = ("diffusion", "nn", "scores", "train")
+MUTATED = ("diffusion/", "nn/", "scores/", "train/")
 DRAWINGS = ("scores/environment.py", "scores/style.py", "train/curves.py")
 """What people look at, where another colour or number of columns is no mistake."""
 MARKERS = "not slow and not gpu and not network"
@@ -167,7 +167,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=60, help="no mutant starts after them")
-    parser.add_argument("--within", default="", help="only modules whose path begins with this")
+    parser.add_argument("--within", default="", help="modules whose path begins with this, instead")
     parser.add_argument("--results", type=Path, default=ROOT / "runs" / "mutation.jsonl")
     parser.add_argument("--resume", action="store_true", help="keep results that still hold")
     parser.add_argument("--least", type=float, default=0.0, help="fail below this score")
@@ -177,11 +177,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main() -> int:
     options = parse_arguments()
     end = time.monotonic() + 60 * options.minutes
-    modules = sorted(p for name in MUTATED for p in (ROOT / PACKAGE / name).rglob("*.py"))
+    modules = sorted((ROOT / PACKAGE).rglob("*.py"))
     mutants, sources = [], {}
     for path in modules:
         file = path.relative_to(ROOT / PACKAGE).as_posix()
-        if file.startswith(options.within) and file not in DRAWINGS:
+        if file.startswith(options.within or MUTATED) and file not in DRAWINGS:
             sources[file] = path.read_text(encoding="utf-8")
             mutants += find(file, sources[file])
     chosen = sample(mutants, options.count, options.seed)

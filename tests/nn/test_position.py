@@ -1,10 +1,13 @@
 """The waves that stand for a time."""
 
+import itertools
+
 import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
+from torch.nn import functional as F
 
-from triptych.nn.position import timestep_embedding
+from triptych.nn.position import neighbour_mask, resize_grid, timestep_embedding
 
 
 @pytest.mark.parametrize("dim", [64, 33, 2, 1])
@@ -30,3 +33,24 @@ def test_half_precision_times_are_waves_in_float32():
     given = timestep_embedding(time.bfloat16(), 8)
     assert given.dtype == torch.float32
     torch.testing.assert_close(given, timestep_embedding(time, 8))
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (3, 4), (5, 2)])
+@pytest.mark.parametrize("reach", [0, 1, 2, 9])
+def test_neighbours_are_so_many_rows_and_columns_away(grid, reach):
+    places = list(itertools.product(range(grid[0]), range(grid[1])))  # rows come first
+    expected = [[max(abs(a - c), abs(b - d)) <= reach for c, d in places] for a, b in places]
+    assert neighbour_mask(grid, reach).tolist() == expected
+
+
+@pytest.mark.parametrize(("mode", "antialias"), [("bicubic", False), ("bilinear", True)])
+def test_a_grid_is_resized_as_a_picture_of_its_numbers(mode, antialias):
+    torch.manual_seed(0)
+    position = torch.randn(9, 2)
+    picture = torch.stack([position[:, i].reshape(3, 3) for i in range(2)])[None]
+    wide = F.interpolate(picture, (2, 5), mode=mode, antialias=antialias)
+    ours = resize_grid(position, (2, 5), mode=mode, antialias=antialias)
+    expected = [wide[0, :, row, column] for row in range(2) for column in range(5)]
+    torch.testing.assert_close(ours, torch.stack(expected))
+    assert resize_grid(position, (3, 3)) is position
+    assert resize_grid(position.bfloat16(), (2, 5)).dtype == torch.bfloat16
