@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from triptych.diffusion.samplers.conventions import automatic1111_levels
+from triptych.diffusion.schedule import Discrete, betas
 from triptych.systems.stable_diffusion.inputs.parameters_text import (
     Infotext,
     parse_infotext,
@@ -122,6 +124,27 @@ def test_files_beside_the_model_are_named(settings, prompt, words):
     assert any(words in note for note in notes)
 
 
+@pytest.mark.parametrize(
+    ("written", "spacing"),
+    [
+        ("Simple", "simple"),
+        ("Normal", "linspace"),
+        ("DDIM", "ddim_uniform"),
+        ("DDIM uniform", "ddim_uniform"),
+        ("KL Optimal", "kl_optimal"),
+        ("kl optimal", "kl_optimal"),
+        ("Turbo", "turbo"),
+    ],
+)
+def test_every_schedule_type_is_followed_and_comes_back(written, spacing):
+    found = replay(parse_infotext(f"a\n{SETTINGS}, Schedule type: {written}"))
+    assert (found.request.spacing, found.notes) == (spacing, ())
+    levels, _ = automatic1111_levels(Discrete(tuple(betas("linear"))), "euler", 20, spacing)
+    assert levels[0].ratio > levels[10].ratio > levels[-1].ratio
+    text = write_infotext(infotext_of(found.request, seed=5, size=(512, 768)))
+    assert replay(parse_infotext(text)).request == found.request
+
+
 def test_what_is_followed_needs_no_note():
     text = f"a <lora:ink:0.5:0.7><lyco:b>\n cat\n{SETTINGS}, VAE: Automatic, CFG rescale: 0.7, "
     found = replay(parse_infotext(text + 'Lora hashes: "Ink: 12, b: 3"'))
@@ -138,6 +161,7 @@ PIECES = [
     *("\n", " ", ",", ":", '"', "\\", "\nNegative prompt:", "Steps: 7, ", "Model: a.ckpt.pt"),
     *("Template: x", "Sampler: Euler a", "Sampler: DPM++ 2M Karras", "Seed: 5", "Seed: -1"),
     *("Size: 64x64", "Size: 1", "Clip skip: 2", "CFG scale: 7", "VAE: v", "0.5"),
+    *("Schedule type: KL Optimal", "Schedule type: Turbo", "Schedule type: Normal"),
     *("Civitai resources: [{}]", 'Model: "b, c"', "Hashes: {", "Schedule type: Karras", "RNG: CPU"),
     *("Variation seed: 3", "Variation seed strength: 0.5", "Tiling: True", "Aa: b"),
     *('Lora hashes: "x: 1"', "Conventions: diffusers", "Version: 1", "\0", "\ud800", "é", "\r"),
