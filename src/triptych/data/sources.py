@@ -7,6 +7,7 @@ from pathlib import Path
 from triptych.config import nearest
 from triptych.data.digits import digits_index
 from triptych.data.disk.array_files import array_folder, npz_index
+from triptych.data.disk.coco import annotations_beside
 from triptych.data.disk.files import is_picture, shards
 from triptych.data.disk.folder import folder_index, tar_index
 from triptych.data.disk.index import Index
@@ -63,7 +64,7 @@ def open_index(name: str) -> Index:
     if path.is_file() and path.suffix.lower() == ".npz":
         return npz_index(path)
     if path.is_file() and TAR.search(path.name):
-        return tar_index(Path(name).name, paths)
+        return tar_index(Path(name).name, paths, annotations_beside(path.parent))
     raise ValueError(f"{path} is not a source of pictures: a folder, a .tar or an .npz is needed")
 
 
@@ -75,7 +76,7 @@ def _open_folder(folder: Path) -> Index:
     root = folder.resolve()
     inside = [path for path in tars if path.resolve().is_relative_to(root)]
     if inside and not any(is_picture(path.name) for path in files):
-        return tar_index(root.name, inside)
+        return tar_index(root.name, inside, annotations_beside(folder))
     return folder_index(folder)
 
 

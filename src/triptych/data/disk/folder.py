@@ -17,6 +17,7 @@ from posixpath import basename, dirname, isabs, join, normpath, splitext
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
+from triptych.data.disk.coco import annotation_files, coco_rows, is_coco
 from triptych.data.disk.columns import Conditions, conditions
 from triptych.data.disk.files import Place, is_picture, list_files, members, reason
 from triptych.data.disk.index import Annotations, Index
@@ -65,6 +66,7 @@ def folder_index(root: Path) -> Index:
         rows = _metadata_rows(tables, files, skipped)
         pictures = [name for name in pictures if name not in skipped]
         pictures = _keep_listed(pictures, rows, "the metadata file does not list them", notes)
+    coco = coco_rows(annotation_files(files, pictures), pictures, skipped, notes)
     unread = {name: skipped.pop(name) for name in list(skipped) if _is_beside(name)}
     samples = []
     for name in pictures:
@@ -74,21 +76,23 @@ def folder_index(root: Path) -> Index:
             if reasons := [unread[text] for text in texts if text in unread]:
                 raise ValueError(f"the text file beside it cannot be read: {reasons[0]}")
             beside = {text.rpartition(".")[2]: files[text] for text in texts if text in files}
-            row = _merge_rows(rows.get(name), row_beside(beside) if beside else Row())
+            row = row_beside(beside) if beside else Row()
+            row = _merge_rows(rows.get(name), _merge_rows(coco.get(name), row))
             header = _read_header(files[name])
         except (ValueError, OSError) as error:
             skipped.setdefault(name, reason(error))
             continue
         split = splits.get(name, "")
-        inner = name.partition("/")[2] if split else name
+        inner = name.partition("/")[2] if split else basename(name) if name in coco else name
         split = canonical(row.split) or split
         samples.append(Sample(name, inner, files[name], header, row, split))
     form = ", ".join(["folder", *sorted({basename(table) for table in tables})])
     return build_index(root.resolve().name, form, samples, skipped, notes)
 
 
-def tar_index(source: str, shards: Sequence[Path]) -> Index:
-    """The index of webdataset tars, where consecutive files of one name are one sample.
+def tar_index(source: str, shards: Sequence[Path], beside: Mapping[str, Place]) -> Index:
+    """The index of webdataset tars, where consecutive files of one name are one sample; `beside`
+    are COCO's annotation files.
 
     Bad samples are listed in `skipped`, as in `folder_index`.
 
@@ -128,8 +132,14 @@ def tar_index(source: str, shards: Sequence[Path]) -> Index:
                 skipped[name] = reason(error)
                 continue
             samples[name] = Sample(name, picture, place, header, row, split)
+    notes: list[str] = []
+    for name, row in coco_rows(beside, samples, skipped, notes).items():
+        sample = samples[name]
+        sample.row = _merge_rows(row, sample.row)
+        sample.split = sample.split or canonical(row.split)
     form = f"{len(shards)} webdataset tar{'s' if len(shards) > 1 else ''}"
-    return build_index(source, form, list(samples.values()), skipped, [])
+    good = [sample for name, sample in samples.items() if name not in skipped]
+    return build_index(source, form, good, skipped, notes)
 
 
 def build_index(
@@ -241,7 +251,7 @@ def _keep_listed(
 
 
 def _is_beside(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in BESIDE
+    return name.rpartition(".")[2].lower() in BESIDE and not is_coco(name)
 
 
 def _metadata_rows(
@@ -279,6 +289,8 @@ def _merge_rows(row: Row | None, beside: Row) -> Row:
         return beside
     row.captions = row.captions or beside.captions
     row.label = beside.label if row.label is None else row.label
+    row.split = row.split or beside.split
+    row.columns = {**(beside.columns or {}), **(row.columns or {})} or None
     if row.boxes is None:
         row.boxes, row.box_labels, row.relative = beside.boxes, beside.box_labels, beside.relative
     return row

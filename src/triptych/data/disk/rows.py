@@ -208,7 +208,7 @@ def _add_yolo(row: Row, lines: list[str]) -> None:
     boxes, labels = [], []
     for line in lines:
         label, *numbers = line.split()
-        x, y, width, height = _parse_box(numbers)
+        x, y, width, height = parse_box(numbers)
         boxes.append((x - width / 2, y - height / 2, width, height))
         labels.append(label)
     row.boxes, row.box_labels, row.relative = boxes, tuple(labels), True
@@ -222,7 +222,7 @@ def _add_objects(row: Row, objects: Any) -> None:
     for box in objects["bbox"]:
         if not isinstance(box, list) or len(box) != 4:
             raise ValueError("a box must be [x, y, width, height]")
-        x, y, width, height = _parse_box(box)
+        x, y, width, height = parse_box(box)
         row.boxes.append((x, y, width, height))
     names = ("categories", "category", "labels", "label")
     labels = next((objects[name] for name in names if name in objects), [""] * len(row.boxes))
@@ -231,7 +231,8 @@ def _add_objects(row: Row, objects: Any) -> None:
     row.box_labels = tuple(clean(str(label)) for label in labels)
 
 
-def _parse_box(numbers: list[Any]) -> tuple[float, float, float, float]:
+def parse_box(numbers: list[Any]) -> Box:
+    """Left, top, width and height. ValueError if they are not four such numbers."""
     try:
         x, y, width, height = (float(number) for number in numbers)
     except (TypeError, ValueError, OverflowError):
