@@ -18,7 +18,7 @@ from triptych.diffusion.objective import (
 from triptych.diffusion.schedule import Discrete, Edm, Flow, Levels, betas
 
 SD = Discrete(tuple(betas("linear")))
-SHAPE = (8, 2, 3, 3)
+SHAPE = (8, 3, 3, 2)
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
