@@ -306,6 +306,7 @@ def render_help(
             lines += [line for option in own for line in _describe(option)]
     if len(shown) < len(options):
         lines += ["", f"--help-all lists {len(options) - len(shown)} further options"]
+    lines += ["", "with any command: --threads N, --debug (`triptych --help`)"]
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from triptych.cli.arguments import parse
 from triptych.cli.generate.text_pictures import to_record
 from triptych.cli.output import UsageError, say, watch
 from triptych.cli.places import PICTURE_ENDINGS, free_path, require_file
+from triptych.cli.threads import spare_threads
 from triptych.config import from_json, nearest, to_json
 from triptych.systems.stable_diffusion.request import TextToImage
 
@@ -183,6 +184,7 @@ def _draw_cells(cells: Sequence[TextToImage], pictures: "list[np.ndarray]") -> "
         wanted = cell.model, cell.precision, cell.backend
         if loaded is None or wanted != before:
             before, loaded = wanted, load_model(cell, load)
+            spare_threads(loaded.model, 1)
         for item in run(cell, loaded):
             yield replace(item, done=(number + item.done) / len(cells))
         pictures.append(item.pictures[0])

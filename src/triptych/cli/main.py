@@ -10,6 +10,7 @@ from types import FrameType
 from typing import NoReturn
 
 from triptych.cli.output import UsageError, say
+from triptych.cli.threads import set_threads, wait_asleep
 from triptych.config import nearest
 
 COMMANDS = {
@@ -45,6 +46,8 @@ usage: triptych COMMAND [OPTIONS]
 
   triptych COMMAND --help      the options of a command
   triptych --version           the version
+  --threads N                  with any command: CPU threads; by default all cores, or one for
+                               small models
   --debug                      with any command: show the traceback of an error
 
 first steps:
@@ -87,7 +90,7 @@ def run(arguments: list[str]) -> int:
     143.
     """
     debug = "--debug" in arguments
-    arguments = [a for a in arguments if a != "--debug"]
+    arguments, threads = _take_threads([a for a in arguments if a != "--debug"])
     name = arguments[0] if arguments else "--help"
     if name in ("--help", "-h", "help"):
         print(HELP.format(commands="\n".join(f"  {n:<12} {what}" for n, what in COMMANDS.items())))
@@ -102,6 +105,8 @@ def run(arguments: list[str]) -> int:
         return 2
     warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged pictures, which we name
     try:
+        if threads is not None:
+            set_threads(threads)
         return int(importlib.import_module(f"triptych.cli.{name}").main(arguments[1:]))
     except SystemExit as done:  # help was printed
         return int(done.code or 0)
@@ -117,6 +122,20 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         return report_error(error)
+
+
+def _take_threads(arguments: list[str]) -> tuple[list[str], str | None]:
+    """The arguments without `--threads N`, and N, which is empty where it is missing."""
+    others: list[str] = []
+    threads: str | None = None
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag == "--threads":
+            threads = value if equals else next(words, "")
+        else:
+            others.append(word)
+    return others, threads
 
 
 def report_error(error: Exception) -> int:
@@ -145,6 +164,7 @@ def describe_error(error: Exception) -> str:
 
 def main() -> None:
     """The console script."""
+    wait_asleep()
     signal.signal(signal.SIGTERM, stop)  # `train` and the judge's training wait for a step instead
     try:
         code = run(sys.argv[1:])

@@ -12,6 +12,7 @@ from triptych.cli.arguments import find_options, parse, split_words
 from triptych.cli.main import Interrupt
 from triptych.cli.output import Lines, UsageError, bar, say
 from triptych.cli.places import require_folder
+from triptych.cli.threads import spare_threads
 from triptych.config import nearest
 from triptych.systems import RECIPES, find_recipe
 from triptych.train.settings import TrainRequest
@@ -158,6 +159,8 @@ def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
         if recipe.prepare:
             prepare = recipe.prepare
             world.run_on_all(lambda: _wait(prepare(), say_first))
+        if world.size == 1:
+            spare_threads(recipe.model, training.batch_size)
         steps = fit(recipe, training, run, world)
         with Interrupt() as interrupt:
             for step, row in _show(steps, training.steps, start, world.first):

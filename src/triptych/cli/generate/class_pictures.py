@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from triptych.cli.arguments import parse
 from triptych.cli.output import UsageError, finish, say
 from triptych.cli.places import free_path, next_number, require_folder
+from triptych.cli.threads import spare_threads
 from triptych.config import to_json
 from triptych.systems.class_to_image.request import ClassToImage
 
@@ -53,7 +54,9 @@ def main(arguments: list[str]) -> int:
     from triptych.running import run
 
     judge = load(parsed.judge, runtime.device()) if parsed.judge else None  # before the work
-    result = finish(run(parsed.request), lambda so_far: f"{len(so_far.pictures)} pictures")
+    loaded = load(parsed.request.model, runtime.device())
+    spare_threads(loaded.model, 1 if parsed.request.deterministic else parsed.request.n)
+    result = finish(run(parsed.request, loaded), lambda so_far: f"{len(so_far.pictures)} pictures")
     seed = result.request.seed
     assert seed is not None
     names = {f: Path(getattr(parsed.request, f)).name for f in ("model", "image", "clip")}

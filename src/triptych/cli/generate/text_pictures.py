@@ -11,6 +11,7 @@ from triptych.cli.arguments import find_options, parse, render_help, split_words
 from triptych.cli.generate.from_parameters import read_parameters
 from triptych.cli.output import UsageError, say, watch
 from triptych.cli.places import PICTURE_ENDINGS, next_number, require_file, require_folder
+from triptych.cli.threads import spare_threads
 from triptych.config import to_json
 from triptych.given import require_values
 from triptych.systems.stable_diffusion.request import TextToImage, parse_lora, parse_size
@@ -94,6 +95,7 @@ def draw(parsed: Arguments) -> int:
     if preview_file:
         require_file("--preview", preview_file, PICTURE_ENDINGS)
     loaded = load_model(request, load)
+    spare_threads(loaded.model, 1 if request.deterministic else request.n)
     preview = cache(lambda: preview_of(drawing_model(loaded)))  # built for the first preview
 
     def project(item: "Drawing") -> "np.ndarray | None":
