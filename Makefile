@@ -35,11 +35,8 @@ nightly: .venv/test-ready  ## the long fault and learning tests, and how many of
 	$(BIN)/pytest -m "slow"
 	$(BIN)/python -m tests.mutation.run --count 200 --seed 0 --processes 2 --minutes 60 --least 0.9
 
-bench: .venv/test-ready  ## every speed claim, ours and the peer in one run
-	for script in benchmarks/loop.py benchmarks/train_vae.py benchmarks/train_wgan.py benchmarks/train_unet.py \
-		benchmarks/sampling.py benchmarks/scenes.py benchmarks/contrastive_losses.py \
-		benchmarks/train_clip.py benchmarks/clip_encode.py benchmarks/preprocess.py; do \
-		$(BIN)/python $$script || exit 1; done
+bench: .venv/test-ready  ## every speed claim of docs/results.md, ours and the peer in one run: hours
+	$(BIN)/python benchmarks/every_claim.py
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

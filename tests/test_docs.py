@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from benchmarks import every_claim
 
 from triptych.cli.main import COMMANDS, run
 from triptych.systems import RECIPES, SYSTEMS
@@ -187,6 +188,30 @@ def test_commands_and_recipes_exist(page: str) -> None:
 def test_a_command_that_is_not_there_is_noticed() -> None:
     text = "`triptych draw x`\n    triptych train gan --size 8\ntriptych train cvae\n"
     assert unknown_commands(text) == ["draw", "gan"]
+
+
+SPEED = r"`(?:TRIPTYCH_DATA=\S+ )?(?:python )?benchmarks/(\w+\.py(?: [^`\[]*[^`\[ ])?)"
+WHAT = r"`((?:step|picture|decode|int8|openvino|xl|start|lecture) --precision [^`]+)`"
+
+
+def speed_commands(page: str) -> set[str]:
+    """The commands of benchmarks by which a page of results measures speed."""
+    scripts = (ROOT / "benchmarks").glob("*.py")
+    timed = {path.name for path in scripts if "measure.pairs(" in path.read_text()}
+    named = {command for command in re.findall(SPEED, page) if command.split()[0] in timed}
+    return named | {f"stable_diffusion.py {arguments}" for arguments in re.findall(WHAT, page)}
+
+
+def test_make_bench_runs_every_speed_claim() -> None:
+    commands = every_claim.COMMANDS
+    claims = speed_commands((ROOT / "docs" / "results.md").read_text())
+    assert len(claims) >= 20
+    assert {c for c in claims if not any(one.startswith(c) for one in commands)} <= {
+        "stable_diffusion.py WHAT"
+    }
+    for command in commands:
+        assert (ROOT / "benchmarks" / command.split()[0]).exists()
+    assert "benchmarks/every_claim.py" in (ROOT / "Makefile").read_text()
 
 
 @pages
