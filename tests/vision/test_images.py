@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from triptych.data.order.batches import to_images
+from triptych.data.sources import open_source
 from triptych.vision.images import (
     open_picture,
     read_header,
@@ -158,6 +159,21 @@ def test_webp_sizes_are_read_in_all_three_forms(options):
     file = io.BytesIO()
     Image.new("RGB", (300, 1234)).save(file, "WEBP", **options)
     assert read_header(file.getvalue())[1:3] == (1234, 300)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_headers_know_of_turned_pictures(tmp_path, kind, orientation):
+    """Also of a WebP, whose EXIF comes after its pixels, far behind the first bytes."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{kind.lower()}"
+    image = Image.fromarray(noise(300, 200, 3))
+    image.save(path, kind, exif=exif.tobytes(), **({"lossless": True} if kind == "WEBP" else {}))
+    shape = (300, 200) if orientation in (1, 3) else (200, 300)
+    assert read_header(path.read_bytes())[1:3] == shape == open_picture(path).shape[:2]
+    source = open_source(str(tmp_path))
+    assert source.info.shape == (*shape, 3) and source.read([0])["skipped"] == []
 
 
 def test_large_jpegs_may_be_decoded_small():

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import stat
-import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ from triptych.vision.limits import (
     check_scans,
     check_size,
 )
+from triptych.vision.webp import webp_exif, webp_size
 
 MAX_BYTES = 200_000_000  # an uncompressed picture of the largest size fits
 STRIP = 1 << 20  # pixels that are converted at a time, which bounds the memory
@@ -112,9 +112,11 @@ def read_header(data: bytes) -> Header:
 
     Raises ValueError as `open_picture`, and if the header is longer than `data`.
     """
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":  # a WebP's EXIF comes after its pixels
-        width, height = _webp_size(data)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":  # Pillow would decode it
+        width, height = webp_size(data)
         check_size(width, height, MAX_WEBP_PIXELS)
+        if _is_turned(webp_exif(data)):
+            width, height = height, width
         return Header("WEBP", height, width, False)
     try:
         image = _open_lazily(data)
@@ -160,7 +162,7 @@ def _open_lazily(data: bytes) -> Image.Image:
         reason = next((text for pattern, text in UNSUPPORTED if pattern.match(head)), None)
         raise ValueError(reason or "not a PNG, JPEG, WebP, GIF or BMP picture")
     if reader is WebPImageFile:  # Pillow decodes a WebP when it opens it
-        check_size(*_webp_size(head), MAX_WEBP_PIXELS)
+        check_size(*webp_size(head), MAX_WEBP_PIXELS)
     if reader is PngImageFile:
         check_chunks(data)
     elif reader is JpegImageFile:
@@ -170,20 +172,6 @@ def _open_lazily(data: bytes) -> Image.Image:
     if reader is BmpImageFile and image.info["compression"] in RUN_LENGTH:
         check_run_length(*image.size)
     return image
-
-
-def _webp_size(head: bytes) -> tuple[int, int]:
-    """Width and height (RFC 9649, sections 2.5 to 2.7)."""
-    kind, data = head[12:16], head[20:30]
-    if len(data) < 10:
-        raise ValueError("cut short")
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(data[4:7], "little"), 1 + int.from_bytes(data[7:10], "little")
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[1:5], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    width, height = struct.unpack("<HH", data[6:10])
-    return width & 0x3FFF, height & 0x3FFF
 
 
 def upright_pixels(image: Image.Image, channels: int | None) -> UInt8[np.ndarray, "H W C"]:
@@ -196,6 +184,17 @@ def upright_pixels(image: Image.Image, channels: int | None) -> UInt8[np.ndarray
     if image.mode in ("P", "PA") and image.palette is None:
         raise ValueError("a palette picture without its palette")
     return _to_array(_rotate_upright(image), channels)
+
+
+def _is_turned(data: bytes) -> bool:
+    """Whether EXIF data exchange height and width; damaged ones do not."""
+    exif = Image.Exif()
+    try:
+        check_exif(data)
+        exif.load(data)
+        return exif.get(ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception:
+        return False
 
 
 def _rotate_upright(image: Image.Image) -> Image.Image:
