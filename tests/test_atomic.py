@@ -16,6 +16,18 @@ def read(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in paths}
 
 
+def test_folders_made_for_what_then_fails_are_removed_again(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "c"
+    for replace in (atomic.make_parents, atomic.replace_folder):
+        with pytest.raises(ValueError, match="no"), replace(target):
+            raise ValueError("no")
+        assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="no"), atomic.make_parents(target):
+        (tmp_path / "a" / "other").touch()
+        raise ValueError("no")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["a", "a/other"]
+
+
 def test_a_file_that_fails_leaves_the_old_one_and_names_it(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")

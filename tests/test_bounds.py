@@ -205,7 +205,7 @@ HUGE: dict[str, tuple[str, dict[str, Any]]] = {
                 "vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224", "image_size": 32},
                 "text_cfg": {
                     "layers": 1, "vocab_size": 9, "mlp_ratio": 2.0, "width": 768,
-                    "norm_kwargs": {"eps": 1e-6},
+                    "norm_kwargs": {"eps": 1e-6}, "pool_type": "last", "no_causal_mask": True,
                 },
             },
         },

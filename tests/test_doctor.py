@@ -129,14 +129,14 @@ def test_the_cache_of_the_hub_is_a_folder_like_another(tmp_path: Path) -> None:
     (tmp_path / "refs" / "main").write_text("0123")
     assert layout(tmp_path).path == snapshot
     (tmp_path / "refs" / "main").write_text("../../..")
-    with pytest.raises(ValueError, match="is not a checkpoint"):
+    with pytest.raises(ValueError, match="holds no model"):
         layout(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({}, "is not a checkpoint: there is no config.json"),
+        ({}, "holds no model: it is no run folder .* there is no config.json"),
         ({"a.safetensors": b""}, r"no config\.json that says .* itself: .*a\.safetensors"),
         ({"config.json": b'{"x": 1}'}, "names no `model_type`"),
         ({"config.json": b"<html>"}, "config.json: is not JSON"),

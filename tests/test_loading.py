@@ -38,6 +38,15 @@ def test_a_round_trip_loses_nothing(folder: Path) -> None:
     assert not any(t.is_meta for t in after.values())
 
 
+def test_a_folder_that_is_no_run_is_told_from_one_that_trains(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"x")
+    with pytest.raises(BadFile, match="holds no model: it is no run folder"):
+        load(str(tmp_path))
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no config.json yet: train until its first checkpoint"):
+        load(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

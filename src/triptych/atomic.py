@@ -7,7 +7,7 @@ and then renamed. What must survive a power failure is synced to the disk before
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -30,6 +30,20 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def make_parents(path: Path) -> Iterator[None]:
+    """Make the folders above a path that are missing; if the block fails, remove them again."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # another process has put something there
+                folder.rmdir()
+        raise
+
+
+@contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill, renamed to `path` at the end of the block; removed if it fails.
 
@@ -41,19 +55,20 @@ def replace_folder(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     old = path.with_name(f"{path.name}-old-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        sync(temporary)
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-        sync(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise
+    with make_parents(path):
+        try:
+            temporary.mkdir()
+            yield temporary
+            sync(temporary)
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
+            sync(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if old.exists() and not path.exists():
+                old.rename(path)
+            raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -146,7 +146,7 @@ def _is_run(path: Path) -> bool:
     if not path.is_dir() or any((path / name).exists() for name in others):
         return False
     if not (path / "config.json").exists():
-        return not (path / "refs").exists()  # a folder of the hub's cache
+        return (path / "run.json").exists()
     card = config.read_json(path / "config.json")
     return not isinstance(card, dict) or not card.keys() & {"model_type", "_class_name"}
 

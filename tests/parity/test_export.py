@@ -1,6 +1,7 @@
 """What was made here loads in the other libraries, with the same numbers; and theirs here."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import open_clip
@@ -15,6 +16,8 @@ from triptych.export import convert_checkpoint
 from triptych.loading import load
 from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.systems.siglip.model import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
+from triptych.systems.two_towers import recipe
+from triptych.systems.two_towers.request import CLIP_PRESETS, SIGLIP_PRESETS
 from triptych.text.tokenizer import train_tokenizer
 from triptych.vision.transforms import HALF, ImageTransform
 from triptych.weights.files.safetensors import write_safetensors
@@ -105,6 +108,45 @@ def test_there_and_back_loses_nothing(clip_run, tmp_path, to):
     assert torch.equal(after.embed_text(texts), before.embed_text(texts))
     assert before.tokenizer.encode([LONG]).cut[0]
     torch.testing.assert_close(after.embed_image(pictures()), before.embed_image(pictures()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_the_plain_preset_converts_and_comes_back(tmp_path, kind):
+    """The layout of the model that `train` makes with it, at a smaller size."""
+    preset = {"clip": CLIP_PRESETS, "siglip": SIGLIP_PRESETS}[kind]["plain"]
+    request = replace(preset, towers=replace(preset.towers, width=48, layers=2, text_width=48))
+    tokenizer = train_tokenizer(CAPTIONS * 3, 560, request.towers.length)
+    config = recipe._config(request, 32, tokenizer)
+    model = Clip(config) if kind == "clip" else Siglip(config)
+    run = write_run(tmp_path / "run", model, kind, tokenizer, ImageTransform(32, HALF, HALF))
+    forms = ["transformers", "open_clip"] if kind == "clip" else ["transformers"]
+    for to in forms:
+        convert_checkpoint(str(run), tmp_path / to, to)
+        before, after = load(str(run), dtype="float32"), load(str(tmp_path / to), dtype="float32")
+        assert before.config == after.config
+        texts = [*CAPTIONS, LONG, "Circle, star!"]
+        tokens = [one.tokenizer.encode(texts, full=True).tokens for one in (before, after)]
+        assert kind == "clip" or torch.equal(*tokens)
+        assert torch.equal(after.embed_text(texts), before.embed_text(texts))
+        torch.testing.assert_close(after.embed_image(pictures()), before.embed_image(pictures()))
+        tokens = AutoTokenizer.from_pretrained(tmp_path / "transformers")
+        read = tokens(texts, padding="max_length", truncation=True, return_tensors="pt")
+        assert torch.equal(read["input_ids"], before.tokenizer.encode(texts, full=True).tokens)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("to", ["transformers", "open_clip"])
+def test_a_refused_conversion_names_the_preset_that_converts_and_leaves_nothing(tmp_path, kind, to):
+    preset = {"clip": CLIP_PRESETS, "siglip": SIGLIP_PRESETS}[kind]["tiny"]
+    request = replace(preset, towers=replace(preset.towers, width=48, layers=1, text_width=48))
+    tokenizer = train_tokenizer(CAPTIONS * 3, 560, request.towers.length)
+    config = recipe._config(request, 32, tokenizer)
+    model = Clip(config) if kind == "clip" else Siglip(config)
+    run = write_run(tmp_path / "run", model, kind, tokenizer, ImageTransform(32, HALF, HALF))
+    with pytest.raises(ValueError, match="--preset plain"):
+        convert_checkpoint(str(run), tmp_path / "new" / "deep" / "out", to)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @torch.no_grad()

@@ -149,9 +149,9 @@ def _write(folder: Path, report: dict[str, Any], probe: "Probe") -> None:
     """Logits are `features @ weight.T + bias` for features of unit length; classes as reported."""
     from triptych.config import write_json
     from triptych.scores.environment import environment
-    from triptych.weights.files.safetensors import write_tensors
+    from triptych.weights.files.safetensors import write_safetensors
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report | {"environment": environment("triptych probe")})
     head = {"weight": probe.weight.float(), "bias": probe.bias.float()}
-    write_tensors(folder / "probe.safetensors", head)
+    write_safetensors(folder / "probe.safetensors", head)

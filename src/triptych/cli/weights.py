@@ -271,6 +271,7 @@ def convert(request: Convert) -> int:
 
 
 def _to_safetensors(request: Convert) -> int:
+    from triptych.atomic import make_parents
     from triptych.weights.files.safetensors import write_safetensors
     from triptych.weights.layouts import layout
 
@@ -286,8 +287,8 @@ def _to_safetensors(request: Convert) -> int:
     require_folder("DEST", dest.parent)
     _require_free(dest, request.overwrite)
     tensors = found.open().read()
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    write_safetensors(dest, tensors, {"format": "pt"})
+    with make_parents(dest):
+        write_safetensors(dest, tensors, {"format": "pt"})
     say(f"{dest}: {len(tensors):,} tensors, {dest.stat().st_size:,} bytes")
     return 0
 

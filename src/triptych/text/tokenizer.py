@@ -247,13 +247,15 @@ def siglip_tokenizer(source: Path, length: int = 64, canonical: bool = True) -> 
     """SigLIP's tokenizer: `canonical` text for SigLIP 1, else lower-cased text for SigLIP 2.
 
     No start token; every text ends with the end token and is padded to the full length, by the end
-    token where the vocabulary is T5's (SigLIP 1) and by `<pad>` where it is Gemma's (SigLIP 2).
-    Raises ValueError as `open_tokenizer`.
+    token where the vocabulary is T5's (SigLIP 1) and by `<pad>` where it is Gemma's (SigLIP 2). A
+    vocabulary of CLIP's form is of a SigLIP trained here. Raises ValueError as `open_tokenizer`.
     """
     backend = _backend(source)
     end, pad = _token(backend, "<eos>"), _token(backend, "<pad>")
     if end is None:
         end = pad = _token(backend, "</s>")
+    if end is None and _token(backend, END) is not None:
+        return clip_tokenizer(source, length)
     if end is None or pad is None:
         raise BadFile(source, "is not a SigLIP tokenizer: it has no <eos> or </s>")
     config = TokenizerConfig(length, pad, None, end, lower=not canonical, canonical=canonical)

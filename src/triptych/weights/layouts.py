@@ -200,6 +200,7 @@ def _explain_unknown(path: Path) -> str:
             f"{path / files[0]}{more}"
         )
     return (
-        "is not a checkpoint: there is no config.json, open_clip_config.json or model_index.json, "
-        f"and no file of weights{_unfinished(path)}"
+        "holds no model: it is no run folder (there is no run.json), and there is no config.json, "
+        "open_clip_config.json or model_index.json of a published one, and no file of weights"
+        f"{_unfinished(path)}"
     )

@@ -148,3 +148,28 @@ def test_a_stack_that_does_not_fit_is_refused():
     state = export(larger.state_dict(), siglip.TRANSFORMERS)
     with pytest.raises(ValueError, match="is unknown"):
         fill(small, convert(state, siglip.TRANSFORMERS))
+
+
+@pytest.mark.parametrize(
+    ("part", "pool"),
+    [
+        *(("text_cfg", pool) for pool in ("first", "none", "", "cls", 3, ["last"])),
+        *(("vision_cfg", pool) for pool in ("none", "", "map", None)),
+    ],
+)
+def test_what_is_read_of_a_tower_is_supported_or_refused_by_name(part: str, pool) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{part} has the pool_type {pool!r}, which")):
+        clip_configs.from_open_clip({"embed_dim": 64, part: {"pool_type": pool}})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"pool_type": "first"}, "'first', which is"), ({"no_causal_mask": False}, "a causal mask")],
+)
+def test_a_text_tower_that_is_not_siglips_is_refused(change, words: str) -> None:
+    text = {"pool_type": "last", "no_causal_mask": True, "width": 768}
+    vision = {"timm_model_name": "vit_base_patch16_siglip_224"}
+    model = {"init_logit_bias": -10, "vision_cfg": vision, "text_cfg": text}
+    siglip.from_open_clip(model)
+    with pytest.raises(ValueError, match=words):
+        siglip.from_open_clip(model | {"text_cfg": text | change})

@@ -1,8 +1,8 @@
 """CLIP configurations of other libraries to ours, and back; unknown settings are errors."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -45,7 +45,8 @@ def to_transformers(config: ClipConfig) -> dict[str, Any]:
     if not plain or not text.causal or text.pool != "end":
         raise ValueError(
             "transformers' CLIP has a class token, a norm before the blocks, one patch filter and "
-            "a causal text tower read at its end token, which this model does not have"
+            "a causal text tower read at its end token, which this model does not have. "
+            "`triptych train clip --preset plain` trains such a model"
         )
     return {
         "architectures": ["CLIPModel"],
@@ -169,7 +170,8 @@ def from_open_clip(model: Mapping[str, Any]) -> ClipConfig:
     check_fields(text, TEXT_FIELDS, "text_cfg")
     activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
     width, vocabulary = text.get("width", 512), text.get("vocab_size", 49408)
-    pool = {"argmax": "end", "eos": "end", "last": "last"}[text.get("pool_type", "argmax")]
+    pool = TEXT_POOLS[choose(text, "pool_type", "argmax", TEXT_POOLS, "text_cfg")]
+    image_pool = IMAGE_POOLS[choose(vision, "pool_type", "tok", IMAGE_POOLS, "vision_cfg")]
     tower = TextConfig(
         vocabulary=vocabulary,
         length=text.get("context_length", 77),
@@ -179,7 +181,7 @@ def from_open_clip(model: Mapping[str, Any]) -> ClipConfig:
         hidden=int(width * text.get("mlp_ratio", 4.0)),
         activation=activation,  # type: ignore[arg-type]
         causal=not text.get("no_causal_mask", False),
-        pool=pool,  # type: ignore[arg-type]
+        pool=pool,
         end=text.get("eos_id", 2) if text.get("pool_type") == "eos" else vocabulary - 1,
     )
     size, wide = vision.get("image_size", 224), vision.get("width", 768)
@@ -197,7 +199,7 @@ def from_open_clip(model: Mapping[str, Any]) -> ClipConfig:
         heads=wide // vision.get("head_width", 64),
         hidden=int(wide * vision.get("mlp_ratio", 4.0)),
         activation=activation,  # type: ignore[arg-type]
-        pool="mean" if vision.get("pool_type", "tok") == "avg" else "class",
+        pool=image_pool,
         pre_norm=not vision.get("no_ln_pre", False),
         layer_scale=vision.get("ls_init_value") is not None,
         norm_after_pool=vision.get("final_ln_after_pool", False),
@@ -213,10 +215,14 @@ def to_open_clip(config: ClipConfig) -> dict[str, Any]:
     """
     text = config.text
     if text is None or (config.vit is not None and config.vit.stem):
-        raise ValueError("open_clip has no bag of words and no convolutional stem")
+        raise ValueError(
+            "open_clip has no bag of words and no convolutional stem. `triptych train clip "
+            "--preset plain` trains a model without"
+        )
     if text.pool == "mean":
         raise ValueError(
-            "open_clip cannot pool the mean of a text: the text tower must use end or last"
+            "open_clip cannot pool the mean of a text: the text tower must use end or last, as of "
+            "`triptych train clip --preset plain`"
         )
     if text.pool == "end" and text.end != text.vocabulary - 1:
         raise ValueError("open_clip's CLIP reads the highest token; this one has another end token")
@@ -262,6 +268,9 @@ def to_open_clip(config: ClipConfig) -> dict[str, Any]:
     return model
 
 
+TEXT_POOLS: dict[str, Literal["end", "last"]] = {"argmax": "end", "eos": "end", "last": "last"}
+IMAGE_POOLS: dict[str, Literal["class", "mean"]] = {"tok": "class", "avg": "mean"}
+"""open_clip's names of what is read of a tower, and ours."""
 VISION_FIELDS = (
     "image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio", "ls_init_value",
     "no_ln_pre", "pool_type", "final_ln_after_pool", "patch_dropout",
@@ -303,6 +312,22 @@ def check_fields(part: Mapping[str, Any], fields: Sequence[str], where: str) -> 
     """
     if unknown := sorted(set(part) - set(fields)):
         raise ValueError(f"{where} has {', '.join(unknown)}, which is not supported")
+
+
+def choose(
+    part: Mapping[str, Any], name: str, default: str, choices: Collection[str], where: str
+) -> str:
+    """A setting that names one of several ways.
+
+    Raises:
+        ValueError: it names another, and which there are.
+    """
+    value = part.get(name, default)
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(
+            f"{where} has the {name} {value!r}, which is not supported: {', '.join(choices)}"
+        )
+    return value
 
 
 def get_part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

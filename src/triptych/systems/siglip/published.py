@@ -11,6 +11,7 @@ from typing import Any
 from triptych.systems.clip.configs import (
     TEXT_FIELDS,
     check_fields,
+    choose,
     get_part,
     get_towers,
     mlp_ratio,
@@ -134,7 +135,8 @@ def to_transformers(config: SiglipConfig) -> dict[str, Any]:
     image, text = config.image, config.text
     if text is None or not text.projection or image.stem:
         raise ValueError(
-            "transformers' SigLIP has one patch filter and a text transformer with a projection"
+            "transformers' SigLIP has one patch filter and a text transformer with a projection. "
+            "`triptych train siglip --preset plain` trains such a model"
         )
     kind = "siglip2" if image.naflex else "siglip"
     count = (image.size // image.patch) ** 2
@@ -189,6 +191,9 @@ def from_open_clip(model: Mapping[str, Any]) -> SiglipConfig:
     if tower is None or "init_logit_bias" not in model:
         raise ValueError(f"the image tower {name!r} is not one of SigLIP's")
     check_fields(text, TEXT_FIELDS, "text_cfg")
+    choose(text, "pool_type", "argmax", ("last",), "text_cfg")
+    if not text.get("no_causal_mask", False):
+        raise ValueError("text_cfg has a causal mask, which SigLIP's text tower does not have")
     naflex, patch = tower[1] is not None, int(tower[3])
     side = vision.get("image_size") or round(vision.get("image_seq_len", 576) ** 0.5) * patch
     if naflex:
@@ -204,11 +209,11 @@ def from_open_clip(model: Mapping[str, Any]) -> SiglipConfig:
             naflex=naflex,
         ),
         SiglipTextConfig(
-            vocabulary=text.get("vocab_size", 32000),
-            length=text.get("context_length", 64),
+            vocabulary=text.get("vocab_size", 49408),
+            length=text.get("context_length", 77),
             width=width,
             layers=text.get("layers", 12),
-            heads=text.get("heads", 12),
+            heads=text.get("heads", 8),
             hidden=int(width * text.get("mlp_ratio", 4.0)),
             activation="gelu_tanh" if approximate else "gelu",
             eps=(text.get("norm_kwargs") or {}).get("eps", 1e-5),
@@ -225,7 +230,10 @@ def to_open_clip(config: SiglipConfig) -> dict[str, Any]:
     """
     image, text = config.image, config.text
     if text is None or image.stem:
-        raise ValueError("open_clip has no bag of words and no convolutional stem")
+        raise ValueError(
+            "open_clip has no bag of words and no convolutional stem. A model of `triptych train "
+            "siglip --preset plain` converts to transformers"
+        )
     sizes = (image.width, image.layers, image.heads, image.hidden)
     named = [name for name, size in TIMM.items() if size == sizes]
     side = "" if image.naflex else f"_{image.size}"

@@ -66,6 +66,8 @@ def write_open_clip(loaded: Loaded, folder: Path) -> tuple[str, ...]:
         preprocess |= {"interpolation": transform.interpolation}
     if isinstance(transform, ImageTransform):
         preprocess |= {"size": [transform.size] * 2, "resize_mode": transform.resize}
+    if loaded.tokenizer is not None and not loaded.tokenizer.config.canonical:
+        model["text_cfg"].pop("tokenizer_kwargs", None)
     if loaded.tokenizer is not None:
         # a local folder as its tokenizer: open_clip reads tokenizer.json beside the configuration
         model["text_cfg"] |= {"hf_tokenizer_name": "."} if not _is_clips(loaded.tokenizer) else {}

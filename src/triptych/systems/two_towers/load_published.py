@@ -135,6 +135,8 @@ def read_siglip_transform(
             std,
             _filter(processor.get("resample", 2)),
         )
+    if "crop_size" in processor:  # of a SigLIP trained here, which crops as CLIP does
+        return read_clip_transform(processor, settings.size)
     size = processor.get("size", settings.size)
     side = size.get("height", settings.size) if isinstance(size, Mapping) else size
     # transformers: bicubic for SigLIP, bilinear for SigLIP 2; the files always have it

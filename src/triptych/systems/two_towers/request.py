@@ -191,9 +191,12 @@ PUBLISHED = Training(
 
 TINY = replace(ON_SCENES, batch_size=128, steps=3000, evaluate_every=500)
 TINY_TOWERS = Towers(patch=8, stem=(32, 64, 128), text_layers=2, hard_negative_pool=8)
+PLAIN_TOWERS = replace(TINY_TOWERS, stem=())
+"""As small, and of the published form, which converts to other libraries; learns more slowly."""
 
 CLIP_PRESETS = {
     "tiny": TrainClip(TINY, TINY_TOWERS, pool="mean"),
+    "plain": TrainClip(TINY, PLAIN_TOWERS),
     "ViT-B-32": TrainClip(PUBLISHED, _published_towers(32, 768, 12, 12, 512, 12), dim=512),
     "ViT-B-16": TrainClip(PUBLISHED, _published_towers(16, 768, 12, 12, 512, 12), dim=512),
     "ViT-L-14": TrainClip(PUBLISHED, _published_towers(14, 1024, 24, 16, 768, 12), dim=768),
@@ -201,6 +204,7 @@ CLIP_PRESETS = {
 }
 SIGLIP_PRESETS = {
     "tiny": TrainSiglip(TINY, TINY_TOWERS),
+    "plain": TrainSiglip(TINY, PLAIN_TOWERS),
     "ViT-B-16": TrainSiglip(
         PUBLISHED, replace(_published_towers(16, 768, 12, 12, 768, 12), length=64)
     ),

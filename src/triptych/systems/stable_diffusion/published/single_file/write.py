@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from triptych.atomic import make_parents
 from triptych.systems.stable_diffusion.model import CLIP_L, StableDiffusion, StableDiffusionConfig
 from triptych.systems.stable_diffusion.published.folder.read import own_settings
 from triptych.systems.stable_diffusion.published.folder.write import part_states, trim_towers
@@ -56,8 +57,8 @@ def write_single_file(model: StableDiffusion, path: Path) -> tuple[str, ...]:
     read = describe_header(Header(shapes, metadata), path).config
     if own := own_settings(config, read):
         metadata[NOTE] = json.dumps(own)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_safetensors(path, tensors, metadata)
+    with make_parents(path):
+        write_safetensors(path, tensors, metadata)
     return notes
 
 
