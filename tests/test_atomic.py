@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.faults.interruption import Disk, deaths, dies
-from triptych.atomic import lock_folder, remove_temporary, replace_file, replace_folder
+from triptych.atomic import (
+    lock_folder,
+    make_parents,
+    remove_temporary,
+    replace_file,
+    replace_folder,
+)
 
 
 def read(folder: Path) -> dict[str, str]:
@@ -18,11 +24,11 @@ def read(folder: Path) -> dict[str, str]:
 
 def test_folders_made_for_what_then_fails_are_removed_again(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "c"
-    for replace in (atomic.make_parents, atomic.replace_folder):
-        with pytest.raises(ValueError, match="no"), replace(target):
+    for opened in (make_parents, replace_folder):
+        with pytest.raises(ValueError, match="no"), opened(target):
             raise ValueError("no")
         assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="no"), atomic.make_parents(target):
+    with pytest.raises(ValueError, match="no"), make_parents(target):
         (tmp_path / "a" / "other").touch()
         raise ValueError("no")
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["a", "a/other"]
