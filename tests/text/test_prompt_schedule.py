@@ -123,6 +123,14 @@ def test_what_no_step_reads_is_said():
     assert note == "'[::0.5]' changes nothing: a LoRA in it is used in all steps"
     many = parse_schedule("".join(f"[a{i}:b:0]" for i in range(9))).unread(5)
     assert len(many) == 5 and many[-1] == "and 5 more of this kind"
+    four = parse_schedule("".join(f"[a{i}:b:0]" for i in range(4))).unread(5)
+    assert len(four) == 4 and "more" not in four[-1]
+    assert len(parse_schedule("[a:b:30]").unread(30)) == 1
+
+
+def test_notes_show_sixty_characters():
+    (note,) = parse_schedule("[a" + ":b" * 40 + "]").notes
+    assert note.startswith("'[a" + ":b" * 29 + "' is no schedule")
 
 
 def test_schedules_are_nested_at_most_32_times():

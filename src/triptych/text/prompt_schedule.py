@@ -28,7 +28,7 @@ LENGTH = 60  # characters of a text in a note
 TOKEN = re.compile(r"\\.|[\[\]():|]|[^\\\[\]():|]++|\\")
 WHEN = re.compile(r"\s*+([+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?)\s*+")
 AND = re.compile(r"\bAND\b")
-WEIGHT = re.compile(r"\s*+([-+]?(?:\d++\.?|\d*+\.\d++))\s*+")
+WEIGHT = re.compile(r"\s*+[-+]?(?:\d++\.?|\d*+\.\d++)\s*+")
 PAIRS = {")": "(", "]": "["}
 
 
@@ -102,10 +102,9 @@ def is_composed(prompt: str, *, lone_weight: bool = False) -> bool:
 
 def _split_weight(text: str) -> Weighted:
     start, colon, end = text.rpartition(":")
-    number = WEIGHT.fullmatch(end) if colon else None
-    if number is None:
+    if not colon or not WEIGHT.fullmatch(end):
         return Weighted(text.strip(), 1.0)
-    weight = float(number[1])
+    weight = float(end)
     if not abs(weight) <= MAX_WEIGHT:
         raise ValueError(
             f"the prompt {start.strip()[:40]!r} has the weight {weight:g}, outside "

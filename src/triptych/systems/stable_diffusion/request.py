@@ -154,7 +154,7 @@ class LoraFile(NamedTuple):
 
     def __str__(self) -> str:
         weights = (self.text,) if self.text == self.unet else (self.text, self.unet)
-        return ":".join([self.name, *map(_number, weights)])
+        return ":".join([self.name, *map(write_number, weights)])
 
 
 def parse_lora(text: str) -> LoraFile:
@@ -188,7 +188,7 @@ def _float(text: str) -> float:
         return math.nan
 
 
-def _number(value: float) -> str:
+def write_number(value: float) -> str:
     """The shortest number that is read as this value, without a needless `.0`."""
     return repr(value).removesuffix(".0")
 

@@ -8,7 +8,11 @@ from typing import Any, NamedTuple
 
 from triptych.diffusion.names import SAMPLERS, SPACINGS, parse_sampler, parse_spacing
 from triptych.systems.stable_diffusion.inputs.parameters_text import Infotext
-from triptych.systems.stable_diffusion.request import TextToImage, parse_lora
+from triptych.systems.stable_diffusion.request import (
+    TextToImage,
+    parse_lora,
+    write_number,
+)
 from triptych.text.tags import read_tags
 
 OURS = "Conventions"
@@ -251,7 +255,11 @@ def infotext_of(
         OURS: request.conventions if request.conventions != "automatic1111" else None,
         "Version": version or None,
     }
-    pairs = tuple((key, str(value)) for key, value in settings.items() if value is not None)
+    pairs = tuple(
+        (key, write_number(value) if isinstance(value, float) else str(value))
+        for key, value in settings.items()
+        if value is not None
+    )
     ((prompt, negative),) = request.pairs  # of one picture
     return Infotext(" ".join([prompt, *loras]), negative, pairs)
 
