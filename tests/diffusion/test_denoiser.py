@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from triptych.diffusion.guidance import (
     classifier_free,
     clip_x0,
     rescale_guidance,
+    threshold_x0,
 )
 from triptych.diffusion.samplers.deterministic import dpmpp_2m, euler
 from triptych.diffusion.samplers.stochastic import ancestral
@@ -112,6 +114,16 @@ def test_a_consistency_model_keeps_a_clean_picture() -> None:
     bounded = consistency(lambda x, level: torch.zeros_like(x))
     assert torch.equal(bounded(rand(), Level(1.0, 0.0, 0.0)), rand())
     assert bounded(rand(), Level(0.5, 0.8, 900.0)).abs().max() < 1e-5
+
+
+def test_dynamic_thresholding_scales_what_exceeds_one() -> None:
+    """arXiv:2205.11487, section 2.3, with numpy's quantile; each picture has its own."""
+    x0 = torch.stack([torch.linspace(-1, 3, 12), torch.linspace(-0.4, 0.9, 12)]).view(2, 3, 2, 2)
+    for share, most in ((0.9, 10.0), (0.9, 1.5), (0.5, 10.0)):
+        limited = threshold_x0(x0, share, most)
+        bound = np.clip(np.quantile(x0[0].abs().numpy(), share), 1, most)
+        assert torch.allclose(limited[0], x0[0].clamp(-bound, bound) / bound)
+        assert torch.equal(limited[1], x0[1])
 
 
 def two_means(x: torch.Tensor, level: Level, cond: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from triptych.diffusion.objective import (
     discretised_likelihood,
     gaussian_divergence,
     learned_variance_loss,
+    loss_space_weight,
     matching,
     offset_noise,
     snr_weight,
@@ -74,6 +75,41 @@ def test_min_snr_makes_all_predictions_one_loss() -> None:
         loss = matching(lambda *_, w=wrong: w, kind, x0, noise, levels, min_snr=5.0)
         totals.append(float(loss.total))
     assert totals == pytest.approx([totals[0]] * 3, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("network", "space", "factor"),
+    [
+        ("sample", "noise", lambda alpha, sigma: (alpha / sigma) ** 2),
+        ("noise", "sample", lambda alpha, sigma: (sigma / alpha) ** 2),
+        ("sample", "velocity", lambda alpha, sigma: ((alpha**2 + sigma**2) / sigma) ** 2),
+        ("velocity", "noise", lambda alpha, sigma: (alpha / (alpha**2 + sigma**2)) ** 2),
+        ("sample", "flow", lambda alpha, sigma: ((alpha + sigma) / sigma) ** 2),
+        ("flow", "flow", lambda alpha, sigma: 1.0),
+    ],
+)
+def test_the_weight_of_a_loss_space_in_closed_form(network, space, factor) -> None:
+    """How much further apart two predictions are in one space than in the other; below the least
+    sigma of arXiv:2511.13720 as at it.
+    """
+    kinds = PARAMETERISATIONS[network], PARAMETERISATIONS[space]
+    for sigma in (0.01, 0.04, 0.05, 0.06, 0.3, 0.9):
+        alpha = (1 - sigma**2) ** 0.5
+        at = Levels(*torch.tensor([[alpha], [sigma], [0.0]], dtype=torch.float64))
+        weight = loss_space_weight(at, *kinds)
+        assert weight.tolist() == pytest.approx([factor(alpha, max(sigma, 0.05))])
+
+
+def test_a_loss_space_weighs_the_error_of_the_network() -> None:
+    x0, noise = data()
+    levels = Levels(*(column.double() for column in SD.draw((torch.arange(8) + 0.5) / 8)))
+    sample, flow = PARAMETERISATIONS["sample"], PARAMETERISATIONS["flow"]
+    loss = matching(lambda *_: x0 + 0.1, sample, x0, noise, levels, loss_space=flow)
+    weights = loss_space_weight(levels, sample, flow)
+    assert float(loss.total) == pytest.approx(float(0.01 * weights.sum()))
+    assert float(loss.terms["mse"]) == pytest.approx(float(0.01 * weights.mean()))
+    with pytest.raises(ValueError, match="give one of them"):
+        matching(lambda *_: x0, sample, x0, noise, levels, min_snr=5.0, loss_space=flow)
 
 
 def test_training_levels_leave_no_gap() -> None:

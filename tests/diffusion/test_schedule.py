@@ -120,6 +120,16 @@ def test_training_times_are_spread_as_published() -> None:
     assert counts.min() == counts.max() == 10  # every training time alike
 
 
+def test_a_flow_is_shifted_after_its_logit_normal_draw() -> None:
+    """arXiv:2403.03206: t = sigmoid(z), z normal (3.1), and then the shift (equation 23)."""
+    z = torch.tensor([-1.5, 0.0, 0.7], dtype=torch.float64)
+    t = torch.sigmoid(z)
+    drawn = Flow(3.0).draw(torch.special.ndtr(z))
+    assert torch.allclose(drawn.sigma, 3 * t / (1 + 2 * t))
+    assert torch.allclose(drawn.alpha, 1 - drawn.sigma)
+    assert torch.allclose(drawn.time, 1000 * drawn.sigma)
+
+
 def test_zero_terminal_is_pure_noise_at_the_end_and_keeps_the_start() -> None:
     assert ZERO.at(999).alpha == 0 and ZERO.at(999).sigma == 1
     assert ZERO.at(0).alpha == pytest.approx(SD.at(0).alpha, rel=1e-9)

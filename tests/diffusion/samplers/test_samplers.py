@@ -11,7 +11,7 @@ from triptych.diffusion.names import SAMPLERS
 from triptych.diffusion.samplers import deterministic, dpm_solver, singlestep, stochastic
 from triptych.diffusion.samplers.deterministic import euler, heun, invert, lagrange_integrals
 from triptych.diffusion.samplers.stochastic import added_noise, ancestor
-from triptych.diffusion.steps import Level
+from triptych.diffusion.steps import Level, advance
 
 X = torch.linspace(-2, 2, 9, dtype=torch.float64)
 
@@ -187,6 +187,74 @@ def test_inversion_returns_to_the_picture() -> None:
         *_, back = euler(mixture, noisy.x, levels)
         assert (back.x - X).abs().max() < tolerance
     assert (back.x - X).abs().max() > 1e-4  # one iteration is not exact: the test can tell
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 7])
+def test_a_step_of_inversion_takes_as_many_calls_as_it_is_given(iterations) -> None:
+    calls = []
+
+    def counted(x: torch.Tensor, level: Level) -> torch.Tensor:
+        calls.append(level)
+        return mixture(x, level)
+
+    levels = even(4, 20.0, 0.05)
+    assert len(list(invert(counted, X, levels, iterations))) == 4
+    assert len(calls) == 4 * iterations
+
+
+ENDINGS = {  # by default: of diffusers' solvers, and of k-diffusion's
+    "dpmpp_2m": "few", "deis": "few",
+    "dpmpp_2m_sde": "never", "dpmpp_2m_sde_heun": "never", "dpmpp_3m_sde": "never",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", [2, 14, 15, 40])
+@pytest.mark.parametrize("ending", ["default", "few", "always", "never"])
+@pytest.mark.parametrize("name", ENDINGS)
+def test_the_last_step_of_a_multistep_solver_is_of_first_order_where_steps_are_few(
+    name, ending, steps
+) -> None:
+    """DPM-Solver++ has it below 15 steps. Of first order, a step is exact for its own x0."""
+    options = {} if ending == "default" else {"ending": ending}
+    ending = ENDINGS[name] if ending == "default" else ending
+    own = getattr(deterministic, name, None)
+    if own:
+        walked = list(own(mixture, X, even(steps), **options))
+    else:
+        walked = list(getattr(stochastic, name)(mixture, X, even(steps), None, 0.0, **options))
+    before, last = walked[-2:]
+    straight = advance(before.x, last.x0, before.level, last.level)
+    first_order = bool((last.x - straight).abs().max() < 1e-12)
+    assert first_order == (ending == "always" or (ending == "few" and steps < 15))
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("steps", [6, 7, 8])
+def test_the_last_step_of_a_singlestep_solver(order, steps) -> None:
+    """Unless the ending is `never`, a last step that would be of full order is of first."""
+    solve = singlestep.dpmpp_2s if order == 2 else singlestep.dpmpp_3s
+    full = steps % order == 0
+    for ending in ("never", "few"):
+        before, last = list(solve(mixture, X, even(steps), ending=ending))[-2:]
+        straight = advance(before.x, last.x0, before.level, last.level)
+        first_order = bool((last.x - straight).abs().max() < 1e-12)
+        assert first_order == (steps % order == 1 or (full and ending == "few"))
+
+
+CORRECTED = ("unipc", "sa_solver")  # their call at the end of a step changes that step
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, s in SAMPLERS.items() if "ending" in s.reads and n not in CORRECTED]
+)
+def test_a_last_step_without_length_changes_nothing(name) -> None:
+    """As diffusers ends sigma spacings of what ends at the least noise."""
+    levels = even(6)
+    takes_noise = hasattr(stochastic, name)
+    more = (lambda *_: torch.ones_like(X),) if takes_noise else ()
+    sampler = getattr(stochastic, name) if takes_noise else solver(name)
+    *_, before, last = sampler(mixture, X, [*levels, levels[-1]], *more)
+    assert torch.allclose(last.x, before.x, atol=1e-12)
 
 
 def test_inversion_needs_noise_in_the_picture() -> None:

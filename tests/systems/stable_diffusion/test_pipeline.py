@@ -467,6 +467,27 @@ def test_another_size_covers_and_says_so(tiny, tmp_path) -> None:
     assert (opened.picture == 200).all()
 
 
+def test_a_mask_paints_from_the_middle_grey_up(tmp_path) -> None:
+    """As diffusers' mask processor, which rounds at one half."""
+    greys = np.array([[0, 1, 127, 128, 129, 255] * 4] * 24, np.uint8)[:, :, None]
+    save_picture(tmp_path / "greys.png", greys)
+    original = starting_picture.open_original(
+        photo(tmp_path, 24, 24), str(tmp_path / "greys.png"), None, 3
+    )
+    assert original.paint is not None
+    assert original.paint[0, :6].tolist() == [False, False, False, True, True, True]
+
+
+def test_a_model_that_never_dropped_its_text_has_no_guidance() -> None:
+    made = StableDiffusion(config(dropped=0.0))
+    cond = {"context": torch.zeros(1, 2, 16)}
+    for guidance in (0.0, 1.5, 7.5):
+        with pytest.raises(ValueError, match=f"guidance must be 1, not {guidance}"):
+            made.denoiser(cond, cond, guidance)
+    made.denoiser(cond, cond, 1.0)
+    StableDiffusion(config(dropped=0.1)).denoiser(cond, cond, 7.5)
+
+
 def test_pictures_and_masks_that_do_not_do(tiny, tmp_path) -> None:
     file, mask = photo(tmp_path), half_mask(tmp_path)
     (tmp_path / "notes.png").write_text("no picture")

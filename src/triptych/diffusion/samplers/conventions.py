@@ -38,7 +38,7 @@ class Spread:
     kind: Kind
     offset: int = 0
     """steps_offset; only tables of betas use it."""
-    between: str = ""
+    between: Literal["", "leading", "trailing"] = ""
     """timestep_spacing where `kind` is over sigma: samplers of k-diffusion stay between its first
     and its last level. Empty is linspace: the whole schedule.
     """
@@ -83,9 +83,8 @@ def diffusers_levels(
             chosen = [level._replace(time=float(int(level.time or 0.0))) for level in chosen]
         return (_end_at_least(chosen, schedule) if least else chosen), 1.0
     chosen = sampler_levels(schedule, sampler, steps, spacing)
-    if kind in RATIOS and spread.between in ("leading", "trailing"):
-        bounds = cast(Kind, spread.between)
-        chosen = _narrowed_levels(schedule, steps, spacing, bounds)
+    if kind in RATIOS and spread.between:
+        chosen = _narrowed_levels(schedule, steps, spacing, spread.between)
     leads = "leading" in (kind, spread.between)
     scale = start_scale(chosen, "one" if leads else "sigma")
     return (_end_at_least(chosen, schedule) if least else chosen), scale

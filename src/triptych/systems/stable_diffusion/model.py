@@ -91,9 +91,9 @@ class SamplingConfig:
     width: int = 512
     zeros_for_empty: bool = False
     """Encode an empty negative prompt as zeros, as SDXL does."""
-    between: str = ""
+    between: Literal["", "leading", "trailing"] = ""
     """Where `spacing` is over sigma: the timestep spacing whose first and last level Euler and its
-    kin stay between, `leading` or `trailing`. Empty is the whole schedule.
+    kin stay between. Empty is the whole schedule.
     """
     final: Literal["clean", "least"] = "clean"
     """Where Euler, DPM-Solver and UniPC end: at x0, or at the smallest noise of the schedule."""
@@ -107,6 +107,13 @@ class SamplingConfig:
     """Of DDIM, DDPM, LCM and solvers: the quantile of dynamic thresholding of x0; 0 has none."""
     threshold_most: float = 1.0
     """The largest value that this quantile is taken for."""
+
+    def __post_init__(self) -> None:
+        if self.clip < 0 or not 0 <= self.threshold <= 1 or self.threshold_most < 1:
+            raise ValueError(
+                "clip is at least 0, threshold a share, 0 to 1, and threshold_most at least 1, not "
+                f"{self.clip}, {self.threshold} and {self.threshold_most}"
+            )
 
 
 CLIP_L = TextEncoderConfig(

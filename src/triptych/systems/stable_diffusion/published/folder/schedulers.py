@@ -388,7 +388,9 @@ def _sampler(values: Mapping[str, Any], name: str) -> str:
     return variants[solver]
 
 
-def _spacing(values: Mapping[str, Any], sampler: str) -> tuple[Kind, str]:
+def _spacing(
+    values: Mapping[str, Any], sampler: str
+) -> tuple[Kind, Literal["", "leading", "trailing"]]:
     """The spacing; and where it is over sigma, between which timesteps."""
     flags = [flag for flag in (*SIGMAS, LU) if values.get(flag)]
     if len(flags) > 1:
