@@ -6,6 +6,7 @@ reference is given the picture as many times.
 """
 
 import inspect
+from copy import copy
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -16,12 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.parity.pipelines import SCHEDULERS, pair, photograph, pictures, pipeline, psnr
+from tests.parity.pipelines import SCHEDULER, SCHEDULERS, pair, photograph, pictures, pipeline, psnr
 from tests.systems.stable_diffusion.tiny_stable_diffusion import UNET, config, loaded
+from triptych.diffusion.denoiser import parameterisation
 from triptych.requests import TextToImage
 from triptych.running import run
 from triptych.systems.stable_diffusion.draw_prompts import draw_prompts
 from triptych.systems.stable_diffusion.inputs.encode_prompts import encode_prompts
+from triptych.systems.stable_diffusion.published.folder.schedulers import from_diffusers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the reference's own
 ENOUGH = 55.0  # dB
@@ -57,6 +60,41 @@ def test_text_to_image(form, sampler):
     parts, loaded = made(form)
     expected = theirs(pipeline(parts, "", sampler), height=64, width=88)
     close(ours(loaded, sampler=sampler, size="88x64"), expected)
+
+
+ZERO = {
+    "prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}  # fmt: skip
+CONFIGURATIONS = {  # a scheduler of the reference, and what a publisher may say of it
+    "unipc of zero terminal SNR": ("UniPCMultistepScheduler", ZERO),
+    "dpmpp_2m of zero terminal SNR": ("DPMSolverMultistepScheduler", ZERO),
+    "tcd": ("TCDScheduler", {}),
+    "lcm that thresholds": ("LCMScheduler", {"thresholding": True, "sample_max_value": 2.0}),
+    "ddim that clips": ("DDIMScheduler", {"clip_sample": True, "clip_sample_range": 2.0}),
+    "euler between leading times": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "lu to the least sigma": (
+        "DPMSolverMultistepScheduler",
+        {"use_lu_lambdas": True, "final_sigmas_type": "sigma_min", "lower_order_final": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGURATIONS)
+def test_a_publishers_scheduler(case):
+    """Read from its configuration, which then gives the request's sampler and spacing."""
+    name, settings = CONFIGURATIONS[case]
+    parts, loaded = made("sd")
+    pipe = pipeline(parts, "", "euler")
+    pipe.scheduler = getattr(diffusers, name)(**SCHEDULER | settings)
+    read = from_diffusers({"_class_name": name} | SCHEDULER | settings)
+    model = copy(loaded.model)
+    sampling = replace(read.sampling, height=64, width=64)
+    model.config = replace(model.config, schedule=read.schedule, sampling=sampling)
+    model.schedule = read.schedule.schedule()
+    model.parameterisation = parameterisation(read.schedule.predicts, model.schedule)
+    expected = theirs(pipe, height=64, width=64)
+    close(ours(replace(loaded, model=model), size="64x64"), expected)
 
 
 @pytest.mark.parametrize("form", ["sd", "xl"])
