@@ -13,8 +13,9 @@ import triptych
 from tests.systems.class_to_image.test_pipeline import loaded as tiny_cvae
 from tests.systems.clip.tiny_clip import pictures as photos
 from tests.systems.clip.tiny_clip import tiny_clip
+from tests.systems.stable_diffusion.tiny_stable_diffusion import loaded as tiny_text_to_image
 from triptych.config import from_json, to_json
-from triptych.requests import Classify, ClassToImage, Detect, Embed, Search, TextToImage
+from triptych.requests import Classify, ClassToImage, Detect, Embed, Search, TextToImage, TrainCvae
 from triptych.running import run
 from triptych.vision.images import open_picture, save_picture
 
@@ -160,7 +161,29 @@ def test_embeddings_of_one_text_are_not_those_of_its_letters() -> None:
     assert CLIP.embed_image([]).shape == (0, CLIP.config.dim)
 
 
+def drawing():
+    *_, last = run(TextToImage("a cat", seed=0, steps=1), tiny_text_to_image())
+    return last
+
+
 NONSENSE = [
+    (lambda: run(Classify), r"Classify is a class: make a request, Classify\(\.\.\.\)"),
+    (lambda: run(TrainCvae()), "TrainCvae is a request for training: give it to triptych.training"),
+    (lambda: run("a cat"), "no request 'a cat'; there are"),
+    (lambda: run(ClassToImage(), "runs/x"), r"model is what triptych\.load returns, not str"),
+    (lambda: run(ClassToImage(), CLIP.model), r"what triptych\.load returns, not Clip"),
+    (lambda: CLIP.embed_image(None), "pictures is a list of pictures, not None"),
+    (lambda: CLIP.embed_image(["no.png"]), r"pictures\[0\] no\.png: No such file"),
+    (lambda: CLIP.embed_image([PIXELS], batch=0), "batch is a number of pictures, at least 1"),
+    (lambda: CLIP.embed_text(None), "texts is a list of texts, not None"),
+    (lambda: drawing().request_of(1), "there is no picture 1: the request draws 1"),
+    (lambda: drawing().request_of(-1), "there is no picture -1"),
+    (lambda: list(run(TextToImage("a", image=PIXELS[:8]), tiny_text_to_image())), "image has 24x8"),
+    (lambda: TextToImage(b"a cat"), "prompt is a list of texts, not bytes"),
+    (lambda: TextToImage({"a": 1}), "prompt is a list of texts, not dict"),
+    (lambda: Classify({"a": PIXELS}, ["a"]), r"pictures is a list of pictures \(paths, .*not dict"),
+    (lambda: Classify([PIXELS], {"a", "b"}), "labels is a list of texts, not set"),
+    (lambda: ClassToImage(vector=[float("nan")]), "vector has a number that is not finite"),
     (lambda: TextToImage(None), "prompt is a list of texts, not None"),
     (lambda: TextToImage([]), "prompt is empty: give at least 1"),
     (lambda: TextToImage(["a", None]), r"prompt\[1\] is a text, not None"),
@@ -181,6 +204,10 @@ NONSENSE = [
     (lambda: TextToImage("a", mask=PICTURE), "give an image"),
     (lambda: TextToImage("a", latents=[1.0]), "latents are a numpy array, a tensor or an .npy"),
     (lambda: TextToImage("a", latents=np.ones((4, 8, 8), int)), "latents have values of int64"),
+    (
+        lambda: TextToImage("a", latents=torch.ones(1, 1, 1).to_sparse()),
+        "latents .* cannot be read",
+    ),
     (lambda: TextToImage("a", latents=np.ones((8, 8))), r"latents have the shape \(8, 8\)"),
     (lambda: TextToImage("a", latents=np.full((1, 4, 8, 8), np.nan)), "latents .* not finite"),
     (lambda: TextToImage("a", latents=np.ones((4, 8, 8)), variation_strength=0.5), "leave out one"),
@@ -215,3 +242,5 @@ def test_numbers_of_numpy_and_torch_and_paths_are_taken() -> None:
     assert request == TextToImage("a", n=2, seed=3, guidance=2.0, model="runs/x")
     assert ClassToImage(vector=np.array([1.0, 2.0])) == ClassToImage(vector=[1, 2.0])
     assert isinstance(hash(request), int)
+    assert TextToImage(np.array(["a", "b"])) == TextToImage(text for text in "ab")
+    assert type(TextToImage(np.array(["a"])).prompt[0]) is str

@@ -7,7 +7,7 @@ No torch and no numpy: requests use it, and `--help` is quick.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -87,10 +87,9 @@ def take_texts(name: str, given: Any, least: int = 0) -> tuple[str, ...]:
     """
     if isinstance(given, str):
         raise ValueError(f"{name} is a list of texts, not the one text {given!r}")
-    try:
-        texts = tuple(given)
-    except TypeError:
-        raise ValueError(f"{name} is a list of texts, not {_kind(given)}") from None
+    if isinstance(given, bytes | Set | Mapping) or not isinstance(given, Iterable):
+        raise ValueError(f"{name} is a list of texts, not {_kind(given)}")
+    texts = tuple(given)
     if len(texts) < least:
         raise ValueError(f"{name} is empty: give at least {least}")
     return tuple(take_text(f"{name}[{number}]", text) for number, text in enumerate(texts))
@@ -103,7 +102,7 @@ def take_text(name: str, given: Any) -> str:
         ValueError: it is something else.
     """
     if isinstance(given, str):
-        return given
+        return str(given)  # of numpy, too
     number = getattr(given, "item", lambda: given)() if not getattr(given, "shape", ()) else given
     if isinstance(number, int) and not isinstance(number, bool):
         return str(number)

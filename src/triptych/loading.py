@@ -154,6 +154,11 @@ def _is_run(path: Path) -> bool:
 def _load_run(folder: Path, name: str, device: torch.device, dtype: torch.dtype | None) -> Loaded:
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).exists():
+            if file == "config.json" and not (folder / "run.json").exists():
+                raise ValueError(
+                    f"{name} is no model: the folder has neither the config.json of a run nor the "
+                    "files of a published checkpoint"
+                )
             raise ValueError(f"{name} has no {file} yet: train until its first checkpoint")
     card, kind, settings = read_card(folder / "config.json")
     model = build_skeleton(folder / "config.json", kind, settings)

@@ -31,6 +31,11 @@ def run(request: Any, loaded: Loaded | None = None) -> Iterator[Any]:
     """
     system = find_pipeline(request)
     require_values(request)
+    if loaded is not None and not isinstance(loaded, Loaded):
+        raise ValueError(
+            f"the model is what triptych.load returns, not {type(loaded).__name__}; a request also "
+            "names one, with model=..."
+        )
 
     def load(name: str, device: torch.device | str = "cpu", dtype: str = "auto") -> Loaded:
         if loaded is not None and name == request.model:

@@ -31,6 +31,8 @@ FORMS = {
     "tensor of floats": torch.from_numpy(RGB).permute(2, 0, 1) / 255,
     "tensor in bfloat16": torch.from_numpy(RGB // 128 * 128).permute(2, 0, 1).bfloat16() / 256,
     "tensor with a gradient": (torch.from_numpy(RGB) / 255).requires_grad_(),
+    "not contiguous": np.asfortranarray(RGB[::-1])[::-1],
+    "other byte order": (RGB / 255).astype(">f8"),
     "batch of one": torch.from_numpy(RGB).permute(2, 0, 1)[None],
 }
 
@@ -110,6 +112,11 @@ NOT_FINITE = np.full((4, 6, 3), np.nan)
         (np.zeros((8, 8, 3), complex), "values of complex128"),
         (np.array([["a", "b"]]), "values of <U1"),
         (np.array([[None]]), "values of object"),
+        (Image.new("I", (4, 4)), "of PIL's mode I, which has no range"),
+        (Image.new("F", (4, 4), 7.0), "values from 7 to 7: floats are 0 to 1"),
+        (torch.zeros(3, 8, 8, device="meta"), "is a tensor that cannot be read"),
+        (torch.zeros(8, 8).to_sparse(), "is a tensor that cannot be read"),
+        (torch.zeros(8, 8, dtype=torch.complex64), "values of complex64"),
         (7, "is a path, a PIL picture, a numpy array or a tensor, not int"),
         (np.float32(7), r"shape \(\)"),
         (b"\x89PNG", "not bytes"),
@@ -130,7 +137,7 @@ def test_what_pil_cannot_decode_is_refused(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[:-40])
-    with pytest.raises(ValueError, match=r"^image cannot be decoded"):
+    with pytest.raises(ValueError, match=r"^image cannot be read"):
         take_picture("image", Image.open(tmp_path / "a.png"))
 
 

@@ -71,7 +71,19 @@ def find_pipeline(request: object) -> System:
         if type(request) in system.requests.values():
             return system
     known = [kind.__name__ for system in SYSTEMS.values() for kind in system.requests.values()]
-    raise ValueError(f"no request {request!r}; there are: {', '.join(known)}")
+    if isinstance(request, type) and request.__name__ in known:
+        raise ValueError(f"{request.__name__} is a class: make a request, {request.__name__}(...)")
+    training = [type(p) for system in RECIPES.values() for p in _presets(system)]
+    if type(request) in training:
+        raise ValueError(
+            f"{type(request).__name__} is a request for training: give it to "
+            "triptych.training.train"
+        )
+    raise ValueError(f"no request {repr(request)[:60]}; there are: {', '.join(known)}")
+
+
+def _presets(system: System) -> list[Any]:
+    return [preset for presets in system.recipes.values() for preset in presets.values()]
 
 
 def find_command(command: str, kind: str) -> System | None:

@@ -58,7 +58,7 @@ def take_pictures(name: str, given: Any) -> tuple[str, ...]:
         return (take_picture(name, given),)
     several = given
     if not isinstance(given, list | tuple):
-        several = import_module("triptych.vision.pixels").split(given)
+        several = import_module("triptych.vision.pixels").split(name, given)
     kept = tuple(take_picture(f"{name}[{number}]", one) for number, one in enumerate(several))
     if "" in kept:
         number = kept.index("")

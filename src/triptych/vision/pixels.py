@@ -3,7 +3,6 @@
 Dimensions: H height, W width, C channels.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from torch import Tensor
 
 from triptych.given import InMemory, is_lost, lost_value, name_in_memory
 from triptych.vision.given_pictures import take_pictures
@@ -60,8 +60,17 @@ def read_pictures(name: str, pictures: Any) -> list[UInt8[np.ndarray, "H W 3"]]:
     """
     if isinstance(pictures, list | tuple) and all(map(_is_read, pictures)):
         return list(pictures)
-    taken = enumerate(take_pictures(name, pictures))
-    return [read_picture(f"{name}[{number}]", one, channels=3) for number, one in taken]
+    if pictures is None:
+        raise ValueError(f"{name} is a list of pictures, not None")
+    return [_read_named(f"{name}[{i}]", one) for i, one in enumerate(take_pictures(name, pictures))]
+
+
+def _read_named(name: str, picture: str) -> UInt8[np.ndarray, "H W 3"]:
+    try:
+        return read_picture(name, picture, channels=3)
+    except (ValueError, OSError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{name} {picture}: {why}") from error
 
 
 def _is_read(picture: Any) -> bool:
@@ -75,21 +84,32 @@ def to_pixels(name: str, given: Any) -> UInt8[np.ndarray, "H W C"]:
     Raises:
         ValueError: it is no picture, or its values or axes are others; `name` says which it is.
     """
-    if isinstance(given, Image.Image):
+    if isinstance(given, Image.Image) and given.mode == "I":
+        raise ValueError(f"{name} is of PIL's mode I, which has no range: convert it to L or F")
+    if isinstance(given, Image.Image) and given.mode != "F":  # whose floats have no range, either
         _check_size(name, given.height, given.width)
         try:
             given.load()
             return np.array(upright_pixels(given, None))
         except Exception as error:  # whatever PIL raises on a damaged file not decoded yet
-            raise ValueError(f"{name} cannot be decoded by PIL: {error}") from None
-    array = _to_array(name, given)
-    array = _channels_last(name, array, tensor=not isinstance(given, np.ndarray))
+            raise ValueError(f"{name} cannot be read by PIL: {error}") from None
+    array = to_array(name, given)
+    array = _channels_last(name, array, tensor=isinstance(given, Tensor))
     _check_size(name, *array.shape[:2])
     return np.array(upright_pixels(_to_pil(_to_bytes(name, array)), None))
 
 
-def split(given: Any) -> Sequence[Any]:
-    """The pictures of an array of several (four axes), or one picture."""
+def split(name: str, given: Any) -> Sequence[Any]:
+    """The pictures of an array of several (four axes), or one picture.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(given, Image.Image) and not hasattr(given, "shape"):
+        raise ValueError(
+            f"{name} is a list of pictures (paths, PIL pictures, numpy arrays, tensors), not "
+            f"{type(given).__name__}"
+        )
     return list(given) if len(getattr(given, "shape", ())) == 4 else [given]
 
 
@@ -102,15 +122,21 @@ def _to_pil(pixels: UInt8[np.ndarray, "H W C"]) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _to_array(name: str, given: Any) -> np.ndarray:
-    """A numpy array of what has values and axes."""
-    torch = sys.modules.get("torch")  # a tensor's library is there already
-    if torch is not None and isinstance(given, torch.Tensor):
-        given = given.detach().cpu()
-        return np.asarray(given.float() if given.is_floating_point() else given)
+def to_array(name: str, given: Any) -> np.ndarray:
+    """A numpy array of what has values and axes.
+
+    Raises:
+        ValueError: it has none, or they cannot be read, such as those of a sparse tensor.
+    """
+    if isinstance(given, Tensor):
+        try:
+            given = given.detach().cpu()
+            return np.asarray(given.float() if given.is_floating_point() else given)
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"{name} is a tensor that cannot be read: {error}") from None
     if isinstance(given, np.ndarray):
         return given
-    if hasattr(given, "__array__") and hasattr(given, "shape"):  # of another library
+    if isinstance(given, Image.Image) or (hasattr(given, "__array__") and hasattr(given, "shape")):
         return np.asarray(given)
     kind = "None" if given is None else type(given).__name__
     raise ValueError(f"{name} is a path, a PIL picture, a numpy array or a tensor, not {kind}")

@@ -138,6 +138,8 @@ class Loaded:
         if self.card.model not in TWO_TOWERS or self.transform is None:
             raise ValueError(f"{self.name} is a {self.card.model}: it embeds no pictures")
         pictures = read_pictures("pictures", pictures)
+        if not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"batch is a number of pictures, at least 1, not {batch!r}")
         weight = next(self.model.get_submodule("image").parameters())
         rows = torch.empty(len(pictures), self.config.dim)
         with torch.inference_mode():

@@ -1,5 +1,6 @@
 """The request for pictures of a class."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -70,6 +71,8 @@ class ClassToImage:
             image=take_picture("image", self.image),
         )
         check_sampling(self)
+        if not all(map(math.isfinite, self.vector)):
+            raise ValueError(f"vector has a number that is not finite: {self.vector}")
         if not 0 <= self.truncation < float("inf"):
             raise ValueError(f"truncation must be 0 (none) or more, not {self.truncation}")
         if self.eta is not None and not 0 <= self.eta <= 1:

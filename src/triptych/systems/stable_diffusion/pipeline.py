@@ -96,10 +96,13 @@ class Drawing:
     def request_of(self, number: int) -> TextToImage:
         """The request that draws picture `number` alone: its prompt, its seeds, its latents."""
         request, pairs = self.request, self.request.pairs
+        total = request.n * len(pairs)
+        if not 0 <= number < total:
+            raise ValueError(f"there is no picture {number}: the request draws {total}, from 0")
         prompt, negative = pairs[number // request.n]
         seed, variation = _seeds(request, number)
         latents = request.latents
-        if latents and request.n * len(pairs) > 1:
+        if latents and total > 1:
             latents = keep(open_latents(latents)[number])
         return replace(
             request,
@@ -407,7 +410,8 @@ def _open_original(request: TextToImage, model: StableDiffusion) -> Original | N
         request.image, request.mask, size and (size[1], size[0]), model.config.channels
     )
     height, width = original.picture.shape[:2]
-    parse_size(f"{width}x{height}")  # a picture has the same limits
+    if not all(16 <= side <= 4096 for side in (width, height)):
+        raise ValueError(f"image has {width}x{height} pixels: each side must be 16 to 4096")
     return original
 
 

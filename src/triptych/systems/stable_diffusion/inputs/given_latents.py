@@ -16,6 +16,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from triptych.given import InMemory, is_lost, lost_value, name_in_memory
+from triptych.vision.pixels import to_array
 
 FORMS = "(pictures, channels, height, width), or without the first for one picture"
 
@@ -76,8 +77,7 @@ def to_latents(name: str, given: Any) -> Float32[np.ndarray, "N Z h w"]:
         ValueError: they are no array of floats, or have other axes.
     """
     if isinstance(given, Tensor):
-        given = given.detach().cpu()
-        given = given.float().numpy() if given.is_floating_point() else given.numpy()
+        given = to_array(name, given)
     if not isinstance(given, np.ndarray):
         kind = "None" if given is None else type(given).__name__
         raise ValueError(f"{name} are a numpy array, a tensor or an .npy file, not {kind}")
