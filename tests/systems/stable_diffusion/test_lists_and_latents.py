@@ -47,13 +47,13 @@ def test_prompts_are_drawn_in_one_batch_where_they_have_equally_many_windows(
     tiny, monkeypatch
 ) -> None:
     sizes = []
-    original = text_to_image.run_sampler
+    original = text_to_image.prepare_start
 
-    def counting(name, denoise, x, *others):
-        sizes.append(len(x))
-        return original(name, denoise, x, *others)
+    def counting(model, noise, *others, **more):
+        sizes.append(len(noise.streams))
+        return original(model, noise, *others, **more)
 
-    monkeypatch.setattr(text_to_image, "run_sampler", counting)
+    monkeypatch.setattr(text_to_image, "prepare_start", counting)
     many = drawn(tiny, prompt=["a red cat", "a blue dog", LONG, "a dog"], n=2, steps=2)
     assert sizes == [4, 2, 2]
     for i in range(8):
