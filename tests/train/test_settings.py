@@ -23,8 +23,8 @@ def test_the_least_value_is_allowed_and_less_is_named(field, least):
 
 def test_the_rate_s_floor_is_a_share():
     assert Training(rate_floor=1).rate_floor == 1
-    for share in (1.1, float("nan")):
-        with pytest.raises(ValueError, match="rate_floor is a share"):
+    for share, says in ((1.1, "is a share"), (float("nan"), "must be a finite number")):
+        with pytest.raises(ValueError, match=f"rate_floor {says}"):
             Training(rate_floor=share)
 
 
