@@ -136,6 +136,20 @@ def test_a_folder_of_classes_is_judged(model, photos, tmp_path, capsys):
     assert "chance 50.00%" in err and "33%" in err and str(photos) not in printed
 
 
+def test_without_matplotlib_the_report_is_written_and_the_plots_are_named(
+    model, photos, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("triptych.scores.style.find_spec", lambda _: None)
+    common = ["--out", str(tmp_path / "report"), "--limit", "12"]
+    classify = ["classify", str(photos), "--labels", "auto", "--model", str(model)]
+    for words in (classify, ["probe", str(model), str(photos)]):
+        assert run([*words, *common]) == 0
+        err = capsys.readouterr().err
+        assert "plots need matplotlib: pip install 'triptych[evaluation]'" in err
+        assert (tmp_path / "report" / "report.json").exists()
+    assert not list((tmp_path / "report").glob("*.png"))
+
+
 def test_a_cold_start_loads_nothing_it_does_not_use(model, photos):
     """A second and more on two cores: scipy, scikit-learn, matplotlib, torch's compiler, ..."""
     code = f"""

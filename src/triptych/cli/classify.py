@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,10 +208,14 @@ def learn_from_few(
 
 def draw_report(found: "ZeroShot", folder: Path, few: "Sequence[FewShot]" = ()) -> None:
     """Plots of accuracy, confusion and calibration, if matplotlib is installed."""
-    if find_spec("matplotlib") is None:
-        say("no plots: they need matplotlib, pip install 'triptych[evaluation]'")
-        return
+    from triptych.scores.style import require_matplotlib
     from triptych.systems.classification.plots import draw_zero_shot
+
+    try:
+        require_matplotlib()
+    except ValueError as error:
+        say(str(error))
+        return
 
     draw_zero_shot(found, folder, few)
 
