@@ -154,6 +154,12 @@ def test_recognition_gives_the_same_for_every_form(folder: Path) -> None:
         assert all(map(torch.equal, result, expected))
 
 
+def test_a_request_may_name_the_device_and_precision_that_the_model_has() -> None:
+    request = Classify([PIXELS], ["cat", "dog"], device="cpu", dtype="float32")
+    *_, found = run(request, CLIP)
+    assert len(found.names) == 1
+
+
 def test_embeddings_of_one_text_are_not_those_of_its_letters() -> None:
     with pytest.raises(ValueError, match="texts is a list of texts, not the one text 'cats'"):
         CLIP.embed_text("cats")
@@ -172,6 +178,8 @@ NONSENSE = [
     (lambda: run("a cat"), "no request 'a cat'; there are"),
     (lambda: run(ClassToImage(), "runs/x"), r"model is what triptych\.load returns, not str"),
     (lambda: run(ClassToImage(), CLIP.model), r"what triptych\.load returns, not Clip"),
+    (lambda: run(Classify([PIXELS], ["a"], device="meta"), CLIP), r"on cpu: leave it out, or move"),
+    (lambda: run(Classify([PIXELS], ["a"], dtype="bfloat16"), CLIP), r"loaded\.to\(precision='bf"),
     (lambda: CLIP.embed_image(None), "pictures is a list of pictures, not None"),
     (lambda: CLIP.embed_image(["no.png"]), r"pictures\[0\] no\.png: No such file"),
     (lambda: CLIP.embed_image([PIXELS], batch=0), "batch is a number of pictures, at least 1"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from triptych import config, loading
+from triptych import config, loading, runtime
 from triptych.given import InMemory, describe, is_lost, require_values
 from triptych.systems import find_pipeline
 from triptych.systems.class_to_image.request import ClassToImage
@@ -18,7 +18,7 @@ from triptych.systems.stable_diffusion.inputs import given_latents
 from triptych.systems.stable_diffusion.request import TextToImage
 from triptych.vision.images import read_request
 from triptych.vision.pixels import keep, read_picture
-from triptych.weights.loaded import Loaded
+from triptych.weights.loaded import CAST, Loaded, find_dtype
 
 
 def run(request: Any, loaded: Loaded | None = None) -> Iterator[Any]:
@@ -36,6 +36,8 @@ def run(request: Any, loaded: Loaded | None = None) -> Iterator[Any]:
             f"the model is what triptych.load returns, not {type(loaded).__name__}; a request also "
             "names one, with model=..."
         )
+    if loaded is not None:
+        _require_place(request, loaded)
 
     def load(name: str, device: torch.device | str = "cpu", dtype: str = "auto") -> Loaded:
         if loaded is not None and name == request.model:
@@ -44,6 +46,31 @@ def run(request: Any, loaded: Loaded | None = None) -> Iterator[Any]:
 
     steps: Iterator[Any] = system.module("pipeline").run(request, load)
     return steps
+
+
+def _require_place(request: Any, loaded: Loaded) -> None:
+    """ValueError for a request that names another device or precision than the model has."""
+    weight = next(loaded.model.parameters(), None)
+    if weight is None:
+        return
+    device = getattr(request, "device", "auto")
+    if device != "auto" and runtime.device(device).type != weight.device.type:
+        raise ValueError(
+            f"the request names the device {device}, and the model is on {weight.device}: leave it "
+            f"out, or move the model, loaded.to({device!r})"
+        )
+    precision = getattr(request, "dtype", "auto")
+    if precision != "auto" and find_dtype(precision) != _image_dtype(loaded):
+        raise ValueError(
+            f"the request names the dtype {precision}, which is not the model's: leave it out, or "
+            f"cast the model, loaded.to(precision={precision!r})"
+        )
+
+
+def _image_dtype(loaded: Loaded) -> torch.dtype:
+    """Of the weights that may be cast."""
+    parts = CAST.get(loaded.card.model, ("",))
+    return next(loaded.model.get_submodule(parts[0]).parameters()).dtype
 
 
 def recall(source: Any, **given: Any) -> Any:
