@@ -201,13 +201,18 @@ def main() -> int:
         return row is not None and row["key"] == keys[mutant.file][bool(row["caught"])]
 
     print(f"{len(chosen)} of {len(mutants)} mutants, seed {options.seed}", flush=True)
+    broken: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         tests, lock = Tests(Path(folder).resolve(), options.processes), Lock()
 
         def attempt(mutant: Mutant) -> None:
             if mutant.name in EQUIVALENT or is_known(mutant) or time.monotonic() > end:
                 return
-            outcome = tests.judge(mutant, files[mutant.file])
+            try:
+                outcome = tests.judge(mutant, files[mutant.file])
+            except ValueError as error:
+                broken.add(str(error))
+                return
             row = {
                 "name": mutant.name, "line": mutant.line, "caught": not outcome.passed,
                 "by": outcome.by, "seconds": round(outcome.seconds, 1),
@@ -224,14 +229,12 @@ def main() -> int:
                 )
 
         with ThreadPoolExecutor(options.processes) as pool:
-            try:
-                for _ in pool.map(attempt, chosen):
-                    pass
-            except ValueError as error:
-                pool.shutdown(cancel_futures=True)
-                print(f"{error}\nThe tests have to pass first.")
-                return 1
-    return report(chosen, [m for m in chosen if is_known(m)], known, options)
+            for _ in pool.map(attempt, chosen):
+                pass
+    failed = report(chosen, [m for m in chosen if is_known(m)], known, options)
+    if broken:
+        print("\n".join(["Tests that have to pass first:", *sorted(broken)]))
+    return failed or int(bool(broken))
 
 
 def report(
