@@ -50,27 +50,21 @@ def run(request: Any, loaded: Loaded | None = None) -> Iterator[Any]:
 
 def _require_place(request: Any, loaded: Loaded) -> None:
     """ValueError for a request that names another device or precision than the model has."""
-    weight = next(loaded.model.parameters(), None)
-    if weight is None:
+    device, precision = (getattr(request, name, "auto") for name in ("device", "dtype"))
+    if device == precision == "auto":
         return
-    device = getattr(request, "device", "auto")
+    part = CAST.get(loaded.card.model, ("",))[0]  # whose precision may be another
+    weight = next(loaded.model.get_submodule(part).parameters())
     if device != "auto" and runtime.device(device).type != weight.device.type:
         raise ValueError(
             f"the request names the device {device}, and the model is on {weight.device}: leave it "
             f"out, or move the model, loaded.to({device!r})"
         )
-    precision = getattr(request, "dtype", "auto")
-    if precision != "auto" and find_dtype(precision) != _image_dtype(loaded):
+    if precision != "auto" and find_dtype(precision) != weight.dtype:
         raise ValueError(
             f"the request names the dtype {precision}, which is not the model's: leave it out, or "
             f"cast the model, loaded.to(precision={precision!r})"
         )
-
-
-def _image_dtype(loaded: Loaded) -> torch.dtype:
-    """Of the weights that may be cast."""
-    parts = CAST.get(loaded.card.model, ("",))
-    return next(loaded.model.get_submodule(parts[0]).parameters()).dtype
 
 
 def recall(source: Any, **given: Any) -> Any:

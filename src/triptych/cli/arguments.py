@@ -35,8 +35,8 @@ TOPICS: Topics = {
     ),
     "sampling": (
         "size", "n", "seed", "steps", "sampler", "spacing", "guidance", "rescale", "eta",
-        "truncation", "noise_source", "latents", "clip_skip", "variation_seed", "variation_strength",
-        "tiling", "conventions", "clip_scale", "clip_cutouts",
+        "truncation", "noise_source", "latents", "clip_skip", "variation_seed",
+        "variation_strength", "tiling", "conventions", "clip_scale", "clip_cutouts",
     ),
     "settings": (),  # every field that is in no other topic
     "output": (
