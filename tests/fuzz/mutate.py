@@ -6,6 +6,7 @@ the input again.
 
 import os
 import random
+import re
 import resource
 import signal
 import struct
@@ -17,6 +18,11 @@ SECONDS, MEMORY = 1.0, 512 << 20  # most processor time and memory of one input
 HANGS = 20  # seconds after which an input is stopped
 BYTES = (0x00, 0x01, 0x7F, 0x80, 0xFE, 0xFF, *b'0-{}[]",:.eE\n')
 NUMBERS = (0, 1, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
+WORD = re.compile(rb"[\w.+-]+")
+WORDS = (
+    b"", b"null", b"true", b"NaN", b"-Infinity", b"1e400", b"1e-400", b"-1", b"0", b"True", b"None",
+    b"99999999999999999999", b"[]", b"{}", b'""', b'"\\ud800"', b'"\\u0000"', b"../a.png", b"0x1p9",
+)  # fmt: skip
 
 
 class Hangs(BaseException):
@@ -49,8 +55,10 @@ def mutate(data: bytes, draws: random.Random) -> bytes:
         elif kind == 6:
             to = draws.randint(0, len(changed))
             changed[to : to + length] = part
-        elif draws.random() < 0.3:
-            del changed[at:]
+        elif word := WORD.search(changed, at):
+            changed[word.start() : word.end()] = draws.choice(WORDS)
+    if draws.random() < 0.1:
+        del changed[draws.randint(0, len(changed)) :]
     return bytes(changed)
 
 
