@@ -82,6 +82,14 @@ def test_adaptive_steps_read_by_their_share(tiny):
     assert 0 < turn < len(texts) and set(texts[:turn]) == {A} and set(texts[turn:]) == {B}
 
 
+def test_calls_beyond_the_steps_read_the_last_text(tiny):
+    found = read_by_calls(
+        tiny, [A, B], prompt=f"[{A}:{B}:0.5]", sampler="dpm_adaptive", guidance=1, steps=4,
+        conventions="automatic1111",
+    )  # fmt: skip
+    assert len(found) > 8 and found == [(A,)] * 3 + [(B,)] * (len(found) - 3)
+
+
 @pytest.mark.parametrize(
     ("sampler", "prompt", "calls"),
     [
@@ -179,6 +187,14 @@ def test_batches_rows_are_the_pictures_alone(tiny):
         assert np.abs(many[i].astype(int) - alone).max() <= 1
 
 
+def test_lists_of_prompts_that_change_and_do_not(tiny):
+    prompts = (f"[{A}:{B}:1]", f"[{B}:{A}:1]", A, B, f"{A} AND {C}", f"{B} AND {C}")
+    many = pictures(tiny, prompt=prompts, size="16x16")
+    for i, prompt in enumerate(prompts):
+        (alone,) = pictures(tiny, prompt=prompt, size="16x16", seed=3 + i)
+        assert np.abs(many[i].astype(int) - alone).max() <= 1
+
+
 def test_inpainting_and_composition(tiny, tmp_path):
     fields = {
         "image": photo(tmp_path), "mask": half_mask(tmp_path), "steps": 2, "precision": "float32",
@@ -233,6 +249,8 @@ def test_notes_of_many_texts_and_windows_are_few(tiny, monkeypatch):
     found = drawn(tiny, prompt="[" + "|".join(f"a red cat, {i} " * 4 for i in range(7)) + "]",
                   steps=7, **SMALL)  # fmt: skip
     assert len(found.notes) == 5 and found.notes[-1] == "and 3 more texts are split into windows"
+    texts = [f"a red cat, {i} " * 4 for i in range(4)]
+    assert len(drawn(tiny, prompt=f"[{'|'.join(texts)}]", steps=4, **SMALL).notes) == 4
     assert drawn(tiny, prompt="a [cat:dog]", **SMALL).notes[0].startswith("'[cat:dog]' is no")
     assert drawn(tiny, negative="a AND [b:c]", **SMALL).notes == (
         "negative: '[b:c]' is no schedule, such as [from:to:0.5]; it is read as text",
