@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from triptych import config
 from triptych.config import from_json, to_json
 from triptych.requests import TrainCvae, Training
 from triptych.systems import RECIPES
@@ -40,6 +41,50 @@ def test_values_survive_json(steps: int, floor: float, widths: list[int]) -> Non
 def test_anything_else_is_refused_by_place(data, words) -> None:
     with pytest.raises(ValueError, match=words):
         from_json(TrainCvae, data)
+
+
+def test_bounds_are_themselves_allowed(tmp_path, monkeypatch) -> None:
+    @dataclass(frozen=True)
+    @config.bounded
+    class Bounded:
+        size: int = 0
+        widths: tuple[int, ...] = ()
+
+    most = (config.LARGEST,) * config.LONGEST
+    assert Bounded(config.LARGEST, most).widths == most
+    for wrong, words in (
+        ({"size": config.LARGEST + 1}, "at most 1,048,576"),
+        ({"size": -1}, "at least 0"),
+        ({"widths": (*most, 1)}, "has 4,097 values"),
+        ({"widths": (1, config.LARGEST + 1)}, "widths must be at most"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Bounded(**wrong)
+    path = tmp_path / "a.json"
+    monkeypatch.setattr(config, "MAX_BYTES", 20)
+    path.write_text('{"a": 1}' + " " * 12)
+    assert config.read_object(path) == {"a": 1}
+    path.write_text('{"a": 1}' + " " * 13)
+    with pytest.raises(config.BadFile, match="has 21 bytes; a configuration has at most 20"):
+        config.read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"a": 1,\n "b" 2}', "is not JSON from line 2, column 6 on"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"1" * 5000, "too long a number"),
+        (b'{"a": "\xff"}', "is not text in UTF-8"),
+        (b"", "is not JSON from line 1"),
+    ],
+)
+def test_what_is_not_json_is_said_in_our_words(tmp_path, content: bytes, words: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(config.BadFile, match=words) as raised:
+        config.read_json(path)
+    assert "Expecting" not in f"{raised.value}" and "codec" not in f"{raised.value}"
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,18 @@ def test_one_step_is_plain_adamw(tmp_path: Path) -> None:
     assert [row["loss"] for row in journal(tmp_path)] == pytest.approx(losses, rel=1e-5)
 
 
+def test_rows_of_the_journal_are_means_over_their_steps(tmp_path: Path) -> None:
+    training = Training(steps=7, log_every=3)
+    terms = [report.terms for report in fit(regression(), training, tmp_path)]
+    rows = journal(tmp_path)
+    assert [row["step"] for row in rows] == [3, 6, 7]
+    for row, part in zip(rows, (terms[:3], terms[3:6], terms[6:]), strict=True):
+        for name in ("loss", "mse", "norm"):
+            mean = sum(each[name] for each in part) / len(part)
+            assert row[name] == pytest.approx(mean, rel=1e-6)
+            assert len(part) == 1 or row[name] != pytest.approx(part[-1][name], rel=1e-3)
+
+
 def test_accumulation_of_unequal_batches_is_the_large_batch(tmp_path: Path) -> None:
     sizes = [3, 8, 5]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.requests import TrainAutoencoder, TrainTextToImage
-from triptych.train.optimizer import Muon, build_optimizer, orthogonalize
+from triptych.train.optimizer import Muon, adam, build_optimizer, orthogonalize
 from triptych.training import build
 
 
@@ -25,6 +25,23 @@ def test_a_matrix_becomes_nearly_orthogonal(
     lengths = found.diagonal()
     assert ((lengths > 0.65) & (lengths < 1.25)).all()
     torch.testing.assert_close(found, torch.diag(lengths), atol=off, rtol=0)
+
+
+def test_matrices_and_filters_decay_and_biases_and_norms_do_not() -> None:
+    """Without a gradient AdamW only decays: by rate times decay (arXiv:1711.05101, algorithm 2)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 5))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = adam(model, 0.01, weight_decay=0.3)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        decays = name in ("0.weight", "2.weight")
+        expected = before[name] * (1 - 0.01 * 0.3) if decays else before[name]
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-6, atol=0)
+        assert before[name].abs().sum() > 0 or "bias" in name
+    assert before["0.bias"].abs().sum() > 0
 
 
 def test_nothing_is_turned_where_there_is_nothing() -> None:

@@ -108,6 +108,26 @@ def test_a_parameter_that_only_another_process_used_has_a_gradient_too(monkeypat
     assert nobody.grad is None and numbers.tolist() == [8]
 
 
+@pytest.mark.parametrize("place", range(6))
+def test_one_bit_of_one_weight_is_a_difference(monkeypatch, place: int) -> None:
+    """Of as many weights, of the same shapes: what each process sends is compared."""
+    sent = []
+
+    def gather(self, value):
+        sent.append(value)
+        return list(sent)
+
+    monkeypatch.setattr(World, "gather", gather)
+    weights = [torch.arange(4.0), torch.tensor([[5.0, 6.0]])]
+    World(0, 2).require_same(weights, 4)
+    World(1, 2).require_same([w.clone() for w in weights], 4)
+    index, within = divmod(place, 4)
+    flat = weights[index].view(-1)
+    flat[within] = torch.nextafter(flat[within], torch.tensor(100.0))
+    with pytest.raises(RuntimeError, match="different weights after step 4"):
+        World(1, 2).require_same(weights, 4)
+
+
 def test_steps_and_weights_are_compared(others):
     weights = [torch.tensor([1.0, 2.0]), torch.tensor([3.0])]
     own = [4, *(distributed._fingerprint(w) for w in weights)]

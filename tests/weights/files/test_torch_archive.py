@@ -20,7 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from triptych.weights.files.pickle_reader import MAX_OPERATIONS, read_pickle
+from triptych.weights.files import checkpoint_tensors, torch_archive, zip_archive
+from triptych.weights.files.checkpoint_tensors import named_tensors
+from triptych.weights.files.pickle_reader import (
+    MAX_OPERATIONS,
+    StorageRef,
+    TensorRef,
+    read_pickle,
+)
 from triptych.weights.files.weight_file import open_weights, read_weights
 
 pytestmark = pytest.mark.filterwarnings(
@@ -223,6 +230,47 @@ def tensor(size: int = 4, offset: int = 0, shape: bytes = b"K\x04\x85", strides=
 def test_the_hand_made_pickle_is_sound(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.pt", tensor(), **{"0": struct.pack("<4f", 1, 2, 3, 4)})
     assert read_weights(path)["w"].tolist() == [1, 2, 3, 4]
+
+
+def test_bounds_of_an_archive_are_themselves_allowed(tmp_path: Path, monkeypatch) -> None:
+    """Bytes of its pickle, its files, the objects in it, their depth and names."""
+    path = tmp_path / "a.pt"
+    pickled = tensor()
+    files = {"0": struct.pack("<4f", 1, 2, 3, 4)}
+    archive(path, pickled, **files)
+    with zipfile.ZipFile(path) as inside:
+        count = len(inside.namelist())
+    for module, name, most, words in (
+        (torch_archive, "MAX_HEADER", len(pickled), "has a pickle of"),
+        (zip_archive, "MAX_MEMBERS", count, "weights have fewer"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, most)
+            assert read_weights(path)["w"].tolist() == [1, 2, 3, 4]
+            patch.setattr(module, name, most - 1)
+            with pytest.raises(ValueError, match=words):
+                read_weights(path)
+
+
+def nested_dictionary(depth: int, name: str = "a") -> dict:
+    reference = TensorRef(StorageRef("0", "FloatStorage", 1), 0, (1,), (1,))
+    root = {name: reference}
+    for _ in range(depth - 1):
+        root = {name: root}
+    return root
+
+
+def test_bounds_of_names_are_themselves_allowed() -> None:
+    deepest = checkpoint_tensors.MAX_DEPTH
+    assert list(named_tensors(nested_dictionary(deepest))) == [".".join(["a"] * deepest)]
+    with pytest.raises(ValueError, match=f"nested deeper than {deepest} levels"):
+        named_tensors(nested_dictionary(deepest + 1))
+    longest = "n" * checkpoint_tensors.MAX_NAME
+    assert list(named_tensors(nested_dictionary(1, longest))) == [longest]
+    assert list(named_tensors(nested_dictionary(2, longest))) == [f"{longest}.{longest}"]
+    for wrong in (nested_dictionary(1, longest + "n"), nested_dictionary(3, longest)):
+        with pytest.raises(ValueError, match="a key that is no name"):
+            named_tensors(wrong)
 
 
 @pytest.mark.parametrize(

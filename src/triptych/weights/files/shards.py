@@ -6,6 +6,9 @@ from typing import Any
 
 from triptych.weights.files.shapes import MAX_HEADER, MAX_TENSORS
 
+MAX_NAME = 200
+"""Characters in the name of a file, of which file systems take 255 bytes."""
+
 
 def read_index(path: Path) -> dict[str, Any]:
     """The JSON object of an index, or of an error message that was downloaded instead of it."""
@@ -31,7 +34,13 @@ def shards(index: Path) -> dict[str, list[str]]:
     if len(names) > MAX_TENSORS:
         raise ValueError(f"names {len(names):,} tensors; weights have at most {MAX_TENSORS:,}")
     for name, file in names.items():
-        if not isinstance(file, str) or Path(file).name != file or "\\" in file or "\0" in file:
+        if (
+            not isinstance(file, str)
+            or Path(file).name != file
+            or "\\" in file
+            or "\0" in file
+            or len(file) > MAX_NAME
+        ):
             raise ValueError(f"names {str(file)[:200]!r}, which is no file beside it")
         files.setdefault(file, []).append(name)
     return files

@@ -34,6 +34,7 @@ from triptych.systems.stable_diffusion.training.frozen import separate_unet
 from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
 from triptych.train.loop import fit
 from triptych.training import build
+from triptych.weights.files.weight_file import read_safetensors
 
 CPU = torch.device("cpu")
 CODER = AutoencoderConfig(widths=(8, 8), blocks=1, groups=4, scale=0.5, shift=0.2)
@@ -242,6 +243,17 @@ def test_everything_it_depends_on_makes_another_cache(folder, small, tmp_path) -
     second = another()
     said = [progress.what for progress in second.fill() if not progress.total]
     assert len(said) == 1 and "of other pictures, networks or settings (1 folders" in said[0]
+
+
+def test_only_frozen_networks_are_in_the_frozen_file(folder, small, tmp_path) -> None:
+    cache = cache_of(folder, small, tmp_path)
+    list(cache.fill())
+    expected = {
+        f"{part}.{name}"
+        for part in ("text", "autoencoder")
+        for name in small.get_submodule(part).state_dict()
+    }
+    assert read_safetensors(cache.folder / "frozen.safetensors").keys() == expected
 
 
 def test_a_cache_that_is_not_what_its_name_says_is_refused(folder, small, tmp_path) -> None:
