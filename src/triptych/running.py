@@ -17,8 +17,11 @@ from triptych.systems.class_to_image.request import ClassToImage
 from triptych.systems.stable_diffusion.inputs import given_latents
 from triptych.systems.stable_diffusion.request import TextToImage
 from triptych.vision.images import read_request
-from triptych.vision.pixels import keep, read_picture
+from triptych.vision.pixels import keep, read_named
 from triptych.weights.loaded import CAST, Loaded, find_dtype
+
+PICTURES = ("image", "mask")
+"""Fields of requests for pictures that are pictures themselves."""
 
 
 def run(request: Any, loaded: Loaded | None = None) -> Iterator[Any]:
@@ -84,11 +87,25 @@ def recall(source: Any, **given: Any) -> Any:
             near = config.nearest(name, names)
             raise ValueError(f"{type(request).__name__} has no field {name!r}.{near}")
     complete = dataclasses.replace(request, **given)
-    for name in given:
-        if others := list(changed_values(request, complete, name)):
+    digests = read_digests(source)
+    recorded = dataclasses.replace(request, **digests)
+    there = [name for name in digests if os.path.isfile(getattr(complete, name))]
+    for name in dict.fromkeys([*given, *there]):
+        if others := list(changed_values(recorded, complete, name)):
             raise ValueError(f"{others[0]}. To use another, dataclasses.replace changes a request")
     require_values(complete)
     return complete
+
+
+def read_digests(source: Any) -> dict[str, str]:
+    """The pictures that were read from files for a picture file, named by their digests, by field;
+    empty for everything else.
+    """
+    if not isinstance(source, str | os.PathLike) or not os.path.isfile(source):
+        return {}
+    found = (read_request(Path(source)) or {}).get("pictures")
+    named = found if isinstance(found, dict) else {}
+    return {name: text for name, text in named.items() if name in PICTURES and is_lost(text)}
 
 
 def changed_values(before: Any, after: Any, name: str) -> Iterator[str]:
@@ -96,7 +113,7 @@ def changed_values(before: Any, after: Any, name: str) -> Iterator[str]:
     next. Files are read for it.
 
     Raises:
-        ValueError, OSError: a file cannot be read.
+        ValueError: a file cannot be read.
     """
     old, new = (_list(getattr(request, name)) for request in (before, after))
     lost = [is_lost(text) for text in old]
@@ -116,7 +133,7 @@ def _named(name: str, given: str) -> str:
         return given
     if name == "latents":
         return given_latents.keep(given_latents.open_latents(given))
-    return keep(name, read_picture(name, given))
+    return keep(name, read_named(name, given))
 
 
 def _read_record(path: str | os.PathLike[str]) -> Any:

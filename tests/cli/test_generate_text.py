@@ -134,6 +134,27 @@ def test_a_picture_that_was_in_memory_is_asked_for_and_compared(tiny, capsys) ->
     assert "image is another than in the record, which has 64x64" in said(capsys)
 
 
+def test_another_picture_of_the_same_name_is_noticed(tiny, capsys) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    save_picture(Path("photo.png"), pixels)
+    Path(half_mask(Path())).rename("mask.png")
+    words = "--image", "photo.png", "--mask", "mask.png", "--steps", "2"
+    assert generate("a red cat", *words, "--model", tiny, "--seed", "5", "--out", "first") == 0
+    replay = "--from-parameters", "first/0000-5.png", "--model", tiny
+    assert generate(*replay, "--out", "again") == 0
+    assert "another" not in said(capsys)
+    assert triptych.recall("first/0000-5.png").image == "photo.png"
+    save_picture(Path("photo.png"), 255 - pixels)
+    assert generate(*replay, "--out", "again") == 0
+    assert "image is another than in the record, which has 64x64" in said(capsys)
+    with pytest.raises(ValueError, match="image is another"):
+        triptych.recall("first/0000-5.png")
+    save_picture(Path("other.png"), pixels)
+    assert triptych.recall("first/0000-5.png", image="other.png").image == "other.png"
+    Path("photo.png").unlink()
+    assert generate(*replay) == 3 and "image photo.png: No such file" in said(capsys)
+
+
 def test_our_own_text_is_drawn_again(tiny) -> None:
     assert generate(*plain(tiny)) == 0
     line = read_parameters(FIRST)

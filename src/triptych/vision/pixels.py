@@ -31,6 +31,18 @@ def keep(name: str, given: Any) -> InMemory:
     return name_in_memory(pixels, (pixels.shape[1], pixels.shape[0]))
 
 
+def name_files(request: Any, *fields: str) -> dict[str, str]:
+    """The pictures that a request reads from files, by field, each as it would be named in memory:
+    for the record of a result, so that a replay notices another picture of the same file name.
+
+    Raises:
+        ValueError: as `read_named`.
+    """
+    given = {name: getattr(request, name) for name in fields}
+    files = {n: file for n, file in given.items() if file and not isinstance(file, InMemory)}
+    return {name: str(keep(name, read_named(name, file))) for name, file in files.items()}
+
+
 def read_picture(
     name: str, picture: Any, *, channels: int | None = None, near: int | None = None
 ) -> UInt8[np.ndarray, "H W C"]:
@@ -52,25 +64,33 @@ def read_picture(
     return upright_pixels(_to_pil(pixels), channels)
 
 
+def read_named(
+    name: str, picture: Any, *, channels: int | None = None
+) -> UInt8[np.ndarray, "H W C"]:
+    """As `read_picture`, with errors that begin with the field and the path.
+
+    Raises:
+        ValueError: there is no such file, or it is no sound picture.
+    """
+    try:
+        return read_picture(name, picture, channels=channels)
+    except (ValueError, OSError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{name} {picture}: {why}") from error
+
+
 def read_pictures(name: str, pictures: Any) -> list[UInt8[np.ndarray, "H W 3"]]:
     """The pixels of pictures in any of the forms.
 
     Raises:
-        ValueError, OSError: as `read_picture`; `name` and a number say which.
+        ValueError: as `read_named`; `name` and a number say which.
     """
     if isinstance(pictures, list | tuple) and all(map(_is_read, pictures)):
         return list(pictures)
     if pictures is None:
         raise ValueError(f"{name} is a list of pictures, not None")
-    return [_read_named(f"{name}[{i}]", one) for i, one in enumerate(take_pictures(name, pictures))]
-
-
-def _read_named(name: str, picture: str) -> UInt8[np.ndarray, "H W 3"]:
-    try:
-        return read_picture(name, picture, channels=3)
-    except (ValueError, OSError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{name} {picture}: {why}") from error
+    taken = enumerate(take_pictures(name, pictures))
+    return [read_named(f"{name}[{number}]", one, channels=3) for number, one in taken]
 
 
 def _is_read(picture: Any) -> bool:

@@ -82,7 +82,10 @@ def _save(
 ) -> list[dict[str, Any]]:
     """Write each picture with the request that draws it alone."""
     from triptych.vision.images import save_picture
+    from triptych.vision.pixels import name_files
 
+    digests = name_files(result.request, "image")
+    drawn_from = {"pictures": digests} if digests else {}
     files = []
     first = next_number(parsed.out)
     for i, (picture, name) in enumerate(zip(result.pictures, result.names, strict=True)):
@@ -91,7 +94,7 @@ def _save(
         if result.by_class:
             one["label"] = name  # also if every class was drawn in turn
         fits = {"fits": parsed.rerank, "judge": judge, "cosine": scores[i]} if scores else {}
-        save_picture(path, picture, {"request": one, "shows": name, **fits})
+        save_picture(path, picture, {"request": one, "shows": name, **fits, **drawn_from})
         files.append({"file": str(path), "seed": seeds[i], "shows": name, **fits})
     return files
 

@@ -74,10 +74,11 @@ def main(arguments: list[str]) -> int:
     )
     require_values(parsed.request)
     if default is not None:
-        from triptych.running import changed_values
+        from triptych.running import changed_values, read_digests
 
+        recorded = replace(default.request, **read_digests(source))  # type: ignore[arg-type]
         for name in ("image", "mask", "latents"):
-            changes = changed_values(default.request, parsed.request, name)
+            changes = changed_values(recorded, parsed.request, name)
             say(*(f"triptych: {line}" for line in changes))
     return draw(parsed)
 
@@ -88,6 +89,7 @@ def draw(parsed: Arguments) -> int:
     from triptych.running import run
     from triptych.systems.stable_diffusion.pipeline import drawing_model, load_model
     from triptych.systems.stable_diffusion.preview import preview_of
+    from triptych.vision.pixels import name_files
 
     request = parsed.request
     require_folder("--out", parsed.out)
@@ -104,14 +106,16 @@ def draw(parsed: Arguments) -> int:
     parsed.out.mkdir(parents=True, exist_ok=True)
     first = next_number(parsed.out)
     files: list[dict[str, Any]] = []
+    digests: dict[str, str] = {}
     work = run(request, loaded)
     try:
         for number, item in enumerate(watch(work, project, preview_file)):
             if not number:
                 say(*(f"triptych: {line}" for line in item.notes))
+                digests = name_files(request, "image", "mask")
             request = item.request
             for index in range(len(files), len(item.pictures)):
-                files.append(_save(item, index, first + index, parsed, loaded.name))
+                files.append(_save(item, index, first + index, parsed, loaded.name, digests))
     except KeyboardInterrupt:
         say(f"triptych: {len(files)} of {parsed.request.n} pictures are in {parsed.out}")
         raise
@@ -126,9 +130,16 @@ def draw(parsed: Arguments) -> int:
 
 
 def _save(
-    item: "Drawing", index: int, number: int, parsed: Arguments, model: str
+    item: "Drawing",
+    index: int,
+    number: int,
+    parsed: Arguments,
+    model: str,
+    digests: dict[str, str],
 ) -> dict[str, Any]:
-    """Write one picture, under a number, with the request that draws it alone."""
+    """Write one picture, under a number, with the request that draws it alone, and the digests of
+    the files that it was drawn from.
+    """
     from triptych.vision.images import save_picture
 
     one = item.request_of(index)
@@ -136,9 +147,8 @@ def _save(
     ending = {"png": "png", "jpeg": "jpg", "webp": "webp"}[parsed.format]
     name = f"{number:04d}-{seed}" + ("" if variation is None else f"-{variation}")
     path = parsed.out / f"{name}.{ending}"
-    save_picture(
-        path, item.pictures[index], {"request": to_record(one, model)}, to_parameters(one, model)
-    )
+    record = {"request": to_record(one, model)} | ({"pictures": digests} if digests else {})
+    save_picture(path, item.pictures[index], record, to_parameters(one, model))
     saved = {"file": str(path), "seed": seed}
     return saved if variation is None else saved | {"variation_seed": variation}
 

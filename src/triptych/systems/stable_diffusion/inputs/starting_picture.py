@@ -25,7 +25,7 @@ from triptych.nn.tiles import pad_to_multiple
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.vision.given_pictures import Picture, picture_name
-from triptych.vision.pixels import read_picture
+from triptych.vision.pixels import read_named
 
 TILE = 1024
 """Side of a tile in pixels. Pictures of more than TILE x TILE pixels are encoded and decoded in
@@ -62,7 +62,7 @@ def open_original(
     Raises:
         ValueError: a file is not a picture, or the mask has another size or is black.
     """
-    picture = _open_picture("image", image, channels)
+    picture = read_named("image", image, channels=channels)
     height, width = picture.shape[:2]
     if not mask:
         if size is None or size == (height, width):
@@ -77,7 +77,7 @@ def open_original(
         raise ValueError(
             f"with a mask, size must be the picture's, {width}x{height}, not {size[1]}x{size[0]}"
         )
-    paint = _open_picture("mask", mask, 1)[:, :, 0] >= 128
+    paint = read_named("mask", mask, channels=1)[:, :, 0] >= 128
     if paint.shape != (height, width):
         raise ValueError(
             f"mask {picture_name(mask)} has {paint.shape[1]}x{paint.shape[0]} pixels, the picture "
@@ -86,13 +86,6 @@ def open_original(
     if not paint.any():
         raise ValueError(f"mask {picture_name(mask)} is black: it must be white where to paint")
     return Original(picture, paint, ())
-
-
-def _open_picture(field: str, file: Picture, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    try:
-        return read_picture(field, file, channels=channels)
-    except ValueError as error:
-        raise ValueError(f"{field} {file}: {error}") from error
 
 
 def _resize_and_crop(
