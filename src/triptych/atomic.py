@@ -33,7 +33,8 @@ def replace_file(path: Path) -> Iterator[Path]:
 def make_parents(path: Path) -> Iterator[None]:
     """Make the folders above a path that are missing; if the block fails, remove them again."""
     missing = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if missing:
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
