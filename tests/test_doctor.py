@@ -53,6 +53,23 @@ def faults(path: Path, **options: bool) -> list[str]:
     return [f"{f.path.name}: {f.fault}" for f in examine(path, **options) if f.fault]
 
 
+def test_sizes_of_no_model_are_a_fault_of_the_configuration(tmp_path: Path) -> None:
+    folder = transformers(tmp_path)
+    assert faults(folder) == []
+    for part, name, value, words in (
+        ("vision_config", "num_hidden_layers", 10**9, "layers must be at most 1,048,576"),
+        ("vision_config", "num_hidden_layers", 10**6, "a model of more than 4,000 tensors"),
+        ("text_config", "num_attention_heads", 0, "heads must be at least 1, not 0"),
+        ("text_config", "hidden_size", 0, "width must be at least 1, not 0"),
+        ("text_config", "num_attention_heads", 7, "does not divide into 7 heads"),
+        ("vision_config", "layer_norm_eps", float("nan"), "eps must be a finite number"),
+    ):
+        (folder / "config.json").write_text(json.dumps({"model_type": "clip", part: {name: value}}))
+        (fault,) = faults(folder)
+        assert fault.startswith("config.json: ") and words in fault
+        assert part in fault or "tensors" in fault
+
+
 def test_a_transformers_folder(tmp_path: Path) -> None:
     found = layout(transformers(tmp_path))
     assert (found.form, found.declared) == ("transformers", "clip")

@@ -64,6 +64,15 @@ def settings_of_others(path: Path) -> Iterator[None]:
             ) from error
 
 
+@contextmanager
+def errors_in(part: str) -> Iterator[None]:
+    """Put the name of a part of a configuration before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{part}: {error}") from error
+
+
 def missing_file(path: Path) -> BadFile:
     """The error for a path that does not exist; it suggests the closest name in its folder."""
     names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -392,7 +392,10 @@ def _read_pad(source: Path) -> str | None:
     files: list[dict[str, Any]] = []
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
-        data: Any = json.loads(_read(path)) if path.is_file() else {}
+        try:
+            data: Any = json.loads(_read(path)) if path.is_file() else {}
+        except (ValueError, RecursionError) as error:
+            raise BadFile(path, "is not JSON. Fetch it again") from error
         files.append(data if isinstance(data, dict) else {})
     if "added_tokens_decoder" not in files[0]:
         files.reverse()

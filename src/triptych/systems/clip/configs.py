@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from triptych.config import errors_in
 from triptych.systems.clip.model import ClipConfig, TextConfig, VitConfig
 from triptych.systems.clip.resnet import ResNetConfig
 
@@ -21,15 +22,15 @@ def from_transformers(config: Mapping[str, Any]) -> ClipConfig:
     if config.get("model_type", "clip") != "clip":
         raise ValueError(f"model_type must be clip, not {config.get('model_type')!r}")
     vision, text = get_part(config, "vision_config"), get_part(config, "text_config")
-    return ClipConfig(
-        dim=config.get("projection_dim", 512),
-        vit=VitConfig(
+    with errors_in("vision_config"):
+        vit = VitConfig(
             size=vision.get("image_size", 224),
             patch=vision.get("patch_size", 32),
             **read_tower(vision, "quick_gelu"),
-        ),
-        text=read_text(text),
-    )
+        )
+    with errors_in("text_config"):
+        tower = read_text(text)
+    return ClipConfig(dim=config.get("projection_dim", 512), vit=vit, text=tower)
 
 
 def to_transformers(config: ClipConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from triptych.config import errors_in
 from triptych.systems.clip.configs import (
     TEXT_FIELDS,
     check_fields,
@@ -109,17 +110,15 @@ def from_transformers(config: Mapping[str, Any]) -> SiglipConfig:
     naflex = kind == "siglip2" and "num_patches" in vision
     patch = vision.get("patch_size", 16)
     side = round(vision["num_patches"] ** 0.5) * patch if naflex else vision.get("image_size", 224)
-    image = SiglipImageConfig(
-        size=side,
-        patch=patch,
-        naflex=naflex,
-        **read_tower(vision, "gelu_pytorch_tanh"),
-    )
-    words = SiglipTextConfig(
-        vocabulary=text.get("vocab_size", 32000),
-        length=text.get("max_position_embeddings", 64),
-        **read_tower(text, "gelu_pytorch_tanh"),
-    )
+    with errors_in("vision_config"):
+        tower = read_tower(vision, "gelu_pytorch_tanh")
+        image = SiglipImageConfig(size=side, patch=patch, naflex=naflex, **tower)
+    with errors_in("text_config"):
+        words = SiglipTextConfig(
+            vocabulary=text.get("vocab_size", 32000),
+            length=text.get("max_position_embeddings", 64),
+            **read_tower(text, "gelu_pytorch_tanh"),
+        )
     dim = text.get("projection_size", words.width)
     if dim != image.width:
         raise ValueError(f"texts are projected to {dim}, pictures to {image.width}")

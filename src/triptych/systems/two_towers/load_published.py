@@ -65,7 +65,7 @@ def load_published(
             lambda: Clip(settings) if isinstance(settings, ClipConfig) else Siglip(settings)
         )
         fill(model, read())
-    tokenizer = _open_tokenizer(layout, settings)
+        tokenizer = _open_tokenizer(layout, settings)
     return Published(_kind(settings), settings, model, tokenizer, transform)
 
 

@@ -4,13 +4,12 @@
 the pipeline's code, such as which layer of a text tower is read, are in a table here.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from triptych.config import from_json, read_object, settings_of_others, to_json
+from triptych.config import errors_in, from_json, read_object, settings_of_others, to_json
 from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.autoencoder import tiny_published
 from triptych.systems.stable_diffusion.model import StableDiffusionConfig
@@ -121,18 +120,18 @@ def parse_configs(
     towers = []
     for name in ("text_encoder", "text_encoder_2"):
         if name in parts:
-            with _in_part(name):
+            with errors_in(name):
                 towers.append(
                     text_encoder.from_transformers(
                         parts[name], skip=1 if large else 0, norm=not large
                     )
                 )
-    with _in_part("unet"):
+    with errors_in("unet"):
         network = published_unet.from_diffusers(unet)
-    with _in_part("scheduler"):
+    with errors_in("scheduler"):
         schedule, sampling, notes = schedulers.from_diffusers(parts["scheduler"])
     autoencoder = tiny = None
-    with _in_part("vae"):
+    with errors_in("vae"):
         if vae.get("_class_name") == "AutoencoderTiny":
             tiny = tiny_published.from_diffusers(vae)
         else:
@@ -266,12 +265,3 @@ def _size(sample: Any, factor: int) -> tuple[int, int]:
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"unet: sample_size must be one or two positive integers, not {sample!r}")
     return sides[0] * factor, sides[1] * factor
-
-
-@contextmanager
-def _in_part(part: str) -> Iterator[None]:
-    """Put the name of a part before the message of a ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{part}: {error}") from error
