@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.systems.stable_diffusion import tiny_stable_diffusion
-from triptych.config import LARGEST, LONGEST, from_json, to_json
 from triptych.doctor import examine
+from triptych.fields import LARGEST, LONGEST, from_json, to_json
 from triptych.loading import find_kind, load, read_config
 from triptych.nn.bag_of_words import CbowConfig
 from triptych.systems import KINDS

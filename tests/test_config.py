@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych import config
-from triptych.config import from_json, to_json
+from triptych import config, fields
+from triptych.fields import from_json, to_json
 from triptych.requests import TrainCvae, Training
 from triptych.systems import RECIPES
 
@@ -45,18 +45,18 @@ def test_anything_else_is_refused_by_place(data, words) -> None:
 
 def test_bounds_are_themselves_allowed(tmp_path, monkeypatch) -> None:
     @dataclass(frozen=True)
-    @config.bounded
+    @fields.bounded
     class Bounded:
         size: int = 0
         widths: tuple[int, ...] = ()
 
-    most = (config.LARGEST,) * config.LONGEST
-    assert Bounded(config.LARGEST, most).widths == most
+    most = (fields.LARGEST,) * fields.LONGEST
+    assert Bounded(fields.LARGEST, most).widths == most
     for wrong, words in (
-        ({"size": config.LARGEST + 1}, "at most 1,048,576"),
+        ({"size": fields.LARGEST + 1}, "at most 1,048,576"),
         ({"size": -1}, "at least 0"),
         ({"widths": (*most, 1)}, "has 4,097 values"),
-        ({"widths": (1, config.LARGEST + 1)}, "widths must be at most"),
+        ({"widths": (1, fields.LARGEST + 1)}, "widths must be at most"),
     ):
         with pytest.raises(ValueError, match=words):
             Bounded(**wrong)

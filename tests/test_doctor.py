@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from triptych import doctor
-from triptych.config import to_json
 from triptych.doctor import examine, family, matches_declared
+from triptych.fields import to_json
 from triptych.systems.cvae.model import Cvae, CvaeConfig
 from triptych.train.checkpoint import export
 from triptych.weights import catalog

@@ -14,7 +14,7 @@ from tests.systems.class_to_image.test_pipeline import loaded as tiny_cvae
 from tests.systems.clip.tiny_clip import pictures as photos
 from tests.systems.clip.tiny_clip import tiny_clip
 from tests.systems.stable_diffusion.tiny_stable_diffusion import loaded as tiny_text_to_image
-from triptych.config import from_json, to_json
+from triptych.fields import from_json, to_json
 from triptych.requests import Classify, ClassToImage, Detect, Embed, Search, TextToImage, TrainCvae
 from triptych.running import run
 from triptych.vision.images import open_picture, save_picture

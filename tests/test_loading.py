@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from triptych.config import BadFile, to_json
+from triptych.config import BadFile
+from triptych.fields import to_json
 from triptych.loading import load
 from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.systems.cvae.model import Cvae, CvaeConfig

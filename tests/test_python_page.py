@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.systems.clip import tiny_clip
 from tests.systems.stable_diffusion import tiny_stable_diffusion
-from triptych.config import to_json
+from triptych.fields import to_json
 from triptych.systems.cvae.model import Cvae, CvaeConfig
 from triptych.train.checkpoint import export
 from triptych.weights.loaded import Card

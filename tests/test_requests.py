@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from triptych.config import from_json, to_json
+from triptych.fields import from_json, to_json
 from triptych.requests import TextToImage
 from triptych.systems.stable_diffusion.request import parse_lora, parse_size
 from triptych.text.limits import MAX_PROMPT

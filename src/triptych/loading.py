@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from triptych import config, runtime
+from triptych import config, fields, runtime
 from triptych.system import ModelKind
 from triptych.systems import KINDS, SYSTEMS
 from triptych.text.tokenizer import open_tokenizer
@@ -47,7 +47,7 @@ def load(
         raise ValueError(
             f"no model {name[:200]!r}: give a run folder, such as runs/demo, the folder or file of "
             "a published checkpoint, its OWNER/NAME on the hub, or a name that `triptych weights "
-            f"list` shows.{config.nearest(name, list(SHORT_NAMES))}"
+            f"list` shows.{fields.nearest(name, list(SHORT_NAMES))}"
         )
     device = runtime.device(str(device))
     chosen = resolve_dtype(dtype, device)
@@ -108,7 +108,7 @@ def _load_published(
             read = module.load_published(found, chosen, reading)
             card = Card(
                 read.kind,
-                config.to_json(read.config),
+                fields.to_json(read.config),
                 tokenizers=tuple(tokenizer.config for tokenizer in read.tokenizers),
             )
             model = _prepare(read.model, read.kind, device, chosen)
@@ -213,12 +213,12 @@ def read_card(path: Path) -> tuple[Card, ModelKind, Any]:
     with config.errors_about(path):
         if not isinstance(stored.get("config"), dict):
             raise ValueError("is no model's configuration: it has no `config` object")
-        card = config.from_json(Card, stored)
+        card = fields.from_json(Card, stored)
         if card.model not in KINDS:
-            near = config.nearest(card.model, list(KINDS))
+            near = fields.nearest(card.model, list(KINDS))
             raise ValueError(f"names the model {card.model!r}, unknown here.{near}")
         kind = find_kind(card.model)
-        return card, kind, config.from_json(kind.config, card.config)
+        return card, kind, fields.from_json(kind.config, card.config)
 
 
 def build_skeleton(path: Path, kind: ModelKind, settings: Any) -> nn.Module:

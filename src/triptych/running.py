@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from triptych import config, loading, runtime
+from triptych import fields, loading, runtime
 from triptych.given import InMemory, describe, is_lost, require_values
 from triptych.systems import find_pipeline
 from triptych.systems.class_to_image.request import ClassToImage
@@ -84,7 +84,7 @@ def recall(source: Any, **given: Any) -> Any:
     names = [field.name for field in dataclasses.fields(request)]
     for name in given:
         if name not in names:
-            near = config.nearest(name, names)
+            near = fields.nearest(name, names)
             raise ValueError(f"{type(request).__name__} has no field {name!r}.{near}")
     complete = dataclasses.replace(request, **given)
     digests = read_digests(source)
@@ -144,7 +144,7 @@ def _read_record(path: str | os.PathLike[str]) -> Any:
         Path(path).stat()  # that there is no file is an error of its own
         raise ValueError(f"{os.fspath(path)!r} carries no request of Triptych")
     kind = TextToImage if "prompt" in record else ClassToImage
-    return config.from_json(kind, record, os.fspath(path))
+    return fields.from_json(kind, record, os.fspath(path))
 
 
 def _list(value: Any) -> tuple[Any, ...]:

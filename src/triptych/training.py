@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from triptych import config
+from triptych import config, fields
 from triptych.loading import load
 from triptych.systems import RECIPES, find_recipe
 from triptych.train import checkpoint
@@ -62,7 +62,7 @@ def stored(run: Path) -> TrainRequest | None:
     if not isinstance(recipe, str) or recipe not in RECIPES:
         raise ValueError(f"{path} names the recipe {recipe!r}; there are: {', '.join(RECIPES)}")
     kind = type(next(iter(RECIPES[recipe].recipes[recipe].values())))
-    request: TrainRequest = config.from_json(kind, data.get("request"), str(path))
+    request: TrainRequest = fields.from_json(kind, data.get("request"), str(path))
     return request
 
 
@@ -84,7 +84,7 @@ def adopt(run: Path, request: TrainRequest) -> int:
             f"{run} was started with other settings:\n{listed}\n"
             "`--resume` continues with the settings of the folder; or choose another --run"
         )
-    record = {"recipe": find_recipe(request), "request": config.to_json(request)}
+    record = {"recipe": find_recipe(request), "request": fields.to_json(request)}
     config.write_json(run / "run.json", record | {"triptych": version("triptych")})
     path, _ = checkpoint.newest(run)
     return int(path.name.split("-")[1]) if path else 0
@@ -93,7 +93,7 @@ def adopt(run: Path, request: TrainRequest) -> int:
 def _differences(before: TrainRequest, after: TrainRequest) -> list[tuple[str, Any, Any]]:
     if type(before) is not type(after):
         return [("recipe", find_recipe(before), find_recipe(after))]
-    old, new = _flatten(config.to_json(before)), _flatten(config.to_json(after))
+    old, new = _flatten(fields.to_json(before)), _flatten(fields.to_json(after))
     free = {f"training.{field}" for field in MAY_CHANGE}
     return [(k, old[k], new[k]) for k in old if k not in free and old[k] != new[k]]
 

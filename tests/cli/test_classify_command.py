@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from triptych.cli.main import run
-from triptych.config import to_json
+from triptych.fields import to_json
 from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.text.tokenizer import train_tokenizer
 from triptych.train.checkpoint import export

@@ -21,7 +21,7 @@ from tests.systems.stable_diffusion.tiny_stable_diffusion import loaded, saved
 from triptych.cli import grid as grid_command
 from triptych.cli.main import run
 from triptych.cli.output import blocks
-from triptych.config import from_json, to_json
+from triptych.fields import from_json, to_json
 from triptych.requests import TextToImage
 from triptych.systems.stable_diffusion import pipeline as text_to_image
 from triptych.vision.images import open_picture, read_parameters, read_request, save_picture

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
 from triptych.cli.main import run
-from triptych.config import to_json
+from triptych.fields import to_json
 from triptych.loading import load
 from triptych.systems.classification import frozen
 from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig

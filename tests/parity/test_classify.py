@@ -13,7 +13,7 @@ from transformers.pipelines.zero_shot_image_classification import (
 )
 
 from tests.parity.reference import randomised
-from triptych.config import to_json
+from triptych.fields import to_json
 from triptych.requests import Classify
 from triptych.running import run
 from triptych.systems.clip import configs as clip_configs

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, SiglipModel
 
 from tests.parity.reference import randomised
-from triptych.config import to_json
 from triptych.export import convert_checkpoint
+from triptych.fields import to_json
 from triptych.loading import load
 from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.systems.siglip.model import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig

@@ -13,7 +13,7 @@ import tokenizers
 import torch
 
 from tests.text.nasty import PARTS, nasty
-from triptych.config import from_json, to_json
+from triptych.fields import from_json, to_json
 from triptych.text.tokenizer import (
     Tokenizer,
     TokenizerConfig,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from triptych.config import from_json, to_json
+from triptych.fields import from_json, to_json
 from triptych.vision.augment import Augmentation, augment
 
 

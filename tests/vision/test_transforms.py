@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from triptych.config import from_json, to_json
 from triptych.data.order.batches import to_images
+from triptych.fields import from_json, to_json
 from triptych.vision.images import open_picture, save_picture
 from triptych.vision.transforms import HALF, ImageTransform, PatchTransform, patch_grid
 

@@ -21,7 +21,7 @@ from PIL import Image
 import triptych
 from tests.written_before.make_data import CHANGED
 from triptych.cli.main import run
-from triptych.config import from_json
+from triptych.fields import from_json
 from triptych.requests import ClassToImage
 from triptych.vision.images import read_request
 

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from triptych import runtime
 from triptych.atomic import lock_folder, remove_temporary, replace_folder, sync
-from triptych.config import read_json, to_json, write_json
+from triptych.config import read_json, write_json
+from triptych.fields import to_json
 from triptych.nn import attention
 from triptych.weights.digests import weights_digest
 

@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from triptych.cli.output import UsageError
-from triptych.config import nearest
+from triptych.fields import nearest
 
 Parsed = TypeVar("Parsed")
 Given = list[tuple[str, list[str]]]

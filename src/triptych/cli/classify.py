@@ -138,7 +138,8 @@ def _print(report: dict[str, Any]) -> None:
 
 def _evaluate(parsed: Arguments, result: "Classified") -> dict[str, Any]:
     """Write accuracy, confusion, calibration and, with --shots, few-shot accuracy."""
-    from triptych.config import to_json, write_json
+    from triptych.config import write_json
+    from triptych.fields import to_json
     from triptych.scores.environment import environment
     from triptych.systems.classification.probe import few_shot
     from triptych.systems.classification.report import zero_shot

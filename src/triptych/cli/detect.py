@@ -179,7 +179,7 @@ def _free_stem(folder: Path, stem: str, ending: str) -> str:
 
 def _to_record(request: Detect) -> dict[str, object]:
     """The request without paths of this machine."""
-    from triptych.config import to_json
+    from triptych.fields import to_json
     from triptych.vision.given_pictures import picture_name
 
     model, picture = Path(request.model).name, picture_name(request.picture)

@@ -16,7 +16,7 @@ from triptych.cli.generate.text_pictures import to_record
 from triptych.cli.output import UsageError, say, watch
 from triptych.cli.places import PICTURE_ENDINGS, free_path, require_file
 from triptych.cli.threads import spare_threads
-from triptych.config import from_json, nearest, to_json
+from triptych.fields import from_json, nearest, to_json
 from triptych.systems.stable_diffusion.request import TextToImage
 
 if TYPE_CHECKING:

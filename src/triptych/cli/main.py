@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from triptych.cli.output import UsageError, say
 from triptych.cli.threads import set_threads, wait_asleep
-from triptych.config import nearest
+from triptych.fields import nearest
 
 COMMANDS = {
     "train": "train a model on a source of pictures",

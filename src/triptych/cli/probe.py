@@ -104,7 +104,7 @@ def _embed(loaded: "Loaded", pictures: "Gallery", batch: int) -> "Features":
 
 def _learn(parsed: Arguments, train: "Features", test: "Features") -> dict[str, Any]:
     """Train the classifier and, with --shots, those of few pictures; write the report to --out."""
-    from triptych.config import to_json
+    from triptych.fields import to_json
     from triptych.systems.classification.probe import few_shot, fit_probe_and_penalty
     from triptych.systems.classification.report import zero_shot
 

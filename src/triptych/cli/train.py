@@ -13,7 +13,7 @@ from triptych.cli.main import Interrupt
 from triptych.cli.output import Lines, UsageError, bar, say
 from triptych.cli.places import require_folder
 from triptych.cli.threads import spare_threads
-from triptych.config import nearest
+from triptych.fields import nearest
 from triptych.systems import RECIPES, find_recipe
 from triptych.train.settings import TrainRequest
 

@@ -146,7 +146,7 @@ def list_weights(request: ListWeights) -> int:
 
 def fetch(request: Fetch) -> int:
     """Download models and print their folders."""
-    from triptych.config import nearest
+    from triptych.fields import nearest
     from triptych.weights.hub import fetch_published, find_repository
     from triptych.weights.short_names import SHORT_NAMES
 

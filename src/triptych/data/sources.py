@@ -4,7 +4,6 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 
-from triptych.config import nearest
 from triptych.data.digits import digits_index
 from triptych.data.disk.array_files import array_folder, npz_index
 from triptych.data.disk.coco import annotations_beside
@@ -13,6 +12,7 @@ from triptych.data.disk.folder import folder_index, tar_index
 from triptych.data.disk.index import Index
 from triptych.data.disk.table import select_split
 from triptych.data.source import Source
+from triptych.fields import nearest
 
 SCENES = ("scenes", "scenes-one", "scenes-two")
 BUILT_IN = ("digits", *SCENES)

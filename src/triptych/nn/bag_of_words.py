@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from triptych.config import bounded
+from triptych.fields import bounded
 from triptych.nn.checks import require_at_least
 
 

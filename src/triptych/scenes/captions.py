@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal, TypeVar, get_args
 
-from triptych.config import nearest
+from triptych.fields import nearest
 from triptych.scenes.scene import (
     COLOURS,
     GROUND_COLOURS,

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
-from triptych.config import nearest
+from triptych.fields import nearest
 from triptych.scenes.drawing import GROUND_SHADE, SHADE, mix, uniform
 from triptych.scenes.scene import (
     GROUND_COLOURS,

@@ -26,7 +26,8 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
 from triptych import atomic
-from triptych.config import BadFile, bounded
+from triptych.config import BadFile
+from triptych.fields import bounded
 from triptych.text.sentencepiece import sentencepiece_tokenizer
 
 START, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from triptych import runtime
-from triptych.config import to_json
 from triptych.data.order.batches import take_first
 from triptych.data.source import Source
+from triptych.fields import to_json
 from triptych.train.recipe import Batch
 from triptych.vision.grids import labelled_grid
 from triptych.vision.images import to_pictures

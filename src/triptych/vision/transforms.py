@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from triptych.config import bounded
+from triptych.fields import bounded
 from triptych.vision.images import open_picture
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # Radford 2021, of its training pictures

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from triptych.config import to_json
+from triptych.fields import to_json
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
 from triptych.train.checkpoint import export
 from triptych.weights.loaded import Card

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import triptych
-from triptych.config import to_json
+from triptych.fields import to_json
 from triptych.requests import Classify
 from triptych.running import run
 from triptych.systems.classification.pipeline import (

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from triptych.config import to_json
+from triptych.fields import to_json
 from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.text.tokenizer import train_tokenizer
 from triptych.train.checkpoint import export

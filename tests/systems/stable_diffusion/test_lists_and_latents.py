@@ -14,8 +14,8 @@ from tests.parity.pipelines import psnr
 from tests.systems.stable_diffusion.test_pipeline import drawn, lora_file, pictures
 from tests.systems.stable_diffusion.tiny_stable_diffusion import loaded
 from triptych import runtime
-from triptych.config import from_json, to_json
 from triptych.diffusion.noise import philox_normal
+from triptych.fields import from_json, to_json
 from triptych.requests import TextToImage
 from triptych.systems.stable_diffusion import pipeline as text_to_image
 from triptych.vision.images import save_picture, to_pictures

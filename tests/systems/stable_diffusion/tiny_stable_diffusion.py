@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from triptych.config import to_json
+from triptych.fields import to_json
 from triptych.systems.autoencoder.model import AutoencoderConfig
 from triptych.systems.clip.model import TextConfig, TextEncoderConfig
 from triptych.systems.stable_diffusion.model import (

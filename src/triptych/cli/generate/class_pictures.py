@@ -10,7 +10,7 @@ from triptych.cli.arguments import parse
 from triptych.cli.output import UsageError, finish, say
 from triptych.cli.places import free_path, next_number, require_folder
 from triptych.cli.threads import spare_threads
-from triptych.config import to_json
+from triptych.fields import to_json
 from triptych.systems.class_to_image.request import ClassToImage
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from triptych.config import from_json, nearest
+from triptych.fields import from_json, nearest
 from triptych.systems.stable_diffusion.request import TextToImage, parse_lora
 
 MODELS = (Path("runs"), Path("models"))

@@ -12,7 +12,7 @@ from triptych.cli.generate.from_parameters import read_parameters
 from triptych.cli.output import UsageError, say, watch
 from triptych.cli.places import PICTURE_ENDINGS, next_number, require_file, require_folder
 from triptych.cli.threads import spare_threads
-from triptych.config import to_json
+from triptych.fields import to_json
 from triptych.given import require_values
 from triptych.systems.stable_diffusion.request import TextToImage, parse_lora, parse_size
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64
 
-from triptych.config import nearest
+from triptych.fields import nearest
 from triptych.runtime import key
 
 SPLITS = {

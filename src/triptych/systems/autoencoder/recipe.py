@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from triptych import runtime
-from triptych.config import to_json
 from triptych.data.order.batches import take_first
 from triptych.data.scene_source import SceneSource
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
+from triptych.fields import to_json
 from triptych.nn.loss import Loss
 from triptych.scenes.judge import report, satisfies
 from triptych.scenes.reader import read

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.config import bounded
+from triptych.fields import bounded
 from triptych.nn.checks import require_at_least
 from triptych.nn.norm import GroupNorm
 from triptych.system import ModelKind

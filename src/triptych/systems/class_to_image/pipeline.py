@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
-from triptych import config, runtime
+from triptych import fields, runtime
 from triptych.diffusion.names import SAMPLERS, parse_sampler
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.sampling import track_progress
@@ -246,4 +246,4 @@ def _find_index(name: str, names: Sequence[str], what: str) -> int:
     if what == "class" and name.isdecimal() and int(name) < len(names):
         return int(name)
     listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    raise ValueError(f"no {what} {name!r}.{config.nearest(name, list(names))} There are: {listed}")
+    raise ValueError(f"no {what} {name!r}.{fields.nearest(name, list(names))} There are: {listed}")

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from triptych import runtime
-from triptych.config import to_json
+from triptych.fields import to_json
 from triptych.systems.class_to_image.diffusion_curves import compute_curves
 from triptych.systems.class_to_image.judge import TrainJudge, evaluate_class_conditional
 from triptych.systems.class_to_image.pipeline import DIFFUSION, sample_diffusion, sample_from_noise

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from triptych.config import to_json, write_json
+from triptych.config import write_json
+from triptych.fields import to_json
 from triptych.scores.accuracy import Accuracy
 from triptych.scores.environment import environment
 from triptych.scores.fid import Estimate

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from triptych.config import set_fields
 from triptych.diffusion.settings import check_sampling
+from triptych.fields import set_fields
 from triptych.given import take_text, take_texts
 from triptych.nn.checks import require_at_least
 from triptych.vision.given_pictures import Picture, take_picture

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from triptych import runtime
-from triptych.config import nearest
 from triptych.data import gallery
+from triptych.fields import nearest
 from triptych.given import InMemory
 from triptych.systems.classification.frozen import embed_gallery, require_pictures
 from triptych.systems.classification.request import OWN_CLASSES, Classify, distinct_labels

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from triptych.config import set_fields
+from triptych.fields import set_fields
 from triptych.given import Texts, take_texts
 from triptych.vision.given_pictures import Pictures, take_pictures
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.config import bounded
+from triptych.fields import bounded
 from triptych.nn.attention import Attention
 from triptych.nn.checks import require_at_least
 from triptych.nn.position import resize_grid

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from triptych import runtime
-from triptych.config import copy_fields
 from triptych.data.order.batches import take_first, to_device
 from triptych.data.sources import open_train_and_test
+from triptych.fields import copy_fields
 from triptych.nn.loss import Loss
 from triptych.systems.cvae.model import Cvae, CvaeConfig, objective, sample
 from triptych.systems.cvae.request import TrainCvae

@@ -3,7 +3,8 @@
 from collections.abc import Generator
 from typing import Any
 
-from triptych.config import to_json, write_json
+from triptych.config import write_json
+from triptych.fields import to_json
 from triptych.scores.environment import environment
 from triptych.systems.cvae.figures import draw_figures
 from triptych.systems.cvae.likelihood import evaluate_vae

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from triptych.config import set_fields
+from triptych.fields import set_fields
 from triptych.given import Texts, take_texts
 from triptych.nn.checks import require_at_least
 from triptych.vision.given_pictures import Picture, take_picture

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych import runtime
-from triptych.config import bounded
 from triptych.diffusion.denoiser import (
     Conditioning,
     Predicts,
@@ -32,6 +31,7 @@ from triptych.diffusion.sampling import run_sampler
 from triptych.diffusion.schedule import Discrete, Edm, Flow, Levels, Schedule, betas, zero_terminal
 from triptych.diffusion.spacing import Kind, Spacing
 from triptych.diffusion.steps import Denoiser, Level, Step
+from triptych.fields import bounded
 from triptych.nn.conditions import condition_vector
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from triptych import runtime
-from triptych.config import copy_fields
 from triptych.data.order.batches import take_first, to_device
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
@@ -14,6 +13,7 @@ from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.sampling import check_draws_batches, run_sampler
 from triptych.diffusion.schedule import Levels
+from triptych.fields import copy_fields
 from triptych.nn.loss import Loss
 from triptych.systems.pixel_diffusion.model import (
     PixelDiffusion,

@@ -15,7 +15,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.config import bounded
+from triptych.fields import bounded
 from triptych.nn.checks import require_at_least, require_widths
 from triptych.nn.convolution import PixelAttention, ResBlock
 from triptych.nn.levels import Features, build_down, build_up

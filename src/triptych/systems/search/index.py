@@ -26,8 +26,8 @@ from torch import Tensor
 
 from triptych import runtime
 from triptych.atomic import lock_folder, remove_temporary
-from triptych.config import to_json
 from triptych.data.disk.files import is_picture, list_files
+from triptych.fields import to_json
 from triptych.vision.pixels import read_picture
 from triptych.vision.transforms import ImageTransform
 from triptych.weights.files.store import Store

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.config import bounded
+from triptych.fields import bounded
 from triptych.nn.bag_of_words import BagOfWords, CbowConfig
 from triptych.nn.checks import require_at_least, require_heads
 from triptych.nn.contrastive.losses import embed_pairs, sigmoid_loss

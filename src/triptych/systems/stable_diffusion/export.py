@@ -4,7 +4,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from triptych.config import to_json, write_json
+from triptych.config import write_json
+from triptych.fields import to_json
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.published.folder.write import write_diffusers
 from triptych.systems.stable_diffusion.published.single_file.write import write_single_file

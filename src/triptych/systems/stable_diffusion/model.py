@@ -18,7 +18,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.config import bounded
 from triptych.diffusion.denoiser import (
     Conditioning,
     Predicts,
@@ -36,6 +35,7 @@ from triptych.diffusion.sampling import Limit, limited, run_sampler
 from triptych.diffusion.schedule import Discrete, Flow, Levels, Schedule, betas, zero_terminal
 from triptych.diffusion.spacing import Kind
 from triptych.diffusion.steps import Denoiser, Level, Step
+from triptych.fields import bounded
 from triptych.nn.loss import Loss
 from triptych.nn.tiles import pad_to_multiple
 from triptych.system import ModelKind

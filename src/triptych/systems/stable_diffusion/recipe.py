@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from triptych import runtime
-from triptych.config import to_json
 from triptych.data.captions import batch_texts, captions_of, class_words
 from triptych.data.disk.table import first_pictures
 from triptych.data.order.batches import Batches, batches, take_first
@@ -22,6 +21,7 @@ from triptych.data.sources import open_source, open_train_and_test
 from triptych.diffusion.denoiser import Predicts
 from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.sampling import check_draws_batches
+from triptych.fields import to_json
 from triptych.nn import lora
 from triptych.nn.loss import Loss
 from triptych.systems.autoencoder.model import Autoencoder

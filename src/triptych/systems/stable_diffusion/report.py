@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from triptych.config import to_json, write_json
+from triptych.config import write_json
 from triptych.data.order.batches import take
 from triptych.data.scene_source import SceneSource
 from triptych.data.source import Source
 from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.sampling import check_draws_batches
+from triptych.fields import to_json
 from triptych.scenes.captions import parse
 from triptych.scenes.judge import Share, holds, report, satisfies
 from triptych.scenes.reader import apply_threshold, match_regions, threshold

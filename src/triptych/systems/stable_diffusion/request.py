@@ -5,9 +5,9 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
-from triptych.config import set_fields
 from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.settings import check_sampling, check_seed
+from triptych.fields import set_fields
 from triptych.systems.stable_diffusion.given_prompts import (
     Latents,
     Prompt,

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.config import bounded
+from triptych.fields import bounded
 from triptych.nn.checks import require_at_least
 from triptych.nn.convolution import ResBlock
 from triptych.nn.levels import Features, build_down, build_up

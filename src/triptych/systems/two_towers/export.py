@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triptych.config import to_json, write_json
+from triptych.config import write_json
+from triptych.fields import to_json
 from triptych.systems.clip import configs as clip_configs
 from triptych.systems.clip import published as clip
 from triptych.systems.clip.model import ClipConfig

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from triptych import runtime
-from triptych.config import to_json
 from triptych.data.captions import batch_texts, captions_of
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
+from triptych.fields import to_json
 from triptych.nn import lora
 from triptych.nn.bag_of_words import CbowConfig
 from triptych.nn.contrastive.losses import duplicate_groups

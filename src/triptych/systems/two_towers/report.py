@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from triptych.config import to_json, write_json
+from triptych.config import write_json
 from triptych.data.captions import captions_of, class_words
 from triptych.data.source import Source
+from triptych.fields import to_json
 from triptych.scores.accuracy import Accuracy, accuracy
 from triptych.scores.environment import environment
 from triptych.systems.two_towers.labels import embed_labels

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from triptych.config import set_fields
+from triptych.fields import set_fields
 from triptych.given import Texts, take_texts
 from triptych.train.settings import Training, check_numbers
 from triptych.vision.given_pictures import Pictures, take_pictures

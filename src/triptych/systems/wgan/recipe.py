@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from triptych import runtime
-from triptych.config import copy_fields
 from triptych.data.order.batches import take_first, to_device
 from triptych.data.sources import open_train_and_test
+from triptych.fields import copy_fields
 from triptych.nn.loss import Loss
 from triptych.systems.wgan.model import (
     COLLAPSED,

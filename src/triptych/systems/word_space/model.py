@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.config import bounded
+from triptych.fields import bounded
 from triptych.nn.checks import require_at_least
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from triptych import runtime
-from triptych.config import nearest
 from triptych.data.disk.table import Table, select_classes
 from triptych.data.order.batches import take
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
+from triptych.fields import nearest
 from triptych.nn.loss import Loss
 from triptych.systems.classifier.model import ClassifierConfig
 from triptych.systems.word_space.model import WordSpace, WordSpaceConfig, objective

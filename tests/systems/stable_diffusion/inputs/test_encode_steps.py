@@ -10,7 +10,7 @@ import torch
 from tests.systems.stable_diffusion.test_pipeline import drawn, half_mask, photo, pictures
 from tests.systems.stable_diffusion.tiny_stable_diffusion import UNET, config, loaded
 from triptych.cli.generate.text_pictures import to_record
-from triptych.config import from_json
+from triptych.fields import from_json
 from triptych.requests import TextToImage
 from triptych.running import run
 from triptych.systems.stable_diffusion.inputs import encode_prompts as prompts

@@ -18,9 +18,9 @@ import torch
 
 from tests.manifests import FOLDER
 from tests.systems.stable_diffusion.published.test_unet import nested
-from triptych.config import to_json
 from triptych.doctor import examine
 from triptych.export import convert_checkpoint
+from triptych.fields import to_json
 from triptych.loading import load
 from triptych.systems.autoencoder.model import AutoencoderConfig
 from triptych.systems.autoencoder.published import diffusers_rules as vae_rules

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from triptych.config import nearest
+from triptych.fields import nearest
 from triptych.systems.stable_diffusion.adapters.lora_files import (
     Lora,
     Target,

@@ -24,10 +24,11 @@ import torch
 from torch import nn
 
 from triptych.atomic import lock_folder, remove_temporary
-from triptych.config import read_json, to_json, write_json
+from triptych.config import read_json, write_json
 from triptych.data.fingerprint import fingerprint
 from triptych.data.source import Source
 from triptych.diffusion.denoiser import Conditioning
+from triptych.fields import to_json
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.training import cached_latents
 from triptych.systems.stable_diffusion.training.cached_latents import CachedLatents, CacheFiles

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from triptych.config import errors_in, from_json, read_object, settings_of_others, to_json
+from triptych.config import errors_in, read_object, settings_of_others
+from triptych.fields import from_json, to_json
 from triptych.systems.autoencoder import published as published_autoencoder
 from triptych.systems.autoencoder import tiny_published
 from triptych.systems.stable_diffusion.model import StableDiffusionConfig
