@@ -14,6 +14,7 @@ from triptych.loading import load
 from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.systems.cvae.model import Cvae, CvaeConfig
 from triptych.train.checkpoint import export
+from triptych.weights.files.safetensors import write_safetensors
 from triptych.weights.files.weight_file import read_weights
 from triptych.weights.loaded import Card
 
@@ -37,6 +38,15 @@ def test_a_round_trip_loses_nothing(folder: Path) -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert not any(t.is_meta for t in after.values())
+
+
+def test_a_pipeline_of_an_unknown_name_is_no_autoencoder(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    write_safetensors(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", {})
+    index = {"_class_name": "Odd", "unet": ["diffusers", "UNet2DConditionModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BadFile, match="is a Odd; supported: StableDiffusionPipeline"):
+        load(str(tmp_path))
 
 
 def test_a_folder_that_is_no_run_is_told_from_one_that_trains(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def read_config(found: Layout) -> tuple[str, Any] | None:
     Raises:
         BadFile: the configuration is damaged, or describes a model that cannot be built.
     """
-    if found.config is None or found.declared.endswith("Pipeline"):
+    if found.config is None or found.config.name == "model_index.json":  # of several models
         return None
     if found.form == "triptych":
         card, _, settings = read_card(found.config)

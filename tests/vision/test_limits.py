@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.vision import images
+from triptych.vision import images, limits
 from triptych.vision.images import open_picture, read_header
 
 
@@ -139,3 +139,30 @@ def test_pictures_are_converted_strip_by_strip(monkeypatch, mode):
         with monkeypatch.context() as patch:
             patch.setattr(images, "STRIP", 4 * 9)
             assert np.array_equal(open_picture(data, channels=channels), at_once)
+
+
+def scans(count: int, side: int = 1) -> bytes:
+    frame = b"\xff\xc2" + struct.pack(">HBHHB", 8, 8, side, side, 0)
+    return b"\xff\xd8" + frame + (b"\xff\xda" + struct.pack(">HBBBB", 6, 0, 0, 63, 0)) * count
+
+
+@pytest.mark.parametrize(
+    ("check", "words"),
+    [
+        (lambda extra: limits.check_size(limits.MAX_SIDE + extra, 1), "16,384 pixels a side"),
+        (lambda extra: limits.check_size(1, limits.MAX_SIDE + extra), "16,384 pixels a side"),
+        (lambda extra: limits.check_size(8000, 5000 + extra), "40 megapixels"),
+        (lambda extra: limits.check_size(10, 10 + extra, 100), "pixels"),
+        (lambda extra: limits.check_run_length(2000, 1000 + extra), "2 megapixels"),
+        (lambda extra: limits.check_exif(bytes(limits.MAX_EXIF + extra)), "262,145 bytes"),
+        (lambda extra: limits.check_scans(scans(limits.MAX_SCANS + extra)), "101 scans"),
+        (lambda extra: limits.check_scans(scans(10, 10_000 + extra)), "10 scans"),
+        (lambda extra: limits.check_chunks(png(*[chunk(b"tEXt", b"a\0b")] * (255 + extra))),
+         "more than 256 texts"),
+    ],
+)  # fmt: skip
+def test_what_is_at_a_bound_is_read(check, words: str) -> None:
+    """The header of a PNG is one of its chunks."""
+    check(0)
+    with pytest.raises(ValueError, match=words):
+        check(1)

@@ -357,6 +357,20 @@ def test_an_index_names_at_most_so_many_tensors(tmp_path: Path, monkeypatch) -> 
         assert find_fault(index) == fault
 
 
+def test_an_index_names_files_that_can_be(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    most = shards_module.MAX_NAME
+    for name, words in (
+        ("x" * most, "lacks 1 of its 1 shards"),
+        ("x" * (most + 1), "which is no file beside it"),
+        ("x" * 5000, "which is no file beside it"),
+        ("a\0b", "which is no file beside it"),
+    ):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        assert words in find_fault(index)
+        assert any(finding.fault for finding in examine(index))
+
+
 def test_a_shape_is_bounded_where_its_numbers_are(tmp_path: Path) -> None:
     most = MAX_VALUES
     assert read_shape([most]) == (most,) and read_shape((0, most)) == (0, most)

@@ -30,7 +30,7 @@ ENDS = ("encoder", "decoder")
 def recognise(layout: Layout) -> bool:
     """Whether a checkpoint is an autoencoder and nothing else."""
     if layout.form == "diffusers":
-        return "Pipeline" not in layout.declared
+        return layout.config is not None and layout.config.name == "config.json"
     if layout.form != "file":
         return False
     names = set(layout.open().header.shapes)
