@@ -86,7 +86,7 @@ class Tests:
         if known is None:
             copy = self.copies.get()
             try:
-                known = self._run(copy, [file], 3600, 3600)
+                known = self._run(copy, file, 3600, 3600)
             finally:
                 self.copies.put(copy)
             if not known.passed:
@@ -96,28 +96,35 @@ class Tests:
         return known
 
     def judge(self, mutant: Mutant, files: Sequence[str]) -> Outcome:
-        """The outcome of the tests for a mutant, quick files first. Without any it survives."""
-        if not files:
-            return Outcome(True, "", 0.0, 0.0)
-        clean = {file: self.run_clean(file) for file in files}
-        limit = 30 + 4 * sum(outcome.seconds for outcome in clean.values())
-        patience = 120 + 8 * sum(outcome.waited for outcome in clean.values())
-        copy = self.copies.get()
-        place = copy / PACKAGE / mutant.file
-        source = place.read_text(encoding="utf-8")
-        try:
-            place.write_text(mutant.apply(source), encoding="utf-8")
-            return self._run(copy, sorted(files, key=lambda f: clean[f].seconds), limit, patience)
-        finally:
-            place.write_text(source, encoding="utf-8")
-            self.copies.put(copy)
+        """The outcome of the tests for a mutant, up to the first file that notices it: the module's
+        own, then those that are known to be quick. Without any it survives.
+        """
+        own = f"test_{Path(mutant.file).stem}.py"
+        spent = waited = 0.0
+        quick_first = sorted(files, key=lambda f: self.clean[f].seconds if f in self.clean else 60)
+        for file in sorted(quick_first, key=lambda f: Path(f).name != own):
+            clean = self.run_clean(file)
+            copy = self.copies.get()
+            place = copy / PACKAGE / mutant.file
+            source = place.read_text(encoding="utf-8")
+            try:
+                place.write_text(mutant.apply(source), encoding="utf-8")
+                limit, patience = 30 + 4 * clean.seconds, 120 + 8 * clean.waited
+                outcome = self._run(copy, file, limit, patience)
+            finally:
+                place.write_text(source, encoding="utf-8")
+                self.copies.put(copy)
+            spent, waited = spent + outcome.seconds, waited + outcome.waited
+            if not outcome.passed:
+                return Outcome(False, outcome.by, spent, waited)
+        return Outcome(True, "", spent, waited)
 
-    def _run(self, copy: Path, files: Sequence[str], limit: float, patience: float) -> Outcome:
-        """Run test files up to the first failure; `limit` is in CPU seconds, and `patience`, for
+    def _run(self, copy: Path, file: str, limit: float, patience: float) -> Outcome:
+        """Run a test file up to the first failure; `limit` is in CPU seconds, and `patience`, for
         what waits forever, in seconds by the clock.
         """
         options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-m", MARKERS]
-        options += ["--hypothesis-seed=0", *files]
+        options += ["--hypothesis-seed=0", file]
         printed = copy / "printed.txt"
         process = self.processes.Process(
             target=run_tests, args=(copy, options, int(limit) + 1, printed)
@@ -136,7 +143,7 @@ class Tests:
         told = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
         if code not in (0, 1, 2) or (code and not told):
             end = "\n".join(lines[-5:])
-            raise ValueError(f"{' '.join(files)}: pytest ended with {code}\n{end}")
+            raise ValueError(f"{file}: pytest ended with {code}\n{end}")
         by = told[0].split(" - ")[0].split(maxsplit=1)[1] if code else ""
         return Outcome(not code, by, float(lines[-1]), waited)
 
