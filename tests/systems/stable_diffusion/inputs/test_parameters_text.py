@@ -160,6 +160,7 @@ def test_seeds_below_zero_draw_one():
         ("Schlüssel: ä", [("Schlüssel", "ä")]),
         ("Time: 12:30, Next: 1", [("Time", "12:30"), ("Next", "1")]),
         (":::", []),
+        (": Aa: 1", [("Aa", "1")]),
         ("", []),
     ],
 )
