@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.systems.stable_diffusion import tiny_stable_diffusion
+from triptych.cli.main import run
 from triptych.doctor import examine
 from triptych.fields import LARGEST, LONGEST, from_json, to_json
 from triptych.loading import find_kind, load, read_config
@@ -256,3 +257,21 @@ def test_any_value_anywhere_in_a_configuration_of_any_layout_is_refused(
                 pytest.fail(f"{path} = {value!r} was loaded")
             if value == 10**9 and type(inner) is int and "bias" not in f"{path}":
                 assert any(finding.fault for finding in examine(tmp_path)), path
+
+
+@pytest.mark.parametrize("heads", [10**9, 0, -1, 7])
+def test_a_command_says_so_in_a_sentence_and_exits_with_3(
+    heads: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, stored = HUGE["transformers"]
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / file).write_text(
+        json.dumps(changed(stored, ("vision_config", "num_attention_heads"), heads))
+    )
+    for command in (["embed", "--model", str(tmp_path), "--text", "a"],
+                    ["weights", "convert", str(tmp_path), str(tmp_path / "x"), "--to", "triptych"],
+                    ["weights", "doctor", str(tmp_path)]):  # fmt: skip
+        assert run(command) == 3
+        said = capsys.readouterr()
+        text = said.out + said.err
+        assert "config.json: vision_config: " in text and f"{heads}" in text

@@ -316,6 +316,33 @@ def test_what_would_grow_without_end_is_refused_at_once(tmp_path: Path) -> None:
             read_weights(archive(tmp_path / "a.pt", program))
 
 
+def test_one_long_list_is_not_copied_again_and_again() -> None:
+    """By calls, states and searches: what they go through is counted."""
+    long = b"\x80\x02]q\x00(" + b"K\x01" * 50_000 + b"e"
+    call, state = (
+        b"cbuiltins\nset\nh\x00\x85R0",
+        b"c__torch__.A\nB\n)R}q\x01(X\x01\x00\x00\x00ah\x00ub0",
+    )
+    read_pickle(io.BytesIO(long + call * 15 + state * 15 + b"."))
+    with pytest.raises(ValueError, match="damaged"):
+        read_pickle(io.BytesIO(long + call * 30 + b"."))
+
+
+def test_a_search_for_tensors_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    children, calls = checkpoint_tensors._children, []
+
+    def count(value):
+        calls.append(value)
+        return children(value)
+
+    monkeypatch.setattr(checkpoint_tensors, "MAX_OBJECTS", 1000)
+    monkeypatch.setattr(checkpoint_tensors, "_children", count)
+    shared = [None] * 300
+    with pytest.raises(ValueError, match="more than 1,000 objects"):
+        named_tensors({f"{n}": shared for n in range(300)})
+    assert len(calls) < 3000
+
+
 def test_compressed_members_are_refused_with_the_way_out(tmp_path: Path) -> None:
     torch.save(states(), tmp_path / "a.pt")
     with (
