@@ -1,0 +1,148 @@
+"""The commands of README and docs run as they stand there, on a newcomer's folder, in small sizes.
+
+Each page is one sitting: what its first commands train, the later ones use. Only options that make
+models, steps and pictures small are added at the end of a command.
+"""
+
+import contextlib
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.hub_cache import place_in_cache, use_cache
+from tests.parity import tiny_pipelines
+from tests.systems.clip import tiny_clip
+from tests.systems.stable_diffusion import tiny_stable_diffusion
+from triptych.cli import train as train_command
+from triptych.cli.main import run
+from triptych.vision.images import save_picture
+from triptych.weights.files.safetensors import write_tensors
+from triptych.weights.hub import find_repository
+
+ROOT = Path(__file__).parents[1]
+PAGES = (
+    "README.md", "docs/classify.md", "docs/clip.md", "docs/detection.md", "docs/text-to-image.md",
+)  # fmt: skip
+STEPS = "--steps 2 --batch-size 4 --accumulate 1 --warmup 0 --sample-every 0 --device cpu"
+SIZES = {
+    "cvae": "--widths 4 --latent 2 --network mlp",
+    "wgan": "--generator-widths 8 8 --critic-widths 8 8 --critic-steps 1",
+    "pixel-diffusion": "--widths 8 8 --groups 4 --head-width 8 --time-width 16 --patch 2",
+    "clip": "--width 24 --text-width 24 --text-layers 1 --layers 1 --dim 8 --hard-negative-pool 1",
+    "siglip": "--width 24 --text-width 24 --text-layers 1 --layers 1 --hard-negative-pool 1",
+    "text-to-image": "--widths 16 16 --transformers 0 0 --groups 8 --head-width 8 --text-width 16",
+    "autoencoder": "--widths 8 8 --groups 4",
+}
+EVALUATION = "--samples-per-class 16 --judge-steps 2 --no-score --likelihood-pictures 4"
+SMALL = {
+    "generate PROMPT": "--steps 2 --size 16x16",
+    "grid": "--size 16x16",
+    "probe": "--seeds 0",
+    "evaluate TEXT": "--prompts 2 --steps 1",
+    "evaluate": EVALUATION,
+}
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of every command of triptych in the code blocks of a page."""
+    blocks = re.findall(r"```\w*\n(.*?)```", (ROOT / page).read_text(), re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    found = [shlex.split(line, comments=True) for line in lines if line.startswith("triptych ")]
+    return [words[1 : words.index(">")] if ">" in words else words[1:] for words in found]
+
+
+def remove_options(words: list[str], flags: set[str]) -> list[str]:
+    """Without these flags and their values: a list that is given twice would keep both."""
+    kept, dropping = [], False
+    for word in words:
+        dropping = word in flags or (dropping and word[:2] != "--")
+        kept += [] if dropping else [word]
+    return kept
+
+
+def shrink(words: list[str]) -> list[str]:
+    """The same command, with small sizes at its end."""
+    if words[0] == "train":
+        recipe = words[1] if len(words) > 1 and words[1][0] != "-" else "cvae"
+        own = "" if "--init" in words and recipe == "text-to-image" else SIZES[recipe]
+        drawn = "--data" not in words or recipe in ("clip", "siglip")  # scenes have 32 pixels
+        size = "--size 32" if drawn and recipe != "cvae" else "--size 16"
+        small = shlex.split(f"{STEPS} {own} {size}")
+        return [*remove_options(words, {flag for flag in small if flag[:2] == "--"}), *small]
+    name = "" if "--image" in words else words[0]
+    if name == "generate" and "--label" not in words and "quad" not in " ".join(words):
+        name = "generate PROMPT"
+    if name == "evaluate" and "latents" in words[1]:
+        name = "evaluate TEXT"
+    return [*words, *shlex.split(SMALL.get(name, ""))]
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with sixty captioned pictures in two classes, and what the pages name beside it."""
+    root = tmp_path_factory.mktemp("newcomer")
+    for number in range(60):
+        label = ("cat", "dog")[number % 2]
+        file = root / "photos" / label / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(file, tiny_clip.picture(number))
+        file.with_suffix(".txt").write_text(f"a {label} by day\nthe {label} number {number}\n")
+    for copy in ("mnist-folder", "train-set", "test-set", "more"):
+        shutil.copytree(root / "photos", root / copy)
+    for name in ("photo.jpg", "other.jpg", "like.jpg", "street.jpg", "fox.png", "seven.png"):
+        save_picture(root / name, tiny_clip.picture(99))
+    mask = np.zeros((36, 40, 1), np.uint8)
+    mask[10:20, 10:20] = 255
+    save_picture(root / "hat.png", mask)
+    (root / "names.txt").write_text("cat\ndog\n")
+    write_tensors(root / "model.safetensors", dict(tiny_clip.tiny_clip().model.state_dict()))
+    tiny_clip.saved(tiny_clip.tiny_clip(), root / "runs" / "clip")
+    tiny_stable_diffusion.saved(root / "runs" / "text-to-image")
+    published = {"sd15": tiny_pipelines.sd, "sdxl": tiny_pipelines.xl}
+    for name, make in published.items():
+        folder = place_in_cache(root / "cache", find_repository(name))
+        make(root / "parts").save_pretrained(folder)
+    for name in ("clip-b32", "clip-b16"):
+        folder = place_in_cache(root / "cache", find_repository(name))
+        tiny_clip.saved(tiny_clip.tiny_clip(), folder)
+    with contextlib.chdir(root):
+        quadrants = ["--data", "photos", "--condition", "quadrants", "--run", "runs/quad1"]
+        assert run(shrink(["train", "cvae", *quadrants])) == 0
+        words = ["generate", "a red cat", "--seed", "1", "--steps", "1", "--out", "."]
+        assert run(words) == 0
+        Path("0000-1.png").rename("old.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, pytest.param("docs/train-text-to-image.md", marks=pytest.mark.slow)]
+)
+def test_commands_run(page: str, newcomer: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    shutil.copytree(newcomer, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "indexes"))
+    use_cache(tmp_path / "cache", monkeypatch)
+    for words in commands(page):
+        if words[:2] == ["train", "clip"] and "runs/clip" in words:
+            shutil.rmtree("runs/clip")  # the page trains its own
+        code = run(shrink(words))
+        assert code == 0, (shlex.join(words), capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("page", [*PAGES, "docs/train-text-to-image.md", "docs/results.md"])
+def test_settings_fit_together(page: str, monkeypatch) -> None:
+    """Every training command as it stands, up to the training itself."""
+    seen = []
+    monkeypatch.setattr(train_command, "train", lambda request, options: seen.append(request) or 0)
+    training = [words for words in commands(page) if words[0] == "train"]
+    for words in training:
+        assert run(words) == 0, shlex.join(words)
+    assert len(seen) == len(training)
+
+
+def test_the_pages_have_commands() -> None:
+    assert sum(len(commands(page)) for page in PAGES) > 40
