@@ -15,6 +15,7 @@ from triptych.train.journal import lock_run
 from triptych.train.loop import Report, fit
 from triptych.train.recipe import Recipe
 from triptych.train.settings import MAY_CHANGE, TrainRequest
+from triptych.weights import skeleton
 
 
 def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
@@ -40,9 +41,18 @@ def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
 def build(request: TrainRequest, world: World = SINGLE_PROCESS) -> Recipe:
     """The model of a request with its data, ready for `fit`; each of several processes has its own
     share of the data.
+
+    Raises:
+        ValueError: the data cannot be used, or the model has more tensors than `load` reads.
     """
     module = RECIPES[find_recipe(request)].module("recipe")
     recipe: Recipe = module.build(request, world, load)
+    count = len(list(recipe.exported.parameters()))
+    if count > skeleton.MOST_TENSORS:
+        most = f"{skeleton.MOST_TENSORS:,}"
+        raise ValueError(
+            f"a model of {count:,} tensors, and at most {most} load again: fewer layers"
+        )
     if world.size > 1:
         sync_batch_norms(recipe.model)
     return recipe

@@ -19,6 +19,7 @@ from triptych.requests import TrainCvae, Training, TrainWgan
 from triptych.train import checkpoint
 from triptych.train.journal import Journal, lock_run, rows
 from triptych.train.loop import fit
+from triptych.weights import skeleton
 
 SHORT = Training(steps=4, save_every=2, log_every=2, ema_halflife=4)
 
@@ -326,3 +327,13 @@ def test_signals_finish_the_step_and_the_same_command_continues(tmp_path: Path) 
         for folder in (run, whole)
     )
     assert ours == theirs
+
+
+def test_nothing_is_trained_that_would_not_load_again(monkeypatch) -> None:
+    request = TrainCvae(training=Training(data="digits"), widths=(4, 4, 4))
+    count = len(list(runs.build(request).exported.parameters()))
+    monkeypatch.setattr(skeleton, "MOST_TENSORS", count)
+    runs.build(request)
+    monkeypatch.setattr(skeleton, "MOST_TENSORS", count - 1)
+    with pytest.raises(ValueError, match=f"a model of {count} tensors, and at most {count - 1}"):
+        runs.build(request)
