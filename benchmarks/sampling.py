@@ -16,6 +16,7 @@ import measure
 import torch
 from train_unet import peer_model
 
+from triptych.backends.bfloat16 import bfloat16_weights
 from triptych.diffusion.denoiser import conditional_denoiser, denoiser
 from triptych.diffusion.guidance import classifier_free
 from triptych.diffusion.noise import PictureNoise
@@ -81,10 +82,10 @@ def end_to_end(pairs: int, precision: str) -> None:
     from diffusers import DPMSolverMultistepScheduler
 
     peer = peer_model().eval()
-    unet = UNet(UNetConfig(3, 3)).eval()
+    unet = UNet(UNetConfig(3, 3)).eval().requires_grad_(False)  # as loading does
     fill(unet, convert(peer.state_dict(), DIFFUSERS))
     half = measure.precisions(precision)[0] == torch.bfloat16
-    if not half:  # as loading does
+    if not half:
         unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     table = Discrete(tuple(betas("linear")))
     spacing = Spacing("linspace", whole_times=True, include_cleanest=False)
@@ -94,7 +95,11 @@ def end_to_end(pairs: int, precision: str) -> None:
 
     def ours() -> float:
         began = time.perf_counter()
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, half):
+        with (
+            bfloat16_weights(unet, half),
+            torch.inference_mode(),
+            torch.autocast("cpu", torch.bfloat16, half),
+        ):
             denoise = denoiser(lambda x, time_: unet(x, time_), table, "noise")
             *_, last = run_sampler("dpmpp_2m", denoise, start, levels(table, 20, spacing), noise)
         reached["ours"] = last.x

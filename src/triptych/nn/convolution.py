@@ -102,6 +102,7 @@ class Upsample(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.pairs: Tensor | None = None  # `over_pairs` of the weight, while a sampler keeps it
 
     def forward(
         self, x: Float[Tensor, "B C H W"], size: tuple[int, int]
@@ -116,7 +117,8 @@ class Upsample(nn.Module):
         if doubled and plain and many and on_cpu:
             # Several of the 3 x 3 pixels under the filter are equal, so 4 products replace 9:
             # a training step of this layer takes 0.45 of the time (128 channels, float32).
-            return F.conv_transpose2d(x, over_pairs(weight), bias, stride=2, padding=1)
+            pairs = over_pairs(weight) if self.pairs is None else self.pairs
+            return F.conv_transpose2d(x, pairs, bias, stride=2, padding=1)
         wide: Tensor = self.conv(F.interpolate(x, size=size))
         return wide
 

@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from triptych import fields, runtime
+from triptych.backends.bfloat16 import bfloat16_weights
 from triptych.diffusion.names import SAMPLERS, parse_sampler
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.sampling import track_progress
@@ -155,13 +156,15 @@ def sample_diffusion(
     )
     levels = pixel_diffusion.sampling_levels(model, request.steps, spacing, sampler, request.eta)
     steps_with_shares = track_progress(sampler or model.config.sampler, steps, levels)
-    while True:
-        # entered anew for each step: left open over a yield, the modes would apply to the caller
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, bfloat16):
-            step = next(steps_with_shares, None)
-        if step is None:
-            return
-        yield step
+    with bfloat16_weights(model.unet, bfloat16):
+        while True:
+            # entered anew for each step: left open over a yield, the modes would apply to the
+            # caller
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, bfloat16):
+                step = next(steps_with_shares, None)
+            if step is None:
+                return
+            yield step
 
 
 def sample_from_noise(

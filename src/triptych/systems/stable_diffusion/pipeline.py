@@ -16,6 +16,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from triptych import runtime
+from triptych.backends.bfloat16 import bfloat16_weights
 from triptych.backends.int8 import int8
 from triptych.backends.openvino import find_conversion, require_openvino
 from triptych.diffusion.editing import inpainting, start_at
@@ -167,7 +168,11 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
             if not conversion.exists:
                 notes += describe_conversion(conversion, model, lora=bool(changes))
                 yield Drawing(request, _no_pictures(request, model), 0.0, None, notes)
-        with in_openvino(model, conversion, dtype, request.tiling):
+        kept = dtype == torch.bfloat16 and conversion is None and not request.quantize
+        with (
+            in_openvino(model, conversion, dtype, request.tiling),
+            bfloat16_weights(model.unet, kept),
+        ):
             inputs = Inputs(texts, original, latents, notes)
             yield from _sample_all(request, model, inputs, dtype)
 
