@@ -57,16 +57,19 @@ def _edm_output(x: Any, x0: Any, alpha: Any, sigma: Any) -> Any:
     return (x0 - skip * x) / out
 
 
+# x0 is computed in place on what was made for it: a sampler's own work is mostly memory
 PARAMETERISATIONS: dict[str, Parameterisation] = {
     # arXiv:2006.11239, section 3.2; does not determine x0 where alpha is 0
     "noise": Parameterisation(
-        x0=lambda x, output, alpha, sigma: (x - sigma * output) / alpha,
+        x0=lambda x, output, alpha, sigma: (x - sigma * output).div_(alpha),
         output=lambda x, x0, alpha, sigma: (x - alpha * x0) / sigma,
         target=lambda x0, noise, alpha, sigma: noise,
     ),
     # arXiv:2202.00512, section 4: v = alpha noise - sigma x0
     "velocity": Parameterisation(
-        x0=lambda x, output, alpha, sigma: (alpha * x - sigma * output) / (alpha**2 + sigma**2),
+        x0=lambda x, output, alpha, sigma: (
+            (alpha * x).sub_(sigma * output).div_(alpha**2 + sigma**2)
+        ),
         output=lambda x, x0, alpha, sigma: (alpha * x - (alpha**2 + sigma**2) * x0) / sigma,
         target=lambda x0, noise, alpha, sigma: alpha * noise - sigma * x0,
     ),
@@ -77,7 +80,7 @@ PARAMETERISATIONS: dict[str, Parameterisation] = {
     ),
     # arXiv:2209.03003, equation 1: noise - x0
     "flow": Parameterisation(
-        x0=lambda x, output, alpha, sigma: (x - sigma * output) / (alpha + sigma),
+        x0=lambda x, output, alpha, sigma: (x - sigma * output).div_(alpha + sigma),
         output=lambda x, x0, alpha, sigma: (x - (alpha + sigma) * x0) / sigma,
         target=lambda x0, noise, alpha, sigma: noise - x0,
     ),
@@ -113,7 +116,8 @@ def conditional_denoiser(
         x: Float[Tensor, "B C H W"], level: Level, cond: Conditioning
     ) -> Float[Tensor, "B C H W"]:
         x, level, time = match_schedule(x, level, schedule)
-        output = network(x * kind.scale(level.alpha, level.sigma), time, cond).to(x.dtype)
+        scale = kind.scale(level.alpha, level.sigma)
+        output = network(x if scale == 1 else x * scale, time, cond).to(x.dtype)
         x0: Tensor = kind.x0(x, output, level.alpha, level.sigma)
         return x0
 

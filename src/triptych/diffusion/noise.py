@@ -54,7 +54,8 @@ class PictureNoise:
 
     def start(self, shape: Sequence[int]) -> Tensor:
         """Standard normal noise (B, *shape), float32 on the CPU."""
-        return torch.stack([stream.normal(shape) for stream in self.streams])
+        rows = [stream.normal(shape) for stream in self.streams]
+        return rows[0][None] if len(rows) == 1 else torch.stack(rows)
 
     def match(self, x: Tensor) -> "PictureNoise":
         """The same streams; later noise has x's shape, device and dtype."""
@@ -88,6 +89,7 @@ class BrownianNoise:
 
     def __init__(self, seeds: Sequence[int], x: Tensor, most: float):
         self.seeds, self.like, self.most = seeds, x, most
+        self.generator = runtime.generator(0)  # seeded for every draw
         # midpoints computed for this step, and for the step before
         self.midpoints: tuple[dict[float, Tensor], dict[float, Tensor]] = {}, {}
         self.ends: dict[float, Point] = {}  # of the last step
@@ -138,12 +140,11 @@ class BrownianNoise:
         return (low + high).mul_(0.5).add_(normal, alpha=math.sqrt(width) / 2)
 
     def _normal(self, depth: int, index: int) -> Tensor:
-        shape = tuple(self.like.shape[1:])
-        rows = [
-            torch.randn(shape, generator=runtime.generator(runtime.key(seed, "path", depth, index)))
-            for seed in self.seeds
-        ]
-        return torch.stack(rows)
+        rows = torch.empty(len(self.seeds), *self.like.shape[1:])
+        for row, seed in zip(rows, self.seeds, strict=True):
+            self.generator.manual_seed(runtime.key(seed, "path", depth, index))
+            row.normal_(generator=self.generator)
+        return rows
 
 
 def philox_normal(seed: int, draw: int, shape: Sequence[int]) -> Tensor:

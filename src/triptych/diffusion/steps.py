@@ -48,19 +48,19 @@ class Step(NamedTuple):
 
 def predicted_noise(x: Tensor, x0: Tensor, level: Level) -> Tensor:
     """The noise in x for this x0: also the slope dy/ds."""
-    return (x - level.alpha * x0) / level.sigma
+    return (x - level.alpha * x0).div_(level.sigma)
 
 
 def advance(x: Tensor, x0: Tensor, level: Level, following: Level) -> Tensor:
     """The exact solution for a constant x0: alpha' x0 + sigma' noise."""
     share = following.sigma / level.sigma
-    return share * x + (following.alpha - level.alpha * share) * x0
+    return (share * x).add_((following.alpha - level.alpha * share) * x0)
 
 
 def slide(x: Tensor, slope: Tensor, level: Level, following: Level) -> Tensor:
     """The exact solution for constant noise. Needs alpha above 0."""
     share = following.alpha / level.alpha
-    return share * x + (following.sigma - level.sigma * share) * slope
+    return (share * x).add_((following.sigma - level.sigma * share) * slope)
 
 
 def between(level: Level, following: Level, share: float) -> Level:
