@@ -7,6 +7,7 @@ C channels.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -168,10 +169,10 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
             if not conversion.exists:
                 notes += describe_conversion(conversion, model, lora=bool(changes))
                 yield Drawing(request, _no_pictures(request, model), 0.0, None, notes)
-        kept = dtype == torch.bfloat16 and conversion is None and not request.quantize
+        half = dtype == torch.bfloat16 and not (conversion or request.quantize)
         with (
             in_openvino(model, conversion, dtype, request.tiling),
-            bfloat16_weights(model.unet, kept),
+            bfloat16_weights(model.unet, half),
         ):
             inputs = Inputs(texts, original, latents, notes)
             yield from _sample_all(request, model, inputs, dtype)
@@ -323,10 +324,8 @@ def _sample_batch(
     denoise: Denoiser = changing
     if start.known is not None and start.paint is not None:
         denoise = inpainting(denoise, start.known, start.paint, start.noise, levels[0])
-    if _is_automatic1111(request):
-        steps = run_sampler(request.sampler, denoise, start.x.float(), levels, noise)
-    else:
-        steps = run_as_diffusers(model, request.sampler, denoise, start.x.float(), levels, noise)
+    take_steps = run_sampler if _is_automatic1111(request) else partial(run_as_diffusers, model)
+    steps = take_steps(request.sampler, denoise, start.x.float(), levels, noise)
     with_progress = track_progress(request.sampler, steps, levels)
     share = 0.0
     while True:
