@@ -30,7 +30,7 @@ REQUESTS = [
     ClassToImage(image=torch.from_numpy(PIXELS).permute(2, 0, 1)),
     Classify([PICTURE, "a.png"], ["cat", "dog"]),
     Detect(PIXELS, ["cat"]),
-    Search("photos", image=[PICTURE], minus_image=[OTHER]),
+    Search("photos", image=[PICTURE, (PIXELS, 2)], minus_image=[(OTHER, 0.5)]),
     Embed(image=PIXELS[None]),
 ]
 
@@ -158,6 +158,25 @@ def test_a_request_may_name_the_device_and_precision_that_the_model_has() -> Non
     request = Classify([PIXELS], ["cat", "dog"], device="cpu", dtype="float32")
     *_, found = run(request, CLIP)
     assert len(found.names) == 1
+
+
+def test_weights_of_pictures_in_memory_are_those_of_files(folder: Path) -> None:
+    files = sorted(map(str, folder.rglob("*.png")))
+    arrays = [open_picture(Path(file), channels=3) for file in files]
+    place = {"folder": folder, "index": folder.parent / "index"}
+    written = Search(
+        **place, image=[f"({files[0]}:0.25)", files[1]], minus_image=[f"({files[2]}:.5)"]
+    )
+    paired = Search(**place, image=[(files[0], 0.25), files[1]], minus_image=[(files[2], 0.5)])
+    given = Search(**place, image=[(arrays[0], 0.25), arrays[1]], minus_image=[(arrays[2], 0.5)])
+    found = []
+    for request in (written, paired, given):
+        *_, last = run(request, CLIP)
+        found.append([match.score for match in last.matches])
+    assert found[0] == found[1] == found[2] and len(found[0]) == 4
+    for weight in (-1, float("nan"), "2", True, [1]):
+        with pytest.raises(ValueError, match="image: the weight of a picture is 0 to 1000000"):
+            Search("photos", image=[(PIXELS, weight)])
 
 
 def test_embeddings_of_one_text_are_not_those_of_its_letters() -> None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 else:  # what a request keeps
     Texts = tuple[str, ...]
 
-NAMED = re.compile(r"memory:(\d+(?:x\d+)+):sha256-([0-9a-f]{64})")
+NAMED = re.compile(r"\(?memory:(\d+(?:x\d+)+):sha256-([0-9a-f]{64})(?::[\d.]+\))?")
+"""Of a picture with a weight in brackets, too: `(memory:...:0.5)`, as a search writes it."""
 FLAGS = {"image": "--image FILE", "mask": "--mask FILE"}
 
 
@@ -37,6 +38,13 @@ def name_in_memory(values: Any, shape: Sequence[int]) -> InMemory:
     named = InMemory(f"memory:{'x'.join(map(str, shape))}:sha256-{digest}")
     named.values = values
     return named
+
+
+def rename(named: InMemory, text: str) -> InMemory:
+    """The same value under another text, such as one with a weight."""
+    renamed = InMemory(text)
+    renamed.values = named.values
+    return renamed
 
 
 def is_lost(text: Any) -> bool:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import triptych
 from tests.systems.stable_diffusion.test_pipeline import half_mask, lora_file, photo
 from tests.systems.stable_diffusion.tiny_stable_diffusion import loaded, saved
+from triptych import runtime
 from triptych.cli import grid as grid_command
 from triptych.cli.main import run
 from triptych.cli.output import blocks
@@ -132,6 +133,18 @@ def test_a_picture_that_was_in_memory_is_asked_for_and_compared(tiny, capsys) ->
     assert (open_picture(again) == drawn.pictures[0]).all()
     assert generate(*replay, "--image", "other.png", "--out", "changed") == 0
     assert "image is another than in the record, which has 64x64" in said(capsys)
+
+
+def test_latents_of_a_file_replace_the_noise_of_the_seed(tiny, capsys) -> None:
+    np.save("noise.npy", runtime.noise((4, 8, 8), [5]).numpy())
+    assert generate(*plain(tiny, "--out", "seeded")) == 0
+    words = plain(tiny, "--seed", 9, "--latents", "noise.npy", "--out", "given")
+    assert generate(*words) == 0
+    seeded, given = Path("seeded/0000-5.png"), Path("given/0000-9.png")
+    assert (open_picture(seeded) == open_picture(given)).all()
+    assert read_request(given)["request"]["latents"] == "noise.npy"
+    assert generate("a cat", "--model", tiny, "--latents", "seeded/0000-5.png") == 3
+    assert "latents seeded/0000-5.png: not an .npy file" in said(capsys)
 
 
 def test_another_picture_of_the_same_name_is_noticed(tiny, capsys) -> None:

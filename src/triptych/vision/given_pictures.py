@@ -66,7 +66,7 @@ def take_pictures(name: str, given: Any) -> tuple[str, ...]:
     return kept
 
 
-def kept_pictures(pictures: "Pictures") -> tuple[str, ...]:
+def kept_pictures(pictures: Any) -> tuple[str, ...]:
     """The pictures of a request, which has taken them: each is a path or an `InMemory`."""
     return cast("tuple[str, ...]", pictures)
 

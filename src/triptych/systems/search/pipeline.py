@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triptych import runtime
-from triptych.given import InMemory
+from triptych.given import InMemory, rename
 from triptych.systems.search.index import Index, index_place, model_digest, open_reduced, update
 from triptych.systems.search.nearest import (
     LARGE,
@@ -99,6 +99,8 @@ def parse_terms(request: Search) -> list[Term]:
     for text, picture, sign in parts:
         weighted = WEIGHTED.fullmatch(text)
         inner, weight = (weighted[1], float(weighted[2])) if weighted else (text, 1.0)
+        if weighted and isinstance(text, InMemory):
+            inner = rename(text, inner)
         terms.append(Term(inner, picture, sign * weight))
     return terms
 
