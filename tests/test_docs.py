@@ -23,8 +23,8 @@ PAGES = sorted(
     p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 )
 FOLDERS_OF_USERS = {
-    "annotations/", "embeddings/", "loras/", "models/", "photos/", "runs/", "samples/", "step-000500/",
-    "test/", "train/", "vae/", "val/",
+    "annotations/", "embeddings/", "loras/", "models/", "photos/", "runs/", "samples/",
+    "step-000500/", "test/", "train/", "vae/", "val/",
 }  # fmt: skip
 OPTIONS_OF_OTHERS = {"--nnodes", "--nproc-per-node", "--rdzv-endpoint", "--shutdown-timeout"}
 SCRIPTS = ("python ", "torchrun ", "make ", "pip ")
