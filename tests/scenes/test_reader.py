@@ -3,7 +3,7 @@
 import io
 from collections import Counter
 from functools import cache
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -13,7 +13,14 @@ from triptych.scenes.captions import ASPECTS, Claim, Described, altered, parse, 
 from triptych.scenes.descriptions import captions, choices, claims
 from triptych.scenes.drawing import draw
 from triptych.scenes.judge import Share, agreement, holds, report, satisfies
-from triptych.scenes.reader import Reading, read, threshold
+from triptych.scenes.reader import (
+    DISTANCE,
+    Reading,
+    apply_threshold,
+    match_regions,
+    read,
+    threshold,
+)
 from triptych.scenes.scene import COLOURS, PATTERNS, SHAPES, Ground, Scene, Thing
 from triptych.scenes.world import scenes
 
@@ -285,7 +292,33 @@ def test_agreement_with_a_second_witness() -> None:
 
 
 def test_the_threshold_is_between_those_measured() -> None:
-    assert threshold(64) < threshold(45) < threshold(32)
+    """They are the measured ones at those sides, and on straight lines over the logarithm of the
+    side between them; beyond them they stay. A match at the threshold is an object, one above not.
+    """
+    for side, distance in DISTANCE:
+        assert threshold(side) == distance
+        thing = Thing("circle", "red", "small", "plain", 0.2, 0.5, 0.16)
+        matches = [(thing, distance), (thing, distance * 1.0001), None]
+        reading = apply_threshold(matches, "gray", "plain", side)
+        assert reading.distances == (distance,) and reading.unread == 2
+    for (low, above), (high, below) in pairwise(DISTANCE):
+        for share in (0.25, 0.5, 0.9):
+            side = low ** (1 - share) * high**share
+            assert threshold(side) == pytest.approx((1 - share) * above + share * below)
+    assert threshold(16) == DISTANCE[0][1] and threshold(512) == DISTANCE[-1][1]
+
+
+def test_true_objects_are_nearer_than_the_threshold_and_strangers_are_not() -> None:
+    """`DISTANCE` is the 99.9 % quantile over 3,000 scenes; here 50, at the side of 64."""
+    distances = [
+        match[1]
+        for scene in world()[:50]
+        for match in match_regions(draw(scene, 64))[0]
+        if match is not None
+    ]
+    share = np.mean([distance <= threshold(64) for distance in distances])
+    assert len(distances) > 100 and share > 0.99
+    assert np.quantile(distances, 0.99) > 0.4 * threshold(64)  # it is no bound far from all
 
 
 @pytest.mark.parametrize(

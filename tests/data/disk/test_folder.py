@@ -174,6 +174,19 @@ def test_a_missing_number_is_skipped_and_a_missing_word_is_not(tmp_path):
     assert index.annotations.vector_values[0] == 0.5 and index.annotations.vector_values[3] == 4.5
 
 
+@pytest.mark.parametrize("number", ["1e300", "-3.5e38"])
+def test_a_number_beyond_single_precision_is_skipped(tmp_path, number):
+    """As infinity it would end the training."""
+    lines = ["file_name,size"]
+    for i in range(20):
+        picture(tmp_path / f"{i:02d}.png")
+        lines.append(f"{i:02d}.png,{number if i == 3 else i + 0.5}")
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    index = open_index(str(tmp_path))
+    assert index.skipped == {"03.png": "no number for size"}
+    assert np.isfinite(index.annotations.vector_values).all()
+
+
 def test_metadata_labels_splits_and_folders(tmp_path):
     lines = []
     for i in range(10):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from triptych.data.order.batches import ShuffledPlan, batches, take, to_images, write_skipped
+from triptych.data.order.permutation import permute
 from triptych.data.source import SourceInfo
 from triptych.data.sources import open_source
 
@@ -74,12 +75,28 @@ def folder_source(folder):
     return open_source(str(folder))
 
 
-def test_an_epoch_shows_every_picture_once(folder_source):
-    count = folder_source.info.length
-    stream = batches(folder_source, 1, seed=2)
-    for _ in range(3):
-        values = [next(stream)["image"].mean().item() for _ in range(count)]
-        assert len(set(values)) == count
+def test_an_epoch_shows_every_picture_once_and_the_next_in_another_order(folder_source):
+    rows = folder_source.rows
+    there = sorted(8 * int(folder_source.index.names[row][-6:-4]) for row in rows)
+
+    def epochs(seed):
+        stream = batches(folder_source, 1, seed=seed)
+        values = [next(stream)["image"].mean().item() for _ in range(4 * len(rows))]
+        order = [round((value + 1) * 127.5) for value in values]
+        return [tuple(order[at : at + len(rows)]) for at in range(0, len(order), len(rows))]
+
+    orders = [*epochs(2), *epochs(3)]
+    assert all(sorted(order) == there for order in orders)
+    assert len(set(orders)) == 8 and tuple(there) not in orders
+
+
+def test_batches_are_the_positions_of_one_permutation_an_epoch(folder_source):
+    """Read off one by one: epoch e is `permute` with the keys (seed, e)."""
+    length = folder_source.info.length
+    order = np.concatenate([permute(np.arange(length), length, 6, epoch) for epoch in range(4)])
+    plan = ShuffledPlan(folder_source, 4, 6, 0, 1)
+    drawn = [index for number in range(length) for index in plan.pick(number)[0]]
+    assert drawn == order.tolist()
 
 
 @settings(max_examples=40, deadline=None)

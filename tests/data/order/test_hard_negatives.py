@@ -8,7 +8,7 @@ import pytest
 from triptych.data.captions import captions_of, fill_templates, texts_at
 from triptych.data.disk.arrays import Part, array_index
 from triptych.data.disk.table import select_split
-from triptych.data.order.batches import batches
+from triptych.data.order.batches import ShuffledPlan, batches
 from triptych.data.order.hard_negatives import sort_by_shared_words
 from triptych.data.scene_source import SceneSource
 
@@ -61,6 +61,22 @@ def test_a_pool_holds_the_pictures_that_its_batches_would_hold_anyway():
         (next(resumed) for _ in range(4)), (next(again) for _ in range(4)), strict=True
     ):
         assert a["caption"] == b["caption"] and a["image"].equal(b["image"])
+
+
+@pytest.mark.parametrize(("size", "ranks"), [(16, 1), (4, 2)])
+def test_every_fourth_pool_keeps_its_random_order(size, ranks):
+    """Unrelated pictures must be told apart too."""
+    source, pool = SceneSource("scenes-one", "train", 32), 3
+    plans = [ShuffledPlan(source, size, 3, rank, ranks, pool) for rank in range(ranks)]
+    unsorted = []
+    for number in range(12):
+        drawn = [plan.positions(pool * number + k) for k in range(pool) for plan in plans]
+        order = np.concatenate(drawn).tolist()
+        first = number * pool * size * ranks
+        plain = list(range(first, first + len(order)))
+        assert sorted(order) == plain
+        unsorted += [number] if order == plain else []
+    assert unsorted == [3, 7, 11]
 
 
 def test_class_names_are_texts_too_and_epochs_stay_whole():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triptych.data.order.permutation import mix, permute
+from triptych.data.order.permutation import mix, permute, permute_epochs
 
 
 @settings(max_examples=60, deadline=None)
@@ -31,16 +31,38 @@ def test_the_order_never_changes():
 
 
 def test_huge_sets_have_random_access():
+    """A thousand positions of 10**15: each item once, and spread as chance spreads them."""
     length = 10**15
-    positions = np.array([0, 1, length // 2, length - 1])
+    positions = np.concatenate([np.arange(500), np.arange(length - 500, length)])
     items = permute(positions, length, 1, 2)
-    assert len(set(items.tolist())) == 4
-    assert ((items >= 0) & (items < length)).all()
+    assert len(np.unique(items)) == 1000 and items.min() >= 0 and items.max() < length
+    shares = np.sort(items / length)
+    steps = np.arange(1, 1001) / 1000
+    assert np.abs(shares - steps).max() < 0.062  # Kolmogorov and Smirnov's bound at 0.1 %
+    assert items[::-1].tolist() == permute(positions[::-1], length, 1, 2).tolist()
 
 
 def test_epochs_and_seeds_differ():
     orders = {tuple(permute(np.arange(50), 50, s, e).tolist()) for s in range(5) for e in range(5)}
     assert len(orders) == 25
+
+
+@pytest.mark.parametrize(
+    ("length", "start", "count"), [(7, 0, 20), (7, 13, 9), (1, 5, 4), (40, 39, 60), (50, 120, 10)]
+)
+def test_epochs_follow_each_other_each_in_its_own_order(length, start, count):
+    positions = np.arange(start, start + count)
+    items = permute_epochs(positions, length, 8, 9)
+    expected = [
+        permute(np.array([place % length]), length, 8, 9, place // length).item()
+        for place in positions.tolist()
+    ]
+    assert items.tolist() == expected
+
+
+def test_no_two_epochs_have_one_order():
+    orders = permute_epochs(np.arange(50 * 20), 50, 3).reshape(20, 50)
+    assert len({tuple(order) for order in orders.tolist()}) == 20
 
 
 @pytest.mark.parametrize("count", [12, 60])

@@ -14,6 +14,7 @@ from triptych.running import run
 from triptych.systems.search import pipeline as search
 from triptych.systems.search.pipeline import SearchResults, Term, format_query, parse_terms
 from triptych.vision.images import open_picture, save_picture
+from triptych.weights.loaded import Loaded
 
 CLIP = tiny_clip()
 
@@ -111,6 +112,31 @@ def test_nonsense_is_said_before_anything_is_computed(folder, monkeypatch, field
     with pytest.raises(ValueError, match=words):
         found(folder, **fields)
     assert not (folder.parent / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("angle", "weight", "cancels"),
+    [(2.2e-4, 1, False), (1.8e-4, 1, True), (2.2e-4, 0.01, False), (1.8e-4, 0.01, True), (1, 1, False)],
+)
+def test_terms_cancel_each_other_out_below_a_ten_thousandth_of_their_weights(
+    folder: Path, monkeypatch, angle, weight, cancels
+) -> None:
+    """Two unit vectors at a small angle: their difference is as long as the angle, and its weights
+    sum to 2.
+    """
+    turned = {"cat": 0.0, "dog": angle}
+    vectors = {
+        text: F.pad(torch.tensor([np.cos(a), np.sin(a)], dtype=torch.float32), (0, 14))
+        for text, a in turned.items()
+    }
+    rows = lambda loaded, texts: torch.stack([vectors[text] for text in texts])  # noqa: E731
+    monkeypatch.setattr(Loaded, "embed_text", rows)
+    fields = {"text": (f"(cat:{weight})",), "minus": (f"(dog:{weight})",)}
+    if cancels:
+        with pytest.raises(ValueError, match="cancel each other out"):
+            found(folder, **fields)
+    else:
+        assert found(folder, **fields).matches
 
 
 @pytest.mark.parametrize(

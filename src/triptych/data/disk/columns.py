@@ -49,7 +49,7 @@ def conditions(rows: Sequence[dict[str, Any]]) -> Conditions:
                 [bool(value and _truth(value)) for value in values], np.uint8
             )
         elif all(_number(value) is not None for value in present):
-            numbers = [math.nan if value is None else float(value) for value in values]
+            numbers = [_single(value) for value in values]
             integral = all(number % 1 == 0 or math.isnan(number) for number in numbers)
             different = len(set(map(_number, present)))
             if integral and different <= MAX_VALUES // 2:
@@ -111,6 +111,12 @@ def _number(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def _single(value: Any) -> float:
+    """A number that fits into single precision, else NaN, as for a missing one."""
+    number = math.nan if value is None else float(value)
+    return number if abs(number) <= float(np.finfo(np.float32).max) else math.nan
 
 
 def _words(value: Any) -> tuple[str, ...] | None:
