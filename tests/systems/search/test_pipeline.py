@@ -116,7 +116,13 @@ def test_nonsense_is_said_before_anything_is_computed(folder, monkeypatch, field
 
 @pytest.mark.parametrize(
     ("angle", "weight", "cancels"),
-    [(2.2e-4, 1, False), (1.8e-4, 1, True), (2.2e-4, 0.01, False), (1.8e-4, 0.01, True), (1, 1, False)],
+    [
+        (2.2e-4, 1, False),
+        (1.8e-4, 1, True),
+        (2.2e-4, 0.01, False),
+        (1.8e-4, 0.01, True),
+        (1, 1, False),
+    ],
 )
 def test_terms_cancel_each_other_out_below_a_ten_thousandth_of_their_weights(
     folder: Path, monkeypatch, angle, weight, cancels
