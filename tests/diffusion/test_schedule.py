@@ -147,8 +147,8 @@ SPACINGS = {
            "exponential", "lu", "polyexponential", "beta_sigma", "kl_optimal", "simple",
            "ddim_uniform", "turbo", "align_your_steps", "align_your_steps_sdxl"],
     "zero": ["linspace", "trailing", "karras", "exponential", "beta"],
-    "edm": ["karras", "exponential", "polyexponential", "beta_sigma"],
-    "flow": ["linspace", "trailing", "sgm_uniform", "beta", "karras"],
+    "edm": ["karras", "exponential", "lu", "polyexponential", "beta_sigma", "kl_optimal"],
+    "flow": ["linspace", "trailing", "sgm_uniform", "beta", "karras", "kl_optimal"],
     "shifted": ["linspace", "trailing"],
 }  # fmt: skip
 

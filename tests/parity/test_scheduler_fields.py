@@ -133,6 +133,7 @@ def cases() -> list[Any]:
             for field in fields
             for value in VALUES[field]
             if not (value == "sample" and name in NO_SAMPLE)
+            and (value != fields[field] or field in WITH)  # else it is the first case
         ]
         changes += [change for change in TOGETHER if change.keys() <= fields.keys()]
         found += [

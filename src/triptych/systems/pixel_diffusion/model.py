@@ -37,7 +37,9 @@ from triptych.nn.loss import Loss
 from triptych.system import ModelKind
 from triptych.systems.pixel_diffusion.unet import UNet, UNetConfig
 
-SIGMA_SPACINGS = ("karras", "exponential", "polyexponential", "beta_sigma")
+SIGMA_SPACINGS = (
+    "karras", "exponential", "lu", "polyexponential", "beta_sigma", "kl_optimal",
+)  # fmt: skip
 Condition = Tensor | None
 """None, int64 (B,) class labels, or float (B, N) attributes or numbers."""
 
