@@ -11,6 +11,7 @@ from triptych.diffusion.samplers.conventions import (
     automatic1111,
     automatic1111_levels,
     diffusers_levels,
+    diffusers_spacing,
 )
 from triptych.diffusion.schedule import Discrete, Edm, Flow, betas, zero_terminal
 
@@ -166,3 +167,26 @@ def test_what_the_program_lacks() -> None:
     for schedule in (Flow(), Edm(), Discrete(tuple(zero_terminal(TABLE)))):
         with pytest.raises(ValueError, match="use those of diffusers"):
             automatic1111_levels(schedule, "euler", 10, "karras")
+
+
+@pytest.mark.parametrize("kind", ["karras", "exponential", "linspace"])
+@pytest.mark.parametrize("sampler", ["dpm2", "dpm2_ancestral", "heun", "euler"])
+def test_diffusers_dpm2_alone_rounds_the_times_of_karras(sampler, kind) -> None:
+    """KDPM2DiscreteScheduler.set_timesteps rounds what it looks up for use_karras_sigmas."""
+    walked, _ = diffusers_levels(SCHEDULE, sampler, 6, Spread(kind))
+    times = [level.time for level in walked[:-1]]
+    whole = all(time == round(time) for time in times if time is not None)
+    assert whole == (kind == "karras" and sampler.startswith("dpm2"))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "kind", "expected"),
+    [
+        ("euler", "trailing", "trailing"), ("dpmpp_2s", "trailing", "linspace"),
+        ("dpmpp_3s", "leading", "linspace"), ("dpmpp_2s", "karras", "karras"),
+        ("lcm", "leading", "lcm"), ("lcm", "karras", "lcm"), ("tcd", "trailing", "lcm"),
+    ],
+)  # fmt: skip
+def test_some_classes_of_diffusers_have_one_spacing_over_times(sampler, kind, expected) -> None:
+    assert diffusers_spacing(SCHEDULE, sampler, kind) == expected
+    assert diffusers_spacing(Flow(), sampler, kind) == kind
