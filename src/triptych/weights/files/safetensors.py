@@ -115,6 +115,8 @@ def read_header(path: Path) -> SafetensorsHeader:
     if not isinstance(stored, dict):
         raise ValueError(BROKEN)
     notes = stored.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise ValueError(BROKEN)
     if len(stored) > MAX_TENSORS:
         raise ValueError(f"names {len(stored):,} tensors; weights have at most {MAX_TENSORS:,}")
     entries = {name: _read_entry(name, entry) for name, entry in stored.items()}
@@ -128,9 +130,7 @@ def read_header(path: Path) -> SafetensorsHeader:
         raise ValueError(
             f"has {size} bytes instead of {expected}: it was cut short or extended. Fetch it again"
         )
-    return SafetensorsHeader(
-        path, 8 + length, entries, dict(notes) if isinstance(notes, dict) else {}
-    )
+    return SafetensorsHeader(path, 8 + length, entries, notes)
 
 
 def _read_entry(name: str, stored: Any) -> Entry:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from tests.parity.reference import randomised
+from triptych.config import BadFile
 from triptych.nn import lora
 from triptych.systems.clip.model import TextConfig, TextTransformer
 from triptych.systems.clip.published import TRANSFORMERS_TEXT
@@ -371,6 +372,38 @@ def test_alphas_beside_the_tensors(unets, tmp_path):
         read_lora(peft, [target])
     own = parse_lora(as_kohya(made), [target], {"": Alpha(99.0)})
     assert {u.alpha for u in own.updates["unet"].values()} == {1.0, 2.0, 3.0, 4.0}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ['{"unet.lora_alpha": Infinity}', '{"unet.lora_alpha": 1e400}', '{"unet.lora_alpha": NaN}',
+     f'{{"unet.lora_alpha": 1{"0" * 400}}}', "[" * 100_000, "[]", '"x"', "{"],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_alphas_that_are_no_numbers_are_refused(unets, tmp_path, settings) -> None:
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    file = named(halves(unets[0], ATTENTION[:1]), "{layer}.lora_{letter}.weight")
+    save_file(file, path, {"lora_adapter_metadata": settings})
+    with pytest.raises(BadFile, match="download it again"):
+        read_lora(path, [unet_target(unets[1])])
+
+
+@pytest.mark.parametrize(
+    ("alpha", "up"),
+    [
+        (torch.tensor(float("inf")), None), (torch.tensor(float("nan")), None),
+        (torch.ones(2), None), (torch.ones(0), None), (torch.tensor(1j), None),
+        (torch.tensor(1.0), torch.zeros(0, 3)), (torch.tensor(1.0), torch.zeros(16)),
+    ],
+)  # fmt: skip
+def test_parts_of_a_layer_that_are_none_are_refused(unets, alpha, up) -> None:
+    file = as_kohya(halves(unets[0], ATTENTION[:1]))
+    (name,) = (name for name in file if name.endswith(".alpha"))
+    file[name] = alpha
+    if up is not None:
+        file[name.replace(".alpha", ".lora_up.weight")] = up
+    with pytest.raises(ValueError, match=r"alpha|do not fit each other"):
+        parse_lora(file, [unet_target(unets[1])])
 
 
 def test_what_finds_no_place_is_counted(unets):

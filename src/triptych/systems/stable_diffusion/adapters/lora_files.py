@@ -302,11 +302,12 @@ def _find_layer(layer: str, targets: Iterable[Target]) -> tuple[Target, tuple[st
 
 def _build_update(halves: Mapping[str, Tensor], declared: Alpha | None) -> Update:
     down, up = halves["down"], halves["up"]
-    if down.ndim < 2 or up.ndim < 2 or not len(down) or up[0].numel() != len(down):
+    flat = down.ndim < 2 or up.ndim < 2 or not len(down) or not len(up)
+    if flat or up[0].numel() != len(down):
         raise ValueError(f"up {tuple(up.shape)} and down {tuple(down.shape)} do not fit each other")
     rank = len(down)
     if "alpha" in halves:
-        if halves["alpha"].numel() != 1:
+        if halves["alpha"].numel() != 1 or halves["alpha"].is_complex():
             raise ValueError("its alpha is not one number: download it again")
         alpha = float(halves["alpha"])
     elif declared is not None:
