@@ -79,6 +79,68 @@ def test_dpm2_leaves_out_the_level_before_the_end() -> None:
         assert [level.ratio for level in found] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "configured", "expected"),
+    [
+        ("lcm", "leading", "lcm"), ("lcm", "karras", "lcm"), ("tcd", "trailing", "lcm"),
+        ("dpmpp_2s", "leading", "linspace"), ("dpmpp_3s", "karras", "karras"),
+        ("euler", "leading", "leading"), ("ddim", "trailing", "trailing"),
+    ],
+)  # fmt: skip
+def test_some_classes_of_diffusers_have_a_spacing_of_their_own(sampler, configured, expected):
+    """Whatever timestep_spacing says; the singlestep solver has sigmas, too. Flows have none."""
+    assert diffusers_spacing(SCHEDULE, sampler, configured) == expected
+    assert diffusers_spacing(Flow(), sampler, configured) == configured
+
+
+def test_a_pipeline_of_diffusers_gives_tcd_no_gamma() -> None:
+    """Its eta is 0 there, so no level goes up again; the last is the table's first."""
+    walked, scale = diffusers_levels(SCHEDULE, "tcd", 4, Spread("lcm"))
+    assert [level.time for level in walked] == [999, 759, 499, 259, 0]
+    assert walked[-1].ratio == pytest.approx(SIGMAS[0]) and scale == 1
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("kind", ["linspace", "karras", "exponential"])
+def test_flows_of_diffusers_shift_their_least_time_twice(kind, shift) -> None:
+    """FlowMatchEulerDiscreteScheduler; spacings over sigma are over t, between the same ends."""
+
+    def shifted(t):
+        return shift * t / (1 + (shift - 1) * t)
+
+    line = shifted(np.linspace(1, shifted(1e-3), 6))
+    expected = {
+        "linspace": line,
+        "karras": np.linspace(1, line[-1] ** (1 / 7), 6) ** 7,
+        "exponential": np.exp(np.linspace(0, np.log(line[-1]), 6)),
+    }[kind]
+    walked, _ = diffusers_levels(Flow(shift), "euler", 6, Spread(kind))
+    assert [level.sigma for level in walked] == pytest.approx([*expected, 0])
+    assert [level.time for level in walked[:-1]] == pytest.approx(1000 * expected)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "plms"])
+@pytest.mark.parametrize(
+    ("kind", "offset", "last"), [("leading", 0, 0), ("leading", 1, 1), ("trailing", 0, 99)]
+)
+def test_the_first_entry_of_the_table_as_an_end(sampler, kind, offset, last) -> None:
+    """set_alpha_to_one=False: the step from time 0, too, which then has no length."""
+    walked, _ = diffusers_levels(SCHEDULE, sampler, 10, Spread(kind, offset, end="least"))
+    assert [level.time for level in walked[-2:]] == [last, 0]
+    assert walked[-1].ratio == pytest.approx(SIGMAS[0])
+    clean, _ = diffusers_levels(SCHEDULE, sampler, 10, Spread(kind, offset))
+    assert clean[:-1] == walked[:-1] and clean[-1].sigma == 0
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "unipc"])
+def test_pure_noise_has_a_little_signal_in_diffusers(sampler) -> None:
+    table = Discrete(tuple(zero_terminal(TABLE)))
+    walked, _ = diffusers_levels(table, sampler, 4, Spread("trailing"))
+    assert walked[0].alpha == pytest.approx(2.0**-12) and walked[0].time == 999
+    assert walked[1].ratio == pytest.approx(table.at(walked[1].time).ratio)
+    assert diffusers_levels(table, "ddim", 4, Spread("trailing"))[0][0].alpha == 0
+
+
 def test_the_other_schedule_types() -> None:
     high, low, ramp = SIGMAS[-1], SIGMAS[0], np.linspace(0, 1, 20)
     karras = (high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7
