@@ -33,7 +33,10 @@ class InMemory(str):
 
 
 def name_in_memory(values: Any, shape: Sequence[int]) -> InMemory:
-    """The name of a numpy array: `shape` as people write it, and the SHA-256 of its bytes."""
+    """The name of a numpy array, which becomes read-only: `shape` as people write it, and the
+    SHA-256 of its bytes.
+    """
+    values.setflags(write=False)
     digest = hashlib.sha256(values.tobytes()).hexdigest()
     named = InMemory(f"memory:{'x'.join(map(str, shape))}:sha256-{digest}")
     named.values = values

@@ -162,6 +162,8 @@ def test_the_name_is_the_picture() -> None:
     assert kept == take_picture("image", RGB) != take_picture("image", changed)
     assert isinstance(kept, InMemory) and (kept.values == RGB).all()
     assert take_picture("image", kept) is kept
+    with pytest.raises(ValueError, match="read-only"):
+        kept.values[0, 0] = 0
     flat = take_picture("image", RGB.reshape(7, 5, 3))
     assert flat != kept and flat.rpartition("-")[2] == kept.rpartition("-")[2]
     assert picture_name(kept) == "memory:7x5"
