@@ -37,7 +37,7 @@ def test_people_read_rows_and_what_was_not_found(picture: Path, capsys) -> None:
     score, *box, label = shown.out.split()
     assert label == "red" and float(score) > 0.9
     assert [int(x) for x in box] == pytest.approx([80, 16, 112, 48], abs=2)
-    assert "1 boxes in 128 x 64 pixels" in shown.err and "not found: blue star" in shown.err
+    assert "1 box in 128 x 64 pixels" in shown.err and "not found: blue star" in shown.err
 
 
 def test_json_is_one_object_and_names_no_folder(picture: Path, capsys) -> None:
@@ -97,12 +97,18 @@ def test_several_pictures(picture: Path, tmp_path: Path, monkeypatch, capsys) ->
     save_picture(other, np.full((32, 32, 3), 234, np.uint8))
     (tmp_path / "bad.png").write_text("<html>")
     given = words(picture, "--json", "--out", str(tmp_path / "found"), "--format", "voc")
-    given[2:2] = [str(tmp_path / "bad.png"), str(tmp_path / "gone.png"), str(other)]
+    given[2:2] = [
+        str(tmp_path / "other"),
+        str(tmp_path / "bad.png"),
+        str(tmp_path / "gone.png"),
+        str(other),
+    ]
     assert run(given) == 3
     shown = capsys.readouterr()
     rows = [json.loads(line) for line in shown.out.splitlines()]
     assert [(row["picture"], row["width"]) for row in rows] == [("p.png", 128), ("p.png", 32)]
     assert [len(row["boxes"]) for row in rows] == [1, 0]
+    assert "other is a folder: give its pictures" in shown.err
     assert "bad.png: an HTML page" in shown.err and "gone.png" in shown.err
     assert len(loads) == len(embedded) == 1
     files = {path.name for path in (tmp_path / "found").iterdir()}

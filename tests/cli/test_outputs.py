@@ -60,7 +60,7 @@ def test_a_grid_that_is_there_is_kept(prompts, capsys) -> None:
     words = ["grid", "a cat", "--x", "steps=1", "--model", prompts, "--seed", "5"]
     assert run(words) == run(words) == 0
     assert {"grid.png", "grid-2.png"} <= set(names("."))
-    assert "1 pictures in grid-2.png" in capsys.readouterr().err
+    assert "1 picture in grid-2.png" in capsys.readouterr().err
 
 
 def test_names_that_do_not_count(tmp_path: Path) -> None:

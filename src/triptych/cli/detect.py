@@ -66,7 +66,8 @@ def main(arguments: list[str]) -> int:
         else:
             _print(parsed, result.request, picture, files)
         of = f"{name}: " if several else ""
-        say(f"{of}{len(scores)} boxes in {picture.width} x {picture.height} pixels")
+        boxes = "1 box" if len(scores) == 1 else f"{len(scores)} boxes"
+        say(f"{of}{boxes} in {picture.width} x {picture.height} pixels")
         if missing := [label for label in labels if label not in result.names]:
             say(f"{of}not found: {', '.join(missing)}")
     return 0 if usable == len(parsed.pictures) else 3
@@ -106,6 +107,9 @@ def _detect(parsed: Arguments) -> "Iterator[tuple[str, np.ndarray, Detections]]"
 
     loaded = queries = None
     for name in parsed.pictures:
+        if Path(name).is_dir():
+            say(f"triptych: {name} is a folder: give its pictures, such as {Path(name) / '*.png'}")
+            continue
         try:
             pixels = open_picture(Path(name), channels=3)
         except ValueError as error:

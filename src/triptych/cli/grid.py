@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from triptych.cli.arguments import parse
 from triptych.cli.generate.text_pictures import to_record
-from triptych.cli.output import UsageError, say, watch
+from triptych.cli.output import UsageError, counted, say, watch
 from triptych.cli.places import PICTURE_ENDINGS, free_path, require_file
 from triptych.cli.threads import spare_threads
 from triptych.fields import from_json, nearest, to_json
@@ -167,7 +167,7 @@ def _draw(parsed: Arguments, x: Sweep, y: Sweep, z: Sweep) -> int:
     record = {"request": to_record(start, Path(start.model).name), "sweep": sweeps}
     out = free_path(parsed.out)
     save_picture(out, sheet, {"grid": record})
-    say(f"{len(pictures)} pictures in {out}, seed {start.seed}")
+    say(f"{counted(len(pictures), 'picture')} in {out}, seed {start.seed}")
     if parsed.json:
         print(json.dumps(record | {"file": str(out)}))
     return 0

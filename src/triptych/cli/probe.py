@@ -28,7 +28,7 @@ class Arguments:
     """
 
     model: str
-    """A run folder, the folder or file of a published checkpoint, or OWNER/NAME on the hub."""
+    """A run folder, a published checkpoint, OWNER/NAME on the hub, or a name such as clip-b32."""
     source: str
     """A folder whose sub-folders are classes, or any other labelled source."""
     test: str = ""

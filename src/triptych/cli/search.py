@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import parse
-from triptych.cli.output import UsageError, finish, printable, say, say_skipped
+from triptych.cli.output import UsageError, counted, finish, printable, say, say_skipped
 from triptych.cli.places import PICTURE_ENDINGS, require_file
 from triptych.systems.search.request import Search
 
@@ -99,7 +99,7 @@ def _say_summary(found: "SearchResults") -> None:
     index = found.index
     assert index is not None
     new = f", {found.new:,} of them new" if found.new else ""
-    say(f"{len(index.names):,} pictures in the index{new}: {found.place}")
+    say(f"{counted(len(index.names), 'picture')} in the index{new}: {found.place}")
     say_skipped(index.skipped)
     say(*found.notes)
     if found.request.duplicates is not None:

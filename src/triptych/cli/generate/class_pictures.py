@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import parse
-from triptych.cli.output import UsageError, finish, say
+from triptych.cli.output import UsageError, counted, finish, say
 from triptych.cli.places import free_path, next_number, require_folder
 from triptych.cli.threads import spare_threads
 from triptych.fields import to_json
@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> int:
     result, seeds, scores = _rank(result, parsed.rerank, judge)
     parsed.out.mkdir(parents=True, exist_ok=True)
     files = _save(parsed, result, request, seeds, scores, judge.name if judge else "")
-    say(f"{len(files)} pictures in {parsed.out}, seeds {seed} to {seed + len(files) - 1}")
+    span = f"seed {seed}" if len(files) == 1 else f"seeds {seed} to {seed + len(files) - 1}"
+    say(f"{counted(len(files), 'picture')} in {parsed.out}, {span}")
     grid = free_path(parsed.out / "grid.png")
     _save_grid(grid, result, request, scores)
     if parsed.json:

@@ -23,7 +23,7 @@ class Classify:
     source's own classes (its sub-folders), which are then also the ground truth.
     """
     model: str = "runs/clip"
-    """A run folder, a published checkpoint, or OWNER/NAME on the hub."""
+    """A run folder, a published checkpoint, OWNER/NAME on the hub, or a name such as clip-b32."""
     templates: Texts = ("photo",)
     """Sentences around the labels, whose embeddings are averaged: photo (1), simple (7), cifar
     (18), imagenet (80), name (the label alone), or your own with {} for the label.

@@ -18,7 +18,7 @@ class Detect:
     labels: Texts = ()
     """What to look for; any number of boxes is found for each label."""
     model: str = "runs/clip"
-    """A run folder, a published checkpoint, or OWNER/NAME on the hub."""
+    """A run folder, a published checkpoint, OWNER/NAME on the hub, or a name such as clip-b32."""
     method: Literal["dense", "window", "window-batched"] = "dense"
     """dense: patches of one pass per scale. window: sliding windows, one at a time. window-batched:
     the same numbers, with windows in batches.

@@ -33,7 +33,9 @@ class Search:
     minus_image: WeightedPictures = ()
     """Pictures to subtract from the query."""
     model: str = "runs/clip"
-    """A CLIP or SigLIP: a run folder, a published checkpoint, or OWNER/NAME on the hub."""
+    """A CLIP or SigLIP: a run folder, a published checkpoint, OWNER/NAME on the hub, or a name such
+    as clip-b32.
+    """
     k: int = 10
     """Number of pictures to find."""
     duplicates: float | None = None

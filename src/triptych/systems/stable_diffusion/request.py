@@ -31,7 +31,7 @@ class TextToImage:
     negative: Prompt = field(default="", metadata={"several": True})
     """Negative prompt: what to avoid."""
     model: str = "runs/text-to-image"
-    """A run folder, a checkpoint folder or file, or OWNER/NAME on the hub."""
+    """A run folder, a checkpoint folder or file, OWNER/NAME on the hub, or a name such as sd15."""
     size: str = ""
     """WIDTHxHEIGHT in pixels, each 16 to 4096. Default: the model's training size, or the size of
     `image`.
@@ -237,7 +237,7 @@ class TrainTextToImage:
 
     training: Training = TRAINING
     init: str = ""
-    """Fine-tune this text-to-image model; its sizes replace those below."""
+    """Fine-tune this text-to-image model, such as sd15; its sizes replace those below."""
     autoencoder: str = ""
     """The frozen autoencoder of the latents: a run folder, or a published one, KL or tiny. Empty
     trains on pixels.

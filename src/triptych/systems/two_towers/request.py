@@ -14,8 +14,8 @@ class Towers:
     """Two towers trained on pairs of pictures and texts: what CLIP and SigLIP share."""
 
     init: str = ""
-    """Fine-tune this model: a run folder, a published checkpoint, or OWNER/NAME on the hub. Its own
-    sizes replace those below.
+    """Fine-tune this model: a run folder, a published checkpoint, OWNER/NAME on the hub, or a name
+    such as clip-b32. Its own sizes replace those below.
     """
     patch: int = 8
     """Side of a patch in pixels."""
@@ -217,7 +217,9 @@ class Embed:
     """Texts and pictures as vectors of one space: unit length, float32."""
 
     model: str = "runs/clip"
-    """A CLIP or SigLIP: a run folder, a published checkpoint, or OWNER/NAME on the hub."""
+    """A CLIP or SigLIP: a run folder, a published checkpoint, OWNER/NAME on the hub, or a name such
+    as clip-b32.
+    """
     text: Texts = ()
     """Texts to embed."""
     image: Pictures = ()
