@@ -37,7 +37,10 @@ SIZES = {
     "text-to-image": "--widths 16 16 --transformers 0 0 --groups 8 --head-width 8 --text-width 16",
     "autoencoder": "--widths 8 8 --groups 4",
 }
-EVALUATION = "--samples-per-class 16 --judge-steps 2 --no-score --likelihood-pictures 4"
+EVALUATION = (
+    "--samples-per-class 16 --judge-steps 2 --no-score --likelihood-pictures 4 "
+    "--likelihood-samples 2"
+)
 SMALL = {
     "generate PROMPT": "--steps 2 --size 16x16",
     "grid": "--size 16x16",
