@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from tests.systems.stable_diffusion import tiny_stable_diffusion
 from triptych.cli.main import run
+from triptych.config import BadFile
 from triptych.doctor import examine
 from triptych.fields import LARGEST, LONGEST, from_json, to_json
 from triptych.loading import find_kind, load, read_config
@@ -257,6 +258,27 @@ def test_any_value_anywhere_in_a_configuration_of_any_layout_is_refused(
                 pytest.fail(f"{path} = {value!r} was loaded")
             if value == 10**9 and type(inner) is int and "bias" not in f"{path}":
                 assert any(finding.fault for finding in examine(tmp_path)), path
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        *(("open_clip", ("model_cfg", "vision_cfg", n)) for n in ("width", "mlp_ratio")),
+        ("open_clip", ("model_cfg", "vision_cfg", "head_width")),
+        *(("open_clip", ("model_cfg", "text_cfg", n)) for n in ("width", "mlp_ratio")),
+        *(("open_clip siglip", ("model_cfg", "text_cfg", n)) for n in ("width", "mlp_ratio")),
+        ("open_clip siglip", ("model_cfg", "vision_cfg", "image_seq_len")),
+        *(("siglip", ("vision_config", n)) for n in ("patch_size", "num_patches")),
+    ],
+)  # fmt: skip
+def test_what_sizes_are_computed_from_are_numbers(name: str, path: tuple, tmp_path: Path) -> None:
+    """A width of "x" times a ratio of 10**9 would be a text of a gigabyte."""
+    file, stored = HUGE[name]
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    for value in ("x", [1], True, 0, -1, 10**7, 10**30, float("nan"), float("inf")):
+        (tmp_path / file).write_text(json.dumps(changed(stored, path, value)))
+        with pytest.raises(BadFile, match=f"{path[-1]} must be a number above 0, up to 1,048"):
+            load(str(tmp_path))
 
 
 @pytest.mark.parametrize("heads", [10**9, 0, -1, 7])

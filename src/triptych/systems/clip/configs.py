@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from triptych.config import errors_in
+from triptych.fields import LARGEST
 from triptych.systems.clip.model import ClipConfig, TextConfig, VitConfig
 from triptych.systems.clip.resnet import ResNetConfig
 
@@ -170,7 +171,7 @@ def from_open_clip(model: Mapping[str, Any]) -> ClipConfig:
     check_fields(vision, VISION_FIELDS, "vision_cfg")
     check_fields(text, TEXT_FIELDS, "text_cfg")
     activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
-    width, vocabulary = text.get("width", 512), text.get("vocab_size", 49408)
+    width, vocabulary = read_number(text, "width", 512), read_number(text, "vocab_size", 49408)
     pool = TEXT_POOLS[choose(text, "pool_type", "argmax", TEXT_POOLS, "text_cfg")]
     image_pool = IMAGE_POOLS[choose(vision, "pool_type", "tok", IMAGE_POOLS, "vision_cfg")]
     tower = TextConfig(
@@ -179,17 +180,18 @@ def from_open_clip(model: Mapping[str, Any]) -> ClipConfig:
         width=width,
         layers=text.get("layers", 12),
         heads=text.get("heads", 8),
-        hidden=int(width * text.get("mlp_ratio", 4.0)),
+        hidden=int(width * read_number(text, "mlp_ratio", 4.0)),
         activation=activation,  # type: ignore[arg-type]
         causal=not text.get("no_causal_mask", False),
         pool=pool,
         end=text.get("eos_id", 2) if text.get("pool_type") == "eos" else vocabulary - 1,
     )
-    size, wide = vision.get("image_size", 224), vision.get("width", 768)
+    size, wide = vision.get("image_size", 224), read_number(vision, "width", 768)
+    head_width = read_number(vision, "head_width", 64)
     if isinstance(vision.get("layers"), list | tuple):
         stages = tuple(vision["layers"])
         # open_clip: a head for every head_width (64) of 32 widths
-        heads = wide * 32 // vision.get("head_width", 64)
+        heads = wide * 32 // head_width
         resnet = ResNetConfig(size, wide, stages, heads=heads)
         return ClipConfig(model["embed_dim"], vit=None, resnet=resnet, text=tower)
     vit = VitConfig(
@@ -197,8 +199,8 @@ def from_open_clip(model: Mapping[str, Any]) -> ClipConfig:
         patch=vision.get("patch_size", 16),
         width=wide,
         layers=vision.get("layers", 12),
-        heads=wide // vision.get("head_width", 64),
-        hidden=int(wide * vision.get("mlp_ratio", 4.0)),
+        heads=wide // head_width,
+        hidden=int(wide * read_number(vision, "mlp_ratio", 4.0)),
         activation=activation,  # type: ignore[arg-type]
         pool=image_pool,
         pre_norm=not vision.get("no_ln_pre", False),
@@ -328,6 +330,19 @@ def choose(
         raise ValueError(
             f"{where} has the {name} {value!r}, which is not supported: {', '.join(choices)}"
         )
+    return value
+
+
+def read_number(part: Mapping[str, Any], name: str, default: float) -> Any:
+    """A number to compute with: the product of a text and a number would be a longer text.
+
+    Raises:
+        ValueError: it is something else, not positive, or larger than any size.
+    """
+    value = part.get(name, default)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= LARGEST:
+        raise ValueError(f"{name} must be a number above 0, up to {LARGEST:,}, not {value!r:.60}")
     return value
 
 

@@ -16,6 +16,7 @@ from triptych.systems.clip.configs import (
     get_part,
     get_towers,
     mlp_ratio,
+    read_number,
     read_tower,
     write_tower,
 )
@@ -108,8 +109,10 @@ def from_transformers(config: Mapping[str, Any]) -> SiglipConfig:
     vision, text = get_part(config, "vision_config"), get_part(config, "text_config")
     # only towers of native aspect ratio count patches instead of pixels
     naflex = kind == "siglip2" and "num_patches" in vision
-    patch = vision.get("patch_size", 16)
-    side = round(vision["num_patches"] ** 0.5) * patch if naflex else vision.get("image_size", 224)
+    patch = read_number(vision, "patch_size", 16)
+    side = vision.get("image_size", 224)
+    if naflex:
+        side = round(read_number(vision, "num_patches", 256) ** 0.5) * patch
     with errors_in("vision_config"):
         tower = read_tower(vision, "gelu_pytorch_tanh")
         image = SiglipImageConfig(size=side, patch=patch, naflex=naflex, **tower)
@@ -194,10 +197,11 @@ def from_open_clip(model: Mapping[str, Any]) -> SiglipConfig:
     if not text.get("no_causal_mask", False):
         raise ValueError("text_cfg has a causal mask, which SigLIP's text tower does not have")
     naflex, patch = tower[1] is not None, int(tower[3])
-    side = vision.get("image_size") or round(vision.get("image_seq_len", 576) ** 0.5) * patch
+    places = read_number(vision, "image_seq_len", 576)
+    side = vision.get("image_size") or round(places**0.5) * patch
     if naflex:
         side = 16 * patch  # positions are learned on a grid of 16 x 16 for all pictures
-    width = text.get("width", 512)
+    width = read_number(text, "width", 512)
     approximate = (text.get("act_kwargs") or {}).get("approximate", "none") == "tanh"
     return SiglipConfig(
         SiglipImageConfig(
@@ -213,7 +217,7 @@ def from_open_clip(model: Mapping[str, Any]) -> SiglipConfig:
             width=width,
             layers=text.get("layers", 12),
             heads=text.get("heads", 8),
-            hidden=int(width * text.get("mlp_ratio", 4.0)),
+            hidden=int(width * read_number(text, "mlp_ratio", 4.0)),
             activation="gelu_tanh" if approximate else "gelu",
             eps=(text.get("norm_kwargs") or {}).get("eps", 1e-5),
             projection=text.get("proj_type", "linear") != "none",
