@@ -14,6 +14,7 @@ from triptych.diffusion.samplers.conventions import (
     diffusers_spacing,
 )
 from triptych.diffusion.schedule import Discrete, Edm, Flow, betas, zero_terminal
+from triptych.diffusion.spacing import Spacing, levels
 
 TABLE = betas("scaled_linear", 0.00085, 0.012)
 SCHEDULE = Discrete(tuple(TABLE))
@@ -252,3 +253,14 @@ def test_diffusers_dpm2_alone_rounds_the_times_of_karras(sampler, kind) -> None:
 def test_some_classes_of_diffusers_have_one_spacing_over_times(sampler, kind, expected) -> None:
     assert diffusers_spacing(SCHEDULE, sampler, kind) == expected
     assert diffusers_spacing(Flow(), sampler, kind) == kind
+
+
+@pytest.mark.parametrize("kind", ["karras", "exponential", "beta_sigma"])
+def test_diffusers_solvers_round_or_cut_the_times_of_sigmas(kind) -> None:
+    """DPMSolverMultistepScheduler.set_timesteps: of Karras rounded, of the others as integers."""
+    free = levels(SCHEDULE, 7, Spacing(kind, include_cleanest=True))
+    walked, _ = diffusers_levels(SCHEDULE, "dpmpp_2m", 7, Spread(kind))
+    whole = round if kind == "karras" else int
+    times = [whole(level.time) for level in free[:-1] if level.time is not None]
+    assert [level.time for level in walked[:-1]] == times
+    assert times != [level.time for level in free[:-1]]
