@@ -230,7 +230,7 @@ def test_a_journal_on_a_full_disk_is_named(tmp_path: Path) -> None:
             code = report_error(error) if f"{tmp_path}/metrics.jsonl" in str(error) else 99
         finally:
             os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
 @pytest.mark.parametrize(
