@@ -36,3 +36,11 @@ def test_only_the_first_pictures_of_a_class_count():
     x = torch.cat([torch.randn(20, 3), 1000 * torch.randn(20, 3)])
     label = torch.zeros(40, dtype=torch.int64)
     assert diversity(x, label, x[:20], label[:20], 1, limit=20) == pytest.approx((1,))
+
+
+def test_two_pictures_are_enough_and_equal_real_ones_are_no_measure():
+    pair, label = torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.zeros(2, dtype=torch.int64)
+    assert diversity(pair, label, 2 * pair, label, 1) == pytest.approx((0.5,))
+    assert diversity(pair[:1], label[:1], pair, label, 1) == (None,)
+    assert diversity(pair, label, pair[:1], label[:1], 1) == (None,)
+    assert diversity(pair, label, torch.ones(2, 2), label, 1) == (None,)
