@@ -122,7 +122,15 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "page", [*PAGES, pytest.param("docs/train-text-to-image.md", marks=pytest.mark.slow)]
+    "page",
+    [
+        "README.md",
+        "docs/text-to-image.md",
+        *[
+            pytest.param(f"docs/{page}.md", marks=pytest.mark.slow)
+            for page in ("classify", "clip", "detection", "train-text-to-image")
+        ],
+    ],
 )
 def test_commands_run(page: str, newcomer: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     shutil.copytree(newcomer, tmp_path, dirs_exist_ok=True)

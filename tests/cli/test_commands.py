@@ -218,10 +218,11 @@ def test_a_signal_ends_a_command_with_its_code(command, number, code, monkeypatc
     assert capsys.readouterr().err == "triptych: stopped\n"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143)],
 )
 def test_a_signal_while_evaluate_trains_a_judge(trained, tmp_path, number, code) -> None:
     copy, said = shutil.copytree(trained, tmp_path / "cvae"), []  # with no judge beside it

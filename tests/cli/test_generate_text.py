@@ -241,7 +241,10 @@ def test_blocks_are_two_pixels_high() -> None:
     assert str(text.spans[-1].style) == "rgb(255,0,0) on rgb(255,0,0)"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_ctrl_c_stops_within_a_step_and_saves_nothing_half(tiny, tmp_path, number, code) -> None:
     words = ["generate", "a cat", "--model", tiny, "--n", "3", "--steps", "900", "--deterministic"]
     more = ["--preview", "look.png", "--size", "256x256", "--seed", "1"]

@@ -306,10 +306,19 @@ def interrupted(run: Path, number: int, nth: int) -> tuple[int, int]:
     return trainer.returncode, int(stopped[1])
 
 
-def test_signals_finish_the_step_and_the_same_command_continues(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "signals",
+    [
+        [(signal.SIGINT, 130, 3, 3)],
+        pytest.param(
+            [(signal.SIGINT, 130, 3, 3), (signal.SIGTERM, 143, 7, 10)], marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_signals_finish_the_step_and_the_same_command_continues(tmp_path: Path, signals) -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     run, whole = tmp_path / "run", tmp_path / "whole"
-    for number, code, nth, at in ((signal.SIGINT, 130, 3, 3), (signal.SIGTERM, 143, 7, 10)):
+    for number, code, nth, at in signals:
         returned, stopped = interrupted(run, number, nth)
         assert returned == code and stopped == at
         path, faults = checkpoint.newest(run)

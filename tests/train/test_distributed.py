@@ -131,7 +131,8 @@ def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(folder: Path) ->
     assert [row["step"] for row in journals[0]] == list(range(1, 7))
 
 
-@pytest.mark.parametrize("how", ["raises", pytest.param("killed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["raises", "killed"])
 def test_one_process_that_fails_ends_all(tmp_path: Path, how: str) -> None:
     """Without a launcher that would end them; the reason is said once, without a traceback."""
     processes = start(["-m", "tests.train.ranks", how, str(tmp_path)], ROOT)

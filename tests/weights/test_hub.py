@@ -278,6 +278,7 @@ def test_of_a_diffusers_repository_one_form_of_the_parts_that_draw() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_whole_pipeline_in_the_cache_needs_no_network(tmp_path: Path) -> None:
     repo = tmp_path / "hub" / "models--owner--sd"
     snapshot = repo / "snapshots" / COMMIT

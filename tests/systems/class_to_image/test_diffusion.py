@@ -55,7 +55,7 @@ def test_every_name_is_a_sampler_and_every_sampler_has_a_name() -> None:
         assert (record.name in STOCHASTIC) == (record.noise != "none")
 
 
-@pytest.mark.parametrize("source", ["cpu", "philox"])
+@pytest.mark.parametrize("source", ["cpu", pytest.param("philox", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", EVERY)
 def test_a_picture_is_the_same_in_any_company(name, source) -> None:
     """Noise to the bit, pixels to 60 dB (45 for samplers that add noise), in float32."""
