@@ -21,7 +21,7 @@ from pathlib import Path
 import measure
 import torch
 
-from triptych.cli.threads import SMALL, WAITING
+from triptych.cli.threads import CHOICES, SHORT, SMALL, SPINS
 from triptych.systems import RECIPES
 from triptych.train.loop import fit
 from triptych.training import build
@@ -58,15 +58,18 @@ def time_steps(recipe: str, threads: int, steps: int) -> dict[str, float]:
 
 def compare(recipe: str, steps: int, turns: int, most: int) -> dict[str, object]:
     """The least of some turns of each setting, taken in turns."""
-    settings = [("one thread", 1, "PASSIVE")]
-    settings += [(f"{most} threads, {how.lower()}", most, how) for how in ("ACTIVE", "PASSIVE")]
-    settings += [(f"{most} threads, OpenMP's default", most, "")]
+    ours = {SPINS: SHORT}
+    settings = [
+        ("one thread", 1, ours),
+        (f"{most} threads", most, ours),
+        (f"{most} threads, asleep at once", most, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        (f"{most} threads, OpenMP's default", most, {}),
+    ]
     found: dict[str, list[dict[str, float]]] = {name: [] for name, _, _ in settings}
     for _ in range(turns):
         for name, threads, how in settings:
             words = [sys.executable, __file__, "--one", recipe, str(threads), str(steps)]
-            environment = {k: v for k, v in os.environ.items() if k != WAITING}
-            environment |= {WAITING: how} if how else {}
+            environment = {k: v for k, v in os.environ.items() if k not in CHOICES} | how
             done = subprocess.run(
                 words, env=environment, capture_output=True, text=True, check=True
             )

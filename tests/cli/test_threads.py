@@ -55,16 +55,19 @@ def test_numbers_of_threads_that_are_none(two, wrong: str, capsys) -> None:
     assert run(["weights", "list", "--threads"]) == 2
 
 
-def test_waiting_threads_sleep_unless_told_otherwise(monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("chosen", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
+def test_waiting_threads_spin_briefly_unless_told_otherwise(monkeypatch, capsys, chosen) -> None:
     monkeypatch.setattr(main.sys, "argv", ["triptych", "--version"])
     monkeypatch.setattr(main.signal, "signal", lambda *_: None)
-    for chosen, expected in (("", "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        monkeypatch.setenv(threads.WAITING, chosen)
-        if not chosen:
-            monkeypatch.delenv(threads.WAITING)
-        with pytest.raises(SystemExit):
-            main.main()
-        assert os.environ[threads.WAITING] == expected
+    for name in threads.CHOICES:
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main.main()
+    found = {name: os.environ[name] for name in threads.CHOICES if name in os.environ}
+    assert found == (chosen or {"GOMP_SPINCOUNT": threads.SHORT})
 
 
 def test_a_resumed_run_has_the_same_bits(two, tmp_path: Path, capsys) -> None:

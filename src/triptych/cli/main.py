@@ -10,7 +10,7 @@ from types import FrameType
 from typing import NoReturn
 
 from triptych.cli.output import UsageError, say
-from triptych.cli.threads import set_threads, wait_asleep
+from triptych.cli.threads import set_threads, wait_briefly
 from triptych.fields import nearest
 
 COMMANDS = {
@@ -164,7 +164,7 @@ def describe_error(error: Exception) -> str:
 
 def main() -> None:
     """The console script."""
-    wait_asleep()
+    wait_briefly()
     signal.signal(signal.SIGTERM, stop)  # `train` and the judge's training wait for a step instead
     try:
         code = run(sys.argv[1:])

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 THREADS = "OMP_NUM_THREADS"  # read by OpenMP: torch, and the processes that read pictures
-WAITING = "OMP_WAIT_POLICY"
+SPINS = "GOMP_SPINCOUNT"  # read by GNU's OpenMP, which torch's builds for Linux use
+CHOICES = (SPINS, "OMP_WAIT_POLICY")
+SHORT = "10000"  # turns, some tens of microseconds: between two layers of a network
 SMALL = 50e6
 """Parameters times examples of a step below which one thread computes it. A step of a VAE of
 108,000 parameters and 128 digits takes 4.6 ms of one core: too little to share out. Figures:
@@ -18,14 +20,17 @@ SMALL = 50e6
 """
 
 
-def wait_asleep() -> None:
-    """Let threads sleep while they wait for each other, unless the user has chosen otherwise.
+def wait_briefly() -> None:
+    """Let threads that wait for each other spin for a short time, then sleep, unless the user has
+    chosen otherwise.
 
-    OpenMP lets them spin, which pays on idle cores. Beside other programs, two threads then need 14
-    times the CPU time of one for a step of that VAE; asleep 1.4 times. To be called before torch is
-    imported.
+    By default they spin for milliseconds, which takes the core from the very thread they wait for
+    where other programs run: two threads then need many times the CPU time of one. Asleep at once,
+    a step on idle cores takes up to a quarter longer (`benchmarks/threads.py`). To be called before
+    torch is imported.
     """
-    os.environ.setdefault(WAITING, "PASSIVE")
+    if not any(choice in os.environ for choice in CHOICES):
+        os.environ[SPINS] = SHORT
 
 
 def set_threads(text: str) -> None:
