@@ -16,6 +16,7 @@ import importlib
 import inspect
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from triptych.config import read_json, write_json
 from triptych.fields import to_json
 from triptych.nn import attention
 from triptych.weights.digests import weights_digest
+
+STATISTICS = "openvino_telemetry"  # the package by which OpenVINO sends them
 
 FORM = 1  # version of the folder's layout
 MANIFEST = "conversion.json"
@@ -70,17 +73,25 @@ class Conversion:
 
 
 def require_openvino() -> Any:
-    """Import openvino.
+    """Import openvino, without its statistics: its first import would send one without asking.
 
     Raises:
         ValueError: it is not installed, with the command that installs it.
     """
+    missing = object()
+    before = sys.modules.get(STATISTICS, missing)
+    sys.modules[STATISTICS] = None  # type: ignore[assignment]  # as if it were not installed
     try:
         return importlib.import_module("openvino")
     except ImportError as error:
         raise ValueError(
             'OpenVINO is not installed: `pip install "triptych[openvino]"`, or --backend torch'
         ) from error
+    finally:
+        if before is missing:
+            del sys.modules[STATISTICS]
+        else:
+            sys.modules[STATISTICS] = before  # type: ignore[assignment]
 
 
 def find_conversion(network: nn.Module, config: Any, name: str, **settings: Any) -> Conversion:

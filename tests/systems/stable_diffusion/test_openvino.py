@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -274,6 +275,22 @@ def test_nothing_is_reported_to_anyone(tiny, monkeypatch) -> None:
     for name in ("__init__", "init", "send_event"):
         monkeypatch.setattr(telemetry.Telemetry, name, refuse)
     pictures(tiny, backend="openvino")
+
+
+LISTENING = """
+import openvino_telemetry.main as statistics
+def refuse(*_, **__): raise AssertionError("statistics were sent")
+for name in ("__init__", "init", "send_event"): setattr(statistics.Telemetry, name, refuse)
+from triptych.backends.openvino import require_openvino
+require_openvino()
+"""
+
+
+@needs_openvino
+def test_the_import_reports_nothing_either() -> None:
+    """In a fresh process: OpenVINO's own import sends an event."""
+    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # Without it
