@@ -6,6 +6,7 @@ No torch and no numpy: requests use it, and `--help` is quick.
 
 import dataclasses
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,13 @@ def _texts(request: Any) -> Iterator[tuple[str, Any]]:
         value = getattr(request, field.name)
         for text in value if isinstance(value, tuple) else (value,):
             yield field.name, text
+
+
+def take_path(given: Any) -> str | None:
+    """A path as a text, empty for none; None for a value in memory."""
+    if given is None or isinstance(given, str):
+        return given or ""
+    return os.fsdecode(given) if isinstance(given, os.PathLike) else None
 
 
 def take_texts(name: str, given: Any, least: int = 0) -> tuple[str, ...]:

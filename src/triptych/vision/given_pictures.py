@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from triptych.given import InMemory
+from triptych.given import InMemory, take_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,12 +37,8 @@ def take_picture(name: str, given: Any) -> str:
     Raises:
         ValueError: it is no picture, or its values or axes are not as described above.
     """
-    if given is None:
-        return ""
-    if isinstance(given, str):
-        return given
-    if isinstance(given, os.PathLike):
-        return os.fsdecode(given)
+    if (path := take_path(given)) is not None:
+        return path
     return cast(str, import_module("triptych.vision.pixels").keep(name, given))
 
 

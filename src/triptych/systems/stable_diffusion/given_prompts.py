@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from triptych.diffusion.settings import MOST_PICTURES
-from triptych.given import take_texts
+from triptych.given import take_path, take_texts
 from triptych.text.limits import MAX_PROMPT
 
 if TYPE_CHECKING:
@@ -39,12 +39,8 @@ def take_latents(given: Any) -> str:
     Raises:
         ValueError: it is neither an array of floats nor a tensor.
     """
-    if given is None:
-        return ""
-    if isinstance(given, str):
-        return given
-    if isinstance(given, os.PathLike):
-        return os.fsdecode(given)
+    if (path := take_path(given)) is not None:
+        return path
     place = "triptych.systems.stable_diffusion.inputs.given_latents"  # needs torch
     return cast(str, import_module(place).keep(given))
 
