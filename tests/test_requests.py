@@ -1,13 +1,18 @@
 """A request for pictures says what is wrong with it before anything is loaded."""
 
+import dataclasses
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from triptych.fields import from_json, to_json
+from triptych.given import Names
 from triptych.requests import TextToImage
 from triptych.systems.stable_diffusion.request import parse_lora, parse_size
+from triptych.systems import RECIPES, SYSTEMS
 from triptych.text.limits import MAX_PROMPT
 
 
@@ -76,3 +81,34 @@ def test_nothing_heavy_is_loaded():
     code = "import sys, triptych.requests; print(*{'torch', 'numpy', 'PIL'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
+
+
+def hints_of_texts(hint: Any) -> Iterator[Any]:
+    """The texts of an annotation; a Literal has none."""
+    if hint is str or hasattr(hint, "__metadata__"):
+        yield hint
+        return
+    for inner in get_args(hint):
+        yield from hints_of_texts(inner)
+
+
+def unnamed_texts(kind: type) -> Iterator[str]:
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from unnamed_texts(hints[field.name])
+        for text in hints_of_texts(hints[field.name]):
+            if not any(isinstance(mark, Names) for mark in getattr(text, "__metadata__", ())):
+                yield f"{kind.__name__}.{field.name}"
+
+
+KINDS = {kind for system in SYSTEMS.values() for kind in system.requests.values()}
+KINDS |= {type(next(iter(system.recipes[name].values()))) for name, system in RECIPES.items()}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS, key=lambda kind: kind.__name__))
+def test_every_text_says_what_it_names(kind: type) -> None:
+    """A text that is a plain `str` could be a path: write `Words`, `ModelName`, `FileName`, ... of
+    `triptych.given` in its place.
+    """
+    assert not list(unnamed_texts(kind))

@@ -9,12 +9,41 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+
+class Names(Enum):
+    """What a text of a request names. The service lets nobody name a file of its machine, so it
+    must know; every text of a request has one of these in its annotation.
+    """
+
+    NOTHING = "nothing"
+    """It stands for itself: a prompt, a label, a sampler, a size."""
+    MODEL = "model"
+    PICTURE = "picture"
+    DATA = "data"
+    """A source of pictures: `digits`, a folder, ..."""
+    LORA = "lora"
+    """A LoRA and its weights."""
+    LABELS = "labels"
+    """A label, or a text file of them."""
+    FILE = "file"
+    """Any other file or folder."""
+
+
+Words = Annotated[str, Names.NOTHING]
+ModelName = Annotated[str, Names.MODEL]
+DataName = Annotated[str, Names.DATA]
+LoraName = Annotated[str, Names.LORA]
+FileName = Annotated[str, Names.FILE]
 
 if TYPE_CHECKING:
     Texts = Sequence[str]
+    Labels = Sequence[str]
 else:  # what a request keeps
-    Texts = tuple[str, ...]
+    Texts = tuple[Words, ...]
+    Labels = tuple[Annotated[str, Names.LABELS], ...]
 
 NAMED = re.compile(r"\(?memory:(\d+(?:x\d+)+):sha256-([0-9a-f]{64})(?::[\d.]+\))?")
 """Of a picture with a weight in brackets, too: `(memory:...:0.5)`, as a search writes it."""

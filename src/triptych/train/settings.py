@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
+from triptych.given import DataName, Words
 from triptych.nn.checks import require_at_least
 
 
@@ -14,7 +15,7 @@ from triptych.nn.checks import require_at_least
 class Training:
     """Settings of the training loop, for every system."""
 
-    data: str = "digits"
+    data: DataName = "digits"
     """`digits`, `scenes`, or a path: a folder, a range of tars, an .npz, IDX files."""
     size: int = 0
     """Side of the training pictures in pixels; 0 keeps the size of the data."""
@@ -40,7 +41,7 @@ class Training:
     """bfloat16 is autocast: weights, optimizer and reductions stay in float32. `auto` uses it where
     the device computes it fast.
     """
-    device: str = "auto"
+    device: Words = "auto"
     """`cpu`, `cuda`, ...; `auto` takes an accelerator where there is one."""
     workers: int = 0
     """Processes that read pictures; the batches are the same for any number of them."""

@@ -14,9 +14,9 @@ import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from triptych.given import InMemory, take_path
+from triptych.given import InMemory, Names, take_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     Picture = str | os.PathLike[str] | Image | Array | None
     Pictures = Sequence[Picture]
 else:  # what a request keeps, which is what the command line and JSON give
-    Picture = str
-    Pictures = tuple[str, ...]
+    Picture = Annotated[str, Names.PICTURE]
+    Pictures = tuple[Picture, ...]
 
 
 def take_picture(name: str, given: Any) -> str:

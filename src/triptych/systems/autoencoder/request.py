@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from triptych.given import ModelName
 from triptych.nn.checks import require_at_least
 from triptych.train.settings import Training, check_numbers
 
@@ -32,7 +33,7 @@ class TrainAutoencoder:
     """
     kl: float = 1e-3
     """Weight of the KL term in nats, against the reconstruction loss summed over a picture."""
-    perceptual: str = ""
+    perceptual: ModelName = ""
     """A trained classifier or CLIP for a perceptual loss in its features; empty is none."""
     perceptual_weight: float = 1.0
     """Weight of the perceptual loss."""

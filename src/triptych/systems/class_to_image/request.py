@@ -6,25 +6,25 @@ from typing import TYPE_CHECKING, Literal
 
 from triptych.diffusion.settings import check_sampling
 from triptych.fields import set_fields
-from triptych.given import take_text, take_texts
+from triptych.given import ModelName, Words, take_text, take_texts
 from triptych.nn.checks import require_at_least
 from triptych.vision.given_pictures import Picture, take_picture
 
 if TYPE_CHECKING:
     Label = str | int | None
 else:  # what a request keeps
-    Label = str
+    Label = Words
 
 
 @dataclass(frozen=True)
 class ClassToImage:
     """Generate pictures of a class, with attributes, completed from a part, or unconditionally."""
 
-    model: str = "runs/demo"
+    model: ModelName = "runs/demo"
     """A run folder."""
     label: Label = ""
     """A class by name or number; empty: all classes in turn."""
-    attributes: tuple[str, ...] = ()
+    attributes: tuple[Words, ...] = ()
     """Names of the attributes of the pictures."""
     vector: tuple[float, ...] = ()
     """One number per continuous condition, in the order of the model's columns."""
@@ -42,17 +42,17 @@ class ClassToImage:
     """Diffusion: guidance rescale, the share of added contrast to remove, 0 to 1."""
     steps: int = 0
     """Diffusion: steps of the sampler; 0: the model's."""
-    sampler: str = ""
+    sampler: Words = ""
     """Diffusion: sampler, by our name, AUTOMATIC1111's or diffusers'. Empty: the model's."""
-    spacing: str = ""
+    spacing: Words = ""
     """Diffusion: spacing of the steps, such as karras or trailing. Empty: the model's."""
     eta: float | None = None
     """Diffusion: amount of noise that a stochastic sampler adds, 0 to 1; with DDIM, 0 is none."""
     noise_source: Literal["cpu", "philox"] = "cpu"
     """Diffusion: `philox` draws the same noise as a CUDA device."""
-    clip_prompt: str = ""
+    clip_prompt: Words = ""
     """Diffusion: a prompt that a CLIP guides the pictures towards."""
-    clip: str = ""
+    clip: ModelName = ""
     """Diffusion: the CLIP or SigLIP of clip_prompt."""
     clip_scale: float = 1.0
     """Diffusion: strength of CLIP guidance; at 1 the logit is used as a log-probability."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from triptych.fields import set_fields
-from triptych.given import Texts, take_texts
+from triptych.given import Labels, ModelName, Texts, Words, take_texts
 from triptych.vision.given_pictures import Pictures, take_pictures
 
 OWN_CLASSES = "auto"
@@ -18,11 +18,11 @@ class Classify:
 
     pictures: Pictures
     """Picture files, or one folder of them; with --labels auto any labelled source."""
-    labels: Texts = ()
+    labels: Labels = ()
     """What the pictures may show: names, a .txt file with one name per line, or `auto`: the
     source's own classes (its sub-folders), which are then also the ground truth.
     """
-    model: str = "runs/clip"
+    model: ModelName = "runs/clip"
     """A run folder, a published checkpoint, OWNER/NAME on the hub, or a name such as clip-b32."""
     templates: Texts = ("photo",)
     """Sentences around the labels, whose embeddings are averaged: photo (1), simple (7), cifar
@@ -32,13 +32,13 @@ class Classify:
     """Compare with the source's own classes although labels are given: the labels rename the
     classes in their order.
     """
-    split: str = ""
+    split: Words = ""
     """The split of a source to use. Default: `test` where there is one, else all of it."""
     limit: int = 0
     """Most pictures to classify; 0 is all."""
     batch: int = 32
     """Pictures in a batch."""
-    device: str = "auto"
+    device: Words = "auto"
     """`cpu`, `cuda`, ...; `auto` takes an accelerator where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the model; auto is the fastest of the device."""

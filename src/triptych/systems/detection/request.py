@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from triptych.fields import set_fields
-from triptych.given import Texts, take_texts
+from triptych.given import ModelName, Texts, take_texts
 from triptych.nn.checks import require_at_least
 from triptych.vision.given_pictures import Picture, take_picture
 
@@ -17,7 +17,7 @@ class Detect:
     """A picture file: PNG, JPEG, WebP, GIF or BMP."""
     labels: Texts = ()
     """What to look for; any number of boxes is found for each label."""
-    model: str = "runs/clip"
+    model: ModelName = "runs/clip"
     """A run folder, a published checkpoint, OWNER/NAME on the hub, or a name such as clip-b32."""
     method: Literal["dense", "window", "window-batched"] = "dense"
     """dense: patches of one pass per scale. window: sliding windows, one at a time. window-batched:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from triptych.given import Words
 from triptych.train.settings import ConditionKind, Training, check_numbers
 
 TRAINING = Training(
@@ -51,13 +52,13 @@ class TrainPixelDiffusion:
     """Gamma of min-SNR weighting, which is 5 in arXiv:2303.09556; 0 is none."""
     offset: float = 0.0
     """Strength of offset noise, for very dark and bright pictures; usually 0.1, 0 is none."""
-    sampler: str = "dpmpp_2m"
+    sampler: Words = "dpmpp_2m"
     """Default sampler of `generate`."""
     sampling_steps: int = 20
     """Default steps of `generate`."""
     guidance: float = 2.0
     """Default guidance scale of `generate`."""
-    spacing: str = "trailing"
+    spacing: Words = "trailing"
     """Default spacing of the steps of `generate`."""
     learning_rate: float = 1e-3
     """Learning rate of AdamW."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from triptych.fields import set_fields
-from triptych.given import InMemory, Texts, rename, take_texts
+from triptych.given import DataName, FileName, InMemory, ModelName, Texts, rename, take_texts
 from triptych.vision.given_pictures import Picture, Pictures, take_pictures
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Search:
     may also be a pair.
     """
 
-    folder: str
+    folder: DataName
     """The folder of pictures, subfolders included."""
     text: Texts = ()
     """What the pictures show."""
@@ -32,7 +32,7 @@ class Search:
     """Texts to subtract from the query."""
     minus_image: WeightedPictures = ()
     """Pictures to subtract from the query."""
-    model: str = "runs/clip"
+    model: ModelName = "runs/clip"
     """A CLIP or SigLIP: a run folder, a published checkpoint, OWNER/NAME on the hub, or a name such
     as clip-b32.
     """
@@ -40,7 +40,7 @@ class Search:
     """Number of pictures to find."""
     duplicates: float | None = None
     """Find groups of near duplicates instead: cosines of at least this, such as 0.95."""
-    index: str = ""
+    index: FileName = ""
     """The folder of the index, which is computed once; empty for one in the user's cache."""
     backend: Literal["auto", "exact", "faiss"] = "auto"
     """auto is exact up to 300,000 pictures, and uses faiss, if it is installed, for more."""

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from triptych.diffusion.settings import MOST_PICTURES
-from triptych.given import take_path, take_texts
+from triptych.given import FileName, Words, take_path, take_texts
 from triptych.text.limits import MAX_PROMPT
 
 if TYPE_CHECKING:
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     Prompt = str | Sequence[str]
     Latents = str | os.PathLike[str] | Array | None
 else:  # what the command line gives
-    Prompt = Latents = str
+    Prompt = Words
+    Latents = FileName
 
 
 def take_prompts(name: str, given: Any) -> str | tuple[str, ...]:

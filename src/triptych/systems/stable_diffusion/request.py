@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.settings import check_sampling, check_seed
 from triptych.fields import set_fields
+from triptych.given import DataName, FileName, LoraName, ModelName, Words
 from triptych.systems.stable_diffusion.given_prompts import (
     Latents,
     Prompt,
@@ -30,17 +31,17 @@ class TextToImage:
     """
     negative: Prompt = field(default="", metadata={"several": True})
     """Negative prompt: what to avoid."""
-    model: str = "runs/text-to-image"
+    model: ModelName = "runs/text-to-image"
     """A run folder, a checkpoint folder or file, OWNER/NAME on the hub, or a name such as sd15."""
-    size: str = ""
+    size: Words = ""
     """WIDTHxHEIGHT in pixels, each 16 to 4096. Default: the model's training size, or the size of
     `image`.
     """
     steps: int = 0
     """Sampler steps; 0 is the model's default."""
-    sampler: str = ""
+    sampler: Words = ""
     """A sampler by our name, AUTOMATIC1111's or diffusers'. Default: the model's."""
-    spacing: str = ""
+    spacing: Words = ""
     """Timestep spacing, such as karras or trailing. Default: the model's."""
     guidance: float | None = None
     """Strength of classifier-free guidance; 1 is none. Default: the model's."""
@@ -58,7 +59,7 @@ class TextToImage:
     """With an image: a picture file whose white parts are redrawn (inpainting); the other pixels
     stay as they are.
     """
-    loras: tuple[str, ...] = ()
+    loras: tuple[LoraName, ...] = ()
     """LoRA files, each FILE or FILE:WEIGHT, such as style.safetensors:0.8, or FILE:TEXT:UNET with
     other weights in the text towers than in the U-Net.
     """
@@ -236,9 +237,9 @@ class TrainTextToImage:
     """
 
     training: Training = TRAINING
-    init: str = ""
+    init: ModelName = ""
     """Fine-tune this text-to-image model, such as sd15; its sizes replace those below."""
-    autoencoder: str = ""
+    autoencoder: ModelName = ""
     """The frozen autoencoder of the latents: a run folder, or a published one, KL or tiny. Empty
     trains on pixels.
     """
@@ -249,7 +250,7 @@ class TrainTextToImage:
     patch: int = 2
     """Without an autoencoder: squares of this many pixels a side become one position of the U-Net.
     """
-    clip: str = ""
+    clip: ModelName = ""
     """A trained CLIP whose text tower encodes the prompts, frozen. Empty trains a new one.
     """
     text_width: int = 128
@@ -267,7 +268,7 @@ class TrainTextToImage:
     """Longest prompt in tokens; longer ones are cut and counted."""
     vocabulary: int = 2048
     """Size of the byte-pair vocabulary that is trained on the captions."""
-    templates: str = "photo"
+    templates: Words = "photo"
     """Sentences made of class names where the data has no captions: photo, simple or imagenet."""
     drop: float = 0.1
     """How often the prompt is dropped in training, for classifier-free guidance; 0 rules guidance
@@ -307,7 +308,7 @@ class TrainTextToImage:
     """Strength of offset noise, so that very dark and bright pictures are learned too; 0.1 is
     usual, 0 is off.
     """
-    first: str = ""
+    first: DataName = ""
     """Easier data for the first `first_steps` steps: a curriculum."""
     first_steps: int = 0
     """Steps on that easier data."""
@@ -317,7 +318,7 @@ class TrainTextToImage:
     """Keep the aspect ratios: pictures are grouped into a few shapes of about `size` x `size`
     pixels, instead of cropped to squares.
     """
-    cache: str = ""
+    cache: FileName = ""
     """A folder for precomputed latents, and text states where the text towers are frozen; later
     runs with the same data and networks reuse it.
     """
@@ -327,13 +328,13 @@ class TrainTextToImage:
     """Rank of low-rank updates of the U-Net's attention that are trained in place of all weights; 0
     trains all weights.
     """
-    sampler: str = "dpmpp_2m"
+    sampler: Words = "dpmpp_2m"
     """Default sampler of `generate`."""
     sampling_steps: int = 20
     """Default sampler steps of `generate`."""
     guidance: float = 3.0
     """Default guidance of `generate`."""
-    spacing: str = "trailing"
+    spacing: Words = "trailing"
     """Default timestep spacing of `generate`."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon orthogonalises the updates of the U-Net's filters and matrices between its first and

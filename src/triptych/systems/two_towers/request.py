@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from triptych.fields import set_fields
-from triptych.given import Texts, take_texts
+from triptych.given import ModelName, Texts, Words, take_texts
 from triptych.train.settings import Training, check_numbers
 from triptych.vision.given_pictures import Pictures, take_pictures
 
@@ -13,7 +13,7 @@ from triptych.vision.given_pictures import Pictures, take_pictures
 class Towers:
     """Two towers trained on pairs of pictures and texts: what CLIP and SigLIP share."""
 
-    init: str = ""
+    init: ModelName = ""
     """Fine-tune this model: a run folder, a published checkpoint, OWNER/NAME on the hub, or a name
     such as clip-b32. Its own sizes replace those below.
     """
@@ -50,7 +50,7 @@ class Towers:
     """Longest text in tokens; longer ones are cut and counted."""
     vocabulary: int = 2048
     """Size of the byte-pair vocabulary that is trained on the captions."""
-    templates: str = "photo"
+    templates: Words = "photo"
     """Sentences made of class names where the data has no captions: photo, simple or imagenet."""
     duplicates: bool = True
     """Equal captions in a batch are positives of one another, not negatives."""
@@ -216,7 +216,7 @@ SIGLIP_PRESETS = {
 class Embed:
     """Texts and pictures as vectors of one space: unit length, float32."""
 
-    model: str = "runs/clip"
+    model: ModelName = "runs/clip"
     """A CLIP or SigLIP: a run folder, a published checkpoint, OWNER/NAME on the hub, or a name such
     as clip-b32.
     """

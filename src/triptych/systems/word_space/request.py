@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from triptych.given import FileName, Words
 from triptych.train.settings import Training, check_numbers
 
 
@@ -13,9 +14,9 @@ class TrainWordSpace:
     """
 
     training: Training = field(default_factory=lambda: Training(ema_halflife=50, schedule="cosine"))
-    words: str = ""
+    words: FileName = ""
     """A file of word vectors: GloVe or word2vec text, plain or .gz; .npz; or .json."""
-    unseen: str = ""
+    unseen: Words = ""
     """Classes kept out of training and tested on, separated by commas: cat,truck."""
     method: Literal["socher", "devise"] = "socher"
     """Socher's map into the word space, or DeViSE's linear map with a ranking loss."""
