@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych import runtime
+from triptych.nn.cache import LayerCache
 
 FEW = 256
 """Up to this length plain matmuls may train faster on a CPU than the fused kernel."""
@@ -157,10 +158,14 @@ class Attention(nn.Module):
         x: Float[Tensor, "B T D"],
         context: Float[Tensor, "B S E"] | None = None,
         mask: Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T F"]:
+        """With a cache, `x` are new places, and `mask` is over everything that they may see."""
         context = x if context is None else context
         q = self.q_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, C)
         k = self.k_proj(context).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (B, K, S, C)
         v = self.v_proj(context).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (B, K, S, C)
+        if cache is not None:
+            k, v = cache.extend(k, v)
         output: Tensor = self.out_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
         return output  # (B, T, F)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.nn.attention import Attention
+from triptych.nn.cache import Cache, LayerCache
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 """`quick_gelu` is x * sigmoid(1.702 x), as OpenAI's CLIP was trained; `gelu_tanh` the tanh form of
@@ -73,8 +74,13 @@ class Block(nn.Module):
         self.attn_scale = nn.Parameter(torch.full((dim,), 1e-4)) if layer_scale else None
         self.mlp_scale = nn.Parameter(torch.full((dim,), 1e-4)) if layer_scale else None
 
-    def forward(self, x: Float[Tensor, "B T D"], mask: Tensor | None = None) -> Tensor:
-        return self._add(x, self.attn(self.attn_norm(x), mask=mask))
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        return self._add(x, self.attn(self.attn_norm(x), mask=mask, cache=cache))
 
     def alone(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """`forward` with every position attending only to itself, for local features
@@ -135,9 +141,12 @@ class Transformer(nn.Module):
             for layer in (*block.attn.children(), block.mlp.up, block.mlp.down):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Float[Tensor, "B T D"], mask: Tensor | None = None) -> Tensor:
-        for block in self.blocks:
-            x = block(x, mask)
+    def forward(
+        self, x: Float[Tensor, "B T D"], mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """With a cache, `x` are new places, and `mask` is over everything that they may see."""
+        for number, block in enumerate(self.blocks):
+            x = block(x, mask, None if cache is None else cache.layers[number])
         return x
 
     def alone(
