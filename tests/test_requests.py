@@ -11,8 +11,8 @@ import pytest
 from triptych.fields import from_json, to_json
 from triptych.given import Names
 from triptych.requests import TextToImage
-from triptych.systems.stable_diffusion.request import parse_lora, parse_size
 from triptych.systems import RECIPES, SYSTEMS
+from triptych.systems.stable_diffusion.request import parse_lora, parse_size
 from triptych.text.limits import MAX_PROMPT
 
 

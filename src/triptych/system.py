@@ -4,7 +4,7 @@ Each folder of `systems/` has one `SYSTEM`; `systems/__init__.py` lists them. Mo
 their path and imported on use, so that `--help` stays quick.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
@@ -41,6 +41,11 @@ class System:
     """Module with `summary(layout)`: what a published checkpoint is made of and what it lacks."""
     pipeline: str = ""
     """Module with `run(request, load)`, which yields progress and, last, the result."""
+    answer: str = ""
+    """Module with `to_answer(item, model)`, the `Answer` of what the pipeline yields, where `model`
+    is the name of the model in records; for systems that can show their guess early also
+    `make_preview(loaded)`, a function from an item to a picture or None.
+    """
     report: str = ""
     """Module with `evaluate(options, run)`, which yields messages and returns the figures."""
     recipe: str = ""
@@ -49,7 +54,8 @@ class System:
     """Module with `WRITERS`: by target layout, the function that writes it."""
 
     def module(self, role: str) -> ModuleType:
-        """The module of a role: `model`, `load`, `pipeline`, `report`, `recipe` or `export`.
+        """The module of a role: `model`, `load`, `pipeline`, `answer`, `report`, `recipe` or
+        `export`.
 
         Raises:
             ValueError: the system has none.
@@ -58,6 +64,27 @@ class System:
         if not path:
             raise ValueError(f"{self.title} has no {role}")
         return import_module(path)
+
+
+class AnswerPicture(NamedTuple):
+    """A picture of an answer."""
+
+    pixels: Any
+    """uint8 (H, W, C), a numpy array."""
+    record: Mapping[str, Any]
+    """What its file says of how it was made: `request` draws it alone."""
+    facts: Mapping[str, Any]
+    """What a list of pictures says of it, such as its seed: JSON."""
+    parameters: str = ""
+    """The same as `record` in the text format of AUTOMATIC1111."""
+
+
+class Answer(NamedTuple):
+    """A result as plain values and pictures, for files and for other programs."""
+
+    values: Mapping[str, Any]
+    """JSON."""
+    pictures: Sequence[AnswerPicture] = ()
 
 
 class ModelKind(NamedTuple):

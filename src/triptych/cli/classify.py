@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
     elif parsed.shots:
         raise UsageError("--shots needs pictures whose classes are known: --labels auto")
     from triptych.running import run
+    from triptych.systems.classification.answer import rank_labels
 
     result = finish(run(parsed.request), lambda so_far: f"{len(so_far.names):,} pictures")
     say_skipped(result.skipped)
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> int:
     if parsed.request.evaluated:
         report = _evaluate(parsed, result)
     else:
-        report = _rank_labels(result, parsed.top or len(result.labels))
+        report = rank_labels(result, parsed.top or len(result.labels))
         if not parsed.json:
             _print(report)
     if parsed.matrix is not None:
@@ -93,35 +94,6 @@ def _say_cut(cut: dict[str, str]) -> None:
         say(f"  and {more:,} more prompts that are too long (--json lists all)")
 
 
-def _rank_labels(result: "Classified", top: int) -> dict[str, Any]:
-    cosines, probabilities = result.cosines(), result.probabilities()
-    order = cosines.argsort(dim=1, descending=True, stable=True)[:, :top]
-    rows = []
-    for name, row, cosine, probability in zip(
-        result.names, order.tolist(), cosines.tolist(), probabilities.tolist(), strict=True
-    ):
-        fits = [
-            {"label": result.labels[i], "cosine": cosine[i], "probability": probability[i]}
-            for i in row
-        ]
-        rows.append({"file": name, "labels": fits})
-    return _describe(result) | {"pictures": rows}
-
-
-def _describe(result: "Classified") -> dict[str, Any]:
-    """The settings behind the numbers."""
-    return {
-        "model": Path(result.request.model).name,
-        "reads": result.reads,
-        "scale": result.scale,
-        "bias": result.bias,
-        "templates": result.templates,
-        "labels": result.labels,
-        "skipped": [{"name": name, "reason": why} for name, why in result.skipped.items()],
-        "cut": [{"prompt": prompt, "lost": end} for prompt, end in result.cut.items()],
-    }
-
-
 def _print(report: dict[str, Any]) -> None:
     """A small table per picture."""
     unit = "of these labels" if report["reads"] == "softmax" else "yes or no"
@@ -141,6 +113,7 @@ def _evaluate(parsed: Arguments, result: "Classified") -> dict[str, Any]:
     from triptych.config import write_json
     from triptych.fields import to_json
     from triptych.scores.environment import environment
+    from triptych.systems.classification.answer import describe
     from triptych.systems.classification.probe import few_shot
     from triptych.systems.classification.report import zero_shot
 
@@ -157,7 +130,7 @@ def _evaluate(parsed: Arguments, result: "Classified") -> dict[str, Any]:
     )
     few = learn_from_few(("nearest mean", "probe from text"), parsed.shots, learn)
     parsed.out.mkdir(parents=True, exist_ok=True)
-    report = _describe(result) | {
+    report = describe(result) | {
         "pictures": len(result.names),
         "zero_shot": to_json(found),
         "few_shot": [to_json(learned) for learned in few],

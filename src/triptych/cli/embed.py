@@ -44,8 +44,10 @@ def main(arguments: list[str]) -> int:
     for row in rows:
         _warn(row)
     if parsed.json:
+        from triptych.systems.two_towers.answer import describe_vector
+
         for row in rows:
-            print(json.dumps(_as_json(row)))
+            print(json.dumps(describe_vector(row)))
     bad = sum(bool(row.error) for row in rows)
     if parsed.out is not None:
         _write(parsed.out, rows, bad)
@@ -63,17 +65,6 @@ def _warn(row: "Vector") -> None:
         say(f"{row.input}: {row.error}")
     if row.cut:
         say(f"{row.input[:40]}...: too long for the model, which ignores {row.cut!r}")
-
-
-def _as_json(row: "Vector") -> dict[str, object]:
-    fields: dict[str, object] = {"kind": row.kind, "input": row.input}
-    if row.embedding is not None:
-        fields["embedding"] = row.embedding.tolist()
-    if row.cut:
-        fields["cut"] = row.cut
-    if row.error:
-        fields["error"] = row.error
-    return fields
 
 
 def _write(path: Path, rows: "list[Vector]", bad: int) -> None:

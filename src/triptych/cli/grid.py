@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from triptych.cli.arguments import parse
-from triptych.cli.generate.text_pictures import to_record
 from triptych.cli.output import UsageError, counted, say, watch
 from triptych.cli.places import PICTURE_ENDINGS, free_path, require_file
 from triptych.cli.threads import spare_threads
@@ -152,6 +151,7 @@ def list_requests(start: TextToImage, x: Sweep, y: Sweep, z: Sweep) -> list[Text
 
 def _draw(parsed: Arguments, x: Sweep, y: Sweep, z: Sweep) -> int:
     from triptych import runtime
+    from triptych.systems.stable_diffusion.answer import to_record
     from triptych.vision.images import save_picture
 
     start = parsed.request

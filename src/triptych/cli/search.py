@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from triptych.cli.arguments import parse
 from triptych.cli.output import UsageError, counted, finish, printable, say, say_skipped
@@ -64,7 +64,9 @@ def main(arguments: list[str]) -> int:
     if sheet is not None:
         _write_sheet(sheet, found)
     if parsed.json:
-        print(json.dumps(_as_json(found)))
+        from triptych.systems.search.answer import describe
+
+        print(json.dumps(describe(found) | {"index": str(found.place)}))
     elif request.duplicates is not None:
         for group in found.groups:
             print(*map(_line, group), "", sep="\n")
@@ -107,26 +109,6 @@ def _say_summary(found: "SearchResults") -> None:
         say(f"near duplicates: {pictures:,} pictures in {len(found.groups):,} groups")
     elif query := format_query(found.request):
         say(f"nearest to: {query}")
-
-
-def _as_json(found: "SearchResults") -> dict[str, Any]:
-    from triptych.systems.search.pipeline import format_query
-
-    index = found.index
-    assert index is not None
-    facts: dict[str, Any] = {
-        "folder": found.request.folder,
-        "query": format_query(found.request),
-        "pictures": len(index.names),
-        "new": found.new,
-        "index": str(found.place),
-        "skipped": index.skipped,
-        "notes": list(found.notes),
-    }
-    if found.request.duplicates is None:
-        return facts | {"matches": [match._asdict() for match in found.matches]}
-    groups = [[match._asdict() for match in group] for group in found.groups]
-    return facts | {"threshold": found.request.duplicates, "groups": groups}
 
 
 def _write_sheet(path: Path, found: "SearchResults") -> None:

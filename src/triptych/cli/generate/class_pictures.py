@@ -10,7 +10,6 @@ from triptych.cli.arguments import parse
 from triptych.cli.output import UsageError, counted, finish, say
 from triptych.cli.places import free_path, next_number, require_folder
 from triptych.cli.threads import spare_threads
-from triptych.fields import to_json
 from triptych.systems.class_to_image.request import ClassToImage
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ def main(arguments: list[str]) -> int:
     from triptych import runtime
     from triptych.loading import load
     from triptych.running import run
+    from triptych.systems.class_to_image.answer import to_record
 
     judge = load(parsed.judge, runtime.device()) if parsed.judge else None  # before the work
     loaded = load(parsed.request.model, runtime.device())
@@ -59,8 +59,7 @@ def main(arguments: list[str]) -> int:
     result = finish(run(parsed.request, loaded), lambda so_far: f"{len(so_far.pictures)} pictures")
     seed = result.request.seed
     assert seed is not None
-    names = {f: Path(getattr(parsed.request, f)).name for f in ("model", "image", "clip")}
-    request = to_json(result.request) | names  # without paths of this machine
+    request = to_record(result.request, Path(parsed.request.model).name)
     result, seeds, scores = _rank(result, parsed.rerank, judge)
     parsed.out.mkdir(parents=True, exist_ok=True)
     files = _save(parsed, result, request, seeds, scores, judge.name if judge else "")
@@ -82,6 +81,7 @@ def _save(
     judge: str,
 ) -> list[dict[str, Any]]:
     """Write each picture with the request that draws it alone."""
+    from triptych.systems.class_to_image.answer import record_of
     from triptych.vision.images import save_picture
     from triptych.vision.pixels import name_files
 
@@ -91,9 +91,7 @@ def _save(
     first = next_number(parsed.out)
     for i, (picture, name) in enumerate(zip(result.pictures, result.names, strict=True)):
         path = parsed.out / f"{first + i:04d}-{seeds[i]}.png"
-        one = request | {"seed": seeds[i], "n": 1}
-        if result.by_class:
-            one["label"] = name  # also if every class was drawn in turn
+        one = record_of(request, seeds[i], name, result.by_class)
         fits = {"fits": parsed.rerank, "judge": judge, "cosine": scores[i]} if scores else {}
         save_picture(path, picture, {"request": one, "shows": name, **fits, **drawn_from})
         files.append({"file": str(path), "seed": seeds[i], "shows": name, **fits})

@@ -3,8 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import version
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from triptych.cli.arguments import find_options, parse, render_help, split_words
@@ -12,9 +11,8 @@ from triptych.cli.generate.from_parameters import read_parameters
 from triptych.cli.output import UsageError, say, watch
 from triptych.cli.places import PICTURE_ENDINGS, next_number, require_file, require_folder
 from triptych.cli.threads import spare_threads
-from triptych.fields import to_json
 from triptych.given import require_values
-from triptych.systems.stable_diffusion.request import TextToImage, parse_lora, parse_size
+from triptych.systems.stable_diffusion.request import TextToImage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,6 +123,8 @@ def draw(parsed: Arguments) -> int:
     span = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
     say(f"{len(files)} {'picture' if len(files) == 1 else 'pictures'} in {parsed.out}, {span}")
     if parsed.json:
+        from triptych.systems.stable_diffusion.answer import to_record
+
         print(json.dumps({"request": to_record(request, loaded.name), "pictures": files}))
     return 0
 
@@ -140,6 +140,7 @@ def _save(
     """Write one picture, under a number, with the request that draws it alone, and the digests of
     the files that it was drawn from.
     """
+    from triptych.systems.stable_diffusion.answer import to_parameters, to_record
     from triptych.vision.images import save_picture
 
     one = item.request_of(index)
@@ -151,29 +152,3 @@ def _save(
     save_picture(path, item.pictures[index], record, to_parameters(one, model))
     saved = {"file": str(path), "seed": seed}
     return saved if variation is None else saved | {"variation_seed": variation}
-
-
-def to_record(request: TextToImage, model: str) -> dict[str, Any]:
-    """The request as it is stored in a picture: names instead of paths."""
-    files = map(parse_lora, request.loras)
-    loras = [str(file._replace(name=PurePath(file.name).name)) for file in files]
-    names = {
-        field: PurePath(getattr(request, field)).name for field in ("image", "mask", "latents")
-    }
-    return to_json(request) | names | {"model": model, "loras": loras}
-
-
-def to_parameters(request: TextToImage, model: str) -> str:
-    """The request of one picture in the text format of AUTOMATIC1111."""
-    from triptych.systems.stable_diffusion.inputs.parameters_text import write_infotext
-    from triptych.systems.stable_diffusion.inputs.replay import infotext_of
-
-    size = parse_size(request.size)
-    assert size is not None and request.seed is not None
-    info = infotext_of(
-        replace(request, model=model),
-        seed=request.seed,
-        size=size,
-        version=f"triptych {version('triptych')}",
-    )
-    return write_infotext(info)

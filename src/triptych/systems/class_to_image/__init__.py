@@ -15,5 +15,6 @@ SYSTEM = System(
     serves=("cvae", "wgan", "pixel-diffusion"),
     evaluation=EvaluateClasses,
     pipeline="triptych.systems.class_to_image.pipeline",
+    answer="triptych.systems.class_to_image.answer",
     report="triptych.systems.class_to_image.report",
 )

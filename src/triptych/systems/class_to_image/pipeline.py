@@ -56,6 +56,8 @@ class Pictures:
     """Whether the names are classes."""
     done: float = 1.0
     """The share of the work that is done, for a progress bar."""
+    guess: Float[Tensor, "B C H W"] | None = None
+    """Diffusion: the model's current estimate of the pictures of the batch, for previews."""
 
     @property
     def images(self) -> list[Image]:
@@ -93,7 +95,7 @@ def run(request: ClassToImage, load: Load) -> Iterator[Pictures]:
             for share, step in sample_diffusion(request, loaded, condition, seeds, clip):
                 images = step.x
                 progress = (start + share * len(rows)) / request.n
-                yield Pictures(request, done, names[:start], by_class, progress)
+                yield Pictures(request, done, names[:start], by_class, progress, step.x0)
         else:
             noise = runtime.noise((loaded.config.latent,), seeds)
             if request.truncation:

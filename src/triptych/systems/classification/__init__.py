@@ -14,4 +14,5 @@ SYSTEM = System(
     requests={"classify": Classify},
     serves=("clip", "siglip"),
     pipeline="triptych.systems.classification.pipeline",
+    answer="triptych.systems.classification.answer",
 )

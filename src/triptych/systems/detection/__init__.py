@@ -14,4 +14,5 @@ SYSTEM = System(
     requests={"detect": Detect},
     serves=("clip", "siglip"),
     pipeline="triptych.systems.detection.pipeline",
+    answer="triptych.systems.detection.answer",
 )

@@ -12,4 +12,5 @@ SYSTEM = System(
     requests={"search": Search},
     serves=("clip", "siglip"),
     pipeline="triptych.systems.search.pipeline",
+    answer="triptych.systems.search.answer",
 )

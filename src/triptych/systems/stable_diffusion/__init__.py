@@ -26,6 +26,7 @@ SYSTEM = System(
     load="triptych.systems.stable_diffusion.published.load",
     summary="triptych.systems.stable_diffusion.published.inspect_checkpoint",
     pipeline="triptych.systems.stable_diffusion.pipeline",
+    answer="triptych.systems.stable_diffusion.answer",
     report="triptych.systems.stable_diffusion.report",
     recipe="triptych.systems.stable_diffusion.recipe",
     export="triptych.systems.stable_diffusion.export",

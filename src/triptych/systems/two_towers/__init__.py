@@ -16,6 +16,7 @@ SYSTEM = System(
     serves=("clip", "siglip"),
     load="triptych.systems.two_towers.load_published",
     pipeline="triptych.systems.two_towers.pipeline",
+    answer="triptych.systems.two_towers.answer",
     report="triptych.systems.two_towers.report",
     recipe="triptych.systems.two_towers.recipe",
     export="triptych.systems.two_towers.export",

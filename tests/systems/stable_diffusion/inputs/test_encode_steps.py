@@ -9,10 +9,10 @@ import torch
 
 from tests.systems.stable_diffusion.test_pipeline import drawn, half_mask, photo, pictures
 from tests.systems.stable_diffusion.tiny_stable_diffusion import UNET, config, loaded
-from triptych.cli.generate.text_pictures import to_record
 from triptych.fields import from_json
 from triptych.requests import TextToImage
 from triptych.running import run
+from triptych.systems.stable_diffusion.answer import to_record
 from triptych.systems.stable_diffusion.inputs import encode_prompts as prompts
 from triptych.systems.stable_diffusion.inputs.encode_prompts import encode_prompts
 from triptych.systems.stable_diffusion.inputs.encode_steps import encode_steps

@@ -1,0 +1,70 @@
+"""Pictures of prompts with their records, and previews.
+
+Dimensions: H height, W width, C channels.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from triptych.fields import to_json
+from triptych.system import Answer, AnswerPicture
+from triptych.systems.stable_diffusion.inputs.parameters_text import write_infotext
+from triptych.systems.stable_diffusion.inputs.replay import infotext_of
+from triptych.systems.stable_diffusion.pipeline import Drawing, drawing_model
+from triptych.systems.stable_diffusion.preview import preview_of
+from triptych.systems.stable_diffusion.request import TextToImage, parse_lora, parse_size
+from triptych.weights.loaded import Loaded
+
+
+def to_answer(item: Drawing, model: str) -> Answer:
+    """The request with all defaults filled in, what the user should know, and the pictures."""
+    pictures = []
+    for number in range(len(item.pictures)):
+        one = item.request_of(number)
+        record = {"request": to_record(one, model)}
+        facts = {"prompt": one.prompt, "seed": one.seed}
+        if one.variation_seed is not None:
+            facts["variation_seed"] = one.variation_seed
+        pixels = item.pictures[number]
+        pictures.append(AnswerPicture(pixels, record, facts, to_parameters(one, model)))
+    values = {"request": to_record(item.request, model), "notes": list(item.notes)}
+    return Answer(values, pictures)
+
+
+def make_preview(loaded: Loaded) -> Callable[[Drawing], UInt8[np.ndarray, "H W C"] | None]:
+    """Small pictures of what the model expects of the first picture of a batch."""
+    decode = preview_of(drawing_model(loaded))
+
+    def preview(item: Drawing) -> UInt8[np.ndarray, "H W C"] | None:
+        return None if item.guess is None else decode(item.guess[:1])[0]
+
+    return preview
+
+
+def to_record(request: TextToImage, model: str) -> dict[str, Any]:
+    """The request as it is stored in a picture: names instead of paths."""
+    files = map(parse_lora, request.loras)
+    loras = [str(file._replace(name=PurePath(file.name).name)) for file in files]
+    names = {
+        field: PurePath(getattr(request, field)).name for field in ("image", "mask", "latents")
+    }
+    return to_json(request) | names | {"model": model, "loras": loras}
+
+
+def to_parameters(request: TextToImage, model: str) -> str:
+    """The request of one picture in the text format of AUTOMATIC1111."""
+    size = parse_size(request.size)
+    assert size is not None and request.seed is not None
+    info = infotext_of(
+        replace(request, model=model),
+        seed=request.seed,
+        size=size,
+        version=f"triptych {version('triptych')}",
+    )
+    return write_infotext(info)
