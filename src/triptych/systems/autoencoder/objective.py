@@ -42,9 +42,11 @@ class LossWeights:
     """Of the perceptual distance, which is added to the error of every value."""
     adversarial: float = 0.5
     """Of the adversarial loss, after `adaptive_weight`."""
+    latent_noise: float = 0.0
+    """Deviation of the share of noise in the decoded latents; see `perturb`."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 0, "kl", "perceptual", "adversarial")
+        require_at_least(self, 0, "kl", "perceptual", "adversarial", "latent_noise")
 
 
 class Reconstruction(nn.Module):
@@ -106,6 +108,8 @@ def generator_objective(
     height, width = image.shape[2:]
     posterior = autoencoder.posterior(image)
     latents = autoencoder.scale(posterior.sample(noise))
+    if weights.latent_noise:
+        latents = perturb(latents, weights.latent_noise)
     decoded = autoencoder.decode(latents, (height, width))
     terms = {"absolute": (decoded - image).detach().abs().mean()}
     distance = None
@@ -128,6 +132,19 @@ def generator_objective(
     if model.logvar is not None:
         terms["sigma"] = (0.5 * model.logvar.detach()).exp()
     return Loss(total, len(image), terms)
+
+
+def perturb(latents: Float[Tensor, "B Z h w"], amount: float) -> Float[Tensor, "B Z h w"]:
+    """Latents with noise like the errors of a sampler, so that the decoder learns to forgive them
+    (arXiv:2510.11690, section 4.3).
+
+    A picture's noise has a share of each channel's deviation over the batch; the share is the
+    absolute value of a normal number of deviation `amount`. No gradient reaches the channels'
+    deviation, which the encoder would otherwise reduce.
+    """
+    deviation = latents.detach().std((0, 2, 3), keepdim=True)  # (1, Z, 1, 1)
+    share = amount * torch.randn(len(latents), 1, 1, 1, device=latents.device).abs()
+    return latents + share.to(latents.dtype) * deviation * torch.randn_like(latents)
 
 
 def adaptive_weight(

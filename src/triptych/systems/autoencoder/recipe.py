@@ -1,7 +1,6 @@
 """Training of the KL autoencoder, with an optional patch discriminator."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from triptych.fields import to_json
 from triptych.nn.loss import Loss
 from triptych.scenes.judge import report, satisfies
 from triptych.scenes.reader import read
+from triptych.systems.autoencoder.latent_channels import standardise_channels
 from triptych.systems.autoencoder.model import Autoencoder, AutoencoderConfig
 from triptych.systems.autoencoder.objective import (
     Distance,
@@ -70,7 +70,8 @@ def build(request: TrainAutoencoder, world: World, load: Load) -> Recipe:
         request.blocks,
         request.groups,
         request.attention,
-        scale=1.0,  # measured after training
+        request.quant_conv,
+        scale=1.0,  # the channels are standardised after training
     )
     torch.manual_seed(runtime.key(training.seed, "weights"))
     autoencoder = Autoencoder(config)
@@ -89,9 +90,9 @@ def build(request: TrainAutoencoder, world: World, load: Load) -> Recipe:
         return measure_fidelity(module, image, captions, test)
 
     def export(run: Path, module: Autoencoder) -> None:
-        rescaled = rescale_latents(module, image)
-        card = Card("autoencoder", to_json(rescaled.config), triptych=version("triptych"))
-        checkpoint.export(run, rescaled, to_json(card))
+        standardised = standardise_channels(module, image.split(CHUNK))
+        card = Card("autoencoder", to_json(standardised.config), triptych=version("triptych"))
+        checkpoint.export(run, standardised, to_json(card))
 
     def draw(module: Autoencoder) -> np.ndarray:
         shown = image[:SHOWN]
@@ -120,7 +121,9 @@ def _updates(
     request: TrainAutoencoder, model: Trained, perceptual: Distance | None, world: World
 ) -> Sequence[Update]:
     """Update the autoencoder, then the discriminator on the same pictures."""
-    weights = LossWeights(request.kl, request.perceptual_weight, request.adversarial)
+    weights = LossWeights(
+        request.kl, request.perceptual_weight, request.adversarial, request.latent_noise
+    )
     config = model.reconstruction.autoencoder.config
 
     def noise(image: Tensor) -> Tensor:
@@ -194,20 +197,6 @@ def _perceptual_distance(
         f"{name} is a {loaded.card.model}; a perceptual distance needs a classifier or a CLIP with "
         "a vision transformer"
     )
-
-
-@torch.inference_mode()
-def rescale_latents(autoencoder: Autoencoder, image: Tensor) -> Autoencoder:
-    """The autoencoder with the scale that gives latents of these pictures a standard deviation of 1
-    (arXiv:2112.10752, appendix G).
-    """
-    device = next(autoencoder.parameters()).device
-    means = [autoencoder.posterior(part.to(device)).mean for part in image.split(CHUNK)]
-    spread = torch.cat(means).std().item()
-    scale = 1 / spread if spread > 0 else 1.0
-    scaled = Autoencoder(replace(autoencoder.config, scale=scale)).to(device)
-    scaled.load_state_dict(autoencoder.state_dict())
-    return scaled
 
 
 @torch.inference_mode()

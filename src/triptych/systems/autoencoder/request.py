@@ -25,6 +25,10 @@ class TrainAutoencoder:
     """Groups of the group normalisation."""
     attention: bool = False
     """Self-attention between the blocks of the smallest level."""
+    quant_conv: bool = True
+    """1 x 1 convolutions around the latents, as published; without them, channels that the encoder
+    learns not to use are removed from the trained model.
+    """
     likelihood: Literal["l1", "gaussian"] = "l1"
     """Reconstruction loss: absolute error, or a Gaussian likelihood with one learned deviation."""
     deviation: float = 0.05
@@ -33,6 +37,11 @@ class TrainAutoencoder:
     """
     kl: float = 1e-3
     """Weight of the KL term in nats, against the reconstruction loss summed over a picture."""
+    latent_noise: float = 0.0
+    """Noise on the latents that are decoded in training, as a share of each channel's deviation:
+    the decoder then forgives small errors of a sampler. The share differs between pictures: it is
+    the absolute value of a normal number with this deviation (arXiv:2510.11690, section 4.3).
+    """
     perceptual: ModelName = ""
     """A trained classifier or CLIP for a perceptual loss in its features; empty is none."""
     perceptual_weight: float = 1.0
@@ -59,6 +68,7 @@ class TrainAutoencoder:
     def __post_init__(self) -> None:
         check_numbers(self)
         require_at_least(self, 0, "kl", "perceptual_weight", "adversarial", "adversarial_from")
+        require_at_least(self, 0, "latent_noise")
         if not self.deviation > 0:
             raise ValueError(f"deviation must be above 0, not {self.deviation}")
 
