@@ -265,7 +265,7 @@ def test_text_to_image_learns_eight_pictures_by_heart(
     eight: Path, latents_of_eight: Path, tmp_path: Path, where: str
 ) -> None:
     """The name of a class draws the picture of that class, whatever the noise."""
-    steps = 120 if "words, muon" in where else 400
+    steps = 160 if "words, muon" in where else 400
     training = settings(eight, steps, ema_halflife=20, log_every=100, schedule="cosine")
     request = TrainTextToImage(
         training,

@@ -166,9 +166,15 @@ def test_logits_that_are_no_numbers_are_an_error():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"temperature": -1.0}, {"temperature": math.nan}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1},
-     {"repetition_penalty": 0.0}],
-)  # fmt: skip
+    [
+        {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"repetition_penalty": 0.0},
+    ],
+)
 def test_a_setting_out_of_range_is_named(fields):
     with pytest.raises(ValueError, match=f"{next(iter(fields))} must be"):
         Sampling(**fields)

@@ -20,7 +20,9 @@ def standardise_channels(
     autoencoder: Autoencoder, pictures: Iterable[Float[Tensor, "B C H W"]]
 ) -> Autoencoder:
     """The autoencoder with latents of mean 0 and deviation 1 in every channel, measured on these
-    pictures, so that diffusion sees every channel at the same signal-to-noise ratio.
+    pictures, so that diffusion sees every channel at the same signal-to-noise ratio. The deviation
+    is that of draws from the posterior: where a channel carries little, its most probable latents
+    vary less, and stretching them would stretch the posterior's noise too.
 
     The 1 x 1 convolutions around the latents do it, so other libraries, which have one scale for
     all channels, decode them too. An autoencoder trained without these convolutions gets them, and
@@ -29,14 +31,17 @@ def standardise_channels(
     them, and diffusion would have to learn noise.
     """
     device = next(autoencoder.parameters()).device
-    means = torch.cat([autoencoder.posterior(part.to(device)).mean for part in pictures])
-    values = means.transpose(0, 1).flatten(1).double()  # (Z, B h w)
+    posteriors = [autoencoder.posterior(part.to(device)) for part in pictures]
+    values = torch.cat([p.mean for p in posteriors]).transpose(0, 1).flatten(1).double()  # (Z, _)
+    mean, spread = values.mean(1), values.var(1)
+    noise = torch.cat([p.logvar.exp() for p in posteriors]).double().mean((0, 2, 3))
+    used = torch.ones_like(mean, dtype=torch.bool)
     if not autoencoder.config.quant_conv:
-        used = values.var(1) > UNUSED
-        if not bool(used.any()):
-            used = torch.ones_like(used)
-        autoencoder, values = add_convolutions(keep_channels(autoencoder, used)), values[used]
-    return scale_channels(autoencoder, values.mean(1), values.std(1).clamp(min=1e-6))
+        if bool((spread > UNUSED).any()):
+            used = spread > UNUSED
+        autoencoder = add_convolutions(keep_channels(autoencoder, used))
+    std = (spread + noise).sqrt().clamp(min=1e-6)
+    return scale_channels(autoencoder, mean[used], std[used])
 
 
 def keep_channels(autoencoder: Autoencoder, used: Bool[Tensor, " Z"]) -> Autoencoder:
