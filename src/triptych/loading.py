@@ -121,11 +121,13 @@ def _load_published(
                 read.transform,
                 read.tokenizers,
                 read.notes,
+                read.language,
             )
     raise ValueError(
         f"{path} is a checkpoint of {found.declared or found.form} layout, which is not among "
         "those that load here: CLIP and SigLIP of transformers, open_clip, OpenAI and big_vision; "
-        "Stable Diffusion and autoencoders of diffusers, or as single files"
+        "Gemma of transformers and llama.cpp; Stable Diffusion and autoencoders of diffusers, or "
+        "as single files"
     )
 
 

@@ -71,6 +71,15 @@ def precision(choice: str, device: torch.device) -> str:
     return "bfloat16" if device.type == "cpu" and fast_bfloat16() else "float32"
 
 
+def refuse_float16(dtype: torch.dtype | None) -> None:
+    """Raises ValueError for float16, in which Gemma overflows (transformers issue 39972)."""
+    if dtype == torch.float16:
+        raise ValueError(
+            "Gemma's activations reach 800,000 and float16 ends at 65,504, so it would answer with "
+            "nonsense: choose bfloat16 or float32"
+        )
+
+
 def noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     """Standard normal noise, (len(seeds), *shape), float32 on the CPU: row i depends on seeds[i]
     alone.

@@ -24,3 +24,21 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C *S"]) -> Float[Tensor, "B C *S"]:
         return F.group_norm(x, self.groups, self.weight, self.bias, self.eps).to(x.dtype)
+
+
+class RmsNorm(nn.Module):
+    """Unit mean square over the width, then a scale (arXiv:1910.07467), in at least float32.
+
+    The scale is `offset` plus the weight: 1 for Gemma, which stores it so, 0 for T5.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-6, offset: float = 1.0):
+        super().__init__()
+        self.eps, self.offset = eps, offset
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        # scaled before the cast: the other order, Llama's, costs Gemma visible quality in bfloat16
+        scale = self.offset + self.weight.to(wide)
+        return F.rms_norm(x.to(wide), scale.shape, scale, self.eps).to(x.dtype)

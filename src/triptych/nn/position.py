@@ -1,12 +1,12 @@
-"""Timestep embeddings, and positions on a grid.
+"""Timestep embeddings, positions on a grid, and rotary positions.
 
-Dimensions: B batch, D width, P places of a grid.
+Dimensions: B batch, D width, H heads, T positions, P places of a grid.
 """
 
 import math
 
 import torch
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,3 +55,26 @@ def neighbour_mask(grid: tuple[int, int], reach: int) -> Bool[Tensor, "P P"]:
     )
     apart = torch.maximum((row[:, None] - row).abs(), (column[:, None] - column).abs())
     return apart <= reach
+
+
+def rotary_angles(
+    positions: Int64[Tensor, "#B T"], width: int, base: float, factor: float = 1.0
+) -> tuple[Float[Tensor, "#B 1 T D"], Float[Tensor, "#B 1 T D"]]:
+    """Cosines and sines by which `rotate` turns heads of this width, in float32.
+
+    Frequencies are base^(-2i/width) (arXiv:2104.09864); `factor` stretches positions for longer
+    texts (arXiv:2306.15595).
+    """
+    even = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device)
+    frequencies = 1.0 / (base ** (even / width)) / factor
+    angles = positions[:, None, :, None].float() * frequencies  # (B, 1, T, D / 2)
+    angles = torch.cat([angles, angles], -1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(
+    x: Float[Tensor, "B H T D"], cos: Float[Tensor, "#B 1 T D"], sin: Float[Tensor, "#B 1 T D"]
+) -> Float[Tensor, "B H T D"]:
+    """Rotary positions: turns the pairs (i, i + width / 2) of every head, as NeoX and Gemma do."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin

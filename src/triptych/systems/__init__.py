@@ -14,6 +14,7 @@ from triptych.systems import (
     clip,
     cvae,
     detection,
+    gemma,
     pixel_diffusion,
     search,
     siglip,
@@ -31,6 +32,7 @@ SYSTEMS: dict[str, System] = {
     "class_to_image": class_to_image.SYSTEM,
     "clip": clip.SYSTEM,
     "siglip": siglip.SYSTEM,
+    "gemma": gemma.SYSTEM,  # before two_towers, which reads what is left of transformers' folders
     "two_towers": two_towers.SYSTEM,
     "word_space": word_space.SYSTEM,
     "classification": classification.SYSTEM,

@@ -219,7 +219,7 @@ def open_tokenizer(source: Path, config: TokenizerConfig) -> Tokenizer:
     Raises:
         ValueError: no such file, or one that cannot be read.
     """
-    return Tokenizer(_backend(source), config)
+    return Tokenizer(open_backend(source), config)
 
 
 def clip_tokenizer(source: Path, length: int = 77, *, pad: int | None = None) -> Tokenizer:
@@ -232,7 +232,7 @@ def clip_tokenizer(source: Path, length: int = 77, *, pad: int | None = None) ->
     `special_tokens_map.json`, else 0. Raises ValueError as `open_tokenizer`, and for a vocabulary
     without CLIP's special tokens.
     """
-    backend = _backend(source)
+    backend = open_backend(source)
     start = _token(backend, START, "<start_of_text>", "<s>")
     end = _token(backend, END, "<end_of_text>", "</s>")
     if start is None or end is None:
@@ -251,7 +251,7 @@ def siglip_tokenizer(source: Path, length: int = 64, canonical: bool = True) -> 
     token where the vocabulary is T5's (SigLIP 1) and by `<pad>` where it is Gemma's (SigLIP 2). A
     vocabulary of CLIP's form is of a SigLIP trained here. Raises ValueError as `open_tokenizer`.
     """
-    backend = _backend(source)
+    backend = open_backend(source)
     end, pad = _token(backend, "<eos>"), _token(backend, "<pad>")
     if end is None:
         end = pad = _token(backend, "</s>")
@@ -292,7 +292,8 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, length: int) -> To
     return Tokenizer(backend, TokenizerConfig(length, pad=size - 1, start=size - 2, end=size - 1))
 
 
-def _backend(source: Path) -> tokenizers.Tokenizer:
+def open_backend(source: Path) -> tokenizers.Tokenizer:
+    """The vocabulary of a folder or file as in `open_tokenizer`, without settings."""
     if source.is_dir():
         source = _find_file(source)
     try:

@@ -34,6 +34,7 @@ FORMS = {
         lambda x: x.flatten(0, 2), lambda x: x.unflatten(0, (1, *[math.isqrt(len(x))] * 2))
     ),
     "1 x 1": Form(lambda x: x.flatten(1), lambda x: x[:, :, None, None]),  # (O, I, 1, 1)
+    "plus one": Form(lambda x: x - 1, lambda x: x + 1),
     "one number": Form(lambda x: x.reshape(()), lambda x: x.reshape(1)),  # (1,)
 }
 

@@ -13,7 +13,9 @@ from triptych.weights.variants import choose_variant, variants
 if TYPE_CHECKING:
     from triptych.weights.files.weight_file import WeightFile
 
-Form = Literal["triptych", "transformers", "open_clip", "diffusers", "openai", "big_vision", "file"]
+Form = Literal[
+    "triptych", "transformers", "open_clip", "diffusers", "openai", "big_vision", "gguf", "file"
+]
 
 TRANSFORMERS = (  # in the order of preference
     "model.safetensors",
@@ -108,8 +110,9 @@ def _file(path: Path) -> Layout:
     from triptych.weights.files.weight_file import open_weights
 
     file = open_weights(path)
-    forms: dict[str, Form] = {"torchscript": "openai", "npz": "big_vision"}
-    return Layout(forms.get(file.kind, "file"), path, (path,), file=file)
+    forms: dict[str, Form] = {"torchscript": "openai", "npz": "big_vision", "gguf": "gguf"}
+    declared = file.header.notes.get("general.architecture", "") if file.kind == "gguf" else ""
+    return Layout(forms.get(file.kind, "file"), path, (path,), declared=declared, file=file)
 
 
 def _folder(form: Form, path: Path, names: tuple[str, ...], config: str, declared: str) -> Layout:
@@ -186,7 +189,7 @@ def _unfinished(path: Path) -> str:
 
 def _explain_unknown(path: Path) -> str:
     """Why a folder has no known layout, and what to do."""
-    suffixes = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".th")
+    suffixes = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".th")
     files = [p.name for p in sorted(path.iterdir()) if p.suffix in suffixes and p.is_file()]
     if any(path.glob("*-of-*")) and not list(path.glob("*.index.json")):
         return (

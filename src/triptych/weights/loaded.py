@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from triptych import runtime
 from triptych.given import take_texts
+from triptych.text.language import LanguageTokenizer
 from triptych.text.tokenizer import Tokenizer, TokenizerConfig
 from triptych.vision.given_pictures import Picture
 from triptych.vision.pixels import read_pictures
@@ -19,10 +20,18 @@ from triptych.vision.transforms import ImageTransform, PatchTransform
 TWO_TOWERS = ("clip", "siglip")
 """Kinds of model that embed pictures and texts in one space."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CAST = {"clip": ("image", "text"), "siglip": ("image", "text"), "stable-diffusion": ("",)}
+CAST = {
+    "clip": ("image", "text"),
+    "siglip": ("image", "text"),
+    "stable-diffusion": ("",),
+    "gemma": ("",),
+}
 """Kinds of model whose weights may have other precisions than float32: the modules that are cast.
 A temperature is not, because a scale of 100 would become 98.9.
 """
+
+NO_FLOAT16 = ("gemma",)
+"""Kinds of model that compute nonsense in float16."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,8 @@ class Loaded:
     """One for each text tower of a text-to-image model."""
     notes: tuple[str, ...] = ()
     """Remarks on a published checkpoint, such as parts that were left out."""
+    language: LanguageTokenizer | None = None
+    """Of a language model, and of one that answers about pictures."""
 
     def to(
         self,
@@ -169,6 +180,8 @@ class Published:
     tokenizers: tuple[Tokenizer, ...] = ()
     """Of a text-to-image model: one for each of its text towers."""
     notes: tuple[str, ...] = ()
+    language: LanguageTokenizer | None = None
+    """Of a language model, and of one that answers about pictures."""
 
 
 Writer = Callable[[Loaded, Path], tuple[str, ...]]
@@ -199,6 +212,8 @@ def find_dtype(precision: torch.dtype | str) -> torch.dtype:
 
 def require_cast(loaded: Loaded, dtype: torch.dtype) -> None:
     """Raises ValueError for a precision that a model of this kind does not compute in."""
+    if loaded.card.model in NO_FLOAT16:
+        runtime.refuse_float16(dtype)
     if dtype != torch.float32 and loaded.card.model not in CAST:
         raise ValueError(
             f"{loaded.name} is a {loaded.card.model}, whose weights stay in float32: leave out the "

@@ -200,7 +200,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 605247071
         (gzip.compress(b"weights", mtime=0), "packed with gzip.*gunzip"),
         (b"x" * 257 + b"ustar" + b"\0" * 300, "tar archive.*tar xf"),
         (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "HDF5"),
-        (b"GGUF\x03\0\0\0" + b"\0" * 100, "GGUF"),
+        (b"GGUF\x01\0\0\0" + b"\0" * 100, "GGUF file of version 1"),
         (b"\x93NUMPY\x01\0" + b"\0" * 100, "single NumPy array"),
         (b"\x80\x04\x95" + b"\0" * 60, "bare pickle.*never done here"),
         (b"\xff" * 100, "does not begin like"),

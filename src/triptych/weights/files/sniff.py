@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Literal
 
+from triptych.weights.files.gguf import MAGIC
 from triptych.weights.files.npz import is_npz
 from triptych.weights.files.shards import read_index
 from triptych.weights.files.torch_archive import LEGACY_MARK, is_script
 from triptych.weights.files.zip_archive import Zip, open_zip
 
-Kind = Literal["safetensors", "shards", "torch", "torchscript", "torch-legacy", "npz"]
+Kind = Literal["safetensors", "shards", "torch", "torchscript", "torch-legacy", "npz", "gguf"]
 
 KIND_NAMES: dict[Kind, str] = {
     "safetensors": "safetensors",
@@ -17,6 +18,7 @@ KIND_NAMES: dict[Kind, str] = {
     "torchscript": "a TorchScript archive",
     "torch-legacy": "a file of torch.save before torch 1.6",
     "npz": "a NumPy archive",
+    "gguf": "a GGUF file",
 }
 
 COMPRESSED = {
@@ -30,7 +32,6 @@ COMPRESSED = {
 
 NOT_WEIGHTS = {
     b"\x89HDF\r\n\x1a\n": "an HDF5 file (Keras). Get the checkpoint as safetensors",
-    b"GGUF": "a GGUF file (llama.cpp). Get the checkpoint as safetensors",
     b"\x89PNG": "a picture, not weights",
     b"\xff\xd8\xff": "a picture, not weights",
     b"%PDF": "a PDF, not weights",
@@ -60,6 +61,8 @@ def detect_kind(path: Path) -> tuple[Kind, Zip | None]:
         return "torchscript" if is_script(archive) else "torch", archive
     if head.startswith(b"\x80") and LEGACY_MARK in head[:32]:
         return "torch-legacy", None
+    if head.startswith(MAGIC):
+        return "gguf", None
     if head[8:].lstrip().startswith(b"{") and not _is_text(head):
         return "safetensors", None
     if head.lstrip().startswith((b"{", b"[")):
@@ -124,6 +127,6 @@ def _describe(head: bytes, size: int) -> str:
         )
         return f"is a text{words}, not weights"
     return (
-        "does not begin like a safetensors file, a torch archive, or an .npz: those are the forms "
-        "that are read"
+        "does not begin like a safetensors file, a torch archive, an .npz or a GGUF: those are the "
+        "forms that are read"
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from triptych.config import BadFile, errors_about, missing_file
+from triptych.weights.files.gguf import GgufFile, read_gguf
 from triptych.weights.files.npz import read_npz
 from triptych.weights.files.safetensors import SafetensorsHeader, cast, read_header
 from triptych.weights.files.shards import missing_shards, shards
@@ -28,7 +29,7 @@ class Header(NamedTuple):
 
     shapes: dict[str, tuple[int, ...]]
     notes: dict[str, str]
-    """The metadata of safetensors; other kinds have none."""
+    """The metadata of safetensors, and the texts of GGUF's; other kinds have none."""
 
 
 class Shard(NamedTuple):
@@ -38,7 +39,7 @@ class Shard(NamedTuple):
     names: list[str]
 
 
-Contents = SafetensorsHeader | list[Shard] | TorchTensors | dict[str, Tensor]
+Contents = SafetensorsHeader | GgufFile | list[Shard] | TorchTensors | dict[str, Tensor]
 """What a file holds, by its kind; the last is NumPy's."""
 
 
@@ -64,6 +65,8 @@ class WeightFile:
         contents = self._contents
         if isinstance(contents, SafetensorsHeader):
             return Header(contents.shapes, contents.notes)
+        if isinstance(contents, GgufFile):
+            return Header(contents.shapes, contents.texts)
         if isinstance(contents, TorchTensors):
             return Header(contents.shapes, {})
         if isinstance(contents, dict):
@@ -89,16 +92,32 @@ class WeightFile:
                 raise ValueError(f"lacks {absent[0][:200]}")
             if isinstance(contents, SafetensorsHeader):
                 return contents.map(names) if dtype is None else contents.read(dtype, names)
+            if isinstance(contents, GgufFile):
+                return contents.read(dtype, names)
             if isinstance(contents, list):
                 return self._read_shards(contents, dtype, names)
             tensors = contents.map(names) if isinstance(contents, TorchTensors) else contents
             return {n: cast(tensors[n], dtype) for n in (tensors if names is None else names)}
+
+    @property
+    def gguf(self) -> GgufFile:
+        """The metadata and the packed tensors of a GGUF file.
+
+        Raises:
+            BadFile: the file is damaged, or of another kind.
+        """
+        contents = self._contents
+        if not isinstance(contents, GgufFile):
+            raise BadFile(self.path, f"is {KIND_NAMES[self.kind]}, not a GGUF file")
+        return contents
 
     @cached_property
     def _contents(self) -> Contents:
         with _errors_about(self.path):
             if self.kind == "safetensors":
                 return read_header(self.path)
+            if self.kind == "gguf":
+                return read_gguf(self.path)
             if self.kind == "shards":
                 return _open_shards(self.path)
             if self.kind == "torch-legacy":
@@ -122,8 +141,8 @@ def open_weights(path: Path) -> WeightFile:
     """Open any file of weights.
 
     These are safetensors; `model.safetensors.index.json` and the shards beside it; `torch.save`
-    and TorchScript files, whose programs never run; and NumPy's `.npz`. The content decides, never
-    the name.
+    and TorchScript files, whose programs never run; NumPy's `.npz`; and llama.cpp's GGUF. The
+    content decides, never the name.
 
     Raises:
         BadFile: what is wrong with the file, or what it is instead, and what to do about it.

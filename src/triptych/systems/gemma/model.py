@@ -1,0 +1,284 @@
+"""Gemma 1, 2 and 3: a decoder of text (arXiv:2403.08295, arXiv:2408.00118, arXiv:2503.19786).
+
+The generations differ only in values of the configuration.
+
+Dimensions: B batch, T new tokens, S visible tokens, D width, H heads, K key/value heads, C head
+width, V vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triptych import runtime
+from triptych.fields import bounded
+from triptych.nn.attention import attend
+from triptych.nn.cache import Cache, LayerCache
+from triptych.nn.checks import require_at_least
+from triptych.nn.loss import Loss
+from triptych.nn.norm import RmsNorm
+from triptych.nn.position import rotary_angles, rotate
+from triptych.nn.transformer import gelu_tanh
+from triptych.system import ModelKind
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines of the positions of a call."""
+
+
+@dataclass(frozen=True)
+@bounded
+class GemmaConfig:
+    """Sizes, and what the generations do differently. The defaults are Gemma 3 270M."""
+
+    vocabulary: int = 262_144
+    width: int = 640
+    layers: int = 18
+    heads: int = 4
+    kv_heads: int = 1
+    """Key/value heads; each serves `heads / kv_heads` query heads (arXiv:2305.13245)."""
+    head_width: int = 256
+    hidden: int = 2048
+    context: int = 32_768
+    """Tokens of the longest text that the model was trained for."""
+    post_norms: bool = True
+    """Norms after attention and after the MLP too, before each is added (Gemma 2, 3)."""
+    head_norms: bool = True
+    """Norms of queries and keys, per head (Gemma 3)."""
+    attention_cap: float | None = None
+    """Bounds attention scores smoothly: c tanh(x / c); 50 in Gemma 2."""
+    logit_cap: float | None = None
+    """The same for the logits; 30 in Gemma 2."""
+    window: int | None = 512
+    """Tokens that a sliding layer sees, itself included; None: all layers see everything."""
+    pattern: int = 6
+    """Every `pattern`-th layer sees everything, the others the window: 2 in Gemma 2, 6 in 3."""
+    base: float = 1_000_000.0
+    """Rotary base of the layers that see everything; 10,000 in Gemma 1 and 2."""
+    window_base: float = 10_000.0
+    """Rotary base of sliding layers."""
+    stretch: float = 1.0
+    """Positions are divided by it in layers that see everything: 8 in Gemma 3 from 4B up."""
+    query_scale: float = 256.0
+    """Scores are divided by its root: mostly the head width, 144 and 168 in the 27B models."""
+    tied: bool = True
+    """The table of token embeddings is the matrix of the logits too."""
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        names = ("vocabulary", "width", "heads", "kv_heads", "head_width", "hidden", "context")
+        require_at_least(self, 1, *names, "pattern", *(() if self.window is None else ("window",)))
+        require_at_least(self, 1e-6, "base", "window_base", "stretch", "query_scale")
+        for name in ("attention_cap", "logit_cap"):
+            if getattr(self, name) is not None:
+                require_at_least(self, 1e-6, name)
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"{self.heads} heads do not divide into {self.kv_heads} key/value heads"
+            )
+        if self.head_width % 2:
+            raise ValueError(f"head_width must be even, not {self.head_width}")
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The window of each layer, None where it sees everything."""
+        return tuple(
+            None if (layer + 1) % self.pattern == 0 else self.window for layer in range(self.layers)
+        )
+
+
+class GatedMlp(nn.Module):
+    """gelu(gate x) * up x, back to the width (GEGLU, arXiv:2002.05202)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        result: Tensor = self.down(gelu_tanh(self.gate(x)) * self.up(x))
+        return result
+
+
+class GemmaAttention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: GemmaConfig):
+        super().__init__()
+        self.config = config
+        width, head = config.width, config.head_width
+        self.q_proj = nn.Linear(width, config.heads * head, bias=False)
+        self.k_proj = nn.Linear(width, config.kv_heads * head, bias=False)
+        self.v_proj = nn.Linear(width, config.kv_heads * head, bias=False)
+        self.out_proj = nn.Linear(config.heads * head, width, bias=False)
+        if config.head_norms:
+            self.q_norm = RmsNorm(head, config.eps)
+            self.k_norm = RmsNorm(head, config.eps)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        rotation: Rotation,
+        mask: Bool[Tensor, "#B 1 T S"] | None,
+        cache: LayerCache | None,
+    ) -> Float[Tensor, "B T D"]:
+        head = self.config.head_width
+        q = self.q_proj(x).unflatten(-1, (-1, head)).transpose(1, 2)  # (B, H, T, C)
+        k = self.k_proj(x).unflatten(-1, (-1, head)).transpose(1, 2)  # (B, K, T, C)
+        v = self.v_proj(x).unflatten(-1, (-1, head)).transpose(1, 2)  # (B, K, T, C)
+        if self.config.head_norms:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        scale, cap = self.config.query_scale**-0.5, self.config.attention_cap
+        seen = attend(q, k, v, mask, scale=scale, softcap=cap)
+        output: Tensor = self.out_proj(seen.transpose(1, 2).flatten(2))
+        return output
+
+
+class GemmaBlock(nn.Module):
+    """Attention and a gated MLP, each with a norm before, and in Gemma 2 and 3 one after."""
+
+    def __init__(self, config: GemmaConfig):
+        super().__init__()
+        width, eps = config.width, config.eps
+        self.attn_norm = RmsNorm(width, eps)
+        self.attn = GemmaAttention(config)
+        self.attn_post_norm = RmsNorm(width, eps) if config.post_norms else nn.Identity()
+        self.mlp_norm = RmsNorm(width, eps)
+        self.mlp = GatedMlp(width, config.hidden)
+        self.mlp_post_norm = RmsNorm(width, eps) if config.post_norms else nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        rotation: Rotation,
+        mask: Bool[Tensor, "#B 1 T S"] | None,
+        cache: LayerCache | None,
+    ) -> Float[Tensor, "B T D"]:
+        x = x + self.attn_post_norm(self.attn(self.attn_norm(x), rotation, mask, cache))
+        result: Tensor = x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+        return result
+
+
+class Gemma(nn.Module):
+    """A causal language model."""
+
+    def __init__(self, config: GemmaConfig):
+        super().__init__()
+        self.config = config
+        self.token = nn.Embedding(config.vocabulary, config.width)
+        self.blocks = nn.ModuleList(GemmaBlock(config) for _ in range(config.layers))
+        self.norm = RmsNorm(config.width, config.eps)
+        if not config.tied:
+            self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        # scaled by the root of the width in `embed`: unit variance there
+        nn.init.normal_(self.token.weight, std=config.width**-0.5)
+        for block in self.blocks:
+            for layer in block.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+
+    def forward(
+        self, tokens: Int64[Tensor, "B T"], cache: Cache | None = None
+    ) -> Float[Tensor, "B T V"]:
+        """The logits of the token after each of these; with a cache the tokens are new ones."""
+        return self.logits(self.states(self.embed(tokens), cache))
+
+    def embed(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """The states of tokens before the first block.
+
+        The factor is rounded to the type of the weights, as published models were trained.
+        """
+        x = self.token(tokens)
+        factor = torch.tensor(self.config.width**0.5, dtype=x.dtype).item()
+        scaled: Tensor = x * factor
+        return scaled
+
+    def states(
+        self,
+        x: Float[Tensor, "B T D"],
+        cache: Cache | None = None,
+        *,
+        pads: Int64[Tensor, " B"] | None = None,
+        prefix: Int64[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The states after the last norm, from those of `embed`, or of pictures.
+
+        Args:
+            cache: of the places before; it is extended by these.
+            pads: padding on the left of each row, where there is no cache, which knows it.
+            prefix: places at the start of each row that attend in both directions.
+        """
+        new, device = x.shape[1], x.device
+        seen = cache or Cache(self.config.windows, pads)
+        masks, positions = seen.masks(new, prefix, device), seen.positions(new, device)
+        rotations = self._rotations(positions, x.dtype)
+        for block, layer in zip(self.blocks, seen.layers, strict=True):
+            x = block(x, rotations[layer.window], masks[layer.window], layer if cache else None)
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def logits(self, states: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        """The logits of the next token from states after the last norm."""
+        matrix = self.token.weight if self.config.tied else self.head.weight
+        logits = F.linear(states, matrix)
+        cap = self.config.logit_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def new_cache(self, pads: Int64[Tensor, " B"] | None = None) -> Cache:
+        return Cache(self.config.windows, pads)
+
+    def _rotations(
+        self, positions: Int64[Tensor, "#B T"], dtype: torch.dtype
+    ) -> Mapping[int | None, Rotation]:
+        """Cosines and sines by the window of a layer."""
+        config = self.config
+        settings: dict[int | None, tuple[float, float]] = {None: (config.base, config.stretch)}
+        settings |= {window: (config.window_base, 1.0) for window in config.windows if window}
+        rotations: dict[int | None, Rotation] = {}
+        for window, (base, stretch) in settings.items():
+            cos, sin = rotary_angles(positions, config.head_width, base, stretch)
+            rotations[window] = cos.to(dtype), sin.to(dtype)
+        return rotations
+
+
+def objective(
+    model: Gemma, tokens: Int64[Tensor, "B T"], counted: Bool[Tensor, "B T"] | None = None
+) -> Loss:
+    """The cross-entropy of each token after those before it, in nats per token.
+
+    `counted` is False for tokens that are not to be learned, such as padding on the right. Chance
+    is ln(V).
+    """
+    logits = model(tokens[:, :-1]).float()
+    losses = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+    kept = torch.ones_like(losses) if counted is None else counted[:, 1:].to(losses)
+    return Loss((losses * kept).sum(), kept.sum())
+
+
+def pad_left(
+    rows: Sequence[Sequence[int]], pad: int = 0
+) -> tuple[Int64[Tensor, "B T"], Int64[Tensor, " B"]]:
+    """Rows of tokens of different lengths as one batch, and how much padding each got."""
+    longest = max(map(len, rows))
+    pads = [longest - len(row) for row in rows]
+    batch = [[pad] * count + list(row) for count, row in zip(pads, rows, strict=True)]
+    return torch.tensor(batch), torch.tensor(pads)
+
+
+def prepare(model: Gemma, dtype: torch.dtype | None) -> None:
+    """Cast for inference; weights that are stored in float16 are computed in float32."""
+    runtime.refuse_float16(dtype)
+    if dtype is None:
+        stored = model.token.weight.dtype
+        dtype = torch.float32 if stored == torch.float16 else stored
+    model.to(dtype)
+
+
+KINDS = {"gemma": ModelKind(GemmaConfig, Gemma, prepare, cast_on_read=True)}

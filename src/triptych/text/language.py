@@ -1,0 +1,258 @@
+"""Text for language models: tokens of any text and back, turns of a chat, text as it is generated.
+
+Special tokens are only ever put in by this module: their names in somebody's text are text.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import tokenizers
+from tokenizers import AddedToken
+
+from triptych import atomic
+from triptych.config import BadFile
+from triptych.text.tokenizer import open_backend
+
+START, END, PAD = "<bos>", "<eos>", "<pad>"
+TURN, TURN_END = "<start_of_turn>", "<end_of_turn>"
+PLACEHOLDER = re.compile(
+    r"<unused\d+>|<mask>|<2mass>|\[@BOS@\]|\[multimodal\]|<image(_soft_token)?>|<(start|end)_of_image>"
+)
+"""Tokens without text that files do not mark as special."""
+LOCATION = re.compile(r"<(loc\d{4}|seg\d{3})>")
+REPLACED = "�"
+"""What stands for bytes that are no text yet."""
+
+
+class Vocabulary(Protocol):
+    """Text to tokens and back."""
+
+    vocabulary: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, tokens: Iterable[int]) -> str: ...
+
+    def token(self, name: str) -> int | None: ...
+
+
+class LibraryVocabulary:
+    """A `tokenizer.json`, split by the `tokenizers` library."""
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        backend.no_truncation()
+        backend.no_padding()
+        added = backend.get_added_tokens_decoder().values()
+        hidden = [t.content for t in added if not t.special and _is_hidden(t.content)]
+        backend.add_special_tokens([AddedToken(name, special=True) for name in hidden])
+        backend.encode_special_tokens = True  # their names in a text are text
+        self.backend = backend
+        self.vocabulary: int = backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        text: str = self.backend.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def token(self, name: str) -> int | None:
+        found: int | None = self.backend.token_to_id(name)
+        return found
+
+
+def _is_hidden(name: str) -> bool:
+    return bool(PLACEHOLDER.fullmatch(name) or LOCATION.fullmatch(name))
+
+
+Role = Literal["system", "user", "model"]
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "model": "model",
+    "assistant": "model",
+}
+
+
+class Message(NamedTuple):
+    """One turn of a chat."""
+
+    role: Role
+    text: str
+
+
+class LanguageTokenizer:
+    """The vocabulary of a language model, and its special tokens."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        """
+        Raises:
+            ValueError: it has no start or end token.
+        """
+        self._inner = vocabulary
+        self.vocabulary = vocabulary.vocabulary
+        self.start, self.end = self.require(START), self.require(END)
+        self.pad = vocabulary.token(PAD) or 0
+        self.turn_end = vocabulary.token(TURN_END)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+        return (self.end,) if self.turn_end is None else (self.end, self.turn_end)
+
+    def require(self, name: str) -> int:
+        """The number of a special token.
+
+        Raises:
+            ValueError: there is none.
+        """
+        token = self._inner.token(name)
+        if token is None:
+            raise ValueError(f"its vocabulary has no {name}: it is no tokenizer of a Gemma")
+        return token
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text alone, without a start token."""
+        if not text.isascii():  # replace lone surrogates, which JSON can contain
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return self._inner.encode(text)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of tokens, without the special ones."""
+        return self._inner.decode(tokens)
+
+    def continuation(self, text: str) -> list[int]:
+        """The tokens of a text to be continued, from the start token on."""
+        return [self.start, *self.encode(text)]
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of a chat, up to where the model answers.
+
+        The system prompt stands before the first text of the user, as Gemma was trained.
+
+        Raises:
+            ValueError: no turns, turns that do not alternate, or a model without turns.
+        """
+        if self._inner.token(TURN) is None or self.turn_end is None:
+            raise ValueError(
+                "this model was not trained to chat: it has no tokens for turns. Give it the start "
+                "of a text with --raw"
+            )
+        turns = list(messages)
+        system = ""
+        if turns and turns[0].role == "system":
+            system = turns.pop(0).text.strip() + "\n\n"
+        if not turns:
+            raise ValueError("a chat needs at least one turn of the user")
+        tokens = [self.start]
+        for place, (role, text) in enumerate(turns):
+            if role != ("user", "model")[place % 2]:
+                raise ValueError(
+                    f"turn {place + 1} is the {role}'s: user and model alternate, and the system "
+                    "prompt comes first"
+                )
+            text = (system if place == 0 else "") + text.strip()
+            turn = self.encode(f"{role}\n{text}")
+            tokens += [self.require(TURN), *turn, self.turn_end, *self.encode("\n")]
+        if turns[-1].role != "user":
+            raise ValueError("the last turn is the model's: there is nothing to answer")
+        return [*tokens, self.require(TURN), *self.encode("model\n")]
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json`, which transformers reads too; atomic.
+
+        Raises:
+            ValueError: the vocabulary came from a GGUF file, which lists no merges.
+        """
+        if not isinstance(self._inner, LibraryVocabulary):
+            raise ValueError("the vocabulary of a GGUF file is not written as a tokenizer.json")
+        with atomic.replace_file(folder / "tokenizer.json") as temporary:
+            temporary.write_text(self._inner.backend.to_str(pretty=True), encoding="utf-8")
+
+
+def open_language_tokenizer(source: Path) -> LanguageTokenizer:
+    """The tokenizer of a folder, `tokenizer.json` or `tokenizer.model`, or of such a file.
+
+    Raises:
+        BadFile: there is none, or it cannot be read.
+    """
+    backend = open_backend(source)
+    try:
+        return LanguageTokenizer(LibraryVocabulary(backend))
+    except ValueError as error:
+        raise BadFile(source, str(error)) from error
+
+
+class TextStream:
+    """Text as its tokens come, up to the first of the texts that stop it.
+
+    A token may end within a letter, and a text within what stops: both wait for more.
+    """
+
+    def __init__(self, tokenizer: LanguageTokenizer, stops: Sequence[str] = ()):
+        self._tokenizer, self._stops = tokenizer, [stop for stop in stops if stop]
+        self._tokens: list[int] = []
+        self._waiting = ""
+        self.stopped = False
+        """Whether one of the texts has come; nothing is shown from it on."""
+
+    def push(self, token: int) -> str:
+        """Add a token, and return the text that is certain now."""
+        self._tokens.append(token)
+        text = self._tokenizer.decode(self._tokens)
+        if text.endswith(REPLACED) and len(self._tokens) < 4:  # letters have up to 4 bytes
+            return ""
+        self._tokens.clear()
+        return self._release(text)
+
+    def finish(self) -> str:
+        """The text that still waits, when no more tokens come."""
+        text = self._release(self._tokenizer.decode(self._tokens)) + self._waiting
+        self._tokens.clear()
+        self._waiting = ""
+        return text
+
+    def _release(self, text: str) -> str:
+        if self.stopped:
+            return ""
+        text = self._waiting + text
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._waiting = True, ""
+            return text[: min(found)]
+        kept = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._waiting = text[len(text) - kept :]
+        return text[: len(text) - kept]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many letters at the end of a text may be the start of `stop`."""
+    most = min(len(text), len(stop) - 1)
+    return next((n for n in range(most, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def read_messages(text: str) -> list[Message]:
+    """A chat from lines of JSON with `role` and `content`; the model's role is also `assistant`.
+
+    Raises:
+        ValueError: which line is none.
+    """
+    messages = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            stored = json.loads(line)
+            role, content = stored["role"], stored["content"]
+        except (ValueError, TypeError, KeyError):
+            role = content = None
+        if role not in ROLES or not isinstance(content, str):
+            raise ValueError(
+                f'line {number} is no turn: it must be like {{"role": "user", "content": "Hello"}}'
+            )
+        messages.append(Message(ROLES[role], content))
+    return messages
