@@ -1,6 +1,6 @@
 """Threads and how they wait: CPU time and time of a training step, by recipe.
 
-The rule of `triptych.cli.threads` follows from these figures: below `SMALL` parameters times
+The rule of `triptych.runtime.is_small` follows from these figures: below `SMALL` parameters times
 examples, one thread. On idle cores the time counts, beside other programs the CPU time.
 
     python benchmarks/threads.py                        every recipe below, JSON lines
@@ -21,7 +21,8 @@ from pathlib import Path
 import measure
 import torch
 
-from triptych.cli.threads import CHOICES, SHORT, SMALL, SPINS
+from triptych.cli.threads import CHOICES, SHORT, SPINS
+from triptych.runtime import SMALL
 from triptych.systems import RECIPES
 from triptych.train.loop import fit
 from triptych.training import build

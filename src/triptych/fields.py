@@ -119,6 +119,25 @@ def copy_fields(kind: type[Config], settings: Any, **others: Any) -> Config:
     return kind(**{name: getattr(settings, name) for name in names} | others)
 
 
+def field_texts(kind: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass; none of a class that has no source."""
+    import ast  # here: with `inspect` it takes as long as everything else of a quick `--help`
+    import inspect
+    import textwrap
+
+    if kind.__module__ == "types":  # of dataclasses.make_dataclass
+        return {}
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for field, below in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            value = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                texts[field.target.id] = " ".join(value.value.split())
+    return texts
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_json(value)

@@ -88,6 +88,18 @@ def noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     return torch.stack(rows) if rows else torch.empty(0, *shape)
 
 
+SMALL = 50e6
+"""Parameters times examples of a step below which one thread computes it. A step of a VAE of
+108,000 parameters and 128 digits takes 4.6 ms of one core: too little to share out. Figures:
+`benchmarks/threads.py`.
+"""
+
+
+def is_small(model: torch.nn.Module, examples: int) -> bool:
+    """Whether one thread is enough for a step of this many examples."""
+    return sum(parameter.numel() for parameter in model.parameters()) * examples < SMALL
+
+
 def generator(seed: int) -> torch.Generator:
     """A new CPU generator with this seed."""
     return torch.Generator().manual_seed(seed)

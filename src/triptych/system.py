@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,8 @@ class AnswerPicture(NamedTuple):
     """What a list of pictures says of it, such as its seed: JSON."""
     parameters: str = ""
     """The same as `record` in the text format of AUTOMATIC1111."""
+    kind: Literal["made", "shown"] = "made"
+    """`shown` is what only explains a result, such as a heat map."""
 
 
 class Answer(NamedTuple):

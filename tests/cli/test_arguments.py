@@ -13,12 +13,13 @@ from triptych.cli.generate import class_pictures, text_pictures
 from triptych.cli.main import COMMANDS, run
 from triptych.cli.output import UsageError
 from triptych.cli.train import RunOptions
+from triptych.server.settings import Serve
 from triptych.systems import RECIPES
 from triptych.training import adopt
 
 TOPICS = {
     "input", "sampling", "settings", "output", "computing", "run", "data", "model",
-    "architecture", "optimisation", "logging and checkpoints",
+    "architecture", "optimisation", "logging and checkpoints", "address", "access", "content",
 }  # fmt: skip
 
 
@@ -33,6 +34,7 @@ def pages() -> dict[str, list[type]]:
         "evaluate": [evaluate.EvaluateRun],
         "embed": [embed.Arguments],
         "search": [search.Arguments],
+        "serve": [Serve],
         "data check": [data.CheckData],
         "weights list": [weights.ListWeights],
         "weights inspect": [weights.Inspect],

@@ -4,7 +4,6 @@ tyro parses; the help page and the sentences are written here, from the dataclas
 `--help` needs neither tyro nor torch.
 """
 
-import ast
 import inspect
 import itertools
 import math
@@ -16,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from triptych.cli.output import UsageError
-from triptych.fields import nearest
+from triptych.fields import field_texts, nearest
 
 Parsed = TypeVar("Parsed")
 Given = list[tuple[str, list[str]]]
@@ -267,21 +266,6 @@ def find_options(kind: type, default: object = None) -> Iterator[Option]:
             continue
         earlier = field.metadata.get("was", "")
         yield Option(field.name, hint, value, texts.get(field.name, ""), earlier)
-
-
-def field_texts(kind: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass; none of a class that has no source."""
-    if kind.__module__ == "types":  # of dataclasses.make_dataclass
-        return {}
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(definition, ast.ClassDef)
-    texts = {}
-    for field, below in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            value = below.value if isinstance(below, ast.Expr) else None
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                texts[field.target.id] = " ".join(value.value.split())
-    return texts
 
 
 def render_help(

@@ -44,8 +44,9 @@ def main(arguments: list[str]) -> int:
     )
     if request.report is not None:
         require_file("--report", request.report)
-    from triptych.data.disk.check import survey, survey_endless
-    from triptych.data.sources import SCENES, open_index, open_source
+    from triptych.data.disk.check import describe_survey, survey, survey_endless
+    from triptych.data.names import SCENES
+    from triptych.data.sources import open_index, open_source
 
     if request.source in SCENES:
         seen = survey_endless(open_source(request.source))
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
     if request.report is not None:
         _write_report(request.report, seen)
     if request.json:
-        print(json.dumps(_as_json(seen)))
+        print(json.dumps(describe_survey(seen)))
     else:
         _print(seen)
     if seen.problem:
@@ -137,30 +138,6 @@ def _counts(counts: Mapping[str, int]) -> str:
     shown = ", ".join(f"{name}: {count:,}" for name, count in list(counts.items())[:LISTED])
     more = len(counts) - LISTED
     return shown + (f" and {more:,} more" if more > 0 else "")
-
-
-def _as_json(seen: "Survey") -> dict[str, Any]:
-    return {
-        "source": seen.source,
-        "form": seen.form,
-        "pictures": seen.pictures,
-        "grey": seen.grey,
-        "splits": seen.splits,
-        "held_out": seen.held_out,
-        "sizes": seen.sizes,
-        "classes": seen.classes,
-        "attributes": seen.attributes,
-        "vector": {name: list(limits) for name, limits in seen.vector.items()},
-        "captioned": seen.captioned,
-        "captions": seen.captions,
-        "boxes": seen.boxes,
-        "duplicates": [list(group) for group in seen.duplicates[:LISTED]],
-        "duplicate_groups": len(seen.duplicates),
-        "skipped": len(seen.skipped),
-        "reasons": dict(Counter(seen.skipped.values()).most_common(LISTED)),
-        "notes": list(seen.notes),
-        "problem": seen.problem or None,
-    }
 
 
 def _write_report(path: Path, seen: "Survey") -> None:

@@ -13,11 +13,6 @@ THREADS = "OMP_NUM_THREADS"  # read by OpenMP: torch, and the processes that rea
 SPINS = "GOMP_SPINCOUNT"  # read by GNU's OpenMP, which torch's builds for Linux use
 CHOICES = (SPINS, "OMP_WAIT_POLICY")
 SHORT = "10000"  # turns, some tens of microseconds: between two layers of a network
-SMALL = 50e6
-"""Parameters times examples of a step below which one thread computes it. A step of a VAE of
-108,000 parameters and 128 digits takes 4.6 ms of one core: too little to share out. Figures:
-`benchmarks/threads.py`.
-"""
 
 
 def wait_briefly() -> None:
@@ -52,8 +47,11 @@ def spare_threads(model: "nn.Module", examples: int) -> None:
     The result depends on the number of threads, within rounding. It is chosen by the size of the
     work alone, so that the same command gives the same bits.
     """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    if THREADS not in os.environ and parameters * examples < SMALL:
-        import torch
+    if THREADS in os.environ:
+        return
+    import torch
 
+    from triptych.runtime import is_small
+
+    if is_small(model, examples):
         torch.set_num_threads(1)

@@ -83,7 +83,8 @@ def open_labelled(name: str, split: str = "", limit: int = 0) -> Gallery:
         ValueError: there is no such source or split, or it has no classes.
     """
     from triptych.data.disk.splits import holds_out, rows_of
-    from triptych.data.sources import SCENES, open_index, open_source
+    from triptych.data.names import SCENES
+    from triptych.data.sources import open_index, open_source
 
     if name in SCENES:
         source = open_source(name, split=split or "test")

@@ -11,11 +11,10 @@ from triptych.data.disk.files import is_picture, shards
 from triptych.data.disk.folder import folder_index, tar_index
 from triptych.data.disk.index import Index
 from triptych.data.disk.table import select_split
+from triptych.data.names import BUILT_IN, SCENES
 from triptych.data.source import Source
 from triptych.fields import nearest
 
-SCENES = ("scenes", "scenes-one", "scenes-two")
-BUILT_IN = ("digits", *SCENES)
 TAR = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2|txz)$", re.I)  # compressed ones are refused by name
 
 

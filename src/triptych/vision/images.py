@@ -338,10 +338,12 @@ def _exif(request: str, parameters: str) -> bytes:
     return exif.tobytes()
 
 
-def read_request(path: Path) -> dict[str, Any] | None:
-    """The request inside a picture that `save_picture` wrote; None if there is none."""
+def read_request(file: Path | bytes) -> dict[str, Any] | None:
+    """The request inside a picture (a path or its bytes) that `save_picture` wrote; None if there
+    is none.
+    """
     try:
-        data = read_part(path)
+        data = file if isinstance(file, bytes) else read_part(file)
         image = _open_lazily(data)
         text = image.info.get("triptych")
         if isinstance(image, JpegImageFile | WebPImageFile):
@@ -360,8 +362,9 @@ def read_request(path: Path) -> dict[str, Any] | None:
     return request if isinstance(request, dict) else None
 
 
-def read_parameters(path: Path) -> str | None:
-    """AUTOMATIC1111's text inside a picture of any program; None if there is none.
+def read_parameters(file: Path | bytes) -> str | None:
+    """AUTOMATIC1111's text inside a picture of any program, a path or its bytes; None if there is
+    none.
 
     It is the text chunk `parameters` of a PNG, before or after the pixels, the EXIF comment of a
     JPEG or WebP, or the comment of a GIF.
@@ -370,7 +373,7 @@ def read_parameters(path: Path) -> str | None:
         ValueError: the file is not an undamaged picture; the message has path and reason.
     """
     try:
-        data = read_part(path)
+        data = file if isinstance(file, bytes) else read_part(file)
         image = _open_lazily(data)
         if isinstance(image, PngImageFile):
             if "parameters" not in image.info and b"parameters" in data:
@@ -381,7 +384,8 @@ def read_parameters(path: Path) -> str | None:
         else:
             text = _decode_comment(image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b""))
     except Exception as error:  # whatever Pillow raises on a damaged file
-        raise ValueError(f"{path}: {_reason(error)}") from None
+        place = "" if isinstance(file, bytes) else f"{file}: "
+        raise ValueError(f"{place}{_reason(error)}") from None
     return str(text) if text else None
 
 

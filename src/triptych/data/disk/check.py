@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from triptych.data.disk.splits import holds_out, rows_of
 from triptych.data.disk.table import several_sizes
 from triptych.data.source import Source
 
+LISTED = 12  # reasons, and groups of duplicates, of a described survey
 CHUNK = 512  # pictures decoded at a time, which bounds the memory
 
 
@@ -99,6 +100,31 @@ def survey_endless(source: Source) -> Survey:
         classes=dict.fromkeys(source.info.classes, 0),
         attributes=dict.fromkeys(source.info.attributes, 0),
     )
+
+
+def describe_survey(seen: Survey) -> dict[str, Any]:
+    """A survey as JSON values; of long lists the first."""
+    return {
+        "source": seen.source,
+        "form": seen.form,
+        "pictures": seen.pictures,
+        "grey": seen.grey,
+        "splits": seen.splits,
+        "held_out": seen.held_out,
+        "sizes": seen.sizes,
+        "classes": seen.classes,
+        "attributes": seen.attributes,
+        "vector": {name: list(limits) for name, limits in seen.vector.items()},
+        "captioned": seen.captioned,
+        "captions": seen.captions,
+        "boxes": seen.boxes,
+        "duplicates": [list(group) for group in seen.duplicates[:LISTED]],
+        "duplicate_groups": len(seen.duplicates),
+        "skipped": len(seen.skipped),
+        "reasons": dict(Counter(seen.skipped.values()).most_common(LISTED)),
+        "notes": list(seen.notes),
+        "problem": seen.problem or None,
+    }
 
 
 def _check_picture(index: Index, row: int) -> Checked:

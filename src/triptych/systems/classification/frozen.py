@@ -12,7 +12,8 @@ from torch import Tensor
 
 from triptych.data import gallery
 from triptych.data.disk.splits import holds_out
-from triptych.data.sources import SCENES, open_index
+from triptych.data.names import SCENES
+from triptych.data.sources import open_index
 from triptych.weights.loaded import Loaded
 
 

@@ -25,8 +25,9 @@ def to_answer(item: Detections, model: str) -> Answer:
     pixels = read_picture("picture", item.request.picture, channels=3)
     record: dict[str, Any] = {"request": request}
     drawn = draw_boxes(pixels, found.boxes, found.labels, found.scores)
-    pictures = [AnswerPicture(drawn, record, {"shows": "boxes"})]
+    pictures = [AnswerPicture(drawn, record, {"shows": "boxes"}, kind="shown")]
     for label, heat in zip(item.request.labels, item.heat, strict=True):
         facts = {"shows": "heat map", "label": label}
-        pictures.append(AnswerPicture(draw_heat(pixels, heat.clamp(0, 1)), record, facts))
+        drawn = draw_heat(pixels, heat.clamp(0, 1))
+        pictures.append(AnswerPicture(drawn, record, facts, kind="shown"))
     return Answer({"request": request, **to_plain_json(found)}, pictures)

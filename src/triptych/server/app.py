@@ -1,0 +1,61 @@
+"""All routes and guards as one ASGI application."""
+
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, Response
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from triptych.server.guard import Asgi, Guard, Message, Receive, Scope, Send
+from triptych.server.routes import health, library, own
+from triptych.server.routes.errors import handle_errors
+from triptych.server.service import Service
+
+UNBUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Triptych</title>
+<h1>Triptych is running</h1>
+<p>The routes are described in <a href="/openapi.json">/openapi.json</a>.</p></html>"""
+
+
+def build_app(service: Service, port: Callable[[], int]) -> Asgi:
+    """The application of a service that is reached at `port()`."""
+    registry = CollectorRegistry()
+    app = FastAPI(
+        title="Triptych", version=version("triptych"), docs_url=None, redoc_url=None,
+        description="Every request as a job, and the routes of OpenAI and AUTOMATIC1111.",
+    )  # fmt: skip
+    handle_errors(app)
+    app.include_router(own.routes(service))
+    app.include_router(library.routes(service))
+    app.include_router(health.routes(service, registry))
+
+    @app.get("/", include_in_schema=False)
+    async def show_page() -> Response:
+        return HTMLResponse(UNBUILT)
+
+    counted = count_requests(app, registry)
+    return Guard(counted, service.settings, service.limits, port)
+
+
+def count_requests(app: Any, registry: CollectorRegistry) -> Asgi:
+    """Counts and times requests by route, never by what a user has written."""
+    requests = Counter(
+        "triptych_requests", "Requests by route and status", ["route", "status"], registry=registry
+    )
+    seconds = Histogram("triptych_request_seconds", "Seconds to the first byte", registry=registry)
+
+    async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.monotonic()
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "none")
+                requests.labels(route, str(message["status"])).inc()
+                seconds.observe(time.monotonic() - began)
+            await send(message)
+
+        await app(scope, receive, noted if scope["type"] == "http" else send)
+
+    return counted

@@ -1,0 +1,159 @@
+"""What clients may name: models, sources of data and LoRAs. Anything else is refused, so that no
+name reaches the file system. No torch.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from triptych.data.names import BUILT_IN
+from triptych.fields import nearest
+from triptych.server.settings import Places, Serve
+from triptych.weights.short_names import SHORT_NAMES
+
+RUNS, LORAS = Path("runs"), Path("loras")
+RESULTS = "results"
+"""As a source: every picture that the service has made."""
+PUBLISHED = {"clip": "clip", "siglip": "siglip", "siglip2": "siglip"}
+"""Kinds by `model_type` of transformers."""
+LORA_ENDINGS = (".safetensors", ".pt", ".bin")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,79}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that clients may name."""
+
+    name: str
+    place: str
+    """What `triptych.load` takes."""
+    kind: str = ""
+    """Such as `cvae`; empty where only loading tells."""
+    created: int = 0
+    """Time of its files, in seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class Offers:
+    """Everything that clients may name, as it is now."""
+
+    settings: Serve
+    places: Places
+    data_sets: Callable[[], Mapping[str, str]] = field(default=dict)
+    """Ids and titles of data sets that were uploaded."""
+
+    def models(self) -> dict[str, Model]:
+        """By name; those that are given first, then those trained here."""
+        given = [read_model(place) for place in self.settings.models]
+        if not self.settings.models:
+            given = [read_model(str(run)) for run in list_runs(RUNS)]
+        trained = [read_model(str(run)) for run in list_runs(self.places.runs)]
+        found: dict[str, Model] = {}
+        for model in [*given, *trained]:
+            found.setdefault(model.name, model)
+        return found
+
+    def find_model(self, name: str) -> Model:
+        """The model of this name.
+
+        Raises:
+            ValueError: it is not offered; suggests the nearest name.
+        """
+        models = self.models()
+        if name not in models:
+            listed = ", ".join(list(models)[:20]) or "none yet: train one, or start with --models"
+            raise ValueError(
+                f"no model {name[:80]!r}.{nearest(name, list(models))} There are: {listed}"
+            )
+        return models[name]
+
+    def fitting_models(self, kinds: Sequence[str]) -> list[Model]:
+        """Models that a request works with, and those whose kind only loading tells."""
+        return [model for model in self.models().values() if model.kind in (*kinds, "")]
+
+    def data(self) -> dict[str, str]:
+        """Sources of pictures by name: built in, made by this service, uploaded, or a folder below
+        a data root.
+        """
+        found = {name: name for name in BUILT_IN} | {RESULTS: str(self.places.results)}
+        found |= {name: str(self.places.data / name) for name in self.data_sets()}
+        for root in self.settings.data_root:
+            base = Path(root).resolve()
+            folders = (
+                sorted(each for each in base.iterdir() if each.is_dir()) if base.is_dir() else []
+            )
+            for folder in [base, *(one for one in folders if one.resolve().is_relative_to(base))]:
+                found.setdefault(folder.name, str(folder))
+        return found
+
+    def find_data(self, name: str) -> str:
+        """The place of a source of pictures.
+
+        Raises:
+            ValueError: it is not offered.
+        """
+        sources = self.data()
+        if name not in sources:
+            listed, near = ", ".join(list(sources)[:20]), nearest(name, list(sources))
+            raise ValueError(
+                f"no source of pictures {name[:80]!r}.{near} There are: {listed}; upload a data "
+                "set, or start the service with --data-root"
+            )
+        return sources[name]
+
+    def loras(self) -> dict[str, Path]:
+        """Files of LoRAs in the folder `loras`, by name."""
+        found: dict[str, Path] = {}
+        for file in sorted(LORAS.glob("*")):
+            if file.suffix in LORA_ENDINGS and file.is_file():
+                found.setdefault(file.stem, file)
+        return found
+
+    def find_lora(self, name: str) -> Path:
+        """The file of a LoRA.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        loras = self.loras()
+        if name not in loras:
+            raise ValueError(f"no LoRA {name[:80]!r}.{nearest(name, list(loras))}")
+        return loras[name]
+
+
+def list_runs(folder: Path) -> list[Path]:
+    """Run folders that have a model, in the order of their names."""
+    if not folder.is_dir():
+        return []
+    return sorted(run for run in folder.iterdir() if (run / "model.safetensors").is_file())
+
+
+def read_model(place: str) -> Model:
+    """A model by its path or name, without loading it."""
+    if not os.path.exists(place):
+        known = SHORT_NAMES.get(place)
+        return Model(place, place, known.family if known else "")
+    path = Path(place)
+    name = path.resolve().name
+    return Model(
+        path.stem if path.is_file() else name, place, find_kind(path), int(path.stat().st_mtime)
+    )
+
+
+def find_kind(path: Path) -> str:
+    """The kind of a model by its configuration; empty if it cannot be told without loading."""
+    if (path / "model_index.json").exists():
+        return "stable-diffusion"
+    if (path / "open_clip_config.json").exists():
+        return "clip"
+    try:
+        card = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    if not isinstance(card, dict):
+        return ""
+    published = PUBLISHED.get(str(card.get("model_type")), "")
+    return str(card["model"]) if isinstance(card.get("model"), str) else published
