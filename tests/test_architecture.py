@@ -214,7 +214,8 @@ for arguments in (["train", "--help"], ["train", "cvae", "--help"], ["generate",
                   ["classify", "--help"],
                   ["evaluate", "--help"], ["data", "--help"], ["weights", "--help"],
                   ["detect", "--help"], ["embed", "--help"], ["search", "--help"],
-                  ["serve", "--help"], ["weights", "inspect", "--help"], ["weights", "list"]):
+                  ["serve", "--help"], ["weights", "inspect", "--help"], ["weights", "list"],
+                  ["models", "--help"], ["models"]):
     with contextlib.redirect_stdout(io.StringIO()):
         try: run(arguments)
         except SystemExit: pass

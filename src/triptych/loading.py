@@ -14,7 +14,9 @@ from torch import nn
 from triptych import config, fields, runtime
 from triptych.system import ModelKind
 from triptych.systems import KINDS, SYSTEMS
+from triptych.text.known_words import read_known_words
 from triptych.text.tokenizer import open_tokenizer
+from triptych.weights.bundled_models import bundled_names, find_bundled, has_card
 from triptych.weights.files.weight_file import open_weights, read_safetensors
 from triptych.weights.hub import fetch_published, find_repository
 from triptych.weights.layouts import Layout, layout
@@ -29,8 +31,9 @@ def load(
     dtype: str = "auto",
     reading: Reading = AS_STORED,
 ) -> Loaded:
-    """Load a run folder, finished or still training (then as of its last checkpoint), or a
-    published checkpoint: a folder, a file, OWNER/NAME on the hub, or a short name such as sd15.
+    """Load a run folder, finished or still training (then as of its last checkpoint), a model that
+    comes with the package, such as emoji, or a published checkpoint: a folder, a file, OWNER/NAME
+    on the hub, or a short name such as sd15.
 
     `dtype` is float32, bfloat16, float16, `stored` (as the file has it), or auto: for CLIP, SigLIP
     and Stable Diffusion what this device computes fastest, else float32. `reading` says what a
@@ -39,15 +42,16 @@ def load(
     Raises:
         ValueError: there is no such model, or its files are damaged or do not fit together.
     """
-    path = Path(name)
-    repo = find_repository(name)
+    bundled = find_bundled(name)
+    path, repo = bundled or Path(name), "" if bundled else find_repository(name)
     if repo:
         path = fetch_published(name, repo)
-    elif not os.path.exists(name):  # unlike Path.exists, also for names that are too long
+    elif not os.path.exists(path):  # unlike Path.exists, also for names that are too long
         raise ValueError(
             f"no model {name[:200]!r}: give a run folder, such as runs/demo, the folder or file of "
-            "a published checkpoint, its OWNER/NAME on the hub, or a name that `triptych weights "
-            f"list` shows.{fields.nearest(name, list(SHORT_NAMES))}"
+            "a published checkpoint, its OWNER/NAME on the hub, or a name that `triptych models` "
+            "or `triptych weights list` shows."
+            f"{fields.nearest(name, [*bundled_names(), *SHORT_NAMES])}"
         )
     device = runtime.device(str(device))
     chosen = resolve_dtype(dtype, device)
@@ -161,6 +165,8 @@ def _load_run(folder: Path, name: str, device: torch.device, dtype: torch.dtype 
                     f"{name} is no model: the folder has neither the config.json of a run nor the "
                     "files of a published checkpoint"
                 )
+            if has_card(folder):
+                raise ValueError(f"{name} lacks its {file}: install it again, or copy it again")
             raise ValueError(f"{name} has no {file} yet: train until its first checkpoint")
     card, kind, settings = read_card(folder / "config.json")
     model = build_skeleton(folder / "config.json", kind, settings)
@@ -169,8 +175,11 @@ def _load_run(folder: Path, name: str, device: torch.device, dtype: torch.dtype 
         state = open_weights(weights).read(dtype)
     else:
         # Clones: a memory map is aligned otherwise, and a file replaced under it would change the
-        # model.
-        state = {k: v.clone() for k, v in read_safetensors(weights).items()}
+        # model. The weights of bundled models are stored in bfloat16.
+        stored = read_safetensors(weights)
+        state = {
+            k: v.float() if v.dtype == torch.bfloat16 else v.clone() for k, v in stored.items()
+        }
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -180,7 +189,16 @@ def _load_run(folder: Path, name: str, device: torch.device, dtype: torch.dtype 
     if card.tokenizer is not None:
         tokenizer = open_tokenizer(folder / "tokenizer.json", card.tokenizer)
     towers = tuple(open_tokenizer(folder / "tokenizer.json", each) for each in card.tokenizers)
-    return Loaded(folder.resolve().name, card, settings, model, tokenizer, card.transform, towers)
+    return Loaded(
+        folder.resolve().name,
+        card,
+        settings,
+        model,
+        tokenizer,
+        card.transform,
+        towers,
+        words=read_known_words(folder),
+    )
 
 
 def read_config(found: Layout) -> tuple[str, Any] | None:

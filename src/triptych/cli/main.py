@@ -25,6 +25,7 @@ COMMANDS = {
     "search": "find pictures of a folder by texts and pictures, or near duplicates",
     "data": "check a source of pictures before training on it",
     "serve": "serve all models over HTTP: jobs, live previews, results found again",
+    "models": "list the models on this computer; show what a bundled one was trained on",
     "weights": "list, inspect, convert and check files of weights",
 }
 

@@ -1,4 +1,4 @@
-"""`triptych weights list | fetch | inspect | convert | doctor`: files of weights."""
+"""`triptych weights list | fetch | inspect | convert | doctor | bundle`: files of weights."""
 
 import json
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ Inspects and converts files of weights. Nothing in a file is executed.
   doctor PATH ...          what is wrong with files or folders, and what to do
   convert SOURCE DEST      to another layout: safetensors, transformers, open_clip, diffusers,
                            single-file, triptych
+  bundle RUN CARD DEST     a trained model in half the size, with a card that says what it is
 
 `triptych weights COMMAND --help` lists the options."""
 
@@ -32,6 +33,7 @@ USAGES = {
     "inspect": " PATH",
     "doctor": " PATH ...",
     "convert": " SOURCE DEST --to LAYOUT",
+    "bundle": " RUN CARD DEST",
 }
 BASIC = ("to", "predicts", "weights", "variant", "overwrite", "digests", "json")
 
@@ -102,6 +104,24 @@ class Convert:
     """Replace existing files."""
 
 
+@dataclass(frozen=True)
+class Bundle:
+    """Make a trained model complete in half the size, with a card, and check that it draws the same
+    pictures. The folder works wherever a model is named.
+    """
+
+    run: Path
+    """A run folder of a model that draws pictures, or of a CLIP or SigLIP."""
+    card: Path
+    """A JSON file with title, data, licence, attribution, commands, seed, hardware, figures and
+    limits (docs/models.md).
+    """
+    dest: Path
+    """The new folder."""
+    overwrite: bool = False
+    """Replace existing files."""
+
+
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0, 2 for usage, or 3 where something is wrong with a file."""
     name, rest = choose_command(arguments, "weights", tuple(USAGES), HELP), arguments[1:]
@@ -113,6 +133,8 @@ def main(arguments: list[str]) -> int:
         return inspect(_parse(Inspect, name, rest, "path"))
     if name == "doctor":
         return doctor(_parse(Doctor, name, rest, "paths"))
+    if name == "bundle":
+        return bundle(_parse(Bundle, name, rest, "run", "card", "dest"))
     return convert(_parse(Convert, name, rest, "source", "dest"))
 
 
@@ -267,6 +289,20 @@ def convert(request: Convert) -> int:
     say(*convert_checkpoint(str(request.source), dest, request.to, reading))
     form = "a single file" if request.to == "single-file" else f"a {request.to} folder"
     say(f"{dest}: {form} made of {request.source}")
+    return 0
+
+
+def bundle(request: Bundle) -> int:
+    """Write a bundled model."""
+    from triptych.bundle import write_bundle
+    from triptych.weights.bundled_models import read_card_file
+
+    card = read_card_file(request.card)
+    require_folder("DEST", request.dest)
+    _require_free(request.dest, request.overwrite)
+    for line in write_bundle(request.run, request.dest, card):
+        say(line)
+    say(f"{request.dest}: bundled, made of {request.run}")
     return 0
 
 

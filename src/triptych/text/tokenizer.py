@@ -120,6 +120,11 @@ class Tokenizer:
         other._word = re.compile(rf"(?<!\w)({alternatives})(?!\w)", re.IGNORECASE)
         return other
 
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The words that `with_words` has added, in lower case."""
+        return tuple(self._words)
+
     def encode(self, texts: Sequence[str], *, full: bool = True) -> Encoded:
         """Tokens of each text: start, text, end, padding.
 

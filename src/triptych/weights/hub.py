@@ -88,6 +88,20 @@ def find_cached(repo: str, file: str, revision: str = "main") -> Path | None:
     return Path(path) if isinstance(path, str) and Path(path).is_file() else None
 
 
+def cached_repositories() -> dict[str, int]:
+    """The repositories in the hub's cache, whichever program downloaded them, and their bytes."""
+    from huggingface_hub import constants
+
+    found = {}
+    for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*--*")):
+        # links to files that several snapshots share
+        files = {file.resolve() for file in (folder / "snapshots").rglob("*") if file.is_file()}
+        if files:
+            repo = folder.name.removeprefix("models--").replace("--", "/", 1)
+            found[repo] = sum(file.stat().st_size for file in files)
+    return found
+
+
 def fetch_model(repo: str) -> Path:
     """The folder of a model whose files are not known beforehand: one form of its weights, its
     configuration, tokenizer and preprocessor.

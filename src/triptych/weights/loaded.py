@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from triptych import runtime
 from triptych.given import take_texts
 from triptych.text.language import LanguageTokenizer
+from triptych.text.known_words import KnownWords
 from triptych.text.tokenizer import Tokenizer, TokenizerConfig
 from triptych.vision.given_pictures import Picture
 from triptych.vision.pixels import read_pictures
@@ -92,6 +93,8 @@ class Loaded:
     """Remarks on a published checkpoint, such as parts that were left out."""
     language: LanguageTokenizer | None = None
     """Of a language model, and of one that answers about pictures."""
+    words: KnownWords | None = None
+    """What a text-to-image model was trained on; None where that is not recorded."""
 
     def to(
         self,

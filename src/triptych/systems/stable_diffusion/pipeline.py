@@ -36,11 +36,7 @@ from triptych.systems.stable_diffusion.inputs.encode_steps import (
     expand_reading,
     join_prompts,
 )
-from triptych.systems.stable_diffusion.inputs.given_latents import (
-    keep,
-    open_latents,
-    read_latents,
-)
+from triptych.systems.stable_diffusion.inputs.given_latents import keep, open_latents, read_latents
 from triptych.systems.stable_diffusion.inputs.read_prompts import (
     encode_pairs,
     plan_batches,
@@ -58,11 +54,9 @@ from triptych.systems.stable_diffusion.model import (
     run_as_diffusers,
     sampling_levels,
 )
-from triptych.systems.stable_diffusion.openvino import (
-    describe_conversion,
-    in_openvino,
-)
+from triptych.systems.stable_diffusion.openvino import describe_conversion, in_openvino
 from triptych.systems.stable_diffusion.request import TextToImage, parse_size
+from triptych.text.known_words import describe_unknown
 from triptych.vision.images import to_pictures
 from triptych.vision.pixels import to_pil
 from triptych.weights.loaded import Load, Loaded
@@ -158,9 +152,12 @@ def run(request: TextToImage, load: Load) -> Iterator[Drawing]:
             learned_words(model, loaded.tokenizers, sum(split.pairs, ())) as (tokenizers, words),
         ):
             texts = encode_pairs(request, model, tokenizers, split.pairs, _size(request))
+            prompts = [prompt for prompt, *_ in split.pairs]
+            unknown = describe_unknown(loaded.words, prompts, tokenizers[0].learned)
         remarks = dict.fromkeys(note for text in texts for note in text.notes)
         notes = (
             *(original.notes if original else ()), *split.notes, *changes, *words, *remarks,
+            *unknown,
         )  # fmt: skip
         conversion = None
         if request.backend == "openvino":

@@ -1,18 +1,17 @@
 """Training of text to image, by diffusion in latents or on pixels."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from triptych import runtime
-from triptych.data.captions import batch_texts, captions_of, class_words
+from triptych.data.captions import batch_texts, class_words
 from triptych.data.disk.table import first_pictures
 from triptych.data.order.batches import Batches, batches, take_first
 from triptych.data.order.buckets import BucketedSource, bucket_batches
@@ -21,13 +20,11 @@ from triptych.data.sources import open_source, open_train_and_test
 from triptych.diffusion.denoiser import Predicts
 from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.sampling import check_draws_batches
-from triptych.fields import to_json
 from triptych.nn import lora
 from triptych.nn.loss import Loss
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder
 from triptych.systems.clip.model import Clip, TextConfig, TextEncoderConfig
-from triptych.systems.stable_diffusion.adapters.lora_files import write_lora
 from triptych.systems.stable_diffusion.draw_prompts import encode_texts
 from triptych.systems.stable_diffusion.model import (
     SamplingConfig,
@@ -38,6 +35,7 @@ from triptych.systems.stable_diffusion.model import (
 )
 from triptych.systems.stable_diffusion.request import TrainTextToImage
 from triptych.systems.stable_diffusion.training.cached_latents import CachedLatents
+from triptych.systems.stable_diffusion.training.caption_words import caption_words, vocabulary_texts
 from triptych.systems.stable_diffusion.training.encode_latents import batch_latents
 from triptych.systems.stable_diffusion.training.frozen import (
     condition_on_sizes,
@@ -51,16 +49,15 @@ from triptych.systems.stable_diffusion.training.held_out_prompts import (
     prompt_sheet,
 )
 from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
-from triptych.systems.stable_diffusion.unet import LatentUNet, LatentUNetConfig
+from triptych.systems.stable_diffusion.training.run_files import exporter
+from triptych.systems.stable_diffusion.unet import LatentUNetConfig
 from triptych.text.templates import template_set
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
-from triptych.train import checkpoint
 from triptych.train.distributed import World
 from triptych.train.optimizer import build_optimizer
 from triptych.train.recipe import Batch, Recipe, Update, data_notes
-from triptych.weights.loaded import Card, Load, Loaded
+from triptych.weights.loaded import Load, Loaded
 
-VOCABULARY_CAPTIONS = 20_000  # captions that a new vocabulary is trained on
 HELD_OUT = 256  # test pictures for the held-out loss
 FEWEST, PIXELS = 8, 1 << 22  # fewest of these pictures, and most pixels of all of them
 SHOWN_LARGE = 4  # prompts of a sheet of large pictures
@@ -117,21 +114,14 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
     optimizer = _build_optimizer(request, trained, learner)
     large = config.sampling.height * config.sampling.width > LARGE
     sheet = prompt_sheet(test, tokenizers, templates, SHOWN_LARGE if large else SHOWN)
-    card = _card(config, tokenizers)
-
-    def export(run: Path, module: nn.Module) -> None:
-        tokenizers[0].save(run)
-        checkpoint.export(run, complete(lora.merge(module)) if complete else module, card)
-        if request.lora:
-            assert isinstance(module, LatentUNet)
-            write_lora(module, run / "lora.safetensors")
+    words = None if request.init else caption_words(source, templates)
 
     return Recipe(
         model=trained,
         exported=trained,
         updates=[Update("", trained, optimizer, minimise, max_norm=request.max_norm)],
         batches=lambda start: _batches(request, cache or source, easier, start, world),
-        export=export,
+        export=exporter(config, tokenizers, words, complete, with_lora=bool(request.lora)),
         chance=_describe_start(request, config),
         sample=(lambda module: sheet(complete(module))) if complete else sheet,
         evaluate=_evaluator(request, test, tokenizers, texts_of, complete),
@@ -151,17 +141,6 @@ def _build_optimizer(
         [*embeddings, unet.down, unet.middle, unet.up],
         betas=(0.9, request.beta2),
         weight_decay=request.weight_decay,
-    )
-
-
-def _card(config: StableDiffusionConfig, tokenizers: tuple[Tokenizer, ...]) -> dict[str, Any]:
-    return to_json(
-        Card(
-            "stable-diffusion",
-            to_json(config),
-            tokenizers=tuple(tokenizer.config for tokenizer in tokenizers),
-            triptych=version("triptych"),
-        )
     )
 
 
@@ -309,7 +288,7 @@ def _initial_model(
         return _load_initial_model(request.init, channels, load)
     clip = _load_text_tower(request.clip, load) if request.clip else None
     if clip is None:
-        texts = _vocabulary_texts(source, templates)
+        texts = vocabulary_texts(source, templates)
         tokenizer = train_tokenizer(texts, request.vocabulary, request.length)
         tower = _new_text_tower(request, tokenizer)
     else:
@@ -357,13 +336,6 @@ def _new_text_tower(request: TrainTextToImage, tokenizer: Tokenizer) -> TextEnco
     return TextEncoderConfig(text, dim=request.text_width)
 
 
-def _vocabulary_texts(source: Source, templates: tuple[str, ...]) -> list[str]:
-    if source.info.has_captions:
-        captions = captions_of(source, VOCABULARY_CAPTIONS)
-        return [text for texts in captions for text in texts]
-    return [text.replace("{}", name) for name in source.info.classes for text in templates]
-
-
 def _load_text_tower(name: str, load: Load) -> Loaded:
     loaded = load(name, dtype="float32")
     if not isinstance(loaded.model, Clip) or loaded.config.text is None:
@@ -375,6 +347,9 @@ def _load_text_tower(name: str, load: Load) -> Loaded:
 
 def _load_autoencoder(name: str, channels: int, load: Load) -> Loaded:
     loaded = load(name, dtype="float32")
+    if isinstance(loaded.model, StableDiffusion):
+        config, coder = loaded.config, loaded.model.autoencoder
+        loaded = replace(loaded, config=config.autoencoder or config.tiny, model=coder)
     if not isinstance(loaded.model, Autoencoder | TinyAutoencoder):
         raise ValueError(f"{name} is a {loaded.card.model}, not an autoencoder")
     if loaded.config.channels != channels:

@@ -240,8 +240,8 @@ class TrainTextToImage:
     init: ModelName = ""
     """Fine-tune this text-to-image model, such as sd15; its sizes replace those below."""
     autoencoder: ModelName = ""
-    """The frozen autoencoder of the latents: a run folder, or a published one, KL or tiny. Empty
-    trains on pixels.
+    """The frozen autoencoder of the latents: a run folder, or a published one, KL or tiny; of a
+    text-to-image model its own. Empty trains on pixels.
     """
     latents: Literal["drawn", "likeliest"] = "drawn"
     """With a KL autoencoder: sample latents from the posterior, as published, or take its mode,
