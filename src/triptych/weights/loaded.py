@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from triptych import runtime
 from triptych.given import take_texts
-from triptych.text.language import LanguageTokenizer
 from triptych.text.known_words import KnownWords
+from triptych.text.language import LanguageTokenizer
 from triptych.text.tokenizer import Tokenizer, TokenizerConfig
 from triptych.vision.given_pictures import Picture
 from triptych.vision.pixels import read_pictures
