@@ -27,6 +27,10 @@ from triptych.systems.cvae.model import CvaeConfig
 from triptych.systems.gemma.model import GemmaConfig
 from triptych.systems.pixel_diffusion.model import PixelDiffusionConfig
 from triptych.systems.siglip.model import SiglipConfig, SiglipImageConfig, SiglipTextConfig
+from triptych.systems.unclip.decoder import DecoderConfig
+from triptych.systems.unclip.model import UnclipConfig
+from triptych.systems.unclip.prior import PriorConfig
+from triptych.systems.unclip.upsampler import UpsamplerConfig
 from triptych.systems.wgan.model import WganConfig
 from triptych.systems.word_space.model import WordSpaceConfig
 from triptych.weights import skeleton
@@ -72,6 +76,18 @@ SMALL: dict[str, tuple[Any, ...]] = {  # of each kind: together with a value in 
             autoencoder=LATENTS,
         ),
         replace(STABLE, autoencoder=None, tiny=TinyAutoencoderConfig(1, 4, 4, (1, 1))),
+    ),
+    "unclip": (
+        UnclipConfig(
+            8,
+            TEXT,
+            VIT,
+            prior=PriorConfig(8, 8, 8, 8, 1, 2, 16),
+            decoder=DecoderConfig(
+                8, 8, 8, 1, 2, 4, (8,), 1, (0,), head_width=4, time_width=8, groups=2
+            ),
+            upsamplers=(UpsamplerConfig(8, 16, 1, (8,), 1, time_width=8, groups=2, last=True),),
+        ),
     ),
 }  # fmt: skip
 

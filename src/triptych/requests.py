@@ -23,6 +23,7 @@ from triptych.systems.two_towers.request import (
     TrainClip,
     TrainSiglip,
 )
+from triptych.systems.unclip.request import UnclipPictures
 from triptych.systems.wgan.request import TrainWgan
 from triptych.systems.word_space.request import TrainWordSpace
 from triptych.train.settings import Training, TrainRequest
@@ -31,5 +32,5 @@ __all__ = [
     "ClassToImage", "Classify", "Detect", "Embed", "EvaluateClasses", "EvaluateTextToImage",
     "EvaluateVae", "Search", "TextToImage", "Towers", "TrainAutoencoder", "TrainClassifier",
     "TrainClip", "TrainCvae", "TrainPixelDiffusion", "TrainRequest", "TrainSiglip",
-    "TrainTextToImage", "TrainWgan", "TrainWordSpace", "Training",
+    "TrainTextToImage", "TrainWgan", "TrainWordSpace", "Training", "UnclipPictures",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from triptych.systems import find_pipeline
 from triptych.systems.class_to_image.request import ClassToImage
 from triptych.systems.stable_diffusion.inputs import given_latents
 from triptych.systems.stable_diffusion.request import TextToImage
+from triptych.systems.unclip.request import UnclipPictures
 from triptych.vision.images import read_request
 from triptych.vision.pixels import keep, read_named
 from triptych.weights.loaded import CAST, Loaded, find_dtype
@@ -143,7 +144,9 @@ def _read_record(path: str | os.PathLike[str]) -> Any:
     if not isinstance(record, dict):
         Path(path).stat()  # that there is no file is an error of its own
         raise ValueError(f"{os.fspath(path)!r} carries no request of Triptych")
-    kind = TextToImage if "prompt" in record else ClassToImage
+    kind: type = TextToImage if "prompt" in record else ClassToImage
+    if "prior" in record:
+        kind = UnclipPictures
     return fields.from_json(kind, record, os.fspath(path))
 
 

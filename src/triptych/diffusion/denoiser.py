@@ -113,8 +113,8 @@ def conditional_denoiser(
     kind = parameterisation(predicts, schedule)
 
     def denoise(
-        x: Float[Tensor, "B C H W"], level: Level, cond: Conditioning
-    ) -> Float[Tensor, "B C H W"]:
+        x: Float[Tensor, "B ..."], level: Level, cond: Conditioning
+    ) -> Float[Tensor, "B ..."]:
         x, level, time = match_schedule(x, level, schedule)
         scale = kind.scale(level.alpha, level.sigma)
         output = network(x if scale == 1 else x * scale, time, cond).to(x.dtype)

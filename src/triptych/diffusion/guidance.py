@@ -12,7 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from triptych.diffusion.denoiser import ConditionalDenoiser, Conditioning, Parameterisation
+from triptych.diffusion.denoiser import (
+    ConditionalDenoiser,
+    ConditionalNetwork,
+    Conditioning,
+    Parameterisation,
+    variance_denoiser,
+)
+from triptych.diffusion.schedule import Schedule
 from triptych.diffusion.steps import Denoiser, Level
 
 Composition: TypeAlias = Sequence[tuple[Conditioning, float]]
@@ -98,6 +105,35 @@ def cfg_plus_plus(
             raise ValueError("CFG++ needs the sampler euler over the same levels")
         steps_scale = scale / (1 - ahead[level].ratio / level.ratio)
         return classifier_free(denoise, cond, uncond, steps_scale)(x, level)
+
+    return guided
+
+
+def guide_with_variance(
+    network: ConditionalNetwork,
+    schedule: Schedule,
+    cond: Conditioning,
+    uncond: Conditioning,
+    scale: float,
+) -> Callable[[Tensor, Level], tuple[Tensor, Tensor]]:
+    """`classifier_free` of a network that predicts noise and its variance, as `variance_denoiser`:
+    x0 is guided, and the variance is that of the conditional prediction, as GLIDE and Karlo are
+    sampled.
+    """
+
+    def denoise(x: Tensor, level: Level, inputs: Conditioning) -> Tensor:
+        plain = variance_denoiser(lambda x, time: network(x, time, inputs), schedule)
+        return torch.cat(plain(x, level), dim=1)
+
+    def combine(away: Tensor, towards: Tensor, scale: float) -> Tensor:
+        unguided, guided, variance = (*away.chunk(2, 1)[:1], *towards.chunk(2, 1))
+        return torch.cat([unguided.lerp(guided, scale), variance], dim=1)
+
+    both = _guide(denoise, cond, uncond, scale, (0.0, math.inf), combine)
+
+    def guided(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        x0, variance = both(x, level).chunk(2, dim=1)
+        return x0, variance
 
     return guided
 

@@ -40,8 +40,8 @@ def add_noise(
 def matching(
     predict: Predict,
     kind: Parameterisation,
-    x0: Float[Tensor, "B C H W"],
-    noise: Float[Tensor, "B C H W"],
+    x0: Float[Tensor, "B ..."],
+    noise: Float[Tensor, "B ..."],
     levels: Levels,
     *,
     min_snr: float | None = None,

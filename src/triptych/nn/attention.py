@@ -144,7 +144,9 @@ class Attention(nn.Module):
         bias: bool = True,
         out_bias: bool = True,
         out_dim: int | None = None,
+        added_dim: int | None = None,
     ):
+        """With `added_dim`, the keys and values of further tokens of that width are added."""
         super().__init__()
         self.heads, self.kv_heads = heads, kv_heads or heads
         head_dim = head_dim or dim // heads
@@ -152,6 +154,9 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(context_dim or dim, self.kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(context_dim or dim, self.kv_heads * head_dim, bias=bias)
         self.out_proj = nn.Linear(heads * head_dim, out_dim or dim, bias=out_bias)
+        if added_dim is not None:
+            self.added_k_proj = nn.Linear(added_dim, self.kv_heads * head_dim, bias=bias)
+            self.added_v_proj = nn.Linear(added_dim, self.kv_heads * head_dim, bias=bias)
 
     def forward(
         self,
@@ -159,12 +164,19 @@ class Attention(nn.Module):
         context: Float[Tensor, "B S E"] | None = None,
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
+        added: Float[Tensor, "B A G"] | None = None,
     ) -> Float[Tensor, "B T F"]:
-        """With a cache, `x` are new places, and `mask` is over everything that they may see."""
+        """With a cache, `x` are new places, and `mask` is over everything that they may see. The
+        keys of `added` tokens come before the others, also in the mask.
+        """
         context = x if context is None else context
+        keys, values = self.k_proj(context), self.v_proj(context)  # (B, S, K C)
+        if added is not None:
+            keys = torch.cat([self.added_k_proj(added), keys], dim=1)
+            values = torch.cat([self.added_v_proj(added), values], dim=1)
         q = self.q_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, C)
-        k = self.k_proj(context).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (B, K, S, C)
-        v = self.v_proj(context).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (B, K, S, C)
+        k = keys.unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (B, K, S, C)
+        v = values.unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (B, K, S, C)
         if cache is not None:
             k, v = cache.extend(k, v)
         output: Tensor = self.out_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))

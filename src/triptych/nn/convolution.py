@@ -1,17 +1,20 @@
 """Blocks of U-Nets and autoencoders: residual blocks, downsampling, upsampling.
 
-Dimensions: B batch, C channels, O output channels, F features, H height, W width.
+Dimensions: B batch, C channels, O output channels, F features, H height, W width, S tokens of a
+context, E their width.
 """
 
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.nn.attention import Attention
 from triptych.nn.norm import GroupNorm
+
+Resample = Literal["down", "up"]
 
 
 class ResBlock(nn.Module):
@@ -19,7 +22,8 @@ class ResBlock(nn.Module):
 
     The features are added to the channels ("add"), or scale and shift the normalised channels
     ("scale_shift", the adaptive group norm of arXiv:2105.05233). The second convolution is
-    initialised to zero, so that a new block is its shortcut.
+    initialised to zero, so that a new block is its shortcut. A block that resamples halves or
+    doubles the side before its convolutions, and of its shortcut (the same paper, section 3).
     """
 
     def __init__(
@@ -32,8 +36,10 @@ class ResBlock(nn.Module):
         groups: int = 32,
         eps: float = 1e-5,
         dropout: float = 0.0,
+        resample: Resample | None = None,
     ):
         super().__init__()
+        self.resample = resample
         self.norm1 = GroupNorm(groups, channels, eps)
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
         self.scales = conditioning == "scale_shift"
@@ -47,13 +53,21 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Conv2d(channels, out, 1) if channels != out else None
 
     def forward(
-        self, x: Float[Tensor, "B C H W"], features: Float[Tensor, "B F"] | None = None
+        self,
+        x: Float[Tensor, "B C _ _"],
+        features: Float[Tensor, "B F"] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Float[Tensor, "B O H W"]:
-        """`features` come after an activation, which is the same for every block."""
+        """`features` come after an activation, which is the same for every block. `size` is that of
+        the output of a block that doubles the side; an odd one is possible.
+        """
         shift = None
         if self.feature_proj is not None:
             shift = self.feature_proj(features)[:, :, None, None]  # (B, O or 2 O, 1, 1)
-        h: Tensor = self.conv1(F.silu(self.norm1(x)))  # (B, O, H, W)
+        h: Tensor = F.silu(self.norm1(x))
+        if self.resample is not None:
+            h, x = (_resample(each, self.resample, size) for each in (h, x))
+        h = self.conv1(h)  # (B, O, H, W)
         if shift is not None and not self.scales:
             h += shift
         h = self.norm2(h)
@@ -68,19 +82,39 @@ class ResBlock(nn.Module):
         return h
 
 
-class PixelAttention(nn.Module):
-    """Self-attention of pixels with a residual connection; initialised to the identity."""
+def _resample(x: Tensor, kind: Resample, size: tuple[int, int] | None) -> Tensor:
+    """Half the side, rounded up, by the mean of 2 x 2 pixels; or twice the side by repeating."""
+    if kind == "down":
+        return F.avg_pool2d(x, 2, ceil_mode=True)
+    return F.interpolate(x, size=size or (2 * x.shape[2], 2 * x.shape[3]))
 
-    def __init__(self, channels: int, heads: int, groups: int, eps: float = 1e-5):
+
+class PixelAttention(nn.Module):
+    """Self-attention of pixels with a residual connection; initialised to the identity.
+
+    With a `context` pixels attend to its tokens too, in the same softmax (arXiv:2112.10741).
+    """
+
+    def __init__(
+        self, channels: int, heads: int, groups: int, eps: float = 1e-5, *, context: int = 0
+    ):
         super().__init__()
         self.norm = GroupNorm(groups, channels, eps)
-        self.attention = Attention(channels, heads)
+        self.attention = Attention(channels, heads, added_dim=context or None)
         nn.init.zeros_(self.attention.out_proj.weight)
         nn.init.zeros_(self.attention.out_proj.bias)
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def forward(
+        self,
+        x: Float[Tensor, "B C H W"],
+        context: Float[Tensor, "B S E"] | None = None,
+        mask: Bool[Tensor, "B S"] | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """`mask` is True for the tokens of the context that may be attended to."""
         tokens = self.norm(x).flatten(2).transpose(1, 2).contiguous()  # (B, H W, C)
-        change: Tensor = self.attention(tokens)
+        if mask is not None:
+            mask = F.pad(mask, (0, tokens.shape[1]), value=True)[:, None, None]
+        change: Tensor = self.attention(tokens, mask=mask, added=context)
         return x + change.transpose(1, 2).reshape(x.shape)
 
 

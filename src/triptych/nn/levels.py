@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.nn.convolution import Downsample, Upsample
+from triptych.nn.convolution import Downsample, Resample, ResBlock, Upsample
 
 
 class Features(nn.Module):
@@ -28,9 +28,11 @@ class Features(nn.Module):
 
 
 class Down(nn.Module):
-    """A level of the encoder: its blocks, then downsampling unless it is the last."""
+    """A level of the encoder: its blocks, then downsampling unless it is the last, by a convolution
+    or by a residual block.
+    """
 
-    def __init__(self, blocks: Sequence[nn.Module], downsample: Downsample | None):
+    def __init__(self, blocks: Sequence[nn.Module], downsample: Downsample | ResBlock | None):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
@@ -43,15 +45,19 @@ class Down(nn.Module):
         outputs = []
         for block in self.blocks:
             outputs.append(x := block(x, *conditioning))
-        if self.downsample is not None:
+        if isinstance(self.downsample, ResBlock):
+            outputs.append(self.downsample(x, conditioning[0]))
+        elif self.downsample is not None:
             outputs.append(self.downsample(x))
         return outputs
 
 
 class Up(nn.Module):
-    """A level of the decoder: its blocks, then upsampling unless it is the last."""
+    """A level of the decoder: its blocks, then upsampling unless it is the last, by a convolution
+    or by a residual block.
+    """
 
-    def __init__(self, blocks: Sequence[nn.Module], upsample: Upsample | None):
+    def __init__(self, blocks: Sequence[nn.Module], upsample: Upsample | ResBlock | None):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.upsample = upsample
@@ -64,28 +70,45 @@ class Up(nn.Module):
         """
         for block in self.blocks:
             x = block(torch.cat([x, skips.pop()], dim=1), *conditioning)
-        if self.upsample is not None:
-            x = self.upsample(x, tuple(skips[-1].shape[2:]))
-        return x
+        if self.upsample is None:
+            return x
+        size = tuple(skips[-1].shape[2:])
+        if isinstance(self.upsample, ResBlock):
+            resized: Tensor = self.upsample(x, conditioning[0], size)
+            return resized
+        wide: Tensor = self.upsample(x, size)
+        return wide
 
 
 BuildBlock = Callable[[int, int, int], nn.Module]
 """From a level, counted from 0, and the channels of input and output to a block."""
+BuildResample = Callable[[int, Resample], ResBlock]
+"""From channels and a direction to a residual block that halves or doubles the side."""
 
 
-def build_down(widths: Sequence[int], blocks: int, build: BuildBlock) -> nn.ModuleList:
-    """The levels of the encoder: `blocks` blocks each, of as many channels as `widths` says."""
+def build_down(
+    widths: Sequence[int], blocks: int, build: BuildBlock, resample: BuildResample | None = None
+) -> nn.ModuleList:
+    """The levels of the encoder: `blocks` blocks each, of as many channels as `widths` says.
+    Without `resample` convolutions halve the side.
+    """
     inputs, last = (widths[0], *widths), len(widths) - 1
+
+    def halve(width: int) -> Downsample | ResBlock:
+        return resample(width, "down") if resample else Downsample(width)
+
     return nn.ModuleList(
         Down(
             [build(level, *pair) for pair in pairwise((inputs[level], *[width] * blocks))],
-            Downsample(width) if level < last else None,
+            halve(width) if level < last else None,
         )
         for level, width in enumerate(widths)
     )
 
 
-def build_up(widths: Sequence[int], blocks: int, build: BuildBlock) -> nn.ModuleList:
+def build_up(
+    widths: Sequence[int], blocks: int, build: BuildBlock, resample: BuildResample | None = None
+) -> nn.ModuleList:
     """The levels of the decoder, from the coarsest. Each has one block more than in the encoder:
     the last skip connection of a level is from the input of the encoder's level.
     """
@@ -95,5 +118,6 @@ def build_up(widths: Sequence[int], blocks: int, build: BuildBlock) -> nn.Module
         for skip in (*[width] * blocks, widths[max(0, level - 1)]):
             inner.append(build(level, channels + skip, width))
             channels = width
-        levels.append(Up(inner, Upsample(width) if level > 0 else None))
+        double = (resample(width, "up") if resample else Upsample(width)) if level > 0 else None
+        levels.append(Up(inner, double))
     return nn.ModuleList(levels)

@@ -92,12 +92,15 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "B T D"],
         places: Int64[Tensor, " B"],
-        mask: Bool[Tensor, "T T"] | None = None,
+        mask: Bool[Tensor, "*B T T"] | None = None,
     ) -> Float[Tensor, "B D"]:
         """`forward` at one position of each row, without computing the others."""
         rows = torch.arange(len(x), device=x.device)
         normed = self.attn_norm(x)
-        row_mask = None if mask is None else mask[places][:, None, None]  # (B, 1, 1, T)
+        row_mask = None
+        if mask is not None:
+            chosen = mask[places] if mask.ndim == 2 else mask[rows, places]
+            row_mask = chosen[:, None, None]  # (B, 1, 1, T)
         added = self.attn(normed[rows, places][:, None], normed, row_mask)
         return self._add(x[rows, places][:, None], added)[:, 0]
 
@@ -161,11 +164,16 @@ class Transformer(nn.Module):
         self,
         x: Float[Tensor, "B T D"],
         places: Int64[Tensor, " B"],
-        mask: Bool[Tensor, "T T"] | None = None,
+        mask: Bool[Tensor, "*B T T"] | None = None,
     ) -> Float[Tensor, "B D"]:
-        """`forward` at one position of each row; the last block computes only that position."""
+        """`forward` at one position of each row; the last block computes only that position. The
+        mask is one for all rows, or one for each.
+        """
+        wide = mask
+        if mask is not None:
+            wide = mask[None, None] if mask.ndim == 2 else mask[:, None]  # (B, 1, T, T)
         for block in self.blocks[:-1]:
-            x = block(x, None if mask is None else mask[None, None])
+            x = block(x, wide)
         return cast(Block, self.blocks[-1]).at(x, places, mask)
 
 

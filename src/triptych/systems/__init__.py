@@ -20,6 +20,7 @@ from triptych.systems import (
     siglip,
     stable_diffusion,
     two_towers,
+    unclip,
     wgan,
     word_space,
 )
@@ -40,6 +41,7 @@ SYSTEMS: dict[str, System] = {
     "search": search.SYSTEM,
     "autoencoder": autoencoder.SYSTEM,
     "stable_diffusion": stable_diffusion.SYSTEM,
+    "unclip": unclip.SYSTEM,
 }
 
 RECIPES: dict[str, System] = {

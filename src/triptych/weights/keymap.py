@@ -3,7 +3,8 @@
 A rule maps a published name to one of ours. `{}` matches a layer number, which is kept; other
 numbers match themselves. A tensor with several names of ours is split along its first axis, into
 equal parts or into `sizes`. A form reshapes it. Every tensor must match exactly one rule, and no
-two tensors may get the same name.
+two tensors may get the same name. Attention stored head by head, the rows of all parts of one head
+after those of another, is split in a `stride` of as many rows as a head has.
 """
 
 import math
@@ -33,6 +34,7 @@ FORMS = {
     "grid": Form(  # (1, side, side, D)
         lambda x: x.flatten(0, 2), lambda x: x.unflatten(0, (1, *[math.isqrt(len(x))] * 2))
     ),
+    "1 wide": Form(lambda x: x.squeeze(2), lambda x: x[:, :, None]),  # (O, I, 1)
     "1 x 1": Form(lambda x: x.flatten(1), lambda x: x[:, :, None, None]),  # (O, I, 1, 1)
     "plus one": Form(lambda x: x - 1, lambda x: x + 1),
     "one number": Form(lambda x: x.reshape(()), lambda x: x.reshape(1)),  # (1,)
@@ -44,14 +46,17 @@ class Rule(NamedTuple):
     ours: tuple[str, ...]  # empty: dropped, since it is recomputed here
     sizes: tuple[int, ...] = ()  # rows of each part, when they differ
     form: str = ""  # a key of FORMS
+    stride: int = 0  # rows that each part has in turn; 0: the parts follow one another
 
 
 def rename(theirs: str, ours: str, form: str = "") -> Rule:
     return Rule(theirs, (ours,), form=form)
 
 
-def split(theirs: str, *ours: str, sizes: Sequence[int] = ()) -> Rule:
-    return Rule(theirs, ours, tuple(sizes))
+def split(
+    theirs: str, *ours: str, sizes: Sequence[int] = (), form: str = "", stride: int = 0
+) -> Rule:
+    return Rule(theirs, ours, tuple(sizes), form, stride)
 
 
 def drop(theirs: str) -> Rule:
@@ -108,7 +113,7 @@ def export(state: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, Tensor]
             continue
         if missing := [part for part in parts if part not in state]:
             raise ValueError(f"{name} is a stack of {', '.join(parts)}, but there is no {missing}")
-        tensor = torch.cat([state[p] for p in parts]) if len(parts) > 1 else state[key]
+        tensor = _join([state[p] for p in parts], rule) if parts else state[key]
         exported[name] = FORMS[rule.form].export(tensor)
     return exported
 
@@ -185,5 +190,22 @@ def _parts(key: str, tensor: Tensor, rule: Rule) -> Sequence[Tensor]:
     sizes = rule.sizes or (tensor.shape[0] // count,) * count
     if len(sizes) != count or sum(sizes) != tensor.shape[0]:
         raise ValueError(f"{key} has {tensor.shape[0]} rows, which are not {count} parts: {sizes}")
+    if rule.stride:
+        if tensor.shape[0] % (count * rule.stride):
+            raise ValueError(
+                f"{key} has {tensor.shape[0]} rows, which are not heads of {rule.stride}"
+            )
+        heads = tensor.unflatten(0, (-1, count, rule.stride)).transpose(0, 1)  # type: ignore[no-untyped-call]
+        return list(heads.flatten(1, 2))
     parts: tuple[Tensor, ...] = tensor.split(list(sizes))
     return parts
+
+
+def _join(parts: list[Tensor], rule: Rule) -> Tensor:
+    """The inverse of `_parts`."""
+    if len(parts) == 1:
+        return parts[0]
+    if rule.stride:
+        heads: Tensor = torch.stack(parts).unflatten(1, (-1, rule.stride))  # type: ignore[no-untyped-call]
+        return heads.transpose(0, 1).flatten(0, 2)  # from (parts, heads, rows, ...)
+    return torch.cat(parts)

@@ -24,11 +24,7 @@ def from_transformers(config: Mapping[str, Any]) -> ClipConfig:
         raise ValueError(f"model_type must be clip, not {config.get('model_type')!r}")
     vision, text = get_part(config, "vision_config"), get_part(config, "text_config")
     with errors_in("vision_config"):
-        vit = VitConfig(
-            size=vision.get("image_size", 224),
-            patch=vision.get("patch_size", 32),
-            **read_tower(vision, "quick_gelu"),
-        )
+        vit = read_vision(vision)
     with errors_in("text_config"):
         tower = read_text(text)
     return ClipConfig(dim=config.get("projection_dim", 512), vit=vit, text=tower)
@@ -94,6 +90,15 @@ def write_tower(tower: Any) -> dict[str, Any]:
     settings = {name: getattr(tower, ours) for name, ours in TOWER.items()}
     theirs = {ours: name for name, ours in ACTIVATIONS.items()}
     return settings | {"hidden_act": theirs[tower.activation]}
+
+
+def read_vision(part: Mapping[str, Any]) -> VitConfig:
+    """Transformers' settings of a CLIP vision tower."""
+    return VitConfig(
+        size=part.get("image_size", 224),
+        patch=part.get("patch_size", 32),
+        **read_tower(part, "quick_gelu"),
+    )
 
 
 def read_text(part: Mapping[str, Any]) -> TextConfig:

@@ -42,12 +42,14 @@ from triptych.weights.layouts import Layout
 from triptych.weights.loaded import AS_STORED, Published, Reading
 from triptych.weights.skeleton import skeleton
 
+UNCLIP = ("UnCLIPPipeline", "UnCLIPImageVariationPipeline")
+"""Pipelines of diffusers that are of another system."""
 ADVICE = "get a complete file, or the publisher's folder with model_index.json"
 
 
 def recognise(layout: Layout) -> bool:
     """Whether a checkpoint may be a complete text-to-image model."""
-    return layout.form in ("diffusers", "file")
+    return layout.form in ("diffusers", "file") and layout.declared not in UNCLIP
 
 
 def load_published(

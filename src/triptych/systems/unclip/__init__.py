@@ -1,0 +1,22 @@
+"""DALL-E 2 (unCLIP): a prior from text to a CLIP embedding of a picture, and a decoder from there
+(Ramesh 2022).
+
+In reading order: `request.py` (the request), `prior.py` (from text to embedding), `decoder.py`
+(from embedding to picture), `upsampler.py` (to larger pictures), `model.py` (all of them and the
+towers of CLIP as one model), `draw.py` (one after the other), `published.py` and
+`load_published.py` (Karlo), `pipeline.py`.
+"""
+
+from triptych.system import System
+from triptych.systems.unclip.request import UnclipPictures
+
+SYSTEM = System(
+    "pictures through CLIP embeddings (DALL-E 2)",
+    kinds=("unclip",),
+    requests={"generate": UnclipPictures},
+    serves=("unclip",),
+    model="triptych.systems.unclip.model",
+    load="triptych.systems.unclip.load_published",
+    auto_dtype="float32",
+    pipeline="triptych.systems.unclip.pipeline",
+)

@@ -1,0 +1,118 @@
+"""From texts or image embeddings to pictures: prior, decoder, upsamplers, one after the other.
+
+A picture's noise is drawn from one stream in this order: the prior's start and steps, the
+decoder's, those of each upsampler.
+
+Dimensions: B pictures, E width of embeddings, C channels, H height, W width.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from triptych import runtime
+from triptych.diffusion.denoiser import Conditioning
+from triptych.diffusion.noise import PictureNoise
+from triptych.diffusion.steps import Step
+from triptych.systems.unclip import decoder, prior, upsampler
+from triptych.systems.unclip.model import Unclip
+from triptych.systems.unclip.request import UnclipPictures
+from triptych.text.tokenizer import Tokenizer
+
+
+class Drawn(NamedTuple):
+    """The pictures of a batch while they are drawn; of the last item they are finished."""
+
+    share: float
+    """Of the work that is done, 0 to 1."""
+    images: Float[Tensor, "B C H W"] | None
+    """In [-1, 1]; None as long as there are only embeddings."""
+
+
+def encode(model: Unclip, tokenizer: Tokenizer, texts: Sequence[str]) -> Conditioning:
+    """Embedding, states and mask of texts; the end of one that is too long is cut."""
+    encoded = tokenizer.encode(list(texts))
+    device = model.decoder.null_image.device
+    inside = torch.arange(encoded.tokens.shape[1]) < encoded.lengths[:, None]
+    return model.encode_texts(encoded.tokens.to(device), inside.to(device))
+
+
+def draw_embeddings(
+    model: Unclip,
+    cond: Conditioning,
+    uncond: Conditioning,
+    noise: PictureNoise,
+    request: UnclipPictures,
+) -> Generator[float, None, Float[Tensor, "B E"]]:
+    """Image embeddings of texts by the prior that the request names; yields the share of its work.
+
+    Of several candidates the one nearest to the text is taken, by their dot product. Those after
+    the first have streams of their own, so that pictures of one candidate keep their noise.
+
+    Raises:
+        ValueError: the model has no prior.
+    """
+    text = cond["text"]
+    if request.prior == "none":
+        return text
+    if model.prior is None:
+        raise ValueError(
+            "this model has no prior, which draws from prompts: its pictures are variations of "
+            "others (image), or use the text embedding (prior none)"
+        )
+    best, count = torch.zeros_like(text), model.prior.config.candidates
+    for number in range(count):
+        if number:
+            seeds = [runtime.key(stream.seed, "candidate", number) for stream in noise.streams]
+            noise = PictureNoise(seeds)
+        steps = prior.sample(
+            model.prior,
+            cond,
+            uncond,
+            noise,
+            steps=request.prior_steps,
+            guidance=request.prior_guidance,
+        )
+        total = request.prior_steps or model.prior.config.steps
+        x = text
+        for taken, step in enumerate(steps, 1):
+            x = step.x
+            yield (number + taken / total) / count
+        drawn = model.finish(prior.finish(model.prior, x))
+        nearer = (drawn * text).sum(1) > (best * text).sum(1)
+        best = torch.where(nearer[:, None], drawn, best) if number else drawn
+    return best
+
+
+def draw_pictures(
+    model: Unclip,
+    image: Float[Tensor, "B E"],
+    cond: Conditioning,
+    uncond: Conditioning,
+    noise: PictureNoise,
+    request: UnclipPictures,
+) -> Iterator[Drawn]:
+    """Pictures of image embeddings and captions, by the decoder and every upsampler."""
+    networks = [model.decoder, *model.upsamplers]
+    steps: Iterator[Step] = decoder.sample(
+        model.decoder,
+        model.decoder.encode_condition(image, **cond),
+        model.decoder.encode_condition(None, **uncond),
+        noise,
+        steps=request.steps,
+        guidance=request.guidance,
+    )
+    total, x = request.steps or model.decoder.config.steps, image
+    for number in range(len(networks)):
+        for taken, step in enumerate(steps, 1):
+            x = step.x
+            yield Drawn((number + taken / total) / len(networks), x)
+        if number < len(model.upsamplers):
+            following: upsampler.Upsampler = model.upsamplers[number]  # type: ignore[assignment]
+            steps = upsampler.sample(
+                following, x.clamp(-1, 1), noise, steps=request.upsampler_steps
+            )
+            total = request.upsampler_steps or following.config.steps

@@ -1,0 +1,170 @@
+"""The upsamplers: a larger picture from a small one (arXiv:2204.06125, section 2.1).
+
+Diffusion on pixels, told the small picture as further channels, enlarged. There is no text and no
+attention, so that a network trained on crops draws complete pictures. The small pictures of
+training are degraded, since those of the decoder are not quite real ones.
+
+Dimensions: B pictures, C channels, H height, W width, h w those of the small picture.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triptych.diffusion.denoiser import PARAMETERISATIONS, denoiser
+from triptych.diffusion.guidance import clip_x0
+from triptych.diffusion.noise import PictureNoise
+from triptych.diffusion.objective import matching, training_levels
+from triptych.diffusion.samplers.levels import sampler_levels
+from triptych.diffusion.sampling import run_sampler
+from triptych.diffusion.schedule import Discrete, Levels, betas
+from triptych.diffusion.spacing import Spacing
+from triptych.diffusion.steps import Denoiser, Level, Step
+from triptych.fields import bounded
+from triptych.nn.checks import require_at_least
+from triptych.nn.loss import Loss
+from triptych.systems.pixel_diffusion.unet import UNet, UNetConfig
+
+
+@dataclass(frozen=True)
+@bounded
+class UpsamplerConfig:
+    """Configuration of an upsampler; the defaults are Karlo's, from 64 to 256 pixels."""
+
+    small: int = 64
+    """Side of the small pictures in pixels."""
+    size: int = 256
+    """Side of the large ones."""
+    channels: int = 3
+    widths: tuple[int, ...] = (320, 640, 960, 1280)
+    """Channels of the U-Net's levels; each level after the first halves the side."""
+    blocks: int = 3
+    time_width: int = 1280
+    conditioning: Literal["add", "scale_shift"] = "add"
+    resampling: Literal["convolution", "residual"] = "residual"
+    patch: int = 1
+    groups: int = 32
+    schedule: Literal["cosine", "linear"] = "cosine"
+    last: bool = False
+    """A network of its own for the last step: Karlo's was trained against a discriminator."""
+    steps: int = 7
+    """Default of `generate`, as is sampler."""
+    sampler: str = "ddpm"
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "small", "channels", "steps")
+        if self.size <= self.small:
+            raise ValueError(
+                f"an upsampler makes pictures larger: size must be above {self.small}, not "
+                f"{self.size}"
+            )
+
+    @property
+    def unet(self) -> UNetConfig:
+        """The U-Net, without attention."""
+        return UNetConfig(
+            2 * self.channels,
+            self.channels,
+            self.widths,
+            self.blocks,
+            attention=(),
+            time_width=self.time_width,
+            conditioning=self.conditioning,
+            resampling=self.resampling,
+            middle_attention=False,
+            patch=self.patch,
+            groups=self.groups,
+        )
+
+
+class Upsampler(nn.Module):
+    """A U-Net that reads noise and the enlarged small picture, and one for the last step if any."""
+
+    def __init__(self, config: UpsamplerConfig):
+        super().__init__()
+        self.config = config
+        self.schedule = Discrete(tuple(betas(config.schedule)))
+        self.unet = UNet(config.unet)
+        self.last = UNet(config.unet) if config.last else None
+
+    def predict(
+        self, x: Float[Tensor, "B C H W"], time: Tensor, enlarged: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B C H W"]:
+        """The noise in x."""
+        noise: Tensor = self.unet(torch.cat([x, enlarged], dim=1), time)
+        return noise
+
+
+def enlarge(small: Float[Tensor, "B C h w"], size: int) -> Float[Tensor, "B C H W"]:
+    """The small picture at `size` x `size` pixels, bicubic, as the network reads it."""
+    return F.interpolate(small, size=(size, size), mode="bicubic", antialias=True)
+
+
+def objective(
+    model: Upsampler,
+    picture: Float[Tensor, "B C H W"],
+    enlarged: Float[Tensor, "B C H W"],
+    *,
+    noise: Float[Tensor, "B C H W"] | None = None,
+    at: Levels | None = None,
+) -> Loss:
+    """The matching loss of pictures, or crops of them, given the degraded and enlarged small ones.
+
+    Noise and levels are drawn unless they are given. Term: `mse`, of the noise.
+    """
+    at = at or training_levels(model.schedule, len(picture), picture.device)
+    noise = torch.randn_like(picture) if noise is None else noise
+    return matching(
+        lambda x, time: model.predict(x, time, enlarged),
+        PARAMETERISATIONS["noise"],
+        picture,
+        noise,
+        at,
+    )
+
+
+def sampling_levels(model: Upsampler, steps: int = 0) -> list[Level]:
+    """The noise levels of the steps of `sample`: whole timesteps, evenly from the last to 0."""
+    chosen = Spacing("linspace", whole_times=True)
+    config = model.config
+    return sampler_levels(model.schedule, config.sampler, steps or config.steps, chosen)
+
+
+def sample(
+    model: Upsampler,
+    small: Float[Tensor, "B C h w"],
+    noise: PictureNoise,
+    *,
+    steps: int = 0,
+) -> Iterator[Step]:
+    """Large pictures of these small ones, step by step; the last step's x is in [-1, 1].
+
+    Defaults are the configuration's.
+    """
+    config = model.config
+    levels = sampling_levels(model, steps)
+    enlarged = enlarge(small, config.size)
+    start = noise.start((config.channels, config.size, config.size))
+    x = levels[0].sigma * start.to(small)
+
+    def denoise_by(unet: UNet) -> Denoiser:
+        def predict(x: Tensor, time: Tensor) -> Tensor:
+            output: Tensor = unet(torch.cat([x, enlarged], dim=1), time)
+            return output
+
+        return clip_x0(denoiser(predict, model.schedule, "noise"))
+
+    denoise = denoise_by(model.unet)
+    if model.last is None:
+        return run_sampler(config.sampler, denoise, x, levels, noise)
+    finish, last = denoise_by(model.last), levels[-2]
+
+    def chosen(x: Tensor, level: Level) -> Tensor:
+        return (finish if level == last else denoise)(x, level)
+
+    return run_sampler(config.sampler, chosen, x, levels, noise)
