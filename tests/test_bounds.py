@@ -83,6 +83,7 @@ SMALL: dict[str, tuple[Any, ...]] = {  # of each kind: together with a value in 
             TEXT,
             VIT,
             prior=PriorConfig(8, 8, 8, 8, 1, 2, 16),
+            components=2,
             decoder=DecoderConfig(
                 8, 8, 8, 1, 2, 4, (8,), 1, (0,), head_width=4, time_width=8, groups=2
             ),

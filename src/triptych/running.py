@@ -21,7 +21,7 @@ from triptych.vision.images import read_request
 from triptych.vision.pixels import keep, read_named
 from triptych.weights.loaded import CAST, Loaded, find_dtype
 
-PICTURES = ("image", "mask")
+PICTURES = ("image", "mask", "second")
 """Fields of requests for pictures that are pictures themselves."""
 
 

@@ -1,16 +1,22 @@
 """Pictures through embeddings: seeds, what a request needs, and the command."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import triptych
-from tests.parity.pipelines import psnr
-from tests.systems.unclip.tiny_unclip import loaded, saved
+from tests.parity.pipelines import photograph, psnr
+from tests.systems.unclip.tiny_unclip import DECODER, loaded, saved
 from triptych.cli.main import run as command
+from triptych.diffusion.noise import PictureNoise
 from triptych.requests import UnclipPictures
 from triptych.running import run
+from triptych.systems.unclip import decoder
+from triptych.systems.unclip.answer import draw_strip
+from triptych.systems.unclip.prior import COSINE
 from triptych.vision.images import open_picture, read_request, save_picture
 
 
@@ -50,10 +56,86 @@ def test_progress_rises_to_one_and_what_was_not_read_is_said(tiny):
     assert "longer than 12 tokens" in items[-1].notes[0]
 
 
+@pytest.fixture(scope="module")
+def photos():
+    return [np.array(photograph(20, 30)), np.array(photograph(20, 30))[::-1].copy()]
+
+
+def from_pictures(tiny, what, photos, **fields):
+    return draw(tiny, what=what, image=photos[0], **{"prompt": ""} | fields)
+
+
+@pytest.mark.parametrize(
+    ("what", "more", "labels"),
+    [
+        ("interpolation", {"shares": (0.0, 0.5, 1.0)}, ("0", "0.5", "1")),
+        ("difference", {"before": "a cat", "prompt": "a dog", "shares": (0, 0.4)}, ("0", "0.4")),
+        ("ladder", {"shares": (0.25, 1.0)}, ("1 of 4", "4 of 4")),
+        ("reconstruction", {}, ("reconstruction",)),
+        ("variations", {"n": 2, "eta": 0.5}, ("seed 5", "seed 6")),
+    ],
+)
+def test_pictures_made_from_others_are_a_labelled_strip(tiny, photos, what, more, labels):
+    """Each picture of a strip is another, and is drawn again alone by its own request."""
+    second = {"second": photos[1]} if what == "interpolation" else {}
+    drawn = from_pictures(tiny, what, photos, deterministic=True, **more, **second)
+    assert drawn.labels == labels and len(drawn.pictures) == len(labels)
+    strip = draw_strip(drawn)
+    assert strip.shape[1] > 56 * (len(labels) + len(drawn.given))
+    for number in range(len(labels)):
+        *_, alone = run(drawn.request_of(number), tiny)
+        assert np.array_equal(alone.pictures[0], drawn.pictures[number])
+        for other in range(number):
+            assert not np.array_equal(drawn.pictures[number], drawn.pictures[other])
+
+
+def test_the_ends_of_an_interpolation_are_the_reconstructions(tiny, photos):
+    more = {"deterministic": True}
+    ends = from_pictures(
+        tiny, "interpolation", photos, second=photos[1], shares=(0.0, 1.0), **more
+    ).pictures
+    for photo, end in zip(photos, ends, strict=True):
+        again = from_pictures(tiny, "reconstruction", [photo], **more).pictures[0]
+        assert psnr(end, again) >= 45
+
+
+def test_an_inverted_picture_is_drawn_again():
+    """By the exact denoiser of normally distributed pictures of deviation 0.25, of which DDIM makes
+    0.25 times the noise (arXiv:2011.13456, equation 13, solved for this denoiser).
+    """
+    deviation = 0.25
+
+    def predict(x, time, cond):
+        signal = COSINE.signal[time.long()].view(-1, 1, 1, 1)
+        noise = (1 - signal).sqrt() * x / (signal * deviation**2 + 1 - signal)
+        return torch.cat([noise, torch.zeros_like(x)], 1)
+
+    exact = SimpleNamespace(config=DECODER, predict=predict, null_image=torch.zeros(1).double())
+    torch.manual_seed(0)
+    picture = deviation * torch.randn(2, 3, 8, 8).double().clamp(-3.5, 3.5)
+    errors = []
+    for count in (50, 100):
+        noise = decoder.invert(exact, picture, {}, steps=count)
+        assert (noise - picture / deviation).abs().max() < 10 / count
+        steps = decoder.sample(
+            exact, {}, {}, PictureNoise([0, 1]), steps=count, guidance=1.0, sampler="ddim",
+            eta=0.0, start=noise,
+        )  # fmt: skip
+        *_, last = steps
+        errors.append(float((last.x - picture).abs().mean()))
+    assert errors[1] < 0.02 and 1.8 < errors[0] / errors[1] < 2.2  # of first order
+
+
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
         ({"prompt": ""}, "needs prompt"),
+        ({"prompt": "", "what": "interpolation", "image": "x.png"}, "needs second"),
+        ({"what": "difference", "image": "x.png"}, "needs before"),
+        ({"shares": (0.5,)}, "takes no shares"),
+        ({"prompt": "", "what": "ladder", "image": "x.png", "shares": (1.5,)}, "from 0 to 1"),
+        ({"prompt": "", "what": "ladder", "image": "x.png", "n": 2}, "n must be 1 to 1"),
+        ({"eta": 0.5}, "eta is for variations"),
         ({"prompt": "", "what": "variations"}, "needs image"),
         ({"what": "variations", "image": "x.png"}, "takes no prompt"),
         ({"image": "x.png"}, "takes no image"),

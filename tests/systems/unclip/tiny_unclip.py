@@ -32,7 +32,7 @@ def config(**changes) -> UnclipConfig:
     words = tokenizer()
     text = TextConfig(words.vocabulary, LENGTH, 16, 2, 2, 32, end=words.config.end)
     vit = VitConfig(8, 4, 16, 1, 2, 32)
-    whole = UnclipConfig(DIM, text, vit, True, PRIOR, DECODER, (UPSAMPLER,))
+    whole = UnclipConfig(DIM, text, vit, True, PRIOR, 4, DECODER, (UPSAMPLER,))
     return replace(whole, **changes)
 
 
@@ -42,7 +42,10 @@ def model(settings: UnclipConfig | None = None) -> Unclip:
     made = Unclip(settings or config())
     for name, parameter in made.named_parameters():
         centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-        torch.nn.init.normal_(parameter, centre, 0.15)
+        told = "decoder.image_proj" in name or "decoder.token_proj" in name
+        torch.nn.init.normal_(parameter, centre, 1.0 if told else 0.15)
+    assert made.components is not None
+    made.components.directions.copy_(torch.linalg.qr(torch.randn(DIM, DIM))[0][:4])
     return made.eval().requires_grad_(False)
 
 

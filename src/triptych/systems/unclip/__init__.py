@@ -4,7 +4,8 @@
 In reading order: `request.py` (the request), `prior.py` (from text to embedding), `decoder.py`
 (from embedding to picture), `upsampler.py` (to larger pictures), `model.py` (all of them and the
 towers of CLIP as one model), `draw.py` (one after the other), `published.py` and
-`load_published.py` (Karlo), `pipeline.py`.
+`load_published.py` (Karlo), `embeddings.py` (interpolation, differences, components), `inputs.py`
+and `pipeline.py` (what a request draws), `answer.py`.
 """
 
 from triptych.system import System
@@ -19,4 +20,5 @@ SYSTEM = System(
     load="triptych.systems.unclip.load_published",
     auto_dtype="float32",
     pipeline="triptych.systems.unclip.pipeline",
+    answer="triptych.systems.unclip.answer",
 )

@@ -21,6 +21,7 @@ from triptych.diffusion.denoiser import Conditioning
 from triptych.diffusion.guidance import guide_with_variance
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.objective import learned_variance_loss, training_levels
+from triptych.diffusion.samplers import deterministic
 from triptych.diffusion.samplers.levels import sampler_levels
 from triptych.diffusion.samplers.stochastic import VarianceDenoiser, learned_variance
 from triptych.diffusion.sampling import run_sampler
@@ -195,6 +196,27 @@ def sample(
     if sampler == "ddpm" and eta is None:
         return learned_variance(guided, x, levels, noise.match(x))
     return run_sampler(sampler, lambda x, at: guided(x, at)[0], x, levels, noise, eta=eta)
+
+
+def invert(
+    model: Decoder,
+    picture: Float[Tensor, "B C H W"],
+    cond: Conditioning,
+    *,
+    steps: int = 0,
+) -> Float[Tensor, "B C H W"]:
+    """The noise from which DDIM without guidance draws these pictures (arXiv:2010.02502, 4.3).
+
+    The picture is taken as a sample at the cleanest timestep, which has a little noise. Each step
+    evaluates the network once, a step early: solved by iteration, steps that more than double the
+    noise, as the first ones do here, diverge.
+    """
+    levels = sampling_levels(model.config, steps, "ddim")[:-1]
+    plain = denoiser(model, cond, cond, 1.0)
+    x = picture
+    for step in deterministic.invert(lambda x, at: plain(x, at)[0], x, levels, 1):
+        x = step.x
+    return x / levels[0].sigma
 
 
 def denoiser(

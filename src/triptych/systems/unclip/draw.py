@@ -7,7 +7,7 @@ Dimensions: B pictures, E width of embeddings, C channels, H height, W width.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import NamedTuple
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,14 +22,7 @@ from triptych.systems.unclip.model import Unclip
 from triptych.systems.unclip.request import UnclipPictures
 from triptych.text.tokenizer import Tokenizer
 
-
-class Drawn(NamedTuple):
-    """The pictures of a batch while they are drawn; of the last item they are finished."""
-
-    share: float
-    """Of the work that is done, 0 to 1."""
-    images: Float[Tensor, "B C H W"] | None
-    """In [-1, 1]; None as long as there are only embeddings."""
+Item = TypeVar("Item")
 
 
 def encode(model: Unclip, tokenizer: Tokenizer, texts: Sequence[str]) -> Conditioning:
@@ -94,25 +87,49 @@ def draw_pictures(
     uncond: Conditioning,
     noise: PictureNoise,
     request: UnclipPictures,
-) -> Iterator[Drawn]:
-    """Pictures of image embeddings and captions, by the decoder and every upsampler."""
+    start: Float[Tensor, "B C h w"] | None = None,
+) -> Iterator[tuple[float, Float[Tensor, "B C H W"]]]:
+    """Pictures of image embeddings and captions, by the decoder and every upsampler: the share of
+    the work that is done, and the pictures so far in [-1, 1].
+
+    From the noise of a picture that is given (`start`) DDIM draws it again, by default without
+    guidance, since it was found without.
+    """
     networks = [model.decoder, *model.upsamplers]
+    guidance = request.guidance
+    if start is not None and guidance is None:
+        guidance = 1.0
     steps: Iterator[Step] = decoder.sample(
         model.decoder,
         model.decoder.encode_condition(image, **cond),
         model.decoder.encode_condition(None, **uncond),
         noise,
         steps=request.steps,
-        guidance=request.guidance,
+        guidance=guidance,
+        sampler="" if start is None else "ddim",
+        eta=None if start is None else request.eta or 0.0,
+        start=start,
     )
     total, x = request.steps or model.decoder.config.steps, image
     for number in range(len(networks)):
         for taken, step in enumerate(steps, 1):
             x = step.x
-            yield Drawn((number + taken / total) / len(networks), x)
+            yield (number + taken / total) / len(networks), x
         if number < len(model.upsamplers):
             following: upsampler.Upsampler = model.upsamplers[number]  # type: ignore[assignment]
             steps = upsampler.sample(
                 following, x.clamp(-1, 1), noise, steps=request.upsampler_steps
             )
             total = request.upsampler_steps or following.config.steps
+
+
+def without_gradients(work: Iterator[Item]) -> Iterator[Item]:
+    """The same items. The mode is entered anew for each: left open over a yield it would apply to
+    the caller.
+    """
+    while True:
+        with torch.inference_mode():
+            item = next(work, None)
+        if item is None:
+            return
+        yield item

@@ -19,6 +19,7 @@ from triptych.nn.checks import require_at_least
 from triptych.system import ModelKind
 from triptych.systems.clip.model import TextConfig, TextTransformer, VisionTransformer, VitConfig
 from triptych.systems.unclip.decoder import Decoder, DecoderConfig
+from triptych.systems.unclip.embeddings import PrincipalComponents
 from triptych.systems.unclip.prior import DiffusionPrior, PriorConfig
 from triptych.systems.unclip.upsampler import Upsampler, UpsamplerConfig
 
@@ -37,11 +38,18 @@ class UnclipConfig:
     """Embeddings have unit length, as in CLIP's own comparison; Karlo's do not."""
     prior: PriorConfig | None = field(default_factory=PriorConfig)
     """None in the form for variations of a picture."""
+    components: int = 0
+    """Principal components of the embeddings that are kept; 0 for none."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     upsamplers: tuple[UpsamplerConfig, ...] = (UpsamplerConfig(last=True),)
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "dim")
+        if self.components > self.dim:
+            raise ValueError(
+                f"embeddings of {self.dim} numbers have at most as many components, not "
+                f"{self.components}"
+            )
         for name, part in (("the decoder", self.decoder), ("the prior", self.prior)):
             if part and (part.dim, part.states) != (self.dim, self.text.width):
                 raise ValueError(
@@ -73,6 +81,9 @@ class Unclip(nn.Module):
         self.text = TextTransformer(config.text, config.dim)
         self.image = VisionTransformer(config.image, config.dim) if config.image else None
         self.prior = DiffusionPrior(config.prior) if config.prior else None
+        self.components = None
+        if config.components:
+            self.components = PrincipalComponents(config.dim, config.components)
         self.decoder = Decoder(config.decoder)
         self.upsamplers = nn.ModuleList(Upsampler(part) for part in config.upsamplers)
 
