@@ -24,7 +24,7 @@ COMMANDS = {
     "embed": "embed texts and pictures as vectors of one space",
     "search": "find pictures of a folder by texts and pictures, or near duplicates",
     "data": "check a source of pictures before training on it",
-    "serve": "serve all models over HTTP: jobs, live previews, results found again",
+    "serve": "serve all models over HTTP, with the routes of OpenAI and AUTOMATIC1111",
     "models": "list the models on this computer; show what a bundled one was trained on",
     "weights": "list, inspect, convert and check files of weights",
 }

@@ -10,7 +10,14 @@ from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from triptych.server.guard import Asgi, Guard, Message, Receive, Scope, Send
-from triptych.server.routes import health, library, own
+from triptych.server.routes import (
+    automatic1111,
+    health,
+    library,
+    openai,
+    openai_embeddings,
+    own,
+)
 from triptych.server.routes.errors import handle_errors
 from triptych.server.service import Service
 
@@ -29,6 +36,9 @@ def build_app(service: Service, port: Callable[[], int]) -> Asgi:
     handle_errors(app)
     app.include_router(own.routes(service))
     app.include_router(library.routes(service))
+    app.include_router(openai.routes(service))
+    app.include_router(openai_embeddings.routes(service))
+    app.include_router(automatic1111.routes(service))
     app.include_router(health.routes(service, registry))
 
     @app.get("/", include_in_schema=False)
