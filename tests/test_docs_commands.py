@@ -116,7 +116,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         quadrants = ["--data", "photos", "--condition", "quadrants", "--run", "runs/quad1"]
         assert run(shrink(["train", "cvae", *quadrants])) == 0
         words = ["generate", "a red cat", "--seed", "1", "--steps", "1", "--out", "."]
-        assert run(words) == 0
+        assert run([*words, "--model", "runs/text-to-image"]) == 0
         Path("0000-1.png").rename("old.png")
     return root
 

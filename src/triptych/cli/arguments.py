@@ -27,8 +27,8 @@ WIDTH = 96
 Topics = dict[str, tuple[str, ...]]
 TOPICS: Topics = {
     "input": (
-        "model", "prompt", "negative", "label", "attributes", "vector", "image", "mask", "strength",
-        "loras", "labels", "templates", "background", "text", "minus", "minus_image", "duplicates",
+        "model", "data", "prompt", "negative", "label", "attributes", "vector", "image", "mask",
+        "strength", "loras", "labels", "templates", "background", "text", "minus", "minus_image", "duplicates",
         "test", "split", "limit", "truth", "shots", "x", "y", "z", "from_parameters", "clip",
         "clip_prompt", "judge", "rerank",
     ),

@@ -2,8 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, make_dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,10 @@ from triptych.cli.arguments import Option, find_options, parse, refuse_others, s
 from triptych.cli.main import Interrupt, stop
 from triptych.cli.output import Lines, say
 from triptych.cli.places import require_folder
+from triptych.data.names import BUILT_IN
 from triptych.system import System
 from triptych.systems import KINDS, RECIPES, SYSTEMS, find_command, find_recipe
+from triptych.weights.bundled_models import ModelCard, find_bundled, has_card, read_card
 
 if TYPE_CHECKING:
     from triptych.train.settings import TrainRequest
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 USAGE = "triptych evaluate RUN [OPTIONS]"
 BASIC = (
-    "out", "json", "seed", "samples_per_class", "judge", "guidance", "curves", "prompts", "sampler",
-    "steps", "clip", "likelihood_samples", "score",
+    "data", "out", "json", "seed", "samples_per_class", "judge", "guidance", "curves", "prompts",
+    "sampler", "steps", "clip", "likelihood_samples", "score",
 )  # fmt: skip
 DESCRIPTION = """Evaluate a trained model: numbers, tables and plots in RUN/evaluation. The options
 depend on the model: triptych evaluate RUN --help lists those of a run."""
@@ -32,11 +34,13 @@ class EvaluateRun:
     """Evaluate a trained model: numbers, tables and plots in RUN/evaluation."""
 
     run: Path
-    """The folder of a training run."""
+    """The folder of a training run, or a bundled model (`triptych models`)."""
+    data: str = ""
+    """The data, where it is not where it was in training: a bundled model does not say."""
     seed: int = 0
     """Seed of all random draws."""
     out: Path | None = None
-    """Folder for the report. Default: RUN/evaluation."""
+    """Folder for the report. Default: RUN/evaluation; of a bundled model evaluation/NAME."""
     json: bool = False
     """Print the report as one JSON object on stdout."""
 
@@ -49,7 +53,7 @@ def main(arguments: list[str]) -> int:
             EvaluateRun, arguments, usage=USAGE, basic=BASIC, description=DESCRIPTION,
             positional=("run",),
         )  # fmt: skip
-    trained = _read_request(Path(words[0]))
+    trained = _read_request(find_bundled(words[0]) or Path(words[0]))
     systems = _find_systems(trained)
     options = {system: system.evaluation for system in systems if system.evaluation}
     ours = _by_flag([EvaluateRun, *options.values()])
@@ -81,25 +85,77 @@ def evaluate(
     from triptych.train.evaluation import TrainedRun
     from triptych.train.journal import rows
 
-    folder = request.out or request.run / "evaluation"
+    run = find_bundled(str(request.run)) or request.run
+    card = read_card(run) if has_card(run) else None
+    folder = request.out or (Path("evaluation") / run.name if card else run / "evaluation")
     require_folder("--out", folder)
+    if request.data:
+        training = replace(trained.training, data=request.data)
+        trained = replace(trained, training=training)  # type: ignore[type-var]
+    elif card and trained.training.data not in BUILT_IN:
+        say(
+            f"{run.name} was trained on {card.data}. Without that no figure can be measured: --data"
+        )
+        return _finish(card, {}, request.json)
     loaded = load(str(request.run), runtime.device(), "float32")  # for comparable figures
     train, test = open_train_and_test(trained.training.data, size=trained.training.size or None)
     folder.mkdir(parents=True, exist_ok=True)
-    draw_curves(rows(request.run / "metrics.jsonl"), folder / "curves.png")
-    run = TrainedRun(
-        trained, loaded, train, test, request.run, folder, command, request.seed, load, train_model
+    if card is None:
+        draw_curves(rows(run / "metrics.jsonl"), folder / "curves.png")
+    beside = Path("runs") / run.name if card else run  # where judges are, and are trained
+    of_run = TrainedRun(
+        trained, loaded, train, test, beside, folder, command, request.seed, load, train_model
     )
     figures: dict[str, Any] = {}
     reporting = [system for system in systems if system.report]
     for system in reporting:
-        figures |= _finish_report(system.module("report").evaluate(options.get(system), run))
+        figures |= _finish_report(system.module("report").evaluate(options.get(system), of_run))
     if not reporting:
         say(f"{KINDS[loaded.card.model].title}: figures of held-out data are in metrics.jsonl")
     say(f"report: {folder}")
-    if request.json:
+    return _finish(card, figures, request.json)
+
+
+def _finish(card: ModelCard | None, figures: dict[str, Any], as_json: bool) -> int:
+    """Print the figures of the card beside those measured, and which were left out."""
+    if card is not None:
+        rows = list(compare_with_card(card, figures))
+        figures = figures | {"card": rows}
+        for row in rows:
+            if row["here"] is not None:
+                say(f"{row['what']}: {row['here']:.4g} here, {row['card']:.4g} on the card")
+        for row in rows:
+            if row["here"] is None:
+                say(f"left out: {row['what']}, {row['card']:.4g} on the card ({row['command']})")
+    if as_json:
         print(json.dumps(figures))
     return 0
+
+
+def compare_with_card(card: ModelCard, figures: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each figure of a card with what was measured here; None where it was not."""
+    for figure in card.figures:
+        here = find_figure(figures, figure.field) if figure.field else None
+        yield {
+            "what": figure.what, "card": figure.value, "here": here, "command": figure.command,
+        }  # fmt: skip
+
+
+def find_figure(figures: Any, field: str) -> float | None:
+    """A number in the figures of a report, such as that of `classes.accuracy.overall`; None if it
+    is not there. A count of successes is their share.
+    """
+    for part in field.split("."):
+        if isinstance(figures, list) and part.isdecimal() and int(part) < len(figures):
+            figures = figures[int(part)]
+        elif isinstance(figures, dict) and part in figures:
+            figures = figures[part]
+        else:
+            return None
+    if isinstance(figures, dict) and figures.keys() >= {"right", "of"} and figures["of"]:
+        return float(figures["right"] / figures["of"])
+    number = isinstance(figures, int | float) and not isinstance(figures, bool)
+    return float(figures) if number else None
 
 
 def _by_flag(kinds: Sequence[type]) -> dict[str, Option]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from triptych.cli.arguments import parse
+from triptych.cli.generate.default_model import say_default_model
 from triptych.cli.output import UsageError, counted, say, watch
 from triptych.cli.places import PICTURE_ENDINGS, free_path, require_file
 from triptych.cli.threads import spare_threads
@@ -82,6 +83,8 @@ def main(arguments: list[str]) -> int:
     swept = [sweep.field for sweep in (x, y, z) if sweep.field]
     if len(set(swept)) < len(swept):
         raise UsageError(f"each sweep must be of another option, not {', '.join(swept)}")
+    if "model" not in swept:
+        say_default_model(arguments, parsed.request.model)
     return _draw(parsed, x, y, z)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import parse
+from triptych.cli.generate.default_model import say_default_model
 from triptych.cli.output import UsageError, counted, finish, say
 from triptych.cli.places import free_path, next_number, require_folder
 from triptych.cli.threads import spare_threads
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError(
             "--rerank and --judge go together: a text, and a CLIP that compares with it"
         )
+    say_default_model(arguments, parsed.request.model)
     require_folder("--out", parsed.out)
     from triptych import runtime
     from triptych.loading import load

@@ -11,6 +11,7 @@ from triptych.systems import find_command
 from triptych.systems.class_to_image.request import ClassToImage
 from triptych.systems.stable_diffusion.request import TextToImage
 from triptych.systems.unclip.request import UnclipPictures
+from triptych.weights.bundled_models import find_bundled
 
 PUBLISHED = "stable-diffusion"  # the kind of any checkpoint of another program
 UNCLIP = "unclip"  # but of Karlo
@@ -47,8 +48,11 @@ def main(arguments: list[str]) -> int:
             f"{model} is a {kind}, which takes no prompt; `triptych generate --model {model} "
             "--help` lists its options"
         )
-    if not arguments and not Path(ClassToImage().model).exists():
-        raise UsageError('give a prompt or a model: triptych generate "a red cat" --model RUN')
+    if not arguments:
+        raise UsageError(
+            'give a prompt, triptych generate "a red apple", or a model, triptych generate --model '
+            "RUN"
+        )
     draws = "classes" if request is ClassToImage else "prompts"
     reason = f"{model} is a {kind}" if kind else f"it is not for pictures of {draws}"
     refuse_others(given, options[request], every, reason)
@@ -57,7 +61,7 @@ def main(arguments: list[str]) -> int:
 
 def model_kind(name: str) -> str:
     """The kind of a model by its configuration; empty if it cannot be told without loading."""
-    folder = Path(name or ".")
+    folder = find_bundled(name) or Path(name or ".")
     if not name or not folder.exists():
         return ""
     if folder.is_file():

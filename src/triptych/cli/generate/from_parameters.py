@@ -11,6 +11,7 @@ from typing import Any
 
 from triptych.fields import from_json, nearest
 from triptych.systems.stable_diffusion.request import TextToImage, parse_lora
+from triptych.weights.bundled_models import bundled_folder, bundled_names
 
 MODELS = (Path("runs"), Path("models"))
 """Folders that are searched for the model of a text."""
@@ -35,8 +36,9 @@ def read_parameters(source: str, model: str = "") -> tuple[TextToImage, tuple[st
         if record is not None:
             return _find_files(from_json(TextToImage, record, source), model), ()
     assert text is not None
-    replayed = replay(parse_infotext(text))
-    if not model and replayed.request.model == TextToImage("").model:
+    info = parse_infotext(text)
+    replayed = replay(info)
+    if not model and not info.get("Model"):
         raise ValueError("the text names no model: give one with --model")
     return _find_files(replayed.request, model), replayed.notes
 
@@ -93,7 +95,10 @@ def _find_model(name: str) -> str:
         for ending in ENDINGS:
             if name.strip(".") and os.path.exists(folder / f"{name}{ending}"):
                 return str(folder / f"{name}{ending}")
+    if name in bundled_names():
+        return str(bundled_folder(name))
     names = [file.stem for folder in MODELS if folder.is_dir() for file in sorted(folder.iterdir())]
+    names += bundled_names()
     raise ValueError(
         f"the model {name[:60]!r} is not in {' or '.join(map(str, MODELS))}: name one that is "
         f"there with --model.{nearest(name, names)}"

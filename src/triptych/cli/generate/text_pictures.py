@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from triptych.cli.arguments import find_options, parse, render_help, split_words
+from triptych.cli.generate.default_model import say_default_model
 from triptych.cli.generate.from_parameters import read_parameters
 from triptych.cli.output import UsageError, say, watch
 from triptych.cli.places import PICTURE_ENDINGS, next_number, require_file, require_folder
@@ -71,7 +72,9 @@ def main(arguments: list[str]) -> int:
         Arguments, arguments, usage=USAGE, basic=BASIC, default=default, positional=("prompt",)
     )
     require_values(parsed.request)
-    if default is not None:
+    if default is None:
+        say_default_model(arguments, parsed.request.model)
+    else:
         from triptych.running import changed_values, read_digests
 
         recorded = replace(default.request, **read_digests(source))  # type: ignore[arg-type]

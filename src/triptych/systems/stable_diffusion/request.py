@@ -31,8 +31,10 @@ class TextToImage:
     """
     negative: Prompt = field(default="", metadata={"several": True})
     """Negative prompt: what to avoid."""
-    model: ModelName = "runs/text-to-image"
-    """A run folder, a checkpoint folder or file, OWNER/NAME on the hub, or a name such as sd15."""
+    model: ModelName = "emoji"
+    """A run folder, a bundled model (`triptych models`), a checkpoint folder or file, OWNER/NAME on
+    the hub, or a name such as sd15.
+    """
     size: Words = ""
     """WIDTHxHEIGHT in pixels, each 16 to 4096. Default: the model's training size, or the size of
     `image`.
