@@ -28,8 +28,8 @@ Topics = dict[str, tuple[str, ...]]
 TOPICS: Topics = {
     "input": (
         "model", "data", "prompt", "negative", "label", "attributes", "vector", "image", "mask",
-        "strength", "loras", "labels", "templates", "background", "text", "minus", "minus_image", "duplicates",
-        "test", "split", "limit", "truth", "shots", "x", "y", "z", "from_parameters", "clip",
+        "strength", "loras", "labels", "templates", "background", "text", "minus", "minus_image",
+        "duplicates", "test", "split", "limit", "truth", "shots", "x", "y", "z", "from_parameters", "clip",
         "clip_prompt", "judge", "rerank",
     ),
     "sampling": (
