@@ -29,8 +29,8 @@ TOPICS: Topics = {
     "input": (
         "model", "data", "prompt", "negative", "label", "attributes", "vector", "image", "mask",
         "strength", "loras", "labels", "templates", "background", "text", "minus", "minus_image",
-        "duplicates", "test", "split", "limit", "truth", "shots", "x", "y", "z", "from_parameters", "clip",
-        "clip_prompt", "judge", "rerank",
+        "duplicates", "test", "split", "limit", "truth", "shots", "x", "y", "z", "from_parameters",
+        "clip", "clip_prompt", "judge", "rerank",
     ),
     "sampling": (
         "size", "n", "seed", "steps", "sampler", "spacing", "guidance", "rescale", "eta",
