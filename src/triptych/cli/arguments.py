@@ -29,13 +29,15 @@ TOPICS: Topics = {
     "input": (
         "model", "data", "prompt", "negative", "label", "attributes", "vector", "image", "mask",
         "strength", "loras", "labels", "templates", "background", "text", "minus", "minus_image",
-        "duplicates", "test", "split", "limit", "truth", "shots", "x", "y", "z", "from_parameters",
+        "duplicates", "message", "system", "turns", "raw", "transcript",
+        "test", "split", "limit", "truth", "shots", "x", "y", "z", "from_parameters",
         "clip", "clip_prompt", "judge", "rerank",
     ),
     "sampling": (
         "size", "n", "seed", "steps", "sampler", "spacing", "guidance", "rescale", "eta",
         "truncation", "noise_source", "latents", "clip_skip", "variation_seed",
-        "variation_strength", "tiling", "conventions", "clip_scale", "clip_cutouts",
+        "variation_strength", "max_tokens", "temperature", "top_k", "top_p", "repetition_penalty",
+        "stop", "tiling", "conventions", "clip_scale", "clip_cutouts",
     ),
     "settings": (),  # every field that is in no other topic
     "output": (

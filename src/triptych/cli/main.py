@@ -20,6 +20,7 @@ COMMANDS = {
     "classify": "zero-shot classification: which of your labels fit a picture",
     "probe": "train a linear classifier on the features of a frozen CLIP or SigLIP",
     "detect": "zero-shot detection: boxes and heat maps of what labels name",
+    "chat": "chat with a language model, or continue a text",
     "evaluate": "evaluate a trained model: numbers, tables and plots",
     "embed": "embed texts and pictures as vectors of one space",
     "search": "find pictures of a folder by texts and pictures, or near duplicates",
