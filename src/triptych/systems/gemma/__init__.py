@@ -2,7 +2,7 @@
 
 In reading order: `request.py` (a chat), `model.py` (all three generations and the objective),
 `published.py` (names and configurations of transformers), `gguf.py` (the same of llama.cpp),
-`load_published.py`, `pipeline.py` (the answer of a chat), `answer.py`.
+`load_published.py`, `export.py`, `pipeline.py` (the answer of a chat), `answer.py`.
 """
 
 from triptych.system import System
@@ -17,4 +17,5 @@ SYSTEM = System(
     load="triptych.systems.gemma.load_published",
     pipeline="triptych.systems.gemma.pipeline",
     answer="triptych.systems.gemma.answer",
+    export="triptych.systems.gemma.export",
 )
