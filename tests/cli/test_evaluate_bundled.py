@@ -65,6 +65,7 @@ def test_a_figure_is_found_by_its_place() -> None:
     figures = {"a": [{"b": {"right": 1, "of": 4}}, {"c": 0.5}], "d": {"right": 0, "of": 0}}
     assert find_figure(figures, "a.0.b") == 0.25
     assert find_figure(figures, "a.1.c") == 0.5 and find_figure(figures, "a.0.b.of") == 4
+    assert find_figure({"at": {1: 0.5, 10: 0.75}}, "at.10") == 0.75  # ranks are numbers
     for missing in ("a.2.c", "a.1.d", "a.1", "a.x", "d", "a.1.c.e"):
         assert find_figure(figures, missing) is None
     assert find_figure({"a": True, "b": "0.5"}, "a") is find_figure({"b": "0.5"}, "b") is None

@@ -148,8 +148,8 @@ def find_figure(figures: Any, field: str) -> float | None:
     for part in field.split("."):
         if isinstance(figures, list) and part.isdecimal() and int(part) < len(figures):
             figures = figures[int(part)]
-        elif isinstance(figures, dict) and part in figures:
-            figures = figures[part]
+        elif isinstance(figures, dict) and part in (names := {str(key): key for key in figures}):
+            figures = figures[names[part]]
         else:
             return None
     if isinstance(figures, dict) and figures.keys() >= {"right", "of"} and figures["of"]:
