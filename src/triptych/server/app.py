@@ -6,7 +6,6 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from triptych.server.guard import Asgi, Guard, Message, Receive, Scope, Send
@@ -17,13 +16,10 @@ from triptych.server.routes import (
     openai,
     openai_embeddings,
     own,
+    page,
 )
 from triptych.server.routes.errors import handle_errors
 from triptych.server.service import Service
-
-UNBUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Triptych</title>
-<h1>Triptych is running</h1>
-<p>The routes are described in <a href="/openapi.json">/openapi.json</a>.</p></html>"""
 
 
 def build_app(service: Service, port: Callable[[], int]) -> Asgi:
@@ -40,11 +36,7 @@ def build_app(service: Service, port: Callable[[], int]) -> Asgi:
     app.include_router(openai_embeddings.routes(service))
     app.include_router(automatic1111.routes(service))
     app.include_router(health.routes(service, registry))
-
-    @app.get("/", include_in_schema=False)
-    async def show_page() -> Response:
-        return HTMLResponse(UNBUILT)
-
+    app.include_router(page.routes())
     counted = count_requests(app, registry)
     return Guard(counted, service.settings, service.limits, port)
 

@@ -1,0 +1,108 @@
+/** Events to jobs: the page's state is a function of what the service has said. Pure. */
+
+import { FINAL, type Event, type Job, type LiveJob, type Picture, type Preview, type State } from "./types";
+
+const KEPT_PREVIEWS = 200;
+
+/** A job as the service describes it, with room for what events will say. What was known already is kept. */
+export function toLive(job: Job, known?: LiveJob): LiveJob {
+  return {
+    ...job,
+    done: job.done ?? known?.done ?? null,
+    pictures: job.result?.pictures ?? known?.pictures ?? [],
+    previews: known?.previews ?? [],
+    rows: known?.rows ?? [],
+    notes: known?.notes ?? readNotes(job),
+    loading: known?.loading ?? "",
+    step: known?.step ?? null,
+    steps: known?.steps ?? null,
+  };
+}
+
+function readNotes(job: Job): string[] {
+  const notes = job.result?.values.notes;
+  return Array.isArray(notes) ? notes.map(String) : [];
+}
+
+/** The job after an event. An event that says nothing new changes nothing. */
+export function applyEvent(job: LiveJob, { event, data, time }: Event): LiveJob {
+  switch (event) {
+    case "running":
+      return { ...job, state: "running", place: null, started: time, done: job.done ?? 0 };
+    case "waiting":
+    case "cancelling":
+    case "done":
+    case "failed":
+    case "cancelled":
+    case "interrupted":
+      return changeState(job, event, data.error as Job["error"] | undefined, time);
+    case "loading":
+      return { ...job, loading: String(data.model) };
+    case "notes":
+      return { ...job, notes: (data.notes as string[]).map(String) };
+    case "progress":
+      return {
+        ...job,
+        loading: "",
+        done: Number(data.done),
+        step: data.step === undefined ? job.step : Number(data.step),
+        steps: data.steps === undefined ? job.steps : Number(data.steps),
+      };
+    case "preview":
+      return { ...job, previews: addPreview(job.previews, data as unknown as Preview) };
+    case "picture":
+    case "sample":
+      return { ...job, pictures: addPicture(job.pictures, data as unknown as Picture) };
+    case "row":
+      return { ...job, rows: addRow(job.rows, data as Record<string, number | null>) };
+    default:
+      return job;
+  }
+}
+
+function changeState(job: LiveJob, state: State, error: Job["error"] | undefined, time: number): LiveJob {
+  const ended = FINAL.includes(state);
+  return {
+    ...job,
+    state,
+    error: error ?? job.error,
+    finished: ended ? time : job.finished,
+    loading: ended ? "" : job.loading,
+    done: state === "done" ? 1 : job.done,
+  };
+}
+
+function addPreview(previews: Preview[], { done, url }: Preview): Preview[] {
+  return [...previews, { done, url }].slice(-KEPT_PREVIEWS);
+}
+
+function addPicture(pictures: Picture[], picture: Picture): Picture[] {
+  return pictures.some((one) => one.id === picture.id) ? pictures : [...pictures, picture];
+}
+
+/** A resumed training repeats no step, and a stream that is read twice repeats all of them. */
+function addRow(rows: LiveJob["rows"], { step, ...row }: Record<string, number | null>): LiveJob["rows"] {
+  const clean = { step: step ?? null, ...row };
+  const at = rows.findIndex((one) => one.step === clean.step);
+  return at < 0 ? [...rows, clean] : rows.with(at, { ...rows[at], ...clean });
+}
+
+export function isActive(job: Job): boolean {
+  return !FINAL.includes(job.state);
+}
+
+/** What runs, then what waits, in the order in which it will run. */
+export function sortQueue(jobs: Iterable<LiveJob>): LiveJob[] {
+  return [...jobs]
+    .filter(isActive)
+    .sort((a, b) => (a.place ?? -1) - (b.place ?? -1) || a.created - b.created);
+}
+
+/** The title of the tab: how far the work is, where one looks for it. */
+export function titleOf(queue: LiveJob[], connected: boolean): string {
+  if (!connected) return "Triptych – no connection";
+  const running = queue.find((job) => job.state !== "waiting");
+  if (!running) return "Triptych";
+  const waiting = queue.length - 1;
+  return `${Math.round(100 * (running.done ?? 0))} %${waiting ? ` +${waiting}` : ""} – Triptych`;
+}

@@ -1,0 +1,178 @@
+/** The one place of what the page knows of the service. Components read it and call its methods; nothing else talks to the
+ * service about jobs.
+ */
+
+import { SvelteMap } from "svelte/reactivity";
+import { ServiceError, call, send } from "./api";
+import { follow } from "./events";
+import { applyEvent, isActive, sortQueue, toLive } from "./fold";
+import { FINAL, type Event, type Job, type LiveJob, type Model, type RequestKind, type Samplers, type Source, type State, type Values } from "./types";
+
+export type Connection = "connecting" | "open" | "lost" | "locked";
+
+const PAUSE = 1000; // milliseconds before the page tries again to reach the service
+const MOVES = ["running", "moved", "cancelled"]; // events after which others have another place
+const SHOWN = 100; // jobs that the page starts with
+
+class Server {
+  connection = $state<Connection>("connecting");
+  jobs = new SvelteMap<string, LiveJob>();
+  requests = $state.raw<RequestKind[]>([]);
+  models = $state.raw<Model[]>([]);
+  sources = $state.raw<Source[]>([]);
+  loras = $state.raw<{ name: string }[]>([]);
+  samplers = $state.raw<Samplers>({ samplers: [], spacings: [] });
+  limits = $state.raw<Record<string, number>>({});
+  /** Said by screen readers as it changes. */
+  announcement = $state("");
+
+  queue = $derived(sortQueue(this.jobs.values()));
+  newest = $derived([...this.jobs.values()].sort((a, b) => b.created - a.created));
+  ready = $derived(this.requests.length > 0);
+
+  private after = 0;
+  private newestAtStart = 0;
+  private timer = 0;
+  private unlock: () => void = () => undefined;
+
+  /** Read everything, then follow the events; for as long as the page is open. */
+  async start(): Promise<void> {
+    for (;;) {
+      try {
+        await this.readAll();
+        this.connection = "open";
+        await follow("/api/events", this.after, new AbortController().signal, (events) => this.take(events));
+      } catch (error) {
+        const locked = error instanceof ServiceError && error.status === 401;
+        this.connection = locked ? "locked" : "lost";
+        if (locked) await new Promise<void>((resolve) => (this.unlock = resolve));
+        else await new Promise((resolve) => setTimeout(resolve, PAUSE));
+      }
+    }
+  }
+
+  private async readAll(): Promise<void> {
+    const response = await send("GET", `/api/jobs?limit=${SHOWN}`);
+    const [jobs, queue] = await Promise.all([response.json() as Promise<Job[]>, call<Job[]>("GET", "/api/queue")]);
+    this.after = Math.max(this.after, Number(response.headers.get("x-last-event") ?? 0));
+    for (const job of [...jobs, ...queue]) this.jobs.set(job.id, toLive(job, this.jobs.get(job.id)));
+    this.newestAtStart = Math.max(0, ...jobs.map((job) => job.created));
+    await Promise.all([this.readOffers(), this.readFacts()]);
+  }
+
+  /** What may be named: it changes when a training ends or pictures are uploaded. */
+  async readOffers(): Promise<void> {
+    const [models, sources, loras, requests] = await Promise.all([
+      call<Model[]>("GET", "/api/models"),
+      call<Source[]>("GET", "/api/data"),
+      call<{ name: string }[]>("GET", "/api/loras"),
+      call<RequestKind[]>("GET", "/api/requests"),
+    ]);
+    Object.assign(this, { models, sources, loras, requests });
+  }
+
+  private async readFacts(): Promise<void> {
+    const [samplers, limits] = await Promise.all([
+      call<Samplers>("GET", "/api/samplers"),
+      call<Record<string, number>>("GET", "/api/limits"),
+    ]);
+    Object.assign(this, { samplers, limits });
+  }
+
+  /** Give the key; the service answers with a cookie.
+   *
+   * @throws ServiceError if it is wrong.
+   */
+  async open(key: string): Promise<void> {
+    await call("POST", "/api/session", { key });
+    this.unlock();
+  }
+
+  /** Put a request into the queue.
+   *
+   * @throws ServiceError with the field that is wrong.
+   */
+  async submit(name: string, request: Values, run = ""): Promise<LiveJob> {
+    const query = run ? `?run=${encodeURIComponent(run)}` : "";
+    return this.keep(await call<Job>("POST", `/api/${name}${query}`, request));
+  }
+
+  async cancel(id: string): Promise<void> {
+    this.keep(await call<Job>("DELETE", `/api/jobs/${id}`));
+  }
+
+  /** The same request again; a training goes on from its last checkpoint. */
+  async again(id: string): Promise<LiveJob> {
+    return this.keep(await call<Job>("POST", `/api/jobs/${id}/again`));
+  }
+
+  async move(id: string, place: number): Promise<void> {
+    await call<Job>("PUT", `/api/jobs/${id}/place?place=${Math.max(0, place)}`);
+    this.readQueueSoon();
+  }
+
+  async remove(id: string): Promise<void> {
+    await call("DELETE", `/api/results/${id}`);
+    this.jobs.delete(id);
+  }
+
+  /** A job by its id, asked for if the page does not know it.
+   *
+   * @throws ServiceError if there is none.
+   */
+  async find(id: string): Promise<LiveJob> {
+    return this.jobs.get(id) ?? this.keep(await call<Job>("GET", `/api/jobs/${id}`));
+  }
+
+  request(name: string): RequestKind | undefined {
+    return this.requests.find((one) => one.name === name);
+  }
+
+  model(name: string): Model | undefined {
+    return this.models.find((one) => one.name === name);
+  }
+
+  private keep(job: Job): LiveJob {
+    const live = toLive(job, this.jobs.get(job.id));
+    this.jobs.set(job.id, live);
+    return live;
+  }
+
+  private readQueueSoon(): void {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => void this.readQueue(), 100);
+  }
+
+  private async readQueue(): Promise<void> {
+    for (const job of await call<Job[]>("GET", "/api/queue")) this.keep(job);
+  }
+
+  private take(events: Event[]): void {
+    for (const event of events) {
+      this.after = event.number;
+      const job = this.jobs.get(event.job);
+      if (job) this.apply(job, event);
+      else if (event.event === "waiting" && event.time > this.newestAtStart) void this.refresh(event.job);
+    }
+  }
+
+  private apply(job: LiveJob, event: Event): void {
+    if (!isActive(job)) return; // an old event, of a job that was read after it
+    this.jobs.set(job.id, applyEvent(job, event));
+    if (MOVES.includes(event.event)) this.readQueueSoon();
+    if (!FINAL.includes(event.event as State)) return;
+    this.announcement = `${job.name.replaceAll("-", " ")}: ${event.event}`;
+    void this.refresh(job.id); // its result
+    if (job.run) void this.readOffers();
+  }
+
+  private async refresh(id: string): Promise<void> {
+    try {
+      this.keep(await call<Job>("GET", `/api/jobs/${id}`));
+    } catch {
+      this.jobs.delete(id); // deleted in another tab
+    }
+  }
+}
+
+export const server = new Server();
