@@ -9,7 +9,7 @@ PAGE := src/triptych/server/studio/index.html
 SYSTEMS := triptych.systems
 SHAPED := triptych.nn,$(SYSTEMS).autoencoder.model,$(SYSTEMS).autoencoder.objective,$(SYSTEMS).autoencoder.perceptual,$\
 	$(SYSTEMS).autoencoder.tiny_model,$(SYSTEMS).classifier.model,$(SYSTEMS).clip.model,$(SYSTEMS).clip.resnet,$\
-	$(SYSTEMS).cvae.model,$(SYSTEMS).gemma.model,$(SYSTEMS).pixel_diffusion.model,$(SYSTEMS).pixel_diffusion.unet,$(SYSTEMS).siglip.model,$\
+	$(SYSTEMS).cvae.model,$(SYSTEMS).gemma.model,$(SYSTEMS).paligemma.model,$(SYSTEMS).pixel_diffusion.model,$(SYSTEMS).pixel_diffusion.unet,$(SYSTEMS).siglip.model,$\
 	$(SYSTEMS).stable_diffusion.model,$(SYSTEMS).stable_diffusion.unet,$(SYSTEMS).wgan.model,$(SYSTEMS).word_space.model
 SHAPE_TESTS := tests/nn $(wildcard tests/systems/*/test_model.py tests/systems/*/test_unet.py \
 	tests/systems/*/test_perceptual.py)

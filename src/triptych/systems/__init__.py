@@ -15,6 +15,7 @@ from triptych.systems import (
     cvae,
     detection,
     gemma,
+    paligemma,
     pixel_diffusion,
     search,
     siglip,
@@ -34,6 +35,7 @@ SYSTEMS: dict[str, System] = {
     "clip": clip.SYSTEM,
     "siglip": siglip.SYSTEM,
     "gemma": gemma.SYSTEM,  # before two_towers, which reads what is left of transformers' folders
+    "paligemma": paligemma.SYSTEM,
     "two_towers": two_towers.SYSTEM,
     "word_space": word_space.SYSTEM,
     "classification": classification.SYSTEM,

@@ -48,6 +48,8 @@ class SiglipImageConfig:
     """Channels of 3 x 3 convolutions of stride 2 that replace the one large patch filter."""
     stem_group: int = 0
     """Channels per group of the stem's group norm; 0 puts all of them in one group."""
+    pooled: bool = True
+    """Without it the tower has no vector of a picture, only its tokens: the eye of a PaliGemma."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "size", "patch", "layers")
@@ -95,6 +97,8 @@ class SiglipConfig:
             raise ValueError(
                 "SigLIP has one text tower: set either text or words, the other to null"
             )
+        if not self.image.pooled:
+            raise ValueError("SigLIP needs the vector of a picture: set pooled to true")
         text = self.text
         if text is not None and not text.projection and text.width != self.image.width:
             raise ValueError(
@@ -144,9 +148,10 @@ class SiglipImage(nn.Module):
             eps=config.eps,
         )
         self.post_norm = nn.LayerNorm(width, config.eps)
-        self.pool = AttentionPool(
-            width, config.heads, config.hidden, activation=config.activation, eps=config.eps
-        )
+        if config.pooled:
+            self.pool = AttentionPool(
+                width, config.heads, config.hidden, activation=config.activation, eps=config.eps
+            )
 
     def tokens(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P D"]:
         side = self.config.patch
@@ -170,6 +175,11 @@ class SiglipImage(nn.Module):
             x = keep_patches(x, keep)
         pooled: Tensor = self.pool(self.post_norm(self.transformer(x)))
         return pooled
+
+    def states(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P D"]:
+        """The patches after the last norm, before they are pooled."""
+        normed: Tensor = self.post_norm(self.transformer(self.tokens(pixels)))
+        return normed
 
     def ragged(
         self,
