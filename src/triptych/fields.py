@@ -119,7 +119,8 @@ def copy_fields(kind: type[Config], settings: Any, **others: Any) -> Config:
     return kind(**{name: getattr(settings, name) for name in names} | others)
 
 
-def field_texts(kind: type) -> dict[str, str]:
+@functools.cache
+def field_texts(kind: type) -> Mapping[str, str]:
     """The docstring below each field of a dataclass; none of a class that has no source."""
     import ast  # here: with `inspect` it takes as long as everything else of a quick `--help`
     import inspect

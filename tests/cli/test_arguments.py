@@ -7,7 +7,18 @@ from typing import Any, Literal
 
 import pytest
 
-from triptych.cli import classify, data, detect, embed, evaluate, grid, probe, search, weights
+from triptych.cli import (
+    classify,
+    data,
+    detect,
+    embed,
+    evaluate,
+    grid,
+    models,
+    probe,
+    search,
+    weights,
+)
 from triptych.cli.arguments import Option, find_options, parse, split_words
 from triptych.cli.generate import class_pictures, text_pictures
 from triptych.cli.main import COMMANDS, run
@@ -40,6 +51,8 @@ def pages() -> dict[str, list[type]]:
         "weights inspect": [weights.Inspect],
         "weights doctor": [weights.Doctor],
         "weights convert": [weights.Convert],
+        "weights bundle": [weights.Bundle],
+        "models": [models.Arguments],
     }
     for name, system in RECIPES.items():
         preset = next(iter(system.recipes[name].values()))

@@ -58,10 +58,15 @@ class Option:
     hint: Any
     default: Any
     """`dataclasses.MISSING` for an argument that must be given."""
-    text: str
-    """One or two sentences on what it does."""
+    owner: type
+    """The dataclass, whose source says what the option does."""
     earlier: str = ""
     """The name that the field had in an earlier version."""
+
+    @property
+    def text(self) -> str:
+        """One or two sentences on what it does. Only a help page reads the source for it."""
+        return field_texts(self.owner).get(self.name, "")
 
     @property
     def flag(self) -> str:
@@ -254,7 +259,7 @@ def _to_words(given: Given, options: Mapping[str, Option], append: bool) -> list
 
 def find_options(kind: type, default: object = None) -> Iterator[Option]:
     """The options of a dataclass, those of nested dataclasses among them."""
-    hints, texts = get_type_hints(kind, include_extras=False), field_texts(kind)
+    hints = get_type_hints(kind, include_extras=False)
     for field in fields(kind):
         value = MISSING if default is None else getattr(default, field.name)
         if value is MISSING and field.default is not MISSING:
@@ -267,7 +272,7 @@ def find_options(kind: type, default: object = None) -> Iterator[Option]:
             yield from find_options(hint, None if value is MISSING else value)
             continue
         earlier = field.metadata.get("was", "")
-        yield Option(field.name, hint, value, texts.get(field.name, ""), earlier)
+        yield Option(field.name, hint, value, kind, earlier)
 
 
 def render_help(

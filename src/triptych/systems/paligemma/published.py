@@ -78,7 +78,9 @@ def from_transformers(config: Mapping[str, Any]) -> PaliGemmaConfig:
     with errors_in("text_config"):
         # set by transformers for the prefix, which is in both directions here, too
         kept = {k: v for k, v in text.items() if k != "use_bidirectional_attention"}
-        words = gemma.from_transformers({**DEFAULT_TEXT.get(f"{text.get('model_type')}", {}), **kept})
+        words = gemma.from_transformers(
+            {**DEFAULT_TEXT.get(f"{text.get('model_type')}", {}), **kept}
+        )
         if words.vocabulary == TEXT + 64:
             words = gemma.from_transformers(kept | {"vocab_size": TEXT})
     width = config.get("projection_dim", vision.get("projection_dim", words.width))

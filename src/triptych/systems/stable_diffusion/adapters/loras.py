@@ -4,20 +4,17 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from triptych.fields import nearest
-from triptych.systems.stable_diffusion.adapters.lora_files import (
-    Lora,
-    Target,
-    read_lora,
-    text_target,
-    unet_target,
-)
 from triptych.systems.stable_diffusion.adapters.lora_updates import merge, restore
 from triptych.systems.stable_diffusion.model import StableDiffusion
 from triptych.systems.stable_diffusion.request import LoraFile, parse_lora
+
+if TYPE_CHECKING:
+    from triptych.systems.stable_diffusion.adapters.lora_files import Lora, Target
 
 FOLDERS = (Path("loras"), Path("."))
 """Where the NAME of `<lora:NAME:WEIGHT>` in a prompt is searched."""
@@ -38,6 +35,12 @@ def merged_loras(
     Raises:
         ValueError: a file does not exist, is not a LoRA, or is for another family of models.
     """
+    if not files and not marks:
+        yield ()
+        return
+    # here, since most pictures are drawn without it
+    from triptych.systems.stable_diffusion.adapters.lora_files import text_target, unet_target
+
     chosen = [parse_lora(file) for file in files]
     named = [parse_lora(mark) for mark in marks]
     chosen += [one._replace(name=str(installed_lora(one.name))) for one in named]
@@ -62,7 +65,9 @@ def merged_loras(
             restore(parts[part], weights)
 
 
-def _read(file: str, targets: Sequence[Target], name: str) -> Lora:
+def _read(file: str, targets: "Sequence[Target]", name: str) -> "Lora":
+    from triptych.systems.stable_diffusion.adapters.lora_files import read_lora
+
     path = Path(file)
     if not os.path.exists(file):  # unlike Path.exists, also for names that are too long
         raise ValueError(f"no LoRA {file[:200]}: the file does not exist")
@@ -96,7 +101,7 @@ def installed_lora(name: str) -> Path:
     return installed[name]
 
 
-def _describe(one: LoraFile, lora: Lora) -> str:
+def _describe(one: LoraFile, lora: "Lora") -> str:
     more = ""
     if lora.unmatched:
         shown = ", ".join(lora.unmatched[:LISTED])
