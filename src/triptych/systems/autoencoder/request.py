@@ -91,6 +91,26 @@ PRESETS = {
         kl=1e-5,
         optimizer="muon",
     ),
+    "small": TrainAutoencoder(
+        replace(
+            TRAINING,
+            size=64,
+            batch_size=32,
+            steps=1200,
+            ema_halflife=100,
+            evaluate_every=400,
+            sample_every=1000,
+            precision="auto",
+        ),
+        latent_channels=32,
+        widths=(32, 64, 128, 96),
+        attention=True,
+        quant_conv=False,
+        likelihood="gaussian",
+        kl=0.3,
+        latent_noise=0.15,
+        optimizer="muon",
+    ),
     "f8": TrainAutoencoder(
         Training(
             size=256,

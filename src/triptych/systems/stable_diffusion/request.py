@@ -409,6 +409,28 @@ PRESETS = {
         loss_space="flow",
         guidance=2.5,
     ),
+    "small": TrainTextToImage(
+        replace(
+            TRAINING,
+            size=64,
+            batch_size=128,
+            steps=2200,
+            warmup=100,
+            ema_halflife=100,
+            evaluate_every=500,
+            sample_every=1000,
+            save_every=250,
+        ),
+        latents="likeliest",
+        widths=(128, 144),
+        transformers=(1, 1),
+        text_layers=0,
+        text_pool="mean",
+        conditioning="scale_shift",
+        predicts="flow",
+        optimizer="muon",
+        guidance=2.5,
+    ),
     "fine-tune": TrainTextToImage(
         Training(
             data="scenes-one",

@@ -197,6 +197,18 @@ PLAIN_TOWERS = replace(TINY_TOWERS, stem=())
 CLIP_PRESETS = {
     "tiny": TrainClip(TINY, TINY_TOWERS, pool="mean"),
     "plain": TrainClip(TINY, PLAIN_TOWERS),
+    "small": TrainClip(
+        replace(TINY, size=64, steps=1500),
+        replace(
+            TINY_TOWERS,
+            patch=16,
+            stem=(32, 64, 128, 192),
+            text_layers=0,
+            text_pool="mean",
+            crop=0.6,
+        ),
+        pool="mean",
+    ),
     "ViT-B-32": TrainClip(PUBLISHED, _published_towers(32, 768, 12, 12, 512, 12), dim=512),
     "ViT-B-16": TrainClip(PUBLISHED, _published_towers(16, 768, 12, 12, 512, 12), dim=512),
     "ViT-L-14": TrainClip(PUBLISHED, _published_towers(14, 1024, 24, 16, 768, 12), dim=768),
