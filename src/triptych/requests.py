@@ -11,6 +11,7 @@ from triptych.systems.classifier.request import TrainClassifier
 from triptych.systems.cvae.request import EvaluateVae, TrainCvae
 from triptych.systems.detection.request import Detect
 from triptych.systems.gemma.request import Chat, Decoding
+from triptych.systems.paligemma.request import Ask
 from triptych.systems.pixel_diffusion.request import TrainPixelDiffusion
 from triptych.systems.search.request import Search
 from triptych.systems.stable_diffusion.request import (
@@ -30,7 +31,7 @@ from triptych.systems.word_space.request import TrainWordSpace
 from triptych.train.settings import Training, TrainRequest
 
 __all__ = [
-    "Chat", "ClassToImage", "Classify", "Decoding", "Detect", "Embed", "EvaluateClasses",
+    "Ask", "Chat", "ClassToImage", "Classify", "Decoding", "Detect", "Embed", "EvaluateClasses",
     "EvaluateTextToImage", "EvaluateVae", "Search", "TextToImage", "Towers", "TrainAutoencoder",
     "TrainClassifier", "TrainClip", "TrainCvae", "TrainPixelDiffusion", "TrainRequest",
     "TrainSiglip", "TrainTextToImage", "TrainWgan", "TrainWordSpace", "Training", "UnclipPictures",

@@ -1,12 +1,11 @@
 """Tokens of a chat, special tokens in a text, and text as it comes."""
 
-import json
-
 import pytest
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, trainers
+from tokenizers import models
 
 from tests.systems.gemma.tiny_gguf import small_vocabulary
+from tests.text.tiny_tokenizer import SPECIAL, write_tokenizer
 from triptych.config import BadFile
 from triptych.text.language import (
     LanguageTokenizer,
@@ -17,8 +16,7 @@ from triptych.text.language import (
 )
 from triptych.text.scored_pieces import ScoredPieces
 
-SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
-HIDDEN = ["<loc0000>", "<seg000>", "<unused1>", "<image>"]  # not marked as special in files
+HIDDEN = ("<unused1>", "<image>")  # not marked as special in files
 
 
 @pytest.fixture(scope="module", params=["library", "scores"])
@@ -26,23 +24,7 @@ def tokenizer(request, tmp_path_factory):
     """A tokenizer.json of Gemma's form, and the vocabulary of a GGUF file."""
     if request.param == "scores":
         return LanguageTokenizer(ScoredPieces(*small_vocabulary()[1:]))
-    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    backend.normalizer = normalizers.Replace(" ", "▁")
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    letters = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=[*SPECIAL, *letters], show_progress=False
-    )
-    backend.train_from_iterator(["user model a red circle left of two blue squares\n"] * 3, trainer)
-    stored = json.loads(backend.to_str())
-    stored["added_tokens"] = stored["added_tokens"][: len(SPECIAL)]  # bytes are no added tokens
-    backend = tokenizers.Tokenizer.from_str(json.dumps(stored))
-    backend.add_tokens([AddedToken(name, special=False, normalized=False) for name in HIDDEN])
-    folder = tmp_path_factory.mktemp("tokenizer")
-    backend.save(f"{folder / 'tokenizer.json'}")
-    return open_language_tokenizer(folder)
+    return open_language_tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer"), HIDDEN))
 
 
 def test_a_chat_is_written_as_gemma_was_trained(tokenizer):
@@ -86,7 +68,9 @@ def test_turns_that_are_no_chat_are_refused(tokenizer, roles, message):
         tokenizer.chat([Message(role, "red") for role in roles])
 
 
-@pytest.mark.parametrize("name", [*SPECIAL, *HIDDEN, "<bos><eos>", "a<start_of_turn>user"])
+@pytest.mark.parametrize(
+    "name", [*SPECIAL, *HIDDEN, "<loc0000>", "<seg127>", "<bos><eos>", "a<start_of_turn>user"]
+)
 def test_special_tokens_in_a_text_are_text(tokenizer, name):
     tokens = tokenizer.encode(name)
     assert tokenizer.decode(tokens) == name
@@ -98,6 +82,12 @@ def test_special_tokens_in_a_text_are_text(tokenizer, name):
 def test_any_text_comes_back(tokenizer, text):
     known = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     assert tokenizer.decode(tokenizer.encode(text)) == known
+
+
+def test_places_and_codes_are_words_of_an_answer(tokenizer):
+    if tokenizer.encode("x") and tokenizer._marks:
+        tokens = [tokenizer.require("<loc0012>"), *tokenizer.encode(" red"), tokenizer.end]
+        assert tokenizer.decode([*tokens, tokenizer.require("<seg127>")]) == "<loc0012> red<seg127>"
 
 
 def test_text_comes_in_whole_letters(tokenizer):

@@ -29,7 +29,8 @@ TOPICS: Topics = {
     "input": (
         "model", "data", "prompt", "negative", "label", "attributes", "vector", "image", "mask",
         "strength", "loras", "labels", "templates", "background", "text", "minus", "minus_image",
-        "duplicates", "message", "system", "turns", "raw", "transcript",
+        "duplicates", "question", "task", "language", "message", "system", "turns", "raw",
+        "transcript",
         "test", "split", "limit", "truth", "shots", "x", "y", "z", "from_parameters",
         "clip", "clip_prompt", "judge", "rerank",
     ),

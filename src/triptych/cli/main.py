@@ -20,6 +20,8 @@ COMMANDS = {
     "classify": "zero-shot classification: which of your labels fit a picture",
     "probe": "train a linear classifier on the features of a frozen CLIP or SigLIP",
     "detect": "zero-shot detection: boxes and heat maps of what labels name",
+    "ask": "ask a question about a picture",
+    "caption": "describe a picture in words",
     "chat": "chat with a language model, or continue a text",
     "evaluate": "evaluate a trained model: numbers, tables and plots",
     "embed": "embed texts and pictures as vectors of one space",

@@ -14,6 +14,7 @@ from tokenizers import AddedToken
 
 from triptych import atomic
 from triptych.config import BadFile
+from triptych.text.locations import CODE_NAMES, LOCATION_NAMES, MARK
 from triptych.text.tokenizer import open_backend
 
 START, END, PAD = "<bos>", "<eos>", "<pad>"
@@ -22,7 +23,6 @@ PLACEHOLDER = re.compile(
     r"<unused\d+>|<mask>|<2mass>|\[@BOS@\]|\[multimodal\]|<image(_soft_token)?>|<(start|end)_of_image>"
 )
 """Tokens without text that files do not mark as special."""
-LOCATION = re.compile(r"<(loc\d{4}|seg\d{3})>")
 REPLACED = "�"
 """What stands for bytes that are no text yet."""
 
@@ -66,7 +66,7 @@ class LibraryVocabulary:
 
 
 def _is_hidden(name: str) -> bool:
-    return bool(PLACEHOLDER.fullmatch(name) or LOCATION.fullmatch(name))
+    return bool(PLACEHOLDER.fullmatch(name) or MARK.fullmatch(name))
 
 
 Role = Literal["system", "user", "model"]
@@ -98,6 +98,9 @@ class LanguageTokenizer:
         self.start, self.end = self.require(START), self.require(END)
         self.pad = vocabulary.token(PAD) or 0
         self.turn_end = vocabulary.token(TURN_END)
+        marks = (*LOCATION_NAMES, *CODE_NAMES)
+        known = vocabulary.token(LOCATION_NAMES[0]) is not None
+        self._marks = {vocabulary.token(name): name for name in marks} if known else {}
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -122,12 +125,28 @@ class LanguageTokenizer:
         return self._inner.encode(text)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens, without the special ones."""
-        return self._inner.decode(tokens)
+        """The text of tokens, without the special ones but for places and codes of masks."""
+        if not self._marks:
+            return self._inner.decode(tokens)
+        parts: list[str] = []
+        words: list[int] = []
+        for token in (*tokens, None):
+            if token is None or token in self._marks:
+                parts += [self._inner.decode(words), self._marks.get(token, "")]
+                words = []
+            else:
+                words.append(token)
+        return "".join(parts)
 
     def continuation(self, text: str) -> list[int]:
         """The tokens of a text to be continued, from the start token on."""
         return [self.start, *self.encode(text)]
+
+    def question(self, prefix: str) -> list[int]:
+        """The prefix of an answer about a picture, as PaliGemma was trained: the start token, the
+        text, and a newline, which is a token of its own.
+        """
+        return [self.start, *self.encode(prefix.rstrip("\n")), *self.encode("\n")]
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a chat, up to where the model answers.

@@ -26,12 +26,13 @@ CAST = {
     "siglip": ("image", "text"),
     "stable-diffusion": ("",),
     "gemma": ("",),
+    "paligemma": ("",),
 }
 """Kinds of model whose weights may have other precisions than float32: the modules that are cast.
 A temperature is not, because a scale of 100 would become 98.9.
 """
 
-NO_FLOAT16 = ("gemma",)
+NO_FLOAT16 = ("gemma", "paligemma")
 """Kinds of model that compute nonsense in float16."""
 
 

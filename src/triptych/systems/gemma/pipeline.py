@@ -1,7 +1,7 @@
 """Chat: the answer of a language model, as it comes."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from triptych import runtime
 from triptych.nn.cache import Cache
-from triptych.nn.decoding import Reason, Sampling, decode
+from triptych.nn.decoding import Grammar, Next, Reason, Sampling, decode
 from triptych.systems.gemma.model import Gemma
 from triptych.systems.gemma.request import Chat, Decoding
 from triptych.text.language import LanguageTokenizer, Message, TextStream
@@ -91,33 +91,63 @@ def answer(request: Chat, loaded: Loaded, reader: Reader) -> Iterator[Said]:
         ends: tuple[int, ...] = (tokenizer.end,)
     else:
         prompt, ends = tokenizer.chat(read_turns(request)), tokenizer.ends
-    room = loaded.config.context - len(prompt)
-    if room < 1:
-        raise ValueError(
-            f"the text has {len(prompt):,} tokens and {loaded.name} reads at most "
-            f"{loaded.config.context:,}, its answer included: shorten it"
-        )
-    limit = min(room, request.decoding.max_tokens)
-    steps = decode(
-        reader.logits(prompt),
-        reader.step,
-        limit=limit,
-        sampling=sampling(request.decoding),
-        ends=ends,
-        prompts=[prompt],
-    )
-    stream = TextStream(tokenizer, request.decoding.stop)
+    limit = room(loaded, len(prompt), request.decoding.max_tokens)
+    logits, seen = reader.logits(prompt), [prompt]
     said = Said(request, prompt=len(prompt))
+    yield from say(said, logits, reader.step, tokenizer, request.decoding, limit, ends, seen)
+
+
+def room(loaded: Loaded, length: int, wanted: int) -> int:
+    """How many tokens an answer to a prompt may have.
+
+    Raises:
+        ValueError: none.
+    """
+    most: int = getattr(loaded.config, "text", loaded.config).context
+    if length >= most:
+        raise ValueError(
+            f"the text has {length:,} tokens and {loaded.name} reads at most {most:,}, its answer "
+            "included: shorten it"
+        )
+    return min(most - length, wanted)
+
+
+def say(
+    said: Said,
+    logits: Tensor,
+    step: Next,
+    tokenizer: LanguageTokenizer,
+    decoding: Decoding,
+    limit: int,
+    ends: Collection[int],
+    prompts: Sequence[Sequence[int]],
+    grammar: Grammar | None = None,
+) -> Iterator[Said]:
+    """`said`, and then it with each token more, until the answer ends."""
+    steps = decode(
+        logits,
+        step,
+        limit=limit,
+        sampling=sampling(decoding),
+        ends=ends,
+        prompts=prompts,
+        grammar=grammar,
+    )
+    stream = TextStream(tokenizer, decoding.stop)
     yield said
     for (token,) in steps:
         new = "" if token.reason == "end" else stream.push(token.id)
         reason: Reason = "stop" if stream.stopped else token.reason
         new += stream.finish() if reason else ""
-        said = Said(
-            request, said.text + new, new, (*said.tokens, token.id),
-            (*said.log_probs, token.log_prob), said.prompt, reason,
-            1.0 if reason else (len(said.tokens) + 1) / limit,
-        )  # fmt: skip
+        said = replace(
+            said,
+            text=said.text + new,
+            new=new,
+            tokens=(*said.tokens, token.id),
+            log_probs=(*said.log_probs, token.log_prob),
+            reason=reason,
+            done=1.0 if reason else (len(said.tokens) + 1) / limit,
+        )
         yield said
         if reason:
             return

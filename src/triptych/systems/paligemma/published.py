@@ -3,6 +3,7 @@ their configurations.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -78,11 +79,10 @@ def from_transformers(config: Mapping[str, Any]) -> PaliGemmaConfig:
     with errors_in("text_config"):
         # set by transformers for the prefix, which is in both directions here, too
         kept = {k: v for k, v in text.items() if k != "use_bidirectional_attention"}
-        words = gemma.from_transformers(
-            {**DEFAULT_TEXT.get(f"{text.get('model_type')}", {}), **kept}
-        )
+        defaults = DEFAULT_TEXT.get(f"{text.get('model_type')}", {})
+        words = gemma.from_transformers({**defaults, **kept})
         if words.vocabulary == TEXT + 64:
-            words = gemma.from_transformers(kept | {"vocab_size": TEXT})
+            words = replace(words, vocabulary=TEXT)
     width = config.get("projection_dim", vision.get("projection_dim", words.width))
     if width != words.width:
         raise ValueError(f"pictures are projected to {width}, and words have {words.width}")

@@ -1,0 +1,19 @@
+"""`triptych caption PICTURE`: a picture described in words."""
+
+from triptych.cli.arguments import parse
+from triptych.cli.ask import Arguments, show
+
+USAGE = "triptych caption PICTURE --model MODEL [OPTIONS]"
+BASIC = ("model", "language", "max_tokens", "temperature", "json")
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    parsed = parse(
+        Arguments, arguments, usage=USAGE, basic=BASIC, positional=("picture",),
+        description="Describe a picture in words, by a PaliGemma.",
+        fixed={"task": "caption", "question": ""},
+    )  # fmt: skip
+    from triptych.running import run
+
+    return show(parsed.request, run(parsed.request), parsed.json)
