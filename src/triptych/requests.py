@@ -25,7 +25,13 @@ from triptych.systems.two_towers.request import (
     TrainClip,
     TrainSiglip,
 )
-from triptych.systems.unclip.request import UnclipPictures
+from triptych.systems.unclip.request import (
+    TrainUnclip,
+    TrainUnclipDecoder,
+    TrainUnclipPrior,
+    TrainUnclipUpsampler,
+    UnclipPictures,
+)
 from triptych.systems.wgan.request import TrainWgan
 from triptych.systems.word_space.request import TrainWordSpace
 from triptych.train.settings import Training, TrainRequest
@@ -34,5 +40,6 @@ __all__ = [
     "Ask", "Chat", "ClassToImage", "Classify", "Decoding", "Detect", "Embed", "EvaluateClasses",
     "EvaluateTextToImage", "EvaluateVae", "Search", "TextToImage", "Towers", "TrainAutoencoder",
     "TrainClassifier", "TrainClip", "TrainCvae", "TrainPixelDiffusion", "TrainRequest",
-    "TrainSiglip", "TrainTextToImage", "TrainWgan", "TrainWordSpace", "Training", "UnclipPictures",
+    "TrainSiglip", "TrainTextToImage", "TrainUnclip", "TrainUnclipDecoder", "TrainUnclipPrior",
+    "TrainUnclipUpsampler", "TrainWgan", "TrainWordSpace", "Training", "UnclipPictures",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ their path and imported on use, so that `--help` stays quick.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
@@ -50,6 +51,11 @@ class System:
     """Module with `evaluate(options, run)`, which yields messages and returns the figures."""
     recipe: str = ""
     """Module with `build(request, world, load)`, which returns a `Recipe`."""
+    chain: str = ""
+    """Module with `CHAINS`, the types of requests that are several trainings; `plan(request, run)`,
+    which returns them as `Stage`s; and `assemble(request, run, load)`, which yields messages and
+    writes the model that they make up.
+    """
     export: str = ""
     """Module with `WRITERS`: by target layout, the function that writes it."""
 
@@ -64,6 +70,15 @@ class System:
         if not path:
             raise ValueError(f"{self.title} has no {role}")
         return import_module(path)
+
+
+class Stage(NamedTuple):
+    """One of the trainings of a chain."""
+
+    title: str
+    request: Any
+    folder: Path
+    """Its run folder."""
 
 
 class AnswerPicture(NamedTuple):

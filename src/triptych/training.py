@@ -1,12 +1,15 @@
 """Training in a run folder: starts, continues, or refuses another request's folder."""
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from triptych import config, fields
+from triptych.atomic import lock_folder
 from triptych.loading import load
 from triptych.systems import RECIPES, find_recipe
 from triptych.train import checkpoint
@@ -19,7 +22,8 @@ from triptych.weights import skeleton
 
 
 def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
-    """Train in a run folder, continuing from its last checkpoint; yields one report per step.
+    """Train in a run folder, continuing from its last checkpoint; yields one report per step. Of a
+    chain of trainings, the reports of all that are not finished, one after the other.
 
     With several processes, started by a launcher, each calls this and takes all its reports.
 
@@ -29,6 +33,13 @@ def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
         FloatingPointError: training diverged; the last checkpoint is intact.
         OtherProcessFailed: another process failed.
     """
+    if (chain := find_chain(request)) is not None:
+        with open_chain(request, run) as world:
+            for stage in chain.plan(request, run):
+                if not is_finished(stage.folder):
+                    yield from train(stage.request, stage.folder)
+            world.run_on_first(lambda: deque(chain.assemble(request, run, load), maxlen=0))
+        return
     with join_processes(request.training) as world, lock_run(run, world):
         world.run_on_first(lambda: adopt(run, request))
         recipe = world.run_on_all(lambda: build(request, world))
@@ -56,6 +67,38 @@ def build(request: TrainRequest, world: World = SINGLE_PROCESS) -> Recipe:
     if world.size > 1:
         sync_batch_norms(recipe.model)
     return recipe
+
+
+def find_chain(request: TrainRequest) -> ModuleType | None:
+    """The module that plans the trainings of a request; None where it is one training."""
+    system = RECIPES[find_recipe(request)]
+    chain = system.module("chain") if system.chain else None
+    return chain if chain is not None and isinstance(request, chain.CHAINS) else None
+
+
+@contextmanager
+def open_chain(request: TrainRequest, run: Path) -> Iterator[World]:
+    """Hold the run folder of a chain, which records the request; its parts lock their own.
+
+    Raises:
+        RuntimeError: another process is training in the folder.
+        OSError: the folder cannot be written.
+    """
+    with join_processes(request.training) as world, ExitStack() as held:
+        if world.first:
+            held.enter_context(lock_folder(run, instead="choose another --run"))
+        world.run_on_first(lambda: adopt(run, request))
+        yield world
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run folder has the last checkpoint of its own request.
+
+    Raises:
+        ValueError: as `stored`.
+    """
+    request, (path, _) = stored(run), checkpoint.newest(run)
+    return path is not None and request is not None and _step(path) >= request.training.steps
 
 
 def stored(run: Path) -> TrainRequest | None:
@@ -97,7 +140,11 @@ def adopt(run: Path, request: TrainRequest) -> int:
     record = {"recipe": find_recipe(request), "request": fields.to_json(request)}
     config.write_json(run / "run.json", record | {"triptych": version("triptych")})
     path, _ = checkpoint.newest(run)
-    return int(path.name.split("-")[1]) if path else 0
+    return _step(path) if path else 0
+
+
+def _step(checkpoint_folder: Path) -> int:
+    return int(checkpoint_folder.name.split("-")[1])
 
 
 def _differences(before: TrainRequest, after: TrainRequest) -> list[tuple[str, Any, Any]]:

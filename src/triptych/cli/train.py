@@ -4,8 +4,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import find_options, parse, split_words
@@ -114,8 +115,11 @@ def main(arguments: list[str]) -> int:
 
 def train(request: TrainRequest, options: RunOptions) -> int:
     """Train and show progress; returns the exit code. Of several processes the first prints."""
+    from triptych import training as runs
     from triptych.train.distributed import OtherProcessFailed, join_processes
 
+    if (chain := runs.find_chain(request)) is not None:
+        return _train_chain(request, options, chain)
     try:
         with join_processes(request.training) as world:
             try:
@@ -130,6 +134,37 @@ def train(request: TrainRequest, options: RunOptions) -> int:
         return 1
 
 
+def _train_chain(request: TrainRequest, options: RunOptions, chain: ModuleType) -> int:
+    """The trainings of a chain one after the other, each in its run folder; then their model."""
+    from triptych import training as runs
+    from triptych.loading import load
+
+    run = _run_folder(request, options)
+    require_folder("--run", run)
+    with runs.open_chain(request, run) as world:
+        say_first = say if world.first else _say_nothing
+        stages = chain.plan(request, run)
+        for number, stage in enumerate(stages, 1):
+            title = f"part {number} of {len(stages)}, {stage.title}"
+            if runs.is_finished(stage.folder):
+                say_first(f"{title}: {stage.folder} is finished")
+                continue
+            say_first(f"{title}:")
+            code = train(stage.request, replace(options, run=stage.folder))
+            if code:
+                return code
+        if world.first:
+            for message in chain.assemble(request, run, load):
+                say(message)
+            say("next:", f"  triptych generate PROMPT --model {run}")
+    return 0
+
+
+def _run_folder(request: TrainRequest, options: RunOptions) -> Path:
+    name = f"{find_recipe(request)}-{Path(request.training.data).stem or 'data'}"
+    return options.run or Path("runs") / name
+
+
 def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
     from triptych import training as runs
     from triptych.train import checkpoint
@@ -138,7 +173,7 @@ def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
 
     training = request.training
     recipe_name = find_recipe(request)
-    run = options.run or Path("runs") / f"{recipe_name}-{Path(training.data).stem or 'data'}"
+    run = _run_folder(request, options)
     require_folder("--run", run)
     say_first = say if world.first else _say_nothing
     with lock_run(run, world):

@@ -75,6 +75,8 @@ class Card:
     """The same for each text tower of a text-to-image model."""
     transform: ImageTransform | None = None
     """Preprocessing of the pictures that the model reads."""
+    clip: str = ""
+    """Digest of the weights of the CLIP on which a part of a DALL-E 2 was trained."""
     triptych: str = ""
 
 

@@ -9,11 +9,12 @@ and `pipeline.py` (what a request draws), `answer.py`.
 """
 
 from triptych.system import System
-from triptych.systems.unclip.request import UnclipPictures
+from triptych.systems.unclip.request import PRESETS, UnclipPictures
 
 SYSTEM = System(
     "pictures through CLIP embeddings (DALL-E 2)",
-    kinds=("unclip",),
+    kinds=("unclip", "unclip-prior", "unclip-decoder", "unclip-upsampler"),
+    recipes=PRESETS,
     requests={"generate": UnclipPictures},
     serves=("unclip",),
     model="triptych.systems.unclip.model",
@@ -21,4 +22,6 @@ SYSTEM = System(
     auto_dtype="float32",
     pipeline="triptych.systems.unclip.pipeline",
     answer="triptych.systems.unclip.answer",
+    recipe="triptych.systems.unclip.recipe",
+    chain="triptych.systems.unclip.chain",
 )

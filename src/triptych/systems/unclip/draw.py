@@ -3,14 +3,14 @@
 A picture's noise is drawn from one stream in this order: the prior's start and steps, the
 decoder's, those of each upsampler.
 
-Dimensions: B pictures, E width of embeddings, C channels, H height, W width.
+Dimensions: B pictures, E width of embeddings, T tokens, C channels, H height, W width.
 """
 
 from collections.abc import Generator, Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from triptych import runtime
@@ -27,10 +27,16 @@ Item = TypeVar("Item")
 
 def encode(model: Unclip, tokenizer: Tokenizer, texts: Sequence[str]) -> Conditioning:
     """Embedding, states and mask of texts; the end of one that is too long is cut."""
+    return model.encode_texts(*tokenise(tokenizer, texts, model.decoder.null_image.device))
+
+
+def tokenise(
+    tokenizer: Tokenizer, texts: Sequence[str], device: torch.device
+) -> tuple[Int64[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Tokens of texts, and which of them are no padding."""
     encoded = tokenizer.encode(list(texts))
-    device = model.decoder.null_image.device
     inside = torch.arange(encoded.tokens.shape[1]) < encoded.lengths[:, None]
-    return model.encode_texts(encoded.tokens.to(device), inside.to(device))
+    return encoded.tokens.to(device), inside.to(device)
 
 
 def draw_embeddings(

@@ -89,8 +89,7 @@ class Unclip(nn.Module):
 
     def encode_texts(self, tokens: Int64[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Conditioning:
         """Embedding, states and mask of texts; `mask` is True for their tokens, without padding."""
-        states, text = self.text.states_and_vector(tokens)
-        return {"text": self.finish(text), "states": states.float(), "mask": mask}
+        return encode_tokens(self.text, tokens, mask, unit=self.config.unit)
 
     def embed_image(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
         """Embeddings of pictures from the image tower's transform.
@@ -108,8 +107,31 @@ class Unclip(nn.Module):
 
     def finish(self, vectors: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
         """Embeddings of unit length, where this model has such ones, in float32."""
-        vectors = vectors.float()
-        return F.normalize(vectors, dim=-1) if self.config.unit else vectors
+        return _finish(vectors, self.config.unit)
 
 
-KINDS = {"unclip": ModelKind(UnclipConfig, Unclip)}
+def encode_tokens(
+    tower: TextTransformer,
+    tokens: Int64[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    unit: bool,
+) -> Conditioning:
+    """Embedding, states and mask of texts by a text tower; `mask` is True for their tokens, without
+    padding. `unit` scales the embeddings to length 1.
+    """
+    states, text = tower.states_and_vector(tokens)
+    return {"text": _finish(text, unit), "states": states.float(), "mask": mask}
+
+
+def _finish(vectors: Tensor, unit: bool) -> Tensor:
+    vectors = vectors.float()
+    return F.normalize(vectors, dim=-1) if unit else vectors
+
+
+KINDS = {
+    "unclip": ModelKind(UnclipConfig, Unclip),
+    "unclip-prior": ModelKind(PriorConfig, DiffusionPrior),
+    "unclip-decoder": ModelKind(DecoderConfig, Decoder),
+    "unclip-upsampler": ModelKind(UpsamplerConfig, Upsampler),
+}

@@ -1,12 +1,13 @@
-"""The request for pictures through CLIP embeddings."""
+"""The request for pictures through CLIP embeddings; trainings of every part, and of the chain."""
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from triptych.diffusion.settings import MOST_PICTURES, check_seed
 from triptych.fields import set_fields
-from triptych.given import ModelName, Words, take_text
+from triptych.given import FileName, ModelName, Words, take_text
 from triptych.nn.checks import require_at_least
+from triptych.train.settings import Training, check_numbers
 from triptych.vision.given_pictures import Picture, take_picture
 
 What = Literal["pictures", "variations", "interpolation", "difference", "ladder", "reconstruction"]
@@ -108,3 +109,258 @@ class UnclipPictures:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 100:
                 raise ValueError(f"{name} must be 0 to 100, not {value}")
+
+
+TRAINING = Training(
+    data="scenes", schedule="cosine", warmup=200, ema_halflife=200, precision="auto", sample_every=0
+)
+FOR_PRIOR = replace(TRAINING, batch_size=256, steps=6000, evaluate_every=1000)
+FOR_DECODER = replace(TRAINING, size=32, batch_size=64, steps=10_000, sample_every=1000)
+FOR_UPSAMPLER = replace(TRAINING, size=64, batch_size=64, steps=5000, sample_every=1000)
+
+
+@dataclass(frozen=True)
+class TrainUnclipPrior:
+    """The diffusion prior of a DALL-E 2: from a text to the CLIP embedding of a picture."""
+
+    training: Training = FOR_PRIOR
+    clip: ModelName = ""
+    """The CLIP whose embeddings it predicts: a run of `triptych train clip`."""
+    pictures: int = 0
+    """Train on the first so many pictures; 0 is all of them. Endless data needs a number."""
+    cache: FileName = ""
+    """Folder for the embeddings, which are computed once. Default: in the user's cache folder."""
+    templates: Words = "photo"
+    """Sentences made of class names where the data has no captions: photo, simple or imagenet."""
+    normalise: Literal["statistics", "scale"] = "statistics"
+    """Before noise is added, embeddings get mean 0 and deviation 1 in every number (Karlo), or are
+    multiplied by one number, so that their squares are 1 on average (the paper).
+    """
+    drop: float = 0.1
+    """Share of pictures trained without their text, for guidance."""
+    width: int = 256
+    """Width of the transformer."""
+    layers: int = 6
+    """Layers of the transformer."""
+    heads: int = 4
+    """Attention heads of the transformer."""
+    sampling_steps: int = 25
+    """Default steps of `generate`."""
+    guidance: float = 1.0
+    """Default guidance scale of `generate`."""
+    candidates: int = 2
+    """Embeddings drawn for each picture by default, of which the one nearest to the text is taken.
+    """
+    learning_rate: float = 5e-4
+    """Learning rate of AdamW."""
+    weight_decay: float = 0.06
+    """Weight decay of AdamW."""
+    beta2: float = 0.96
+    """AdamW's decay rate of the second moment."""
+    max_norm: float = 1.0
+    """Largest gradient norm, before clipping."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        require_at_least(self, 0, "pictures")
+        require_at_least(self, 1, "layers", "sampling_steps", "candidates", "width", "heads")
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+
+
+@dataclass(frozen=True)
+class TrainUnclipDecoder:
+    """The decoder of a DALL-E 2: from the CLIP embedding of a picture and a caption to pixels."""
+
+    training: Training = FOR_DECODER
+    clip: ModelName = ""
+    """The CLIP whose embeddings it decodes: a run of `triptych train clip`."""
+    templates: Words = "photo"
+    """Sentences made of class names where the data has no captions: photo, simple or imagenet."""
+    drop: float = 0.1
+    """Share of pictures trained without their image embedding, for guidance."""
+    drop_text: float = 0.5
+    """Share of pictures trained without their caption."""
+    tokens: int = 4
+    """Extra tokens that the image embedding becomes."""
+    context: int = 128
+    """Width of the tokens that attention reads."""
+    widths: tuple[int, ...] = (64, 128, 192)
+    """Channels of the U-Net's levels; each level after the first halves the side."""
+    blocks: int = 1
+    """Residual blocks per level."""
+    attention: tuple[int, ...] = (1, 2)
+    """Levels with attention, counted from 0."""
+    head_width: int = 32
+    """Channels per attention head."""
+    time_width: int = 256
+    """Width of the time embedding."""
+    patch: int = 2
+    """Side of the squares of pixels that become channels at the U-Net's input: 1, 2 or 4."""
+    groups: int = 16
+    """Groups of the group normalisation."""
+    dropout: float = 0.0
+    """Dropout rate of the residual blocks."""
+    sampling_steps: int = 50
+    """Default steps of `generate`."""
+    guidance: float = 2.0
+    """Default guidance scale of `generate`."""
+    learning_rate: float = 1e-3
+    """Learning rate of AdamW."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    beta2: float = 0.99
+    """AdamW's decay rate of the second moment."""
+    max_norm: float = 1.0
+    """Largest gradient norm, before clipping."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        if not 0 <= self.drop_text <= 1:
+            raise ValueError(f"drop_text is a share, 0 to 1, not {self.drop_text}")
+        require_at_least(self, 1, "tokens", "context", "sampling_steps")
+
+
+@dataclass(frozen=True)
+class TrainUnclipUpsampler:
+    """An upsampler of a DALL-E 2: from small pictures to large ones, trained on crops."""
+
+    training: Training = FOR_UPSAMPLER
+    small: int = 32
+    """Side of the small pictures; that of the large ones is `size`."""
+    crop: int = 32
+    """Side of the crops of the large pictures that it is trained on."""
+    degradation: Literal["none", "blur", "hard"] = "blur"
+    """What is done to the small pictures in training: a Gaussian blur of half of them, or blur,
+    noise, other sizes and JPEG.
+    """
+    noise_schedule: Literal["cosine", "linear"] = "cosine"
+    """The noise schedule; the paper's last upsampler has a linear one."""
+    widths: tuple[int, ...] = (48, 96)
+    """Channels of the U-Net's levels; each level after the first halves the side."""
+    blocks: int = 1
+    """Residual blocks per level."""
+    time_width: int = 192
+    """Width of the time embedding."""
+    patch: int = 2
+    """Side of the squares of pixels that become channels at the U-Net's input: 1, 2 or 4."""
+    groups: int = 16
+    """Groups of the group normalisation."""
+    sampling_steps: int = 20
+    """Default steps of `generate`, by DDIM."""
+    learning_rate: float = 1e-3
+    """Learning rate of AdamW."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    beta2: float = 0.99
+    """AdamW's decay rate of the second moment."""
+    max_norm: float = 1.0
+    """Largest gradient norm, before clipping."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        require_at_least(self, 1, "small", "crop", "sampling_steps")
+
+
+@dataclass(frozen=True)
+class TrainUnclip:
+    """A whole DALL-E 2, one part after the other: CLIP unless one is given, prior, decoder and
+    upsamplers, each in a folder of its own inside the run folder.
+    """
+
+    training: Training = FOR_DECODER
+    """Of the decoder: its `size` is the side of its pictures. The other parts share its data, seed,
+    device and precision, and have the settings of their default presets. To change more of a part,
+    train it into its folder (`triptych train unclip-prior --run RUN/prior ...`): what is finished
+    is taken as it is.
+    """
+    clip: ModelName = ""
+    """The CLIP to train on. Default: one is trained first, in the folder `clip`."""
+    sizes: tuple[int, ...] = (64, 128)
+    """Sides of the upsamplers' pictures, each a whole multiple of the one before."""
+    clip_steps: int = 3000
+    """Training steps of the CLIP."""
+    prior_steps: int = 6000
+    """Training steps of the prior."""
+    upsampler_steps: int = 5000
+    """Training steps of each upsampler."""
+    pictures: int = 50_000
+    """Pictures whose embeddings the prior is trained on; 0 is all of them."""
+    templates: Words = "photo"
+    """Sentences made of class names where the data has no captions: photo, simple or imagenet."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "clip_steps", "prior_steps", "upsampler_steps")
+        require_at_least(self, 0, "pictures")
+        small = self.training.size
+        if small < 1:
+            raise ValueError("size is the side of the decoder's pictures: at least 1, such as 32")
+        for size in self.sizes:
+            if size <= small or size % small:
+                raise ValueError(
+                    f"sizes must each be a whole multiple of the one before: {size} after {small}"
+                )
+            small = size
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "unclip": {"tiny": TrainUnclip()},
+    "unclip-prior": {
+        "tiny": TrainUnclipPrior(),
+        "karlo": TrainUnclipPrior(
+            replace(TRAINING, batch_size=1024, steps=600_000, ema_halflife=7000),
+            width=2048,
+            layers=20,
+            heads=32,
+            guidance=4.0,
+            candidates=1,
+            learning_rate=1.1e-4,
+        ),
+    },
+    "unclip-decoder": {
+        "tiny": TrainUnclipDecoder(),
+        "pictures": TrainUnclipDecoder(
+            replace(FOR_DECODER, size=64, batch_size=128, steps=200_000, ema_halflife=2000),
+            context=512,
+            widths=(128, 256, 384, 512),
+            blocks=2,
+            attention=(1, 2, 3),
+            head_width=64,
+            time_width=512,
+            patch=1,
+            groups=32,
+            learning_rate=2e-4,
+        ),
+    },
+    "unclip-upsampler": {
+        "x2": TrainUnclipUpsampler(),
+        "x2-second": TrainUnclipUpsampler(
+            replace(FOR_UPSAMPLER, size=128),
+            small=64,
+            degradation="hard",
+            noise_schedule="linear",
+            sampling_steps=15,
+        ),
+        "x4": TrainUnclipUpsampler(
+            replace(FOR_UPSAMPLER, size=256, steps=100_000),
+            small=64,
+            crop=64,
+            widths=(64, 128, 192, 256),
+            blocks=2,
+            patch=1,
+            sampling_steps=27,
+        ),
+        "x4-second": TrainUnclipUpsampler(
+            replace(FOR_UPSAMPLER, size=1024, batch_size=32, steps=100_000),
+            small=256,
+            crop=128,
+            degradation="hard",
+            noise_schedule="linear",
+            widths=(64, 128, 192, 256),
+            blocks=2,
+            patch=2,
+            sampling_steps=15,
+        ),
+    },
+}
+"""The presets of each recipe, the default first."""

@@ -1,0 +1,145 @@
+"""Training of a whole DALL-E 2: its parts in this order, and the model that they make up.
+
+The parts are run folders inside that of the chain: `clip`, `prior`, `decoder`, `upsampler-1`, ... A
+finished part is taken as it is, whatever its settings, so each can be replaced by another training.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from triptych.fields import to_json
+from triptych.system import Stage
+from triptych.systems.two_towers.request import CLIP_PRESETS, TrainClip
+from triptych.systems.unclip.embeddings import principal_components
+from triptych.systems.unclip.model import Unclip, UnclipConfig
+from triptych.systems.unclip.request import PRESETS, TrainUnclip
+from triptych.systems.unclip.training.embedding_cache import EmbeddingCache
+from triptych.systems.unclip.training.frozen_clip import FrozenClip
+from triptych.systems.unclip.training.prior_recipe import open_pictures
+from triptych.train import checkpoint
+from triptych.train.settings import Training
+from triptych.weights.loaded import Card, Load, Loaded
+from triptych.weights.skeleton import skeleton
+
+CHAINS = (TrainUnclip,)
+"""The requests that are chains of trainings."""
+PARTS = ("unclip-prior", "unclip-decoder")
+EXPLAINED = 0.99  # share of the embeddings' variance in the components that are kept
+
+
+def plan(request: TrainUnclip, run: Path) -> list[Stage]:
+    """The trainings of the chain, in their order."""
+    given, stages = request.training, []
+    if not request.clip:
+        clip = CLIP_PRESETS["tiny"]
+        training = _like(given, clip.training, size=given.size, steps=request.clip_steps)
+        towers = replace(clip.towers, templates=request.templates)
+        own: TrainClip = replace(clip, training=training, towers=towers)
+        stages.append(Stage("CLIP", own, run / "clip"))
+    name = request.clip or str(run / "clip")
+    prior, decoder = (next(iter(PRESETS[part].values())) for part in PARTS)
+    prior = replace(
+        prior,
+        training=_like(given, prior.training, steps=request.prior_steps),
+        clip=name,
+        pictures=request.pictures,
+        cache=str(run / "embeddings"),
+        templates=request.templates,
+    )
+    decoder = replace(decoder, training=given, clip=name, templates=request.templates)
+    stages += [
+        Stage("prior", prior, run / "prior"),
+        Stage("decoder", decoder, run / "decoder"),
+    ]
+    small = given.size
+    for number, size in enumerate(request.sizes, 1):
+        factor = size // small
+        upsampler = PRESETS["unclip-upsampler"]["x2" if number == 1 else "x2-second"]
+        training = upsampler.training
+        upsampler = replace(
+            upsampler,
+            training=_like(given, training, size=size, steps=request.upsampler_steps),
+            small=small,
+            crop=max(factor, min(size, upsampler.crop) // factor * factor),
+        )
+        stages.append(Stage(f"upsampler to {size} pixels", upsampler, run / f"upsampler-{number}"))
+        small = size
+    return stages
+
+
+def _like(given: Training, base: Training, size: int = 0, steps: int = 0) -> Training:
+    """The settings of a part, with data, seed and place of the chain's."""
+    return replace(
+        base,
+        data=given.data,
+        size=size,
+        steps=steps,
+        seed=given.seed,
+        precision=given.precision,
+        device=given.device,
+        workers=given.workers,
+    )
+
+
+def assemble(request: TrainUnclip, run: Path, load: Load) -> Iterator[str]:
+    """Write the model that the finished parts make up into the run folder; yields messages.
+
+    Raises:
+        ValueError: a part is missing, or the prior or the decoder was trained on another CLIP.
+    """
+    yield "putting the parts together"
+    clip = FrozenClip(request.clip or str(run / "clip"), load, torch.device("cpu"))
+    prior, decoder = (_load_part(run / name, load, clip) for name in ("prior", "decoder"))
+    count = len(request.sizes)
+    upsamplers = [_load_part(run / f"upsampler-{n}", load, None) for n in range(1, count + 1)]
+    source, _ = open_pictures(request.training, request.pictures, clip)
+    embeddings = EmbeddingCache(str(run / "embeddings"), source, clip).content.embeddings
+    components = principal_components(embeddings, EXPLAINED)
+    config = UnclipConfig(
+        clip.dim,
+        clip.text,
+        clip.image,
+        unit=True,
+        prior=prior.config,
+        components=len(components.directions),
+        decoder=decoder.config,
+        upsamplers=tuple(part.config for part in upsamplers),
+    )
+    model = skeleton(lambda: Unclip(config))
+    state: dict[str, Tensor] = {}
+    for prefix, module in (
+        ("text", clip.model.text),
+        ("image", clip.model.image),
+        ("prior", prior.model),
+        ("components", components),
+        ("decoder", decoder.model),
+        *((f"upsamplers.{number}", part.model) for number, part in enumerate(upsamplers)),
+    ):
+        state |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    card = Card(
+        "unclip",
+        to_json(config),
+        tokenizer=clip.tokenizer.config,
+        transform=clip.transform,
+        triptych=version("triptych"),
+        clip=clip.digest,
+    )
+    clip.tokenizer.save(run)
+    checkpoint.export(run, model, to_json(card))
+    yield f"{run}: {sum(value.numel() for value in state.values()):,} numbers"
+
+
+def _load_part(folder: Path, load: Load, clip: FrozenClip | None) -> Loaded:
+    loaded = load(str(folder), "cpu", "float32")
+    if clip is not None and loaded.card.clip != clip.digest:
+        raise ValueError(
+            f"{folder} was trained on another CLIP than {clip.loaded.name}: remove the folder, and "
+            "the same command trains it again, or give its CLIP with --clip"
+        )
+    return loaded
