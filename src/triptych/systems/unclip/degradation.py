@@ -102,7 +102,8 @@ def jpeg(x: Float[Tensor, "B C H W"], quality: float) -> Float[Tensor, "B C H W"
     8 x 8 pixels, rounded by its table for luminance, in every channel.
     """
     height, width = x.shape[2:]
-    padded = F.pad(x, (0, -width % 8, 0, -height % 8), mode="replicate") * 127.5 - 0.5  # bytes, less 128
+    padded = F.pad(x, (0, -width % 8, 0, -height % 8), mode="replicate")
+    padded = padded * 127.5 - 0.5  # bytes, less 128
     blocks = padded.unfold(2, 8, 8).unfold(3, 8, 8)  # (B, C, H / 8, W / 8, 8, 8)
     scale = 50 / quality if quality < 50 else 2 - quality / 50
     table = (torch.tensor(LUMINANCE, dtype=x.dtype, device=x.device) * scale).round().clamp(1, 255)
