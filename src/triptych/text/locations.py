@@ -7,7 +7,7 @@ proj/paligemma). Boxes here are x0, y0, x1, y1, in shares of the picture's sides
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 PLACES = 1024
 """Locations: 0 to 1,023."""
@@ -15,7 +15,7 @@ CODES = 128
 """Different codes of masks."""
 MASK = 16
 """Codes of one mask."""
-Steps = Literal[1023, 1024]
+STEPS = 1023
 """By what a location is divided: 1,023 in big_vision, so that 1 is reached; 1,024 in some others'
 code.
 """
@@ -38,7 +38,7 @@ class Located(NamedTuple):
     """Sixteen codes of its mask, row by row, or none."""
 
 
-def write_box(box: Box, steps: Steps = 1023) -> str:
+def write_box(box: Box, steps: int = STEPS) -> str:
     """Four locations: top, left, bottom, right.
 
     Raises:
@@ -55,13 +55,13 @@ def write_box(box: Box, steps: Steps = 1023) -> str:
     return "".join(LOCATION_NAMES[number] for number in numbers)
 
 
-def read_box(numbers: Sequence[int], steps: Steps = 1023) -> Box:
+def read_box(numbers: Sequence[int], steps: int = STEPS) -> Box:
     """A box from four locations: top, left, bottom, right."""
     top, left, bottom, right = (number / steps for number in numbers)
     return left, top, right, bottom
 
 
-def write_objects(objects: Sequence[Located], steps: Steps = 1023) -> str:
+def write_objects(objects: Sequence[Located], steps: int = STEPS) -> str:
     """Objects as the model writes them."""
     words = []
     for each in objects:
@@ -77,7 +77,7 @@ class Parsed(NamedTuple):
     ignored: tuple[str, ...]
 
 
-def parse_objects(text: str, steps: Steps = 1023) -> Parsed:
+def parse_objects(text: str, steps: int = STEPS) -> Parsed:
     """Read objects from any text, also one that the model wrote without a grammar.
 
     An object counts if its four locations follow each other and enclose an area, and its codes are

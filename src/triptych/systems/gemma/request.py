@@ -60,6 +60,7 @@ class Chat:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: what the device computes fastest. A Gemma computes nonsense in float16."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the first accelerator, else the CPU."""
 
     def __post_init__(self) -> None:
         set_fields(self, turns=take_texts("turns", self.turns))

@@ -35,14 +35,15 @@ class Ask:
     """detect: without the grammar that permits only boxes with these labels; what is malformed is
     then ignored, and shown.
     """
-    location_steps: Literal[1023, 1024] = 1023
-    """detect: by what a location is divided; 1023 as in big_vision."""
+    location_steps: int = 1023
+    """detect: by what a location is divided: 1023 as in big_vision, or 1024."""
     decoding: Decoding = field(
         default_factory=lambda: Decoding(temperature=0.0, top_k=0, top_p=1.0)
     )  # fmt: skip
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: what the device computes fastest. A Gemma computes nonsense in float16."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the first accelerator, else the CPU."""
 
     def __post_init__(self) -> None:
         set_fields(
@@ -62,6 +63,8 @@ class Ask:
             raise ValueError(
                 "labels: no empty ones, and none with a semicolon, which separates them"
             )
+        if self.location_steps not in (1023, 1024):
+            raise ValueError(f"location_steps is 1023 or 1024, not {self.location_steps}")
         if not self.language.isalpha() or len(self.language) > 8:
             raise ValueError(f"language is a code such as en, not {self.language[:40]!r}")
         if len(self.question) > MAX_QUESTION:
