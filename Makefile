@@ -19,9 +19,21 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m "
 
 .PHONY: demo serve studio test check nightly bench clean
 
-demo: .venv/demo-ready  ## install, train a conditional VAE on real handwriting, leave pictures in runs/demo
+# The first pictures come from a model that is in the package, if it is there.
+BUNDLED := src/triptych/weights/bundled
+FIRST := $(if $(wildcard $(BUNDLED)/emoji/card.json),"red apple" --n 4,$\
+	$(if $(wildcard $(BUNDLED)/digits-cvae/card.json),--model digits-cvae))
+
+demo: .venv/demo-ready  ## install, draw with a bundled model, train a conditional VAE on real handwriting for a minute
+	$(if $(FIRST),$(BIN)/triptych generate $(FIRST) --seed 0 --out runs/first-pictures)
 	$(BIN)/triptych train cvae --data digits --run runs/demo
 	$(BIN)/triptych generate --model runs/demo --n 50 --seed 0 --out runs/demo/pictures
+	@echo
+	@echo 'Pictures are in runs/demo/pictures$(if $(FIRST), and runs/first-pictures). What to do next:'
+	@echo '  $(BIN)/triptych models                                  the models on this computer'
+	@echo '  $(BIN)/triptych generate --model runs/demo --label 7    more pictures of a class'
+	@echo '  $(BIN)/triptych evaluate runs/demo                      how good they are'
+	@echo '  $(BIN)/triptych train cvae --data FOLDER --size 64      the same on your own pictures'
 
 serve: .venv/serve-ready studio  ## install, build the page if it is not built, and open it
 	$(BIN)/triptych serve --open
