@@ -12,6 +12,7 @@ export type Connection = "connecting" | "open" | "lost" | "locked";
 
 const PAUSE = 1000; // milliseconds before the page tries again to reach the service
 const MOVES = ["running", "moved", "cancelled"]; // events after which others have another place
+const KEPT = ["row", "sample", "picture", "notes"]; // events that say something about a job that has ended
 const SHOWN = 100; // jobs that the page starts with
 
 class Server {
@@ -122,6 +123,16 @@ class Server {
    */
   async find(id: string): Promise<LiveJob> {
     return this.jobs.get(id) ?? this.keep(await call<Job>("GET", `/api/jobs/${id}`));
+  }
+
+  /** Read all that a job has said, such as the rows of a training that ended long ago; until the signal, or its end. */
+  async watch(id: string, signal: AbortSignal): Promise<void> {
+    await this.find(id);
+    await follow(`/api/jobs/${id}/events`, 0, signal, (events) => {
+      const kept = events.filter((event) => KEPT.includes(event.event));
+      const job = this.jobs.get(id);
+      if (job) this.jobs.set(id, kept.reduce(applyEvent, job));
+    });
   }
 
   request(name: string): RequestKind | undefined {
