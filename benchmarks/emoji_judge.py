@@ -66,6 +66,11 @@ def read_pictures(source: Source) -> tuple[Tensor, list[str]]:
     return to_images(rows["image"]), names
 
 
+def computes_fast() -> bool:
+    """Whether this machine is fast in bfloat16."""
+    return runtime.precision("auto", torch.device("cpu")) == "bfloat16"
+
+
 def augment(image: Tensor, generator: torch.Generator) -> Tensor:
     """Each picture turned by up to 12 degrees, scaled by 0.8 to 1.1, moved by up to 4 pixels on
     white paper, with channels scaled by 0.9 to 1.1, and half of them blurred, and all noised.
@@ -95,7 +100,7 @@ def train(folder: str, run: Path, minutes: float, steps: int) -> None:
     model = Classifier(config).train()
     optimizer = adam(model, RATE, weight_decay=1e-2)
     schedule = OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
-    fast = runtime.precision("auto", torch.device("cpu")) == "bfloat16"
+    fast = computes_fast()
     generator, began = runtime.generator(0), time.process_time()
     for step in range(1, steps + 1):
         rows = torch.randint(len(names), (BATCH,), generator=generator)
@@ -160,14 +165,15 @@ def judge(folder: str, run: Path, name: str, out: Path, options: dict[str, objec
     """
     train_source, test_source = open_train_and_test(folder, size=SIZE)
     (image, names), (held_out, unseen) = read_pictures(train_source), read_pictures(test_source)
-    reader, drawer = load(str(run)), load(name)
+    reader, drawer = load(str(run), dtype="float32"), load(name, dtype="float32")
     if list(reader.card.classes) != names:
         raise SystemExit(f"{run} was trained on other names than those of {folder}")
     model = reader.model
     assert isinstance(model, Classifier)
 
     def draw(prompts: list[str]) -> np.ndarray:
-        return draw_prompts(drawer.model, drawer.tokenizers, prompts, **options)  # type: ignore[arg-type]
+        with torch.autocast("cpu", torch.bfloat16, enabled=computes_fast()):
+            return draw_prompts(drawer.model, drawer.tokenizers, prompts, **options)  # type: ignore[arg-type]
 
     pictures, others = draw(names), draw(unseen)
     features, logits = read(model, to_images(pictures))

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from triptych import runtime
-from triptych.data.order.batches import take_first, to_pictures
+from triptych.data.order.batches import take_first
 from triptych.data.sources import open_train_and_test
 from triptych.loading import load
 from triptych.scenes.judge import report, satisfies
 from triptych.scenes.reader import read
 from triptych.systems.autoencoder.model import Autoencoder
+from triptych.vision.images import to_pictures
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5)
 
