@@ -28,6 +28,7 @@ from triptych.systems.gemma.model import GemmaConfig
 from triptych.systems.paligemma.model import PaliGemmaConfig
 from triptych.systems.pixel_diffusion.model import PixelDiffusionConfig
 from triptych.systems.siglip.model import SiglipConfig, SiglipImageConfig, SiglipTextConfig
+from triptych.systems.unclip.autoregressive import AutoregressiveConfig
 from triptych.systems.unclip.decoder import DecoderConfig
 from triptych.systems.unclip.model import UnclipConfig
 from triptych.systems.unclip.prior import PriorConfig
@@ -90,6 +91,7 @@ SMALL: dict[str, tuple[Any, ...]] = {  # of each kind: together with a value in 
             TEXT,
             VIT,
             prior=PriorConfig(8, 8, 8, 8, 1, 2, 16),
+            autoregressive=AutoregressiveConfig(8, 8, 8, 2, 4, 4, 8, 1, 2, 16),
             components=2,
             decoder=DecoderConfig(
                 8, 8, 8, 1, 2, 4, (8,), 1, (0,), head_width=4, time_width=8, groups=2
@@ -98,6 +100,7 @@ SMALL: dict[str, tuple[Any, ...]] = {  # of each kind: together with a value in 
         ),
     ),
     "unclip-prior": (PriorConfig(8, 8, 8, 8, 1, 2, 16),),
+    "unclip-autoregressive": (AutoregressiveConfig(8, 8, 8, 2, 4, 4, 8, 1, 2, 16),),
     "unclip-decoder": (
         DecoderConfig(8, 8, 8, 1, 2, 4, (8,), 1, (0,), head_width=4, time_width=8, groups=2),
     ),
@@ -105,7 +108,7 @@ SMALL: dict[str, tuple[Any, ...]] = {  # of each kind: together with a value in 
 }  # fmt: skip
 
 
-ELSEWHERE = {"unclip": ("text", "image", "prior", "decoder", "upsamplers")}
+ELSEWHERE = {"unclip": ("text", "image", "prior", "autoregressive", "decoder", "upsamplers")}
 """Parts of a model that are tested as models of their own."""
 
 

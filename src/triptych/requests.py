@@ -27,6 +27,7 @@ from triptych.systems.two_towers.request import (
 )
 from triptych.systems.unclip.request import (
     TrainUnclip,
+    TrainUnclipAutoregressive,
     TrainUnclipDecoder,
     TrainUnclipPrior,
     TrainUnclipUpsampler,
@@ -40,6 +41,7 @@ __all__ = [
     "Ask", "Chat", "ClassToImage", "Classify", "Decoding", "Detect", "Embed", "EvaluateClasses",
     "EvaluateTextToImage", "EvaluateVae", "Search", "TextToImage", "Towers", "TrainAutoencoder",
     "TrainClassifier", "TrainClip", "TrainCvae", "TrainPixelDiffusion", "TrainRequest",
-    "TrainSiglip", "TrainTextToImage", "TrainUnclip", "TrainUnclipDecoder", "TrainUnclipPrior",
-    "TrainUnclipUpsampler", "TrainWgan", "TrainWordSpace", "Training", "UnclipPictures",
+    "TrainSiglip", "TrainTextToImage", "TrainUnclip", "TrainUnclipAutoregressive",
+    "TrainUnclipDecoder", "TrainUnclipPrior", "TrainUnclipUpsampler", "TrainWgan",
+    "TrainWordSpace", "Training", "UnclipPictures",
 ]  # fmt: skip

@@ -30,7 +30,7 @@ def draw(tiny, **fields):
     return last
 
 
-@pytest.mark.parametrize("prior", ["diffusion", "none"])
+@pytest.mark.parametrize("prior", ["diffusion", "autoregressive", "none"])
 def test_a_picture_does_not_depend_on_its_company(tiny, prior):
     """To the bit one at a time, and to 45 dB in a batch; also with two candidates."""
     alone = draw(tiny, seed=6, prior=prior).pictures[0]
@@ -43,8 +43,8 @@ def test_a_picture_does_not_depend_on_its_company(tiny, prior):
 def test_every_setting_has_an_effect(tiny):
     plain = draw(tiny).pictures
     for change in (
-        {"prompt": "a blue dog"}, {"prior": "none"}, {"prior_steps": 2}, {"steps": 2},
-        {"upsampler_steps": 3}, {"prior_guidance": 1.0}, {"guidance": 1.0}, {"seed": 6},
+        {"prompt": "a blue dog"}, {"prior": "none"}, {"prior": "autoregressive"},
+        {"prior_steps": 2}, {"steps": 2}, {"upsampler_steps": 3}, {"prior_guidance": 1.0}, {"guidance": 1.0}, {"seed": 6},
     ):  # fmt: skip
         assert not np.array_equal(draw(tiny, **change).pictures, plain), change
 

@@ -8,6 +8,7 @@ import torch
 from tests.systems.stable_diffusion.tiny_stable_diffusion import LENGTH, tokenizer
 from triptych.fields import to_json
 from triptych.systems.clip.model import TextConfig, VitConfig
+from triptych.systems.unclip.autoregressive import AutoregressiveConfig
 from triptych.systems.unclip.decoder import DecoderConfig
 from triptych.systems.unclip.model import Unclip, UnclipConfig
 from triptych.systems.unclip.prior import PriorConfig
@@ -18,6 +19,7 @@ from triptych.weights.loaded import Card, Loaded
 
 DIM = 8
 PRIOR = PriorConfig(DIM, 16, LENGTH, 16, 2, 2, 32, steps=3, candidates=2)
+CODES = AutoregressiveConfig(DIM, 16, LENGTH, 4, 8, 4, 16, 2, 2, 32)
 UNET = {
     "widths": (8, 16), "blocks": 1, "time_width": 32, "groups": 4, "conditioning": "scale_shift",
     "resampling": "convolution",
@@ -32,7 +34,7 @@ def config(**changes) -> UnclipConfig:
     words = tokenizer()
     text = TextConfig(words.vocabulary, LENGTH, 16, 2, 2, 32, end=words.config.end)
     vit = VitConfig(8, 4, 16, 1, 2, 32)
-    whole = UnclipConfig(DIM, text, vit, True, PRIOR, 4, DECODER, (UPSAMPLER,))
+    whole = UnclipConfig(DIM, text, vit, True, PRIOR, CODES, 4, DECODER, (UPSAMPLER,))
     return replace(whole, **changes)
 
 

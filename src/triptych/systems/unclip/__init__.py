@@ -1,7 +1,8 @@
 """DALL-E 2 (unCLIP): a prior from text to a CLIP embedding of a picture, and a decoder from there
 (Ramesh 2022).
 
-In reading order: `request.py` (the request), `prior.py` (from text to embedding), `decoder.py`
+In reading order: `request.py` (the request), `prior.py` and
+`autoregressive.py` (from text to embedding), `decoder.py`
 (from embedding to picture), `upsampler.py` (to larger pictures), `model.py` (all of them and the
 towers of CLIP as one model), `draw.py` (one after the other), `published.py` and
 `load_published.py` (Karlo), `embeddings.py` (interpolation, differences, components), `inputs.py`
@@ -13,7 +14,13 @@ from triptych.systems.unclip.request import PRESETS, UnclipPictures
 
 SYSTEM = System(
     "pictures through CLIP embeddings (DALL-E 2)",
-    kinds=("unclip", "unclip-prior", "unclip-decoder", "unclip-upsampler"),
+    kinds=(
+        "unclip",
+        "unclip-prior",
+        "unclip-autoregressive",
+        "unclip-decoder",
+        "unclip-upsampler",
+    ),
     recipes=PRESETS,
     requests={"generate": UnclipPictures},
     serves=("unclip",),

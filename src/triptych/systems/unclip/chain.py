@@ -1,7 +1,8 @@
 """Training of a whole DALL-E 2: its parts in this order, and the model that they make up.
 
-The parts are run folders inside that of the chain: `clip`, `prior`, `decoder`, `upsampler-1`, ... A
-finished part is taken as it is, whatever its settings, so each can be replaced by another training.
+The parts are run folders inside that of the chain: `clip`, `prior`, `autoregressive`, `decoder`,
+`upsampler-1`, ... A finished part is taken as it is, whatever its settings, so each can be replaced
+by another training.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from triptych.weights.skeleton import skeleton
 
 CHAINS = (TrainUnclip,)
 """The requests that are chains of trainings."""
-PARTS = ("unclip-prior", "unclip-decoder")
+PARTS = ("unclip-prior", "unclip-autoregressive", "unclip-decoder")
 EXPLAINED = 0.99  # share of the embeddings' variance in the components that are kept
 
 
@@ -42,20 +43,19 @@ def plan(request: TrainUnclip, run: Path) -> list[Stage]:
         own: TrainClip = replace(clip, training=training, towers=towers)
         stages.append(Stage("CLIP", own, run / "clip"))
     name = request.clip or str(run / "clip")
-    prior, decoder = (next(iter(PRESETS[part].values())) for part in PARTS)
-    prior = replace(
-        prior,
-        training=_like(given, prior.training, steps=request.prior_steps),
-        clip=name,
-        pictures=request.pictures,
-        cache=str(run / "embeddings"),
-        templates=request.templates,
-    )
+    diffusion, codes, decoder = (next(iter(PRESETS[part].values())) for part in PARTS)
+    priors = [("prior", diffusion, "prior")]
+    if request.priors == "both":
+        priors.append(("autoregressive prior", codes, "autoregressive"))
+    for title, prior, folder in priors:
+        training = _like(given, prior.training, steps=request.prior_steps)
+        settings = {"pictures": request.pictures, "cache": str(run / "embeddings")}
+        prior = replace(
+            prior, training=training, clip=name, templates=request.templates, **settings
+        )
+        stages.append(Stage(title, prior, run / folder))
     decoder = replace(decoder, training=given, clip=name, templates=request.templates)
-    stages += [
-        Stage("prior", prior, run / "prior"),
-        Stage("decoder", decoder, run / "decoder"),
-    ]
+    stages.append(Stage("decoder", decoder, run / "decoder"))
     small = given.size
     for number, size in enumerate(request.sizes, 1):
         factor = size // small
@@ -95,6 +95,9 @@ def assemble(request: TrainUnclip, run: Path, load: Load) -> Iterator[str]:
     yield "putting the parts together"
     clip = FrozenClip(request.clip or str(run / "clip"), load, torch.device("cpu"))
     prior, decoder = (_load_part(run / name, load, clip) for name in ("prior", "decoder"))
+    codes = None
+    if (run / "autoregressive").exists():
+        codes = _load_part(run / "autoregressive", load, clip)
     count = len(request.sizes)
     upsamplers = [_load_part(run / f"upsampler-{n}", load, None) for n in range(1, count + 1)]
     source, _ = open_pictures(request.training, request.pictures, clip)
@@ -106,6 +109,7 @@ def assemble(request: TrainUnclip, run: Path, load: Load) -> Iterator[str]:
         clip.image,
         unit=True,
         prior=prior.config,
+        autoregressive=codes.config if codes else None,
         components=len(components.directions),
         decoder=decoder.config,
         upsamplers=tuple(part.config for part in upsamplers),
@@ -116,6 +120,7 @@ def assemble(request: TrainUnclip, run: Path, load: Load) -> Iterator[str]:
         ("text", clip.model.text),
         ("image", clip.model.image),
         ("prior", prior.model),
+        *([("autoregressive", codes.model)] if codes else []),
         ("components", components),
         ("decoder", decoder.model),
         *((f"upsamplers.{number}", part.model) for number, part in enumerate(upsamplers)),

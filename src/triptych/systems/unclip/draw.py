@@ -17,7 +17,7 @@ from triptych import runtime
 from triptych.diffusion.denoiser import Conditioning
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.steps import Step
-from triptych.systems.unclip import decoder, prior, upsampler
+from triptych.systems.unclip import autoregressive, decoder, prior, upsampler
 from triptych.systems.unclip.model import Unclip
 from triptych.systems.unclip.request import UnclipPictures
 from triptych.text.tokenizer import Tokenizer
@@ -57,6 +57,8 @@ def draw_embeddings(
     text = cond["text"]
     if request.prior == "none":
         return text
+    if request.prior == "autoregressive":
+        return (yield from _draw_codes(model, cond, uncond, noise, request))
     if model.prior is None:
         raise ValueError(
             "this model has no prior, which draws from prompts: its pictures are variations of "
@@ -84,6 +86,29 @@ def draw_embeddings(
         nearer = (drawn * text).sum(1) > (best * text).sum(1)
         best = torch.where(nearer[:, None], drawn, best) if number else drawn
     return best
+
+
+def _draw_codes(
+    model: Unclip,
+    cond: Conditioning,
+    uncond: Conditioning,
+    noise: PictureNoise,
+    request: UnclipPictures,
+) -> Generator[float, None, Float[Tensor, "B E"]]:
+    """Image embeddings by the autoregressive prior, whose codes have generators of their own."""
+    if model.autoregressive is None:
+        raise ValueError(
+            "this model has no autoregressive prior: choose another prior, or train one into the "
+            "run's folder, `triptych train unclip-autoregressive --run RUN/autoregressive`"
+        )
+    seeds, codes = [stream.seed for stream in noise.streams], None
+    total = model.autoregressive.config.components
+    for codes in autoregressive.sample(
+        model.autoregressive, cond, uncond, seeds, guidance=request.prior_guidance
+    ):
+        yield codes.shape[1] / total
+    assert codes is not None
+    return model.finish(model.autoregressive.coder.decode(codes.to(cond["text"].device)))
 
 
 def draw_pictures(

@@ -110,7 +110,7 @@ def parse_configs(configs: Mapping[str, Json]) -> UnclipConfig:
             dim = configs["image_encoder"].get("projection_dim", 512)
             if dim != tower.dim:
                 raise ValueError(f"its embeddings have {dim} numbers, those of texts {tower.dim}")
-    return UnclipConfig(tower.dim, tower.text, image, False, prior, 0, decoder, (upsampler,))
+    return UnclipConfig(tower.dim, tower.text, image, False, prior, None, 0, decoder, (upsampler,))
 
 
 def _convert_part(

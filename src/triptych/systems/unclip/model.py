@@ -18,6 +18,7 @@ from triptych.fields import bounded
 from triptych.nn.checks import require_at_least
 from triptych.system import ModelKind
 from triptych.systems.clip.model import TextConfig, TextTransformer, VisionTransformer, VitConfig
+from triptych.systems.unclip.autoregressive import AutoregressiveConfig, AutoregressivePrior
 from triptych.systems.unclip.decoder import Decoder, DecoderConfig
 from triptych.systems.unclip.embeddings import PrincipalComponents
 from triptych.systems.unclip.prior import DiffusionPrior, PriorConfig
@@ -38,6 +39,8 @@ class UnclipConfig:
     """Embeddings have unit length, as in CLIP's own comparison; Karlo's do not."""
     prior: PriorConfig | None = field(default_factory=PriorConfig)
     """None in the form for variations of a picture."""
+    autoregressive: AutoregressiveConfig | None = None
+    """A second prior, which may be chosen in place of the first."""
     components: int = 0
     """Principal components of the embeddings that are kept; 0 for none."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -50,7 +53,11 @@ class UnclipConfig:
                 f"embeddings of {self.dim} numbers have at most as many components, not "
                 f"{self.components}"
             )
-        for name, part in (("the decoder", self.decoder), ("the prior", self.prior)):
+        for name, part in (
+            ("the decoder", self.decoder),
+            ("the prior", self.prior),
+            ("the autoregressive prior", self.autoregressive),
+        ):
             if part and (part.dim, part.states) != (self.dim, self.text.width):
                 raise ValueError(
                     f"{name} reads embeddings of {part.dim} numbers and states of {part.states}, "
@@ -81,6 +88,9 @@ class Unclip(nn.Module):
         self.text = TextTransformer(config.text, config.dim)
         self.image = VisionTransformer(config.image, config.dim) if config.image else None
         self.prior = DiffusionPrior(config.prior) if config.prior else None
+        self.autoregressive = None
+        if config.autoregressive:
+            self.autoregressive = AutoregressivePrior(config.autoregressive)
         self.components = None
         if config.components:
             self.components = PrincipalComponents(config.dim, config.components)
@@ -132,6 +142,7 @@ def _finish(vectors: Tensor, unit: bool) -> Tensor:
 KINDS = {
     "unclip": ModelKind(UnclipConfig, Unclip),
     "unclip-prior": ModelKind(PriorConfig, DiffusionPrior),
+    "unclip-autoregressive": ModelKind(AutoregressiveConfig, AutoregressivePrior),
     "unclip-decoder": ModelKind(DecoderConfig, Decoder),
     "unclip-upsampler": ModelKind(UpsamplerConfig, Upsampler),
 }

@@ -168,7 +168,7 @@ def objective(
 def drop_rows(
     cond: Conditioning, uncond: Conditioning, dropped: Bool[Tensor, " B"]
 ) -> Conditioning:
-    """The conditioning with these rows replaced by the first of `uncond`."""
+    """The conditioning with these rows replaced by the first row of `uncond`."""
     return {
         name: value.where(~dropped.view(-1, *[1] * (value.ndim - 1)), uncond[name][:1])
         for name, value in cond.items()

@@ -53,7 +53,7 @@ class UnclipPictures:
     """Shares of the way, each 0 to 1, from one embedding to the other: of an interpolation or a
     difference; of a ladder, shares of the principal components. Default: evenly spread.
     """
-    prior: Literal["diffusion", "none"] = "diffusion"
+    prior: Literal["diffusion", "autoregressive", "none"] = "diffusion"
     """How the prompt becomes an image embedding; `none` takes its text embedding instead."""
     prior_steps: int = 0
     """Steps of the diffusion prior; 0 is the model's default."""
@@ -169,6 +169,55 @@ class TrainUnclipPrior:
 
 
 @dataclass(frozen=True)
+class TrainUnclipAutoregressive:
+    """The autoregressive prior of a DALL-E 2: the CLIP embedding of a picture, code by code."""
+
+    training: Training = FOR_PRIOR
+    clip: ModelName = ""
+    """The CLIP whose embeddings it predicts: a run of `triptych train clip`."""
+    pictures: int = 0
+    """Train on the first so many pictures; 0 is all of them. Endless data needs a number."""
+    cache: FileName = ""
+    """Folder for the embeddings, which are computed once. Default: in the user's cache folder."""
+    templates: Words = "photo"
+    """Sentences made of class names where the data has no captions: photo, simple or imagenet."""
+    explained: float = 0.99
+    """Share of the embeddings' variance in the principal components that are coded."""
+    buckets: int = 256
+    """Codes of each component."""
+    nearness: int = 32
+    """Values of the token that says how near picture and text are."""
+    drop: float = 0.1
+    """Share of pictures trained without their text, for guidance."""
+    width: int = 256
+    """Width of the transformer."""
+    layers: int = 6
+    """Layers of the transformer."""
+    heads: int = 4
+    """Attention heads of the transformer."""
+    guidance: float = 1.0
+    """Default guidance scale of `generate`."""
+    learning_rate: float = 5e-4
+    """Learning rate of AdamW."""
+    weight_decay: float = 0.04
+    """Weight decay of AdamW."""
+    beta2: float = 0.91
+    """AdamW's decay rate of the second moment."""
+    max_norm: float = 1.0
+    """Largest gradient norm, before clipping."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        require_at_least(self, 0, "pictures")
+        require_at_least(self, 1, "layers", "width", "heads")
+        require_at_least(self, 2, "buckets", "nearness")
+        if not 0 < self.explained <= 1:
+            raise ValueError(f"explained is a share above 0 up to 1, not {self.explained}")
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+
+
+@dataclass(frozen=True)
 class TrainUnclipDecoder:
     """The decoder of a DALL-E 2: from the CLIP embedding of a picture and a caption to pixels."""
 
@@ -264,7 +313,7 @@ class TrainUnclipUpsampler:
 
 @dataclass(frozen=True)
 class TrainUnclip:
-    """A whole DALL-E 2, one part after the other: CLIP unless one is given, prior, decoder and
+    """A whole DALL-E 2, one part after the other: CLIP unless one is given, priors, decoder and
     upsamplers, each in a folder of its own inside the run folder.
     """
 
@@ -281,9 +330,11 @@ class TrainUnclip:
     clip_steps: int = 3000
     """Training steps of the CLIP."""
     prior_steps: int = 6000
-    """Training steps of the prior."""
+    """Training steps of each prior."""
     upsampler_steps: int = 5000
     """Training steps of each upsampler."""
+    priors: Literal["both", "diffusion"] = "both"
+    """Which priors are trained: the autoregressive one too, or the diffusion prior alone."""
     pictures: int = 50_000
     """Pictures whose embeddings the prior is trained on; 0 is all of them."""
     templates: Words = "photo"
@@ -317,6 +368,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             learning_rate=1.1e-4,
         ),
     },
+    "unclip-autoregressive": {"tiny": TrainUnclipAutoregressive()},
     "unclip-decoder": {
         "tiny": TrainUnclipDecoder(),
         "pictures": TrainUnclipDecoder(

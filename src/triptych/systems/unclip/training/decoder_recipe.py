@@ -19,12 +19,11 @@ from triptych.systems.unclip.decoder import Decoder, DecoderConfig, objective, s
 from triptych.systems.unclip.prior import drop_rows
 from triptych.systems.unclip.request import TrainUnclipDecoder
 from triptych.systems.unclip.training.frozen_clip import FrozenClip
-from triptych.systems.unclip.training.prior_recipe import build_card
+from triptych.systems.unclip.training.prior_recipe import build_card, update
 from triptych.text.templates import template_set
 from triptych.train import checkpoint
 from triptych.train.distributed import World
-from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Recipe, Update, batches_for, data_notes
+from triptych.train.recipe import Batch, Recipe, batches_for, data_notes
 from triptych.vision.grids import labelled_tensors
 from triptych.weights.loaded import Load
 
@@ -67,16 +66,10 @@ def build(request: TrainUnclipDecoder, world: World, load: Load) -> Recipe:
         loss = objective(module, image, encoded, noise=noise, time=time.round())
         return {f"test_{name}": float(value) for name, value in loss.terms.items()}
 
-    optimizer = adam(
-        model,
-        request.learning_rate,
-        betas=(0.9, request.beta2),
-        weight_decay=request.weight_decay,
-    )
     return Recipe(
         model=model,
         exported=model,
-        updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
+        updates=[update(model, minimise, request)],
         batches=batches_for(source, training, world),
         export=partial(checkpoint.export, card=build_card("unclip-decoder", config, clip)),
         chance="before learning: an mse of 1, of the noise",

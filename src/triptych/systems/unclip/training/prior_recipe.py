@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych import runtime
@@ -27,7 +27,15 @@ from triptych.text.templates import template_set
 from triptych.train import checkpoint
 from triptych.train.distributed import World
 from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Progress, Recipe, Update, batches_for, data_notes
+from triptych.train.recipe import (
+    Batch,
+    Objective,
+    Progress,
+    Recipe,
+    Update,
+    batches_for,
+    data_notes,
+)
 from triptych.train.settings import Training
 from triptych.weights.loaded import Card, Load
 
@@ -58,24 +66,35 @@ def build(request: TrainUnclipPrior, world: World, load: Load) -> Recipe:
         set_statistics(model, embeddings.content, request.normalise)
         return batches_for(embeddings.content, training, world)(position)
 
+    return Recipe(
+        model=model,
+        exported=model,
+        updates=[update(model, minimise, request)],
+        batches=start_at,
+        export=partial(checkpoint.export, card=build_card("unclip-prior", model.config, clip)),
+        chance="before learning: an mse of 1, which is that of the mean embedding",
+        evaluate=held_out_cosines(test, clip, texts, draw),
+        prepare=prepare,
+        warn=warn_if_unrelated,
+        notes=data_notes(source, training),
+    )
+
+
+def draw(model: DiffusionPrior, cond: Conditioning, uncond: Conditioning) -> Tensor:
+    """An image embedding of each text, from seeds 0, 1, ..."""
+    *_, last = sample(model, cond, uncond, PictureNoise(range(len(cond["text"]))))
+    return finish(model, last.x)
+
+
+def update(model: nn.Module, minimise: Objective, request: Any) -> Update:
+    """An optimizer step by AdamW with the settings that the requests of all parts share."""
     optimizer = adam(
         model,
         request.learning_rate,
         betas=(0.9, request.beta2),
         weight_decay=request.weight_decay,
     )
-    return Recipe(
-        model=model,
-        exported=model,
-        updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
-        batches=start_at,
-        export=partial(checkpoint.export, card=build_card("unclip-prior", model.config, clip)),
-        chance="before learning: an mse of 1, which is that of the mean embedding",
-        evaluate=held_out_cosines(test, clip, texts),
-        prepare=prepare,
-        warn=warn_if_unrelated,
-        notes=data_notes(source, training),
-    )
+    return Update("", model, optimizer, minimise, max_norm=request.max_norm)
 
 
 def open_pictures(training: Training, count: int, clip: FrozenClip) -> tuple[Source, Source]:
@@ -129,8 +148,11 @@ def set_statistics(model: DiffusionPrior, content: CachedEmbeddings, kind: str) 
 
 
 def held_out_cosines(
-    test: Source, clip: FrozenClip, texts: Callable[[Batch], list[str]]
-) -> Callable[[DiffusionPrior], dict[str, float]]:
+    test: Source,
+    clip: FrozenClip,
+    texts: Callable[[Batch], list[str]],
+    draw: Callable[[Any, Conditioning, Conditioning], Tensor],
+) -> Callable[[Any], dict[str, float]]:
     """Cosines of predicted embeddings of test texts to the true ones, to those of other pictures,
     to their texts; and, of true embeddings of other pictures, `cosine_unrelated`.
     """
@@ -142,12 +164,11 @@ def held_out_cosines(
         return clip.encode_texts(texts(batch)), clip.embed_images(batch["image"].to(clip.device))
 
     @torch.inference_mode()
-    def evaluate(model: DiffusionPrior) -> dict[str, float]:
+    def evaluate(model: Any) -> dict[str, float]:
         cond, image = held_out()
         count = len(image)
         uncond = {name: value.expand(count, *value.shape[1:]) for name, value in clip.empty.items()}
-        *_, last = sample(model, cond, uncond, PictureNoise(range(count)))
-        return compare(finish(model, last.x), image, cond["text"])
+        return compare(draw(model, cond, uncond), image, cond["text"])
 
     return evaluate
 

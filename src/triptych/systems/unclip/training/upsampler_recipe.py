@@ -19,6 +19,7 @@ from triptych.fields import to_json
 from triptych.nn.loss import Loss
 from triptych.systems.unclip.degradation import degrade
 from triptych.systems.unclip.request import TrainUnclipUpsampler
+from triptych.systems.unclip.training.prior_recipe import update
 from triptych.systems.unclip.upsampler import (
     Upsampler,
     UpsamplerConfig,
@@ -28,8 +29,7 @@ from triptych.systems.unclip.upsampler import (
 )
 from triptych.train import checkpoint
 from triptych.train.distributed import World
-from triptych.train.optimizer import adam
-from triptych.train.recipe import Batch, Recipe, Update, batches_for, data_notes
+from triptych.train.recipe import Batch, Recipe, batches_for, data_notes
 from triptych.vision.grids import labelled_tensors
 from triptych.weights.loaded import Card, Load
 
@@ -58,17 +58,11 @@ def build(request: TrainUnclipUpsampler, world: World, load: Load) -> Recipe:
         picture: Tensor = take_first(test, HELD_OUT)["image"]
         return picture.to(device)
 
-    optimizer = adam(
-        model,
-        request.learning_rate,
-        betas=(0.9, request.beta2),
-        weight_decay=request.weight_decay,
-    )
     card = Card("unclip-upsampler", to_json(config), triptych=version("triptych"))
     return Recipe(
         model=model,
         exported=model,
-        updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
+        updates=[update(model, minimise, request)],
         batches=batches_for(source, training, world),
         export=partial(checkpoint.export, card=to_json(card)),
         chance="before learning: an mse of 1, of the noise",
