@@ -25,7 +25,8 @@ from triptych.weights.hub import find_repository
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
-    "README.md", "docs/classify.md", "docs/clip.md", "docs/detection.md", "docs/text-to-image.md",
+    "README.md", "docs/classify.md", "docs/clip.md", "docs/detection.md", "docs/emoji.md",
+    "docs/text-to-image.md",
 )  # fmt: skip
 STEPS = "--steps 2 --batch-size 4 --accumulate 1 --warmup 0 --sample-every 0 --device cpu"
 SIZES = {
@@ -45,7 +46,7 @@ SMALL = {
     "generate PROMPT": "--steps 2 --size 16x16",
     "grid": "--size 16x16",
     "probe": "--seeds 0",
-    "evaluate TEXT": "--prompts 2 --steps 1",
+    "evaluate TEXT": "--prompts 4 --steps 1",
     "evaluate": EVALUATION,
 }
 
@@ -56,6 +57,11 @@ def commands(page: str) -> list[list[str]]:
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     found = [shlex.split(line, comments=True) for line in lines if line.startswith("triptych ")]
     return [words[1 : words.index(">")] if ">" in words else words[1:] for words in found]
+
+
+def card_of(page: str) -> str:
+    """The JSON file that a page has as an example."""
+    return re.findall(r"```json\n(.*?)```", (ROOT / f"docs/{page}.md").read_text(), re.S)[0]
 
 
 def remove_options(words: list[str], flags: set[str]) -> list[str]:
@@ -79,7 +85,7 @@ def shrink(words: list[str]) -> list[str]:
     name = "" if "--image" in words else words[0]
     if name == "generate" and "--label" not in words and "quad" not in " ".join(words):
         name = "generate PROMPT"
-    if name == "evaluate" and "latents" in words[1]:
+    if name == "evaluate" and re.search("latents|emoji", words[1]):
         name = "evaluate TEXT"
     return [*words, *shlex.split(SMALL.get(name, ""))]
 
@@ -94,7 +100,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         save_picture(file, tiny_clip.picture(number))
         file.with_suffix(".txt").write_text(f"a {label} by day\nthe {label} number {number}\n")
-    for copy in ("mnist-folder", "train-set", "test-set", "more"):
+    for copy in ("mnist-folder", "train-set", "test-set", "more", "emoji"):
         shutil.copytree(root / "photos", root / copy)
     for name in ("photo.jpg", "other.jpg", "like.jpg", "street.jpg", "fox.png", "seven.png"):
         save_picture(root / name, tiny_clip.picture(99))
@@ -102,6 +108,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask[10:20, 10:20] = 255
     save_picture(root / "hat.png", mask)
     (root / "names.txt").write_text("cat\ndog\n")
+    (root / "card.json").write_text(card_of("emoji"))
     write_tensors(root / "model.safetensors", dict(tiny_clip.tiny_clip().model.state_dict()))
     tiny_clip.saved(tiny_clip.tiny_clip(), root / "runs" / "clip")
     tiny_stable_diffusion.saved(root / "runs" / "text-to-image")
@@ -128,7 +135,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "docs/text-to-image.md",
         *[
             pytest.param(f"docs/{page}.md", marks=pytest.mark.slow)
-            for page in ("classify", "clip", "detection", "train-text-to-image")
+            for page in ("classify", "clip", "detection", "emoji", "train-text-to-image")
         ],
     ],
 )
