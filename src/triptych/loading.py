@@ -15,12 +15,21 @@ from triptych import config, fields, runtime
 from triptych.system import ModelKind
 from triptych.systems import KINDS, SYSTEMS
 from triptych.text.known_words import read_known_words
+from triptych.text.language import open_language_tokenizer
 from triptych.text.tokenizer import open_tokenizer
 from triptych.weights.bundled_models import bundled_names, find_bundled, has_card
 from triptych.weights.files.weight_file import open_weights, read_safetensors
 from triptych.weights.hub import fetch_published, find_repository
 from triptych.weights.layouts import Layout, layout
-from triptych.weights.loaded import AS_STORED, DTYPES, Card, Loaded, Reading, require_cast
+from triptych.weights.loaded import (
+    AS_STORED,
+    DTYPES,
+    WRITES,
+    Card,
+    Loaded,
+    Reading,
+    require_cast,
+)
 from triptych.weights.short_names import SHORT_NAMES
 from triptych.weights.skeleton import skeleton
 
@@ -198,6 +207,7 @@ def _load_run(folder: Path, name: str, device: torch.device, dtype: torch.dtype 
         card.transform,
         towers,
         words=read_known_words(folder),
+        language=open_language_tokenizer(folder) if card.model in WRITES else None,
     )
 
 

@@ -11,7 +11,7 @@ from triptych.systems.classifier.request import TrainClassifier
 from triptych.systems.cvae.request import EvaluateVae, TrainCvae
 from triptych.systems.detection.request import Detect
 from triptych.systems.gemma.request import Chat, Decoding
-from triptych.systems.paligemma.request import Ask
+from triptych.systems.paligemma.request import Ask, TrainVlm
 from triptych.systems.pixel_diffusion.request import TrainPixelDiffusion
 from triptych.systems.search.request import Search
 from triptych.systems.stable_diffusion.request import (
@@ -42,6 +42,6 @@ __all__ = [
     "EvaluateTextToImage", "EvaluateVae", "Search", "TextToImage", "Towers", "TrainAutoencoder",
     "TrainClassifier", "TrainClip", "TrainCvae", "TrainPixelDiffusion", "TrainRequest",
     "TrainSiglip", "TrainTextToImage", "TrainUnclip", "TrainUnclipAutoregressive",
-    "TrainUnclipDecoder", "TrainUnclipPrior", "TrainUnclipUpsampler", "TrainWgan",
+    "TrainUnclipDecoder", "TrainUnclipPrior", "TrainUnclipUpsampler", "TrainVlm", "TrainWgan",
     "TrainWordSpace", "Training", "UnclipPictures",
 ]  # fmt: skip

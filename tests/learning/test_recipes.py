@@ -23,6 +23,7 @@ from triptych.requests import (
     TrainRequest,
     TrainSiglip,
     TrainTextToImage,
+    TrainVlm,
     TrainWgan,
     TrainWordSpace,
 )
@@ -118,6 +119,10 @@ REQUESTS: list[TrainRequest] = [
     TrainTextToImage(**SMALL, noise_schedule="scaled_linear", predicts="noise", min_snr=5.0),
     TrainTextToImage(**SMALL | {"text_layers": 0}, text_pool="mean", conditioning="scale_shift"),
     TrainTextToImage(**SMALL, optimizer="muon"),
+    TrainVlm(
+        tasks=("caption",), patch=4, stem=(8, 8), image_width=16, image_layers=1, image_heads=2,
+        width=16, layers=2, heads=2, head_width=8, hidden=32, vocabulary=330,
+    ),
 ]  # fmt: skip
 
 

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import tokenizers
-from tokenizers import AddedToken
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 
 from triptych import atomic
 from triptych.config import BadFile
 from triptych.text.locations import CODE_NAMES, LOCATION_NAMES, MARK
 from triptych.text.tokenizer import open_backend
 
-START, END, PAD = "<bos>", "<eos>", "<pad>"
+START, END, PAD, UNKNOWN = "<bos>", "<eos>", "<pad>", "<unk>"
+SPACE = "▁"
 TURN, TURN_END = "<start_of_turn>", "<end_of_turn>"
 PLACEHOLDER = re.compile(
     r"<unused\d+>|<mask>|<2mass>|\[@BOS@\]|\[multimodal\]|<image(_soft_token)?>|<(start|end)_of_image>"
@@ -142,6 +145,17 @@ class LanguageTokenizer:
         """The tokens of a text to be continued, from the start token on."""
         return [self.start, *self.encode(text)]
 
+    def answer(self, text: str) -> list[int]:
+        """The tokens of an answer that is learned, with its end token: places and codes of masks,
+        `<loc0123>`, are words in it.
+        """
+        tokens: list[int] = []
+        end = 0
+        for match in MARK.finditer(text):
+            tokens += [*self.encode(text[end : match.start()]), self.require(match[0])]
+            end = match.end()
+        return [*tokens, *self.encode(text[end:]), self.end]
+
     def question(self, prefix: str) -> list[int]:
         """The prefix of an answer about a picture, as PaliGemma was trained: the start token, the
         text, and a newline, which is a token of its own.
@@ -181,6 +195,11 @@ class LanguageTokenizer:
             raise ValueError("the last turn is the model's: there is nothing to answer")
         return [*tokens, self.require(TURN), *self.encode("model\n")]
 
+    @property
+    def saves(self) -> bool:
+        """Whether `save` can write it: not where it came from a GGUF file."""
+        return isinstance(self._inner, LibraryVocabulary)
+
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, which transformers reads too; atomic.
 
@@ -191,6 +210,41 @@ class LanguageTokenizer:
             raise ValueError("the vocabulary of a GGUF file is not written as a tokenizer.json")
         with atomic.replace_file(folder / "tokenizer.json") as temporary:
             temporary.write_text(self._inner.backend.to_str(pretty=True), encoding="utf-8")
+
+
+def train_language_tokenizer(
+    texts: Iterable[str], vocabulary: int, places: bool = False
+) -> LanguageTokenizer:
+    """Learn a vocabulary of Gemma's form: byte pairs within words, spaces as `▁`, letters that are
+    not in it as bytes, and tokens for turns.
+
+    It has at most `vocabulary` tokens, and with `places` those of locations and masks besides. The
+    same texts give the same vocabulary.
+
+    Raises:
+        ValueError: `vocabulary` is below 320, bytes and special tokens alone.
+    """
+    if vocabulary < 320:
+        raise ValueError(f"vocabulary must be at least 320 tokens, not {vocabulary}")
+    special = (PAD, END, START, UNKNOWN, TURN, TURN_END)
+    letters = [f"<0x{byte:02X}>" for byte in range(256)]
+    learner = tokenizers.Tokenizer(BPE(unk_token=UNKNOWN, byte_fallback=True))
+    learner.normalizer = normalizers.Replace(" ", SPACE)
+    learner.pre_tokenizer = pre_tokenizers.Split(SPACE, "merged_with_next")
+    learner.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    trainer = BpeTrainer(
+        vocab_size=vocabulary, min_frequency=2, special_tokens=[*special, *letters],
+        show_progress=False,
+    )  # fmt: skip
+    learner.train_from_iterator((text.replace(" ", SPACE) for text in texts), trainer)
+    stored = json.loads(learner.to_str())
+    stored["added_tokens"] = stored["added_tokens"][: len(special)]  # bytes are none
+    backend = tokenizers.Tokenizer.from_str(json.dumps(stored))
+    names = ("\n", *LOCATION_NAMES, *CODE_NAMES) if places else ("\n",)
+    backend.add_tokens([AddedToken(name, normalized=False) for name in names])
+    return LanguageTokenizer(LibraryVocabulary(backend))
 
 
 def open_language_tokenizer(source: Path) -> LanguageTokenizer:

@@ -32,8 +32,8 @@ CAST = {
 A temperature is not, because a scale of 100 would become 98.9.
 """
 
-NO_FLOAT16 = ("gemma", "paligemma")
-"""Kinds of model that compute nonsense in float16."""
+WRITES = ("gemma", "paligemma")
+"""Kinds of model that write text; all of them compute nonsense in float16."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def find_dtype(precision: torch.dtype | str) -> torch.dtype:
 
 def require_cast(loaded: Loaded, dtype: torch.dtype) -> None:
     """Raises ValueError for a precision that a model of this kind does not compute in."""
-    if loaded.card.model in NO_FLOAT16:
+    if loaded.card.model in WRITES:
         runtime.refuse_float16(dtype)
     if dtype != torch.float32 and loaded.card.model not in CAST:
         raise ValueError(

@@ -239,6 +239,8 @@ def to_batch(columns: Columns) -> Batch:
             batch[name] = torch.from_numpy(np.asarray(columns[name], np.float32))
     if "caption" in columns:
         batch["caption"] = list(columns["caption"])
+    if "questions" in columns:  # of pictures that are asked about
+        batch |= {name: list(columns[name]) for name in ("questions", "boxes", "box_labels")}
     return batch
 
 

@@ -1,11 +1,13 @@
 """The request for an answer about a picture. No torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from triptych.fields import set_fields
 from triptych.given import ModelName, Texts, Words, take_texts
+from triptych.nn.checks import require_at_least
 from triptych.systems.gemma.request import Decoding
+from triptych.train.settings import Training, check_numbers
 from triptych.vision.given_pictures import Picture, take_picture
 
 MAX_QUESTION = 32_000
@@ -82,3 +84,95 @@ class Ask:
             "ocr": "ocr",
             "plain": self.question,
         }[self.task]
+
+
+ON_SCENES = Training(
+    data="scenes", size=64, batch_size=64, steps=3000, schedule="cosine", warmup=200,
+    ema_halflife=200, sample_every=0, evaluate_every=1000, precision="auto",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainVlm:
+    """PaliGemma: an eye and a language model that learn to answer about pictures (Beyer 2024)."""
+
+    training: Training = ON_SCENES
+    tasks: Texts = ("caption", "answer", "detect")
+    """What is asked of each picture, one drawn at random: caption, and on scenes answer (questions)
+    and detect (boxes). Other data has captions, or sentences made of its class names.
+    """
+    vision: ModelName = ""
+    """Start the eye from this SigLIP, a run folder or published: its sizes replace those below."""
+    language: ModelName = ""
+    """Start the words from this Gemma, a run folder or a folder of transformers with its
+    tokenizer.json: its sizes and vocabulary replace those below.
+    """
+    freeze: Literal["none", "image", "text"] = "none"
+    """The part that keeps the weights that it starts from."""
+    patch: int = 8
+    """Side of a patch in pixels."""
+    stem: tuple[int, ...] = (32, 64, 128)
+    """Channels of 3 x 3 convolutions that each halve the side, in place of one large patch filter;
+    2 to the power of their number is the patch. Published PaliGemmas have none.
+    """
+    image_width: int = 192
+    """Width of the eye."""
+    image_layers: int = 6
+    """Layers of the eye."""
+    image_heads: int = 3
+    """Attention heads of the eye."""
+    width: int = 192
+    """Width of the language model."""
+    layers: int = 6
+    """Layers of the language model."""
+    heads: int = 4
+    """Query heads of the language model."""
+    kv_heads: int = 1
+    """Key/value heads of the language model."""
+    head_width: int = 48
+    """Width of a head of the language model."""
+    hidden: int = 768
+    """Hidden width of its MLPs."""
+    vocabulary: int = 1024
+    """Tokens that are learned from the texts, beside those of places and masks."""
+    length: int = 96
+    """Longest prefix and suffix together, in tokens; longer answers are cut, and counted."""
+    templates: Words = "photo"
+    """Sentences made of class names where the data has no captions: photo, simple or imagenet."""
+    averaged: Literal["example", "token"] = "example"
+    """Whether every answer weighs the same in the loss, as in big_vision, or every token of the
+    batch, as in transformers.
+    """
+    learning_rate: float = 1e-3
+    """Learning rate of AdamW."""
+    weight_decay: float = 0.05
+    """Weight decay of AdamW, on matrices and filters."""
+    beta2: float = 0.98
+    """Second beta of AdamW."""
+    max_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+
+    def __post_init__(self) -> None:
+        set_fields(self, tasks=take_texts("tasks", self.tasks))
+        check_numbers(self)
+        require_at_least(self, 8, "length")
+        known = ("caption", "answer", "detect")
+        if not self.tasks or not set(self.tasks) <= set(known):
+            raise ValueError(f"tasks are some of {', '.join(known)}, not {', '.join(self.tasks)}")
+        starts = {"image": self.vision, "text": self.language}
+        if not starts.get(self.freeze, "-"):
+            flag = {"image": "vision", "text": "language"}[self.freeze]
+            raise ValueError(f"a frozen part needs weights to start from: give {flag}")
+
+
+VLM_PRESETS = {
+    "tiny": TrainVlm(),
+    "plain": TrainVlm(stem=()),
+    "224": TrainVlm(
+        replace(ON_SCENES, size=224, batch_size=256, steps=100_000, warmup=5000),
+        patch=14, stem=(), image_width=1152, image_layers=27, image_heads=16, width=2048, layers=18,
+        heads=8, head_width=256, hidden=16_384, vocabulary=256_000, length=128, learning_rate=1e-5,
+        weight_decay=1e-6, beta2=0.999,
+    ),
+}  # fmt: skip
+"""The default first."""

@@ -1,0 +1,93 @@
+"""Captions and answers on held-out scenes, judged while a PaliGemma is trained."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from triptych.data.order.batches import take
+from triptych.data.source import Source
+from triptych.nn.decoding import decode
+from triptych.scenes.captions import parse
+from triptych.scenes.judge import holds
+from triptych.scenes.scene import Scene
+from triptych.systems.gemma.model import pad_left
+from triptych.systems.paligemma.examples import AskedScenes
+from triptych.systems.paligemma.model import PaliGemma
+from triptych.text.language import LanguageTokenizer
+
+HELD_OUT = 200
+"""Pictures that are described and asked about in an evaluation."""
+AT_ONCE = 50
+ANSWER = 16
+"""Tokens of the longest answer to a question about a scene."""
+
+
+def answer_all(
+    model: PaliGemma,
+    tokenizer: LanguageTokenizer,
+    images: Tensor,
+    prefixes: Sequence[str],
+    limit: int,
+) -> list[str]:
+    """The most likely answers to a question about each image, in one batch."""
+    tokens, pads = pad_left([tokenizer.question(prefix) for prefix in prefixes], tokenizer.pad)
+    made: list[list[int]] = [[] for _ in prefixes]
+    with torch.inference_mode():
+        logits, cache = model.read(images, tokens.to(images.device), pads)
+        ends = (tokenizer.end,)
+        for step in decode(logits, lambda t: model.step(t, cache), limit=limit, ends=ends):
+            for token in step:
+                if token.reason != "end":
+                    made[token.row].append(token.id)
+    return [tokenizer.decode(tokens) for tokens in made]
+
+
+def held_out(
+    test: Source, tokenizer: LanguageTokenizer, length: int, device: torch.device
+) -> Callable[[PaliGemma], dict[str, float]] | None:
+    """A function of the model: how many captions of held-out scenes are true, and how many
+    questions are answered exactly, beside always giving the most frequent answer.
+    """
+    if not isinstance(test, AskedScenes):
+        return None
+    scenes = test.scenes.scenes(range(HELD_OUT))
+
+    def evaluate(module: PaliGemma) -> dict[str, float]:
+        true = exact = 0
+        expected: list[str] = []
+        for begin in range(0, HELD_OUT, AT_ONCE):
+            places = range(begin, begin + AT_ONCE)
+            batch = take(test, list(places))
+            images = batch["image"].to(device)
+            captions = answer_all(module, tokenizer, images, ["caption en"] * len(images), length)
+            true += sum(
+                _is_true(text, scenes[place]) for text, place in zip(captions, places, strict=True)
+            )
+            pairs = [
+                each[place % len(each)]
+                for place, each in zip(places, batch["questions"], strict=True)
+            ]
+            asked = [f"answer en {question}" for question, _ in pairs]
+            answers = answer_all(module, tokenizer, images, asked, ANSWER)
+            expected += [answer for _, answer in pairs]
+            exact += sum(
+                found.strip() == answer for found, (_, answer) in zip(answers, pairs, strict=True)
+            )
+        most = max(map(expected.count, set(expected)))
+        return {
+            "captions_true": true / HELD_OUT,
+            "questions_exact": exact / HELD_OUT,
+            "by_the_most_frequent_answer": most / HELD_OUT,
+        }
+
+    return evaluate
+
+
+def _is_true(text: str, scene: Scene) -> bool:
+    """Whether a caption is one of the world's, and true of a scene."""
+    try:
+        verdict = holds(parse(text), scene.things, scene.ground.colour, scene.ground.texture)
+    except ValueError:
+        return False
+    return verdict.whole

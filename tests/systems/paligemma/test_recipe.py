@@ -1,0 +1,192 @@
+"""Training a PaliGemma: what is asked, what is learned, and parts of trained models."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from triptych.cli.main import run as command
+from triptych.data.order.batches import take
+from triptych.data.scene_source import SceneSource
+from triptych.loading import load
+from triptych.requests import Training, TrainVlm
+from triptych.scenes.captions import parse
+from triptych.scenes.descriptions import questions
+from triptych.scenes.drawing import boxes
+from triptych.scenes.judge import holds
+from triptych.systems.paligemma import examples, held_out
+from triptych.systems.paligemma.examples import AskedScenes, Example, draw_examples, write_found
+from triptych.systems.paligemma.recipe import build, encode
+from triptych.text.language import train_language_tokenizer
+from triptych.text.locations import parse_objects
+from triptych.train.distributed import World
+from triptych.train.loop import fit
+from triptych.vision.images import save_picture
+
+SMALL = {
+    "image_width": 32, "image_layers": 1, "image_heads": 2, "width": 32, "layers": 2, "heads": 2,
+    "head_width": 16, "hidden": 64, "vocabulary": 400, "stem": (8, 16, 32), "length": 48,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_texts(monkeypatch):
+    """A vocabulary of the texts of few pictures, which is quick."""
+    monkeypatch.setattr(examples, "LEARNED_FROM", 60)
+
+
+def settings(data: str, steps: int, **more) -> Training:
+    return Training(data=data, steps=steps, batch_size=8, sample_every=0, device="cpu", **more)
+
+
+def start(request):
+    return build(request, World(), load)
+
+
+def test_examples_are_true_of_their_pictures():
+    """Captions hold, answers are those of the scene, boxes are its boxes to half a step."""
+    source = AskedScenes(SceneSource("scenes", size=32))
+    batch = take(source, list(range(40)))
+    scenes = source.scenes.scenes(range(40))
+    torch.manual_seed(0)
+    seen = set()
+    for task in ("caption", "answer", "detect"):
+        draw = draw_examples(source, (task,), ())
+        for _ in range(3):
+            for row, (prefix, suffix) in enumerate(draw(batch)):
+                scene = scenes[row]
+                seen.add((task, bool(suffix)))
+                if task == "caption":
+                    assert prefix == "caption en"
+                    ground = scene.ground.colour, scene.ground.texture
+                    assert holds(parse(suffix), scene.things, *ground).whole
+                elif task == "answer":
+                    assert (prefix.removeprefix("answer en "), suffix) in questions(scene)
+                else:
+                    label = prefix.removeprefix("detect ")
+                    named = [f"{t.colour} {t.shape}" for t in scene.things]
+                    parsed = parse_objects(suffix)
+                    assert parsed.ignored == ()
+                    assert [each.label for each in parsed.objects] == [label] * named.count(label)
+                    own = np.clip(boxes(scene), 0, 1)
+                    for each in parsed.objects:
+                        assert np.abs(own - np.array(each.box)).max(1).min() <= 0.5 / 1023 + 1e-6
+    assert ("detect", True) in seen and ("detect", False) in seen
+
+
+def test_boxes_are_written_from_the_top_left_on():
+    found = [
+        (0.5, 0.5, 0.6, 0.6),
+        (0.2, 0.1, 0.3, 0.3),
+        (-0.1, 0.1, 0.1, 1.2),
+        (0.4, 0.4, 0.4, 0.5),
+    ]
+    text = write_found(found, ["a", "a", "a", "a"], "a")
+    corners = [each.box[:2] for each in parse_objects(text).objects]
+    np.testing.assert_allclose(corners, [(0.0, 0.1), (0.2, 0.1), (0.5, 0.5)], atol=1e-3)
+
+
+def test_rows_are_prefix_and_suffix():
+    """The end token is learned, and answers that are cut are counted."""
+    tokenizer = train_language_tokenizer(["caption en a red circle"] * 3, 330, places=True)
+    rows = [Example("caption en", "a red circle"), Example("detect x", "<loc0001>" * 4 + " x")]
+    tokens, prefix, lengths, cut = encode(rows, tokenizer, 60)
+    assert cut == 0 and tokens.shape == (2, int(lengths.max()))
+    for row, (asked, answer) in enumerate(rows):
+        own = tokens[row, : lengths[row]].tolist()
+        assert own[: prefix[row]] == tokenizer.question(asked)
+        assert own[-1] == tokenizer.end and tokenizer.decode(own[prefix[row] : -1]) == answer
+        assert set(tokens[row, lengths[row] :].tolist()) <= {tokenizer.pad}
+    *_, lengths, cut = encode(rows, tokenizer, 5)
+    assert cut == 2 and lengths.tolist() == [5, 5]
+
+
+def test_eight_pictures_are_learned_by_heart(tmp_path: Path, capsys):
+    """Each of eight captions comes back from the run folder, by the command too."""
+    rng = np.random.default_rng(0)
+    names = ["red", "green", "blue", "black", "white", "grey", "pink", "brown"]
+    for number, name in enumerate(names):
+        path = tmp_path / "eight" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        save_picture(path, rng.integers(0, 256, (32, 32, 3), np.uint8))
+        path.with_suffix(".txt").write_text(f"a picture in {name}")
+    training = settings(f"{tmp_path / 'eight'}", 100, ema_halflife=3, save_every=100)
+    request = TrainVlm(training, tasks=("caption",), **SMALL, learning_rate=3e-3)
+    recipe = start(request)
+    for _ in fit(recipe, training, tmp_path / "run"):
+        pass
+    loaded = load(f"{tmp_path / 'run'}", dtype="float32")
+    batch = next(recipe.batches(0))
+    answers = held_out.answer_all(
+        loaded.model, loaded.language, batch["image"], ["caption en"] * len(batch["image"]), 20
+    )
+    right = [found == text for found, text in zip(answers, batch["caption"], strict=True)]
+    assert sum(right) >= 7
+    capsys.readouterr()
+    picture = f"{tmp_path / 'eight' / '0.png'}"
+    assert command(["caption", picture, "--model", f"{tmp_path / 'run'}"]) == 0
+    assert capsys.readouterr().out.startswith("a picture in ")
+
+
+def test_three_steps_and_three_more_are_six_on_scenes(tmp_path: Path, monkeypatch):
+    """All tasks; and the figures of held-out scenes are shares, with the floor."""
+    monkeypatch.setattr(held_out, "HELD_OUT", 6)
+    monkeypatch.setattr(held_out, "AT_ONCE", 3)
+    training = settings("scenes-two", 6, save_every=3, size=32)
+    request = TrainVlm(training, **SMALL | {"length": 24})
+    for _ in fit(start(request), training, tmp_path / "whole"):
+        pass
+    steps = fit(start(request), training, tmp_path / "broken")
+    next(report for report in steps if report.step == 3)
+    steps.close()
+    for _ in fit(start(request), training, tmp_path / "broken"):
+        pass
+    whole, broken = (load(f"{tmp_path / name}").model.state_dict() for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    row = start(request).evaluate(load(f"{tmp_path / 'whole'}", dtype="float32").model)
+    assert set(row) == {"captions_true", "questions_exact", "by_the_most_frequent_answer"}
+    assert all(0 <= share <= 1 for share in row.values())
+
+
+def test_parts_start_from_trained_models(tmp_path: Path):
+    """The words of one run, frozen, in another; its sizes and vocabulary replace the others."""
+    training = settings("scenes-two", 2, size=32)
+    first = start(TrainVlm(training, **SMALL))
+    for _ in fit(first, training, tmp_path / "first"):
+        pass
+    loaded = load(f"{tmp_path / 'first'}", dtype="float32")
+    words = dataclasses.replace(loaded, model=loaded.model.text, config=loaded.config.text)
+
+    def load_part(name, device="cpu", dtype="auto"):
+        assert name == "words"
+        return words
+
+    request = TrainVlm(training, **SMALL | {"layers": 5}, language="words", freeze="text")
+    model = build(request, World(), load_part).model
+    before = loaded.model.text.state_dict()
+    assert all(torch.equal(before[name], value) for name, value in model.text.state_dict().items())
+    assert not any(p.requires_grad for p in model.text.parameters())
+    assert all(p.requires_grad for p in model.image.parameters())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tasks": ()}, "tasks are some of"),
+        ({"tasks": ("segment",)}, "tasks are some of"),
+        ({"freeze": "text"}, "give language"),
+        ({"freeze": "image"}, "give vision"),
+        ({"length": 2}, "length must be at least 8"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TrainVlm(**fields)
+
+
+def test_data_without_questions_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="train on it with --tasks caption"):
+        start(TrainVlm(settings("digits", 1)))
