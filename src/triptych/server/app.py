@@ -27,6 +27,8 @@ def build_app(service: Service, port: Callable[[], int]) -> Asgi:
     registry = CollectorRegistry()
     app = FastAPI(
         title="Triptych", version=version("triptych"), docs_url=None, redoc_url=None,
+        redirect_slashes=False,  # a redirect would be made of what the client calls this host
+       
         description="Every request as a job, and the routes of OpenAI and AUTOMATIC1111.",
     )  # fmt: skip
     handle_errors(app)

@@ -66,7 +66,10 @@ class Models:
         """Bytes of the models that are loaded, by place."""
         with self.lock:
             ready = [(key, kept.result()) for key, kept in self.kept.items() if kept.done()]
-        return {key[0]: kept.size for key, kept in ready}
+        found: dict[str, int] = {}
+        for (place, *_), kept in ready:
+            found[place] = found.get(place, 0) + kept.size
+        return found
 
     def _forget(self, most: int) -> None:
         """Drop the models used longest ago, down to `most` and into the budget; never the last."""

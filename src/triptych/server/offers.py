@@ -12,6 +12,8 @@ from pathlib import Path
 from triptych.data.names import BUILT_IN
 from triptych.fields import nearest
 from triptych.server.settings import Places, Serve
+from triptych.weights.bundled_models import bundled_folder, bundled_names, is_model
+from triptych.weights.hub import find_repository
 from triptych.weights.short_names import SHORT_NAMES
 
 RUNS, LORAS = Path("runs"), Path("loras")
@@ -45,11 +47,29 @@ class Offers:
     data_sets: Callable[[], Mapping[str, str]] = field(default=dict)
     """Ids and titles of data sets that were uploaded."""
 
+    def check(self) -> None:
+        """Refuse, at the start, models that do not exist and names that two of them have.
+
+        Raises:
+            ValueError: there is one; says which.
+        """
+        seen: dict[str, str] = {}
+        for place in self.settings.models:
+            if not (os.path.exists(place) or place in bundled_names() or find_repository(place)):
+                raise ValueError(f"--models: there is no model {place!r}")
+            name = read_model(place).name
+            if name in seen:
+                raise ValueError(f"--models: {seen[name]} and {place} are both called {name!r}")
+            seen[name] = place
+
     def models(self) -> dict[str, Model]:
-        """By name; those that are given first, then those trained here."""
+        """By name: those that are given, or those in the package and below `runs`; then those that
+        were trained here.
+        """
         given = [read_model(place) for place in self.settings.models]
         if not self.settings.models:
-            given = [read_model(str(run)) for run in list_runs(RUNS)]
+            given = [read_bundled(name) for name in bundled_names()]
+            given += [read_model(str(run)) for run in list_runs(RUNS)]
         trained = [read_model(str(run)) for run in list_runs(self.places.runs)]
         found: dict[str, Model] = {}
         for model in [*given, *trained]:
@@ -133,6 +153,8 @@ def list_runs(folder: Path) -> list[Path]:
 
 def read_model(place: str) -> Model:
     """A model by its path or name, without loading it."""
+    if place in bundled_names() and not is_model(Path(place)):
+        return read_bundled(place)
     if not os.path.exists(place):
         known = SHORT_NAMES.get(place)
         return Model(place, place, known.family if known else "")
@@ -141,6 +163,11 @@ def read_model(place: str) -> Model:
     return Model(
         path.stem if path.is_file() else name, place, find_kind(path), int(path.stat().st_mtime)
     )
+
+
+def read_bundled(name: str) -> Model:
+    """A model that comes with the package."""
+    return Model(name, name, find_kind(bundled_folder(name)))
 
 
 def find_kind(path: Path) -> str:

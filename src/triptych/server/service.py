@@ -109,6 +109,7 @@ def open_service(
             offers = Offers(
                 settings, places, lambda: {k: v["title"] for k, v in files.data_sets().items()}
             )
+            offers.check()
             inputs = Inputs(offers, files, places, limits)
             feed = Feed(jobs)
             models = Models(load_model, memory_budget(settings.memory))

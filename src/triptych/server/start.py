@@ -12,6 +12,9 @@ from triptych.server.service import Service, open_service
 from triptych.server.settings import Serve
 
 
+BACKLOG = 1024
+
+
 class Server(uvicorn.Server):
     """Stops jobs and streams before it waits for connections to close."""
 
@@ -74,6 +77,7 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(BACKLOG)  # before the address is printed: nobody is turned away
     except OSError as error:
         listening.close()
         reason = error.strerror or str(error)

@@ -1,5 +1,6 @@
 """Carries out one request: progress, previews and pictures as they come, then the result."""
 
+import errno
 import json
 import threading
 import time
@@ -87,6 +88,8 @@ def describe_failure(error: Exception, resolved: Resolved | None = None) -> dict
     """What a client is told: our own sentences, and never the words of a library or a path."""
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
         return {"type": "memory", "message": "there was not enough memory: ask for less at a time"}
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return {"type": "disk", "message": "the disk of the service is full: delete results"}
     known = isinstance(error, ValueError | RuntimeError | FloatingPointError)
     if not (known and _is_ours(error)):
         traceback.print_exception(error)

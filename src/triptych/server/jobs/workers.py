@@ -1,6 +1,7 @@
 """Threads that take jobs: one for each device, one for trainings, one for checks of data."""
 
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -94,8 +95,11 @@ class Workers:
                         feed.changed.wait(PAUSE)
                 continue
             feed.notify()
-            outcome = lane.carry_out(job, self.tools, stop)
+            try:
+                outcome = lane.carry_out(job, self.tools, stop)
+                self.tools.jobs.end(job.id, outcome.state, outcome.result, outcome.error)
+            except Exception:  # the database cannot be written; the next job may be luckier
+                traceback.print_exc()
             with self.lock:
                 del self.running[job.id]
-            self.tools.jobs.end(job.id, outcome.state, outcome.result, outcome.error)
             feed.notify()

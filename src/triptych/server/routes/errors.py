@@ -47,7 +47,7 @@ STATUSES = {
     429: "Too many jobs of this client wait",
     500: "The service failed",
     503: "Too many jobs wait, or the service stops",
-    507: "Not enough memory",
+    507: "Not enough memory, or the disk is full",
 }
 NAMES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 

@@ -159,22 +159,29 @@ def rename_field(error: ValueError) -> Failure:
 def to_request(
     service: Service, images: Images, pictures: dict[str, str]
 ) -> tuple[Offered, dict[str, Any]]:
-    """Our request for OpenAI's: a prompt, or for a model of classes the name of one."""
+    """Our request for OpenAI's: a prompt; for a model of classes the name of one; for DALL-E 2 a
+    prompt or a picture to vary.
+    """
     requests = offered_requests()
-    named = find_model(service, images.model) if images.model else None
-    offered = requests[DRAWING]
-    body: dict[str, Any] = {
-        "prompt": images.prompt, "negative": images.negative_prompt, "n": images.n,
-        "size": "" if images.size == "auto" else images.size, "steps": images.num_inference_steps,
-        "sampler": images.scheduler, "guidance": images.guidance_scale, "seed": images.seed,
+    named = {"model": images.model} if images.model else {}
+    kind = find_model(service, images.model).kind if images.model else ""
+    shared = {
+        "n": images.n, "seed": images.seed, "steps": images.num_inference_steps,
+        "guidance": images.guidance_scale,
     }  # fmt: skip
-    classes = requests["class-to-image"]
-    if named is not None and named.kind in classes.serves:
-        kept = {name: body[name] for name in ("n", "seed", "steps", "sampler", "guidance")}
-        offered, body = classes, {"label": images.prompt} | kept
-    if pictures:
-        body |= pictures | ({} if images.strength is None else {"strength": images.strength})
-    return offered, body | ({"model": images.model} if images.model else {})
+    classes, unclip = requests["class-to-image"], requests["unclip-pictures"]
+    if kind in classes.serves and kind:
+        sampler = {"sampler": images.scheduler}
+        return classes, {"label": images.prompt} | shared | sampler | pictures | named
+    if kind in unclip.serves and kind:
+        what = {"what": "variations"} if pictures else {"prompt": images.prompt}
+        return unclip, what | shared | pictures | named
+    body: dict[str, Any] = {
+        "prompt": images.prompt, "negative": images.negative_prompt, "sampler": images.scheduler,
+        "size": "" if images.size == "auto" else images.size,
+    }  # fmt: skip
+    strength = {"strength": images.strength} if pictures and images.strength is not None else {}
+    return requests[DRAWING], body | shared | strength | pictures | named
 
 
 def made(job: Job) -> list[dict[str, Any]]:

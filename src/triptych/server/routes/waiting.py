@@ -59,7 +59,7 @@ def require_done(job: Job) -> Job:
         return job
     if job.state == "failed":
         error = job.error or {}
-        statuses = {"request": 400, "memory": 507}
+        statuses = {"request": 400, "memory": 507, "disk": 507}
         status = statuses.get(str(error.get("type")), 500)
         kind = "invalid_request_error" if status == 400 else "server_error"
         # the same would fail again, after as long: clients must not repeat it by themselves

@@ -1,0 +1,88 @@
+"""A training as a job: in a process of its own, followed, stopped, gone on with, and used."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.server.running import run_service
+
+SMALL = {
+    "training": {
+        "data": "digits", "steps": 6, "batch_size": 8, "log_every": 2, "save_every": 2,
+        "sample_every": 4, "device": "cpu",
+    },
+    "widths": [4], "latent": 2, "network": "mlp",
+}  # fmt: skip
+
+
+def picture(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_a_training_is_followed_and_its_model_used(tmp_path) -> None:
+    with run_service(tmp_path, models=()) as running:
+        answer = running.http.post("/api/train-cvae", params={"run": "mine"}, json=SMALL)
+        job = answer.json()
+        assert job["run"] == "mine"
+        events = list(running.events(job["id"]))
+        kinds = [event["event"] for event in events]
+        assert kinds[-1] == "done", events[-1]
+        rows = [event for event in events if event["event"] == "row"]
+        assert [row["step"] for row in rows] == [2, 4, 6] and "loss" in str(rows[0])
+        samples = [event for event in events if event["event"] == "sample"]
+        assert samples and running.http.get(samples[0]["url"]).content.startswith(b"\x89PNG")
+        models = {model["name"]: model["kind"] for model in running.http.get("/api/models").json()}
+        assert models["mine"] == "cvae"
+        drawn = running.made("class-to-image", model="mine", label="3", n=1)
+        assert drawn["result"]["pictures"][0]["facts"]["shows"] == "3"
+        again = running.http.post("/api/train-cvae", params={"run": "mine"}, json=SMALL)
+        assert again.status_code == 409
+
+
+@pytest.mark.slow
+def test_a_stopped_training_goes_on_where_it_stopped(tmp_path) -> None:
+    long = SMALL | {"training": SMALL["training"] | {"steps": 100_000, "log_every": 1}}
+    with run_service(tmp_path, models=()) as running:
+        job = running.submit("train-cvae", **long)
+        for event in running.events(job["id"]):
+            if event["event"] == "row":
+                break
+        running.http.delete(f"/api/jobs/{job['id']}")
+        stopped = running.finish(job["id"])
+        assert stopped["state"] == "cancelled"
+        last = stopped["result"]["values"]["row"]["step"]
+        again = running.http.post(f"/api/jobs/{job['id']}/again").json()
+        for event in running.events(again["id"]):
+            if event["event"] == "row":
+                assert event["step"] >= last
+                break
+        running.http.delete(f"/api/jobs/{again['id']}")
+        assert running.finish(again["id"])["state"] == "cancelled"
+
+
+def test_pictures_dropped_in_a_page_are_checked_as_a_source(tmp_path) -> None:
+    files = [
+        ("files", (f"photos/{label}/{number}.png", picture(number)))
+        for number, label in enumerate(["cat", "dog"] * 6)
+    ]
+    files += [("files", ("photos/cat/0.txt", b"a cat")), ("files", ("x/../../y.png", picture(99)))]
+    files += [("files", ("broken.png", b"none"))]
+    with run_service(tmp_path / "home", models=()) as running:
+        answer = running.http.post("/api/data-sets", data={"title": "pets"}, files=files)
+        assert answer.status_code == 201, answer.text
+        found = answer.json()
+        assert found["pictures"] == 13 and list(found["skipped"]) == ["broken.png"]
+        assert not (tmp_path / "y.png").exists()
+        values = running.made("check-data", source=found["name"])["result"]["values"]
+        assert values["pictures"] == 13 and values["classes"].keys() >= {"cat", "dog"}
+        assert values["source"] == found["name"]
+        assert found["name"] in [one["name"] for one in running.http.get("/api/data").json()]
+        assert running.http.delete(f"/api/data-sets/{found['name']}").status_code == 204
+        assert (
+            running.http.post("/api/check-data", json={"source": found["name"]}).status_code == 400
+        )
