@@ -11,7 +11,6 @@ from triptych.server.app import build_app
 from triptych.server.service import Service, open_service
 from triptych.server.settings import Serve
 
-
 BACKLOG = 1024
 
 
