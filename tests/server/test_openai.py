@@ -169,7 +169,8 @@ def test_other_error_classes(served, offered, tmp_path) -> None:
         with pytest.raises(openai.NotFoundError):
             client.images.generate(prompt="a cat", model="dall-e-3")
         with pytest.raises(openai.NotFoundError):
-            client.chat.completions.create(model="painter", messages=[])
+            message = {"role": "user", "content": "a"}
+            client.chat.completions.create(model="gpt", messages=[message])
 
 
 def broken(job: Job, tools: Tools, stop: Stop) -> Outcome:

@@ -14,6 +14,7 @@ from triptych.server.routes import (
     health,
     library,
     openai,
+    openai_chat,
     openai_embeddings,
     own,
     page,
@@ -28,13 +29,13 @@ def build_app(service: Service, port: Callable[[], int]) -> Asgi:
     app = FastAPI(
         title="Triptych", version=version("triptych"), docs_url=None, redoc_url=None,
         redirect_slashes=False,  # a redirect would be made of what the client calls this host
-       
         description="Every request as a job, and the routes of OpenAI and AUTOMATIC1111.",
     )  # fmt: skip
     handle_errors(app)
     app.include_router(own.routes(service))
     app.include_router(library.routes(service))
     app.include_router(openai.routes(service))
+    app.include_router(openai_chat.routes(service))
     app.include_router(openai_embeddings.routes(service))
     app.include_router(automatic1111.routes(service))
     app.include_router(health.routes(service, registry))

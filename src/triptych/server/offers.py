@@ -19,7 +19,10 @@ from triptych.weights.short_names import SHORT_NAMES
 RUNS, LORAS = Path("runs"), Path("loras")
 RESULTS = "results"
 """As a source: every picture that the service has made."""
-PUBLISHED = {"clip": "clip", "siglip": "siglip", "siglip2": "siglip"}
+PUBLISHED = {
+    "clip": "clip", "siglip": "siglip", "siglip2": "siglip", "gemma": "gemma", "gemma2": "gemma",
+    "gemma3": "gemma", "gemma3_text": "gemma", "paligemma": "paligemma",
+}  # fmt: skip
 """Kinds by `model_type` of transformers."""
 LORA_ENDINGS = (".safetensors", ".pt", ".bin")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,79}")
@@ -173,7 +176,10 @@ def read_bundled(name: str) -> Model:
 def find_kind(path: Path) -> str:
     """The kind of a model by its configuration; empty if it cannot be told without loading."""
     if (path / "model_index.json").exists():
-        return "stable-diffusion"
+        pipeline = (path / "model_index.json").read_text(encoding="utf-8", errors="replace")
+        return "unclip" if "UnCLIP" in pipeline else "stable-diffusion"
+    if path.suffix == ".gguf":
+        return "gemma"
     if (path / "open_clip_config.json").exists():
         return "clip"
     try:

@@ -1,5 +1,6 @@
 """Everything that the routes use, opened for one home: one service a home at a time."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,10 @@ class Service:
         Raises:
             ValueError: it is no such request, or names what is not offered.
         """
+        names = {field.name for field in dataclasses.fields(offered.kind)}
+        if isinstance(body, dict) and "model" in names and not body.get("model"):
+            fitting = self.offers.fitting_models(offered.serves)
+            body = body | ({"model": fitting[0].name} if fitting else {})
         return self.inputs.check(offered, from_json(offered.kind, body))
 
     def submit(

@@ -102,6 +102,10 @@ class Limits:
     """Pixels."""
     work: int = 10 * 50 * 1024 * 1024
     """Pictures times steps times pixels of one request: ten of 1024 x 1024 in 50 steps."""
+    tokens: int = 1024
+    """Of an answer."""
+    messages: int = 64
+    """Of a chat."""
     texts: int = 256
     """Texts to embed."""
     labels: int = 1000

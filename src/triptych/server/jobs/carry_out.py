@@ -165,6 +165,8 @@ class Recorder:
         if (notes := tuple(getattr(item, "notes", ()))) != self.notes:
             self.notes = notes
             self.tools.tell(self.job, "notes", {"notes": list(notes)})
+        if new := getattr(item, "new", ""):  # of a language model
+            self.tools.tell(self.job, "text", {"new": new})
         data = {"done": round(float(item.done), 4), "pictures": len(self.files)}
         self.tools.tell(self.job, "progress", data)
 

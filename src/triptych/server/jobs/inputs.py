@@ -156,8 +156,11 @@ class Inputs:
         limits = self.limits
         counts = {
             "n": limits.n, "steps": limits.steps, "k": limits.found, "labels": limits.labels,
-            "text": limits.texts, "prompt": limits.texts,
+            "text": limits.texts, "prompt": limits.texts, "turns": limits.messages,
         }  # fmt: skip
+        tokens = getattr(getattr(request, "decoding", None), "max_tokens", 0)
+        if tokens > limits.tokens:
+            raise Refused("decoding.max_tokens", f"at most {limits.tokens:,} here, not {tokens:,}")
         for name, most in counts.items():
             value = getattr(request, name, None)
             if isinstance(value, str) or value is None:

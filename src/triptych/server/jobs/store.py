@@ -15,7 +15,7 @@ from triptych.server.jobs.database import Database, new_id
 State = Literal["waiting", "running", "cancelling", "done", "failed", "cancelled", "interrupted"]
 ACTIVE = ("waiting", "running", "cancelling")
 FINAL = ("done", "failed", "cancelled", "interrupted")
-PASSING = ("progress", "preview")
+PASSING = ("progress", "preview", "text")
 """Kinds of events that are forgotten when the job ends."""
 
 

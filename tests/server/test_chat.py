@@ -1,0 +1,93 @@
+"""Chats by OpenAI's client, with a small language model of random weights."""
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+import triptych
+from tests.server.running import Running, run_service
+from tests.systems.gemma.tiny_gguf import write_gguf
+from triptych.requests import Chat
+
+DECODING = {"temperature": 0.0, "max_tokens": 6}
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "a red circle"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "a blue square"},
+]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    root = tmp_path_factory.mktemp("chat")
+    write_gguf(root / "small.gguf")
+    with run_service(root / "home", models=(str(root / "small.gguf"),)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(running: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{running.url}/v1", api_key="any", max_retries=0)
+
+
+def test_an_answer_is_that_of_the_library_streamed_or_not(client, running) -> None:
+    whole = client.chat.completions.create(model="small", messages=CHAT, **DECODING)
+    place = running.service.offers.find_model("small").place
+    decoding = {"decoding": Chat("a", "b").decoding.__class__(**DECODING)}
+    request = Chat(
+        "a blue square", place, system="Be brief.", turns=["a red circle", "yes"], **decoding
+    )
+    *_, said = triptych.run(request)
+    choice = whole.choices[0]
+    assert choice.message.content == said.text and choice.finish_reason == "length"
+    assert whole.usage.completion_tokens == 6 and whole.usage.prompt_tokens == said.prompt
+    chunks = list(
+        client.chat.completions.create(
+            model="small",
+            messages=CHAT,
+            stream=True,
+            stream_options={"include_usage": True},
+            **DECODING,
+        )
+    )
+    parts = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(parts) == said.text and chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+
+
+def test_without_a_model_the_one_that_chats(client, running) -> None:
+    answer = client.chat.completions.create(
+        model="", messages=[{"role": "user", "content": "a red circle"}], **DECODING
+    )
+    assert answer.model == "small"
+    found = running.made("chat", message="a red circle", decoding=DECODING)
+    assert found["result"]["values"]["text"] == answer.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ([], "at least one"),
+        ([{"role": "assistant", "content": "a"}], "alternate"),
+        ([CHAT[1], CHAT[1]], "alternate"),
+        ([{"role": "user", "content": [{"type": "audio"}]}], "parts of text and image_url"),
+        ([{"role": "user"}], "parts of text and image_url"),
+    ],
+)
+def test_what_is_no_chat_is_refused(client, messages, words) -> None:
+    with pytest.raises(openai.BadRequestError, match=words):
+        client.chat.completions.create(model="small", messages=messages)
+
+
+def test_a_picture_needs_a_model_that_sees(client) -> None:
+    part = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/a.png"}}
+    content = [{"type": "text", "text": "what is it?"}, part]
+    with pytest.raises(openai.BadRequestError, match="not fetched"):
+        client.chat.completions.create(
+            model="small", messages=[{"role": "user", "content": content}]
+        )
+    with pytest.raises(openai.BadRequestError, match="at most 1,024"):
+        client.chat.completions.create(model="small", messages=CHAT, max_tokens=2000)
