@@ -41,6 +41,8 @@ class Vocabulary(Protocol):
 
     def token(self, name: str) -> int | None: ...
 
+    def to_json(self) -> str: ...
+
 
 class LibraryVocabulary:
     """A `tokenizer.json`, split by the `tokenizers` library."""
@@ -66,6 +68,11 @@ class LibraryVocabulary:
     def token(self, name: str) -> int | None:
         found: int | None = self.backend.token_to_id(name)
         return found
+
+    def to_json(self) -> str:
+        """The content of its `tokenizer.json`."""
+        text: str = self.backend.to_str(pretty=True)
+        return text
 
 
 def _is_hidden(name: str) -> bool:
@@ -195,21 +202,10 @@ class LanguageTokenizer:
             raise ValueError("the last turn is the model's: there is nothing to answer")
         return [*tokens, self.require(TURN), *self.encode("model\n")]
 
-    @property
-    def saves(self) -> bool:
-        """Whether `save` can write it: not where it came from a GGUF file."""
-        return isinstance(self._inner, LibraryVocabulary)
-
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`, which transformers reads too; atomic.
-
-        Raises:
-            ValueError: the vocabulary came from a GGUF file, which lists no merges.
-        """
-        if not isinstance(self._inner, LibraryVocabulary):
-            raise ValueError("the vocabulary of a GGUF file is not written as a tokenizer.json")
+        """Write `tokenizer.json`, which transformers reads too; atomic."""
         with atomic.replace_file(folder / "tokenizer.json") as temporary:
-            temporary.write_text(self._inner.backend.to_str(pretty=True), encoding="utf-8")
+            temporary.write_text(self._inner.to_json(), encoding="utf-8")
 
 
 def train_language_tokenizer(

@@ -6,11 +6,13 @@ vocabulary become bytes.
 """
 
 import heapq
+import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 SPACE = "▁"
+UNKNOWN_NAME = "<unk>"
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 """What a piece is, as SentencePiece and GGUF number it. Control pieces have no text, and user
 pieces are found before any merge.
@@ -100,6 +102,55 @@ class ScoredPieces:
     def token(self, name: str) -> int | None:
         """The number of a piece, also of a control piece."""
         return self._controls.get(name, self._users.get(name, self._ids.get(name)))
+
+    def to_json(self) -> str:
+        """The content of a `tokenizer.json` that encodes the same: scores become an order of
+        merges. It takes some seconds for 262,144 pieces.
+        """
+        names = sorted((token, name) for name, token in (self._users | self._controls).items())
+        added = [
+            {
+                "id": token, "content": name, "single_word": False, "lstrip": False,
+                "rstrip": False, "normalized": False, "special": token in self.controls,
+            }
+            for token, name in names
+        ]  # fmt: skip
+        decoders = [
+            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+        ]
+        model = {
+            "type": "BPE", "dropout": None,
+            "unk_token": UNKNOWN_NAME if UNKNOWN_NAME in self._controls else None,
+            "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
+            "byte_fallback": True, "ignore_merges": False,
+            "vocab": dict(zip(self.pieces, range(self.vocabulary), strict=True)),
+            "merges": self._merges(),
+        }  # fmt: skip
+        whole = {
+            "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+            "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+            "pre_tokenizer": None, "post_processor": None,
+            "decoder": {"type": "Sequence", "decoders": decoders}, "model": model,
+        }  # fmt: skip
+        return json.dumps(whole, ensure_ascii=False)
+
+    def _merges(self) -> list[tuple[str, str]]:
+        """The pairs of pieces whose union is one, those with the best union first, of the same
+        union those with the longest left part: the order of published files. Runs of one letter,
+        which the file lists as pieces of the user, come before all others.
+        """
+        runs = [name for name in self._users if len(name) > 1 and len(set(name)) == 1]
+        known = self._ids.keys() | set(runs) | {name[0] for name in runs}
+        pairs = [(name[:at], name[at:]) for name in runs for at in range(len(name) - 1, 0, -1)]
+        found = [pair for pair in pairs if pair[0] in known and pair[1] in known]
+        found.sort(key=lambda pair: (-len(pair[0]), -len(pair[1])))
+        for name in sorted(self._ids, key=lambda name: -self._scores[self._ids[name]]):
+            for at in range(len(name) - 1, 0, -1):
+                if name[:at] in known and name[at:] in known:
+                    found.append((name[:at], name[at:]))
+        return found
 
     def _merge(self, word: str) -> tuple[int, ...]:
         """Merge neighbours, the best union first, of equal ones the leftmost."""

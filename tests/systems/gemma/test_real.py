@@ -197,6 +197,20 @@ def test_tokens_of_5000_mixed_lines_are_those_of_the_published_tokenizer(ours, p
         assert ours.language.decode(expected) == reference.decode(expected), repr(line)
 
 
+def test_the_vocabulary_is_written_as_it_was_published(ours, published, tmp_path):
+    """The scores of the file become the published merges, one after another, but for two tabs,
+    which stand a place later there.
+    """
+    ours.language.save(tmp_path)
+    found = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    expected = json.loads(published.read_text())["model"]
+    assert found["vocab"] == expected["vocab"]
+    for merges in (found["merges"], expected["merges"]):
+        assert merges.index(["\t", "\t"]) in (1394, 1395)
+        merges.remove(["\t", "\t"])
+    assert found["merges"] == expected["merges"]
+
+
 def test_a_chat_is_that_of_the_published_template(ours, published):
     stored = json.loads((published.parent / "tokenizer_config.json").read_text())
     reference = tokenizers.Tokenizer.from_file(f"{published}")

@@ -10,17 +10,13 @@ from triptych.weights.loaded import Loaded, Writer
 
 
 def write_transformers(loaded: Loaded, folder: Path) -> tuple[str, ...]:
-    """Configuration, weights in the type that they have, and tokenizer where it can be written."""
+    """Configuration, weights in the type that they have, and tokenizer."""
     write_json(folder / "config.json", to_transformers(loaded.config))
     tensors = export(dict(loaded.model.state_dict()), rules(loaded.config))
     # the reader of the other library asks which framework the tensors are of
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    if loaded.language is None:
-        return ()
-    try:
+    if loaded.language is not None:
         loaded.language.save(folder)
-    except ValueError as error:
-        return (f"{error}: put the publisher's beside the weights",)
     return ()
 
 

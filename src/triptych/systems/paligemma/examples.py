@@ -5,17 +5,23 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from triptych.data.captions import batch_texts, captions_of
 from triptych.data.scene_source import SceneSource
 from triptych.data.source import Columns, Source, SourceInfo
 from triptych.scenes.descriptions import questions
+from triptych.text.language import LanguageTokenizer
 from triptych.text.locations import Box, Located, write_objects
 
 LEARNED_FROM = 5000
 """Pictures whose texts make the vocabulary."""
 ABSENT = 4
 """Every how-manieth request to detect names what is in another picture of the batch."""
+
+
+CAPTION = "caption en"
+"""The prefix of a description."""
 
 
 class Example(NamedTuple):
@@ -69,7 +75,7 @@ def draw_examples(
         for row, text in enumerate(texts):
             task = tasks[_one_of(len(tasks))]
             if task == "caption":
-                examples.append(Example("caption en", text))
+                examples.append(Example(CAPTION, text))
             elif task == "answer":
                 pairs = batch["questions"][row]
                 question, answer = pairs[_one_of(len(pairs))]
@@ -119,6 +125,24 @@ def texts_of(source: Source, tasks: Sequence[str], templates: Sequence[str]) -> 
             texts += [f"answer en {question} {answer}" for question, answer in questions(scene)]
             texts += [f"detect {thing.colour} {thing.shape}" for thing in scene.things]
     return texts
+
+
+def encode(
+    examples: Sequence[Example], tokenizer: LanguageTokenizer, length: int
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Rows of prefix and suffix padded on the right, the lengths of the prefixes and of the rows,
+    and how many answers were cut.
+    """
+    rows, prefixes, cut = [], [], 0
+    for prefix, suffix in examples:
+        asked = tokenizer.question(prefix)[: length - 1]
+        row = asked + tokenizer.answer(suffix)
+        cut += len(row) > length
+        rows.append(row[:length])
+        prefixes.append(len(asked))
+    longest = max(map(len, rows))
+    padded = [row + [tokenizer.pad] * (longest - len(row)) for row in rows]
+    return torch.tensor(padded), torch.tensor(prefixes), torch.tensor([*map(len, rows)]), cut
 
 
 def unasked(source: Source) -> Source:

@@ -1,19 +1,21 @@
-"""Captions and answers on held-out scenes, judged while a PaliGemma is trained."""
+"""Captions and answers on held-out pictures, judged while a PaliGemma is trained."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from triptych.data.order.batches import take
+from triptych.data.captions import batch_texts
+from triptych.data.order.batches import take, take_in_order
 from triptych.data.source import Source
 from triptych.nn.decoding import decode
 from triptych.scenes.captions import parse
 from triptych.scenes.judge import holds
 from triptych.scenes.scene import Scene
 from triptych.systems.gemma.model import pad_left
-from triptych.systems.paligemma.examples import AskedScenes
-from triptych.systems.paligemma.model import PaliGemma
+from triptych.systems.paligemma.examples import CAPTION, AskedScenes, Example, encode
+from triptych.systems.paligemma.model import PaliGemma, objective
 from triptych.text.language import LanguageTokenizer
 
 HELD_OUT = 200
@@ -44,13 +46,56 @@ def answer_all(
 
 
 def held_out(
-    test: Source, tokenizer: LanguageTokenizer, length: int, device: torch.device
-) -> Callable[[PaliGemma], dict[str, float]] | None:
+    test: Source,
+    tokenizer: LanguageTokenizer,
+    length: int,
+    templates: Sequence[str],
+    device: torch.device,
+) -> Callable[[PaliGemma], dict[str, float]]:
+    """A function of the model, for the journal: on scenes how many captions are true and how many
+    questions are answered exactly; on other data the perplexity of held-out captions.
+    """
+    if isinstance(test, AskedScenes):
+        return judge_scenes(test, tokenizer, length, device)
+    return caption_perplexity(test, tokenizer, length, templates, device)
+
+
+def caption_perplexity(
+    test: Source,
+    tokenizer: LanguageTokenizer,
+    length: int,
+    templates: Sequence[str],
+    device: torch.device,
+) -> Callable[[PaliGemma], dict[str, float]]:
+    """A function of the model: the perplexity of held-out captions with their picture, with that of
+    the next caption, and with none. The first against the others is what the eye adds.
+    """
+    texts = batch_texts(test, templates)
+
+    def evaluate(module: PaliGemma) -> dict[str, float]:
+        sums = {"perplexity": 0.0, "perplexity_shuffled": 0.0, "perplexity_blind": 0.0}
+        count = 0
+        for batch in take_in_order(test, HELD_OUT, AT_ONCE):
+            captions = [text if isinstance(text, str) else text[0] for text in texts(batch)]
+            rows = encode([Example(CAPTION, text) for text in captions], tokenizer, length)
+            tokens, prefix, lengths = (part.to(device) for part in rows[:3])
+            images = batch["image"].expand(-1, 3, -1, -1).to(device)
+            for name, seen in zip(sums, (images, images.roll(1, 0), None), strict=True):
+                with torch.inference_mode():
+                    loss = objective(module, seen, tokens, prefix, lengths, "token")
+                sums[name] += float(loss.total)
+            count += int(loss.count)
+        return {name: math.exp(total / max(count, 1)) for name, total in sums.items()}
+
+    return evaluate
+
+
+def judge_scenes(
+    test: AskedScenes, tokenizer: LanguageTokenizer, length: int, device: torch.device
+) -> Callable[[PaliGemma], dict[str, float]]:
     """A function of the model: how many captions of held-out scenes are true, and how many
     questions are answered exactly, beside always giving the most frequent answer.
     """
-    if not isinstance(test, AskedScenes):
-        return None
     scenes = test.scenes.scenes(range(HELD_OUT))
 
     def evaluate(module: PaliGemma) -> dict[str, float]:
@@ -60,7 +105,7 @@ def held_out(
             places = range(begin, begin + AT_ONCE)
             batch = take(test, list(places))
             images = batch["image"].to(device)
-            captions = answer_all(module, tokenizer, images, ["caption en"] * len(images), length)
+            captions = answer_all(module, tokenizer, images, [CAPTION] * len(images), length)
             true += sum(
                 _is_true(text, scenes[place]) for text, place in zip(captions, places, strict=True)
             )

@@ -85,18 +85,22 @@ class PaliGemma(nn.Module):
 
     def forward(
         self,
-        pixels: Float[Tensor, "B C H W"],
+        pixels: Float[Tensor, "B C H W"] | None,
         tokens: Int64[Tensor, "B T"],
         prefix: Int64[Tensor, " B"],
     ) -> Float[Tensor, "B T V"]:
         """The logits after each token of prefix and suffix; shorter rows are padded on the right.
 
-        `prefix` is how many of the tokens are the prefix of each row.
+        `prefix` is how many of the tokens are the prefix of each row. Without pictures the words
+        are read alone.
         """
-        seen = self.see(pixels)
-        x = torch.cat([seen, self.text.embed(tokens)], 1)
-        states = self.text.states(x, prefix=prefix + seen.shape[1])
-        return self.text.logits(states[:, seen.shape[1] :])
+        x = self.text.embed(tokens)
+        places = 0
+        if pixels is not None:
+            seen = self.see(pixels)
+            x, places = torch.cat([seen, x], 1), seen.shape[1]
+        states = self.text.states(x, prefix=prefix + places)
+        return self.text.logits(states[:, places:])
 
     def read(
         self,
@@ -127,7 +131,7 @@ class PaliGemma(nn.Module):
 
 def objective(
     model: PaliGemma,
-    pixels: Float[Tensor, "B C H W"],
+    pixels: Float[Tensor, "B C H W"] | None,
     tokens: Int64[Tensor, "B T"],
     prefix: Int64[Tensor, " B"],
     lengths: Int64[Tensor, " B"],

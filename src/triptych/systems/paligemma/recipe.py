@@ -1,22 +1,22 @@
 """Recipe: a PaliGemma on pictures with captions, questions and boxes."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from triptych import runtime
 from triptych.data.source import Source
 from triptych.data.sources import open_train_and_test
 from triptych.fields import to_json
+from triptych.nn import lora
 from triptych.nn.loss import Loss
 from triptych.systems.gemma.model import Gemma, GemmaConfig
 from triptych.systems.paligemma.examples import (
-    Example,
     draw_examples,
+    encode,
     texts_of,
     unasked,
     with_questions,
@@ -70,8 +70,9 @@ def build(request: TrainVlm, world: World, load: Load) -> Recipe:
         return Loss(loss.total, loss.count, loss.terms | {"cut": share})
 
     def export(run: Path, module: nn.Module) -> None:
-        tokenizer.save(run)
-        checkpoint.export(run, module, card)
+        if not (run / "tokenizer.json").exists():  # a large vocabulary takes some seconds
+            tokenizer.save(run)
+        checkpoint.export(run, lora.merge(module) if request.lora else module, card)
 
     optimizer = adam(
         model,
@@ -86,27 +87,9 @@ def build(request: TrainVlm, world: World, load: Load) -> Recipe:
         batches=batches_for(source, training, world),
         export=export,
         chance=f"before learning: about ln({tokenizer.vocabulary:,}) per token",
-        evaluate=held_out(test, tokenizer, request.length, device),
+        evaluate=held_out(test, tokenizer, request.length, templates, device),
         notes=data_notes(unasked(source), training),
     )
-
-
-def encode(
-    examples: Sequence[Example], tokenizer: LanguageTokenizer, length: int
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Rows of prefix and suffix padded on the right, the lengths of the prefixes and of the rows,
-    and how many answers were cut.
-    """
-    rows, prefixes, cut = [], [], 0
-    for prefix, suffix in examples:
-        asked = tokenizer.question(prefix)[: length - 1]
-        row = asked + tokenizer.answer(suffix)
-        cut += len(row) > length
-        rows.append(row[:length])
-        prefixes.append(len(asked))
-    longest = max(map(len, rows))
-    padded = [row + [tokenizer.pad] * (longest - len(row)) for row in rows]
-    return torch.tensor(padded), torch.tensor(prefixes), torch.tensor([*map(len, rows)]), cut
 
 
 def _start(
@@ -125,13 +108,8 @@ def _start(
         text = _text_config(request, tokenizer.vocabulary)
     else:
         if words.language is None:
-            raise ValueError(f"{request.language} has no tokenizer.json: it cannot be trained")
+            raise ValueError(f"{request.language} has no tokenizer: it cannot be trained")
         tokenizer, text = words.language, words.config
-        if not tokenizer.saves:
-            raise ValueError(
-                f"{request.language} has its vocabulary in a GGUF file, which a run cannot keep: "
-                "give a folder of transformers"
-            )
     if eye is None:
         image = SiglipImageConfig(
             height, request.patch, request.image_width, request.image_layers, request.image_heads,
@@ -147,6 +125,8 @@ def _start(
         model.image.load_state_dict(own)
     if words is not None:
         model.text.load_state_dict(words.model.state_dict())
+    if request.lora:
+        lora.add(model.text, request.lora, names=("q_proj", "v_proj", "up", "down"))
     if request.freeze != "none":
         model.get_submodule(request.freeze).requires_grad_(False)
     return model, tokenizer

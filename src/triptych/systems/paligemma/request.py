@@ -104,11 +104,15 @@ class TrainVlm:
     vision: ModelName = ""
     """Start the eye from this SigLIP, a run folder or published: its sizes replace those below."""
     language: ModelName = ""
-    """Start the words from this Gemma, a run folder or a folder of transformers with its
-    tokenizer.json: its sizes and vocabulary replace those below.
+    """Start the words from this Gemma, a GGUF file or a folder of transformers: its sizes and
+    vocabulary replace those below.
     """
     freeze: Literal["none", "image", "text"] = "none"
     """The part that keeps the weights that it starts from."""
+    lora: int = 0
+    """Rank of the low-rank updates that are trained in place of the weights of `language`; 0 trains
+    all of them.
+    """
     patch: int = 8
     """Side of a patch in pixels."""
     stem: tuple[int, ...] = (32, 64, 128)
@@ -159,6 +163,8 @@ class TrainVlm:
         known = ("caption", "answer", "detect")
         if not self.tasks or not set(self.tasks) <= set(known):
             raise ValueError(f"tasks are some of {', '.join(known)}, not {', '.join(self.tasks)}")
+        if self.lora < 0 or (self.lora and (not self.language or self.freeze == "text")):
+            raise ValueError("lora is the rank of updates of a language model: give language")
         starts = {"image": self.vision, "text": self.language}
         if not starts.get(self.freeze, "-"):
             flag = {"image": "vision", "text": "language"}[self.freeze]
