@@ -114,9 +114,11 @@ def options(*command: str) -> frozenset[str]:
     with contextlib.redirect_stdout(io.StringIO()) as page, contextlib.suppress(SystemExit):
         run([*command, "--help-all"])
         if command == ("generate",):  # a model of classes has other options than one of prompts
-            with tempfile.TemporaryDirectory() as folder:
-                Path(folder, "config.json").write_text('{"model": "cvae"}')
-                run([*command, "--model", folder, "--help-all"])
+            for kind in ("cvae", "unclip"):
+                with tempfile.TemporaryDirectory() as folder:
+                    Path(folder, "config.json").write_text(f'{{"model": "{kind}"}}')
+                    with contextlib.suppress(SystemExit):
+                        run([*command, "--model", folder, "--help-all"])
     flags = set(re.findall(r"(?<![\w-])--[a-z0-9-]+", page.getvalue()))
     if command == ("evaluate",):
         kinds = [system.evaluation for system in SYSTEMS.values() if system.evaluation]

@@ -100,7 +100,7 @@ def evaluate(
     loaded = load(str(request.run), runtime.device(), "float32")  # for comparable figures
     train, test = open_train_and_test(trained.training.data, size=trained.training.size or None)
     folder.mkdir(parents=True, exist_ok=True)
-    if card is None:
+    if card is None and (run / "metrics.jsonl").exists():  # a chain's parts have journals, not it
         draw_curves(rows(run / "metrics.jsonl"), folder / "curves.png")
     beside = Path("runs") / run.name if card else run  # where judges are, and are trained
     of_run = TrainedRun(

@@ -44,7 +44,8 @@ def test_every_setting_has_an_effect(tiny):
     plain = draw(tiny).pictures
     for change in (
         {"prompt": "a blue dog"}, {"prior": "none"}, {"prior": "autoregressive"},
-        {"prior_steps": 2}, {"steps": 2}, {"upsampler_steps": 3}, {"prior_guidance": 1.0}, {"guidance": 1.0}, {"seed": 6},
+        {"prior_steps": 2}, {"steps": 2}, {"upsampler_steps": 3}, {"prior_guidance": 1.0},
+        {"guidance": 1.0}, {"seed": 6},
     ):  # fmt: skip
         assert not np.array_equal(draw(tiny, **change).pictures, plain), change
 

@@ -119,14 +119,16 @@ def draw_pictures(
     noise: PictureNoise,
     request: UnclipPictures,
     start: Float[Tensor, "B C h w"] | None = None,
+    *,
+    upsample: bool = True,
 ) -> Iterator[tuple[float, Float[Tensor, "B C H W"]]]:
     """Pictures of image embeddings and captions, by the decoder and every upsampler: the share of
     the work that is done, and the pictures so far in [-1, 1].
 
     From the noise of a picture that is given (`start`) DDIM draws it again, by default without
-    guidance, since it was found without.
+    guidance, since it was found without. Without `upsample` the decoder's pictures are the last.
     """
-    networks = [model.decoder, *model.upsamplers]
+    networks = [model.decoder, *(model.upsamplers if upsample else ())]
     guidance = request.guidance
     if start is not None and guidance is None:
         guidance = 1.0
@@ -146,7 +148,7 @@ def draw_pictures(
         for taken, step in enumerate(steps, 1):
             x = step.x
             yield (number + taken / total) / len(networks), x
-        if number < len(model.upsamplers):
+        if number + 1 < len(networks):
             following: upsampler.Upsampler = model.upsamplers[number]  # type: ignore[assignment]
             steps = upsampler.sample(
                 following, x.clamp(-1, 1), noise, steps=request.upsampler_steps

@@ -111,6 +111,20 @@ class UnclipPictures:
                 raise ValueError(f"{name} must be 0 to 100, not {value}")
 
 
+@dataclass(frozen=True)
+class EvaluateUnclip:
+    """How the priors of a DALL-E 2 are compared."""
+
+    prompts: int = 1000
+    """Number of held-out captions."""
+    pictures: int = 200
+    """How many of them are also drawn and judged, where the data is the built-in world; 0: none."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 2, "prompts")
+        require_at_least(self, 0, "pictures")
+
+
 TRAINING = Training(
     data="scenes", schedule="cosine", warmup=200, ema_halflife=200, precision="auto", sample_every=0
 )
