@@ -171,6 +171,12 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "pictures" / "0002-5.png").exists()
 
 
+def test_help_lists_its_options(tmp_path, capsys):
+    saved(tmp_path / "run")
+    assert command(["generate", "--model", str(tmp_path / "run"), "--help"]) == 0
+    assert "--prior-steps" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "why"),
     [

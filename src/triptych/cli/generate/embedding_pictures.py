@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.cli.arguments import find_options, parse, split_words
+from triptych.cli.arguments import HELP_FLAGS, find_options, parse, split_words
 from triptych.cli.output import UsageError, counted, finish, say
 from triptych.cli.places import free_path, next_number, require_folder
 from triptych.cli.threads import spare_threads
@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> int:
     if len(words) > 1:
         raise UsageError(f"one prompt, in quotes, not {len(words)}: {' '.join(words)[:60]!r}")
     what = {flag: values[-1] for flag, values in given if values}.get("--what", "pictures")
-    if what in INPUTS and "prompt" in INPUTS[what].fields and not words:
+    draws = what in INPUTS and "prompt" in INPUTS[what].fields
+    if draws and not words and not HELP_FLAGS & set(arguments):
         raise UsageError('there is no prompt: triptych generate "a red cat" --model ...')
     parsed = parse(Arguments, arguments, usage=USAGE, basic=BASIC, positional=("prompt",))
     require_folder("--out", parsed.out)
