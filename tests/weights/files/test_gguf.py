@@ -137,6 +137,10 @@ BAD = {
         file([key(b"k", 9, array(8, 1, text(b"a", HUGE)))]),
         "cut short",
     ),
+    "a list of texts beyond the end of a file without tensors": (
+        file([key(b"k", 9, array(8, 1, text(b"a", 1 << 20)))], tensors=[], data=0),
+        "cut short",
+    ),
     "no alignment": (file([key(b"general.alignment", 4, struct.pack("<I", 0))]), "aligns"),
     "alignment 12": (file([key(b"general.alignment", 4, struct.pack("<I", 12))]), "aligns"),
     "alignment of 2 MiB": (
@@ -190,6 +194,17 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path):
         path.write_bytes(whole[:length])
         with pytest.raises(BadFile, match=r"cut short|room|twice|type"):
             open_weights(path).header  # noqa: B018
+
+
+def test_a_long_text_in_a_list_is_refused(tmp_path: Path, monkeypatch):
+    """Its bytes would be copied, as many as the file has."""
+    monkeypatch.setattr(module, "MAX_TEXT", 10)
+    for length in (10, 11):
+        (tmp_path / "x").write_bytes(file([key(b"k", 9, array(8, 1, text(b"a" * length)))]))
+        if length == 10:
+            assert open_weights(tmp_path / "x").gguf.metadata["k"] == [b"a" * 10]
+    with pytest.raises(BadFile, match="cut short"):
+        open_weights(tmp_path / "x").header  # noqa: B018
 
 
 def test_lists_of_too_many_texts_are_refused(tmp_path: Path, monkeypatch):
