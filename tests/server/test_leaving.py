@@ -86,15 +86,16 @@ def test_a_closed_page_does_not_stop_its_job(served) -> None:
     assert served.finish(job["id"])["state"] == "done"
 
 
-def test_a_hundred_dropped_connections_leave_nothing(offered, tmp_path) -> None:
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_dropped_connections_leave_nothing(offered, tmp_path, count) -> None:
     """In the queue, while it runs and while it streams: nothing is left."""
     steps = Steps()
-    limits = with_limits(waiting=200, waiting_per_client=200)
+    limits = with_limits(waiting=2000, waiting_per_client=2000)
     with run_service(
         tmp_path, models=offered, lanes=[Lane("draw", steps.carry_out)], limits=limits
     ) as running:
         threads = threading.active_count()
-        for number in range(100):
+        for number in range(count):
             body = PICTURE | {"stream": number % 2 == 0}
             connection = send(running, "/v1/images/generations", body)
             if number % 3:
@@ -104,7 +105,7 @@ def test_a_hundred_dropped_connections_leave_nothing(offered, tmp_path) -> None:
             connection.close()
         wait_until(lambda: steps.allowed.release() or not running.service.jobs.queue())
         wait_until(lambda: not running.service.feed.waiting)
-        assert {job.state for job in running.service.jobs.jobs(limit=200)} <= {"cancelled"}
+        assert {job.state for job in running.service.jobs.jobs(limit=2000)} <= {"cancelled"}
         assert not list(running.service.places.results.iterdir())
         assert not list(running.service.places.uploads.iterdir())
         assert threading.active_count() <= threads
