@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def require_at_least(settings: Any, least: float, *names: str) -> None:
+def require_at_least(settings: Any, least: int | float, *names: str) -> None:
     """Raise ValueError for the first of these fields that is below `least`."""
     for name in names:
         if not getattr(settings, name) >= least:  # also where it is NaN
