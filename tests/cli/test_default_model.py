@@ -70,3 +70,16 @@ def test_a_text_of_another_program_names_a_bundled_model_or_none(box, capsys) ->
     out = ["--out", "drawn", "--steps", "1"]
     assert run(["generate", "--from-parameters", f"{text}, Model: {DEFAULT}", *out]) == 0
     assert Path("drawn/0000-1.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["weights", "inspect", "small"],
+        ["weights", "doctor", "small"],
+        ["weights", "convert", "small", "weights.safetensors"],
+        ["weights", "convert", "small", "folder", "--to", "triptych"],
+    ],
+)
+def test_commands_on_weights_take_a_bundled_name(box: Path, capsys, words) -> None:  # noqa: F811
+    assert run(words) == 0, capsys.readouterr().err

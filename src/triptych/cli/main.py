@@ -56,6 +56,7 @@ usage: triptych COMMAND [OPTIONS]
   --debug                      with any command: show the traceback of an error
 
 first steps:
+  triptych generate --label 7                      with a bundled model (`triptych models`)
   triptych train                                   a conditional VAE on handwritten digits
   triptych generate --model runs/cvae-digits       pictures of every class
   triptych evaluate runs/cvae-digits               how good they are"""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from triptych.cli.arguments import choose_command, parse
 from triptych.cli.output import UsageError, printable, say
 from triptych.cli.places import require_folder
+from triptych.weights.bundled_models import find_bundled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -198,7 +199,7 @@ def inspect(request: Inspect) -> int:
     from triptych.weights.files.weight_file import open_weights
     from triptych.weights.layouts import layout
 
-    found = layout(request.path)
+    found = layout(find_bundled(str(request.path)) or request.path)
     summary = summarise(found)
     files = []
     for path in found.weights:
@@ -262,7 +263,7 @@ def doctor(request: Doctor) -> int:
 
     faults = 0
     for path in request.paths:
-        for finding in examine(path, request.digests):
+        for finding in examine(find_bundled(str(path)) or path, request.digests):
             faults += bool(finding.fault)
             if request.json:
                 row = {"path": str(finding.path), "what": finding.what, "fault": finding.fault}
@@ -311,7 +312,7 @@ def _to_safetensors(request: Convert) -> int:
     from triptych.weights.files.safetensors import write_safetensors
     from triptych.weights.layouts import layout
 
-    found = layout(request.source)
+    found = layout(find_bundled(str(request.source)) or request.source)
     if len(found.weights) > 1:
         raise ValueError(
             f"{request.source} holds {len(found.weights)} models: convert one of them, such as "

@@ -20,8 +20,8 @@ else:  # what a request keeps
 class ClassToImage:
     """Generate pictures of a class, with attributes, completed from a part, or unconditionally."""
 
-    model: ModelName = "runs/demo"
-    """A run folder."""
+    model: ModelName = "digits-cvae"
+    """A run folder, or a bundled model (`triptych models`)."""
     label: Label = ""
     """A class by name or number; empty: all classes in turn."""
     attributes: tuple[Words, ...] = ()
