@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { fieldOfError, isChanged, labelOf, readFields, toRequest, toValues } from "../src/form/schema";
+import { appliesTo, fieldOfError, isChanged, labelOf, readFields, toRequest, toValues } from "../src/form/schema";
 import type { Schema } from "../src/server/types";
 
 const TRAINING: Schema = {
@@ -60,6 +60,9 @@ describe("fields of a schema", () => {
     expect(fieldOfError("steps", fields)?.path).toBe("training.steps");
     expect(fieldOfError("nothing", fields)).toBeUndefined();
     expect(fieldOfError(null, fields)).toBeUndefined();
+    expect(fieldOfError(null, fields, "TextToImage: guidance must be 0 to 100, not -3.0")?.path).toBe("guidance");
+    expect(fieldOfError(null, fields, "Training: steps must be at least 1")?.path).toBe("training.steps");
+    expect(fieldOfError(null, fields, "the queue is full")).toBeUndefined();
   });
 });
 
@@ -87,4 +90,22 @@ describe("a form as a request", () => {
     expect(labels && isChanged(labels, [])).toBe(false);
     expect(widths && isChanged(widths, [])).toBe(true);
   });
+});
+
+test("a field whose help names other kinds of model does nothing for this one", () => {
+  const [steps, truncation, seed] = readFields({
+    properties: {
+      steps: { type: "integer", description: "Diffusion: steps of the sampler." },
+      truncation: { type: "number", description: "GAN, VAE: truncate the noise." },
+      seed: { type: "integer", description: "Picture i uses seed + i." },
+    },
+  });
+  const table = ["cvae", "wgan", "pixel-diffusion", "stable-diffusion", null].map((kind) => [steps, truncation, seed].map((field) => field && appliesTo(field, kind)));
+  expect(table).toEqual([
+    [false, true, true],
+    [false, true, true],
+    [true, false, true],
+    [true, true, true],
+    [true, true, true],
+  ]);
 });

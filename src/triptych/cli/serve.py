@@ -9,9 +9,19 @@ from triptych.cli.places import require_folder
 from triptych.server.settings import Serve, default_home
 
 USAGE = "triptych serve [--host ADDRESS] [--port N] [OPTIONS]"
-BASIC = ("host", "port", "api_key", "models", "data_root", "home", "allow_host", "allow_origin")
+BASIC = (
+    "host",
+    "port",
+    "api_key",
+    "models",
+    "data_root",
+    "home",
+    "allow_host",
+    "allow_origin",
+    "open",
+)
 TOPICS = {
-    "address": ("host", "port", "allow_host", "allow_origin"),
+    "address": ("host", "port", "allow_host", "allow_origin", "open"),
     "access": ("api_key",),
     "content": (),
     "computing": ("devices", "memory"),

@@ -37,6 +37,8 @@ class Serve:
     """Devices that draw, one picture job at a time each, such as cuda:0 cuda:1."""
     memory: float = 0.0
     """Gigabytes that loaded models may take; 0: half of the machine's memory."""
+    open: bool = False
+    """Open the page in the browser of this machine."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -41,6 +42,8 @@ def start(settings: Serve, say: Callable[..., None]) -> int:
         say(f"Triptych is at http://{shown}:{port}")
         if settings.key:
             say("clients send the API key as `Authorization: Bearer KEY`")
+        if settings.open:  # it listens already: the browser waits for the first answer
+            webbrowser.open(f"http://{shown}:{port}")
         with suppress(KeyboardInterrupt):  # uvicorn raises the signal again that ended it
             server.run(sockets=[listening])
     return 0

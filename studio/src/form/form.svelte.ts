@@ -31,7 +31,7 @@ export class Form {
   /** Show an error beside the field that it is about. */
   show(error: unknown): void {
     if (!(error instanceof ServiceError)) throw error;
-    const field = fieldOfError(error.field, this.fields);
+    const field = fieldOfError(error.field, this.fields, error.message);
     this.errors = { [field?.path ?? ""]: error.message };
   }
 

@@ -118,8 +118,21 @@ export function toValues(request: Values, prefix = ""): Values {
   return values;
 }
 
-/** The field that an error of the service is about: `labels` for `labels[2]`. */
-export function fieldOfError(param: string | null, fields: Field[]): Field | undefined {
-  const path = param?.replace(/\[\d+\]/g, "");
+/** The field that an error of the service is about: `labels` for `labels[2]`; without a name the first word of the sentence,
+ * as in "TextToImage: steps must be 1 to 1000", if it is a field.
+ */
+export function fieldOfError(param: string | null, fields: Field[], sentence = ""): Field | undefined {
+  const said = /^(?:\w+: )?(\w+)/.exec(sentence)?.[1];
+  const path = param?.replace(/\[\d+\]/g, "") ?? said;
   return fields.find((field) => field.path === path) ?? fields.find((field) => field.path.endsWith(`.${path}`));
+}
+
+/** What a kind of model is called where the help of a field says whom it is for, as in "Diffusion: steps of the sampler". */
+const CALLED: Record<string, string> = { cvae: "VAE", wgan: "GAN", "pixel-diffusion": "Diffusion" };
+
+/** Whether a field does something for a kind of model. */
+export function appliesTo(field: Field, kind: string | null | undefined): boolean {
+  const called = CALLED[kind ?? ""];
+  const only = /^((?:Diffusion|GAN|VAE)(?:, (?:Diffusion|GAN|VAE))*):/.exec(field.help)?.[1];
+  return !called || !only || only.split(", ").includes(called);
 }

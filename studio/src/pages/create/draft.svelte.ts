@@ -1,17 +1,20 @@
 /** The request that is being written. It is of this tab alone until it is sent, so it is kept in the tab's own storage. */
 
 import { Form } from "../../form/form.svelte";
+import { appliesTo, toRequest } from "../../form/schema";
 import { server } from "../../server/store.svelte";
 import type { LiveJob, Picture, RequestKind, Values } from "../../server/types";
 
 const KEY = "triptych-draft";
 
-/** Requests that draw: they have a seed and a number of pictures. A new system's appears here by itself. */
+/** Requests that draw: they have a seed and a number of pictures, those with a prompt first. A new system's appears here by
+ * itself.
+ */
 export function drawingKinds(kinds: RequestKind[]): RequestKind[] {
-  return kinds.filter(({ lane, schema }) => {
-    const fields = schema.properties ?? {};
-    return lane === "draw" && "seed" in fields && "n" in fields;
-  });
+  const has = (kind: RequestKind, field: string) => field in (kind.schema.properties ?? {});
+  return kinds
+    .filter((kind) => kind.lane === "draw" && has(kind, "seed") && has(kind, "n"))
+    .sort((a, b) => Number(has(b, "prompt")) - Number(has(a, "prompt")));
 }
 
 class Draft {
@@ -22,6 +25,9 @@ class Draft {
   kinds = $derived(drawingKinds(server.requests));
   models = $derived([...new Set(this.kinds.flatMap((kind) => kind.models))]);
   kind = $derived(this.kinds.find((kind) => kind.models.includes(this.model)));
+
+  /** The fields that do something for this model. */
+  fields = $derived(this.form.fields.filter((field) => appliesTo(field, server.model(this.model)?.kind)));
 
   constructor() {
     try {
@@ -42,7 +48,7 @@ class Draft {
 
   /** The request as it would be sent. */
   toRequest(): Values {
-    const { seed, ...request } = { ...this.form.toRequest(), model: this.model } as Values;
+    const { seed, ...request } = { ...toRequest(this.fields, $state.snapshot(this.form.values) as Values), model: this.model } as Values;
     return this.seedLocked && seed !== undefined ? { ...request, seed } : request;
   }
 

@@ -8,7 +8,7 @@ export function classNames(jobs: Iterable<Pick<LiveJob, "name" | "request" | "pi
     if (job.name !== "class-to-image" || job.request.model !== model || job.request.label) continue;
     const shown = job.pictures.map((picture) => String(picture.facts.shows));
     const names = [...new Set(shown)];
-    if (names.length < shown.length) return names;
+    if (names.length < shown.length) return names.sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
   }
   return [];
 }

@@ -1,0 +1,121 @@
+"""Every page: reached with the keyboard and a screen reader, at 360 pixels, in both colours."""
+
+import gzip
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.server.running import Running
+from tests.studio.conftest import NOT_BUILT, Open
+from triptych.server.routes.page import BUILT
+
+PAGES = ("create", "library", "see", "train", "understand")
+PLACES = (
+    *PAGES, "see?do=detect", "see?do=search", "understand?show=guidance", "understand?show=path",
+    "understand?show=matrix", "understand?show=readings", "understand?show=critic",
+)  # fmt: skip
+AXE = Path(__file__).parents[2] / "studio" / "node_modules" / "axe-core" / "axe.min.js"
+MOST = 150 * 1024
+"""Bytes of JavaScript at the first page, compressed."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+def test_nothing_is_cut_off_at_360_pixels(open_page: Open, place: str) -> None:
+    page = open_page(place, width=360, height=740)
+    expect(page.get_by_role("heading", level=1)).to_be_attached()
+    page.wait_for_load_state("load")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("place", PLACES)
+def test_axe_has_no_serious_finding(
+    open_page: Open, service: Running, place: str, scheme: Any
+) -> None:
+    page = open_page(place)
+    page.emulate_media(color_scheme=scheme)
+    expect(page.get_by_role("heading", level=1)).to_be_attached()
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run()")["violations"]
+    serious = [
+        (one["id"], [node["target"] for node in one["nodes"]])
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+@pytest.mark.slow
+def test_the_colours_that_are_chosen_stay(open_page: Open) -> None:
+    page = open_page()
+    page.emulate_media(color_scheme="light")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.get_by_role("button", name=re.compile("^Colours: system")).click()
+    page.get_by_role("button", name=re.compile("^Colours: light")).click()
+    dark = page.evaluate(ground)
+    assert dark != light
+    page.reload()
+    page.get_by_role("button", name=re.compile("^Colours: dark")).wait_for()
+    assert page.evaluate(ground) == dark
+
+
+@pytest.mark.slow
+def test_the_page_says_when_nobody_answers_and_goes_on_by_itself(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_label("Prompt", exact=True).wait_for()
+    page.context.set_offline(True)
+    page.get_by_label("Prompt", exact=True).fill("a hill")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_text("The service does not answer").first).to_be_visible()
+    page.context.set_offline(False)
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_text("The service does not answer")).to_have_count(0)
+
+
+@pytest.mark.slow
+def test_the_queue_is_changed_from_any_page(open_page: Open, service: Running) -> None:
+    long = {"model": "painter", "n": 64, "steps": 150}
+    first = service.submit("text-to-image", prompt="the first", **long)
+    waits = [service.submit("text-to-image", prompt=f"waits {i}", **long) for i in range(2)]
+    page = open_page("train")
+    page.get_by_role("button", name=re.compile("^Queue")).click()
+    queue = page.get_by_role("dialog", name="Queue")
+    queue.get_by_role("button", name="Earlier: waits 1").click()
+    expect(queue.get_by_role("listitem").nth(1)).to_contain_text("waits 1")
+    assert service.http.get(f"/api/jobs/{waits[1]['id']}").json()["place"] == 0
+    for name in ("waits 0", "waits 1", "the first"):
+        queue.get_by_role("button", name=f"Cancel {name}").click()
+    expect(queue.get_by_text("Nothing runs.")).to_be_visible(timeout=30_000)
+    for job in (first, *waits):
+        assert service.finish(job["id"])["state"] == "cancelled"
+
+
+@pytest.mark.slow
+def test_the_first_page_is_small() -> None:
+    if not (BUILT / "index.html").is_file():
+        pytest.fail(NOT_BUILT)
+    index = (BUILT / "index.html").read_text(encoding="utf-8")
+    scripts = re.findall(r'(?:src|href)="/(assets/[^"]+\.js)"', index)
+    assert scripts
+    size = sum(len(gzip.compress((BUILT / script).read_bytes())) for script in scripts)
+    assert size <= MOST
+
+
+@pytest.mark.slow
+def test_nothing_is_fetched_from_other_places(open_page: Open, service: Running) -> None:
+    page = open_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.reload()
+    for name in ("Library", "See", "Train", "Understand"):
+        page.get_by_role("navigation", name="Pages").get_by_role("link", name=name).click()
+        expect(page.get_by_role("heading", level=1, name=name)).to_be_visible()
+    assert asked
+    foreign = [url for url in asked if not url.startswith((service.url, "data:", "blob:"))]
+    assert foreign == []
