@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from triptych.weights.files.weight_file import WeightFile
 
 Form = Literal[
-    "triptych", "transformers", "open_clip", "diffusers", "openai", "big_vision", "gguf", "file"
+    "triptych",
+    "transformers",
+    "open_clip",
+    "diffusers",
+    "openai",
+    "big_vision",
+    "gguf",
+    "file",
+    "karlo",
 ]
 
 TRANSFORMERS = (  # in the order of preference
@@ -102,6 +110,9 @@ def layout(path: Path) -> Layout:
                 "the file of weights itself",
             )
         return _folder("transformers", path, TRANSFORMERS, "config.json", declared)
+    karlo = tuple(sorted(path.glob("*-ckpt*.ckpt")))
+    if any(file.name.startswith(("prior-", "decoder-", "improved-sr-")) for file in karlo):
+        return Layout("karlo", path, karlo, declared="karlo")
     raise BadFile(path, _explain_unknown(path))
 
 

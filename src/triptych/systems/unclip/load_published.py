@@ -1,8 +1,7 @@
 """Load Karlo: a folder of diffusers, its form for image variations, or Karlo's own checkpoints.
 
-The folder of diffusers has a `model_index.json`. Karlo's own program has a folder with four files
-beside an archive of OpenAI's CLIP: prior, decoder, upsampler, and mean and standard deviation of
-the embeddings. Nothing is guessed, executed or downloaded.
+The folder of diffusers has a `model_index.json`; Karlo's own files are read in `load_karlo.py`.
+Nothing is guessed, executed or downloaded.
 """
 
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from triptych.systems.stable_diffusion.published import text_encoder
 from triptych.systems.stable_diffusion.published.tokenizers import folder_tokenizers
 from triptych.systems.two_towers.load_published import read_clip_transform
 from triptych.systems.unclip import published
+from triptych.systems.unclip.load_karlo import load_karlo
 from triptych.systems.unclip.model import Unclip, UnclipConfig
 from triptych.weights.files.weight_file import open_weights
 from triptych.weights.keymap import convert, fill
@@ -37,13 +37,13 @@ SCHEDULERS = ("decoder_scheduler", "super_res_scheduler")
 
 def recognise(layout: Layout) -> bool:
     """Whether a checkpoint is a Karlo."""
-    return layout.declared in PIPELINES
+    return layout.declared in PIPELINES or layout.form == "karlo"
 
 
 def load_published(
     layout: Layout, dtype: torch.dtype | None = None, reading: Reading = AS_STORED
 ) -> Published:
-    """Load a folder of diffusers.
+    """Load a folder of diffusers, or of Karlo's own checkpoints.
 
     Weights are cast to `dtype`; None keeps the dtype in which each is stored.
 
@@ -52,6 +52,8 @@ def load_published(
             not fit.
     """
     path = layout.path
+    if layout.form == "karlo":
+        return load_karlo(path, dtype)
     with errors_about(path):
         if reading.weights != "raw" or reading.predicts is not None:
             raise ValueError("Karlo has no averaged weights and says what its networks predict")

@@ -24,6 +24,9 @@ from triptych.systems.unclip.embeddings import PrincipalComponents
 from triptych.systems.unclip.prior import DiffusionPrior, PriorConfig
 from triptych.systems.unclip.upsampler import Upsampler, UpsamplerConfig
 
+VIT_L_TEXT = TextConfig(width=768, heads=12, hidden=3072, activation="quick_gelu")
+"""The text tower of OpenAI's ViT-L/14."""
+
 
 @dataclass(frozen=True)
 @bounded
@@ -32,7 +35,7 @@ class UnclipConfig:
 
     dim: int = 768
     """Width of the embeddings of pictures and texts."""
-    text: TextConfig = field(default_factory=TextConfig)
+    text: TextConfig = VIT_L_TEXT
     image: VitConfig | None = None
     """The image tower, which variations of a picture need."""
     unit: bool = False
