@@ -47,7 +47,9 @@ def test_two_pictures_are_compared_by_what_differs(open_page: Open, service: Run
     make(service, "a badger", seed=1, guidance=2.0)
     make(service, "a badger", seed=1, guidance=5.0)
     page = open_page("library?words=badger")
-    for box in page.get_by_role("checkbox", name="Choose a badger").all():
+    boxes = page.get_by_role("checkbox", name="Choose a badger")
+    expect(boxes).to_have_count(2)
+    for box in boxes.all():
         box.check()
     page.get_by_role("button", name="Compare two").click()
     table = page.get_by_role("dialog", name="Compare").get_by_role("table")

@@ -59,7 +59,7 @@ def test_a_folder_of_pictures_becomes_a_model_that_draws(
     page.get_by_label("Name of the model").fill("own-pictures")
     page.get_by_role("button", name="Start training").click()
     training = page.get_by_role("region", name="Training own-pictures")
-    expect(training.get_by_text("Done", exact=True)).to_be_visible(timeout=120_000)
+    expect(training.get_by_text("Done", exact=True)).to_be_visible(timeout=600_000)
     training.get_by_role("button", name="Use it").click()
     expect(page.get_by_label("Model", exact=True)).to_have_value("own-pictures")
     page.get_by_role("button", name="Draw", exact=True).click()
