@@ -50,7 +50,7 @@ class Reader:
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """The logits (1, V) after these tokens, those read before included."""
         known = len(self.read)
-        if known > len(tokens) or list(tokens[:known]) != self.read:
+        if known >= len(tokens) or list(tokens[:known]) != self.read:
             self.read, self._cache, known = [], self.model.new_cache(), 0
         device = self.model.token.weight.device
         with torch.inference_mode():
