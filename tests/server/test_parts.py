@@ -15,6 +15,7 @@ from triptych.server.jobs.store import Store
 from triptych.server.models import Models
 from triptych.server.offers import Offers
 from triptych.server.schema import schema_of
+from triptych.server.service import open_service
 from triptych.server.settings import Places, Serve
 from triptych.systems import RECIPES, SYSTEMS
 from triptych.weights.loaded import Card, Loaded
@@ -97,6 +98,17 @@ def test_what_waited_for_a_connection_is_interrupted_by_a_restart(tmp_path) -> N
     assert [job.id for job in jobs.queue()] == [kept.id]
     jobs.end(attached.id, "done")  # ended once
     assert jobs.job(attached.id).state == "interrupted"
+
+
+def test_what_ran_when_the_service_was_killed_is_interrupted_at_the_start(tmp_path) -> None:
+    database = Database(Places(tmp_path).database)
+    jobs = Store(database)
+    running, waiting = (jobs.add_job("x", "draw", {}) for _ in range(2))
+    jobs.take("draw")
+    database.close()
+    with open_service(Serve(home=tmp_path), with_lanes=[]) as service:
+        assert service.jobs.job(running.id).state == "interrupted"
+        assert [job.id for job in service.jobs.queue()] == [waiting.id]
 
 
 def test_a_change_is_complete_or_not_at_all(tmp_path) -> None:
