@@ -69,8 +69,8 @@ SMALL: dict[str, tuple[Any, ...]] = {  # of each kind: together with a value in 
     "gemma": (GemmaConfig(9, 8, 2, 2, 1, 4, 8, 16, attention_cap=5.0, logit_cap=3.0, window=4),),
     "paligemma": (
         PaliGemmaConfig(
-            SiglipImageConfig(16, 8, 8, 1, 2, 16, pooled=False),
-            GemmaConfig(9, 8, 2, 2, 1, 4, 8, 16),
+            SiglipImageConfig(16, 8, 8, 1, 2, 16, stem=(4, 4, 4), stem_group=2, pooled=False),
+            GemmaConfig(9, 8, 2, 2, 1, 4, 8, 16, attention_cap=5.0, logit_cap=3.0, window=4),
         ),
     ),
     "word-space": (WordSpaceConfig(CLASSIFIER, (0, 1), 3, 4, "socher", 4, points=8, neighbours=2),),

@@ -8,6 +8,9 @@ from typing import Any, Literal
 import pytest
 
 from triptych.cli import (
+    ask,
+    caption,
+    chat,
     classify,
     data,
     detect,
@@ -42,6 +45,9 @@ def pages() -> dict[str, list[type]]:
         "classify": [classify.Arguments],
         "probe": [probe.Arguments],
         "detect": [detect.Arguments],
+        "ask": [ask.Arguments],
+        "caption": [caption.Arguments],
+        "chat": [chat.Arguments],
         "evaluate": [evaluate.EvaluateRun],
         "embed": [embed.Arguments],
         "search": [search.Arguments],
@@ -64,6 +70,8 @@ def pages() -> dict[str, list[type]]:
 
 
 PAGES = pages()
+FIXED = {"detect": ("picture",), "caption": ("task", "question"), "chat": ("message",)}
+"""Fields of a request that the command sets itself: `detect` from each of its pictures."""
 
 
 @pytest.fixture
@@ -120,8 +128,7 @@ def test_all_fields_are_listed_with_a_sentence(command: str, page) -> None:
     text = page(command, "--help-all")
     listed = entries(text)
     options = [option for kind in PAGES[command] for option in find_options(kind)]
-    if command == "detect":  # each picture of `pictures` is the `picture` of a request
-        options = [option for option in options if option.name != "picture"]
+    options = [option for option in options if option.name not in FIXED.get(command, ())]
     assert len({option.name for option in options}) == len(options)
     assert set(listed) == {option.name for option in options}
     assert_sentences(listed)
