@@ -213,5 +213,5 @@ def test_any_request_runs_from_the_package(clip, tmp_path):
     save(tmp_path / "a.png", 0)
     *_, result = triptych.run(Classify((str(tmp_path),), ("dog", "cat")), clip)
     assert result.probabilities().sum().item() == pytest.approx(1)
-    with pytest.raises(ValueError, match="there are: ClassToImage, .*Embed, Classify"):
+    with pytest.raises(ValueError, match=r"there are: ClassToImage, .*Embed, Classify"):
         triptych.run("dog.jpg")
