@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,11 @@ import pytest
 from PIL import Image
 
 import triptych
-from tests.server.running import EVERY_STEP, Running, run_service, with_limits
+from tests.server.running import EVERY_STEP, LONG, Running, run_service, with_limits
 from triptych.fields import from_json, to_json
 from triptych.requests import TextToImage
 from triptych.server.jobs.carry_out import Outcome, Stop, Tools
-from triptych.server.jobs.store import Job
+from triptych.server.jobs.store import Job, Store
 from triptych.server.jobs.workers import Lane
 from triptych.vision.images import open_picture, read_parameters, read_request
 
@@ -48,23 +49,37 @@ def test_the_file_has_its_request_and_no_path(served) -> None:
     assert served.http.get(same["result"]["pictures"][0]["url"]).content == data
 
 
-def test_events_are_numbered_replayed_and_followed(served) -> None:
+@pytest.fixture
+def told(monkeypatch) -> list[tuple[str, dict]]:
+    """Every event that a worker tells: those that are forgotten when a job ends, too."""
+    found: list[tuple[str, dict]] = []
+    append = Store.append
+
+    def note(store: Store, key: str, kind: str, data: dict) -> int:
+        found.append((kind, data))
+        return append(store, key, kind, data)
+
+    monkeypatch.setattr(Store, "append", note)
+    return found
+
+
+def test_events_are_numbered_replayed_and_followed(served, told) -> None:
     job = served.submit("text-to-image", **CAT)
     seen = list(served.events(job["id"]))
     kinds = [event["event"] for event in seen]
     assert kinds[:3] == ["waiting", "running", "loading"] and kinds[-2:] == ["picture", "done"]
     numbers = [event["number"] for event in seen]
     assert numbers == sorted(set(numbers))
-    progress = [event["done"] for event in seen if event["event"] == "progress"]
+    progress = [data["done"] for kind, data in told if kind == "progress"]
     assert progress == sorted(progress) and len(progress) >= CAT["steps"]
     kept = [event for event in seen if event["event"] not in ("progress", "preview")]
     assert list(served.events(job["id"])) == kept
     assert list(served.events(job["id"], after=kept[-2]["number"])) == kept[-1:]
 
 
-def test_previews_are_small_pictures_of_what_is_expected(served) -> None:
-    job = served.submit("text-to-image", **CAT | {"steps": 5})
-    previews = [event for event in served.events(job["id"]) if event["event"] == "preview"]
+def test_previews_are_small_pictures_of_what_is_expected(served, told) -> None:
+    served.made("text-to-image", **CAT | {"steps": 5})
+    previews = [data for kind, data in told if kind == "preview"]
     assert previews
     kind, _, encoded = previews[0]["url"].partition(",")
     assert kind == "data:image/jpeg;base64"
@@ -123,21 +138,32 @@ def test_search_among_the_results(served, monkeypatch, tmp_path) -> None:
     assert len(found["values"]["matches"]) == 3
 
 
-def test_a_cancelled_job_stops_at_its_step_and_keeps_what_it_drew(tmp_path, offered) -> None:
+def test_a_cancelled_job_stops_at_its_step_and_keeps_what_it_drew(
+    tmp_path, offered, monkeypatch
+) -> None:
     """Counted in items of the pipeline: after the request to cancel at most one more is drawn."""
+    drawn, cancelled = threading.Event(), threading.Event()
+    kinds: list[str] = []
+    append = Store.append
+
+    def pause(store: Store, key: str, kind: str, data: dict) -> int:
+        """The worker waits after its first picture until it is cancelled."""
+        number = append(store, key, kind, data)
+        kinds.append(kind)
+        if kind == "picture" and not drawn.is_set():
+            drawn.set()
+            assert cancelled.wait(LONG)
+        return number
+
+    monkeypatch.setattr(Store, "append", pause)
     with run_service(tmp_path, models=offered) as running:
         job = running.submit("text-to-image", **CAT | {"steps": 30}, n=3, deterministic=True)
-        after = None
-        for event in running.events(job["id"]):
-            if event["event"] == "picture" and after is None:
-                assert running.http.delete(f"/api/jobs/{job['id']}").status_code == 200
-                after = 0
-            elif event["event"] == "cancelling":
-                after = 0
-            elif event["event"] == "progress" and after is not None:
-                after += 1
-        assert event["event"] == "cancelled" and after is not None and after <= 2
-        found = running.http.get(f"/api/jobs/{job['id']}").json()
+        assert drawn.wait(LONG)
+        assert running.http.delete(f"/api/jobs/{job['id']}").status_code == 200
+        before = len(kinds)
+        cancelled.set()
+        found = running.finish(job["id"])
+        assert found["state"] == "cancelled" and kinds[before:].count("progress") <= 1
         assert len(found["result"]["pictures"]) == 1
         assert running.http.delete(f"/api/jobs/{job['id']}").status_code == 200  # again: the same
 
