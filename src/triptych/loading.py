@@ -176,6 +176,12 @@ def _load_run(folder: Path, name: str, device: torch.device, dtype: torch.dtype 
                 )
             if has_card(folder):
                 raise ValueError(f"{name} lacks its {file}: install it again, or copy it again")
+            parts = sorted(part.parent.name for part in folder.glob("*/run.json"))
+            if parts:  # a chain of trainings, whose model is written in the end
+                raise ValueError(
+                    f"{name} has no {file} yet, only the parts {', '.join(parts)}: `triptych train "
+                    f"--resume --run {name}` trains what is missing and puts them together"
+                )
             raise ValueError(f"{name} has no {file} yet: train until its first checkpoint")
     card, kind, settings = read_card(folder / "config.json")
     model = build_skeleton(folder / "config.json", kind, settings)

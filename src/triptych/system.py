@@ -53,8 +53,9 @@ class System:
     """Module with `build(request, world, load)`, which returns a `Recipe`."""
     chain: str = ""
     """Module with `CHAINS`, the types of requests that are several trainings; `plan(request, run)`,
-    which returns them as `Stage`s; and `assemble(request, run, load)`, which yields messages and
-    writes the model that they make up.
+    which returns them as `Stage`s; `check_parts(request, run, load)`, whether those that are there
+    belong together; and `assemble(request, run, load)`, which yields messages and writes the model
+    that they make up.
     """
     export: str = ""
     """Module with `WRITERS`: by target layout, the function that writes it."""

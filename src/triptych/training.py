@@ -1,7 +1,7 @@
 """Training in a run folder: starts, continues, or refuses another request's folder."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,7 @@ def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
     """
     if (chain := find_chain(request)) is not None:
         with open_chain(request, run) as world:
+            world.run_on_first(lambda: chain.check_parts(request, run, load))
             for stage in chain.plan(request, run):
                 if not is_finished(stage.folder):
                     yield from train(stage.request, stage.folder)
@@ -129,10 +130,7 @@ def adopt(run: Path, request: TrainRequest) -> int:
     started = bool(checkpoint.steps(run))  # before the first checkpoint any request may replace it
     if started and before is None:
         raise ValueError(f"{run} has checkpoints but no run.json: choose another --run")
-    if started and before is not None and (differing := _differences(before, request)):
-        listed = "\n".join(
-            f"  {where}: {old} there, {new} requested" for where, old, new in differing
-        )
+    if started and (listed := "\n".join(differences(run, request))):
         raise ValueError(
             f"{run} was started with other settings:\n{listed}\n"
             "`--resume` continues with the settings of the folder; or choose another --run"
@@ -147,12 +145,28 @@ def _step(checkpoint_folder: Path) -> int:
     return int(checkpoint_folder.name.split("-")[1])
 
 
-def _differences(before: TrainRequest, after: TrainRequest) -> list[tuple[str, Any, Any]]:
-    if type(before) is not type(after):
-        return [("recipe", find_recipe(before), find_recipe(after))]
-    old, new = _flatten(fields.to_json(before)), _flatten(fields.to_json(after))
-    free = {f"training.{field}" for field in MAY_CHANGE}
-    return [(k, old[k], new[k]) for k in old if k not in free and old[k] != new[k]]
+FREE = tuple(f"training.{field}" for field in MAY_CHANGE)
+
+
+def differences(run: Path, request: TrainRequest, free: Sequence[str] = FREE) -> list[str]:
+    """A line for each setting of a request that is another in the one of a run folder, but for the
+    `free` ones.
+
+    Raises:
+        ValueError: as `stored`.
+    """
+    before = stored(run)
+    if before is None:
+        return []
+    if type(before) is not type(request):
+        old, new = {"recipe": find_recipe(before)}, {"recipe": find_recipe(request)}
+    else:
+        old, new = _flatten(fields.to_json(before)), _flatten(fields.to_json(request))
+    return [
+        f"  {name}: {old[name]} there, {new[name]} requested"
+        for name in old
+        if name not in free and old[name] != new[name]
+    ]
 
 
 def _flatten(settings: dict[str, Any]) -> dict[str, Any]:

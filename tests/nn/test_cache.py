@@ -115,3 +115,20 @@ def test_a_transformer_takes_a_cache():
         outputs.append(net(x[:, cache.count : cache.count + new], mask, cache))
     causal = torch.ones(9, 9, dtype=torch.bool).tril()[None, None]
     torch.testing.assert_close(torch.cat(outputs, 1), net(x, causal))
+
+
+def test_other_places_follow_after_going_back():
+    torch.manual_seed(0)
+    net = Transformer(8, 2, 2, 16).double()
+    first, one, other = (torch.randn(2, n, 8, dtype=torch.float64) for n in (4, 3, 3))
+    cache, outputs = Cache([None, None]), []
+    net(first, cache.masks(4)[None], cache)
+    for after in (one, other, one):
+        cache.rewind(4)
+        outputs.append(net(after, cache.masks(3)[None], cache))
+    alone = Cache([None, None])
+    expected = net(torch.cat([first, other], 1), alone.masks(7)[None], alone)[:, 4:]
+    torch.testing.assert_close(outputs[1], expected)
+    torch.testing.assert_close(outputs[2], outputs[0])
+    with pytest.raises(ValueError, match="with a window keep no places"):
+        Cache([None, 3]).rewind(1)

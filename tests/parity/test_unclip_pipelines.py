@@ -32,7 +32,8 @@ def folders(tmp_path_factory):
 
 
 def ours(loaded, **fields):
-    *_, last = run(UnclipPictures(n=len(SEEDS), seed=SEEDS[0], **fields), loaded)
+    request = UnclipPictures(n=len(SEEDS), seed=SEEDS[0], precision="float32", **fields)
+    *_, last = run(request, loaded)
     return last.pictures
 
 

@@ -15,6 +15,7 @@ from triptych.cli.output import Lines, UsageError, bar, say
 from triptych.cli.places import require_folder
 from triptych.cli.threads import spare_threads
 from triptych.fields import nearest
+from triptych.system import Stage
 from triptych.systems import RECIPES, find_recipe
 from triptych.train.settings import TrainRequest
 
@@ -144,10 +145,11 @@ def _train_chain(request: TrainRequest, options: RunOptions, chain: ModuleType) 
     with runs.open_chain(request, run) as world:
         say_first = say if world.first else _say_nothing
         stages = chain.plan(request, run)
+        world.run_on_first(lambda: chain.check_parts(request, run, load))
         for number, stage in enumerate(stages, 1):
             title = f"part {number} of {len(stages)}, {stage.title}"
             if runs.is_finished(stage.folder):
-                say_first(f"{title}: {stage.folder} is finished")
+                say_first(f"{title}: {stage.folder} is finished", *_other_settings(stage))
                 continue
             say_first(f"{title}:")
             code = train(stage.request, replace(options, run=stage.folder))
@@ -158,6 +160,17 @@ def _train_chain(request: TrainRequest, options: RunOptions, chain: ModuleType) 
                 say(message)
             say("next:", f"  triptych generate PROMPT --model {run}")
     return 0
+
+
+def _other_settings(stage: Stage) -> list[str]:
+    """What was not asked for in a finished part of a chain, which is taken as it is."""
+    from triptych.training import FREE, differences
+
+    # a CLIP is compared by its weights, and where embeddings are kept does not matter
+    free = {*FREE, "clip", "cache"} - {"training.steps"}
+    if not (listed := differences(stage.folder, stage.request, tuple(free))):
+        return []
+    return [*listed, f"  to train it with these settings, remove {stage.folder} first"]
 
 
 def _run_folder(request: TrainRequest, options: RunOptions) -> Path:

@@ -113,6 +113,17 @@ class Cache:
         """Places seen so far."""
         return self.layers[0].count if self.layers else 0
 
+    def rewind(self, count: int) -> None:
+        """Forget all but the first `count` places, for other ones to follow them.
+
+        Raises:
+            ValueError: a layer has a window, and has dropped what was before it.
+        """
+        if any(layer.window is not None for layer in self.layers):
+            raise ValueError("layers with a window keep no places to go back to")
+        for layer in self.layers:
+            layer.count = count
+
     def positions(self, new: int, device: torch.device | None = None) -> Int64[Tensor, "#B T"]:
         """The positions of the next `new` places; 0 for padding."""
         places = torch.arange(self.count, self.count + new, device=device)[None]

@@ -132,6 +132,19 @@ def test_the_query_reads_every_input_but_no_padding():
         assert ((changed - before).abs().amax(1) > 1e-5).all()
 
 
+@torch.no_grad()
+def test_texts_that_were_read_once_give_the_same_embedding_at_every_step():
+    """Also of texts of several lengths, and in any order of steps."""
+    torch.manual_seed(0)
+    model = prior.DiffusionPrior(prior.PriorConfig(8, 6, 9, 16, 2, 2, 32)).eval()
+    cond = texts()
+    read = model.read_texts(cond)
+    for time in (900, 5, 500):
+        x, at = torch.randn(3, 8), torch.full((3,), time)
+        expected = model.predict(x, at, cond)
+        torch.testing.assert_close(model.predict_after(x, at, read), expected)
+
+
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_the_cache_changes_no_code(guidance):
     """And one row alone is drawn as in company."""

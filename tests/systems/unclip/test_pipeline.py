@@ -10,12 +10,14 @@ import torch
 import triptych
 from tests.parity.pipelines import photograph, psnr
 from tests.systems.unclip.tiny_unclip import DECODER, loaded, saved
+from triptych import runtime
 from triptych.cli.main import run as command
 from triptych.diffusion.noise import PictureNoise
 from triptych.requests import UnclipPictures
 from triptych.running import run
 from triptych.systems.unclip import decoder
 from triptych.systems.unclip.answer import draw_strip
+from triptych.systems.unclip.draw import encode, in_precision
 from triptych.systems.unclip.prior import COSINE
 from triptych.vision.images import open_picture, read_request, save_picture
 
@@ -26,7 +28,8 @@ def tiny():
 
 
 def draw(tiny, **fields):
-    *_, last = run(UnclipPictures(**{"prompt": "a red cat", "seed": 5} | fields), tiny)
+    plain = {"prompt": "a red cat", "seed": 5, "precision": "float32"}
+    *_, last = run(UnclipPictures(**plain | fields), tiny)
     return last
 
 
@@ -38,6 +41,44 @@ def test_a_picture_does_not_depend_on_its_company(tiny, prior):
     together = draw(tiny, n=2, prior=prior).pictures
     assert psnr(together[1], alone) >= 45
     assert psnr(together[0], alone) < 20
+
+
+@pytest.mark.parametrize("prior", ["diffusion", "autoregressive"])
+def test_bfloat16_is_what_is_fast(tiny, monkeypatch, prior):
+    """The weights are float32 again afterwards."""
+    pictures = []
+    for fast, name in ((False, "float32"), (True, "bfloat16")):
+        monkeypatch.setattr(runtime, "fast_bfloat16", lambda fast=fast: fast)
+        pictures.append(draw(tiny, prior=prior, precision=name).pictures)
+        own = draw(tiny, prior=prior, precision="auto").pictures
+        assert np.array_equal(own, pictures[-1])
+    assert not np.array_equal(*pictures)
+    assert all(weight.dtype == torch.float32 for weight in tiny.model.parameters())
+
+
+@torch.no_grad()
+def test_bfloat16_costs_each_network_less_than_two_percent(tiny):
+    """Of the root mean square of its output, at weights that are all far from zero."""
+    torch.manual_seed(0)
+    model, time = tiny.model, torch.tensor([20.0, 500.0, 900.0])
+    cond = encode(model, tiny.tokenizer, ["a red cat", "a blue dog", "a"])
+    shown = model.decoder.encode_condition(torch.randn(3, 8), **cond)
+    codes = torch.randint(8, (3, 4))
+    networks = {
+        "prior": lambda x: model.prior.predict_after(
+            x[:, 0, 0], time, model.prior.read_texts(cond)
+        ),
+        "autoregressive": lambda x: model.autoregressive(codes, cond, codes[:, 0] % 4),
+        "decoder": lambda x: model.decoder.predict(x, time, shown),
+        "upsamplers.0": lambda x: model.upsamplers[0].predict(x, time, x),
+    }
+    for name, call in networks.items():
+        network, x = model.get_submodule(name), torch.randn(3, 3, 8, 8)
+        exact = call(x)
+        with in_precision(network, UnclipPictures("x", precision="bfloat16")) as mode, mode():
+            error = call(x).float() - exact
+        share = float(error.square().mean().sqrt() / exact.square().mean().sqrt())
+        assert 1e-4 < share < 0.02, (name, share)
 
 
 def test_every_setting_has_an_effect(tiny):
@@ -72,6 +113,7 @@ def from_pictures(tiny, what, photos, **fields):
         ("interpolation", {"shares": (0.0, 0.5, 1.0)}, ("0", "0.5", "1")),
         ("difference", {"before": "a cat", "prompt": "a dog", "shares": (0, 0.4)}, ("0", "0.4")),
         ("ladder", {"shares": (0.25, 1.0)}, ("1 of 4", "4 of 4")),
+        ("ladder", {}, ("1 of 4", "2 of 4", "4 of 4")),  # none twice
         ("reconstruction", {}, ("reconstruction",)),
         ("variations", {"n": 2, "eta": 0.5}, ("seed 5", "seed 6")),
     ],

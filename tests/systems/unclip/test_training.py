@@ -42,15 +42,18 @@ from triptych.vision.transforms import HALF, ImageTransform
 from triptych.weights.loaded import Card
 
 
-@pytest.fixture(scope="module")
-def eight(tmp_path_factory) -> Path:
+def write_eight(path: Path) -> Path:
     """Eight handwritten digits, the same for training and test."""
     digits = load_digits()
     rows = [int(np.flatnonzero(digits.target == k)[0]) for k in range(8)]
     x, y = (digits.images[rows] * (255 / 16)).astype(np.uint8), digits.target[rows]
-    path = tmp_path_factory.mktemp("eight") / "eight.npz"
     np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
     return path
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory) -> Path:
+    return write_eight(tmp_path_factory.mktemp("eight") / "eight.npz")
 
 
 def write_clip(folder: Path, seed: int = 0, dim: int = 12) -> Path:
@@ -167,21 +170,25 @@ def chain_of(eight: Path, **changes) -> TrainUnclip:
     return dataclasses.replace(CHAIN, training=training, **changes)
 
 
+def shrink_presets(patch: pytest.MonkeyPatch) -> None:
+    """The chain trains the default presets: here those of a few thousand weights."""
+    for recipe, preset, part in (
+        ("unclip-prior", "tiny", "prior"), ("unclip-decoder", "tiny", "decoder"),
+        ("unclip-autoregressive", "tiny", "codes"),
+        ("unclip-upsampler", "x2", "blurred"),
+    ):  # fmt: skip
+        patch.setitem(PRESETS[recipe], preset, PARTS[part])
+    towers = Towers(
+        patch=4, width=16, layers=1, heads=2, text_width=16, text_layers=1, text_heads=2,
+        length=16, vocabulary=520,
+    )  # fmt: skip
+    patch.setitem(CLIP_PRESETS, "tiny", TrainClip(Training(batch_size=8), towers, dim=12))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_presets():
-    """The chain trains the default presets: here those of a few thousand weights."""
     with pytest.MonkeyPatch.context() as patch:
-        for recipe, preset, part in (
-            ("unclip-prior", "tiny", "prior"), ("unclip-decoder", "tiny", "decoder"),
-            ("unclip-autoregressive", "tiny", "codes"),
-            ("unclip-upsampler", "x2", "blurred"),
-        ):  # fmt: skip
-            patch.setitem(PRESETS[recipe], preset, PARTS[part])
-        towers = Towers(
-            patch=4, width=16, layers=1, heads=2, text_width=16, text_layers=1, text_heads=2,
-            length=16, vocabulary=520,
-        )  # fmt: skip
-        patch.setitem(CLIP_PRESETS, "tiny", TrainClip(Training(batch_size=8), towers, dim=12))
+        shrink_presets(patch)
         yield
 
 
@@ -214,7 +221,7 @@ def test_a_chain_that_is_stopped_anywhere_ends_the_same(eight, whole, tmp_path):
         reports = train(request, folder)
         next(reports)
         reports.close()
-        with pytest.raises(ValueError, match=r"config\.json"):
+        with pytest.raises(ValueError, match=r"no config\.json yet, only the parts .*clip.*: `tri"):
             load(str(folder))
     assert len(list(train(request, folder))) == 1
     mine, theirs = (load_file(each / "model.safetensors") for each in (folder, whole))
@@ -235,10 +242,12 @@ def test_a_part_may_be_replaced_but_not_its_clip(eight, whole, tmp_path):
     list(train(chain_of(eight), folder))
     assert load(str(folder)).config.decoder.context == 4
     before = (folder / "model.safetensors").read_bytes()
-    stranger = write_clip(tmp_path / "stranger", seed=5)
-    with pytest.raises(ValueError, match="was trained on another CLIP than stranger: remove the"):
-        list(train(chain_of(eight, clip=str(stranger)), folder))
+    shutil.rmtree(folder / "upsampler-1")
+    for stranger in (write_clip(tmp_path / "other", seed=5), write_clip(tmp_path / "wide", dim=20)):
+        with pytest.raises(ValueError, match=f"on another CLIP than {stranger.name}: remove the"):
+            next(train(chain_of(eight, clip=str(stranger)), folder))
     assert (folder / "model.safetensors").read_bytes() == before
+    assert not (folder / "upsampler-1").exists()  # nothing was trained before it was seen
 
 
 def test_the_command_shows_the_parts(eight, whole, tmp_path, capsys):
@@ -247,6 +256,11 @@ def test_the_command_shows_the_parts(eight, whole, tmp_path, capsys):
     assert command(["train", "unclip", "--resume", "--run", str(folder)]) == 0
     said = capsys.readouterr().err
     assert "part 2 of 5, prior: " in said and "is finished" in said and "next:" in said
+    assert "requested" not in said  # though the folder was moved
+    words = ["train", "unclip", "--resume", "--run", str(folder), "--upsampler-steps", "5"]
+    assert command(words) == 0  # what is not as requested is said
+    said = capsys.readouterr().err
+    assert "  training.steps: 2 there, 5 requested" in said and "remove " in said
     assert json.loads((folder / "config.json").read_text())["model"] == "unclip"
 
 

@@ -28,7 +28,7 @@ class Arguments:
 USAGE = "triptych generate [PROMPT] --model MODEL [OPTIONS]"
 BASIC = (
     "model", "what", "image", "second", "before", "shares", "n", "seed", "prior", "prior_steps",
-    "steps", "upsampler_steps", "prior_guidance", "guidance", "out", "json",
+    "steps", "upsampler_steps", "prior_guidance", "guidance", "precision", "out", "json",
 )  # fmt: skip
 
 

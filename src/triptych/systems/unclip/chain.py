@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from triptych.config import read_object
 from triptych.fields import to_json
 from triptych.system import Stage
 from triptych.systems.two_towers.request import CLIP_PRESETS, TrainClip
@@ -24,12 +25,14 @@ from triptych.systems.unclip.training.frozen_clip import FrozenClip
 from triptych.systems.unclip.training.prior_recipe import open_pictures
 from triptych.train import checkpoint
 from triptych.train.settings import Training
-from triptych.weights.loaded import Card, Load, Loaded
+from triptych.weights.loaded import Card, Load
 from triptych.weights.skeleton import skeleton
 
 CHAINS = (TrainUnclip,)
 """The requests that are chains of trainings."""
 PARTS = ("unclip-prior", "unclip-autoregressive", "unclip-decoder")
+ON_CLIP = ("prior", "autoregressive", "decoder")
+"""Folders of the parts that are trained on a CLIP's embeddings."""
 EXPLAINED = 0.99  # share of the embeddings' variance in the components that are kept
 
 
@@ -86,6 +89,26 @@ def _like(given: Training, base: Training, size: int = 0, steps: int = 0) -> Tra
     )
 
 
+def check_parts(request: TrainUnclip, run: Path, load: Load) -> FrozenClip | None:
+    """The CLIP of the parts; None where it is yet to be trained. Called before any part is trained,
+    since hours would be lost on parts that do not belong together.
+
+    Raises:
+        ValueError: a part was trained on another CLIP.
+    """
+    if not request.clip and not (run / "clip" / "config.json").exists():
+        return None
+    clip = FrozenClip(request.clip or str(run / "clip"), load, torch.device("cpu"))
+    for folder in (run / name for name in ON_CLIP):
+        card = folder / "config.json"
+        if card.exists() and read_object(card).get("clip") != clip.digest:
+            raise ValueError(
+                f"{folder} was trained on another CLIP than {clip.loaded.name}: remove the folder, "
+                "and the same command trains it again, or give its CLIP with --clip"
+            )
+    return clip
+
+
 def assemble(request: TrainUnclip, run: Path, load: Load) -> Iterator[str]:
     """Write the model that the finished parts make up into the run folder; yields messages.
 
@@ -93,13 +116,14 @@ def assemble(request: TrainUnclip, run: Path, load: Load) -> Iterator[str]:
         ValueError: a part is missing, or the prior or the decoder was trained on another CLIP.
     """
     yield "putting the parts together"
-    clip = FrozenClip(request.clip or str(run / "clip"), load, torch.device("cpu"))
-    prior, decoder = (_load_part(run / name, load, clip) for name in ("prior", "decoder"))
-    codes = None
-    if (run / "autoregressive").exists():
-        codes = _load_part(run / "autoregressive", load, clip)
+    clip = check_parts(request, run, load)
+    assert clip is not None
+    there = {name: load(str(run / name), "cpu", "float32") for name in ON_CLIP
+             if (run / name).exists()}  # fmt: skip
+    prior, codes, decoder = (there.get(name) for name in ON_CLIP)
+    assert prior is not None and decoder is not None
     count = len(request.sizes)
-    upsamplers = [_load_part(run / f"upsampler-{n}", load, None) for n in range(1, count + 1)]
+    upsamplers = [load(str(run / f"upsampler-{n}"), "cpu", "float32") for n in range(1, count + 1)]
     source, _ = open_pictures(request.training, request.pictures, clip)
     embeddings = EmbeddingCache(str(run / "embeddings"), source, clip).content.embeddings
     components = principal_components(embeddings, EXPLAINED)
@@ -138,13 +162,3 @@ def assemble(request: TrainUnclip, run: Path, load: Load) -> Iterator[str]:
     clip.tokenizer.save(run)
     checkpoint.export(run, model, to_json(card))
     yield f"{run}: {sum(value.numel() for value in state.values()):,} numbers"
-
-
-def _load_part(folder: Path, load: Load, clip: FrozenClip | None) -> Loaded:
-    loaded = load(str(folder), "cpu", "float32")
-    if clip is not None and loaded.card.clip != clip.digest:
-        raise ValueError(
-            f"{folder} was trained on another CLIP than {clip.loaded.name}: remove the folder, and "
-            "the same command trains it again, or give its CLIP with --clip"
-        )
-    return loaded

@@ -6,14 +6,17 @@ decoder's, those of each upsampler.
 Dimensions: B pictures, E width of embeddings, T tokens, C channels, H height, W width.
 """
 
-from collections.abc import Generator, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from triptych import runtime
+from triptych.backends.bfloat16 import bfloat16_weights
 from triptych.diffusion.denoiser import Conditioning
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.steps import Step
@@ -37,6 +40,30 @@ def tokenise(
     encoded = tokenizer.encode(list(texts))
     inside = torch.arange(encoded.tokens.shape[1]) < encoded.lengths[:, None]
     return encoded.tokens.to(device), inside.to(device)
+
+
+@contextmanager
+def in_precision(network: nn.Module, request: UnclipPictures) -> Iterator[Callable[[], Any]]:
+    """Weights in the precision of a request; yields what makes the context of one computation."""
+    device = next(network.parameters()).device
+    half = runtime.precision(request.precision, device) == "bfloat16"
+    with bfloat16_weights(network, half):
+        yield partial(torch.autocast, device.type, torch.bfloat16, half)
+
+
+def compute_in_precision(
+    network: nn.Module, steps: Iterator[Item], request: UnclipPictures
+) -> Iterator[Item]:
+    """The steps of a sampler by a network, in the precision of a request. The mode is entered anew
+    for each: left open over a yield it would apply to the caller.
+    """
+    with in_precision(network, request) as mode:
+        while True:
+            with mode():
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
 
 
 def draw_embeddings(
@@ -79,7 +106,7 @@ def draw_embeddings(
         )
         total = request.prior_steps or model.prior.config.steps
         x = text
-        for taken, step in enumerate(steps, 1):
+        for taken, step in enumerate(compute_in_precision(model.prior, steps, request), 1):
             x = step.x
             yield (number + taken / total) / count
         drawn = model.finish(prior.finish(model.prior, x))
@@ -103,9 +130,10 @@ def _draw_codes(
         )
     seeds, codes = [stream.seed for stream in noise.streams], None
     total = model.autoregressive.config.components
-    for codes in autoregressive.sample(
+    steps = autoregressive.sample(
         model.autoregressive, cond, uncond, seeds, guidance=request.prior_guidance
-    ):
+    )
+    for codes in compute_in_precision(model.autoregressive, steps, request):
         yield codes.shape[1] / total
     assert codes is not None
     return model.finish(model.autoregressive.coder.decode(codes.to(cond["text"].device)))
@@ -144,8 +172,8 @@ def draw_pictures(
         start=start,
     )
     total, x = request.steps or model.decoder.config.steps, image
-    for number in range(len(networks)):
-        for taken, step in enumerate(steps, 1):
+    for number, network in enumerate(networks):
+        for taken, step in enumerate(compute_in_precision(network, steps, request), 1):
             x = step.x
             yield (number + taken / total) / len(networks), x
         if number + 1 < len(networks):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from triptych.diffusion.denoiser import Conditioning
 from triptych.systems.unclip import decoder
-from triptych.systems.unclip.draw import encode
+from triptych.systems.unclip.draw import encode, in_precision
 from triptych.systems.unclip.embeddings import slerp, text_difference
 from triptych.systems.unclip.model import Unclip
 from triptych.systems.unclip.request import INPUTS, UnclipPictures
@@ -85,7 +85,7 @@ def _from_pictures(
     names = [name for name in ("image", "second") if getattr(request, name)]
     pixels = [read_named(name, getattr(request, name), channels=3) for name in names]
     embeddings = embed_pictures(loaded, model, pixels)
-    shares = request.shares or INPUTS[request.what].shares
+    shares = request.shares or _default_shares(request, model)
     request, count = replace(request, shares=shares), len(shares) or request.n
     starts = None
     if request.what in ("interpolation", "difference", "reconstruction") or request.eta is not None:
@@ -125,6 +125,15 @@ def _from_pictures(
         given_names,
         _cut(tokenizer, request.before) + _cut(tokenizer, request.prompt),
     )
+
+
+def _default_shares(request: UnclipPictures, model: Unclip) -> tuple[float, ...]:
+    """Those of the request's kind; a ladder has no rung twice where there are few components."""
+    shares = INPUTS[request.what].shares
+    if request.what != "ladder" or model.components is None:
+        return shares
+    most = len(model.components.directions)
+    return tuple({max(1, round(share * most)): share for share in shares}.values())
 
 
 def _ladder(
@@ -168,12 +177,9 @@ def invert_pictures(
     small = np.stack([resize_crop(one, size) for one in pixels])
     pictures = torch.from_numpy(small).permute(0, 3, 1, 2).float().div(127.5).sub(1)
     caption = repeat_rows(empty, len(images))
-    return decoder.invert(
-        model.decoder,
-        pictures.to(images),
-        model.decoder.encode_condition(images, **caption),
-        steps=request.steps,
-    )
+    cond = model.decoder.encode_condition(images, **caption)
+    with in_precision(model.decoder, request) as mode, mode():
+        return decoder.invert(model.decoder, pictures.to(images), cond, steps=request.steps)
 
 
 def repeat_rows(cond: Conditioning, count: int) -> Conditioning:

@@ -11,6 +11,7 @@ width of the transformer.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Num
@@ -26,6 +27,7 @@ from triptych.diffusion.schedule import Discrete, Levels, betas
 from triptych.diffusion.spacing import Spacing
 from triptych.diffusion.steps import Level, Step
 from triptych.fields import bounded
+from triptych.nn.cache import Cache
 from triptych.nn.checks import require_at_least, require_heads
 from triptych.nn.levels import Features
 from triptych.nn.loss import Loss
@@ -107,28 +109,75 @@ class DiffusionPrior(nn.Module):
         mask: Bool[Tensor, "B T"],
     ) -> Float[Tensor, "B E"]:
         """The clean embedding, normalised, as x is. `mask` is True for the tokens of the text."""
-        most = int(mask.any(0).sum()) if mask.device.type == "cpu" else mask.shape[1]
-        states, mask = states[:, :most], mask[:, :most]  # padding is never attended to
-        waves = timestep_embedding(time, self.config.width)
-        tokens = [
-            self.state_proj(states),
-            self.text_proj(text)[:, None],
-            self.time(waves)[:, None],
-            self.image_proj(x)[:, None],
-            self.query.expand(len(x), 1, -1),
-        ]
-        count = most + BESIDE
-        position = torch.cat([self.position[:most], self.position[-BESIDE:]])
-        sequence = torch.cat(tokens, dim=1) + position  # (B, T + 4, D)
+        states, mask = _cut_padding(states, mask)
+        tokens = [*self._text_tokens(text, states), *self._picture_tokens(x, time)]
+        sequence = torch.cat(tokens, dim=1) + self._positions(states.shape[1])  # (B, T + 4, D)
+        count = sequence.shape[1]
         last = torch.full((len(x),), count - 1, device=x.device)
         seen = causal_mask(mask, count)
         predicted: Tensor = self.out(self.norm(self.transformer.at(sequence, last, seen)))
         return predicted
 
+    def _text_tokens(self, text: Tensor, states: Tensor) -> list[Float[Tensor, "B _ D"]]:
+        return [self.state_proj(states), self.text_proj(text)[:, None]]
+
+    def _picture_tokens(self, x: Tensor, time: Tensor) -> list[Float[Tensor, "B _ D"]]:
+        waves = timestep_embedding(time, self.config.width)
+        return [
+            self.time(waves)[:, None],
+            self.image_proj(x)[:, None],
+            self.query.expand(len(x), 1, -1),
+        ]
+
+    def _positions(self, length: int) -> Float[Tensor, "N D"]:
+        """Of the tokens of texts of this length, and of those beside them."""
+        return torch.cat([self.position[:length], self.position[-BESIDE:]])
+
+    def read_texts(self, cond: Conditioning) -> "ReadTexts":
+        """What the tokens of texts say to those after them. Attention is causal, so it does not
+        depend on timestep and noise: all steps of sampling share it, and compute three tokens.
+        """
+        states, mask = _cut_padding(cond["states"], cond["mask"])
+        place = self._positions(states.shape[1])
+        before = len(place) - BESIDE + 1
+        seen = causal_mask(mask, len(place))[:, None]
+        cache = Cache([None] * self.config.layers)
+        tokens = torch.cat(self._text_tokens(cond["text"], states), dim=1) + place[:before]
+        self.transformer(tokens, seen[:, :, :before, :before], cache)
+        return ReadTexts(cache, before, place[before:], seen[:, :, before:])
+
+    def predict_after(
+        self, x: Float[Tensor, "B E"], time: Num[Tensor, " B"], read: "ReadTexts"
+    ) -> Float[Tensor, "B E"]:
+        """As `forward`, of texts that have been read."""
+        read.cache.rewind(read.before)
+        tokens = torch.cat(self._picture_tokens(x, time), dim=1) + read.place
+        hidden = self.transformer(tokens, read.seen, read.cache)
+        predicted: Tensor = self.out(self.norm(hidden[:, -1]))
+        return predicted.to(x.dtype)  # autocast ends here
+
     def predict(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
         """The network's output for a conditioning by name: text, states and mask."""
         predicted: Tensor = self(x, time, cond["text"], cond["states"], cond["mask"])
         return predicted
+
+
+class ReadTexts(NamedTuple):
+    """Texts as `predict_after` needs them."""
+
+    cache: Cache
+    before: int
+    """The number of their tokens."""
+    place: Float[Tensor, "_ D"]
+    """Embeddings of the positions of the tokens after them."""
+    seen: Bool[Tensor, "B 1 _ N"]
+    """What those attend to."""
+
+
+def _cut_padding(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Without what is padding in all rows, which is never attended to."""
+    most = int(mask.any(0).sum()) if mask.device.type == "cpu" else mask.shape[1]
+    return states[:, :most], mask[:, :most]
 
 
 def causal_mask(mask: Bool[Tensor, "B T"], count: int) -> Bool[Tensor, "B N N"]:
@@ -198,7 +247,14 @@ def sample(
     levels = sampling_levels(config, steps, sampler)
     x = noise.start((config.dim,)).to(model.mean.device) * levels[0].sigma
     guidance = config.guidance if guidance is None else guidance
-    denoise = conditional_denoiser(model.predict, COSINE, "sample")
+    read: list[ReadTexts] = []  # at the first step, for all: every step has the same texts
+
+    def predict(x: Tensor, time: Tensor, texts: Conditioning) -> Tensor:
+        if not read:
+            read.append(model.read_texts(texts))
+        return model.predict_after(x, time, read[0])
+
+    denoise = conditional_denoiser(predict, COSINE, "sample")
     guided = classifier_free(denoise, cond, uncond, guidance)
     bound = config.limit
 

@@ -71,6 +71,8 @@ class UnclipPictures:
     """
     seed: int | None = None
     """Picture i uses seed + i; without one a seed is drawn and printed."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of prior, decoder and upsamplers; auto: bfloat16 where the device is fast at it."""
     n: int = 1
     """Number of pictures; of an interpolation, difference, ladder or reconstruction 1, which is a
     strip with one picture for each share.
