@@ -92,9 +92,9 @@ def test_previews_are_small_pictures_of_what_is_expected(served, told) -> None:
     [
         ({"promt": "a"}, "TextToImage has no field 'promt'. Did you mean 'prompt'?", "promt"),
         ({}, "TextToImage lacks the field 'prompt'", "prompt"),
-        ({"prompt": "a", "steps": "many"}, "TextToImage.steps must be int, not 'many'", "steps"),
-        ({"prompt": "a", "steps": 1001}, "TextToImage: steps must be 1 to 1000", None),
-        ({"prompt": "a", "sampler": "eulr"}, "Did you mean 'euler'?", None),
+        ({"prompt": "a", "steps": "many"}, "steps must be int, not 'many'", "steps"),
+        ({"prompt": "a", "steps": 1001}, "steps must be 1 to 1000", "steps"),
+        ({"prompt": "a", "sampler": "eulr"}, "Did you mean 'euler'?", "sampler"),
         ([1], "TextToImage must be an object, not [1]", None),
         ({"prompt": "a", "model": "paintr"}, "no model 'paintr'. Did you mean 'painter'?", "model"),
         ({"prompt": "a", "n": 65}, "n: at most 64 here, not 65", "n"),

@@ -145,9 +145,9 @@ def test_embeddings_are_the_same_as_numbers_and_in_base64(client, served) -> Non
 @pytest.mark.parametrize(
     ("fields", "words", "param"),
     [
-        ({"n": 11}, "n is 1 to 10", None),
-        ({"size": "12x12"}, "each 16 to 4096 pixels", None),
-        ({"extra_body": {"scheduler": "eulr"}}, "Did you mean 'euler'", None),
+        ({"n": 11}, "n is 1 to 10", "n"),
+        ({"size": "12x12"}, "each 16 to 4096 pixels", "size"),
+        ({"extra_body": {"scheduler": "eulr"}}, "Did you mean 'euler'", "scheduler"),
         ({"extra_body": {"num_inference_steps": 151}}, "at most 150", "num_inference_steps"),
         ({"background": "transparent"}, "must be one of 'auto', 'opaque'", "background"),
         ({"extra_body": {"prompt": ""}}, "prompt is missing", "prompt"),

@@ -5,11 +5,10 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from triptych.cli.arguments import WIDTH, parse
 from triptych.cli.output import printable
-from triptych.config import BadFile, read_json
+from triptych.config import BadFile
 from triptych.fields import nearest, to_json
 from triptych.weights.bundled_models import (
     ModelCard,
@@ -19,6 +18,7 @@ from triptych.weights.bundled_models import (
     has_card,
     read_card,
 )
+from triptych.weights.describe_model import find_kind
 from triptych.weights.hub import cached_repositories
 
 USAGE = "triptych models [NAME] [OPTIONS]"
@@ -129,29 +129,20 @@ def list_bundled() -> Iterator[Model]:
             about = str(error)
         if find_bundled(name) is None:
             about = f"not by this name here, which is that of ./{name}"
-        yield Model(name, "bundled", _kind(folder), _megabytes(folder), about)
+        yield Model(name, "bundled", find_kind(folder), _megabytes(folder), about)
 
 
 def list_runs(folder: Path) -> Iterator[Model]:
     """The run folders in a folder that have saved a model."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if (path / WEIGHTS).is_file():
-            yield Model(str(path), "run", _kind(path), _megabytes(path), _last_step(path))
+            yield Model(str(path), "run", find_kind(path), _megabytes(path), _last_step(path))
 
 
 def list_hub() -> Iterator[Model]:
     """What is in the cache of the Hugging Face hub, whichever program downloaded it."""
     for repo, size in cached_repositories().items():
         yield Model(repo, "hub", "", size / 1e6, "")
-
-
-def _kind(folder: Path) -> str:
-    try:
-        card = read_json(folder / "config.json")
-    except (BadFile, OSError):
-        return ""
-    kind: Any = card.get("model") if isinstance(card, dict) else None
-    return kind if isinstance(kind, str) else ""
 
 
 def _last_step(run: Path) -> str:

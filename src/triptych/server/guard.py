@@ -193,6 +193,7 @@ class Guard:
         if origin and origin in self.settings.allow_origin:
             extra = [one for one in extra if one[0] != b"cross-origin-resource-policy"]
             extra += [(b"access-control-allow-origin", origin.encode()), (b"vary", b"Origin")]
+            extra.append((b"access-control-expose-headers", b"x-last-event, retry-after"))
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":

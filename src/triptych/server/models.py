@@ -62,6 +62,12 @@ class Models:
                 self._forget(self.most)
         return future.result()
 
+    def find(self, place: str) -> "Loaded | None":
+        """The model of a place, if it is loaded: on any device, in any precision."""
+        with self.lock:
+            ready = [kept for key, kept in self.kept.items() if key[0] == place and kept.done()]
+        return ready[-1].result().loaded if ready else None
+
     def sizes(self) -> dict[str, int]:
         """Bytes of the models that are loaded, by place."""
         with self.lock:

@@ -2,7 +2,6 @@
 name reaches the file system. No torch.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +12,13 @@ from triptych.data.names import BUILT_IN
 from triptych.fields import nearest
 from triptych.server.settings import Places, Serve
 from triptych.weights.bundled_models import bundled_folder, bundled_names, is_model
+from triptych.weights.describe_model import Description, describe_model
 from triptych.weights.hub import find_repository
 from triptych.weights.short_names import SHORT_NAMES
 
 RUNS, LORAS = Path("runs"), Path("loras")
 RESULTS = "results"
 """As a source: every picture that the service has made."""
-PUBLISHED = {
-    "clip": "clip", "siglip": "siglip", "siglip2": "siglip", "gemma": "gemma", "gemma2": "gemma",
-    "gemma3": "gemma", "gemma3_text": "gemma", "paligemma": "paligemma",
-}  # fmt: skip
-"""Kinds by `model_type` of transformers."""
 LORA_ENDINGS = (".safetensors", ".pt", ".bin")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,79}")
 
@@ -35,10 +30,15 @@ class Model:
     name: str
     place: str
     """What `triptych.load` takes."""
-    kind: str = ""
-    """Such as `cvae`; empty where only loading tells."""
+    about: Description
+    """What its files say of it."""
     created: int = 0
     """Time of its files, in seconds since 1970."""
+
+    @property
+    def kind(self) -> str:
+        """Such as `cvae`; empty where only loading tells."""
+        return self.about.kind
 
 
 @dataclass(frozen=True)
@@ -160,33 +160,13 @@ def read_model(place: str) -> Model:
         return read_bundled(place)
     if not os.path.exists(place):
         known = SHORT_NAMES.get(place)
-        return Model(place, place, known.family if known else "")
+        return Model(place, place, Description(known.family if known else ""))
     path = Path(place)
     name = path.resolve().name
-    return Model(
-        path.stem if path.is_file() else name, place, find_kind(path), int(path.stat().st_mtime)
-    )
+    title = path.stem if path.is_file() else name
+    return Model(title, place, describe_model(path), int(path.stat().st_mtime))
 
 
 def read_bundled(name: str) -> Model:
     """A model that comes with the package."""
-    return Model(name, name, find_kind(bundled_folder(name)))
-
-
-def find_kind(path: Path) -> str:
-    """The kind of a model by its configuration; empty if it cannot be told without loading."""
-    if (path / "model_index.json").exists():
-        pipeline = (path / "model_index.json").read_text(encoding="utf-8", errors="replace")
-        return "unclip" if "UnCLIP" in pipeline else "stable-diffusion"
-    if path.suffix == ".gguf":
-        return "gemma"
-    if (path / "open_clip_config.json").exists():
-        return "clip"
-    try:
-        card = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ""
-    if not isinstance(card, dict):
-        return ""
-    published = PUBLISHED.get(str(card.get("model_type")), "")
-    return str(card["model"]) if isinstance(card.get("model"), str) else published
+    return Model(name, name, describe_model(bundled_folder(name)))

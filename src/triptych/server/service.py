@@ -61,15 +61,16 @@ class Service:
         attached: bool = False,
         run: str = "",
         once: str | None = None,
+        keeps: bool = False,
     ) -> Job:
-        """Put a request in the queue.
+        """Put a request in the queue; `keeps` keeps all of its previews.
 
         Raises:
             QueueFull: too many jobs wait.
         """
         job = self.jobs.add_job(
             offered.name, offered.lane, to_json(request), client=client, attached=attached,
-            run=run, once=once, most=self.limits.waiting,
+            run=run, once=once, keeps=keeps, most=self.limits.waiting,
             most_of_client=self.limits.waiting_per_client,
         )  # fmt: skip
         self.feed.notify()

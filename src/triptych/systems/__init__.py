@@ -15,6 +15,7 @@ from triptych.systems import (
     cvae,
     detection,
     gemma,
+    latent_plane,
     paligemma,
     pixel_diffusion,
     search,
@@ -32,6 +33,7 @@ SYSTEMS: dict[str, System] = {
     "pixel_diffusion": pixel_diffusion.SYSTEM,
     "classifier": classifier.SYSTEM,
     "class_to_image": class_to_image.SYSTEM,
+    "latent_plane": latent_plane.SYSTEM,
     "clip": clip.SYSTEM,
     "siglip": siglip.SYSTEM,
     "gemma": gemma.SYSTEM,  # before two_towers, which reads what is left of transformers' folders

@@ -76,6 +76,25 @@ class Encoded(NamedTuple):
     cut: tuple[str, ...]  # the end of each text that did not fit, or ""
 
 
+class SpelledToken(NamedTuple):
+    """A token for people."""
+
+    text: str
+    token: int
+    weight: float
+
+
+class PromptTokens(NamedTuple):
+    """A prompt as a model reads it, for people."""
+
+    windows: list[list[SpelledToken]]
+    limit: int
+    """Tokens of a window."""
+    cut: str = ""
+    """The end of the prompt, where it is not read."""
+    notes: tuple[str, ...] = ()
+
+
 class Tokenizer:
     """Text to the tokens that a model was trained on, and back.
 
@@ -157,6 +176,30 @@ class Tokenizer:
             tokens += self._words[part.lower()] if place % 2 else self._split(part)[0].ids
         return tokens
 
+    @property
+    def room(self) -> int:
+        """The tokens of a text that are read, beside start and end."""
+        config = self.config
+        return config.length - (config.start is not None) - (config.end is not None)
+
+    def spell(self, row: Sequence[int], weights: Sequence[float] = ()) -> list[SpelledToken]:
+        """The tokens of a row of `encode` for people, without start, end and padding."""
+        first = int(self.config.start is not None)
+        ends = (at for at, token in enumerate(row) if at >= first and token == self._after_text)
+        last = next(ends, len(row))
+        return [
+            SpelledToken(
+                self.decode([[token]])[0] or self.name(token),
+                token,
+                weights[at] if weights else 1.0,
+            )
+            for at, token in enumerate(row[first:last], first)
+        ]
+
+    @property
+    def _after_text(self) -> int:
+        return self.config.pad if self.config.end is None else self.config.end
+
     def name(self, token: int) -> str:
         """A token as the vocabulary spells it."""
         return self._backend.id_to_token(token) or ""
@@ -185,11 +228,10 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=False), text
 
     def _row(self, text: str) -> tuple[list[int], str]:
-        config = self.config
+        config, room = self.config, self.room
         encoding, text = self._split(text)
         before = [] if config.start is None else [config.start]
         after = [] if config.end is None else [config.end]
-        room = config.length - len(before) - len(after)
         ids: list[int] = encoding.ids
         lost = text[encoding.offsets[room][0] :].strip() if len(ids) > room else ""
         return before + ids[:room] + after, lost

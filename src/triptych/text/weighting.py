@@ -153,8 +153,7 @@ def prompt_windows(
             f"the prompt has {len(prompt):,} characters, more than the limit of {MAX_PROMPT:,}: "
             "shorten it"
         )
-    config = tokenizer.config
-    room = config.length - (config.start is not None) - (config.end is not None)
+    room = tokenizer.room
     comma = tokenizer.pieces(",")
     rows: list[tuple[list[int], list[float]]] = []
     blocks = parse(prompt, unclosed=unclosed)

@@ -1,6 +1,5 @@
 """`triptych generate`: pictures of a prompt or of classes, whichever the model draws."""
 
-import json
 from pathlib import Path
 from types import ModuleType
 
@@ -12,9 +11,9 @@ from triptych.systems.class_to_image.request import ClassToImage
 from triptych.systems.stable_diffusion.request import TextToImage
 from triptych.systems.unclip.request import UnclipPictures
 from triptych.weights.bundled_models import find_bundled
+from triptych.weights.describe_model import find_kind
 
-PUBLISHED = "stable-diffusion"  # the kind of any checkpoint of another program
-UNCLIP = "unclip"  # but of Karlo
+PUBLISHED = "stable-diffusion"  # the kind of a single file of another program
 
 
 PAGES: dict[type, ModuleType] = {
@@ -64,23 +63,4 @@ def model_kind(name: str) -> str:
     folder = find_bundled(name) or Path(name or ".")
     if not name or not folder.exists():
         return ""
-    if folder.is_file():
-        return PUBLISHED
-    if (folder / "model_index.json").exists():
-        return UNCLIP if "UnCLIP" in _pipeline(folder / "model_index.json") else PUBLISHED
-    try:
-        card = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ""
-    kind = card.get("model") if isinstance(card, dict) else None
-    return kind if isinstance(kind, str) else ""
-
-
-def _pipeline(index: Path) -> str:
-    """The pipeline that a folder of diffusers names; empty if it cannot be read."""
-    try:
-        stored = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ""
-    name = stored.get("_class_name") if isinstance(stored, dict) else ""
-    return name if isinstance(name, str) else ""
+    return find_kind(folder) or (PUBLISHED if folder.is_file() else "")

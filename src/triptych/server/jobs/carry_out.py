@@ -175,7 +175,7 @@ class Recorder:
         if kept is None or not hasattr(answers, "make_preview") or item.done >= 1:
             return
         now = time.monotonic()
-        if now - self.last_preview < self.tools.limits.preview_seconds:
+        if not self.job.keeps and now - self.last_preview < self.tools.limits.preview_seconds:
             return
         from triptych.server.pictures import to_data_url
 

@@ -28,7 +28,8 @@ CREATE TABLE IF NOT EXISTS jobs (
     started REAL,
     finished REAL,
     result TEXT,
-    error TEXT
+    error TEXT,
+    keeps INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, lane, place);
 CREATE TABLE IF NOT EXISTS events (
@@ -72,6 +73,9 @@ class Database:
         self.connection.execute("PRAGMA journal_mode=WAL")
         self.connection.execute("PRAGMA synchronous=NORMAL")
         self.connection.executescript(TABLES)
+        columns = [name for _, name, *_ in self.query("PRAGMA table_info(jobs)")]
+        if "keeps" not in columns:  # of the first services
+            self.connection.execute("ALTER TABLE jobs ADD COLUMN keeps INTEGER NOT NULL DEFAULT 0")
 
     def close(self) -> None:
         with self.lock:

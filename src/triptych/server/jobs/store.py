@@ -17,6 +17,8 @@ ACTIVE = ("waiting", "running", "cancelling")
 FINAL = ("done", "failed", "cancelled", "interrupted")
 PASSING = ("progress", "preview", "text")
 """Kinds of events that are forgotten when the job ends."""
+DELETED = "deleted"
+"""Kind of the event of a job that is gone, or with `file` of one of its pictures."""
 
 
 class QueueFull(Exception):
@@ -51,6 +53,8 @@ class Job:
     finished: float | None
     result: dict[str, Any] | None
     error: dict[str, Any] | None
+    keeps: bool = False
+    """Every preview is kept, also after its end."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,12 @@ class Event:
 
     @property
     def is_last(self) -> bool:
-        return self.kind in FINAL
+        return self.kind in FINAL or (self.kind == DELETED and "file" not in self.data)
 
 
 JOB = (
     "number, id, name, lane, request, client, attached, run, state, created, started, finished, "
-    "result, error"
+    "result, error, keeps"
 )
 
 
@@ -93,6 +97,7 @@ class Store:
         attached: bool = False,
         run: str = "",
         once: str | None = None,
+        keeps: bool = False,
         most: int = 32,
         most_of_client: int = 32,
     ) -> Job:
@@ -117,10 +122,10 @@ class Store:
                 raise QueueFull(own, client=True)
             key = new_id()
             database.execute(
-                "INSERT INTO jobs (id, name, lane, request, client, attached, run, once, state, "
-                "place, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'waiting', "
+                "INSERT INTO jobs (id, name, lane, request, client, attached, run, once, keeps, "
+                "state, place, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'waiting', "
                 "(SELECT coalesce(max(place), 0) + 1 FROM jobs), ?)",
-                (key, name, lane, json.dumps(request), client, attached, run, once, now),
+                (key, name, lane, json.dumps(request), client, attached, run, once, keeps, now),
             )
             self._append(key, "waiting", {"name": name}, now)
         return self.job(key)
@@ -262,12 +267,36 @@ class Store:
                 self._end(key, "interrupted", None, {"message": "the service was stopped"})
         return found
 
+    def done(self, key: str) -> dict[str, Any]:
+        """What a job has said last of its progress; nothing before it has said something."""
+        rows = self.query(
+            "SELECT data FROM events WHERE job = ? AND kind = 'progress' "
+            "ORDER BY number DESC LIMIT 1", key,
+        )  # fmt: skip
+        found: dict[str, Any] = json.loads(rows[0][0]) if rows else {}
+        return found
+
+    def forget_picture(self, key: str, file: str) -> None:
+        """Take a picture out of the result of its job, and tell everybody."""
+        with self.change() as database:
+            row = database.execute("SELECT result FROM jobs WHERE id = ?", (key,)).fetchone()
+            if row and row[0]:
+                result = json.loads(row[0])
+                result["pictures"] = [one for one in result["pictures"] if one["id"] != file]
+                database.execute(
+                    "UPDATE jobs SET result = ? WHERE id = ?", (json.dumps(result), key)
+                )
+            self._append(key, DELETED, {"file": file})
+
     def forget(self, key: str) -> list[str]:
-        """Remove a job that has ended, its events and its files; returns the paths of the files."""
+        """Remove a job that has ended, its events and its files, and tell everybody; returns the
+        paths of the files.
+        """
         with self.change() as database:
             paths = [p for (p,) in database.execute("SELECT path FROM files WHERE job = ?", (key,))]
             for table, column in (("files", "job"), ("events", "job"), ("jobs", "id")):
                 database.execute(f"DELETE FROM {table} WHERE {column} = ?", (key,))
+            self._append(key, DELETED, {})
         return paths
 
     def _end(self, key: str, state: State, result: Any, error: Any) -> None:
@@ -280,17 +309,23 @@ class Store:
         if ended.rowcount:
             marks = ", ".join("?" * len(PASSING))
             self.database.connection.execute(
-                f"DELETE FROM events WHERE job = ? AND kind IN ({marks})", (key, *PASSING)
-            )
+                f"DELETE FROM events WHERE job = ? AND kind IN ({marks}) AND NOT (kind = 'preview' "
+                "AND (SELECT keeps FROM jobs WHERE id = ?))", (key, *PASSING, key),
+            )  # fmt: skip
             self._append(key, state, {"error": error} if error else {}, now)
 
     # Events
 
     def append(self, key: str, kind: str, data: Mapping[str, Any]) -> int:
-        """Add an event; returns its number. Of previews only the last one is kept."""
+        """Add an event; returns its number. Of previews only the last one is kept, unless the job
+        keeps all.
+        """
         with self.change() as database:
             if kind == "preview":
-                database.execute("DELETE FROM events WHERE job = ? AND kind = 'preview'", (key,))
+                database.execute(
+                    "DELETE FROM events WHERE job = ? AND kind = 'preview' "
+                    "AND NOT (SELECT keeps FROM jobs WHERE id = ?)", (key, key),
+                )  # fmt: skip
             return self._append(key, kind, data)
 
     def _append(
@@ -301,6 +336,11 @@ class Store:
             (key, kind, time.time() if now is None else now, json.dumps(data)),
         )
         return int(done.lastrowid or 0)
+
+    def last_event(self) -> int:
+        """The number of the newest event, which may be forgotten already."""
+        rows = self.query("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
+        return int(rows[0][0]) if rows else 0
 
     def events(self, after: int = 0, job: str = "", limit: int = 500) -> list[Event]:
         """The events after a number, of all jobs or one."""
@@ -319,9 +359,11 @@ def _dump(value: Any) -> str | None:
 
 
 def _read_job(row: tuple[Any, ...]) -> Job:
-    number, key, name, lane, request, client, attached, run, state, *times, result, error = row
+    number, key, name, lane, request, client, attached, run, state, *times, result, error, keeps = (
+        row
+    )
     read = [None if text is None else json.loads(text) for text in (result, error)]
     return Job(
         number, key, name, lane, json.loads(request), client, bool(attached), run, state,
-        times[0], times[1], times[2], read[0], read[1],
+        times[0], times[1], times[2], read[0], read[1], bool(keeps),
     )  # fmt: skip

@@ -65,6 +65,8 @@ class JobAnswer:
     """A job as it is now."""
 
     id: str
+    number: int
+    """Rises from job to job."""
     name: str
     """Of its request: the last part of its route."""
     state: str
@@ -72,6 +74,8 @@ class JobAnswer:
     request: dict[str, Any]
     place: int | None
     """How many jobs run before it; null once it runs."""
+    done: float | None
+    """The share of its work that is done; null while it does not run."""
     created: float
     started: float | None
     finished: float | None
@@ -87,14 +91,18 @@ def describe_job(service: Service, job: Job) -> dict[str, Any]:
     """A job as answers have it."""
     place = service.jobs.place(job.id) if job.state == "waiting" else None
     result = job.result
-    if result is None and job.state == "running":
+    said: dict[str, Any] = {}
+    if job.state in ("running", "cancelling"):
+        said = service.jobs.done(job.id)
         pictures = [describe_file(file) for file in service.files.files_of(job.id)]
-        result = {"values": {}, "pictures": pictures}
+        steps = {name: said[name] for name in ("step", "steps") if name in said}
+        result = {"values": steps, "pictures": pictures}
     links = {"self": f"/api/jobs/{job.id}", "events": f"/api/jobs/{job.id}/events"}
     return {
-        "id": job.id, "name": job.name, "state": job.state, "request": job.request, "place": place,
-        "created": job.created, "started": job.started, "finished": job.finished, "run": job.run,
-        "result": result, "error": job.error, "links": links,
+        "id": job.id, "number": job.number, "name": job.name, "state": job.state,
+        "request": job.request, "place": place, "done": said.get("done"), "created": job.created,
+        "started": job.started, "finished": job.finished, "run": job.run, "result": result,
+        "error": job.error, "links": links,
     }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import PurePath
 from typing import Annotated, Any
 
@@ -53,8 +55,9 @@ MAX_CAPTION = 64 << 10
 """Bytes of a caption beside an uploaded picture."""
 
 
-async def read_form(request: Request, files: int, fields: int = 64) -> FormData:
-    """The form of a body.
+@asynccontextmanager
+async def open_form(request: Request, files: int, fields: int = 64) -> AsyncIterator[FormData]:
+    """The form of a body; its files are there within the block.
 
     Raises:
         Failure: it is none, or has too many parts.
@@ -62,7 +65,7 @@ async def read_form(request: Request, files: int, fields: int = 64) -> FormData:
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise Failure(415, "the body is a form: multipart/form-data", code="content_type")
     try:
-        return await request.form(max_files=files, max_fields=fields)
+        form = await request.form(max_files=files, max_fields=fields)
     except Exception as error:
         if type(error).__module__.startswith("triptych"):
             raise
@@ -71,6 +74,10 @@ async def read_form(request: Request, files: int, fields: int = 64) -> FormData:
             f"the form cannot be read: at most {files} files and {fields} fields",
             code="invalid_form",
         ) from None
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def routes(service: Service) -> APIRouter:
@@ -92,11 +99,12 @@ def _add_uploads(router: APIRouter, service: Service) -> None:
         """Store a picture, stripped of everything but its pixels. The answer has its id, and the
         request that the file says it was made with.
         """
-        form = await read_form(request, files=1)
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            raise Failure(400, "file is missing: the picture", param="file", code="invalid_value")
-        data = await file.read(service.limits.picture_bytes + 1)
+        async with open_form(request, files=1) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                missing = "file is missing: the picture"
+                raise Failure(400, missing, param="file", code="invalid_value")
+            data = await file.read(service.limits.picture_bytes + 1)
         try:
             return JSONResponse(await run_in_threadpool(_store, service, data), 201)
         except ValueError as error:
@@ -131,9 +139,12 @@ def _add_files(router: APIRouter, service: Service) -> None:
     @router.delete("/files/{key}", tags=["pictures"], status_code=204, response_model=None)
     async def delete_file(key: str) -> Response:
         """Delete one picture."""
-        path = service.places.home / find(key).path
+        file = find(key)
         service.files.forget_file(key)
-        path.unlink(missing_ok=True)
+        (service.places.home / file.path).unlink(missing_ok=True)
+        if file.job:
+            service.jobs.forget_picture(file.job, key)
+            service.feed.notify()
         return Response(status_code=204)
 
     @router.get(
@@ -154,7 +165,9 @@ def _add_files(router: APIRouter, service: Service) -> None:
 def _add_offers(router: APIRouter, service: Service) -> None:
     @router.get("/models", tags=["service"], response_model=None)
     async def list_models() -> Response:
-        """The models that may be named, and whether each is in memory."""
+        """The models that may be named: what each draws with where a request leaves it open, its
+        classes, and whether it is in memory.
+        """
         loaded = service.models.sizes()
         return JSONResponse([_describe_model(m, loaded) for m in service.offers.models().values()])
 
@@ -181,13 +194,13 @@ def _add_offers(router: APIRouter, service: Service) -> None:
 
 
 def _describe_model(model: Model, loaded: dict[str, int]) -> dict[str, Any]:
-    size = loaded.get(model.place)
+    about = model.about
     return {
-        "name": model.name,
-        "kind": model.kind or None,
-        "created": model.created,
-        "bytes_loaded": size,
-    }
+        "name": model.name, "kind": model.kind or None, "created": model.created,
+        "bytes_loaded": loaded.get(model.place), "defaults": dict(about.defaults),
+        "labels": list(about.classes), "attributes": list(about.attributes),
+        "columns": list(about.columns),
+    }  # fmt: skip
 
 
 def _add_data_sets(router: APIRouter, service: Service) -> None:
@@ -206,10 +219,10 @@ def _add_data_sets(router: APIRouter, service: Service) -> None:
         """A new data set of pictures; folders in their names are classes, and a text of the same
         name is the caption. Its id is a source of data.
         """
-        form = await read_form(request, files=service.limits.files_per_upload)
-        title = str(form.get("title") or "pictures")[:200]
-        key = service.files.add_data_set(title)
-        answer = await _add_pictures(service, key, form)
+        async with open_form(request, files=service.limits.files_per_upload) as form:
+            title = str(form.get("title") or "pictures")[:200]
+            key = service.files.add_data_set(title)
+            answer = await _add_pictures(service, key, form)
         return JSONResponse({"name": key, "title": title} | answer, 201)
 
     @router.post(
@@ -220,8 +233,8 @@ def _add_data_sets(router: APIRouter, service: Service) -> None:
         """Add pictures to a data set."""
         if key not in service.files.data_sets():
             raise not_found("data set")
-        form = await read_form(request, files=service.limits.files_per_upload)
-        return JSONResponse({"name": key} | await _add_pictures(service, key, form), 201)
+        async with open_form(request, files=service.limits.files_per_upload) as form:
+            return JSONResponse({"name": key} | await _add_pictures(service, key, form), 201)
 
     @router.delete("/data-sets/{key}", tags=["data"], status_code=204, response_model=None)
     async def delete_data_set(key: str) -> Response:

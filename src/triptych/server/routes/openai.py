@@ -139,7 +139,7 @@ def submit(service: Service, request: Request, offered: Offered, body: dict[str,
     try:
         read = service.read(offered, body)
     except ValueError as error:
-        raise rename_field(error) from None
+        raise rename_field(error, offered.kind) from None
     return service.submit(offered, read, client=client_of(request), attached=True)
 
 
@@ -147,9 +147,9 @@ OURS = {"steps": "num_inference_steps", "guidance": "guidance_scale", "sampler":
 OURS |= {"negative": "negative_prompt", "label": "prompt", "text": "input"}
 
 
-def rename_field(error: ValueError) -> Failure:
+def rename_field(error: ValueError, kind: type) -> Failure:
     """A refusal of our request about the field of OpenAI's."""
-    failure = to_failure(error)
+    failure = to_failure(error, kind)
     if isinstance(error, Refused) and error.place == "model":
         return Failure(404, failure.message, param="model", code="model_not_found")
     name = (failure.param or "").partition("[")[0]

@@ -12,7 +12,7 @@ from triptych.fields import from_json
 from triptych.given import Words
 from triptych.server.catalog import typed_fields
 from triptych.server.routes.answers import Failure
-from triptych.server.routes.library import read_form
+from triptych.server.routes.library import open_form
 from triptych.server.routes.own import read_json, to_failure
 from triptych.server.service import Service
 
@@ -81,7 +81,7 @@ def read_fields(kind: Any, body: Any) -> Any:
     try:
         return from_json(kind, {k: v for k, v in body.items() if k in known and v is not None})
     except ValueError as error:
-        raise to_failure(error) from None
+        raise to_failure(error, kind) from None
 
 
 async def read_picture_form(service: Service, request: Request) -> tuple[Images, dict[str, str]]:
@@ -91,16 +91,16 @@ async def read_picture_form(service: Service, request: Request) -> tuple[Images,
         images = read_fields(Images, body)
         sent = body.get("images") or [body.get("image")]
         return images, await run_in_threadpool(_take_sent, service, sent, body.get("mask"))
-    form = await read_form(request, files=FILES)
-    values: dict[str, Any] = {}
-    for field, hint in typed_fields(Images):
-        if isinstance(given := form.get(field.name), str) and given:
-            values[field.name] = read_number(given, hint)
-    images = read_fields(Images, values)
-    files = [one for name in ("image", "image[]") for one in form.getlist(name)]
-    pictures = [await one.read() for one in files if isinstance(one, UploadFile)]
-    mask = form.get("mask")
-    masked = await mask.read() if isinstance(mask, UploadFile) else None
+    async with open_form(request, files=FILES) as form:
+        values: dict[str, Any] = {}
+        for field, hint in typed_fields(Images):
+            if isinstance(given := form.get(field.name), str) and given:
+                values[field.name] = read_number(given, hint)
+        images = read_fields(Images, values)
+        files = [one for name in ("image", "image[]") for one in form.getlist(name)]
+        pictures = [await one.read() for one in files if isinstance(one, UploadFile)]
+        mask = form.get("mask")
+        masked = await mask.read() if isinstance(mask, UploadFile) else None
     return images, await run_in_threadpool(_store_sent, service, pictures, masked)
 
 

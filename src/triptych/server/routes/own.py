@@ -1,21 +1,23 @@
 """Triptych's own routes: every request as a job, its events, and the queue."""
 
+import dataclasses
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
-from triptych.fields import to_json
-from triptych.server.catalog import Offered, offered_requests
+from triptych.fields import from_json, to_json
+from triptych.server.catalog import Offered, offered_requests, typed_fields
 from triptych.server.guard import COOKIE, key_digest, session_token
 from triptych.server.jobs.inputs import Refused
 from triptych.server.jobs.store import ACTIVE, FINAL, Event, Job
 from triptych.server.offers import NAME
+from triptych.server.prompts import ReadPrompt, read_prompt
 from triptych.server.routes.answers import (
     Failure,
     JobAnswer,
@@ -29,7 +31,9 @@ from triptych.server.service import Service
 
 Number = Annotated[int, Query(ge=0, le=(1 << 62))]
 Limit = Annotated[int, Query(ge=1, le=500)]
-FIELD = re.compile(r"^\w+\.([\w.\[\]]+)|^\w+ (?:has no|lacks the) field '(\w{1,60})'")
+SEARCHED = 8
+"""Words of a sentence among which the field is looked for that it is about."""
+LAST_EVENT = "x-last-event"
 ONE_JOB: dict[int | str, dict[str, Any]] = {200: {"model": JobAnswer}}
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
@@ -58,12 +62,44 @@ def client_of(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-def to_failure(error: ValueError) -> Failure:
-    """The sentence about a request that is refused, and the field that it is about."""
+def to_failure(error: ValueError, kind: type | None = None) -> Failure:
+    """The sentence about a request of this kind that is refused, and the field that it is about."""
     message = str(error)
-    match = FIELD.match(message)
-    param = error.place if isinstance(error, Refused) else (match and (match[1] or match[2]))
-    return Failure(400, message, param=param or None, code="invalid_value")
+    if isinstance(error, Refused):
+        return Failure(400, message, param=error.place, code="invalid_value")
+    sentence, place = split_sentence(message, kind) if kind else (message, "")
+    return Failure(400, sentence, param=place or None, code="invalid_value")
+
+
+def split_sentence(message: str, kind: type) -> tuple[str, str]:
+    """The sentence of a dataclass without its name, and the path of the field that it is about:
+    what it names in front, else the first word that is a field.
+    """
+    if match := re.match(rf"{kind.__name__} (?:has no|lacks the) field '(\w{{1,60}})'", message):
+        return message, match[1]
+    match = re.match(rf"{kind.__name__}(?:\.([\w.\[\]]+))?(:| )\s*(.*)", message, re.DOTALL)
+    if match is None:
+        return message, ""
+    place, sentence = match[1] or "", match[3]
+    if place and match[2] == " ":  # a value of another type
+        return f"{place} {sentence}", place
+    if match[2] == " ":
+        return message, ""
+    inner = place_kind(kind, place)
+    names = {field.name for field, _ in typed_fields(inner)} if inner else set()
+    words = re.findall(r"\w+", re.sub(r"'[^']*'", "", sentence))
+    found = next((word for word in words[:SEARCHED] if word in names), "")
+    return sentence, ".".join(filter(None, (place, found)))
+
+
+def place_kind(kind: type, place: str) -> type | None:
+    """The dataclass at a place of another, such as `training`; None where there is none."""
+    for name in filter(None, place.split(".")):
+        hints: dict[str, Any] = {field.name: hint for field, hint in typed_fields(kind)}
+        if not dataclasses.is_dataclass(hints.get(name)):
+            return None
+        kind = hints[name]
+    return kind
 
 
 def routes(service: Service) -> APIRouter:
@@ -82,22 +118,31 @@ def _add_request(router: APIRouter, service: Service, offered: Offered) -> None:
     schema = schema_of(offered.kind)
     trains = offered.lane == "train"
 
-    async def submit(request: Request, run: str = "") -> Response:
+    async def submit(request: Request, run: str, keeps: bool) -> Response:
         body = await read_json(request)
         try:
             read = await run_in_threadpool(service.read, offered, body)
         except ValueError as error:
-            raise to_failure(error) from None
+            raise to_failure(error, offered.kind) from None
+        if keeps and getattr(read, "n", 1) != 1:
+            raise Failure(
+                400, "all previews are kept of one picture alone", param="n", code="invalid_value"
+            )
         once = request.headers.get("idempotency-key")
         name = _run_name(service, offered, run) if trains else ""
-        job = service.submit(offered, read, client=client_of(request), run=name, once=once)
+        job = service.submit(
+            offered, read, client=client_of(request), run=name, once=once, keeps=keeps
+        )
         links = {"location": f"/api/jobs/{job.id}"}
         return JSONResponse(describe_job(service, job), 202, links)
 
-    async def submit_without_run(request: Request) -> Response:
-        return await submit(request)
+    async def draw(request: Request, previews: Literal["last", "all"] = "last") -> Response:
+        return await submit(request, "", previews == "all")
 
-    endpoint: Callable[..., Awaitable[Response]] = submit if trains else submit_without_run
+    async def train(request: Request, run: str = "") -> Response:
+        return await submit(request, run, False)
+
+    endpoint: Callable[..., Awaitable[Response]] = train if trains else draw
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
     router.add_api_route(
         f"/{offered.name}",
@@ -154,21 +199,28 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         "/jobs", tags=["jobs"], responses={200: {"model": list[JobAnswer]}}, response_model=None
     )
     async def list_jobs(before: Number = 1 << 62, limit: Limit = 100) -> Response:
-        """The newest jobs first; `before` is the `number` of the last one of the page before."""
-        jobs = service.jobs.jobs(before=before, limit=limit)
-        return JSONResponse([describe_job(service, job) | {"number": job.number} for job in jobs])
+        """The newest jobs first; `before` is the `number` of the last one of the page before. The
+        header `x-last-event` has the number of the event that they are the state after.
+        """
+        return _answer_jobs(service, lambda: service.jobs.jobs(before=before, limit=limit))
 
     @router.get(
         "/queue", tags=["jobs"], responses={200: {"model": list[JobAnswer]}}, response_model=None
     )
     async def read_queue() -> Response:
-        """What runs, then what waits, in the order in which it will run."""
-        return JSONResponse([describe_job(service, job) for job in service.jobs.queue()])
+        """What runs, then what waits, in the order in which it will run; with `x-last-event`."""
+        return _answer_jobs(service, service.jobs.queue)
 
     @router.get("/jobs/{key}", tags=["jobs"], responses=ONE_JOB, response_model=None)
     async def read_job(key: str) -> Response:
         """A job as it is now, with its result if there is one."""
         return JSONResponse(describe_job(service, find_job(service, key)))
+
+
+def _answer_jobs(service: Service, read: Callable[[], list[Job]]) -> Response:
+    last = service.jobs.last_event()  # before: an event that is seen twice changes nothing
+    jobs = [describe_job(service, job) for job in read()]
+    return JSONResponse(jobs, headers={LAST_EVENT: str(last)})
 
 
 def _add_changes(router: APIRouter, service: Service) -> None:
@@ -194,8 +246,8 @@ def _add_changes(router: APIRouter, service: Service) -> None:
         try:
             read = await run_in_threadpool(service.read, offered, job.request)
         except ValueError as error:
-            raise to_failure(error) from None
-        new = service.submit(offered, read, client=client_of(request), run=job.run)
+            raise to_failure(error, offered.kind) from None
+        new = service.submit(offered, read, client=client_of(request), run=job.run, keeps=job.keeps)
         return JSONResponse(describe_job(service, new), 202, {"location": f"/api/jobs/{new.id}"})
 
     @router.put("/jobs/{key}/place", tags=["jobs"], responses=ONE_JOB, response_model=None)
@@ -222,6 +274,7 @@ def _add_changes(router: APIRouter, service: Service) -> None:
         (folder / "job.json").unlink(missing_ok=True)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+        service.feed.notify()
         return Response(status_code=204)
 
 
@@ -260,6 +313,22 @@ def _add_facts(router: APIRouter, service: Service) -> None:
         return JSONResponse(
             [_describe_request(service, one) for one in offered_requests().values()]
         )
+
+    schema = {"application/json": {"schema": schema_of(ReadPrompt)}}
+
+    @router.post(
+        "/tokens", tags=["requests"], response_model=None,
+        openapi_extra={"requestBody": {"required": True, "content": schema}},
+    )  # fmt: skip
+    async def read_tokens(request: Request) -> Response:
+        """The tokens of a prompt as a model reads it, and what is cut; `loaded` is false while the
+        model is not in memory.
+        """
+        try:
+            asked = from_json(ReadPrompt, await read_json(request))
+            return JSONResponse(await run_in_threadpool(read_prompt, service, asked))
+        except ValueError as error:
+            raise to_failure(error, ReadPrompt) from None
 
     @router.get("/limits", tags=["service"], response_model=None)
     async def read_limits() -> Response:

@@ -19,6 +19,11 @@ from triptych.systems.stable_diffusion.inputs.replay import infotext_of
 from triptych.systems.stable_diffusion.pipeline import Drawing, drawing_model
 from triptych.systems.stable_diffusion.preview import preview_of
 from triptych.systems.stable_diffusion.request import TextToImage, parse_lora, parse_size
+from triptych.text.known_words import describe_unknown
+from triptych.text.prompt_schedule import parse_schedule, split_composition
+from triptych.text.tags import read_tags
+from triptych.text.tokenizer import PromptTokens
+from triptych.text.weighting import prompt_windows
 from triptych.weights.loaded import Loaded
 
 
@@ -45,6 +50,25 @@ def make_preview(loaded: Loaded) -> Callable[[Drawing], UInt8[np.ndarray, "H W C
         return None if item.guess is None else decode(item.guess[:1])[0]
 
     return preview
+
+
+def read_prompt(loaded: Loaded, prompt: str) -> PromptTokens:
+    """The tokens of a prompt, those of all parts of a composition one after the other; of a text
+    that changes from step to step, as it is in the first one.
+
+    Raises:
+        ValueError: the prompt is too long, or has a weight out of range.
+    """
+    tokenizer, config = loaded.tokenizers[0], drawing_model(loaded).config
+    words = read_tags(prompt).prompt
+    windows = []
+    for part in split_composition(words):
+        text = parse_schedule(part.text).at(1, config.sampling.steps)
+        read = prompt_windows(text, tokenizer)
+        for row, weights in zip(read.tokens.tolist(), read.weights.tolist(), strict=True):
+            windows.append(tokenizer.spell(row, weights))
+    notes = describe_unknown(loaded.words, [words])
+    return PromptTokens(windows, tokenizer.room, notes=notes)
 
 
 def to_record(request: TextToImage, model: str) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from jaxtyping import UInt8
 
 from triptych.fields import to_json
 from triptych.system import Answer, AnswerPicture
-from triptych.systems.unclip.pipeline import UnclipDrawing
+from triptych.systems.unclip.pipeline import UnclipDrawing, require_unclip
 from triptych.systems.unclip.request import UnclipPictures
+from triptych.text.tokenizer import PromptTokens
 from triptych.vision.grids import labelled_grid
+from triptych.weights.loaded import Loaded
 
 
 def to_answer(item: UnclipDrawing, model: str) -> Answer:
@@ -24,6 +26,14 @@ def to_answer(item: UnclipDrawing, model: str) -> Answer:
         record = {"request": to_record(one, model), "shows": label}
         pictures.append(AnswerPicture(pixels, record, {"seed": one.seed, "shows": label}))
     return Answer({"request": to_record(item.request, model)}, pictures)
+
+
+def read_prompt(loaded: Loaded, prompt: str) -> PromptTokens:
+    """The tokens of a prompt, and the words that the text tower does not read."""
+    _, tokenizer = require_unclip(loaded)
+    encoded = tokenizer.encode([prompt])
+    row = tokenizer.spell(encoded.tokens[0].tolist())
+    return PromptTokens([row], tokenizer.room, encoded.cut[0])
 
 
 def to_record(request: UnclipPictures, model: str) -> dict[str, Any]:

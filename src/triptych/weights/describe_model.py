@@ -1,0 +1,78 @@
+"""What a model's files say of it, read without loading it: its kind, its classes, and what it draws
+with where a request leaves that open. No torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from triptych.config import BadFile, read_json
+
+PUBLISHED = {
+    "clip": "clip", "siglip": "siglip", "siglip2": "siglip", "gemma": "gemma", "gemma2": "gemma",
+    "gemma3": "gemma", "gemma3_text": "gemma", "paligemma": "paligemma",
+}  # fmt: skip
+"""Kinds by `model_type` of transformers."""
+SAMPLING = ("steps", "guidance", "sampler", "spacing")
+"""Fields of a configuration that are defaults of a request, too."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a model before it is loaded."""
+
+    kind: str = ""
+    """As in config.json, such as `cvae`; empty where only loading tells."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of its request, such as `steps` and `size`; none where the files do not say."""
+    classes: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    """Names of the numbers of a continuous condition."""
+
+
+def describe_model(path: Path) -> Description:
+    """The description of a folder or file; an empty one of what is no model, or is damaged."""
+    if path.is_file():
+        return Description("gemma" if path.suffix == ".gguf" else "")
+    if (path / "model_index.json").exists():
+        pipeline = _read_object(path / "model_index.json").get("_class_name")
+        return Description("unclip" if "UnCLIP" in str(pipeline) else "stable-diffusion")
+    if (path / "open_clip_config.json").exists():
+        return Description("clip")
+    card = _read_object(path / "config.json")
+    if not isinstance(card.get("model"), str):
+        return Description(PUBLISHED.get(str(card.get("model_type")), ""))
+    names = (card.get(key) for key in ("classes", "attributes", "vector"))
+    texts = (tuple(map(str, each)) if isinstance(each, list) else () for each in names)
+    return Description(card["model"], _read_defaults(card.get("config")), *texts)
+
+
+def find_kind(path: Path) -> str:
+    """The kind of a model; empty if it cannot be told without loading."""
+    return describe_model(path).kind
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except (BadFile, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read_defaults(config: Any) -> dict[str, Any]:
+    """The sampling of a configuration, which a class-conditional model has beside its sizes and a
+    text-to-image model in `sampling`; that of a DALL-E 2 is its decoder's.
+    """
+    config = config if isinstance(config, dict) else {}
+    place = next((config[key] for key in ("sampling", "decoder") if key in config), config)
+    if not isinstance(place, dict) or "steps" not in place:
+        return {}
+    found = {name: place[name] for name in SAMPLING if name in place}
+    if isinstance(config.get("prior"), dict):
+        found |= {f"prior_{name}": config["prior"].get(name) for name in ("steps", "guidance")}
+    if "sampling" in config and {"height", "width"} <= set(place):
+        found["size"] = f"{place['width']}x{place['height']}"
+    return found
