@@ -46,7 +46,7 @@ class System:
     """Module with `to_answer(item, model)`, the `Answer` of what the pipeline yields, where `model`
     is the name of the model in records; for systems that can show their guess early also
     `make_preview(loaded)`, a function from an item to a picture or None, and for those that read a
-    prompt `read_prompt(loaded, prompt)`, a `triptych.text.tokenizer.PromptTokens`.
+    prompt `read_prompt(loaded, prompt)`, a `triptych.text.prompt_tokens.PromptTokens`.
     """
     report: str = ""
     """Module with `evaluate(options, run)`, which yields messages and returns the figures."""

@@ -2,7 +2,7 @@
  * same, and an address can be sent to somebody.
  */
 
-export const PAGES = ["create", "library", "see", "train", "understand"] as const;
+export const PAGES = ["create", "library", "see", "train", "understand", "ask"] as const;
 export type Page = (typeof PAGES)[number];
 
 export interface Place {

@@ -1,10 +1,11 @@
 import { describe, expect, test } from "vitest";
 import { EventReader, readEvent } from "../src/server/events";
 import { applyEvent, sortQueue, titleOf, toLive } from "../src/server/fold";
+import { askRequest, chatRequest, textOf } from "../src/pages/ask/conversation";
 import type { Event, Job, LiveJob, State, Values } from "../src/server/types";
 
 function job(id: string, state: State = "waiting", more: Partial<Job> = {}): LiveJob {
-  return toLive({ id, name: "text-to-image", state, request: {}, place: 0, created: 1, started: null, finished: null, run: "", result: null, error: null, ...more });
+  return toLive({ id, name: "text-to-image", state, request: {}, place: 0, created: 1, started: null, finished: null, run: "", result: null, error: null, done: null, ...more });
 }
 
 let number = 0;
@@ -23,6 +24,20 @@ describe("events of a job", () => {
     expect(now).toMatchObject({ state: "running", place: null, done: 0.25, loading: "" });
     expect(now.previews).toEqual([{ done: 0.25, url: "data:," }]);
     expect(now.pictures.map((one) => one.id)).toEqual(["p"]);
+  });
+
+  test("replayed late keep their order: previews by the work, texts by number", () => {
+    const one = event("preview", { done: 0.1, url: "a" });
+    const two = event("preview", { done: 0.2, url: "b" });
+    expect(fold(job("a", "running"), [two, one, two]).previews.map(({ url }) => url)).toEqual(["a", "b"]);
+    const words = ["a ", "cat"].map((text) => event("text", { new: text }));
+    const late = [words[1], words[0], words[1]].filter((each) => each !== undefined);
+    expect(textOf(fold(job("a", "running"), late))).toBe("a cat");
+  });
+
+  test("take a picture away that was deleted", () => {
+    const shown = fold(job("a", "running"), [event("picture", { id: "p" }), event("picture", { id: "q" }), event("deleted", { file: "p" })]);
+    expect(shown.pictures.map(({ id }) => id)).toEqual(["q"]);
   });
 
   test("read twice, as after a lost connection, give the same", () => {
@@ -87,5 +102,21 @@ describe("a stream of events", () => {
 
   test("a comment is no event", () => {
     expect(readEvent(": keep-alive")).toBeNull();
+  });
+});
+
+describe("a chat", () => {
+  const said = (id: string, message: string, text: string, state: State = "done") =>
+    job(id, state, { name: "chat", request: { message }, result: { values: { text }, pictures: [] } });
+
+  test("sends what was said before, without what was stopped", () => {
+    const before = [said("a", "hello", "hi"), said("b", "stop", "st", "cancelled")];
+    expect(chatRequest("gemma", "and now?", before)).toEqual({ model: "gemma", message: "and now?", turns: ["hello", "hi"] });
+  });
+
+  test("about a picture has the words that its task reads", () => {
+    expect(askRequest("m", "p", "detect", "a cat; dog,")).toEqual({ model: "m", picture: "p", task: "detect", labels: ["a cat", "dog"] });
+    expect(askRequest("m", "p", "caption", "x")).toEqual({ model: "m", picture: "p", task: "caption" });
+    expect(askRequest("m", "p", "answer", "what?")).toEqual({ model: "m", picture: "p", task: "answer", question: "what?" });
   });
 });

@@ -11,6 +11,7 @@ from PIL import Image
 from tests.server.running import run_service, wait_until
 from tests.server.test_jobs import hold, read_png
 from triptych.server.jobs.workers import Lane
+from triptych.server.routes.automatic1111 import check_settings
 
 
 def connect(running, **settings) -> webuiapi.WebUIApi:
@@ -57,11 +58,28 @@ def test_pictures_of_a_picture(api) -> None:
     )
     drawn, source = np.asarray(result.image), np.asarray(photo())
     assert (drawn[:, 32:] == source[:, 32:]).all() and (drawn[:, :32] != source[:, :32]).any()
-    assert "mask_blur is not followed" in result.info["notes"]
+    assert result.info["notes"] == ["mask_blur is not followed", "inpainting_fill is not followed"]
     inverted = api.img2img(
         images=[photo()], mask_image=mask, prompt="a cat", inpainting_mask_invert=1, **SMALL
     )
     assert (np.asarray(inverted.image)[:, :32] == source[:, :32]).all()
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ({"sampler_name": "Euler a", "eta": 1.0}, []),
+        ({"sampler_name": "Euler a", "eta": 0.5}, ["eta"]),
+        ({"sampler_name": "Euler", "eta": 0.5}, []),
+        ({"sampler_name": "DDIM", "eta": 1.0}, ["eta"]),
+        ({"sampler_index": "DDIM", "eta": 0}, []),
+        ({"override_settings": {"CLIP_stop_at_last_layers": 1, "eta_ddim": 1}}, ["eta_ddim"]),
+        ({"inpainting_fill": 0, "s_churn": None}, []),
+        ({"inpainting_fill": 0, "mask": "x", "s_churn": 2}, ["s_churn", "inpainting_fill"]),
+    ],
+)
+def test_settings_that_are_not_followed_are_named(body, names) -> None:
+    assert check_settings(body) == [f"{name} is not followed" for name in names]
 
 
 def test_lists_and_options(api) -> None:

@@ -55,12 +55,12 @@ def test_what_is_deleted_is_told_to_everybody(tmp_path, offered) -> None:
         assert running.http.delete(f"/api/files/{first}").status_code == 204
         left = running.http.get(f"/api/jobs/{job['id']}").json()["result"]["pictures"]
         assert [one["id"] for one in left] == [second]
+        (one,) = running.service.jobs.events(last)
+        assert (one.kind, one.job, one.data) == ("deleted", job["id"], {"file": first})
+        assert not one.is_last
         assert running.http.delete(f"/api/results/{job['id']}").status_code == 204
-        told = running.service.jobs.events(last)
-        assert [(one.kind, one.job, one.data) for one in told] == [
-            ("deleted", job["id"], {"file": first}), ("deleted", job["id"], {}),
-        ]  # fmt: skip
-        assert told[1].is_last and not told[0].is_last
+        (one,) = running.service.jobs.events(last)  # those of the job are gone with it
+        assert (one.kind, one.job, one.data) == ("deleted", job["id"], {}) and one.is_last
 
 
 def test_all_previews_of_one_picture_are_kept_where_that_is_asked_for(served) -> None:

@@ -76,25 +76,6 @@ class Encoded(NamedTuple):
     cut: tuple[str, ...]  # the end of each text that did not fit, or ""
 
 
-class SpelledToken(NamedTuple):
-    """A token for people."""
-
-    text: str
-    token: int
-    weight: float
-
-
-class PromptTokens(NamedTuple):
-    """A prompt as a model reads it, for people."""
-
-    windows: list[list[SpelledToken]]
-    limit: int
-    """Tokens of a window."""
-    cut: str = ""
-    """The end of the prompt, where it is not read."""
-    notes: tuple[str, ...] = ()
-
-
 class Tokenizer:
     """Text to the tokens that a model was trained on, and back.
 
@@ -181,24 +162,6 @@ class Tokenizer:
         """The tokens of a text that are read, beside start and end."""
         config = self.config
         return config.length - (config.start is not None) - (config.end is not None)
-
-    def spell(self, row: Sequence[int], weights: Sequence[float] = ()) -> list[SpelledToken]:
-        """The tokens of a row of `encode` for people, without start, end and padding."""
-        first = int(self.config.start is not None)
-        ends = (at for at, token in enumerate(row) if at >= first and token == self._after_text)
-        last = next(ends, len(row))
-        return [
-            SpelledToken(
-                self.decode([[token]])[0] or self.name(token),
-                token,
-                weights[at] if weights else 1.0,
-            )
-            for at, token in enumerate(row[first:last], first)
-        ]
-
-    @property
-    def _after_text(self) -> int:
-        return self.config.pad if self.config.end is None else self.config.end
 
     def name(self, token: int) -> str:
         """A token as the vocabulary spells it."""

@@ -2,18 +2,22 @@
 with where a request leaves that open. No torch.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from triptych.config import BadFile, read_json
+from triptych.text.known_words import read_known_words
 
 PUBLISHED = {
     "clip": "clip", "siglip": "siglip", "siglip2": "siglip", "gemma": "gemma", "gemma2": "gemma",
     "gemma3": "gemma", "gemma3_text": "gemma", "paligemma": "paligemma",
 }  # fmt: skip
 """Kinds by `model_type` of transformers."""
+IDEAS = 6
+PLAIN = re.compile(r"[a-z]+(?: [a-z]+){0,2}")
 SAMPLING = ("steps", "guidance", "sampler", "spacing")
 """Fields of a configuration that are defaults of a request, too."""
 
@@ -30,6 +34,8 @@ class Description:
     attributes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     """Names of the numbers of a continuous condition."""
+    ideas: tuple[str, ...] = ()
+    """Some of what a text-to-image model can be asked for, where its captions were names."""
 
 
 def describe_model(path: Path) -> Description:
@@ -46,7 +52,9 @@ def describe_model(path: Path) -> Description:
         return Description(PUBLISHED.get(str(card.get("model_type")), ""))
     names = (card.get(key) for key in ("classes", "attributes", "vector"))
     texts = (tuple(map(str, each)) if isinstance(each, list) else () for each in names)
-    return Description(card["model"], _read_defaults(card.get("config")), *texts)
+    return Description(
+        card["model"], _read_defaults(card.get("config")), *texts, ideas=_read_ideas(path)
+    )
 
 
 def find_kind(path: Path) -> str:
@@ -60,6 +68,16 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (BadFile, OSError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _read_ideas(path: Path) -> tuple[str, ...]:
+    """Short names of the list of a model, from all over it."""
+    try:
+        known = read_known_words(path)
+    except (BadFile, OSError):
+        return ()
+    names = [name for name in known.names if PLAIN.fullmatch(name)] if known else []
+    return tuple(names[len(names) // (2 * IDEAS) :: len(names) // IDEAS or 1][:IDEAS])
 
 
 def _read_defaults(config: Any) -> dict[str, Any]:

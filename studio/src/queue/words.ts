@@ -4,8 +4,8 @@ import type { LiveJob, Values } from "../server/types";
 
 /** What a job is about: its prompt, its class, its labels, the name of its run. */
 export function aboutOf(job: LiveJob): string {
-  const { prompt, label, labels, text, folder, source } = job.request as Values;
-  const about = job.run || [prompt, label, labels, text, source, folder].find((one) => one && String(one));
+  const { prompt, label, labels, text, folder, source, message, raw, question } = job.request as Values;
+  const about = job.run || [prompt, message, raw, question, label, labels, text, source, folder].find((one) => one && String(one));
   return about ? [about].flat().join(", ") : kindOf(job);
 }
 

@@ -14,9 +14,15 @@ export function toLive(job: Job, known?: LiveJob): LiveJob {
     rows: known?.rows ?? [],
     notes: known?.notes ?? readNotes(job),
     loading: known?.loading ?? "",
-    step: known?.step ?? null,
-    steps: known?.steps ?? null,
+    step: known?.step ?? readNumber(job, "step"),
+    steps: known?.steps ?? readNumber(job, "steps"),
+    texts: known?.texts ?? [],
   };
+}
+
+function readNumber(job: Job, name: string): number | null {
+  const value = job.result?.values[name];
+  return typeof value === "number" ? value : null;
 }
 
 function readNotes(job: Job): string[] {
@@ -25,7 +31,7 @@ function readNotes(job: Job): string[] {
 }
 
 /** The job after an event. An event that says nothing new changes nothing. */
-export function applyEvent(job: LiveJob, { event, data, time }: Event): LiveJob {
+export function applyEvent(job: LiveJob, { event, data, time, number }: Event): LiveJob {
   switch (event) {
     case "running":
       return { ...job, state: "running", place: null, started: time, done: job.done ?? 0 };
@@ -50,6 +56,10 @@ export function applyEvent(job: LiveJob, { event, data, time }: Event): LiveJob 
       };
     case "preview":
       return { ...job, previews: addPreview(job.previews, data as unknown as Preview) };
+    case "text":
+      return { ...job, texts: addText(job.texts, number, String(data.new)) };
+    case "deleted":
+      return { ...job, pictures: job.pictures.filter((picture) => picture.id !== data.file) };
     case "picture":
     case "sample":
       return { ...job, pictures: addPicture(job.pictures, data as unknown as Picture) };
@@ -72,8 +82,15 @@ function changeState(job: LiveJob, state: State, error: Job["error"] | undefined
   };
 }
 
+function addText(texts: LiveJob["texts"], number: number, text: string): LiveJob["texts"] {
+  if (texts.some((one) => one.number === number)) return texts; // from a stream that is read twice
+  return [...texts, { number, text }].sort((a, b) => a.number - b.number);
+}
+
+/** In the order of the work: a stream that is read a second time brings the first ones late. */
 function addPreview(previews: Preview[], { done, url }: Preview): Preview[] {
-  return [...previews, { done, url }].slice(-KEPT_PREVIEWS);
+  const others = previews.filter((one) => one.done !== done);
+  return [...others, { done, url }].sort((a, b) => a.done - b.done).slice(-KEPT_PREVIEWS);
 }
 
 function addPicture(pictures: Picture[], picture: Picture): Picture[] {

@@ -2,9 +2,10 @@
  * service about jobs.
  */
 
-import { SvelteMap } from "svelte/reactivity";
+import { SvelteMap, SvelteSet } from "svelte/reactivity";
 import { ServiceError, call, send } from "./api";
 import { follow } from "./events";
+import { finished } from "./finished";
 import { applyEvent, isActive, sortQueue, toLive } from "./fold";
 import { FINAL, type Event, type Job, type LiveJob, type Model, type RequestKind, type Samplers, type Source, type State, type Values } from "./types";
 
@@ -12,12 +13,14 @@ export type Connection = "connecting" | "open" | "lost" | "locked";
 
 const PAUSE = 1000; // milliseconds before the page tries again to reach the service
 const MOVES = ["running", "moved", "cancelled"]; // events after which others have another place
-const KEPT = ["row", "sample", "picture", "notes"]; // events that say something about a job that has ended
+const KEPT = ["row", "sample", "picture", "notes", "preview", "text"]; // events that say something about a job that has ended
 const SHOWN = 100; // jobs that the page starts with
 
 class Server {
   connection = $state<Connection>("connecting");
   jobs = new SvelteMap<string, LiveJob>();
+  /** Ids of pictures and jobs that were deleted, in this tab or another. */
+  gone = new SvelteSet<string>();
   requests = $state.raw<RequestKind[]>([]);
   models = $state.raw<Model[]>([]);
   sources = $state.raw<Source[]>([]);
@@ -93,9 +96,9 @@ class Server {
    *
    * @throws ServiceError with the field that is wrong.
    */
-  async submit(name: string, request: Values, run = ""): Promise<LiveJob> {
-    const query = run ? `?run=${encodeURIComponent(run)}` : "";
-    return this.keep(await call<Job>("POST", `/api/${name}${query}`, request));
+  async submit(name: string, request: Values, query: { run?: string; previews?: "all" } = {}): Promise<LiveJob> {
+    const search = new URLSearchParams(query).toString();
+    return this.keep(await call<Job>("POST", `/api/${name}${search && `?${search}`}`, request));
   }
 
   async cancel(id: string): Promise<void> {
@@ -123,6 +126,14 @@ class Server {
    */
   async find(id: string): Promise<LiveJob> {
     return this.jobs.get(id) ?? this.keep(await call<Job>("GET", `/api/jobs/${id}`));
+  }
+
+  /** The job when it has ended.
+   *
+   * @throws ServiceError if it failed, with what the service says about it.
+   */
+  async ended(id: string): Promise<LiveJob> {
+    return this.keep(await finished(await this.find(id)));
   }
 
   /** Read all that a job has said, such as the rows of a training that ended long ago; until the signal, or its end. */
@@ -162,9 +173,16 @@ class Server {
     for (const event of events) {
       this.after = event.number;
       const job = this.jobs.get(event.job);
-      if (job) this.apply(job, event);
+      if (event.event === "deleted") this.forget(event, job);
+      else if (job) this.apply(job, event);
       else if (event.event === "waiting" && event.time > this.newestAtStart) void this.refresh(event.job);
     }
+  }
+
+  private forget(event: Event, job: LiveJob | undefined): void {
+    this.gone.add(String(event.data.file ?? event.job));
+    if (event.data.file === undefined) this.jobs.delete(event.job);
+    else if (job) this.jobs.set(job.id, applyEvent(job, event));
   }
 
   private apply(job: LiveJob, event: Event): void {

@@ -45,7 +45,7 @@ export interface Job {
   result: { values: Values; pictures: Picture[] } | null;
   error: Failure | null;
   /** Share of the work that is done; only while it runs. */
-  done?: number | null;
+  done: number | null;
 }
 
 /** One event of the log, with its number. */
@@ -74,6 +74,8 @@ export interface LiveJob extends Job {
   loading: string;
   step: number | null;
   steps: number | null;
+  /** What a language model has written so far, in the order of its events. */
+  texts: { number: number; text: string }[];
 }
 
 export interface Schema {
@@ -105,10 +107,14 @@ export interface Model {
   kind: string | null;
   created: number;
   bytes_loaded: number | null;
-  /** What it draws with where the request leaves it open. */
-  defaults?: Values;
-  /** The classes it knows, if it draws classes. */
-  labels?: string[];
+  /** What it draws with where the request leaves it open; empty where its files do not say. */
+  defaults: Values;
+  /** The classes it knows, if it draws classes; attributes, and names of numbers, likewise. */
+  labels: string[];
+  attributes: string[];
+  columns: string[];
+  /** Some of what it can be asked for, if that is recorded. */
+  ideas: string[];
 }
 
 export interface Source {

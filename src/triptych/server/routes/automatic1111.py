@@ -8,7 +8,7 @@ is named in the `notes` of `info`.
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -32,7 +32,10 @@ from triptych.server.service import Service
 
 DRAWING = "text-to-image"
 REFUSED = ("enable_hr", "restore_faces", "script_name", "refiner_checkpoint", "seed_resize_from_h")
-NOTED = {"styles": [], "mask_blur": 0, "inpaint_full_res": False, "s_churn": 0, "s_noise": 1}
+NOTED = {
+    "styles": [], "mask_blur": 0, "inpaint_full_res": False, "s_churn": 0, "s_noise": 1,
+    "s_min_uncond": 0, "s_tmin": 0, "s_tmax": 0, "resize_mode": 0, "initial_noise_multiplier": 1,
+}  # fmt: skip
 """Settings that are not followed, by the value at which they do nothing."""
 
 
@@ -163,7 +166,25 @@ def check_settings(body: Mapping[str, Any]) -> list[str]:
         arguments = script.get("args") if isinstance(script, Mapping) else script
         if arguments not in (None, [], [False]):
             raise Failure(400, f"the script {name[:60]!r} is not supported: leave it out")
-    return [f"{name} is not followed" for name, off in NOTED.items() if body.get(name, off) != off]
+    unfollowed = [name for name, off in NOTED.items() if body.get(name) not in (None, off)]
+    if body.get("mask") and body.get("inpainting_fill") not in (None, 1):  # 1: what is there
+        unfollowed.append("inpainting_fill")
+    if body.get("eta") not in (None, usual_eta(body)):
+        unfollowed.append("eta")
+    options = {field.name for field in fields(Options)}
+    unfollowed += [name for name in body.get("override_settings") or {} if name not in options]
+    return [f"{name[:60]} is not followed" for name in unfollowed]
+
+
+def usual_eta(body: Mapping[str, Any]) -> float | None:
+    """The eta that a sampler has anyway; one that does not scale its noise reads none."""
+    try:
+        sampler = parse_sampler(str(body.get("sampler_name") or body.get("sampler_index") or ""))[0]
+    except ValueError:
+        return None
+    if sampler == "ddim":
+        return 0.0
+    return 1.0 if SAMPLERS[sampler].noise == "scaled" else body.get("eta")
 
 
 def store_pictures(service: Service, asked: Draw) -> dict[str, str]:

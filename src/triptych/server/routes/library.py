@@ -199,7 +199,7 @@ def _describe_model(model: Model, loaded: dict[str, int]) -> dict[str, Any]:
         "name": model.name, "kind": model.kind or None, "created": model.created,
         "bytes_loaded": loaded.get(model.place), "defaults": dict(about.defaults),
         "labels": list(about.classes), "attributes": list(about.attributes),
-        "columns": list(about.columns),
+        "columns": list(about.columns), "ideas": list(about.ideas),
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from triptych.systems.stable_diffusion.request import TextToImage, parse_lora, p
 from triptych.text.known_words import describe_unknown
 from triptych.text.prompt_schedule import parse_schedule, split_composition
 from triptych.text.tags import read_tags
-from triptych.text.tokenizer import PromptTokens
+from triptych.text.prompt_tokens import PromptTokens, spell
 from triptych.text.weighting import prompt_windows
 from triptych.weights.loaded import Loaded
 
@@ -66,7 +66,7 @@ def read_prompt(loaded: Loaded, prompt: str) -> PromptTokens:
         text = parse_schedule(part.text).at(1, config.sampling.steps)
         read = prompt_windows(text, tokenizer)
         for row, weights in zip(read.tokens.tolist(), read.weights.tolist(), strict=True):
-            windows.append(tokenizer.spell(row, weights))
+            windows.append(spell(tokenizer, row, weights))
     notes = describe_unknown(loaded.words, [words])
     return PromptTokens(windows, tokenizer.room, notes=notes)
 

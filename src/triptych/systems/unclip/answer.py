@@ -13,7 +13,7 @@ from triptych.fields import to_json
 from triptych.system import Answer, AnswerPicture
 from triptych.systems.unclip.pipeline import UnclipDrawing, require_unclip
 from triptych.systems.unclip.request import UnclipPictures
-from triptych.text.tokenizer import PromptTokens
+from triptych.text.prompt_tokens import PromptTokens, spell
 from triptych.vision.grids import labelled_grid
 from triptych.weights.loaded import Loaded
 
@@ -32,7 +32,7 @@ def read_prompt(loaded: Loaded, prompt: str) -> PromptTokens:
     """The tokens of a prompt, and the words that the text tower does not read."""
     _, tokenizer = require_unclip(loaded)
     encoded = tokenizer.encode([prompt])
-    row = tokenizer.spell(encoded.tokens[0].tolist())
+    row = spell(tokenizer, encoded.tokens[0].tolist())
     return PromptTokens([row], tokenizer.room, encoded.cut[0])
 
 

@@ -1,22 +1,24 @@
 import { ServiceError, call } from "../../server/api";
 
 export interface Tokens {
+  /** Whether the model is in memory: nothing is known before. */
+  loaded: boolean;
   /** What the model reads, by window; null where it does not say. */
-  windows: { text: string; weight?: number }[][] | null;
+  windows: { text: string; token: number; weight: number }[][] | null;
+  /** Tokens of a window. */
   limit: number;
   /** The words that are lost. */
   cut: string;
+  /** What else to know, such as words that the model was not trained on. */
+  notes: string[];
 }
 
-let offered = true;
-
-/** The tokens of a prompt; null if the service or the model cannot say. */
+/** The tokens of a prompt; null if the model cannot read it. */
 export async function readTokens(model: string, prompt: string): Promise<Tokens | null> {
-  if (!offered) return null;
   try {
     return await call<Tokens>("POST", "/api/tokens", { model, prompt });
   } catch (error) {
-    offered = !(error instanceof ServiceError && [404, 405].includes(error.status));
+    if (!(error instanceof ServiceError)) throw error;
     return null;
   }
 }

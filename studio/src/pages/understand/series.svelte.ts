@@ -19,11 +19,11 @@ export class JobSeries {
   }
 
   /** Send requests of one kind, one job each, and show them. */
-  async send(name: string, requests: Values[]): Promise<void> {
+  async send(name: string, requests: Values[], query: { previews?: "all" } = {}): Promise<void> {
     this.error = "";
     const ids: string[] = [];
     try {
-      for (const request of requests) ids.push((await server.submit(name, request)).id);
+      for (const request of requests) ids.push((await server.submit(name, request, query)).id);
     } catch (failure) {
       if (!(failure instanceof ServiceError)) throw failure;
       this.error = failure.message;
