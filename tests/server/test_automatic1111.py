@@ -58,7 +58,8 @@ def test_pictures_of_a_picture(api) -> None:
     )
     drawn, source = np.asarray(result.image), np.asarray(photo())
     assert (drawn[:, 32:] == source[:, 32:]).all() and (drawn[:, :32] != source[:, :32]).any()
-    assert result.info["notes"] == ["mask_blur is not followed", "inpainting_fill is not followed"]
+    names = ("mask_blur", "inpaint_full_res", "inpainting_fill")
+    assert result.info["notes"] == [f"{name} is not followed" for name in names]
     inverted = api.img2img(
         images=[photo()], mask_image=mask, prompt="a cat", inpainting_mask_invert=1, **SMALL
     )

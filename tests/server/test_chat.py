@@ -1,14 +1,20 @@
 """Chats by OpenAI's client, with a small language model of random weights."""
 
+import base64
 from collections.abc import Iterator
+from dataclasses import replace
 
 import openai
 import pytest
 
 import triptych
 from tests.server.running import Running, run_service
+from tests.server.test_security import degenerate, png
 from tests.systems.gemma.tiny_gguf import write_gguf
-from triptych.requests import Chat
+from tests.systems.paligemma.test_pipeline import save_tiny
+from tests.systems.unclip import tiny_unclip
+from triptych.requests import Ask, Chat
+from triptych.vision.images import open_picture
 
 DECODING = {"temperature": 0.0, "max_tokens": 6}
 CHAT = [
@@ -23,7 +29,9 @@ CHAT = [
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     root = tmp_path_factory.mktemp("chat")
     write_gguf(root / "small.gguf")
-    with run_service(root / "home", models=(str(root / "small.gguf"),)) as running:
+    models = (str(root / "small.gguf"), str(save_tiny(root / "eye")))
+    models += (str(tiny_unclip.saved(root / "chain")),)
+    with run_service(root / "home", models=models) as running:
         yield running
 
 
@@ -80,6 +88,47 @@ def test_without_a_model_the_one_that_chats(client, running) -> None:
 def test_what_is_no_chat_is_refused(client, messages, words) -> None:
     with pytest.raises(openai.BadRequestError, match=words):
         client.chat.completions.create(model="small", messages=messages)
+
+
+def test_a_question_about_a_picture_is_answered_as_by_the_library(client, running) -> None:
+    url = f"data:image/png;base64,{base64.b64encode(png((40, 30))).decode()}"
+    picture = {"type": "image_url", "image_url": {"url": url, "detail": "auto"}}
+    place = running.service.offers.find_model("eye").place
+    for text, fields in (("two red circles ?", {}), ("", {"task": "caption"})):
+        content = [{"type": "text", "text": text}, picture] if text else [picture]
+        asked = {"messages": [{"role": "user", "content": content}], **DECODING}
+        whole = client.chat.completions.create(model="eye", **asked)
+        decoding = Ask("p", "q", "m").decoding
+        request = Ask(
+            open_picture(png((40, 30))), text, place, decoding=replace(decoding, max_tokens=6),
+            **fields,
+        )  # fmt: skip
+        *_, said = triptych.run(request)
+        assert whole.choices[0].message.content == said.text and said.text
+        assert whole.usage.prompt_tokens == said.prompt > 100  # with those of the picture
+        chunks = list(client.chat.completions.create(model="eye", stream=True, **asked))
+        parts = [chunk.choices[0].delta.content or "" for chunk in chunks]
+        assert "".join(parts) == said.text and chunks[-1].choices[0].finish_reason
+        assert client.chat.completions.create(model="", **asked).model == "eye"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("1x1", "16-bit") else pytest.param(name, marks=pytest.mark.slow)
+        for name in degenerate()
+    ],
+)
+def test_degenerate_pictures_are_answered(client, running, name) -> None:
+    data = degenerate()[name]
+    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": url}}]
+    messages = [{"role": "user", "content": content}]
+    answer = client.chat.completions.create(model="eye", messages=messages, max_tokens=1)
+    assert answer.usage.completion_tokens == 1
+    answer = client.images.create_variation(image=data, model="chain", n=1)
+    assert len(answer.data) == 1
+    assert running.http.get("/healthz").status_code == 200
 
 
 def test_a_picture_needs_a_model_that_sees(client) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 const client = new OpenAI({ baseURL: process.argv[2], apiKey: "any", maxRetries: 0 });
 const models = [];
 for await (const model of client.models.list()) models.push(model.id);
@@ -22,6 +22,15 @@ for await (const event of await client.images.generate(streamed)) {
   last = event;
 }
 const vectors = await client.embeddings.create({ model: "seer", input: ["a cat", "a dog"] });
+const file = await toFile(Buffer.from(drawn.data[0].b64_json, "base64"), "a.png");
+const edited = await client.images.edit({ image: file, prompt: "a dog", num_inference_steps: 2 });
+const varied = await client.images.createVariation({ image: file, num_inference_steps: 2 });
+let missing = "";
+try {
+  await client.images.generate({ prompt: "a", model: "none" });
+} catch (error) {
+  missing = error.constructor.name;
+}
 let refused = "";
 try {
   await client.images.generate({ prompt: "a", n: 11 });
@@ -29,7 +38,7 @@ try {
   refused = error.constructor.name;
 }
 console.log(JSON.stringify({
-  models, kinds, same: last.b64_json === drawn.data[0].b64_json, refused,
+  models, kinds, missing, pictures: edited.data.length + varied.data.length, same: last.b64_json === drawn.data[0].b64_json, refused,
   width: vectors.data[0].embedding.length, count: vectors.data.length,
 }));
 """
@@ -52,4 +61,5 @@ def test_the_calls_of_the_javascript_client(served, tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["models"] == ["painter", "seer", "digits-vae"] and found["same"]
     assert found["kinds"][-1] == "image_generation.completed"
+    assert found["missing"] == "NotFoundError" and found["pictures"] == 2
     assert found["refused"] == "BadRequestError" and (found["width"], found["count"]) == (16, 2)

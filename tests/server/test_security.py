@@ -286,6 +286,8 @@ def test_degenerate_pictures_on_every_route(served, name) -> None:
     drawn = {"prompt": "a", "init_images": [url], "steps": 1, "width": 16, "height": 16}
     assert served.http.post("/sdapi/v1/img2img", json=drawn).status_code in (200, 400)
     assert served.http.post("/sdapi/v1/png-info", json={"image": url}).status_code == 200
+    found = served.http.post("/api/data-sets", files=[("files", ("a.png", data))]).json()
+    assert found["pictures"] == 1 and not found["skipped"]
     assert served.http.get("/healthz").status_code == 200
 
 
@@ -454,12 +456,3 @@ def test_only_the_owner_reads_the_home(tmp_path) -> None:
     with run_service(tmp_path / "home", lanes=[]):
         assert (tmp_path / "home").stat().st_mode & 0o077 == 0
         assert (tmp_path / "home" / "service.sqlite").stat().st_mode & 0o077 == 0
-
-
-def test_a_slow_body_is_given_up(tmp_path) -> None:
-    with run_service(tmp_path, lanes=[], limits=with_limits(body_idle_seconds=0.2)) as running:
-        headers = {"Host": host_of(running), "Content-Type": "application/json"}
-        status, _, body = call(
-            running, "POST", "/api/text-to-image", headers | {"Content-Length": "100"}
-        )
-        assert status == 408 and json.loads(body)["error"]["code"] == "timeout"

@@ -6,16 +6,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.server import conftest as server
 from tests.server.running import EVERY_STEP, Running, run_service
+from tests.systems.gemma.tiny_gguf import write_gguf
+from tests.systems.paligemma.test_pipeline import save_tiny
+from tests.systems.unclip import tiny_unclip
 from triptych.server.routes.page import BUILT
 
-models, offered = server.models, server.offered
+models = server.models
 NO_BROWSER = "these tests need Chromium: `apt-get install chromium`, or name one in CHROMIUM"
 NOT_BUILT = "the page is not built: run `make studio`"
 PLACES = ("chromium", "chromium-browser", "google-chrome")
+PATIENT = 300_000.0
+"""Milliseconds that a test waits for what will happen, however loaded the machine is."""
+expect.set_options(timeout=PATIENT)
+
+
+@pytest.fixture(scope="session")
+def offered(models: Path) -> tuple[str, ...]:
+    """A model of every kind that a page is about."""
+    folder = models / "runs"
+    tiny_unclip.saved(folder / "chain")
+    write_gguf(folder / "talker.gguf")
+    save_tiny(folder / "eye")
+    names = ("painter", "seer", "digits-vae", "chain", "talker.gguf", "eye")
+    return tuple(str(folder / name) for name in names)
 
 
 def find_chromium() -> str:
@@ -58,6 +75,7 @@ def context(browser: Browser, service: Running) -> Iterator[BrowserContext]:
     violation of the content security policy is told, and an exception of the page.
     """
     context = browser.new_context(base_url=service.url, reduced_motion="reduce")
+    context.set_default_timeout(PATIENT)
     said: list[str] = []
     context.on("console", lambda one: said.append(one.text) if one.type == "error" else None)
     context.on("weberror", lambda one: said.append(str(one.error)))

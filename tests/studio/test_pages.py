@@ -6,51 +6,65 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.server.running import Running
 from tests.studio.conftest import NOT_BUILT, Open
 from triptych.server.routes.page import BUILT
 
 PAGES = ("create", "library", "see", "train", "understand")
+INSTRUMENTS = (
+    "shared", "plane", "guidance", "path", "matrix", "readings", "batches", "critic", "priors",
+    "ladder",
+)  # fmt: skip
 PLACES = (
-    *PAGES, "see?do=detect", "see?do=search", "understand?show=guidance", "understand?show=path",
-    "understand?show=matrix", "understand?show=readings", "understand?show=critic",
+    *PAGES, "ask", "see?do=detect", "see?do=search",
+    *(f"understand?show={name}" for name in INSTRUMENTS),
 )  # fmt: skip
 AXE = Path(__file__).parents[2] / "studio" / "node_modules" / "axe-core" / "axe.min.js"
 MOST = 150 * 1024
 """Bytes of JavaScript at the first page, compressed."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("place", PLACES)
-def test_nothing_is_cut_off_at_360_pixels(open_page: Open, place: str) -> None:
-    page = open_page(place, width=360, height=740)
-    expect(page.get_by_role("heading", level=1)).to_be_attached()
-    page.wait_for_load_state("load")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+def visit(page: Page, place: str) -> None:
+    """Go to a place of the page that is open."""
+    page.evaluate("place => { location.hash = `#/${place}`; }", place)
+    kind = place.partition("?")[0].capitalize()
+    expect(page.get_by_role("heading", level=1, name=kind)).to_be_attached()
+    expect(page.get_by_text("This page could not be loaded")).to_have_count(0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("place", PLACES)
-def test_axe_has_no_serious_finding(
-    open_page: Open, service: Running, place: str, scheme: Any
-) -> None:
-    page = open_page(place)
-    page.emulate_media(color_scheme=scheme)
-    expect(page.get_by_role("heading", level=1)).to_be_attached()
-    page.evaluate(AXE.read_text(encoding="utf-8"))
+def find_serious(page: Page) -> list[tuple[str, Any]]:
+    """What axe finds to be serious."""
     found = page.evaluate("axe.run()")["violations"]
-    serious = [
+    return [
         (one["id"], [node["target"] for node in one["nodes"]])
         for one in found
         if one["impact"] in ("serious", "critical")
     ]
-    assert serious == []
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+def test_axe_has_no_serious_finding_on_any_page(
+    open_page: Open, service: Running, scheme: Any
+) -> None:
+    service.made("text-to-image", model="painter", prompt="a hill", steps=1)
+    page = open_page()
+    page.emulate_media(color_scheme=scheme)
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    for place in PLACES:
+        visit(page, place)
+        assert find_serious(page) == [], place
+
+
+@pytest.mark.parametrize("width", [360, pytest.param(320, marks=pytest.mark.slow)])
+def test_nothing_is_cut_off_on_a_telephone(open_page: Open, service: Running, width: int) -> None:
+    page = open_page(width=width, height=740)
+    for place in PLACES:
+        visit(page, place)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, place
+
+
 def test_the_colours_that_are_chosen_stay(open_page: Open) -> None:
     page = open_page()
     page.emulate_media(color_scheme="light")
@@ -65,7 +79,6 @@ def test_the_colours_that_are_chosen_stay(open_page: Open) -> None:
     assert page.evaluate(ground) == dark
 
 
-@pytest.mark.slow
 def test_the_page_says_when_nobody_answers_and_goes_on_by_itself(open_page: Open) -> None:
     page = open_page()
     page.get_by_label("Prompt", exact=True).wait_for()
@@ -78,7 +91,6 @@ def test_the_page_says_when_nobody_answers_and_goes_on_by_itself(open_page: Open
     expect(page.get_by_text("The service does not answer")).to_have_count(0)
 
 
-@pytest.mark.slow
 def test_the_queue_is_changed_from_any_page(open_page: Open, service: Running) -> None:
     long = {"model": "painter", "n": 64, "steps": 150}
     first = service.submit("text-to-image", prompt="the first", **long)
@@ -96,7 +108,6 @@ def test_the_queue_is_changed_from_any_page(open_page: Open, service: Running) -
         assert service.finish(job["id"])["state"] == "cancelled"
 
 
-@pytest.mark.slow
 def test_the_first_page_is_small() -> None:
     if not (BUILT / "index.html").is_file():
         pytest.fail(NOT_BUILT)
@@ -107,7 +118,6 @@ def test_the_first_page_is_small() -> None:
     assert size <= MOST
 
 
-@pytest.mark.slow
 def test_nothing_is_fetched_from_other_places(open_page: Open, service: Running) -> None:
     page = open_page()
     asked: list[str] = []

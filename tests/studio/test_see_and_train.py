@@ -9,8 +9,6 @@ from tests.server.running import Running
 from tests.studio.conftest import Open
 from tests.systems.clip import tiny_clip
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
@@ -26,7 +24,7 @@ def test_classify_shows_cosine_softmax_and_sigmoid(open_page: Open, photos: Path
     page.get_by_label("Labels").fill("cat, dog, a red bus")
     page.get_by_role("button", name="Classify").click()
     table = page.get_by_role("table")
-    expect(table).to_have_count(2, timeout=60_000)
+    expect(table).to_have_count(2)
     expect(table.first.get_by_role("row")).to_have_count(4)
     shares = table.first.locator("tbody tr td:nth-child(3)").all_inner_texts()
     assert 95 < sum(float(one.strip("< %")) for one in shares) < 105
@@ -38,7 +36,7 @@ def test_detect_shows_boxes_and_the_heat_of_each_label(open_page: Open, photos: 
     expect(page.get_by_role("img", name="Chosen")).to_be_visible()
     page.get_by_label("What to look for").fill("a cat, a dog")
     page.get_by_role("button", name="Detect", exact=True).click()
-    page.get_by_role("button", name="Heat of a dog").click(timeout=60_000)
+    page.get_by_role("button", name="Heat of a dog").click()
     expect(page.get_by_role("img", name="Heat map of a dog")).to_be_visible()
 
 
@@ -49,9 +47,7 @@ def test_a_folder_of_pictures_becomes_a_model_that_draws(
         tiny_clip.pictures(tmp_path / "own" / label, 6)
     page = open_page("train")
     page.get_by_label("Folder of pictures").set_input_files(tmp_path / "own")
-    expect(page.get_by_role("list", name="Pictures of each class")).to_contain_text(
-        "left", timeout=60_000
-    )
+    expect(page.get_by_role("list", name="Pictures of each class")).to_contain_text("left")
     page.get_by_label("Recipe").select_option("train-cvae")
     page.get_by_label("Steps", exact=True).fill("3")
     page.get_by_label("Batch size").fill("4")
@@ -59,41 +55,9 @@ def test_a_folder_of_pictures_becomes_a_model_that_draws(
     page.get_by_label("Name of the model").fill("own-pictures")
     page.get_by_role("button", name="Start training").click()
     training = page.get_by_role("region", name="Training own-pictures")
-    expect(training.get_by_text("Done", exact=True)).to_be_visible(timeout=600_000)
+    expect(training.get_by_text("Done", exact=True)).to_be_visible()
     training.get_by_role("button", name="Use it").click()
     expect(page.get_by_label("Model", exact=True)).to_have_value("own-pictures")
     page.get_by_role("button", name="Draw", exact=True).click()
     stage = page.get_by_role("region", name="Pictures")
-    expect(stage.get_by_role("img").first).to_be_visible(timeout=60_000)
-
-
-def test_the_same_z_is_drawn_as_every_class(open_page: Open, service: Running) -> None:
-    page = open_page("understand?show=shared")
-    page.get_by_label("Model", exact=True).select_option("digits-vae")
-    page.get_by_role("button", name="Draw 5 other z").click()
-    expect(page.get_by_role("table").get_by_role("img")).to_have_count(50, timeout=60_000)
-    names = page.get_by_role("columnheader").all_inner_texts()[1:]
-    assert names == list("0123456789")
-    jobs = service.http.get("/api/jobs", params={"limit": 10}).json()
-    assert len({job["request"]["seed"] for job in jobs}) == 1
-
-
-def test_guidance_is_drawn_from_0_to_8_on_one_noise(open_page: Open, service: Running) -> None:
-    page = open_page("understand?show=guidance")
-    page.get_by_label("Prompt").fill("a boat")
-    page.get_by_role("button", name="Draw nine pictures").click()
-    slider = page.get_by_role("slider", name="Guidance")
-    slider.fill("8")
-    expect(page.get_by_role("img", name="Guidance 8")).to_be_visible(timeout=60_000)
-    jobs = service.http.get("/api/jobs", params={"limit": 9}).json()
-    assert sorted(job["request"]["guidance"] for job in jobs) == list(range(9))
-    assert len({job["request"]["seed"] for job in jobs}) == 1
-
-
-def test_a_samplers_path_has_a_prediction_for_each_step(open_page: Open) -> None:
-    page = open_page("understand?show=path")
-    page.get_by_label("Prompt").fill("a boat")
-    page.get_by_label("Steps", exact=True).fill("6")
-    page.get_by_role("button", name="Draw", exact=True).click()
-    expect(page.get_by_role("button", name="Prediction at finished")).to_be_visible(timeout=60_000)
-    assert page.get_by_role("button", name="Prediction at").count() >= 5
+    expect(stage.get_by_role("img").first).to_be_visible()

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -164,21 +165,24 @@ class Guard:
 
     def _limit(self, receive: Receive) -> Receive:
         """The body, in parts that come in time and are not too large together."""
-        total, complete = 0, False
+        total, complete, began = 0, False, time.monotonic()
+        idle, speed = self.limits.body_idle_seconds, self.limits.body_bytes_per_second
 
         async def limited() -> Message:
             nonlocal total, complete
             if complete:  # what follows is that the client leaves, whenever that is
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), self.limits.body_idle_seconds)
+                message = await asyncio.wait_for(receive(), idle)
             except TimeoutError:
-                raise Refusal(408, "the body did not come in time", code="timeout") from None
+                raise too_slow() from None
             if message["type"] == "http.request":
                 total += len(message.get("body", b""))
                 complete = not message.get("more_body", False)
                 if total > self.limits.body_bytes:
                     raise too_large(self.limits)
+                if not complete and time.monotonic() - began > idle + total / speed:
+                    raise too_slow()
             return message
 
         return limited
@@ -212,6 +216,10 @@ class Guard:
         ]
         await send({"type": "http.response.start", "status": 204, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
+
+
+def too_slow() -> Refusal:
+    return Refusal(408, "the body did not come in time", code="timeout")
 
 
 def too_large(limits: Limits) -> Refusal:

@@ -118,7 +118,11 @@ class Limits:
     waiting_per_client: int = 24
     connections: int = 256
     body_idle_seconds: float = 15.0
-    """Within which the next part of a body must arrive."""
+    """Within which the head of a request, or the next part of its body, must arrive, and the next
+    part of an answer be read.
+    """
+    body_bytes_per_second: int = 1024
+    """Least speed of a body after that."""
     keep_alive_seconds: float = 15.0
     """Between two signs of life in a stream of events."""
     preview_seconds: float = 0.1

@@ -5,10 +5,12 @@ import socket
 import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import uvicorn
 
 from triptych.server.app import build_app
+from triptych.server.connections import Connection
 from triptych.server.service import Service, open_service
 from triptych.server.settings import Serve
 
@@ -60,7 +62,7 @@ def make_server(service: Service, port: int) -> Server:
         limit_concurrency=4 * service.limits.connections,  # the guard answers before that
         timeout_graceful_shutdown=10,
         h11_max_incomplete_event_size=64 << 10,
-        http="h11",
+        http=partial(Connection, service.limits.body_idle_seconds),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
     )

@@ -35,10 +35,10 @@ TASKS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def save_tiny(path: Path) -> Path:
     """A folder of transformers with random weights."""
-    path = write_tokenizer(tmp_path_factory.mktemp("paligemma"))
+    path.mkdir(exist_ok=True)
+    write_tokenizer(path)
     vocabulary = open_language_tokenizer(path).vocabulary
     config = PaliGemmaConfig(
         vision_config=VISION, projection_dim=24, hidden_size=24, vocab_size=vocabulary,
@@ -48,6 +48,11 @@ def folder(tmp_path_factory):
     config._attn_implementation = "eager"
     randomised(PaliGemmaForConditionalGeneration(config)).save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("paligemma"))
 
 
 @pytest.fixture

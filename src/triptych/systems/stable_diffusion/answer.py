@@ -21,8 +21,8 @@ from triptych.systems.stable_diffusion.preview import preview_of
 from triptych.systems.stable_diffusion.request import TextToImage, parse_lora, parse_size
 from triptych.text.known_words import describe_unknown
 from triptych.text.prompt_schedule import parse_schedule, split_composition
-from triptych.text.tags import read_tags
 from triptych.text.prompt_tokens import PromptTokens, spell
+from triptych.text.tags import read_tags
 from triptych.text.weighting import prompt_windows
 from triptych.weights.loaded import Loaded
 
