@@ -38,7 +38,8 @@ try {
   refused = error.constructor.name;
 }
 console.log(JSON.stringify({
-  models, kinds, missing, pictures: edited.data.length + varied.data.length, same: last.b64_json === drawn.data[0].b64_json, refused,
+  models, kinds, missing, pictures: edited.data.length + varied.data.length,
+  same: last.b64_json === drawn.data[0].b64_json, refused,
   width: vectors.data[0].embedding.length, count: vectors.data.length,
 }));
 """

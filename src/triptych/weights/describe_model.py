@@ -50,11 +50,9 @@ def describe_model(path: Path) -> Description:
     card = _read_object(path / "config.json")
     if not isinstance(card.get("model"), str):
         return Description(PUBLISHED.get(str(card.get("model_type")), ""))
-    names = (card.get(key) for key in ("classes", "attributes", "vector"))
-    texts = (tuple(map(str, each)) if isinstance(each, list) else () for each in names)
-    return Description(
-        card["model"], _read_defaults(card.get("config")), *texts, ideas=_read_ideas(path)
-    )
+    defaults, ideas = _read_defaults(card.get("config")), _read_ideas(path)
+    names = [_read_names(card.get(key)) for key in ("classes", "attributes", "vector")]
+    return Description(card["model"], defaults, names[0], names[1], names[2], ideas)
 
 
 def find_kind(path: Path) -> str:
@@ -68,6 +66,10 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (BadFile, OSError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _read_names(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list) else ()
 
 
 def _read_ideas(path: Path) -> tuple[str, ...]:
