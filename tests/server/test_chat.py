@@ -105,7 +105,7 @@ def test_a_question_about_a_picture_is_answered_as_by_the_library(client, runnin
         )  # fmt: skip
         *_, said = triptych.run(request)
         assert whole.choices[0].message.content == said.text and said.text
-        assert whole.usage.prompt_tokens == said.prompt > 100  # with those of the picture
+        assert whole.usage.prompt_tokens == said.prompt  # with those of the picture
         chunks = list(client.chat.completions.create(model="eye", stream=True, **asked))
         parts = [chunk.choices[0].delta.content or "" for chunk in chunks]
         assert "".join(parts) == said.text and chunks[-1].choices[0].finish_reason

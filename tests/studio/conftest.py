@@ -19,7 +19,7 @@ models = server.models
 NO_BROWSER = "these tests need Chromium: `apt-get install chromium`, or name one in CHROMIUM"
 NOT_BUILT = "the page is not built: run `make studio`"
 PLACES = ("chromium", "chromium-browser", "google-chrome")
-PATIENT = 300_000.0
+PATIENT = 1_800_000.0
 """Milliseconds that a test waits for what will happen, however loaded the machine is."""
 expect.set_options(timeout=PATIENT)
 

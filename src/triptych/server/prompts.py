@@ -1,11 +1,14 @@
 """A prompt as a loaded model reads it. No torch."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from triptych.given import ModelName, Words
 from triptych.server.service import Service
 from triptych.systems import SYSTEMS
+
+if TYPE_CHECKING:
+    from triptych.text.prompt_tokens import PromptTokens
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,15 @@ def read_prompt(service: Service, asked: ReadPrompt) -> dict[str, Any]:
     if len(asked.prompt) > most:
         raise ValueError(f"prompt has {len(asked.prompt):,} characters; at most {most:,} are read")
     loaded = service.models.find(service.offers.find_model(asked.model).place)
-    nothing = {"windows": None, "limit": 0, "cut": "", "notes": []}
+    nothing: dict[str, Any] = {"windows": None, "limit": 0, "cut": "", "notes": []}
     if loaded is None:
         return {"loaded": False} | nothing
     for system in SYSTEMS.values():
-        answers = system.module("answer") if loaded.card.model in system.serves else None
+        if loaded.card.model not in system.serves:
+            continue
+        answers = system.module("answer")
         if hasattr(answers, "read_prompt"):
-            read = answers.read_prompt(loaded, asked.prompt)
+            read: "PromptTokens" = answers.read_prompt(loaded, asked.prompt)
             windows = [[token._asdict() for token in window] for window in read.windows]
             return {"loaded": True} | read._asdict() | {"windows": windows}
     return {"loaded": True} | nothing
