@@ -41,7 +41,7 @@ def read_prompt(service: Service, asked: ReadPrompt) -> dict[str, Any]:
             continue
         answers = system.module("answer")
         if hasattr(answers, "read_prompt"):
-            read: "PromptTokens" = answers.read_prompt(loaded, asked.prompt)
+            read: PromptTokens = answers.read_prompt(loaded, asked.prompt)
             windows = [[token._asdict() for token in window] for window in read.windows]
             return {"loaded": True} | read._asdict() | {"windows": windows}
     return {"loaded": True} | nothing
