@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from benchmarks import every_claim
 
+from triptych.cli.batch import COMMANDS as PASSES
 from triptych.cli.main import COMMANDS, run
 from triptych.systems import RECIPES, SYSTEMS
 
@@ -119,6 +120,8 @@ def options(*command: str) -> frozenset[str]:
                     Path(folder, "config.json").write_text(f'{{"model": "{kind}"}}')
                     with contextlib.suppress(SystemExit):
                         run([*command, "--model", folder, "--help-all"])
+        if command[0] in PASSES:
+            run([*command, "--batch", "--help-all"])
     flags = set(re.findall(r"(?<![\w-])--[a-z0-9-]+", page.getvalue()))
     if command == ("evaluate",):
         kinds = [system.evaluation for system in SYSTEMS.values() if system.evaluation]

@@ -45,7 +45,9 @@ TOPICS: Topics = {
         "out", "format", "preview", "sheet", "report", "matrix", "index", "top", "json",
         "overwrite",
     ),
-    "computing": ("device", "precision", "dtype", "batch", "quantize", "backend", "deterministic"),
+    "computing": (
+        "device", "precision", "dtype", "batch_size", "quantize", "backend", "deterministic",
+    ),
 }  # fmt: skip
 """What the options of a command are about. The topic without names has the remaining ones."""
 
@@ -123,12 +125,18 @@ def parse(
     with tyro._errors.on_parse_error(lambda event: _refuse(event, options, dict(given), command)):
         parsed: Parsed = read(
             kind,
-            args=_to_words(given, options, append) + [f"--{n}={v}" for n, v in fixed.items()],
+            args=_to_words(given, options, append) + [_fix(n, v) for n, v in fixed.items()],
             default=default,
             config=tuple(marks),
             add_help=False,
         )
     return parsed
+
+
+def _fix(name: str, value: str) -> str:
+    """A fixed field as tyro reads it."""
+    flag = name.replace("_", "-")
+    return {"True": f"--{flag}", "False": f"--no-{flag}"}.get(value, f"--{flag}={value}")
 
 
 def split_words(
@@ -138,6 +146,7 @@ def split_words(
     bare: list[str] = []
     given: Given = []
     earlier = {"--" + o.earlier.replace("_", "-"): o.flag for o in options.values() if o.earlier}
+    earlier = {flag: now for flag, now in earlier.items() if flag not in options}
     room = 0.0  # for values of the last flag
     for word in arguments:
         if word.startswith("--"):

@@ -9,6 +9,9 @@ import warnings
 from types import FrameType
 from typing import NoReturn
 
+from triptych.cli.batch import COMMANDS as PASSES
+from triptych.cli.batch import is_pass
+from triptych.cli.batch import main as run_pass
 from triptych.cli.output import UsageError, say
 from triptych.cli.threads import set_threads, wait_briefly
 from triptych.fields import nearest
@@ -113,8 +116,12 @@ def run(arguments: list[str]) -> int:
     try:
         if threads is not None:
             set_threads(threads)
+        if is_pass(name, arguments[1:]):
+            return run_pass(name, arguments[1:])
         return int(importlib.import_module(f"triptych.cli.{name}").main(arguments[1:]))
     except SystemExit as done:  # help was printed
+        if name in PASSES and not is_pass(name, arguments[1:]):
+            print(f"\nover a folder, tars, Parquet or JSONL: triptych {name} --batch --help")
         return int(done.code or 0)
     except KeyboardInterrupt as stopped:  # Python's own, at Ctrl-C, carries no number
         say("triptych: stopped")

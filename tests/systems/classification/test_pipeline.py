@@ -177,10 +177,10 @@ def test_bad_pictures_are_named_and_left_out(clip, tmp_path):
 def test_batches_change_nothing(clip, tmp_path):
     for number in range(7):
         save(tmp_path / f"{number}.png", number, (16 + number, 40))
-    steps = list(run(Classify((str(tmp_path),), ("dog", "cat"), batch=2), clip))
+    steps = list(run(Classify((str(tmp_path),), ("dog", "cat"), batch_size=2), clip))
     assert len(steps) > 2 and steps[-1].done == 1
     assert [len(step.names) for step in steps] == sorted({len(step.names) for step in steps})
-    whole = last(Classify((str(tmp_path),), ("dog", "cat"), batch=64), clip)
+    whole = last(Classify((str(tmp_path),), ("dog", "cat"), batch_size=64), clip)
     torch.testing.assert_close(steps[-1].image, whole.image, atol=1e-6, rtol=0)
     assert steps[-1].names == whole.names == tuple(str(tmp_path / f"{i}.png") for i in range(7))
 

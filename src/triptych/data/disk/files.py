@@ -113,16 +113,21 @@ def reason(error: Exception) -> str:
 
 def shards(name: str) -> list[Path]:
     """The paths of a name: itself, or a range such as `shard-{000..012}.tar`."""
+    return [Path(each).expanduser() for each in expand_range(name)]
+
+
+def expand_range(name: str) -> list[str]:
+    """All names of a range such as `shard-{000..012}.tar`, or the name itself."""
     match = RANGE.search(name)
     if match is None:
-        return [Path(name).expanduser()]
+        return [name]
     first, last = int(match[1]), int(match[2])
     if not 0 <= last - first < MAX_SHARDS:
         raise ValueError(
             f"{match[0]} is not a range like {{000..012}} of at most {MAX_SHARDS:,} rising numbers"
         )
     numbers = (f"{number:0{len(match[1])}}" for number in range(first, last + 1))
-    return [path for n in numbers for path in shards(name.replace(match[0], n, 1))]
+    return [one for n in numbers for one in expand_range(name.replace(match[0], n, 1))]
 
 
 def members(path: Path) -> Iterator[tuple[str, Place | str]]:

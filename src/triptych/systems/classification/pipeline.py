@@ -85,7 +85,7 @@ def run(request: Classify, load: Load) -> Iterator[Classified]:
     text, cut = embed_labels(loaded, labels, templates)
     scale = loaded.model.logit_scale
     bias = getattr(loaded.model, "logit_bias", None)
-    for pictures in embed_gallery(loaded, found, request.batch):
+    for pictures in embed_gallery(loaded, found, request.batch_size):
         yield Classified(
             request,
             labels,

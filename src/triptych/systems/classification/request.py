@@ -1,7 +1,7 @@
 """The request for zero-shot classification."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from triptych.fields import set_fields
@@ -36,7 +36,7 @@ class Classify:
     """The split of a source to use. Default: `test` where there is one, else all of it."""
     limit: int = 0
     """Most pictures to classify; 0 is all."""
-    batch: int = 32
+    batch_size: int = field(default=32, metadata={"was": "batch"})
     """Pictures in a batch."""
     device: Words = "auto"
     """`cpu`, `cuda`, ...; `auto` takes an accelerator where there is one."""
@@ -60,9 +60,10 @@ class Classify:
         distinct_labels(self.labels)
         if not self.templates:
             raise ValueError("no templates: photo is the plainest")
-        if self.limit < 0 or not 1 <= self.batch <= 65_536:
+        if self.limit < 0 or not 1 <= self.batch_size <= 65_536:
             raise ValueError(
-                f"limit is 0 or more and batch 1 to 65536, not {self.limit} and {self.batch}"
+                f"limit is 0 or more and batch_size 1 to 65536, not {self.limit} and "
+                f"{self.batch_size}"
             )
 
     @property

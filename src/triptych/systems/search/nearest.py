@@ -23,6 +23,7 @@ CHUNK = 16_384  # rows of one matrix product
 SIDE = 2_048  # rows and columns of a block of pairs
 ROUNDING = 1e-5  # above the error of a cosine in float32
 LARGE = 300_000  # most rows that are searched exactly by default
+QUERIES, RECALLED = 32, 10  # of which the recall of faiss is measured
 CANDIDATES = 4  # faiss returns this many times k rows, of which the best k are kept
 
 Blocks = Sequence[Float[Tensor, "_N D"]]
@@ -81,6 +82,36 @@ def nearest_by_faiss(
         matches += _score(block, inside, names, query, start)
         start += len(block)
     return _best(matches, k)
+
+
+def faiss_recall(blocks: Blocks, store: Path) -> float:
+    """The share of the ten nearest rows that the index in `store` finds, over 32 evenly spaced rows
+    as queries, against a comparison with all rows.
+    """
+    index = _faiss_index(require_faiss(), blocks, store)
+    count = sum(map(len, blocks))
+    queries = torch.stack([row_at(blocks, number * count // QUERIES) for number in range(QUERIES)])
+    best = torch.empty(QUERIES, 0), torch.empty(QUERIES, 0, dtype=torch.long)
+    start = 0
+    for block in blocks:
+        for chunk in block.split(CHUNK):
+            scores = torch.cat([best[0], queries @ chunk.T], 1)
+            rows = torch.arange(start, start + len(chunk)).expand(QUERIES, -1)
+            top = scores.topk(min(RECALLED, scores.shape[1]))
+            best = top.values, torch.cat([best[1], rows], 1).gather(1, top.indices)
+            start += len(chunk)
+    _, found = index.search(queries.numpy(), best[1].shape[1])
+    pairs = zip(best[1].tolist(), found.tolist(), strict=True)
+    return sum(len(set(true) & set(near)) for true, near in pairs) / best[1].numel()
+
+
+def row_at(blocks: Blocks, row: int) -> Float[Tensor, " D"]:
+    """One row of the concatenated blocks."""
+    for block in blocks:
+        if row < len(block):
+            return block[row]
+        row -= len(block)
+    raise IndexError(row)
 
 
 def require_faiss() -> Any:

@@ -16,12 +16,16 @@ from triptych.given import InMemory, rename
 from triptych.systems.search.index import Index, index_place, model_digest, open_reduced, update
 from triptych.systems.search.nearest import (
     LARGE,
+    RECALLED,
     Match,
     duplicates,
+    faiss_recall,
     nearest,
     nearest_by_faiss,
     require_faiss,
+    row_at,
 )
+from triptych.systems.search.pass_index import is_pass, open_pass
 from triptych.systems.search.request import Search
 from triptych.vision.given_pictures import kept_pictures, picture_name
 from triptych.weights.loaded import Load, Loaded, require_tokenizer
@@ -57,7 +61,7 @@ class SearchResults:
 
 
 def run(request: Search, load: Load) -> Iterator[SearchResults]:
-    """Bring the index of the folder up to date, then answer the query.
+    """Bring the index of the folder up to date, or open that of a pass, then answer the query.
 
     Raises:
         ValueError: the model is not a CLIP or SigLIP; the folder has no pictures; the index is of
@@ -73,10 +77,13 @@ def run(request: Search, load: Load) -> Iterator[SearchResults]:
     model = model_digest(loaded)
     place = index_place(folder, model, request.index)
     index, new = None, 0
-    for progress in update(folder, place, loaded, model):
-        index, new = progress.index, progress.total
-        if index is None:
-            yield SearchResults(request, place, progress.done / max(progress.total, 1), new)
+    if is_pass(folder):
+        index = open_pass(folder, place, model, loaded.embed_image([]).shape[1])
+    else:
+        for progress in update(folder, place, loaded, model):
+            index, new = progress.index, progress.total
+            if index is None:
+                yield SearchResults(request, place, progress.done / max(progress.total, 1), new)
     assert index is not None
     if request.duplicates is not None:
         for part in duplicates(index.blocks, request.duplicates):
@@ -161,8 +168,13 @@ def _match(
             raise
         exact = nearest(index.blocks, index.names, query, request.k)
         return exact, (f"searched exactly, which is slow for this many pictures: {error}",)
-    approximate = ("faiss searches a part of the index: `--backend exact` searches all of it",)
-    return matches, approximate if large else ()
+    if not large:
+        return matches, ()
+    recall = faiss_recall(index.blocks, store)
+    return matches, (
+        f"faiss searches a part of the index: of the {RECALLED} nearest it finds {recall:.1%} "
+        "(32 rows of the index as queries); `--backend exact` searches all of it",
+    )
 
 
 def _name_groups(rows: tuple[tuple[int, ...], ...], index: Index) -> tuple[tuple[Match, ...], ...]:
@@ -170,16 +182,8 @@ def _name_groups(rows: tuple[tuple[int, ...], ...], index: Index) -> tuple[tuple
     groups = []
     for group in rows:
         members = sorted(group, key=lambda row: index.names[row])
-        vectors = torch.stack([_row(index, row) for row in members]).double()
+        vectors = torch.stack([row_at(index.blocks, row) for row in members]).double()
         cosines = (vectors * vectors[0]).sum(1).tolist()
         names = [index.names[row] for row in members]
         groups.append(tuple(Match(n, c) for n, c in zip(names, cosines, strict=True)))
     return tuple(sorted(groups, key=lambda group: group[0].name))
-
-
-def _row(index: Index, row: int) -> Float[Tensor, " D"]:
-    for block in index.blocks:
-        if row < len(block):
-            return block[row]
-        row -= len(block)
-    raise IndexError(row)
