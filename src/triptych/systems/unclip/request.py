@@ -115,16 +115,34 @@ class UnclipPictures:
 
 @dataclass(frozen=True)
 class EvaluateUnclip:
-    """How the priors of a DALL-E 2 are compared."""
+    """How the priors of a DALL-E 2 are compared, and its decoder and upsamplers measured."""
 
     prompts: int = 1000
-    """Number of held-out captions."""
-    pictures: int = 200
-    """How many of them are also drawn and judged, where the data is the built-in world; 0: none."""
+    """Number of held-out captions that the priors are compared on."""
+    pictures: int = 500
+    """Of how many of them the decoder draws each prior's embedding, to be judged, where the data is
+    the built-in world; 0: none.
+    """
+    more: int = 200
+    """Pictures of each further comparison: with captions, of two objects, of variations at each
+    strength of guidance, of each upsampler; 0: none.
+    """
+    steps: int = 0
+    """Steps of the decoder; 0 is the model's default."""
+    upsampler: FileName = ""
+    """A run of `triptych train unclip-upsampler`, such as one with another degradation, that is
+    measured beside the first upsampler.
+    """
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the networks; auto: bfloat16 where the device is fast at it."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 2, "prompts")
-        require_at_least(self, 0, "pictures")
+        require_at_least(self, 0, "pictures", "more", "steps")
+        if 0 < self.more < 3:
+            raise ValueError(f"more must be 0 or at least 3, for a distance, not {self.more}")
+        if self.steps > 1000:
+            raise ValueError(f"steps must be at most 1000, not {self.steps}")
 
 
 TRAINING = Training(

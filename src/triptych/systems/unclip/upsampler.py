@@ -105,6 +105,19 @@ def enlarge(small: Float[Tensor, "B C h w"], size: int) -> Float[Tensor, "B C H 
     return F.interpolate(small, size=(size, size), mode="bicubic", antialias=True)
 
 
+def shrink(picture: Float[Tensor, "B C H W"], factor: int) -> Float[Tensor, "B C h w"]:
+    """The small picture: bicubic, with antialiasing."""
+    side = picture.shape[2] // factor
+    small = F.interpolate(picture, (side, side), mode="bicubic", antialias=True)
+    return small.clamp(-1, 1)
+
+
+def psnr(one: Float[Tensor, "B C H W"], other: Float[Tensor, "B C H W"]) -> Float[Tensor, " B"]:
+    """Peak signal-to-noise ratio of pictures in [-1, 1], in decibels."""
+    errors = (one - other).square().flatten(1).mean(1)
+    return 10 * torch.log10(4 / errors.clamp(min=1e-10))
+
+
 def objective(
     model: Upsampler,
     picture: Float[Tensor, "B C H W"],

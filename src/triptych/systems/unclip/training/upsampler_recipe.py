@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from triptych import runtime
 from triptych.data.order.batches import take_first
@@ -25,7 +24,9 @@ from triptych.systems.unclip.upsampler import (
     UpsamplerConfig,
     enlarge,
     objective,
+    psnr,
     sample,
+    shrink,
 )
 from triptych.train import checkpoint
 from triptych.train.distributed import World
@@ -114,24 +115,12 @@ def random_crops(
     return torch.stack([one[:, y : y + side, x : x + side] for one, (y, x) in rows])
 
 
-def shrink(picture: Float[Tensor, "B C H W"], factor: int) -> Float[Tensor, "B C h w"]:
-    """The small picture: bicubic, with antialiasing."""
-    side = picture.shape[2] // factor
-    small = F.interpolate(picture, (side, side), mode="bicubic", antialias=True)
-    return small.clamp(-1, 1)
-
-
 def _decibels(module: Upsampler, held_out: Callable[[], Tensor]) -> dict[str, float]:
     """Peak signal-to-noise ratio of enlarged test pictures, and of bicubic enlargement."""
     picture = held_out()
     drawn, plain = _enlarge(module, picture)
-    return {"test_psnr": psnr(drawn, picture), "bicubic_psnr": psnr(plain, picture)}
-
-
-def psnr(one: Tensor, other: Tensor) -> float:
-    """Peak signal-to-noise ratio of pictures in [-1, 1], in decibels; the mean over pictures."""
-    errors = (one - other).square().flatten(1).mean(1)
-    return float((10 * torch.log10(4 / errors.clamp(min=1e-10))).mean())
+    found = {"test_psnr": psnr(drawn, picture), "bicubic_psnr": psnr(plain, picture)}
+    return {name: float(values.mean()) for name, values in found.items()}
 
 
 @torch.inference_mode()
