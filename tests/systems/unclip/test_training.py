@@ -30,7 +30,7 @@ from triptych.requests import (
 from triptych.running import run
 from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
 from triptych.systems.two_towers.request import CLIP_PRESETS
-from triptych.systems.unclip.request import PRESETS
+from triptych.systems.unclip.presets import PRESETS
 from triptych.systems.unclip.training.embedding_cache import EmbeddingCache
 from triptych.systems.unclip.training.frozen_clip import FrozenClip
 from triptych.systems.unclip.training.prior_recipe import compare, warn_if_unrelated

@@ -19,7 +19,8 @@ from triptych.system import Stage
 from triptych.systems.two_towers.request import CLIP_PRESETS, TrainClip
 from triptych.systems.unclip.embeddings import principal_components
 from triptych.systems.unclip.model import Unclip, UnclipConfig
-from triptych.systems.unclip.request import PRESETS, TrainUnclip
+from triptych.systems.unclip.presets import PRESETS
+from triptych.systems.unclip.request import TrainUnclip
 from triptych.systems.unclip.training.embedding_cache import EmbeddingCache
 from triptych.systems.unclip.training.frozen_clip import FrozenClip
 from triptych.systems.unclip.training.prior_recipe import open_pictures

@@ -1,7 +1,7 @@
 """The request for pictures through CLIP embeddings; trainings of every part, and of the chain."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from triptych.diffusion.settings import MOST_PICTURES, check_seed
 from triptych.fields import set_fields
@@ -195,11 +195,8 @@ class TrainUnclipPrior:
     """Largest gradient norm, before clipping."""
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        require_at_least(self, 0, "pictures")
-        require_at_least(self, 1, "layers", "sampling_steps", "candidates", "width", "heads")
-        if self.width % self.heads:
-            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        _check_prior(self)
+        require_at_least(self, 1, "sampling_steps", "candidates")
 
 
 @dataclass(frozen=True)
@@ -241,14 +238,18 @@ class TrainUnclipAutoregressive:
     """Largest gradient norm, before clipping."""
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        require_at_least(self, 0, "pictures")
-        require_at_least(self, 1, "layers", "width", "heads")
+        _check_prior(self)
         require_at_least(self, 2, "buckets", "nearness")
         if not 0 < self.explained <= 1:
             raise ValueError(f"explained is a share above 0 up to 1, not {self.explained}")
-        if self.width % self.heads:
-            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+
+
+def _check_prior(request: TrainUnclipPrior | TrainUnclipAutoregressive) -> None:
+    check_numbers(request)
+    require_at_least(request, 0, "pictures")
+    require_at_least(request, 1, "layers", "width", "heads")
+    if request.width % request.heads:
+        raise ValueError(f"a width of {request.width} does not divide into {request.heads} heads")
 
 
 @dataclass(frozen=True)
@@ -386,67 +387,3 @@ class TrainUnclip:
                     f"sizes must each be a whole multiple of the one before: {size} after {small}"
                 )
             small = size
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "unclip": {"tiny": TrainUnclip()},
-    "unclip-prior": {
-        "tiny": TrainUnclipPrior(),
-        "karlo": TrainUnclipPrior(
-            replace(TRAINING, batch_size=1024, steps=600_000, ema_halflife=7000),
-            width=2048,
-            layers=20,
-            heads=32,
-            guidance=4.0,
-            candidates=1,
-            learning_rate=1.1e-4,
-        ),
-    },
-    "unclip-autoregressive": {"tiny": TrainUnclipAutoregressive()},
-    "unclip-decoder": {
-        "tiny": TrainUnclipDecoder(),
-        "pictures": TrainUnclipDecoder(
-            replace(FOR_DECODER, size=64, batch_size=128, steps=200_000, ema_halflife=2000),
-            context=512,
-            widths=(128, 256, 384, 512),
-            blocks=2,
-            attention=(1, 2, 3),
-            head_width=64,
-            time_width=512,
-            patch=1,
-            groups=32,
-            learning_rate=2e-4,
-        ),
-    },
-    "unclip-upsampler": {
-        "x2": TrainUnclipUpsampler(),
-        "x2-second": TrainUnclipUpsampler(
-            replace(FOR_UPSAMPLER, size=128),
-            small=64,
-            degradation="hard",
-            noise_schedule="linear",
-            sampling_steps=15,
-        ),
-        "x4": TrainUnclipUpsampler(
-            replace(FOR_UPSAMPLER, size=256, steps=100_000),
-            small=64,
-            crop=64,
-            widths=(64, 128, 192, 256),
-            blocks=2,
-            patch=1,
-            sampling_steps=27,
-        ),
-        "x4-second": TrainUnclipUpsampler(
-            replace(FOR_UPSAMPLER, size=1024, batch_size=32, steps=100_000),
-            small=256,
-            crop=128,
-            degradation="hard",
-            noise_schedule="linear",
-            widths=(64, 128, 192, 256),
-            blocks=2,
-            patch=2,
-            sampling_steps=15,
-        ),
-    },
-}
-"""The presets of each recipe, the default first."""
