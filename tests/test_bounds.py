@@ -25,6 +25,7 @@ from triptych.systems.clip.model import ClipConfig, TextConfig, VitConfig
 from triptych.systems.clip.resnet import ResNetConfig
 from triptych.systems.cvae.model import CvaeConfig
 from triptych.systems.gemma.model import GemmaConfig
+from triptych.systems.mask_codes.model import MaskCodesConfig
 from triptych.systems.paligemma.model import PaliGemmaConfig
 from triptych.systems.pixel_diffusion.model import PixelDiffusionConfig
 from triptych.systems.siglip.model import SiglipConfig, SiglipImageConfig, SiglipTextConfig
@@ -66,11 +67,13 @@ SMALL: dict[str, tuple[Any, ...]] = {  # of each kind: together with a value in 
         ),
         SiglipConfig(SiglipImageConfig(16, 8, 8, 1, 2, 16), None, CbowConfig(20, 8, 8)),
     ),
+    "mask-codes": (MaskCodesConfig((2, 2, 2, 2), 8, 4),),
     "gemma": (GemmaConfig(9, 8, 2, 2, 1, 4, 8, 16, attention_cap=5.0, logit_cap=3.0, window=4),),
     "paligemma": (
         PaliGemmaConfig(
             SiglipImageConfig(16, 8, 8, 1, 2, 16, stem=(4, 4, 4), stem_group=2, pooled=False),
             GemmaConfig(9, 8, 2, 2, 1, 4, 8, 16, attention_cap=5.0, logit_cap=3.0, window=4),
+            MaskCodesConfig((2, 2, 2, 2), 8, 4),
         ),
     ),
     "word-space": (WordSpaceConfig(CLASSIFIER, (0, 1), 3, 4, "socher", 4, points=8, neighbours=2),),

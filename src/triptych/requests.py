@@ -12,7 +12,8 @@ from triptych.systems.cvae.request import EvaluateVae, TrainCvae
 from triptych.systems.detection.request import Detect
 from triptych.systems.gemma.request import Chat, Decoding
 from triptych.systems.latent_plane.request import LatentPlane
-from triptych.systems.paligemma.request import Ask, TrainVlm
+from triptych.systems.mask_codes.request import TrainMaskCodes
+from triptych.systems.paligemma.request import Answers, Ask, TrainVlm
 from triptych.systems.pixel_diffusion.request import TrainPixelDiffusion
 from triptych.systems.search.request import Search
 from triptych.systems.stable_diffusion.request import (
@@ -39,11 +40,38 @@ from triptych.systems.word_space.request import TrainWordSpace
 from triptych.train.settings import Training, TrainRequest
 
 __all__ = [
-    "Ask", "Chat", "ClassToImage", "Classify", "Decoding", "Detect", "Embed",
-    "EvaluateClasses", "EvaluateTextToImage", "EvaluateVae", "LatentPlane", "Search",
-    "TextToImage", "Towers", "TrainAutoencoder", "TrainClassifier", "TrainClip", "TrainCvae",
-    "TrainPixelDiffusion", "TrainRequest", "TrainSiglip", "TrainTextToImage", "TrainUnclip",
-    "TrainUnclipAutoregressive", "TrainUnclipDecoder", "TrainUnclipPrior",
-    "TrainUnclipUpsampler", "TrainVlm", "TrainWgan", "TrainWordSpace", "Training",
+    "Answers",
+    "Ask",
+    "Chat",
+    "ClassToImage",
+    "Classify",
+    "Decoding",
+    "Detect",
+    "Embed",
+    "EvaluateClasses",
+    "EvaluateTextToImage",
+    "EvaluateVae",
+    "LatentPlane",
+    "Search",
+    "TextToImage",
+    "Towers",
+    "TrainAutoencoder",
+    "TrainClassifier",
+    "TrainClip",
+    "TrainCvae",
+    "TrainMaskCodes",
+    "TrainPixelDiffusion",
+    "TrainRequest",
+    "TrainSiglip",
+    "TrainTextToImage",
+    "TrainUnclip",
+    "TrainUnclipAutoregressive",
+    "TrainUnclipDecoder",
+    "TrainUnclipPrior",
+    "TrainUnclipUpsampler",
+    "TrainVlm",
+    "TrainWgan",
+    "TrainWordSpace",
+    "Training",
     "UnclipPictures",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from triptych import runtime
 from triptych.diffusion.noise import PictureNoise
 from triptych.loading import load
 from triptych.requests import (
+    Answers,
     Towers,
     TrainAutoencoder,
     TrainClassifier,
@@ -120,8 +121,10 @@ REQUESTS: list[TrainRequest] = [
     TrainTextToImage(**SMALL | {"text_layers": 0}, text_pool="mean", conditioning="scale_shift"),
     TrainTextToImage(**SMALL, optimizer="muon"),
     TrainVlm(
-        tasks=("caption",), patch=4, stem=(8, 8), image_width=16, image_layers=1, image_heads=2,
-        width=16, layers=2, heads=2, head_width=8, hidden=32, vocabulary=330,
+        answers=Answers(
+            patch=4, stem=(8, 8), image_width=16, image_layers=1, image_heads=2, vocabulary=330
+        ),
+        width=16, layers=2, heads=2, head_width=8, hidden=32,
     ),
 ]  # fmt: skip
 

@@ -1,10 +1,10 @@
 """`triptych caption PICTURE`: a picture described in words."""
 
 from triptych.cli.arguments import parse
-from triptych.cli.ask import Arguments, show
+from triptych.cli.ask import Arguments, check_transcript, finish, show
 
 USAGE = "triptych caption PICTURE --model MODEL [OPTIONS]"
-BASIC = ("model", "language", "max_tokens", "temperature", "json")
+BASIC = ("model", "language", "transcript", "max_tokens", "temperature", "json")
 
 
 def main(arguments: list[str]) -> int:
@@ -14,6 +14,9 @@ def main(arguments: list[str]) -> int:
         description="Describe a picture in words, by a PaliGemma.",
         fixed={"task": "caption", "question": ""},
     )  # fmt: skip
+    check_transcript(parsed.transcript)
     from triptych.running import run
 
-    return show(parsed.request, run(parsed.request), parsed.json)
+    said = show(run(parsed.request), parsed.json)
+    finish(parsed.request, said, parsed.transcript, parsed.json)
+    return 0

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -30,14 +30,16 @@ CLASSES = "classes.txt"  # the labels behind the numbers in YOLO's files
 
 @dataclass(frozen=True)
 class Arguments:
-    """Locate in pictures what labels name, with a CLIP or SigLIP trained without boxes."""
+    """Locate in pictures what labels name, with a CLIP or SigLIP trained without boxes, or a
+    PaliGemma, which writes boxes.
+    """
 
     pictures: tuple[str, ...]
     """Picture files: PNG, JPEG, WebP, GIF or BMP."""
     request: Detect
     out: Path | None = None
-    """Folder for NAME-boxes.png, a heat map per label, and the boxes as files of --format. Files
-    that are there are kept: another result of NAME is NAME-2.
+    """Folder for NAME-boxes.png, a heat map per label (not of a PaliGemma), and the boxes as files
+    of --format. Files that are there are kept: another result of NAME is NAME-2.
     """
     format: Literal["coco", "voc", "yolo", "json"] | None = None
     """Format of the boxes, which go into a file in --out, or without it to stdout."""
@@ -103,7 +105,9 @@ def _detect(parsed: Arguments) -> "Iterator[tuple[str, np.ndarray, Detections]]"
     from triptych import loading, runtime
     from triptych.cli.main import describe_error
     from triptych.systems.detection.pipeline import detect, embed_queries
+    from triptych.systems.paligemma.pipeline import locate
     from triptych.vision.images import open_picture
+    from triptych.weights.loaded import ANSWERS
 
     loaded = queries = None
     for name in parsed.pictures:
@@ -120,8 +124,24 @@ def _detect(parsed: Arguments) -> "Iterator[tuple[str, np.ndarray, Detections]]"
             continue
         request = replace(parsed.request, picture=name)
         loaded = loaded or loading.load(request.model, runtime.device())
+        if loaded.card.model in ANSWERS:
+            _refuse_settings(request, loaded.name)
+            yield name, pixels, finish(locate(request, loaded, pixels), lambda _: "")
+            continue
         queries = queries or embed_queries(request, loaded)
         yield name, pixels, finish(detect(request, loaded, pixels, queries), lambda _: "")
+
+
+def _refuse_settings(request: Detect, name: str) -> None:
+    """Refuse options that a model which answers about pictures does not use."""
+    used = {"picture", "labels", "model"}
+    for field in fields(request):
+        if field.name not in used and getattr(request, field.name) != field.default:
+            flag = field.name.replace("_", "-")
+            raise UsageError(
+                f"--{flag} cannot be used: {name} writes its boxes as words, without heat maps "
+                "(`triptych ask --task detect --help` lists its options)"
+            )
 
 
 def _print(parsed: Arguments, request: Detect, picture: "Annotated", files: list[str]) -> None:
@@ -156,11 +176,11 @@ def _save(
     drawn = draw_boxes(pixels, picture.boxes, picture.labels, picture.scores)
     files = [out / f"{stem}{BOXES}"]
     save_picture(files[0], drawn, record)
-    for number, label in enumerate(parsed.request.labels):
-        heat = result.heat[number].clamp(0, 1)
+    # a PaliGemma has no heat maps
+    for number, (label, heat) in enumerate(zip(parsed.request.labels, result.heat, strict=False)):
         word = re.sub(r"[^\w]+", "-", label).strip("-")[:40]
         files.append(out / f"{stem}-heat-{number:02d}-{word}.png")
-        save_picture(files[-1], draw_heat(pixels, heat), record)
+        save_picture(files[-1], draw_heat(pixels, heat.clamp(0, 1)), record)
     if parsed.format:
         files.append(out / f"{stem}{ending}")
         text = format_boxes(picture, parsed.request.labels, parsed.format)

@@ -25,6 +25,7 @@ COMMANDS = {
     "detect": "zero-shot detection: boxes and heat maps of what labels name",
     "ask": "ask a question about a picture",
     "caption": "describe a picture in words",
+    "segment": "masks of what labels name in a picture",
     "chat": "chat with a language model, or continue a text",
     "evaluate": "evaluate a trained model: numbers, tables and plots",
     "embed": "embed texts and pictures as vectors of one space",

@@ -42,6 +42,11 @@ def batch_texts(source: Source, templates: Sequence[str]) -> Callable[[dict[str,
     Raises:
         ValueError: the source has neither captions nor classes.
     """
+    if source.info.asked:
+        raise ValueError(
+            f"{source.info.name!r} has questions with answers, no captions: it is for `triptych "
+            "train vlm` and `train pali`"
+        )
     if source.info.has_captions:
         return lambda batch: list(batch["caption"])
     if not source.info.classes:

@@ -49,6 +49,10 @@ class SourceInfo:
     """Names of the continuous columns; empty without any."""
     has_captions: bool = False
     """Whether every picture has a caption."""
+    asked: bool = False
+    """Whether its captions are questions with answers (`triptych.data.disk.pairs`), which only
+    models that answer can learn.
+    """
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Pictures that were left out when the source was opened: name to reason."""
     notes: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from triptych.data.disk.coco import annotations_beside
 from triptych.data.disk.files import is_picture, shards
 from triptych.data.disk.folder import folder_index, tar_index
 from triptych.data.disk.index import Index
+from triptych.data.disk.pairs import pairs_index
 from triptych.data.disk.table import select_split
 from triptych.data.names import BUILT_IN, SCENES
 from triptych.data.source import Source
@@ -62,9 +63,14 @@ def open_index(name: str) -> Index:
         return _open_folder(path)
     if path.is_file() and path.suffix.lower() == ".npz":
         return npz_index(path)
+    if path.is_file() and path.suffix.lower() == ".jsonl":
+        return pairs_index(path)
     if path.is_file() and TAR.search(path.name):
         return tar_index(Path(name).name, paths, annotations_beside(path.parent))
-    raise ValueError(f"{path} is not a source of pictures: a folder, a .tar or an .npz is needed")
+    raise ValueError(
+        f"{path} is not a source of pictures: a folder, a .tar, an .npz or a .jsonl of "
+        "questions is needed"
+    )
 
 
 def _open_folder(folder: Path) -> Index:

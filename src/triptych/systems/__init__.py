@@ -16,6 +16,7 @@ from triptych.systems import (
     detection,
     gemma,
     latent_plane,
+    mask_codes,
     paligemma,
     pixel_diffusion,
     search,
@@ -37,6 +38,7 @@ SYSTEMS: dict[str, System] = {
     "clip": clip.SYSTEM,
     "siglip": siglip.SYSTEM,
     "gemma": gemma.SYSTEM,  # before two_towers, which reads what is left of transformers' folders
+    "mask_codes": mask_codes.SYSTEM,  # before two_towers, which reads big_vision's other files
     "paligemma": paligemma.SYSTEM,
     "two_towers": two_towers.SYSTEM,
     "word_space": word_space.SYSTEM,

@@ -4,7 +4,7 @@ Inside the library a box is `xyxy`: left, top, right, bottom, relative to the pi
 height, in [0, 1]. A picture need not be square: overlap is a ratio of areas, so it is the same in
 relative and in absolute numbers.
 
-Dimensions: N and M boxes, H height, W width, h and w of a heat map.
+Dimensions: N and M boxes or masks, H height, W width, h and w of a heat map.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -157,6 +157,26 @@ def draw_boxes(
         ink = "white" if dark else "black"
         draw.text((left + size // 4, top + height // 2), text, fill=ink, font=font, anchor="lm")
     return np.asarray(image).copy()
+
+
+def draw_masks(
+    picture: UInt8[np.ndarray, "H W C"],
+    masks: Bool[Tensor, "N H W"],
+    labels: Sequence[str],
+    strength: float = 0.5,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """A copy of the picture with masks in colour; those of one label have one colour, that which
+    `draw_boxes` gives their boxes.
+    """
+    if len(masks) != len(labels) or tuple(masks.shape[1:]) != picture.shape[:2]:
+        raise ValueError(f"{len(labels)} labels and masks {tuple(masks.shape)} do not fit a picture"
+                         f" {picture.shape}")  # fmt: skip
+    pixels = np.asarray(_image(picture)).astype(np.float64)
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    for mask, label in zip(masks.cpu().numpy(), labels, strict=True):
+        colour = np.array(COLOURS[numbers[label] % len(COLOURS)])
+        pixels[mask] = pixels[mask] * (1 - strength) + colour * strength
+    return np.rint(pixels).astype(np.uint8)
 
 
 def draw_heat(

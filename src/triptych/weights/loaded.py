@@ -32,7 +32,9 @@ CAST = {
 A temperature is not, because a scale of 100 would become 98.9.
 """
 
-WRITES = ("gemma", "paligemma")
+ANSWERS = ("paligemma",)
+"""Kinds of model that answer about pictures."""
+WRITES = ("gemma", *ANSWERS)
 """Kinds of model that write text; all of them compute nonsense in float16."""
 
 

@@ -157,7 +157,7 @@ def test_a_picture_of_one_pixel_is_answered(folder, tmp_path, shape):
         (["ask", "P", "--model", "M"], 2, "give a question"),
         (["ask", "P", "x"], 2, "give a model"),
         (["ask", "P", "x", "--model", "M", "--task", "detect"], 2, "goes with the tasks"),
-        (["ask", "P", "--model", "M", "--task", "detect"], 2, "labels and the task detect"),
+        (["ask", "P", "--model", "M", "--task", "detect"], 2, "labels and the tasks detect"),
         (["ask", "P", "--model", "M", "--task", "detect", "--labels", "a;b"], 2, "semicolon"),
         (["ask", "none.png", "x", "--model", "M"], 3, "none.png"),
         (["ask", "P", "x " * 200, "--model", "M"], 3, "reads at most 128"),

@@ -1,6 +1,7 @@
 """Training a PaliGemma: what is asked, what is learned, and parts of trained models."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,15 @@ from tests.systems.gemma.tiny_gguf import write_gguf
 from triptych.cli.main import run as command
 from triptych.data.order.batches import take
 from triptych.data.scene_source import SceneSource
+from triptych.data.sources import open_train_and_test
 from triptych.loading import load
-from triptych.requests import Training, TrainVlm
+from triptych.requests import Answers, Training, TrainSiglip, TrainVlm
 from triptych.scenes.captions import parse
 from triptych.scenes.descriptions import questions
 from triptych.scenes.drawing import boxes
 from triptych.scenes.judge import holds
 from triptych.systems.paligemma import examples, held_out
+from triptych.systems.paligemma.ask_all import ask_all
 from triptych.systems.paligemma.examples import (
     AskedScenes,
     Example,
@@ -30,12 +33,13 @@ from triptych.text.language import train_language_tokenizer
 from triptych.text.locations import parse_objects
 from triptych.train.distributed import World
 from triptych.train.loop import fit
+from triptych.training import build as start_any
 from triptych.vision.images import save_picture
 
-SMALL = {
-    "image_width": 32, "image_layers": 1, "image_heads": 2, "width": 32, "layers": 2, "heads": 2,
-    "head_width": 16, "hidden": 64, "vocabulary": 400, "stem": (8, 16, 32), "length": 48,
-}  # fmt: skip
+SMALL = {"width": 32, "layers": 2, "heads": 2, "head_width": 16, "hidden": 64}
+EYE = Answers(
+    image_width=32, image_layers=1, image_heads=2, vocabulary=400, stem=(8, 16, 32), length=48,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -127,16 +131,16 @@ def test_eight_pictures_are_learned_by_heart(tmp_path: Path, capsys):
     are likelier with some picture than with none, since a model never saw one without.
     """
     training = settings(eight(tmp_path), 100, ema_halflife=3, save_every=100)
-    request = TrainVlm(training, tasks=("caption",), **SMALL, learning_rate=3e-3)
+    request = TrainVlm(training, dataclasses.replace(EYE, learning_rate=3e-3), **SMALL)
     recipe = start(request)
     for _ in fit(recipe, training, tmp_path / "run"):
         pass
     loaded = load(f"{tmp_path / 'run'}", dtype="float32")
     batch = next(recipe.batches(0))
-    answers = held_out.answer_all(
+    answers = ask_all(
         loaded.model, loaded.language, batch["image"], ["caption en"] * len(batch["image"]), 20
     )
-    right = [found == text for found, text in zip(answers, batch["caption"], strict=True)]
+    right = [found.text == text for found, text in zip(answers, batch["caption"], strict=True)]
     assert sum(right) >= 7
     row = recipe.evaluate(loaded.model)
     assert set(row) == {"perplexity", "perplexity_shuffled", "perplexity_blind"}
@@ -152,7 +156,7 @@ def test_three_steps_and_three_more_are_six_on_scenes(tmp_path: Path, monkeypatc
     monkeypatch.setattr(held_out, "HELD_OUT", 6)
     monkeypatch.setattr(held_out, "AT_ONCE", 3)
     training = settings("scenes-two", 6, save_every=3, size=32)
-    request = TrainVlm(training, **SMALL | {"length": 24})
+    request = TrainVlm(training, dataclasses.replace(EYE, length=24), **SMALL)
     for _ in fit(start(request), training, tmp_path / "whole"):
         pass
     steps = fit(start(request), training, tmp_path / "broken")
@@ -170,7 +174,7 @@ def test_three_steps_and_three_more_are_six_on_scenes(tmp_path: Path, monkeypatc
 def test_parts_start_from_trained_models(tmp_path: Path):
     """The words of one run, frozen, in another; its sizes and vocabulary replace the others."""
     training = settings("scenes-two", 2, size=32)
-    first = start(TrainVlm(training, **SMALL))
+    first = start(TrainVlm(training, EYE, **SMALL))
     for _ in fit(first, training, tmp_path / "first"):
         pass
     loaded = load(f"{tmp_path / 'first'}", dtype="float32")
@@ -180,7 +184,7 @@ def test_parts_start_from_trained_models(tmp_path: Path):
         assert name == "words"
         return words
 
-    request = TrainVlm(training, **SMALL | {"layers": 5}, language="words", freeze="text")
+    request = TrainVlm(training, EYE, **SMALL | {"layers": 5}, language="words", freeze="text")
     model = build(request, World(), load_part).model
     before = loaded.model.text.state_dict()
     assert all(torch.equal(before[name], value) for name, value in model.text.state_dict().items())
@@ -192,9 +196,7 @@ def test_a_gguf_file_gets_an_eye(tmp_path: Path):
     """Low-rank updates of the words, merged in the run folder, and its vocabulary."""
     write_gguf(tmp_path / "small.gguf")
     training = settings(eight(tmp_path), 2)
-    request = TrainVlm(
-        training, tasks=("caption",), **SMALL, language=f"{tmp_path / 'small.gguf'}", lora=2
-    )
+    request = TrainVlm(training, EYE, **SMALL, language=f"{tmp_path / 'small.gguf'}", lora=2)
     recipe = start(request)
     trained = {name for name, p in recipe.model.text.named_parameters() if p.requires_grad}
     assert trained and all("lora" in name for name in trained)
@@ -216,8 +218,9 @@ def test_a_gguf_file_gets_an_eye(tmp_path: Path):
     ("fields", "message"),
     [
         ({"lora": 4}, "give language"),
-        ({"tasks": ()}, "tasks are some of"),
-        ({"tasks": ("segment",)}, "tasks are some of"),
+        ({"tasks": ("draw",)}, "tasks are some of"),
+        ({"tasks": ("segment",)}, "mask_codes go together"),
+        ({"tasks": ("caption",), "mask_codes": "run"}, "mask_codes go together"),
         ({"freeze": "text"}, "give language"),
         ({"freeze": "image"}, "give vision"),
         ({"length": 2}, "length must be at least 8"),
@@ -225,10 +228,67 @@ def test_a_gguf_file_gets_an_eye(tmp_path: Path):
     ],
 )
 def test_settings_that_cannot_be_are_refused(fields, message):
+    own = {name: value for name, value in fields.items() if name in ("lora", "freeze")}
     with pytest.raises(ValueError, match=message):
-        TrainVlm(**fields)
+        TrainVlm(answers=Answers(**{k: v for k, v in fields.items() if k not in own}), **own)
 
 
-def test_data_without_questions_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="train on it with --tasks caption"):
-        start(TrainVlm(settings("digits", 1)))
+@pytest.mark.parametrize("answers", [Answers(("answer",)), Answers(mask_codes="run")])
+def test_data_without_questions_is_refused(answers):
+    with pytest.raises(ValueError, match="captions only, no questions, boxes or masks"):
+        start(TrainVlm(settings("digits", 1), answers))
+
+
+def pairs(folder: Path, lines) -> Path:
+    eight(folder)
+    path = folder / "pairs.jsonl"
+    path.write_text(
+        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    )
+    return path
+
+
+def test_pairs_of_ones_own_are_learned(tmp_path: Path, monkeypatch):
+    """Each of several questions about a picture, a box among the answers."""
+    box = "<loc0001><loc0002><loc0300><loc0400> thing"
+    lines = [
+        {"picture": f"eight/{n}.png", "prefix": prefix, "suffix": suffix}
+        for n in range(8)
+        for prefix, suffix in ((f"what {n}?", f"number {n}"), ("detect thing", box))
+    ]
+    path = pairs(tmp_path, lines)
+    training = settings(f"{path}", 2)
+    recipe = start(TrainVlm(training, EYE, **SMALL))
+    source, _ = open_train_and_test(f"{path}")
+    seen = set()
+    draw = examples.draw_examples(source, (), ())
+    for k in range(6):
+        seen |= set(draw(next(recipe.batches(k))))
+    assert seen <= {(line["prefix"], line["suffix"]) for line in lines} and len(seen) > 6
+    for _ in fit(recipe, training, tmp_path / "run"):
+        pass
+    loaded = load(f"{tmp_path / 'run'}", dtype="float32")
+    assert loaded.language.decode(loaded.language.answer(box)[:-1]) == box
+    assert recipe.evaluate(loaded.model)["perplexity"] > 1
+    with pytest.raises(ValueError, match="questions of its own"):
+        start(TrainVlm(training, dataclasses.replace(EYE, tasks=("caption",)), **SMALL))
+    with pytest.raises(ValueError, match=r"no captions: it is for"):
+        start_any(TrainSiglip(dataclasses.replace(training, steps=1)))
+
+
+def test_lines_that_cannot_be_used_are_told(tmp_path: Path):
+    """And left out, unless they are more than a tenth."""
+    good = [{"picture": f"eight/{n % 8}.png", "prefix": f"a {n}", "suffix": ""} for n in range(190)]
+    bad = [
+        "{", "[1]", {"picture": "eight/0.png", "prefix": "x"},
+        {"picture": "../secret.png", "prefix": "x", "suffix": "y"},
+        {"picture": "/etc/passwd.png", "prefix": "x", "suffix": "y"},
+        {"picture": "eight/1.png", "prefix": "a\nb", "suffix": "y"},
+        {"picture": "eight/1.png", "prefix": " ", "suffix": "y"},
+    ]  # fmt: skip
+    source, _ = open_train_and_test(f"{pairs(tmp_path, [*good, *bad])}", size=32)
+    (said,) = source.info.notes
+    assert said.startswith("7 of 197 lines") and "line 191 is no JSON" in said
+    assert "line 194 names a picture outside its folder" in said and not source.info.skipped
+    with pytest.raises(ValueError, match="cannot be used"):
+        open_train_and_test(f"{pairs(tmp_path, [*good[:3], *bad])}", size=32)

@@ -78,7 +78,7 @@ def folder_index(root: Path) -> Index:
             beside = {text.rpartition(".")[2]: files[text] for text in texts if text in files}
             row = row_beside(beside) if beside else Row()
             row = _merge_rows(rows.get(name), _merge_rows(coco.get(name), row))
-            header = _read_header(files[name])
+            header = read_place_header(files[name])
         except (ValueError, OSError) as error:
             skipped.setdefault(name, reason(error))
             continue
@@ -127,7 +127,7 @@ def tar_index(source: str, shards: Sequence[Path], beside: Mapping[str, Place]) 
                 skipped[f"{name} again"] = "a second file of the same name"
                 continue
             try:
-                row, header = row_beside(files) if files else Row(), _read_header(place)
+                row, header = row_beside(files) if files else Row(), read_place_header(place)
             except (ValueError, OSError) as error:
                 skipped[name] = reason(error)
                 continue
@@ -296,7 +296,8 @@ def _merge_rows(row: Row | None, beside: Row) -> Row:
     return row
 
 
-def _read_header(place: Place) -> Header:
+def read_place_header(place: Place) -> Header:
+    """The header of a picture. ValueError or OSError if it has none, or cannot be read."""
     head = place.head(HEAD)
     try:
         return read_header(head)

@@ -232,6 +232,7 @@ def select_split(index: Index, split: str, size: int | None, channels: int | Non
         attributes=index.annotations.attributes,
         vector=index.annotations.vector,
         has_captions=index.annotations.captions is not None,
+        asked=index.form.startswith("questions"),
         skipped=index.skipped,
         notes=index.notes,
     )

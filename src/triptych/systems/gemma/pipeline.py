@@ -35,6 +35,8 @@ class Said:
     reason: Reason = ""
     """Why the answer ended: an end token, a text of `stop`, or the most tokens."""
     done: float = 0.0
+    objects: Any = None
+    """What was located in a picture, of the last item of a request for that."""
 
 
 class Reader:

@@ -2,12 +2,14 @@
 
 In reading order: `request.py` (a question, and the settings of training), `model.py` (the model and
 its loss), `published.py` (names and configurations of transformers), `load_published.py`,
-`pipeline.py` (the answer), `answer.py`, `examples.py` (what is asked in training), `held_out.py`
-(how well it answers meanwhile), `recipe.py`.
+`ask_all.py` (answers to many questions at once), `pipeline.py` (the answer), `answer.py`,
+`examples.py` (what is asked in training), `held_out.py` (how well it answers meanwhile),
+`scene_report.py` and `report.py` (how well it answers), `learning.py` (what its training shares
+with PaLI-3's), `recipe.py`.
 """
 
 from triptych.system import System
-from triptych.systems.paligemma.request import VLM_PRESETS, Ask
+from triptych.systems.paligemma.request import VLM_PRESETS, Ask, EvaluateVlm
 
 SYSTEM = System(
     "PaliGemma",
@@ -15,9 +17,11 @@ SYSTEM = System(
     recipes={"vlm": VLM_PRESETS},
     requests={"ask": Ask},
     serves=("paligemma",),
+    evaluation=EvaluateVlm,
     model="triptych.systems.paligemma.model",
     load="triptych.systems.paligemma.load_published",
     pipeline="triptych.systems.paligemma.pipeline",
     answer="triptych.systems.paligemma.answer",
+    report="triptych.systems.paligemma.report",
     recipe="triptych.systems.paligemma.recipe",
 )

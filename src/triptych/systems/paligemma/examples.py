@@ -1,24 +1,32 @@
-"""What is asked about pictures in training, and the answers: captions, questions, boxes."""
+"""What is asked about pictures in training, and the answers: captions, questions, boxes, masks."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from triptych.data.captions import batch_texts, captions_of
+from triptych.data.disk.pairs import BETWEEN_PAIR
 from triptych.data.scene_source import SceneSource
 from triptych.data.source import Columns, Source, SourceInfo
 from triptych.scenes.descriptions import questions
+from triptych.scenes.drawing import boxes as boxes_of
+from triptych.scenes.drawing import masks as masks_of
+from triptych.scenes.scene import Scene
+from triptych.systems.mask_codes.crops import crop_mask
+from triptych.systems.mask_codes.model import MaskCodes
+from triptych.systems.paligemma.request import TASKS, Answers
 from triptych.text.language import LanguageTokenizer
-from triptych.text.locations import Box, Located, write_objects
+from triptych.text.locations import MARK, Box, Located, write_objects
 
 LEARNED_FROM = 5000
 """Pictures whose texts make the vocabulary."""
 ABSENT = 4
-"""Every how-manieth request to detect names what is in another picture of the batch."""
-
+"""Every how-manieth request to detect or segment names what is in another picture of the batch."""
+DRAWN = 256
+"""Pixels of a side of the scenes whose masks are encoded."""
 
 CAPTION = "caption en"
 """The prefix of a description."""
@@ -33,7 +41,9 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class AskedScenes:
-    """Scenes as a `Source` with one more column: `questions`, the pairs of each picture."""
+    """Scenes as a `Source` with two more columns: `questions`, the pairs of each picture, and the
+    `scenes` themselves.
+    """
 
     scenes: SceneSource
 
@@ -43,29 +53,50 @@ class AskedScenes:
 
     def read(self, indices: Sequence[int]) -> Columns:
         columns = self.scenes.read(indices)
-        columns["questions"] = [questions(scene) for scene in self.scenes.scenes(indices)]
+        columns["scenes"] = self.scenes.scenes(indices)
+        columns["questions"] = [questions(scene) for scene in columns["scenes"]]
         return columns
 
 
-def with_questions(source: Source, tasks: Sequence[str]) -> Source:
-    """The source with what the tasks need.
+def choose_tasks(source: Source, answers: Answers) -> tuple[str, ...]:
+    """The tasks of a training: those asked for, or all that the data has.
 
     Raises:
-        ValueError: the source has no questions or boxes.
+        ValueError: the data does not have what a task needs.
     """
-    if set(tasks) <= {"caption"}:
-        return source
-    if not isinstance(source, SceneSource):
+    tasks = tuple(answers.tasks)
+    if source.info.asked:
+        if tasks:
+            raise ValueError(f"{source.info.name!r} has questions of its own: leave out tasks")
+        return ()
+    if isinstance(source, SceneSource):
+        return tasks or TASKS[: 4 if answers.mask_codes else 3]
+    if answers.mask_codes or not set(tasks) <= {"caption"}:
         raise ValueError(
-            f"{source.info.name!r} has no questions and boxes: train on it with --tasks caption"
+            f"{source.info.name!r} has captions only, no questions, boxes or masks: leave out "
+            "tasks and mask_codes"
         )
-    return AskedScenes(source)
+    return ("caption",)
+
+
+def with_questions(source: Source, tasks: Sequence[str]) -> Source:
+    """The source with what the tasks need."""
+    if isinstance(source, SceneSource) and not set(tasks) <= {"caption"}:
+        return AskedScenes(source)
+    return source
 
 
 def draw_examples(
-    source: Source, tasks: Sequence[str], templates: Sequence[str]
+    source: Source,
+    tasks: Sequence[str],
+    templates: Sequence[str],
+    masks: MaskCodes | None = None,
 ) -> Callable[[dict[str, Any]], list[Example]]:
-    """A function from a batch to an example of each picture, of a task drawn by torch."""
+    """A function from a batch to an example of each picture, of a task drawn by torch; `masks`
+    writes those of the task segment.
+    """
+    if source.info.asked:
+        return lambda batch: [read_pair(text) for text in batch["caption"]]
     captions = batch_texts(source, templates)
 
     def draw(batch: dict[str, Any]) -> list[Example]:
@@ -80,8 +111,15 @@ def draw_examples(
                 pairs = batch["questions"][row]
                 question, answer = pairs[_one_of(len(pairs))]
                 examples.append(Example(f"answer en {question}", answer))
+            elif task == "detect":
+                label, there = _choose_label(batch, row)
+                found = write_found(batch["boxes"][row], there, label)
+                examples.append(Example(f"detect {label}", found))
             else:
-                examples.append(_detect(batch, row))
+                assert masks is not None
+                label, _ = _choose_label(batch, row)
+                found = write_masks(batch["scenes"][row], label, masks)
+                examples.append(Example(f"segment {label}", found))
         return examples
 
     return draw
@@ -91,30 +129,54 @@ def _one_of(count: int) -> int:
     return int(torch.randint(count, ()))
 
 
-def _detect(batch: dict[str, Any], row: int) -> Example:
-    """Boxes of one kind of object, from the top left on; none where it is not there."""
+def _choose_label(batch: dict[str, Any], row: int) -> tuple[str, list[str]]:
+    """A kind of object to look for, sometimes one that is not there, and those that are there."""
     there = batch["box_labels"][row]
     asked = there
     if _one_of(ABSENT) == 0:
         asked = batch["box_labels"][(row + 1) % len(batch["box_labels"])]
-    label = asked[_one_of(len(asked))]
-    return Example(f"detect {label}", write_found(batch["boxes"][row], there, label))
+    return asked[_one_of(len(asked))], there
 
 
 def write_found(boxes: Iterable[Any], labels: Sequence[str], label: str) -> str:
-    """The answer to a request to detect a label, from all boxes of a picture."""
-    found = []
-    for box, name in zip(boxes, labels, strict=True):
-        left, top, right, bottom = (min(max(float(side), 0.0), 1.0) for side in box)
-        if name == label and left < right and top < bottom:
-            inside: Box = (left, top, right, bottom)
-            found.append(Located(inside, label))
+    """The answer to a request to detect a label, from all boxes of a picture: those with it, from
+    the top left on.
+    """
+    inside = [_clip(box) for box, name in zip(boxes, labels, strict=True) if name == label]
+    return _write([Located(box, label) for box in inside if box[0] < box[2] and box[1] < box[3]])
+
+
+@torch.inference_mode()
+def write_masks(scene: Scene, label: str, masks: MaskCodes) -> str:
+    """The answer to a request to segment a label in a scene: boxes and codes of its masks."""
+    chosen = [t for t in scene.things if f"{t.colour} {t.shape}" == label]
+    if not chosen:
+        return ""
+    part = replace(scene, things=tuple(chosen))
+    boxes = [_clip(box) for box in boxes_of(part)]
+    drawn = torch.from_numpy(masks_of(part, DRAWN))
+    crops = [crop_mask(mask, box) for mask, box in zip(drawn, boxes, strict=True)]
+    codes = masks.encode(torch.stack(crops).to(masks.codes)).tolist()
+    return _write([Located(b, label, tuple(c)) for b, c in zip(boxes, codes, strict=True)])
+
+
+def _clip(box: Any) -> Box:
+    left, top, right, bottom = (min(max(float(side), 0.0), 1.0) for side in box)
+    return left, top, right, bottom
+
+
+def _write(found: Sequence[Located]) -> str:
     return write_objects(sorted(found, key=lambda each: (each.box[1], each.box[0])))
 
 
 def texts_of(source: Source, tasks: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Texts of which the vocabulary is made: what is asked and answered."""
     texts = ["caption en", "answer en", "detect", "segment", " ; "]
+    if source.info.asked:
+        pairs = [
+            read_pair(text) for several in captions_of(source, LEARNED_FROM) for text in several
+        ]
+        return texts + [MARK.sub("", f"{pair.prefix} {pair.suffix}") for pair in pairs]
     if source.info.has_captions:
         texts += [text for notes in captions_of(source, LEARNED_FROM) for text in notes]
     else:
@@ -125,6 +187,12 @@ def texts_of(source: Source, tasks: Sequence[str], templates: Sequence[str]) -> 
             texts += [f"answer en {question} {answer}" for question, answer in questions(scene)]
             texts += [f"detect {thing.colour} {thing.shape}" for thing in scene.things]
     return texts
+
+
+def read_pair(text: str) -> Example:
+    """A question and its answer from the text in which a source of pairs has them."""
+    prefix, _, suffix = text.partition(BETWEEN_PAIR)
+    return Example(prefix, suffix)
 
 
 def encode(

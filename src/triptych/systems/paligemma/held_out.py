@@ -4,17 +4,21 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from triptych.data.captions import batch_texts
 from triptych.data.order.batches import take, take_in_order
 from triptych.data.source import Source
-from triptych.nn.decoding import decode
 from triptych.scenes.captions import parse
 from triptych.scenes.judge import holds
 from triptych.scenes.scene import Scene
-from triptych.systems.gemma.model import pad_left
-from triptych.systems.paligemma.examples import CAPTION, AskedScenes, Example, encode
+from triptych.systems.paligemma.ask_all import ask_all
+from triptych.systems.paligemma.examples import (
+    CAPTION,
+    AskedScenes,
+    Example,
+    encode,
+    read_pair,
+)
 from triptych.systems.paligemma.model import PaliGemma, objective
 from triptych.text.language import LanguageTokenizer
 
@@ -25,26 +29,6 @@ FEW = 8
 """Captions at once: 40 tokens of each with 262,144 logits take 0.3 GB in float32, some times."""
 ANSWER = 16
 """Tokens of the longest answer to a question about a scene."""
-
-
-def answer_all(
-    model: PaliGemma,
-    tokenizer: LanguageTokenizer,
-    images: Tensor,
-    prefixes: Sequence[str],
-    limit: int,
-) -> list[str]:
-    """The most likely answers to a question about each image, in one batch."""
-    tokens, pads = pad_left([tokenizer.question(prefix) for prefix in prefixes], tokenizer.pad)
-    made: list[list[int]] = [[] for _ in prefixes]
-    with torch.inference_mode():
-        logits, cache = model.read(images, tokens.to(images.device), pads)
-        ends = (tokenizer.end,)
-        for step in decode(logits, lambda t: model.step(t, cache), limit=limit, ends=ends):
-            for token in step:
-                if token.reason != "end":
-                    made[token.row].append(token.id)
-    return [tokenizer.decode(tokens) for tokens in made]
 
 
 def held_out(
@@ -68,18 +52,23 @@ def caption_perplexity(
     length: int,
     templates: Sequence[str],
     device: torch.device,
+    pictures: int = HELD_OUT,
 ) -> Callable[[PaliGemma], dict[str, float]]:
     """A function of the model: the perplexity of held-out captions with their picture, with that of
     the next caption, and with none. The first against the others is what the eye adds.
     """
-    texts = batch_texts(test, templates)
+    texts = batch_texts(test, templates) if not test.info.asked else None
 
     def evaluate(module: PaliGemma) -> dict[str, float]:
         sums = {"perplexity": 0.0, "perplexity_shuffled": 0.0, "perplexity_blind": 0.0}
         count = 0
-        for batch in take_in_order(test, HELD_OUT, FEW):
-            captions = [text if isinstance(text, str) else text[0] for text in texts(batch)]
-            rows = encode([Example(CAPTION, text) for text in captions], tokenizer, length)
+        for batch in take_in_order(test, pictures, FEW):
+            given = batch["caption"] if texts is None else texts(batch)
+            single = [text if isinstance(text, str) else text[0] for text in given]
+            asked = [
+                read_pair(text) if texts is None else Example(CAPTION, text) for text in single
+            ]
+            rows = encode(asked, tokenizer, length)
             tokens, prefix, lengths = (part.to(device) for part in rows[:3])
             images = batch["image"].expand(-1, 3, -1, -1).to(device)
             for name, seen in zip(sums, (images, images.roll(1, 0), None), strict=True):
@@ -107,19 +96,21 @@ def judge_scenes(
             places = range(begin, begin + AT_ONCE)
             batch = take(test, list(places))
             images = batch["image"].to(device)
-            captions = answer_all(module, tokenizer, images, [CAPTION] * len(images), length)
+            captions = ask_all(module, tokenizer, images, [CAPTION] * len(images), length)
             true += sum(
-                _is_true(text, scenes[place]) for text, place in zip(captions, places, strict=True)
+                is_true(found.text, scenes[place])
+                for found, place in zip(captions, places, strict=True)
             )
             pairs = [
                 each[place % len(each)]
                 for place, each in zip(places, batch["questions"], strict=True)
             ]
             asked = [f"answer en {question}" for question, _ in pairs]
-            answers = answer_all(module, tokenizer, images, asked, ANSWER)
+            answers = ask_all(module, tokenizer, images, asked, ANSWER)
             expected += [answer for _, answer in pairs]
             exact += sum(
-                found.strip() == answer for found, (_, answer) in zip(answers, pairs, strict=True)
+                found.text.strip() == answer
+                for found, (_, answer) in zip(answers, pairs, strict=True)
             )
         most = max(map(expected.count, set(expected)))
         return {
@@ -131,7 +122,7 @@ def judge_scenes(
     return evaluate
 
 
-def _is_true(text: str, scene: Scene) -> bool:
+def is_true(text: str, scene: Scene) -> bool:
     """Whether a caption is one of the world's, and true of a scene."""
     try:
         verdict = holds(parse(text), scene.things, scene.ground.colour, scene.ground.texture)

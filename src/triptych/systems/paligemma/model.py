@@ -22,6 +22,7 @@ from triptych.nn.cache import Cache
 from triptych.nn.loss import Loss
 from triptych.system import ModelKind
 from triptych.systems.gemma.model import Gemma, GemmaConfig
+from triptych.systems.mask_codes.model import MaskCodes, MaskCodesConfig
 from triptych.systems.siglip.model import SiglipImage, SiglipImageConfig
 
 Averaged = Literal["example", "token"]
@@ -44,6 +45,10 @@ class PaliGemmaConfig:
             window=None, pattern=1, base=10_000.0,
         )
     )  # fmt: skip
+    masks: MaskCodesConfig | None = None
+    """What the codes of masks mean, of a model that learned to segment; published PaliGemmas have
+    that in a file of its own.
+    """
 
     def __post_init__(self) -> None:
         if self.image.pooled or self.image.naflex:
@@ -73,6 +78,7 @@ class PaliGemma(nn.Module):
         self.image = SiglipImage(config.image)
         self.projector = nn.Linear(config.image.width, config.text.width)
         self.text = Gemma(config.text)
+        self.masks = MaskCodes(config.masks) if config.masks else None
         nn.init.zeros_(self.projector.bias)
 
     def see(self, pixels: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P D"]:

@@ -12,7 +12,11 @@ from triptych.vision.given_pictures import Picture, take_picture
 
 MAX_QUESTION = 32_000
 """Characters of a question."""
-Task = Literal["answer", "caption", "detect", "ocr", "plain"]
+Task = Literal["answer", "caption", "detect", "segment", "ocr", "plain"]
+TASKS = ("caption", "answer", "detect", "segment")
+"""What is learned."""
+OBJECTS = ("detect", "segment")
+"""Tasks whose answers are objects."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +30,23 @@ class Ask:
     model: ModelName = ""
     """A folder of a PaliGemma, or OWNER/NAME on the hub."""
     task: Task = "answer"
-    """answer: the question. caption: describe the picture. detect: boxes around `labels`. ocr: read
-    the text in it. plain: the question as it is.
+    """answer: the question. caption: describe the picture. detect: boxes around `labels`. segment:
+    their masks. ocr: read the text in it. plain: the question as it is.
     """
     labels: Texts = ()
-    """detect: what to look for."""
+    """detect, segment: what to look for."""
     language: Words = "en"
     """Of the answer: a code such as en, de, fr."""
     free: bool = False
-    """detect: without the grammar that permits only boxes with these labels; what is malformed is
-    then ignored, and shown.
+    """detect, segment: without the grammar that permits only objects with these labels; what is
+    malformed is then ignored, and shown.
+    """
+    codes: ModelName = ""
+    """segment: what the codes of masks mean, for models that do not have it in themselves, such as
+    published ones: big_vision's vae-oid.npz, or a run of `triptych train mask-codes`.
     """
     location_steps: int = 1023
-    """detect: by what a location is divided: 1023 as in big_vision, or 1024."""
+    """detect, segment: by what a location is divided: 1023 as in big_vision, or 1024."""
     decoding: Decoding = field(
         default_factory=lambda: Decoding(temperature=0.0, top_k=0, top_p=1.0)
     )  # fmt: skip
@@ -59,8 +67,10 @@ class Ask:
             raise ValueError("give a question")
         if self.task not in ("answer", "plain") and self.question:
             raise ValueError(f"a question goes with the tasks answer and plain, not {self.task}")
-        if (self.task == "detect") != bool(self.labels):
-            raise ValueError("labels and the task detect go together: give both or none")
+        if (self.task in OBJECTS) != bool(self.labels):
+            raise ValueError("labels and the tasks detect and segment go together: give both")
+        if self.codes and self.task != "segment":
+            raise ValueError(f"codes are for the task segment, not {self.task}")
         if any(not label.strip() or ";" in label for label in self.labels):
             raise ValueError(
                 "labels: no empty ones, and none with a semicolon, which separates them"
@@ -81,6 +91,7 @@ class Ask:
             "answer": f"answer {self.language} {self.question}",
             "caption": f"caption {self.language}",
             "detect": f"detect {' ; '.join(self.labels)}",
+            "segment": f"segment {' ; '.join(self.labels)}",
             "ocr": "ocr",
             "plain": self.question,
         }[self.task]
@@ -93,26 +104,21 @@ ON_SCENES = Training(
 
 
 @dataclass(frozen=True)
-class TrainVlm:
-    """PaliGemma: an eye and a language model that learn to answer about pictures (Beyer 2024)."""
+class Answers:
+    """What is learned about pictures, and by which eye: what PaliGemma and PaLI-3 share."""
 
-    training: Training = ON_SCENES
-    tasks: Texts = ("caption", "answer", "detect")
-    """What is asked of each picture, one drawn at random: caption, and on scenes answer (questions)
-    and detect (boxes). Other data has captions, or sentences made of its class names.
+    tasks: Texts = ()
+    """What is asked of each picture, one drawn at random: caption, and on scenes answer
+    (questions), detect (boxes) and segment (masks, with `mask_codes`). None: all that the data has.
+    Other data has captions, or sentences made of its class names; a .jsonl file of picture, prefix
+    and suffix has its own questions.
+    """
+    mask_codes: ModelName = ""
+    """The autoencoder that writes masks: a run of `triptych train mask-codes`, or big_vision's
+    vae-oid.npz. It becomes part of the model.
     """
     vision: ModelName = ""
     """Start the eye from this SigLIP, a run folder or published: its sizes replace those below."""
-    language: ModelName = ""
-    """Start the words from this Gemma, a GGUF file or a folder of transformers: its sizes and
-    vocabulary replace those below.
-    """
-    freeze: Literal["none", "image", "text"] = "none"
-    """The part that keeps the weights that it starts from."""
-    lora: int = 0
-    """Rank of the low-rank updates that are trained in place of the weights of `language`; 0 trains
-    all of them.
-    """
     patch: int = 8
     """Side of a patch in pixels."""
     stem: tuple[int, ...] = (32, 64, 128)
@@ -125,21 +131,9 @@ class TrainVlm:
     """Layers of the eye."""
     image_heads: int = 3
     """Attention heads of the eye."""
-    width: int = 192
-    """Width of the language model."""
-    layers: int = 6
-    """Layers of the language model."""
-    heads: int = 4
-    """Query heads of the language model."""
-    kv_heads: int = 1
-    """Key/value heads of the language model."""
-    head_width: int = 48
-    """Width of a head of the language model."""
-    hidden: int = 768
-    """Hidden width of its MLPs."""
     vocabulary: int = 1024
     """Tokens that are learned from the texts, beside those of places and masks."""
-    length: int = 96
+    length: int = 112
     """Longest prefix and suffix together, in tokens; longer answers are cut, and counted."""
     templates: Words = "photo"
     """Sentences made of class names where the data has no captions: photo, simple or imagenet."""
@@ -160,25 +154,71 @@ class TrainVlm:
         set_fields(self, tasks=take_texts("tasks", self.tasks))
         check_numbers(self)
         require_at_least(self, 8, "length")
-        known = ("caption", "answer", "detect")
-        if not self.tasks or not set(self.tasks) <= set(known):
-            raise ValueError(f"tasks are some of {', '.join(known)}, not {', '.join(self.tasks)}")
+        if not set(self.tasks) <= set(TASKS):
+            raise ValueError(f"tasks are some of {', '.join(TASKS)}, not {', '.join(self.tasks)}")
+        if self.tasks and ("segment" in self.tasks) != bool(self.mask_codes):
+            raise ValueError("the task segment and mask_codes go together: give both")
+
+
+@dataclass(frozen=True)
+class TrainVlm:
+    """PaliGemma: an eye and a language model that learn to answer about pictures (Beyer 2024)."""
+
+    training: Training = ON_SCENES
+    answers: Answers = field(default_factory=Answers)
+    language: ModelName = ""
+    """Start the words from this Gemma, a GGUF file or a folder of transformers: its sizes and
+    vocabulary replace those below.
+    """
+    freeze: Literal["none", "image", "text"] = "none"
+    """The part that keeps the weights that it starts from."""
+    lora: int = 0
+    """Rank of the low-rank updates that are trained in place of the weights of `language`; 0 trains
+    all of them.
+    """
+    width: int = 192
+    """Width of the language model."""
+    layers: int = 6
+    """Layers of the language model."""
+    heads: int = 4
+    """Query heads of the language model."""
+    kv_heads: int = 1
+    """Key/value heads of the language model."""
+    head_width: int = 48
+    """Width of a head of the language model."""
+    hidden: int = 768
+    """Hidden width of its MLPs."""
+
+    def __post_init__(self) -> None:
         if self.lora < 0 or (self.lora and (not self.language or self.freeze == "text")):
             raise ValueError("lora is the rank of updates of a language model: give language")
-        starts = {"image": self.vision, "text": self.language}
+        starts = {"image": self.answers.vision, "text": self.language}
         if not starts.get(self.freeze, "-"):
             flag = {"image": "vision", "text": "language"}[self.freeze]
             raise ValueError(f"a frozen part needs weights to start from: give {flag}")
 
 
+@dataclass(frozen=True)
+class EvaluateVlm:
+    """Options of `triptych evaluate` for models that answer about pictures."""
+
+    pictures: int = 500
+    """Held-out pictures that are described and asked about."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 2, "pictures")
+
+
 VLM_PRESETS = {
     "tiny": TrainVlm(),
-    "plain": TrainVlm(stem=()),
+    "plain": TrainVlm(answers=Answers(stem=())),
     "224": TrainVlm(
         replace(ON_SCENES, size=224, batch_size=256, steps=100_000, warmup=5000),
-        patch=14, stem=(), image_width=1152, image_layers=27, image_heads=16, width=2048, layers=18,
-        heads=8, head_width=256, hidden=16_384, vocabulary=256_000, length=128, learning_rate=1e-5,
-        weight_decay=1e-6, beta2=0.999,
+        Answers(
+            patch=14, stem=(), image_width=1152, image_layers=27, image_heads=16,
+            vocabulary=256_000, length=128, learning_rate=1e-5, weight_decay=1e-6, beta2=0.999,
+        ),
+        width=2048, layers=18, heads=8, head_width=256, hidden=16_384,
     ),
 }  # fmt: skip
 """The default first."""
