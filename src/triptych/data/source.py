@@ -20,7 +20,8 @@ vector      float32 (B, V), one number per name in `vector`
 caption     list of B strings, or of B tuples of strings where pictures have several
 boxes       list of B float32 arrays (N, 4), xyxy relative to width and height
 box_labels  list of B lists of N strings
-questions   list of B tuples of (question, answer), where pictures are asked about
+questions   list of B tuples of (question, answer), where pictures are asked about; with it
+scenes      list of B scenes, from which masks are drawn
 sizes       int64 (B, 6), where pictures were cropped: original height and width, top and left of
             the crop after resizing, final height and width (arXiv:2307.01952)
 mean        float32 (B, Z, h, w), cached latents, scaled, in place of `image`

@@ -13,12 +13,14 @@ from triptych.cli.main import run as command
 from triptych.data.order.batches import take
 from triptych.data.scene_source import SceneSource
 from triptych.data.sources import open_train_and_test
+from triptych.fields import to_json
 from triptych.loading import load
 from triptych.requests import Answers, Training, TrainSiglip, TrainVlm
 from triptych.scenes.captions import parse
 from triptych.scenes.descriptions import questions
 from triptych.scenes.drawing import boxes
 from triptych.scenes.judge import holds
+from triptych.systems.mask_codes.model import MaskCodes, MaskCodesConfig
 from triptych.systems.paligemma import examples, held_out
 from triptych.systems.paligemma.ask_all import ask_all
 from triptych.systems.paligemma.examples import (
@@ -31,10 +33,12 @@ from triptych.systems.paligemma.examples import (
 from triptych.systems.paligemma.recipe import build
 from triptych.text.language import train_language_tokenizer
 from triptych.text.locations import parse_objects
+from triptych.train import checkpoint
 from triptych.train.distributed import World
 from triptych.train.loop import fit
 from triptych.training import build as start_any
 from triptych.vision.images import save_picture
+from triptych.weights.loaded import Card
 
 SMALL = {"width": 32, "layers": 2, "heads": 2, "head_width": 16, "hidden": 64}
 EYE = Answers(
@@ -152,11 +156,20 @@ def test_eight_pictures_are_learned_by_heart(tmp_path: Path, capsys):
 
 
 def test_three_steps_and_three_more_are_six_on_scenes(tmp_path: Path, monkeypatch):
-    """All tasks; and the figures of held-out scenes are shares, with the floor."""
+    """All tasks, masks too; and the figures of held-out scenes are shares, with the floor. What is
+    written of masks is not learned: it stays as it was given.
+    """
+    codes = MaskCodes(MaskCodesConfig((2, 2, 4, 4), 8, 4))
+    (tmp_path / "codes").mkdir()
+    checkpoint.export(tmp_path / "codes", codes, to_json(Card("mask-codes", to_json(codes.config))))
     monkeypatch.setattr(held_out, "HELD_OUT", 6)
     monkeypatch.setattr(held_out, "AT_ONCE", 3)
     training = settings("scenes-two", 6, save_every=3, size=32)
-    request = TrainVlm(training, dataclasses.replace(EYE, length=24), **SMALL)
+    request = TrainVlm(
+        training,
+        dataclasses.replace(EYE, length=24, mask_codes=f"{tmp_path / 'codes'}"),
+        **SMALL,
+    )
     for _ in fit(start(request), training, tmp_path / "whole"):
         pass
     steps = fit(start(request), training, tmp_path / "broken")
@@ -164,8 +177,13 @@ def test_three_steps_and_three_more_are_six_on_scenes(tmp_path: Path, monkeypatc
     steps.close()
     for _ in fit(start(request), training, tmp_path / "broken"):
         pass
-    whole, broken = (load(f"{tmp_path / name}").model.state_dict() for name in ("whole", "broken"))
+    whole, broken = (
+        load(f"{tmp_path / name}", dtype="float32").model.state_dict()
+        for name in ("whole", "broken")
+    )
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    kept = {name: x for name, x in whole.items() if name.startswith("masks.")}
+    assert kept and all(torch.equal(codes.state_dict()[k[6:]], x) for k, x in kept.items())
     row = start(request).evaluate(load(f"{tmp_path / 'whole'}", dtype="float32").model)
     assert set(row) == {"captions_true", "questions_exact", "by_the_most_frequent_answer"}
     assert all(0 <= share <= 1 for share in row.values())

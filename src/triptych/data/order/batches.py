@@ -34,6 +34,10 @@ Batch = dict[str, Any]
 strings. With cached latents, `mean` and `deviation` float32 (B, Z, h, w) in place of `image`."""
 
 
+ASKED = ("questions", "boxes", "box_labels", "scenes")
+"""Columns of pictures that are asked about, which stay lists."""
+
+
 @dataclass(frozen=True)
 class ShuffledPlan:
     """Batches by number, in a random order of each epoch (see above)."""
@@ -239,8 +243,8 @@ def to_batch(columns: Columns) -> Batch:
             batch[name] = torch.from_numpy(np.asarray(columns[name], np.float32))
     if "caption" in columns:
         batch["caption"] = list(columns["caption"])
-    if "questions" in columns:  # of pictures that are asked about
-        batch |= {name: list(columns[name]) for name in ("questions", "boxes", "box_labels")}
+    if "questions" in columns:
+        batch |= {name: list(columns[name]) for name in ASKED}
     return batch
 
 
