@@ -11,6 +11,7 @@ import torch
 import triptych
 from tests.systems.clip import tiny_clip
 from tests.systems.stable_diffusion import tiny_stable_diffusion
+from tests.systems.unclip import tiny_unclip
 from tests.weights.test_bundled_models import KEEP
 from triptych import bundle
 from triptych import training as runs
@@ -18,7 +19,7 @@ from triptych.bundle import round_weights, without_folders, write_bundle
 from triptych.cli.main import run
 from triptych.fields import to_json
 from triptych.loading import load
-from triptych.requests import TextToImage, TrainClip, TrainTextToImage
+from triptych.requests import TextToImage, TrainClip, TrainTextToImage, TrainUnclip
 from triptych.systems.cvae.model import Cvae, CvaeConfig
 from triptych.systems.cvae.request import TrainCvae
 from triptych.text.known_words import KnownWords, read_known_words
@@ -75,6 +76,28 @@ def test_a_model_of_classes_and_a_clip(tmp_path: Path) -> None:
     runs.adopt(clip, TrainClip())
     likeness, _ = write_bundle(clip, tmp_path / "clip-out", KEEP)
     assert likeness.startswith("cosine of embeddings in bfloat16")
+
+
+def test_a_dall_e_2(tmp_path: Path, monkeypatch, capsys) -> None:
+    """All parts in one folder, which works as the name of a model; statistics stay exact. Random
+    weights draw noise, which rounding changes: how much is measured on trained ones.
+    """
+    monkeypatch.setattr(bundle, "LEAST_PSNR", 5.0)
+    monkeypatch.setattr(bundled_models, "FOLDER", tmp_path / "box")
+    run_folder = tiny_unclip.saved(tmp_path / "unclip")
+    runs.adopt(run_folder, TrainUnclip(clip="runs/clip"))
+    likeness, _ = write_bundle(run_folder, tmp_path / "box" / "small", KEEP)
+    assert likeness.startswith("8 pictures in bfloat16 and in float32: ")
+    before, after = (
+        read_weights(f / "model.safetensors") for f in (run_folder, tmp_path / "box" / "small")
+    )
+    for name in ("prior.mean", "autoregressive.thresholds", "components.directions"):
+        assert torch.equal(after[name], before[name]), name
+    assert after["decoder.image_proj.weight"].dtype == torch.bfloat16
+    assert runs.stored(tmp_path / "box" / "small") == TrainUnclip(clip="clip")
+    monkeypatch.chdir(tmp_path)
+    assert run(["generate", "a red cat", "--model", "small", "--seed", "1", "--steps", "1"]) == 0
+    assert "1 picture in pictures" in capsys.readouterr().err
 
 
 def test_a_temperature_and_counts_stay_as_they_are() -> None:

@@ -35,7 +35,8 @@ LEAST_PSNR = 30.0
 LEAST_COSINE = 0.999
 """Of embeddings, likewise."""
 PROMPTS = 8
-DIFFUSION = ("stable-diffusion", "pixel-diffusion")  # by default in the fastest precision
+PROMPT = "a red circle"  # of models that keep no names
+DIFFUSION = ("stable-diffusion", "pixel-diffusion", "unclip")  # by default in what is fastest
 COPIED = ("config.json", "tokenizer.json", "words.json")
 
 
@@ -55,7 +56,11 @@ def write_bundle(run: Path, dest: Path, card: ModelCard) -> Iterator[str]:
         for file in COPIED:
             if (run / file).exists():
                 shutil.copyfile(run / file, folder / file)
-        weights = {name: round_weights(x) for name, x in before.model.state_dict().items()}
+        kept = dict(before.model.named_buffers())  # statistics, which are few, stay exact
+        weights = {
+            name: x.contiguous() if name in kept else round_weights(x)
+            for name, x in before.model.state_dict().items()
+        }
         write_safetensors(folder / "model.safetensors", weights)
         record = read_object(run / "run.json")
         write_json(folder / "run.json", record | {"request": without_folders(record["request"])})
@@ -124,6 +129,8 @@ def draw(loaded: Loaded) -> np.ndarray:
         given["precision"] = "float32"
     if loaded.card.model == "stable-diffusion":
         given["prompt"] = names[:PROMPTS] or ("",)
+    if loaded.card.model == "unclip":
+        given |= {"prompt": PROMPT, "n": PROMPTS}
     *_, result = running.run(system.requests["generate"](**given), loaded)
     pictures: np.ndarray = result.pictures
     return pictures
