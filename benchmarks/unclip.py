@@ -124,7 +124,7 @@ def decoder_pair(options: argparse.Namespace) -> None:
     peer = random_weights(
         diffusers.UNet2DConditionModel(
             sample_size=64, in_channels=3, out_channels=6, layers_per_block=3,
-            block_out_channels=widths, attention_head_dim=round(64 * options.share),
+            block_out_channels=widths, attention_head_dim=64 if widths[2] % 64 == 0 else 32,
             down_block_types=HALVES, up_block_types=DOUBLES,
             mid_block_type="UNetMidBlock2DSimpleCrossAttn", cross_attention_dim=1536,
             class_embed_type="identity", resnet_time_scale_shift="scale_shift",
@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("--precision", choices=measure.PRECISIONS, default="default")
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--share", type=float, default=0.5, help="of the published widths")
+    parser.add_argument("--share", type=float, default=0.4, help="of the published widths")
     parser.add_argument("--layers", type=int, default=6, help="of the priors")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()

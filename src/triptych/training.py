@@ -35,7 +35,6 @@ def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
     """
     if (chain := find_chain(request)) is not None:
         with open_chain(request, run) as world:
-            world.run_on_first(lambda: chain.check_parts(request, run, load))
             for stage in chain.plan(request, run):
                 if not is_finished(stage.folder):
                     yield from train(stage.request, stage.folder)
@@ -83,11 +82,14 @@ def open_chain(request: TrainRequest, run: Path) -> Iterator[World]:
 
     Raises:
         RuntimeError: another process is training in the folder.
+        ValueError: its parts do not belong together.
         OSError: the folder cannot be written.
     """
     with join_processes(request.training) as world, ExitStack() as held:
         if world.first:
             held.enter_context(lock_folder(run, instead="choose another --run"))
+        if (chain := find_chain(request)) is not None:
+            world.run_on_first(lambda: chain.check_parts(request, run, load))
         world.run_on_first(lambda: adopt(run, request))
         yield world
 

@@ -145,7 +145,6 @@ def _train_chain(request: TrainRequest, options: RunOptions, chain: ModuleType) 
     with runs.open_chain(request, run) as world:
         say_first = say if world.first else _say_nothing
         stages = chain.plan(request, run)
-        world.run_on_first(lambda: chain.check_parts(request, run, load))
         for number, stage in enumerate(stages, 1):
             title = f"part {number} of {len(stages)}, {stage.title}"
             if runs.is_finished(stage.folder):

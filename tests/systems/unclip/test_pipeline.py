@@ -9,17 +9,20 @@ import torch
 
 import triptych
 from tests.parity.pipelines import photograph, psnr
-from tests.systems.unclip.tiny_unclip import DECODER, loaded, saved
+from tests.systems.unclip.tiny_unclip import DECODER, PRIOR, loaded, saved
 from triptych import runtime
 from triptych.cli.main import run as command
 from triptych.diffusion.noise import PictureNoise
+from triptych.fields import to_json
 from triptych.requests import UnclipPictures
 from triptych.running import run
 from triptych.systems.unclip import decoder
 from triptych.systems.unclip.answer import draw_strip
 from triptych.systems.unclip.draw import encode, in_precision
-from triptych.systems.unclip.prior import COSINE
+from triptych.systems.unclip.prior import COSINE, DiffusionPrior
+from triptych.train import checkpoint
 from triptych.vision.images import open_picture, read_request, save_picture
+from triptych.weights.loaded import Card
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +239,16 @@ def test_the_command_says_what_is_wrong(tmp_path, monkeypatch, capsys, words, co
     error = " ".join(capsys.readouterr().err.split())
     assert why in error and "Traceback" not in error
     assert not (tmp_path / "pictures").exists() or not list((tmp_path / "pictures").iterdir())
+
+
+def test_a_part_alone_draws_nothing(tmp_path, capsys):
+    folder = tmp_path / "run" / "prior"
+    folder.mkdir(parents=True)
+    card = Card("unclip-prior", to_json(PRIOR))
+    checkpoint.export(folder, DiffusionPrior(PRIOR), to_json(card))
+    assert command(["generate", "a red cat", "--model", str(folder)]) == 3
+    said = capsys.readouterr().err
+    assert "is one of the parts of a model, unclip-prior: give" in said and "run\n" in said
 
 
 def test_a_model_of_another_kind_is_named(tiny):

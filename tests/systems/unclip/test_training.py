@@ -37,7 +37,7 @@ from triptych.systems.unclip.training.prior_recipe import compare, warn_if_unrel
 from triptych.text.tokenizer import train_tokenizer
 from triptych.train import checkpoint
 from triptych.train.loop import fit
-from triptych.training import build, train
+from triptych.training import build, stored, train
 from triptych.vision.transforms import HALF, ImageTransform
 from triptych.weights.loaded import Card
 
@@ -248,6 +248,7 @@ def test_a_part_may_be_replaced_but_not_its_clip(eight, whole, tmp_path):
             next(train(chain_of(eight, clip=str(stranger)), folder))
     assert (folder / "model.safetensors").read_bytes() == before
     assert not (folder / "upsampler-1").exists()  # nothing was trained before it was seen
+    assert stored(folder) == chain_of(eight)
 
 
 def test_the_command_shows_the_parts(eight, whole, tmp_path, capsys):

@@ -6,7 +6,7 @@ from types import ModuleType
 from triptych.cli.arguments import HELP_FLAGS, find_options, refuse_others, split_words
 from triptych.cli.generate import class_pictures, embedding_pictures, text_pictures
 from triptych.cli.output import UsageError
-from triptych.systems import find_command
+from triptych.systems import KINDS, find_command
 from triptych.systems.class_to_image.request import ClassToImage
 from triptych.systems.stable_diffusion.request import TextToImage
 from triptych.systems.unclip.request import UnclipPictures
@@ -51,6 +51,11 @@ def main(arguments: list[str]) -> int:
         raise UsageError(
             'give a prompt, triptych generate "a red apple", or a model, triptych generate --model '
             "RUN"
+        )
+    if not system and kind in KINDS and "generate" in KINDS[kind].requests:
+        raise ValueError(
+            f"{model} is one of the parts of a model, {kind}: give the run folder with all parts, "
+            f"such as {Path(model).parent}"
         )
     draws = "classes" if request is ClassToImage else "prompts"
     reason = f"{model} is a {kind}" if kind else f"it is not for pictures of {draws}"
