@@ -45,7 +45,8 @@ class System:
     answer: str = ""
     """Module with `to_answer(item, model)`, the `Answer` of what the pipeline yields, where `model`
     is the name of the model in records; for systems that can show their guess early also
-    `make_preview(loaded)`, a function from an item to a picture or None, and for those that read a
+    `make_preview(loaded)`, a function from an item to a picture or None, and if that is rough
+    `decode_guess(loaded)`, the same without haste; for those that read a
     prompt `read_prompt(loaded, prompt)`, a `triptych.text.prompt_tokens.PromptTokens`.
     """
     report: str = ""

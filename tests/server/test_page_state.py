@@ -1,9 +1,12 @@
 """What a page needs so that it shows the service's state: whenever it comes, and in every tab."""
 
+import base64
 import gc
+import io
 import tempfile
 
 import pytest
+from PIL import Image
 from starlette import formparsers
 
 from tests.server.running import Running, run_service
@@ -73,6 +76,8 @@ def test_all_previews_of_one_picture_are_kept_where_that_is_asked_for(served) ->
     assert len(kept) >= CAT["steps"] - 1 and previews() == []
     shares = [one["done"] for one in kept]
     assert shares == sorted(set(shares))
+    with Image.open(io.BytesIO(base64.b64decode(kept[-1]["url"].partition(",")[2]))) as image:
+        assert image.size == (64, 64)  # drawn by the autoencoder, not a pixel for each latent
     refused = served.http.post("/api/text-to-image?previews=all", json=CAT | {"n": 2})
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "n"
 

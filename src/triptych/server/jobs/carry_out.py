@@ -179,9 +179,11 @@ class Recorder:
             return
         from triptych.server.pictures import to_data_url
 
-        name = answers.__name__
+        exact = self.job.keeps and hasattr(answers, "decode_guess")
+        name = f"{answers.__name__}, {exact}"
         if name not in kept.previews:
-            kept.previews[name] = answers.make_preview(kept.loaded)
+            make = answers.decode_guess if exact else answers.make_preview
+            kept.previews[name] = make(kept.loaded)
         if (pixels := kept.previews[name](item)) is None:
             return
         url = to_data_url(pixels, self.tools.limits.preview_side)

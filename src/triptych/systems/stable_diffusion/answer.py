@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
 from triptych.fields import to_json
@@ -24,7 +25,10 @@ from triptych.text.prompt_schedule import parse_schedule, split_composition
 from triptych.text.prompt_tokens import PromptTokens, spell
 from triptych.text.tags import read_tags
 from triptych.text.weighting import prompt_windows
+from triptych.vision.images import to_pictures
 from triptych.weights.loaded import Loaded
+
+SMALL_AUTOENCODER = 10_000_000  # parameters
 
 
 def to_answer(item: Drawing, model: str) -> Answer:
@@ -50,6 +54,21 @@ def make_preview(loaded: Loaded) -> Callable[[Drawing], UInt8[np.ndarray, "H W C
         return None if item.guess is None else decode(item.guess[:1])[0]
 
     return preview
+
+
+def decode_guess(loaded: Loaded) -> Callable[[Drawing], UInt8[np.ndarray, "H W C"] | None]:
+    """The same pictures as the autoencoder draws them, where it is small enough for every step."""
+    model = drawing_model(loaded)
+    if sum(part.numel() for part in model.autoencoder.parameters()) > SMALL_AUTOENCODER:
+        return make_preview(loaded)
+
+    def decode(item: Drawing) -> UInt8[np.ndarray, "H W C"] | None:
+        if item.guess is None:
+            return None
+        with torch.inference_mode():
+            return to_pictures(model.autoencoder.decode(item.guess[:1].float()))[0]
+
+    return decode
 
 
 def read_prompt(loaded: Loaded, prompt: str) -> PromptTokens:
