@@ -79,7 +79,8 @@ def _read_ideas(path: Path) -> tuple[str, ...]:
     except (BadFile, OSError):
         return ()
     names = [name for name in known.names if PLAIN.fullmatch(name)] if known else []
-    return tuple(names[len(names) // (2 * IDEAS) :: len(names) // IDEAS or 1][:IDEAS])
+    some = names[len(names) // (2 * IDEAS) :: len(names) // IDEAS or 1][:IDEAS]
+    return tuple(sorted(some, key=lambda name: name.count(" ")))
 
 
 def _read_defaults(config: Any) -> dict[str, Any]:
