@@ -153,6 +153,7 @@ def test_a_mask_is_painted_in_the_page(open_page: Open, service: Running, pictur
     page.mouse.move(box["x"] + box["width"] / 3, middle, steps=4)
     page.mouse.up()
     page.get_by_role("button", name="Use the mask").click()
+    expect(canvas).to_be_hidden()
     draw(page, "a blue boat")
     finished(page, "a blue boat")
     request = newest(service)["request"]

@@ -66,7 +66,8 @@ def decode_guess(loaded: Loaded) -> Callable[[Drawing], UInt8[np.ndarray, "H W C
         if item.guess is None:
             return None
         with torch.inference_mode():
-            return to_pictures(model.autoencoder.decode(item.guess[:1].float()))[0]
+            shown: np.ndarray = to_pictures(model.autoencoder.decode(item.guess[:1].float()))[0]
+        return shown
 
     return decode
 
