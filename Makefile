@@ -54,7 +54,7 @@ check:
 	$(PYTEST) $(SHAPE_TESTS:%=--ignore=%)
 	$(PYTEST) --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPE_TESTS)
 
-nightly: .venv/test-ready  ## the long fault and learning tests, and how many of 200 small mistakes the tests notice
+nightly: .venv/test-ready $(PAGE)  ## the long fault and learning tests, and how many of 200 small mistakes the tests notice
 	$(BIN)/pytest -m "slow"
 	$(BIN)/python -m tests.mutation.run --count 200 --seed 0 --processes 2 --minutes 60 --least 0.9
 
