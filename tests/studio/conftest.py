@@ -10,8 +10,6 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests.server import conftest as server
 from tests.server.running import EVERY_STEP, Running, run_service
-from tests.systems.gemma.tiny_gguf import write_gguf
-from tests.systems.paligemma.test_pipeline import save_tiny
 from tests.systems.unclip import tiny_unclip
 from triptych.server.routes.page import BUILT
 
@@ -26,12 +24,10 @@ expect.set_options(timeout=PATIENT)
 
 @pytest.fixture(scope="session")
 def offered(models: Path) -> tuple[str, ...]:
-    """A model of every kind that a page is about."""
+    """A model of every kind that draws or sees."""
     folder = models / "runs"
     tiny_unclip.saved(folder / "chain")
-    write_gguf(folder / "talker.gguf")
-    save_tiny(folder / "eye")
-    names = ("painter", "seer", "digits-vae", "chain", "talker.gguf", "eye")
+    names = ("painter", "seer", "digits-vae", "chain")
     return tuple(str(folder / name) for name in names)
 
 

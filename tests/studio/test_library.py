@@ -8,6 +8,7 @@ from playwright.sync_api import expect
 from tests.server.running import Running
 from tests.studio.conftest import Open
 
+pytestmark = pytest.mark.slow
 MANY = 5_000
 
 
@@ -65,7 +66,6 @@ def test_what_is_deleted_is_gone(open_page: Open, service: Running) -> None:
     assert service.http.get(f"/api/files/{key}").status_code == 404
 
 
-@pytest.mark.slow
 def test_five_thousand_pictures_are_scrolled_with_few_in_the_page(
     open_page: Open, service: Running
 ) -> None:

@@ -1,15 +1,17 @@
-"""Understand and Ask: every instrument on the models that are here, and chats."""
+"""Understand: every instrument on the models that are here."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.server.running import Running
+from tests.server.running import Running, wait_until
 from tests.studio.conftest import Open
 from tests.systems.clip import tiny_clip
 
 
+@pytest.mark.slow
 def test_the_same_z_is_drawn_as_every_class(open_page: Open, service: Running) -> None:
     page = open_page("understand?show=shared")
     page.get_by_label("Model", exact=True).select_option("digits-vae")
@@ -21,6 +23,7 @@ def test_the_same_z_is_drawn_as_every_class(open_page: Open, service: Running) -
     assert len({job["request"]["seed"] for job in jobs}) == 1
 
 
+@pytest.mark.slow
 def test_guidance_is_drawn_from_0_to_8_on_one_noise(open_page: Open, service: Running) -> None:
     page = open_page("understand?show=guidance")
     page.get_by_label("Prompt").fill("a boat")
@@ -65,12 +68,13 @@ def test_the_latent_plane_is_walked_with_pointer_and_keys(
     plane.focus()
     page.keyboard.press("Shift+ArrowRight")
     expect(plane).not_to_have_attribute("aria-valuetext", "-1.59 across, 1.59 up")
-    exact = [
-        job
-        for job in service.http.get("/api/jobs").json()
-        if len(job["request"].get("points", [])) == 1
-    ]
-    assert exact and exact[0]["request"]["label"] == "7"
+
+    def walked() -> list[dict[str, Any]]:
+        jobs = service.http.get("/api/jobs").json()
+        return [job for job in jobs if len(job["request"].get("points", [])) == 1]
+
+    wait_until(lambda: bool(walked()))
+    assert walked()[0]["request"]["label"] == "7"
 
 
 @pytest.fixture
@@ -88,6 +92,7 @@ def compare(page: Page, pictures: list[Path]) -> None:
     page.get_by_role("button", name="Compare").click()
 
 
+@pytest.mark.slow
 def test_the_matrix_follows_its_temperature(open_page: Open, pairs: list[Path]) -> None:
     page = open_page("understand?show=matrix")
     compare(page, pairs)
@@ -100,6 +105,7 @@ def test_the_matrix_follows_its_temperature(open_page: Open, pairs: list[Path]) 
     expect(page.get_by_text("Loss of this batch")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_text_that_is_left_out_changes_the_softmax_and_not_the_sigmoid(
     open_page: Open, pairs: list[Path]
 ) -> None:
@@ -107,14 +113,17 @@ def test_a_text_that_is_left_out_changes_the_softmax_and_not_the_sigmoid(
     compare(page, pairs)
     rows = page.get_by_role("table").locator("tbody tr")
     expect(rows).to_have_count(4)
-    softmax = rows.nth(0).locator("td").nth(1)
-    fits = rows.nth(0).locator("td").nth(2)
-    before, alone = softmax.inner_text(), fits.inner_text()
-    rows.nth(1).get_by_role("checkbox").uncheck()
-    expect(softmax).not_to_have_text(before)
+    shares = [rows.nth(at).locator("td").nth(1).inner_text() for at in range(3)]
+    best = max(range(3), key=lambda at: float(shares[at].strip("< %")))
+    other = (best + 1) % 3
+    softmax, fits = (rows.nth(other).locator("td").nth(at) for at in (1, 2))
+    alone = fits.inner_text()
+    rows.nth(best).get_by_role("checkbox").uncheck()
+    expect(softmax).not_to_have_text(shares[other])
     expect(fits).to_have_text(alone)
 
 
+@pytest.mark.slow
 def test_losses_over_the_batch_are_drawn_for_the_pictures_of_the_library(
     open_page: Open, service: Running
 ) -> None:
@@ -127,6 +136,7 @@ def test_losses_over_the_batch_are_drawn_for_the_pictures_of_the_library(
         expect(page.get_by_role("img", name=title)).to_be_visible()
 
 
+@pytest.mark.slow
 def test_the_critic_is_watched_while_it_trains(open_page: Open, service: Running) -> None:
     training = {"data": "digits", "steps": 2, "batch_size": 4, "log_every": 1, "device": "cpu"}
     job = service.submit("train-wgan", training=training)
@@ -135,6 +145,7 @@ def test_the_critic_is_watched_while_it_trains(open_page: Open, service: Running
     assert service.finish(job["id"])["state"] == "done"
 
 
+@pytest.mark.slow
 def test_priors_and_ladder_of_a_dalle_2(open_page: Open, pairs: list[Path]) -> None:
     page = open_page("understand?show=priors")
     page.get_by_label("Prompt").fill("a boat")
@@ -144,30 +155,3 @@ def test_priors_and_ladder_of_a_dalle_2(open_page: Open, pairs: list[Path]) -> N
     page.locator("input[type=file]").set_input_files(pairs[0])
     page.get_by_role("button", name="Climb the ladder").click()
     expect(page.get_by_role("button", name="Components")).to_have_count(7)
-
-
-def test_a_chat_is_written_as_it_comes_and_stays(open_page: Open, service: Running) -> None:
-    page = open_page("ask")
-    for number, message in enumerate(("a red circle", "a blue square"), 1):
-        page.get_by_label("Message").fill(message)
-        page.keyboard.press("Enter")
-        answers = page.get_by_role("region", name="Answers").get_by_role("article")
-        expect(answers).to_have_count(number)
-        expect(page.get_by_role("region", name="Answers")).to_have_attribute("aria-busy", "false")
-    second, first = service.http.get("/api/jobs", params={"limit": 2}).json()
-    assert second["request"]["turns"] == ["a red circle", first["result"]["values"]["text"]]
-    page.reload()
-    expect(answers).to_have_count(2)
-    expect(answers.nth(1)).to_contain_text(second["result"]["values"]["text"].strip()[:20])
-
-
-def test_a_picture_is_asked_about(open_page: Open, pairs: list[Path], service: Running) -> None:
-    page = open_page("ask")
-    page.locator("input[type=file]").set_input_files(pairs[0])
-    expect(page.get_by_role("img", name="Chosen")).to_be_visible()
-    page.get_by_role("button", name="Find things").click()
-    page.get_by_label("What to find").fill("a red circle")
-    page.get_by_role("button", name="Send").click()
-    expect(page.get_by_role("list", name="Boxes")).to_be_attached()
-    job = service.http.get("/api/jobs", params={"limit": 1}).json()[0]
-    assert job["request"]["task"] == "detect" and job["request"]["labels"] == ["a red circle"]
