@@ -29,7 +29,7 @@ from triptych.diffusion.noise import PictureNoise
 from triptych.requests import UnclipPictures
 from triptych.systems.unclip import autoregressive, prior, published
 from triptych.systems.unclip.autoregressive import AutoregressiveConfig, AutoregressivePrior
-from triptych.systems.unclip.decoder import Decoder
+from triptych.systems.unclip.decoder import Decoder, cut_padding
 from triptych.systems.unclip.draw import compute_in_precision, in_precision
 from triptych.systems.unclip.prior import DiffusionPrior
 from triptych.systems.unclip.upsampler import Upsampler
@@ -145,7 +145,7 @@ def decoder_pair(options: argparse.Namespace) -> None:
     x, time = torch.randn(2, 3, 64, 64), torch.tensor([500, 500])
     added, context = torch.randn(2, 4 * widths[0]), torch.randn(2, 4 + LENGTH, 1536)
     mask = torch.arange(4 + LENGTH)[None] < torch.tensor([[4 + 2], [4 + WORDS]])
-    cond = {"added": added, "context": context, "mask": mask}
+    (cond,) = cut_padding({"added": added, "context": context, "mask": mask})
     peer = peer.to(theirs)
 
     def their_call() -> Tensor:
@@ -207,7 +207,8 @@ def in_one_precision(
     options: argparse.Namespace,
     **facts: Any,
 ) -> None:
-    """Weights are cast once, as for a request, and not at every call."""
+    """Weights are in the order in which `load` has them, and cast once, as for a request."""
+    model = model.to(memory_format=torch.channels_last)
     with in_precision(model, requested(options)) as mode:
 
         def ours() -> Tensor:

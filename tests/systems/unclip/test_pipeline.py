@@ -60,6 +60,22 @@ def test_bfloat16_is_what_is_fast(tiny, monkeypatch, prior):
 
 
 @torch.no_grad()
+def test_padding_of_captions_is_cut_and_changes_nothing(tiny):
+    """To the longest of all captions, also those that guidance leads away from."""
+    torch.manual_seed(0)
+    model = tiny.model.decoder
+    cond, uncond = (encode(tiny.model, tiny.tokenizer, [text]) for text in ("a red cat", "a"))
+    image, x, time = torch.randn(1, 8), torch.randn(1, 3, 8, 8), torch.tensor([300.0])
+    whole = [model.encode_condition(image, **each) for each in (cond, uncond)]
+    words = 2 + int(cond["mask"].sum())
+    assert words < whole[0]["context"].shape[1]
+    for before, after in zip(whole, decoder.cut_padding(*whole), strict=True):
+        assert after["context"].shape[1] == after["mask"].shape[1] == words
+        expected = model.predict(x, time, before)
+        torch.testing.assert_close(model.predict(x, time, after), expected)
+
+
+@torch.no_grad()
 def test_bfloat16_costs_each_network_less_than_two_percent(tiny):
     """Of the root mean square of its output, at weights that are all far from zero."""
     torch.manual_seed(0)

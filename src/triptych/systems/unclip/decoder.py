@@ -219,6 +219,20 @@ def invert(
     return x / levels[0].sigma
 
 
+def cut_padding(*conditions: Conditioning) -> list[Conditioning]:
+    """Conditions without the tokens that are padding in all of them, which nothing attends to."""
+    seen = torch.cat([cond["mask"] for cond in conditions]).any(0)
+    most = int(seen.sum()) if seen.device.type == "cpu" else len(seen)
+    return [
+        {
+            "added": cond["added"],
+            "context": cond["context"][:, :most],
+            "mask": cond["mask"][:, :most],
+        }
+        for cond in conditions
+    ]
+
+
 def denoiser(
     model: Decoder, cond: Conditioning, uncond: Conditioning, guidance: float | None
 ) -> VarianceDenoiser:

@@ -160,10 +160,14 @@ def draw_pictures(
     guidance = request.guidance
     if start is not None and guidance is None:
         guidance = 1.0
-    steps: Iterator[Step] = decoder.sample(
-        model.decoder,
+    shown, hidden = decoder.cut_padding(
         model.decoder.encode_condition(image, **cond),
         model.decoder.encode_condition(None, **uncond),
+    )
+    steps: Iterator[Step] = decoder.sample(
+        model.decoder,
+        shown,
+        hidden,
         noise,
         steps=request.steps,
         guidance=guidance,

@@ -177,7 +177,7 @@ def invert_pictures(
     small = np.stack([resize_crop(one, size) for one in pixels])
     pictures = torch.from_numpy(small).permute(0, 3, 1, 2).float().div(127.5).sub(1)
     caption = repeat_rows(empty, len(images))
-    cond = model.decoder.encode_condition(images, **caption)
+    (cond,) = decoder.cut_padding(model.decoder.encode_condition(images, **caption))
     with in_precision(model.decoder, request) as mode, mode():
         return decoder.invert(model.decoder, pictures.to(images), cond, steps=request.steps)
 

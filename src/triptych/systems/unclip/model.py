@@ -9,6 +9,7 @@ channels, H height, W width.
 
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -142,8 +143,18 @@ def _finish(vectors: Tensor, unit: bool) -> Tensor:
     return F.normalize(vectors, dim=-1) if unit else vectors
 
 
+def prepare(model: Unclip, dtype: torch.dtype | None) -> None:
+    """Channels last for U-Nets of Karlo's form: on a Xeon with AMX an upsampler takes 0.72 of the
+    time in bfloat16 and 0.98 in float32, a decoder 0.82 and 0.96. Those trained here, which are
+    small and resample by convolutions, lose by it (1.1 in bfloat16).
+    """
+    for network in (model.decoder, *model.upsamplers):
+        if network.config.resampling == "residual":  # type: ignore[union-attr]
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 KINDS = {
-    "unclip": ModelKind(UnclipConfig, Unclip),
+    "unclip": ModelKind(UnclipConfig, Unclip, prepare),
     "unclip-prior": ModelKind(PriorConfig, DiffusionPrior),
     "unclip-autoregressive": ModelKind(AutoregressiveConfig, AutoregressivePrior),
     "unclip-decoder": ModelKind(DecoderConfig, Decoder),
