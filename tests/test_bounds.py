@@ -26,6 +26,8 @@ from triptych.systems.clip.resnet import ResNetConfig
 from triptych.systems.cvae.model import CvaeConfig
 from triptych.systems.gemma.model import GemmaConfig
 from triptych.systems.mask_codes.model import MaskCodesConfig
+from triptych.systems.pali.model import PaliConfig
+from triptych.systems.pali.t5 import T5Config
 from triptych.systems.paligemma.model import PaliGemmaConfig
 from triptych.systems.pixel_diffusion.model import PixelDiffusionConfig
 from triptych.systems.siglip.model import SiglipConfig, SiglipImageConfig, SiglipTextConfig
@@ -73,6 +75,13 @@ SMALL: dict[str, tuple[Any, ...]] = {  # of each kind: together with a value in 
         PaliGemmaConfig(
             SiglipImageConfig(16, 8, 8, 1, 2, 16, stem=(4, 4, 4), stem_group=2, pooled=False),
             GemmaConfig(9, 8, 2, 2, 1, 4, 8, 16, attention_cap=5.0, logit_cap=3.0, window=4),
+            MaskCodesConfig((2, 2, 2, 2), 8, 4),
+        ),
+    ),
+    "pali": (
+        PaliConfig(
+            SiglipImageConfig(16, 8, 8, 1, 2, 16, stem=(4, 4, 4), stem_group=2, pooled=False),
+            T5Config(9, 8, 1, 1, 2, 4, 8, 4, 6, 16),
             MaskCodesConfig((2, 2, 2, 2), 8, 4),
         ),
     ),

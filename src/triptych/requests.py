@@ -13,6 +13,7 @@ from triptych.systems.detection.request import Detect
 from triptych.systems.gemma.request import Chat, Decoding
 from triptych.systems.latent_plane.request import LatentPlane
 from triptych.systems.mask_codes.request import TrainMaskCodes
+from triptych.systems.pali.request import TrainPali
 from triptych.systems.paligemma.request import Answers, Ask, TrainVlm
 from triptych.systems.pixel_diffusion.request import TrainPixelDiffusion
 from triptych.systems.search.request import Search
@@ -60,6 +61,7 @@ __all__ = [
     "TrainClip",
     "TrainCvae",
     "TrainMaskCodes",
+    "TrainPali",
     "TrainPixelDiffusion",
     "TrainRequest",
     "TrainSiglip",

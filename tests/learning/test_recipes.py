@@ -20,6 +20,7 @@ from triptych.requests import (
     TrainClip,
     TrainCvae,
     Training,
+    TrainPali,
     TrainPixelDiffusion,
     TrainRequest,
     TrainSiglip,
@@ -120,6 +121,12 @@ REQUESTS: list[TrainRequest] = [
     TrainTextToImage(**SMALL, noise_schedule="scaled_linear", predicts="noise", min_snr=5.0),
     TrainTextToImage(**SMALL | {"text_layers": 0}, text_pool="mean", conditioning="scale_shift"),
     TrainTextToImage(**SMALL, optimizer="muon"),
+    TrainPali(
+        answers=Answers(
+            patch=4, stem=(8, 8), image_width=16, image_layers=1, image_heads=2, vocabulary=330
+        ),
+        width=16, layers=1, decoder_layers=1, heads=2, head_width=8, hidden=32,
+    ),
     TrainVlm(
         answers=Answers(
             patch=4, stem=(8, 8), image_width=16, image_layers=1, image_heads=2, vocabulary=330

@@ -17,6 +17,7 @@ from triptych.systems import (
     gemma,
     latent_plane,
     mask_codes,
+    pali,
     paligemma,
     pixel_diffusion,
     search,
@@ -40,6 +41,7 @@ SYSTEMS: dict[str, System] = {
     "gemma": gemma.SYSTEM,  # before two_towers, which reads what is left of transformers' folders
     "mask_codes": mask_codes.SYSTEM,  # before two_towers, which reads big_vision's other files
     "paligemma": paligemma.SYSTEM,
+    "pali": pali.SYSTEM,
     "two_towers": two_towers.SYSTEM,
     "word_space": word_space.SYSTEM,
     "classification": classification.SYSTEM,

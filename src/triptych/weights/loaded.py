@@ -27,12 +27,13 @@ CAST = {
     "stable-diffusion": ("",),
     "gemma": ("",),
     "paligemma": ("",),
+    "pali": ("",),
 }
 """Kinds of model whose weights may have other precisions than float32: the modules that are cast.
 A temperature is not, because a scale of 100 would become 98.9.
 """
 
-ANSWERS = ("paligemma",)
+ANSWERS = ("paligemma", "pali")
 """Kinds of model that answer about pictures."""
 WRITES = ("gemma", *ANSWERS)
 """Kinds of model that write text; all of them compute nonsense in float16."""

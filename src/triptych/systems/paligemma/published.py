@@ -109,6 +109,11 @@ def to_transformers(config: PaliGemmaConfig) -> dict[str, Any]:
         ValueError: a language part that transformers has no model for.
     """
     image = config.image
+    if image.stem:
+        raise ValueError(
+            "transformers' eye has one patch filter, and this one a stem of convolutions: train "
+            "with --preset plain"
+        )
     return {
         "architectures": ["PaliGemmaForConditionalGeneration"],
         "model_type": "paligemma",
