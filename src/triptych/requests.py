@@ -10,7 +10,7 @@ from triptych.systems.classification.request import Classify
 from triptych.systems.classifier.request import TrainClassifier
 from triptych.systems.cvae.request import EvaluateVae, TrainCvae
 from triptych.systems.detection.request import Detect
-from triptych.systems.gemma.request import Chat, Decoding
+from triptych.systems.gemma.request import Chat, Decoding, TrainLanguage
 from triptych.systems.latent_plane.request import LatentPlane
 from triptych.systems.mask_codes.request import TrainMaskCodes
 from triptych.systems.pali.request import TrainPali
@@ -60,6 +60,7 @@ __all__ = [
     "TrainClassifier",
     "TrainClip",
     "TrainCvae",
+    "TrainLanguage",
     "TrainMaskCodes",
     "TrainPali",
     "TrainPixelDiffusion",

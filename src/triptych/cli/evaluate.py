@@ -13,7 +13,7 @@ from triptych.cli.output import Lines, say
 from triptych.cli.places import require_folder
 from triptych.data.names import BUILT_IN
 from triptych.system import System
-from triptych.systems import KINDS, RECIPES, SYSTEMS, find_command, find_recipe
+from triptych.systems import RECIPES, SYSTEMS, find_command, find_recipe
 from triptych.weights.bundled_models import ModelCard, find_bundled, has_card, read_card
 
 if TYPE_CHECKING:
@@ -97,6 +97,10 @@ def evaluate(
             f"{run.name} was trained on {card.data}. Without that no figure can be measured: --data"
         )
         return _finish(card, {}, request.json)
+    reporting = [system for system in systems if system.report]
+    if not reporting:
+        say(f"{systems[0].title}: figures of held-out data are in {run / 'metrics.jsonl'}")
+        return _finish(card, {}, request.json)
     loaded = load(str(request.run), runtime.device(), "float32")  # for comparable figures
     train, test = open_train_and_test(trained.training.data, size=trained.training.size or None)
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,11 +111,8 @@ def evaluate(
         trained, loaded, train, test, beside, folder, command, request.seed, load, train_model
     )
     figures: dict[str, Any] = {}
-    reporting = [system for system in systems if system.report]
     for system in reporting:
         figures |= _finish_report(system.module("report").evaluate(options.get(system), of_run))
-    if not reporting:
-        say(f"{KINDS[loaded.card.model].title}: figures of held-out data are in metrics.jsonl")
     say(f"report: {folder}")
     return _finish(card, figures, request.json)
 

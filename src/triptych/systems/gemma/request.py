@@ -1,4 +1,6 @@
-"""The request for an answer of a language model, and how answers are generated. No torch."""
+"""The request for an answer of a language model, how answers are generated, and settings of
+training. No torch.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,6 +8,7 @@ from typing import Literal
 from triptych.fields import set_fields
 from triptych.given import ModelName, Texts, Words, take_texts
 from triptych.nn.checks import require_at_least
+from triptych.train.settings import Training, check_numbers
 
 MAX_TEXT = 1_000_000
 """Characters of a message; what the model reads is counted in tokens."""
@@ -77,3 +80,71 @@ class Chat:
                 raise ValueError(
                     f"{name} has {len(getattr(self, name)):,} characters; at most {MAX_TEXT:,}"
                 )
+
+
+@dataclass(frozen=True)
+class TrainLanguage:
+    """Gemma: a language model on text files, from the start or from another Gemma."""
+
+    training: Training = field(
+        default_factory=lambda: Training(
+            data="texts", batch_size=32, steps=2000, schedule="cosine", warmup=100,
+            ema_halflife=50, sample_every=0, evaluate_every=500, precision="auto",
+        )
+    )  # fmt: skip
+    """`data` is a text file, or a folder with .txt and .md files."""
+    init: ModelName = ""
+    """Fine-tune this Gemma, a GGUF file, a run folder or a folder of transformers: its sizes and
+    vocabulary replace those below.
+    """
+    lora: int = 0
+    """Rank of the low-rank updates that are trained in place of the weights of `init`; 0 trains all
+    of them.
+    """
+    width: int = 256
+    """Width of the model."""
+    layers: int = 6
+    """Layers of the model."""
+    heads: int = 4
+    """Query heads."""
+    kv_heads: int = 1
+    """Key/value heads."""
+    head_width: int = 64
+    """Width of a head."""
+    hidden: int = 768
+    """Hidden width of the MLPs."""
+    window: int = 64
+    """Tokens that five of six layers see; 0: every layer sees all."""
+    vocabulary: int = 4096
+    """Tokens that are learned from the texts."""
+    length: int = 128
+    """Tokens of a row."""
+    learning_rate: float = 2e-3
+    """Learning rate of AdamW."""
+    weight_decay: float = 0.1
+    """Weight decay of AdamW, on matrices."""
+    beta2: float = 0.95
+    """Second beta of AdamW."""
+    max_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        require_at_least(self, 2, "length")
+        require_at_least(self, 0, "lora", "window")
+        if self.lora and not self.init:
+            raise ValueError("lora is the rank of updates of a language model: give init")
+
+
+LANGUAGE_PRESETS = {
+    "tiny": TrainLanguage(),
+    "270m": TrainLanguage(
+        Training(
+            data="texts", batch_size=256, steps=100_000, schedule="cosine", warmup=2000,
+            ema_halflife=500, sample_every=0, evaluate_every=5000, precision="auto",
+        ),
+        width=640, layers=18, head_width=256, hidden=2048, window=512, vocabulary=262_144,
+        length=2048, learning_rate=1e-3,
+    ),
+}  # fmt: skip
+"""The default first."""
