@@ -1,6 +1,7 @@
-"""Zero-shot detection in the built-in world: three ways, their average precision and their time.
+"""Zero-shot detection in the built-in world: three ways, their average precision and their time;
+and beside them a PaliGemma or PaLI-3, which learned boxes.
 
-    python benchmarks/detection.py --model runs/clip-scenes
+    python benchmarks/detection.py --model runs/clip-scenes --vlm runs/vlm
 
 Every label that occurs in training is asked for in every picture, so nearly all are absent.
 Windows, scales, reach and the share of a peak are chosen on pictures of the training split
@@ -34,6 +35,9 @@ from triptych.systems.detection.report import (
     evaluate,
     false_positives,
 )
+from triptych.systems.paligemma.ask_all import ask_all, find_objects, permit_objects
+from triptych.systems.paligemma.pipeline import require_eye
+from triptych.text.locations import STEPS
 from triptych.weights.loaded import Loaded
 
 LABELS = {
@@ -55,6 +59,8 @@ DENSE: tuple[tuple[tuple[float, ...], int, int], ...] = (
 )  # fmt: skip
 """Scales, pool, reach."""
 
+MOST = 4
+"""Objects of a picture."""
 World = tuple[list[np.ndarray], list[Annotated]]
 
 
@@ -139,6 +145,30 @@ def asked_alone(request: Detect, loaded: Loaded, given: World) -> dict[str, floa
     return {"alone": sum(hit.value for hit in hits) / len(hits), "alone_count": len(hits)}
 
 
+def by_words(name: str, given: World, labels: Sequence[str]) -> DetectionReport:
+    """A model that writes boxes as words, asked for each label alone, all of them in one batch."""
+    loaded = load(name, "cpu", "float32")
+    model, tokenizer = require_eye(loaded)
+    limit = MOST * (8 + max(len(tokenizer.encode(label)) for label in labels))
+    grammar = permit_objects(tokenizer, [[label] for label in labels], limit, masks=False)
+    prefixes = [f"detect {label}" for label in labels]
+
+    def find(picture: np.ndarray) -> tuple[torch.Tensor, tuple[str, ...], list[float]]:
+        assert loaded.transform is not None
+        images = loaded.transform([picture])
+        assert isinstance(images, torch.Tensor)
+        images = images.expand(len(labels), -1, -1, -1)
+        located, scores = [], []
+        for one in ask_all(model, tokenizer, images, prefixes, limit, grammar):
+            found = find_objects(tokenizer, one.text, one.tokens, one.log_probs, STEPS)
+            located += found.located
+            scores += found.scores
+        boxes = torch.tensor([each.box for each in located]).reshape(-1, 4)
+        return boxes, tuple(each.label for each in located), scores
+
+    return evaluate(find, *given, labels)
+
+
 def times(
     requests: Sequence[Detect], loaded: Loaded, pictures: Sequence[np.ndarray]
 ) -> list[list[float]]:
@@ -167,6 +197,7 @@ def main() -> None:
     parser.add_argument("--tune", type=int, default=40, help="training pictures to choose on")
     parser.add_argument("--threshold", type=float, default=Detect("", ("x",)).threshold)
     parser.add_argument("--template", default="a {}", help="what stands around a label")
+    parser.add_argument("--vlm", default="", help="a run of train vlm or train pali, too")
     parser.add_argument("--parts", action="store_true", help="cut objects have words of their own")
     given = parser.parse_args()
     loaded = load(given.model, "cpu", "float32")
@@ -207,6 +238,20 @@ def main() -> None:
             f"| {way.method} | {report.precision.ap50:.3f} | {report.precision.ap:.3f} | "
             f"{report.floor:.3f} | {absent.value:.2%} ({absent.low:.2%} to {absent.high:.2%}) | "
             f"{alone['alone']:.1%} | {middle:.3f} | {gain:.1f} |"
+        )
+    if given.vlm:
+        report = by_words(given.vlm, test, base.labels)
+        absent, precision = report.absent, report.precision
+        emit(
+            way="words", ap50=precision.ap50, ap=precision.ap, floor=report.floor,
+            false_positives=absent.value, low=absent.low, high=absent.high, absent=absent.count,
+            seconds=report.seconds, pictures=report.pictures, objects=report.objects,
+            boxes=report.boxes,
+        )  # fmt: skip
+        lines.append(
+            f"| words (learned) | {precision.ap50:.3f} | {precision.ap:.3f} | {report.floor:.3f} | "
+            f"{absent.value:.2%} ({absent.low:.2%} to {absent.high:.2%}) | {absent.value:.1%} | "
+            f"{report.seconds:.3f} | |"
         )
     print("\n".join(lines))
 

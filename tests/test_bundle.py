@@ -19,9 +19,18 @@ from triptych.bundle import round_weights, without_folders, write_bundle
 from triptych.cli.main import run
 from triptych.fields import to_json
 from triptych.loading import load
-from triptych.requests import TextToImage, TrainClip, TrainTextToImage, TrainUnclip
+from triptych.requests import (
+    Answers,
+    TextToImage,
+    TrainClip,
+    Training,
+    TrainTextToImage,
+    TrainUnclip,
+    TrainVlm,
+)
 from triptych.systems.cvae.model import Cvae, CvaeConfig
 from triptych.systems.cvae.request import TrainCvae
+from triptych.systems.paligemma import examples
 from triptych.text.known_words import KnownWords, read_known_words
 from triptych.train.checkpoint import export
 from triptych.weights import bundled_models
@@ -189,3 +198,31 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 def test_psnr_is_that_of_its_definition() -> None:
     flat = np.full((1, 4, 4, 3), 100, np.uint8)
     assert bundle._psnr(flat, flat + 1) == pytest.approx(48.1308, abs=1e-4)
+
+
+def test_a_model_that_answers_is_complete_with_its_eye(tmp_path: Path, monkeypatch) -> None:
+    """With its vocabulary; captions as before; one that answers otherwise is refused."""
+    monkeypatch.setattr(examples, "LEARNED_FROM", 40)
+    training = Training(data="scenes-two", size=32, steps=1, batch_size=2, device="cpu")
+    eye = Answers(image_width=16, image_layers=1, image_heads=2, vocabulary=330, stem=(4, 8, 8))
+    sizes = {"width": 16, "layers": 1, "heads": 2, "head_width": 8, "hidden": 32}
+    request = TrainVlm(training, eye, **sizes)
+    recipe = runs.build(request)
+    (tmp_path / "run").mkdir()
+    runs.adopt(tmp_path / "run", request)
+    recipe.export(tmp_path / "run", recipe.model)
+    dest = tmp_path / "small"
+    likeness, size = write_bundle(tmp_path / "run", dest, KEEP)
+    assert "of the probability is the same" in likeness and size.endswith("bytes")
+    before, after = (load(f"{f}", dtype="float32") for f in (tmp_path / "run", dest))
+    assert after.language is not None and after.language.encode("a red") == before.language.encode(
+        "a red"
+    )
+    weights = recipe.model.text.token.weight
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        return (x.roll(1, 0) if x.shape == weights.shape else x).contiguous()
+
+    monkeypatch.setattr(bundle, "round_weights", turned)
+    with pytest.raises(ValueError, match="answers otherwise"):
+        list(write_bundle(tmp_path / "run", tmp_path / "other", KEEP))

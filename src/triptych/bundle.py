@@ -25,7 +25,7 @@ from triptych.training import stored
 from triptych.weights import bundled_models
 from triptych.weights.bundled_models import CARD, ModelCard
 from triptych.weights.files.safetensors import write_safetensors
-from triptych.weights.loaded import TWO_TOWERS, Loaded
+from triptych.weights.loaded import ANSWERS, TWO_TOWERS, Loaded
 
 MOST_BYTES = {"stable-diffusion": 26_000_000}
 """Of one model of a kind in the package."""
@@ -34,6 +34,8 @@ LEAST_PSNR = 30.0
 """Of pictures drawn in bfloat16 with those in float32, in dB; below it they are other pictures."""
 LEAST_COSINE = 0.999
 """Of embeddings, likewise."""
+LEAST_SHARE = 0.95
+"""Of the probability of an answer's first word, likewise."""
 PROMPTS = 8
 PROMPT = "a red circle"  # of models that keep no names
 DIFFUSION = ("stable-diffusion", "pixel-diffusion", "unclip")  # by default in what is fastest
@@ -100,6 +102,14 @@ def compare(before: Loaded, after: Loaded) -> str:
                 f"below {LEAST_COSINE}: this model cannot be bundled"
             )
         return f"cosine of embeddings in bfloat16 with those in float32: at least {cosine:.5f}"
+    if before.card.model in ANSWERS:
+        share = float(torch.minimum(_answer(before), _answer(after)).sum(1).min())
+        if share < LEAST_SHARE:
+            raise ValueError(
+                f"in bfloat16 the model answers otherwise: of the first word only {share:.3f} of "
+                f"the probability is the same, below {LEAST_SHARE}: it cannot be bundled"
+            )
+        return f"of the first word of an answer at least {share:.4f} of the probability is the same"
     pictures = draw(before), draw(after)
     psnr = _psnr(*pictures)
     if psnr < LEAST_PSNR:
@@ -120,8 +130,8 @@ def draw(loaded: Loaded) -> np.ndarray:
     if system is None or loaded.card.quadrants:
         kind = f"{loaded.card.model} that completes pictures" if system else loaded.card.model
         raise ValueError(
-            f"{loaded.name} is a {kind}: models that draw pictures of prompts or classes, CLIP and "
-            "SigLIP can be bundled"
+            f"{loaded.name} is a {kind}: models that draw pictures of prompts or classes or answer "
+            "about pictures, CLIP and SigLIP can be bundled"
         )
     names = loaded.words.names if loaded.words else ()
     given: dict[str, Any] = {"model": loaded.name, "seed": 0}
@@ -142,6 +152,20 @@ def _embed(loaded: Loaded) -> tuple[torch.Tensor, torch.Tensor]:
     noise = np.random.default_rng(0).integers(0, 256, (PROMPTS, 64, 64, 3), np.uint8)
     texts = [f"a picture of the number {number}" for number in range(PROMPTS)]
     return loaded.embed_image(list(noise)), loaded.embed_text(texts)
+
+
+@torch.inference_mode()
+def _answer(loaded: Loaded) -> torch.Tensor:
+    """The probabilities of the first word of an answer, for two questions about random pictures."""
+    model: Any = loaded.model
+    assert loaded.language is not None and loaded.transform is not None
+    noise = np.random.default_rng(0).integers(0, 256, (PROMPTS, 64, 64, 3), np.uint8)
+    pixels, rows = loaded.transform(list(noise)), []
+    for prefix in ("caption en", "answer en how many objects are there?"):
+        tokens = torch.tensor([loaded.language.question(prefix)] * PROMPTS)
+        logits, _ = model.read(pixels, tokens, torch.zeros(PROMPTS, dtype=torch.long))
+        rows.append(logits.float().softmax(1))
+    return torch.cat(rows)
 
 
 def _cosine(ours: torch.Tensor, theirs: torch.Tensor) -> float:
