@@ -5,6 +5,7 @@ of `triptych.systems` say.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from triptych.weights.hub import fetch_published, find_repository
 from triptych.weights.layouts import Layout, layout
 from triptych.weights.loaded import (
     AS_STORED,
+    BITS,
     DTYPES,
     WRITES,
     Card,
@@ -45,8 +47,9 @@ def load(
     on the hub, or a short name such as sd15.
 
     `dtype` is float32, bfloat16, float16, `stored` (as the file has it), or auto: for CLIP, SigLIP
-    and Stable Diffusion what this device computes fastest, else float32. `reading` says what a
-    published checkpoint leaves open.
+    and Stable Diffusion what this device computes fastest, else float32. Of a language model on a
+    CPU it may also be int8 or int4, the most bits of a weight, or `packed`: int8 for a GGUF file,
+    else auto. `reading` says what a published checkpoint leaves open.
 
     Raises:
         ValueError: there is no such model, or its files are damaged or do not fit together.
@@ -63,6 +66,7 @@ def load(
             f"{fields.nearest(name, [*bundled_names(), *SHORT_NAMES])}"
         )
     device = runtime.device(str(device))
+    dtype, reading = _resolve_bits(path, dtype, device, reading)
     chosen = resolve_dtype(dtype, device)
     if _is_run(path):
         return _load_run(path, name, device, chosen)
@@ -85,6 +89,24 @@ def load_precisely(
     if dtype in DTYPES:
         require_cast(loaded, DTYPES[dtype])
     return loaded
+
+
+def _resolve_bits(
+    path: Path, dtype: str, device: torch.device, reading: Reading
+) -> tuple[str, Reading]:
+    """A dtype of packed weights as an ordinary one, and how the checkpoint is read then."""
+    if dtype == "packed":
+        blocks = device.type == "cpu" and not _is_run(path) and layout(path).form == "gguf"
+        dtype = "int8" if blocks else "auto"
+    if dtype not in BITS:
+        return dtype, reading
+    if device.type != "cpu":
+        raise ValueError(f"{dtype} is for a CPU: other devices are faster in bfloat16")
+    if _is_run(path) or layout(path).form not in ("gguf", "transformers"):
+        raise ValueError(
+            f"{dtype} is for published language models: for this one choose float32 or bfloat16"
+        )
+    return "bfloat16", replace(reading, bits=BITS[dtype])
 
 
 def resolve_dtype(dtype: str, device: torch.device, auto: str = "auto") -> torch.dtype | None:
@@ -118,6 +140,11 @@ def _load_published(
         module = system.module("load")
         if module.recognise(found):
             chosen = resolve_dtype(dtype, device, system.auto_dtype)
+            if reading.bits and not system.packs:
+                raise ValueError(
+                    f"{path} is a {system.title}: int8 and int4 are for language models. Choose "
+                    "float32 or bfloat16"
+                )
             read = module.load_published(found, chosen, reading)
             card = Card(
                 read.kind,

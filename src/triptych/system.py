@@ -38,6 +38,8 @@ class System:
     """
     auto_dtype: str = "auto"
     """What dtype `auto` is for those: the fastest of the device, or always float32."""
+    packs: bool = False
+    """Whether those load with weights in int8 or int4, too."""
     summary: str = ""
     """Module with `summary(layout)`: what a published checkpoint is made of and what it lacks."""
     pipeline: str = ""

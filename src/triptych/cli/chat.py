@@ -46,10 +46,10 @@ def main(arguments: list[str]) -> int:
         raise UsageError("--raw continues a text: it goes with no message and no --transcript")
     request, turns = parsed.request, _read_transcript(parsed)
     from triptych import loading, runtime
-    from triptych.systems.gemma.pipeline import Reader, answer, require_language
+    from triptych.systems.gemma.pipeline import Reader, answer, dtype_of, require_language
 
     device = runtime.device(request.device)
-    loaded = loading.load(request.model, device, request.precision)
+    loaded = loading.load(request.model, device, dtype_of(request.precision))
     for note in loaded.notes:
         say(f"{loaded.name}: {note}")
     reader = Reader(require_language(loaded)[0])

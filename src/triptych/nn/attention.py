@@ -40,6 +40,10 @@ def attend(
     """
     grouped = bool(q.shape[1] != k.shape[1])  # bool: sizes are tensors in a trace
     learns = torch.is_grad_enabled() and q.requires_grad
+    if grouped and softcap is None and q.shape[2] == 1 and (mask is None or mask.shape[1] == 1):
+        # one query: those of a group as queries of one head, at a third of the time
+        folded = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+        return attend(folded, k, v, mask, scale=scale).reshape(q.shape)
     if not (learns or grouped or softcap) and mask is None and _quick_products(q, k):
         return _in_tiles(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
     if softcap is None and not (learns and q.device.type == "cpu" and _slow_backward(q, k)):

@@ -34,7 +34,10 @@ class LayerCache:
 
         Views of the buffers are returned where possible: use them before the next call.
         """
-        new, old = k.shape[2], min(self.count, self._keys.shape[2] if self.count else 0)
+        new = k.shape[2]
+        if new == 1:
+            return self._extend_by_one(k, v)
+        old = min(self.count, self._keys.shape[2] if self.count else 0)
         whole = self._in_buffer(new)
         if not whole and old:
             k_seen = torch.cat([self._keys[:, :, :old], k], 2)
@@ -52,6 +55,17 @@ class LayerCache:
             filled = self.count if self.window is None else min(self.count, self.window)
             return self._keys[:, :, :filled], self._values[:, :, :filled]
         return k_seen, v_seen
+
+    def _extend_by_one(
+        self, k: Float[Tensor, "B K 1 C"], v: Float[Tensor, "B K 1 C"]
+    ) -> tuple[Float[Tensor, "B K S C"], Float[Tensor, "B K S C"]]:
+        self._reserve(k, v)
+        at = self.count if self.window is None else self.count % self.window
+        self._keys.narrow(2, at, 1).copy_(k)
+        self._values.narrow(2, at, 1).copy_(v)
+        self.count += 1
+        filled = self.count if self.window is None else min(self.count, self.window)
+        return self._keys.narrow(2, 0, filled), self._values.narrow(2, 0, filled)
 
     def places(self, new: int) -> Int64[Tensor, " S"]:
         """The places of what the next `extend` with `new` places will return."""

@@ -39,6 +39,16 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         wide = torch.promote_types(x.dtype, torch.float32)
+        scale = self.weight.to(wide)
+        if self.offset:
+            scale = self.offset + scale
+        if x.dtype == wide:
+            return F.rms_norm(x, scale.shape, scale, self.eps)
         # scaled before the cast: the other order, Llama's, costs Gemma visible quality in bfloat16
-        scale = self.offset + self.weight.to(wide)
         return F.rms_norm(x.to(wide), scale.shape, scale, self.eps).to(x.dtype)
+
+    def fold(self) -> None:
+        """Add the offset to the weight, which saves a sum at every call."""
+        with torch.no_grad():
+            self.weight.add_(self.offset)
+        self.offset = 0.0

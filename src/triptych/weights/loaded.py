@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from triptych import runtime
 from triptych.given import take_texts
+from triptych.nn.packed import Int4, Int8
 from triptych.text.known_words import KnownWords
 from triptych.text.language import LanguageTokenizer
 from triptych.text.tokenizer import Tokenizer, TokenizerConfig
@@ -33,6 +34,8 @@ CAST = {
 A temperature is not, because a scale of 100 would become 98.9.
 """
 
+BITS: dict[str, Literal[4, 8]] = {"int8": 8, "int4": 4}
+"""Precisions of language models whose weights stay packed, on a CPU: `triptych.nn.packed`."""
 ANSWERS = ("paligemma", "pali")
 """Kinds of model that answer about pictures."""
 WRITES = ("gemma", *ANSWERS)
@@ -51,6 +54,8 @@ class Reading:
     """`ema` reads the running average of a single file that has both."""
     variant: str = ""
     """Which form of the weights of a diffusers folder, such as fp16."""
+    bits: Literal[0, 4, 8] = 0
+    """The most bits in which a language model keeps a weight; 0: those of its precision."""
 
 
 AS_STORED = Reading()
@@ -119,6 +124,10 @@ class Loaded:
             device, precision = None, device if precision is None else precision
         dtype = None if precision is None else find_dtype(precision)
         place = None if device is None else runtime.device(str(device))
+        if any(isinstance(part, Int8 | Int4) for part in self.model.modules()):
+            raise ValueError(
+                f"{self.name} is packed in few bits, for a CPU: load it again with another dtype"
+            )
         if dtype is not None:
             require_cast(self, dtype)
             for part in CAST.get(self.card.model, ()):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from torch.nn import functional as F
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from triptych.loading import load
@@ -133,6 +134,20 @@ def test_perplexity_of_prose_in_both_precisions(ours, path):
         rounded = math.exp(loss.total / loss.count)
     print(f"perplexity of prose: float32 {exact:.3f}, bfloat16 {rounded:.3f}")
     assert exact == pytest.approx(17.448, rel=1e-3) and abs(rounded / exact - 1) < 0.02
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("int8", 1.01), ("int4", 1.5)])
+def test_perplexity_of_prose_in_few_bits(ours, path, dtype, most):
+    """By that of float32; read as a whole, which unpacks weights, and token by token."""
+    tokens = torch.tensor([ours.language.continuation(" ".join(PROSE.split()))])
+    model = load(f"{path}", dtype=dtype).model
+    with torch.inference_mode():
+        cache = model.new_cache()
+        stepped = torch.cat([model(token[None, None], cache) for token in tokens[0]], 1)
+        for logits in (model(tokens), stepped):
+            loss = F.cross_entropy(logits[0, :-1], tokens[0, 1:])
+            print(f"perplexity of prose: {dtype} {math.exp(loss):.3f}")
+            assert 1 < math.exp(loss) / 17.448 < most
 
 
 @pytest.fixture(scope="module")

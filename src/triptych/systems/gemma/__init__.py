@@ -17,6 +17,7 @@ SYSTEM = System(
     serves=("gemma",),
     model="triptych.systems.gemma.model",
     load="triptych.systems.gemma.load_published",
+    packs=True,
     pipeline="triptych.systems.gemma.pipeline",
     answer="triptych.systems.gemma.answer",
     recipe="triptych.systems.gemma.recipe",

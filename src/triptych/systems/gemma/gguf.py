@@ -4,15 +4,20 @@ llama.cpp's converter adds 1 to the weights of norms (conversion/gemma.py there)
 what its own code knows: that stands in the tables here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
+import torch
 from torch import Tensor
 
+from triptych.nn.packed import Groups
 from triptych.systems.gemma.model import GemmaConfig
+from triptych.systems.gemma.pack import Stored
 from triptych.text.language import PLACEHOLDER, LanguageTokenizer
 from triptych.text.scored_pieces import CONTROL, USER, ScoredPieces
 from triptych.weights.files.gguf import GgufFile, Value
-from triptych.weights.keymap import Rule, rename, under
+from triptych.weights.files.gguf_blocks import BLOCKS, COARSE, FOUR_BITS, read_groups, unpack
+from triptych.weights.keymap import Rule, convert, rename, under
 
 ARCHITECTURES = {"gemma": 1, "gemma2": 2, "gemma3": 3}
 
@@ -103,6 +108,36 @@ def read_config(file: GgufFile) -> tuple[GemmaConfig, tuple[str, ...]]:
             f"{size[1]} was published: its head width, {head}, is used"
         )
     return config, tuple(notes)
+
+
+def read_packed(file: GgufFile, config: GemmaConfig) -> tuple[dict[str, Tensor], dict[str, Stored]]:
+    """The norms, under our names, and the matrices, still in blocks.
+
+    Raises:
+        ValueError: tensors of another model.
+    """
+    flat = [name for name, entry in file.entries.items() if len(entry.shape) != 2]
+    norms = convert(file.read(torch.float32, flat), rules(config))
+    numbers = {name: torch.tensor(i) for i, name in enumerate(file.entries) if name not in flat}
+    entries = list(file.entries)
+    named = convert(numbers, rules(config))
+    return norms, {name: _stored(file, entries[int(number)]) for name, number in named.items()}
+
+
+def _stored(file: GgufFile, name: str) -> Stored:
+    form, shape = file.entries[name][:2]
+    data, dtype = file.packed(name), BLOCKS[form].dtype
+    if dtype is not None:
+        return Stored(data.view(dtype).view(shape))
+
+    def take(chosen: Callable[[Tensor], Groups] | None) -> Callable[[Tensor], Groups] | None:
+        return None if chosen is None else partial(read_groups, form=form, take=chosen)
+
+    def read(rows: Tensor) -> Tensor:
+        return unpack(rows.reshape(-1), form, (len(rows), shape[1]))
+
+    four, coarse = FOUR_BITS.get(form), COARSE.get(form)
+    return Stored(data.view(shape[0], -1), read, take(four), take(coarse))
 
 
 class _Facts:

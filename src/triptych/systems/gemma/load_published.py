@@ -9,6 +9,7 @@ from triptych import runtime
 from triptych.config import errors_about, read_object, settings_of_others
 from triptych.systems.gemma import gguf, published
 from triptych.systems.gemma.model import Gemma, GemmaConfig
+from triptych.systems.gemma.pack import fold_norms, pack, pack_state
 from triptych.text.language import LanguageTokenizer, open_language_tokenizer
 from triptych.weights.keymap import convert, fill
 from triptych.weights.layouts import Layout
@@ -42,14 +43,24 @@ def load_published(
             _, config = read_config(layout)
             rules = published.rules(config)
         model = skeleton(lambda: Gemma(config))
-        state = layout.open().read(dtype)
+        if layout.form == "gguf" and reading.bits:
+            norms, matrices = gguf.read_packed(layout.open().gguf, config)
+            pack(model, matrices, reading.bits)
+            fill(model, norms)
+            fold_norms(model)
+            return Published("gemma", config, model, notes=notes, language=_open_tokenizer(layout))
+        state = layout.open().read_mapped(None if reading.bits else dtype)
         if layout.declared == "gemma3" and layout.form != "gguf":
             state, more = _language_part(state)
             notes += more
         state = convert(state, rules)
         if layout.form != "gguf" and len(state.get("token.weight", ())) == published.TEXT + 64:
             state["token.weight"] = state["token.weight"][: published.TEXT]
+        if reading.bits:
+            state = pack_state(model, state, reading.bits)
         fill(model, state)
+        if reading.bits:
+            fold_norms(model)
         tokenizer = _open_tokenizer(layout)
     return Published("gemma", config, model, notes=notes, language=tokenizer)
 

@@ -21,6 +21,7 @@ from triptych.nn.cache import Cache, LayerCache
 from triptych.nn.checks import require_at_least
 from triptych.nn.loss import Loss
 from triptych.nn.norm import RmsNorm
+from triptych.nn.one_row import apply, multiply
 from triptych.nn.position import rotary_angles, rotate
 from triptych.nn.transformer import gelu_tanh
 from triptych.system import ModelKind
@@ -97,11 +98,20 @@ class GatedMlp(nn.Module):
         super().__init__()
         self.gate = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.down: nn.Module = nn.Linear(hidden, width, bias=False)
+        self.joined: nn.Module | None = None
+
+    def take(self, joined: nn.Module, down: nn.Module) -> None:
+        """Use other layers, the first of which gives gate and up in a row."""
+        self.joined, self.down = joined, down
+        del self.gate, self.up
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        result: Tensor = self.down(gelu_tanh(self.gate(x)) * self.up(x))
-        return result
+        if self.joined is None:
+            gate, up = apply(self.gate, x), apply(self.up, x)
+        else:
+            gate, up = self.joined(x).chunk(2, -1)
+        return apply(self.down, gelu_tanh(gate) * up)
 
 
 class GemmaAttention(nn.Module):
@@ -114,7 +124,9 @@ class GemmaAttention(nn.Module):
         self.q_proj = nn.Linear(width, config.heads * head, bias=False)
         self.k_proj = nn.Linear(width, config.kv_heads * head, bias=False)
         self.v_proj = nn.Linear(width, config.kv_heads * head, bias=False)
-        self.out_proj = nn.Linear(config.heads * head, width, bias=False)
+        self.out_proj: nn.Module = nn.Linear(config.heads * head, width, bias=False)
+        self.joined: nn.Module | None = None
+        self._scales: Tensor | None = None
         if config.head_norms:
             self.q_norm = RmsNorm(head, config.eps)
             self.k_norm = RmsNorm(head, config.eps)
@@ -126,19 +138,49 @@ class GemmaAttention(nn.Module):
         mask: Bool[Tensor, "#B 1 T S"] | None,
         cache: LayerCache | None,
     ) -> Float[Tensor, "B T D"]:
-        head = self.config.head_width
-        q = self.q_proj(x).unflatten(-1, (-1, head)).transpose(1, 2)  # (B, H, T, C)
-        k = self.k_proj(x).unflatten(-1, (-1, head)).transpose(1, 2)  # (B, K, T, C)
-        v = self.v_proj(x).unflatten(-1, (-1, head)).transpose(1, 2)  # (B, K, T, C)
-        if self.config.head_norms:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        q, k, v = self._rotated(x, rotation)
         if cache is not None:
             k, v = cache.extend(k, v)
         scale, cap = self.config.query_scale**-0.5, self.config.attention_cap
         seen = attend(q, k, v, mask, scale=scale, softcap=cap)
-        output: Tensor = self.out_proj(seen.transpose(1, 2).flatten(2))
-        return output
+        return apply(self.out_proj, seen.transpose(1, 2).flatten(2))
+
+    def take(self, joined: nn.Module, out_proj: nn.Module) -> None:
+        """Use other layers, the first of which gives queries, keys and values in a row."""
+        self.joined, self.out_proj = joined, out_proj
+        del self.q_proj, self.k_proj, self.v_proj
+
+    def _rotated(
+        self, x: Float[Tensor, "B T D"], rotation: Rotation
+    ) -> tuple[Float[Tensor, "B H T C"], Float[Tensor, "B K T C"], Float[Tensor, "B K T C"]]:
+        """Queries, keys and values by heads, at their positions."""
+        config = self.config
+        shape = (*x.shape[:2], -1, config.head_width)
+        if self.joined is not None:
+            whole = self.joined(x).view(shape).transpose(1, 2)  # (B, H + 2 K, T, C)
+            turned, v = whole.split((config.heads + config.kv_heads, config.kv_heads), 1)
+            if config.head_norms:
+                turned = F.rms_norm(turned, shape[3:], None, config.eps) * self._head_scales()
+            q, k = rotate(turned, *rotation).split((config.heads, config.kv_heads), 1)
+            return q, k, v
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (apply(layer, x).view(shape).transpose(1, 2) for layer in layers)
+        if config.head_norms:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, *rotation), rotate(k, *rotation), v
+
+    def _head_scales(self) -> Float[Tensor, "G 1 C"]:
+        """What queries and keys are scaled by after their norm, of all heads together."""
+        if self._scales is None:
+            scales = [
+                norm.offset + norm.weight.expand(count, 1, -1)
+                for norm, count in (
+                    (self.q_norm, self.config.heads),
+                    (self.k_norm, self.config.kv_heads),
+                )
+            ]
+            self._scales = torch.cat(scales)
+        return self._scales
 
 
 class GemmaBlock(nn.Module):
@@ -172,13 +214,14 @@ class Gemma(nn.Module):
     def __init__(self, config: GemmaConfig):
         super().__init__()
         self.config = config
-        self.token = nn.Embedding(config.vocabulary, config.width)
+        self.token: nn.Module = nn.Embedding(config.vocabulary, config.width)
         self.blocks = nn.ModuleList(GemmaBlock(config) for _ in range(config.layers))
         self.norm = RmsNorm(config.width, config.eps)
+        self.head: nn.Module | None = None
         if not config.tied:
             self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         # scaled by the root of the width in `embed`: unit variance there
-        nn.init.normal_(self.token.weight, std=config.width**-0.5)
+        nn.init.normal_(self.token.weight, std=config.width**-0.5)  # type: ignore[arg-type]
         for block in self.blocks:
             for layer in block.modules():
                 if isinstance(layer, nn.Linear):
@@ -226,10 +269,21 @@ class Gemma(nn.Module):
 
     def logits(self, states: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """The logits of the next token from states after the last norm."""
-        matrix = self.token.weight if self.config.tied else self.head.weight
-        logits = F.linear(states, matrix)
+        logits = (
+            multiply(states, self.get_parameter("token.weight"))
+            if self.head is None
+            else apply(self.head, states)
+        )
         cap = self.config.logit_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def take(self, token: nn.Module, head: nn.Module) -> None:
+        """Use other layers for the vectors of tokens and for the logits."""
+        self.token, self.head = token, head
+
+    @property
+    def device(self) -> torch.device:
+        return self.norm.weight.device
 
     def new_cache(self, pads: Int64[Tensor, " B"] | None = None) -> Cache:
         return Cache(self.config.windows, pads)
@@ -275,6 +329,8 @@ def pad_left(
 def prepare(model: Gemma, dtype: torch.dtype | None) -> None:
     """Cast for inference; weights that are stored in float16 are computed in float32."""
     runtime.refuse_float16(dtype)
+    if not isinstance(model.token, nn.Embedding):
+        return  # its weights are packed
     if dtype is None:
         stored = model.token.weight.dtype
         dtype = torch.float32 if stored == torch.float16 else stored

@@ -54,7 +54,7 @@ class Reader:
         known = len(self.read)
         if known >= len(tokens) or list(tokens[:known]) != self.read:
             self.read, self._cache, known = [], self.model.new_cache(), 0
-        device = self.model.token.weight.device
+        device = self.model.device
         with torch.inference_mode():
             for begin in range(known, len(tokens), AT_ONCE):
                 part = torch.tensor([list(tokens[begin : begin + AT_ONCE])], device=device)
@@ -77,8 +77,13 @@ def run(request: Chat, load: Load) -> Iterator[Said]:
         ValueError: the model is no language model, was not trained to chat, or the chat is longer
             than it reads.
     """
-    loaded = load(request.model, runtime.device(request.device), request.precision)
+    loaded = load(request.model, runtime.device(request.device), dtype_of(request.precision))
     yield from answer(request, loaded, Reader(require_language(loaded)[0]))
+
+
+def dtype_of(precision: str) -> str:
+    """The dtype by which a model is loaded for a request."""
+    return "packed" if precision == "auto" else precision
 
 
 def answer(request: Chat, loaded: Loaded, reader: Reader) -> Iterator[Said]:

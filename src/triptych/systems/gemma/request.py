@@ -60,8 +60,10 @@ class Chat:
     raw: Words = ""
     """A text to continue instead, without turns: for models that were not trained to chat."""
     decoding: Decoding = field(default_factory=Decoding)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: what the device computes fastest. A Gemma computes nonsense in float16."""
+    precision: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto"
+    """int8 and int4: the most bits of a weight, on a CPU. auto: int8 for a GGUF file on a CPU, else
+    what the device computes fastest.
+    """
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the first accelerator, else the CPU."""
 

@@ -21,6 +21,7 @@ SYSTEM = System(
     evaluation=EvaluateVlm,
     model="triptych.systems.paligemma.model",
     load="triptych.systems.paligemma.load_published",
+    packs=True,
     pipeline="triptych.systems.paligemma.pipeline",
     answer="triptych.systems.paligemma.answer",
     export="triptych.systems.paligemma.export",

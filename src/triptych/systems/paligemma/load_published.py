@@ -5,6 +5,7 @@ from torch import Tensor
 
 from triptych import runtime
 from triptych.config import errors_about, read_object, settings_of_others
+from triptych.systems.gemma.pack import fold_norms, pack_state
 from triptych.systems.paligemma import big_vision, published
 from triptych.systems.paligemma.model import PaliGemma, PaliGemmaConfig
 from triptych.text.language import open_language_tokenizer
@@ -36,7 +37,7 @@ def load_published(
     _, config = read_config(layout)
     with errors_about(layout.path):
         model = skeleton(lambda: PaliGemma(config))
-        state = layout.open().read(dtype)
+        state = layout.open().read_mapped(dtype)
         if layout.form == "big_vision":
             state = big_vision.convert(state)
             vocabulary = layout.path.parent / "tokenizer.json"
@@ -44,7 +45,12 @@ def load_published(
         else:
             state = convert(published.rename_older(state), published.rules(config))
             found = layout.tokenizer[0] if layout.tokenizer else None
-        fill(model, _cut(state))
+        state = _cut(state)
+        if reading.bits:
+            state = pack_state(model.text, state, reading.bits, "text.")
+        fill(model, state)
+        if reading.bits:
+            fold_norms(model.text)
         tokenizer = open_language_tokenizer(found) if found else None
     return Published("paligemma", config, model, transform=transform(config), language=tokenizer)
 

@@ -104,7 +104,7 @@ class PaliGemma(nn.Module):
         places = 0
         if pixels is not None:
             seen = self.see(pixels)
-            x, places = torch.cat([seen, x], 1), seen.shape[1]
+            x, places = torch.cat([seen.to(x.dtype), x], 1), seen.shape[1]
         states = self.text.states(x, prefix=prefix + places)
         return self.text.logits(states[:, places:])
 
@@ -117,7 +117,8 @@ class PaliGemma(nn.Module):
         """Read pictures and prefixes, padded on the left: the logits of the first token of each
         answer, and the cache for those that follow.
         """
-        seen, words = self.see(pixels), self.text.embed(tokens)
+        words = self.text.embed(tokens)
+        seen = self.see(pixels).to(words.dtype)
         # the padding comes before the picture
         rows = [
             torch.cat([word[:pad], picture, word[pad:]])
@@ -162,6 +163,8 @@ def objective(
 def prepare(model: PaliGemma, dtype: torch.dtype | None) -> None:
     """Cast for inference; weights that are stored in float16 are computed in float32."""
     runtime.refuse_float16(dtype)
+    if not isinstance(model.text.token, nn.Embedding):
+        return  # its weights are packed
     if dtype is None:
         stored = model.text.token.weight.dtype
         dtype = torch.float32 if stored == torch.float16 else stored

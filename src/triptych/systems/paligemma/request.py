@@ -50,8 +50,10 @@ class Ask:
     decoding: Decoding = field(
         default_factory=lambda: Decoding(temperature=0.0, top_k=0, top_p=1.0)
     )  # fmt: skip
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: what the device computes fastest. A Gemma computes nonsense in float16."""
+    precision: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto"
+    """int8 and int4: the most bits of a weight of the language part, on a CPU. auto: what the
+    device computes fastest.
+    """
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the first accelerator, else the CPU."""
 

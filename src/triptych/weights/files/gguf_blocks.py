@@ -7,11 +7,14 @@ Layouts: github.com/ggml-org/llama.cpp, ggml/src/ggml-common.h. Dimensions: N bl
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
+
+from triptych.nn.packed import Groups
 
 AT_ONCE = 1 << 12
 """Blocks that are unpacked at a time: the intermediate numbers stay in a cache."""
@@ -43,17 +46,25 @@ def _half(blocks: UInt8[Tensor, "N bytes"], at: int) -> Float[Tensor, "N 1"]:
 
 def _nibbles(data: UInt8[Tensor, "N bytes"], group: int) -> UInt8[Tensor, "N values"]:
     """Four bits each: in every group of bytes first the low halves, then the high ones."""
-    data = data.unflatten(1, (-1, 1, group))
+    data = data.contiguous().unflatten(1, (-1, 1, group))
     return torch.cat([data & 15, data >> 4], 2).flatten(1)
 
 
-def _bits(data: UInt8[Tensor, "N 4"]) -> UInt8[Tensor, "N 32"]:
-    """Single bits, the lowest first."""
-    return (data[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1).flatten(1)
+@cache
+def _fifths() -> Int64[Tensor, " 256"]:
+    """For each byte its bits, the lowest first, as eight bytes that are 0 or 16."""
+    bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
+    return (bits << 4).to(torch.uint8).view(torch.int64).flatten()
+
+
+def _fifth_bits(data: UInt8[Tensor, "N 4"]) -> UInt8[Tensor, "N 32"]:
+    """Single bits as the fifth bits of integers."""
+    numbers = data.flatten().int()
+    return _fifths().index_select(0, numbers).view(torch.uint8).view(len(data), 32)
 
 
 def _q4_0(x: UInt8[Tensor, "N 18"]) -> Float[Tensor, "N 32"]:
-    return _half(x, 0) * (_nibbles(x[:, 2:], 16).float() - 8)
+    return (_nibbles(x[:, 2:], 16).float() - 8).mul_(_half(x, 0))
 
 
 def _q4_1(x: UInt8[Tensor, "N 20"]) -> Float[Tensor, "N 32"]:
@@ -61,12 +72,12 @@ def _q4_1(x: UInt8[Tensor, "N 20"]) -> Float[Tensor, "N 32"]:
 
 
 def _q5_0(x: UInt8[Tensor, "N 22"]) -> Float[Tensor, "N 32"]:
-    q = _nibbles(x[:, 6:], 16) | _bits(x[:, 2:6]) << 4
-    return _half(x, 0) * (q.float() - 16)
+    q = _nibbles(x[:, 6:], 16) | _fifth_bits(x[:, 2:6])
+    return (q.float() - 16).mul_(_half(x, 0))
 
 
 def _q5_1(x: UInt8[Tensor, "N 24"]) -> Float[Tensor, "N 32"]:
-    q = _nibbles(x[:, 8:], 16) | _bits(x[:, 4:8]) << 4
+    q = _nibbles(x[:, 8:], 16) | _fifth_bits(x[:, 4:8])
     return _half(x, 0) * q.float() + _half(x, 2)
 
 
@@ -135,3 +146,44 @@ BLOCKS: dict[str, Block] = {
     "Q5_K": Block(13, 256, 176, _q5_k),
     "Q6_K": Block(14, 256, 210, _q6_k),
 }
+
+
+def _groups_q4_0(x: UInt8[Tensor, "N 18"]) -> Groups:
+    return Groups(_nibbles(x[:, 2:], 16), _half(x, 0), torch.zeros(len(x), 1))
+
+
+def _groups_q4_1(x: UInt8[Tensor, "N 20"]) -> Groups:
+    scale = _half(x, 0)
+    return Groups(_nibbles(x[:, 4:], 16), scale, _half(x, 2) + 8 * scale)
+
+
+def _groups_q4_k(x: UInt8[Tensor, "N 144"]) -> Groups:
+    factors, minima = _scales(x[:, 4:16])
+    scale, least = _half(x, 0) * factors[..., 0], _half(x, 2) * minima[..., 0]
+    return Groups(_nibbles(x[:, 16:], 32), scale, 8 * scale - least)
+
+
+def _coarse_q8_0(x: UInt8[Tensor, "N 34"]) -> Groups:
+    """The upper four bits of q, rounded down: so the centre is 7.5 higher."""
+    d = _half(x, 0)
+    return Groups((x[:, 2:].contiguous() ^ 128) >> 4, 16 * d, 7.5 * d)
+
+
+FOUR_BITS: dict[str, Callable[[Tensor], Groups]] = {
+    "Q4_0": _groups_q4_0,
+    "Q4_1": _groups_q4_1,
+    "Q4_K": _groups_q4_k,
+}
+"""Forms that have 16 steps for every 32 weights."""
+
+
+def read_groups(
+    rows: UInt8[Tensor, "R bytes"], form: str, take: Callable[[Tensor], Groups]
+) -> Groups:
+    """The groups of some rows; `take` is of `FOUR_BITS` or, for Q8_0, `coarse`."""
+    found = take(rows.reshape(-1, BLOCKS[form].bytes))
+    return Groups(*(part.reshape(len(rows), -1) for part in found))
+
+
+COARSE = {"Q8_0": _coarse_q8_0}
+"""Forms that have four bits among their own."""

@@ -99,6 +99,19 @@ class WeightFile:
             tensors = contents.map(names) if isinstance(contents, TorchTensors) else contents
             return {n: cast(tensors[n], dtype) for n in (tensors if names is None else names)}
 
+    def read_mapped(self, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """As `read`, but mapped where all have that type already: a large model loads at once, and
+        the file must not change while it is used.
+
+        Raises:
+            BadFile: as `read`.
+        """
+        if self.kind in ("safetensors", "shards"):
+            mapped = self.read()
+            if all(x.dtype == dtype for x in mapped.values() if x.is_floating_point()):
+                return mapped
+        return self.read(dtype)
+
     @property
     def gguf(self) -> GgufFile:
         """The metadata and the packed tensors of a GGUF file.
