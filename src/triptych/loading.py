@@ -102,7 +102,7 @@ def _resolve_bits(
         return dtype, reading
     if device.type != "cpu":
         raise ValueError(f"{dtype} is for a CPU: other devices are faster in bfloat16")
-    if _is_run(path) or layout(path).form not in ("gguf", "transformers"):
+    if _is_run(path) or layout(path).form not in ("gguf", "transformers", "big_vision"):
         raise ValueError(
             f"{dtype} is for published language models: for this one choose float32 or bfloat16"
         )

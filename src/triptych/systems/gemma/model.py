@@ -98,12 +98,12 @@ class GatedMlp(nn.Module):
         super().__init__()
         self.gate = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
-        self.down: nn.Module = nn.Linear(hidden, width, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
         self.joined: nn.Module | None = None
 
     def take(self, joined: nn.Module, down: nn.Module) -> None:
         """Use other layers, the first of which gives gate and up in a row."""
-        self.joined, self.down = joined, down
+        self.joined, self.down = joined, down  # type: ignore[assignment]
         del self.gate, self.up
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
