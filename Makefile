@@ -55,7 +55,7 @@ check:
 	$(PYTEST) --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPE_TESTS)
 
 nightly: .venv/test-ready $(PAGE)  ## the long fault and learning tests, and how many of 200 small mistakes the tests notice
-	$(BIN)/pytest -m "slow"
+	FUZZ_MINUTES=$${FUZZ_MINUTES:-5} $(BIN)/pytest -m "slow"
 	$(BIN)/python -m tests.mutation.run --count 200 --seed 0 --processes 2 --minutes 60 --least 0.9
 
 bench: .venv/test-ready  ## every speed claim of docs/results.md, ours and the peer in one run: hours
