@@ -221,7 +221,17 @@ def in_one_precision(
 def with_cache(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     config = AutoregressiveConfig(
-        DIM, DIM, LENGTH, 319, 1024, 64, 512, options.layers, 8, 2048, temperature=0.0
+        DIM,
+        DIM,
+        LENGTH,
+        options.components,
+        1024,
+        64,
+        512,
+        options.layers,
+        8,
+        2048,
+        temperature=0.0,
     )
     model = AutoregressivePrior(config)
     model.eval().requires_grad_(False)
@@ -236,7 +246,8 @@ def with_cache(options: argparse.Namespace) -> None:
 
     compared(
         "codes with the cache, against without", lambda: drawn(True), lambda: drawn(False),
-        options, width=512, layers=options.layers, components=319, batch=16, **about(options),
+        options, width=512, layers=options.layers, components=options.components, batch=16,
+        **about(options),
     )  # fmt: skip
 
 
@@ -261,6 +272,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--share", type=float, default=0.4, help="of the published widths")
     parser.add_argument("--layers", type=int, default=6, help="of the priors")
+    parser.add_argument("--components", type=int, default=319, help="of the autoregressive prior")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     if options.threads:
