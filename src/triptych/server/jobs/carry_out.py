@@ -232,7 +232,7 @@ class Recorder:
         if self.files:  # found again beside the pictures, even without the database
             stored = {"request": self.job.request, "name": self.job.name, "result": result}
             with atomic.replace_file(self.folder / "job.json") as temporary:
-                atomic.write_text(temporary, json.dumps(stored))
+                temporary.write_text(json.dumps(stored))  # not to the disk at once: a copy
         return result
 
 
