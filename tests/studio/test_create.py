@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
@@ -44,6 +45,7 @@ def test_the_first_picture(open_page: Open, service: Running) -> None:
     assert request["seed"] is None  # not locked: the service draws one
 
 
+@pytest.mark.slow
 def test_words_of_a_prompt_are_shown_as_words(open_page: Open, service: Running) -> None:
     prompt = "<img src=x onerror=document.title='pwned'> a hill"
     service.made("text-to-image", model="painter", prompt=prompt, steps=1)
@@ -53,6 +55,7 @@ def test_words_of_a_prompt_are_shown_as_words(open_page: Open, service: Running)
     expect(page).to_have_title("Triptych")
 
 
+@pytest.mark.slow
 def test_a_seed_that_is_locked_draws_the_same_noise(open_page: Open, service: Running) -> None:
     page = open_page()
     draw(page, "a small bridge")
@@ -64,6 +67,7 @@ def test_a_seed_that_is_locked_draws_the_same_noise(open_page: Open, service: Ru
     assert newest(service)["request"]["seed"] == seed
 
 
+@pytest.mark.slow
 def test_an_error_is_shown_beside_its_field_in_the_services_words(open_page: Open) -> None:
     page = open_page()
     page.get_by_label("Steps", exact=True).fill("100000")
@@ -114,6 +118,7 @@ def test_what_one_tab_deletes_is_gone_in_the_other(open_page: Open, service: Run
     expect(boxes[1]).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_tokens_are_counted_once_the_model_is_there(open_page: Open, service: Running) -> None:
     service.made("text-to-image", model="painter", prompt="a hill", steps=1)
     page = open_page()
@@ -125,6 +130,7 @@ def test_tokens_are_counted_once_the_model_is_there(open_page: Open, service: Ru
     expect(page.locator(".window span[title='weight 1.3']").first).to_be_visible()
 
 
+@pytest.mark.slow
 def test_classes_of_a_model_are_buttons(open_page: Open, service: Running) -> None:
     page = open_page()
     page.get_by_label("Model", exact=True).select_option("digits-vae")

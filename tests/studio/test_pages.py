@@ -65,6 +65,7 @@ def test_nothing_is_cut_off_on_a_telephone(open_page: Open, service: Running, wi
         assert page.evaluate("document.documentElement.scrollWidth") <= width, place
 
 
+@pytest.mark.slow
 def test_the_colours_that_are_chosen_stay(open_page: Open) -> None:
     page = open_page()
     page.emulate_media(color_scheme="light")
@@ -79,6 +80,7 @@ def test_the_colours_that_are_chosen_stay(open_page: Open) -> None:
     assert page.evaluate(ground) == dark
 
 
+@pytest.mark.slow
 def test_the_page_says_when_nobody_answers_and_goes_on_by_itself(open_page: Open) -> None:
     page = open_page()
     page.get_by_label("Prompt", exact=True).wait_for()

@@ -15,6 +15,7 @@ def photos(tmp_path: Path) -> Path:
     return tiny_clip.pictures(tmp_path / "photos", 4)
 
 
+@pytest.mark.slow
 def test_classify_shows_cosine_softmax_and_sigmoid(open_page: Open, photos: Path) -> None:
     page = open_page("see")
     page.get_by_label("Pictures", exact=True).last.set_input_files(
@@ -30,6 +31,7 @@ def test_classify_shows_cosine_softmax_and_sigmoid(open_page: Open, photos: Path
     assert 95 < sum(float(one.strip("< %")) for one in shares) < 105
 
 
+@pytest.mark.slow
 def test_detect_shows_boxes_and_the_heat_of_each_label(open_page: Open, photos: Path) -> None:
     page = open_page("see?do=detect")
     page.locator("form input[type=file]").set_input_files(sorted(photos.rglob("*.png"))[0])
