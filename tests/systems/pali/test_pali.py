@@ -27,7 +27,9 @@ from triptych.systems.paligemma.recipe import build as build_vlm
 from triptych.systems.siglip.model import SiglipImageConfig
 from triptych.train.distributed import World
 from triptych.train.loop import fit
+from triptych.training import adopt
 from triptych.weights.keymap import convert, export, fill
+from triptych.weights.skeleton import skeleton
 
 SIZES = {
     "vocab_size": 61, "d_model": 24, "d_kv": 5, "d_ff": 40, "num_layers": 3, "num_heads": 4,
@@ -211,6 +213,8 @@ def test_a_run_is_asked_and_evaluated_like_a_paligemma(tmp_path: Path, capsys, m
         data=f"{data}", steps=4, batch_size=8, sample_every=0, device="cpu", save_every=2
     )
     request = TrainPali(training, EYE, **SMALL, decoder_layers=1)
+    (tmp_path / "whole").mkdir()
+    adopt(tmp_path / "whole", request)
     for _ in fit(build(request, World(), load), training, tmp_path / "whole"):
         pass
     steps = fit(build(request, World(), load), training, tmp_path / "broken")
@@ -223,6 +227,11 @@ def test_a_run_is_asked_and_evaluated_like_a_paligemma(tmp_path: Path, capsys, m
     words = ["--model", f"{tmp_path / 'whole'}", "--max-tokens", "6", "--json"]
     assert command(["caption", f"{data / '0.png'}", *words]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"]
+    assert command(["evaluate", f"{tmp_path / 'whole'}", "--pictures", "4", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert {"perplexity", "perplexity_shuffled", "perplexity_blind"} <= set(figures)
+    assert all(row["prefix"] == "caption en" for row in figures["answers"])
+    assert "| their picture |" in (tmp_path / "whole" / "evaluation" / "vlm.md").read_text()
 
 
 def test_the_presets_have_equal_parameters(monkeypatch):
@@ -239,3 +248,10 @@ def test_the_presets_have_equal_parameters(monkeypatch):
 def test_a_frozen_eye_needs_one():
     with pytest.raises(ValueError, match="give vision"):
         TrainPali(freeze="image")
+
+
+def test_the_published_sizes_build():
+    """ViT-G/14 and an encoder and decoder of 3B: five billion parameters in all, none in memory."""
+    model = skeleton(lambda: Pali(PaliConfig()))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(5e9, rel=0.1)
