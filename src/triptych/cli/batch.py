@@ -5,6 +5,7 @@ folder, tars, Parquet or JSONL, in parts that survive a kill.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from triptych.cli.arguments import TOPICS, parse
@@ -76,7 +77,7 @@ def is_pass(command: str, arguments: Sequence[str]) -> bool:
     """
     if command not in COMMANDS:
         return False
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in pairwise([*arguments, ""]):
         flag, _, value = word.partition("=")
         if flag == "--batch":
             return not (value or following).isdecimal()
