@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from benchmarks import every_claim
 
-from triptych.cli.batch import COMMANDS as PASSES
-from triptych.cli.main import COMMANDS, run
+from triptych.cli.main import COMMANDS, PASSES, run
 from triptych.systems import RECIPES, SYSTEMS
 
 ROOT = Path(__file__).parents[1]

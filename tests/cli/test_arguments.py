@@ -20,6 +20,7 @@ from triptych.cli import (
     models,
     probe,
     search,
+    segment,
     weights,
 )
 from triptych.cli.arguments import Option, find_options, parse, split_words
@@ -47,6 +48,7 @@ def pages() -> dict[str, list[type]]:
         "detect": [detect.Arguments],
         "ask": [ask.Arguments],
         "caption": [caption.Arguments],
+        "segment": [segment.Arguments],
         "chat": [chat.Arguments],
         "evaluate": [evaluate.EvaluateRun],
         "embed": [embed.Arguments],
@@ -70,7 +72,12 @@ def pages() -> dict[str, list[type]]:
 
 
 PAGES = pages()
-FIXED = {"detect": ("picture",), "caption": ("task", "question"), "chat": ("message",)}
+FIXED = {
+    "detect": ("picture",),
+    "caption": ("task", "question"),
+    "segment": ("task", "question"),
+    "chat": ("message",),
+}
 """Fields of a request that the command sets itself: `detect` from each of its pictures."""
 
 

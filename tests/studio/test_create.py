@@ -14,6 +14,8 @@ from playwright.sync_api import Page, expect
 from tests.server.running import Running
 from tests.studio.conftest import Open
 
+pytestmark = pytest.mark.slow
+
 PERCENT = re.compile(r"^\d+ % ")
 LONG: dict[str, Any] = {"model": "painter", "prompt": "a long work", "n": 64, "steps": 150}
 

@@ -10,6 +10,8 @@ from tests.server.running import Running, wait_until
 from tests.studio.conftest import Open
 from tests.systems.clip import tiny_clip
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_the_same_z_is_drawn_as_every_class(open_page: Open, service: Running) -> None:

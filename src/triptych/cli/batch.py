@@ -3,9 +3,8 @@ folder, tars, Parquet or JSONL, in parts that survive a kill.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, make_dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from triptych.cli.arguments import TOPICS, parse
@@ -69,19 +68,6 @@ COMMANDS: dict[str, Kind] = {
         "of row i follow those of row i - 1.",
     ),
 }
-
-
-def is_pass(command: str, arguments: Sequence[str]) -> bool:
-    """Whether a command line asks for a pass; `classify --batch 64` is the size of a batch, as it
-    was called in version 0.1.
-    """
-    if command not in COMMANDS:
-        return False
-    for word, following in pairwise([*arguments, ""]):
-        flag, _, value = word.partition("=")
-        if flag == "--batch":
-            return not (value or following).isdecimal()
-    return False
 
 
 def main(command: str, arguments: list[str]) -> int:

@@ -6,12 +6,10 @@ import os
 import signal
 import sys
 import warnings
+from itertools import pairwise
 from types import FrameType
 from typing import NoReturn
 
-from triptych.cli.batch import COMMANDS as PASSES
-from triptych.cli.batch import is_pass
-from triptych.cli.batch import main as run_pass
 from triptych.cli.output import UsageError, say
 from triptych.cli.threads import set_threads, wait_briefly
 from triptych.fields import nearest
@@ -35,6 +33,9 @@ COMMANDS = {
     "models": "list the models on this computer; show what a bundled one was trained on",
     "weights": "list, inspect, convert and check files of weights",
 }
+
+PASSES = ("embed", "classify", "detect", "caption", "generate")
+"""Commands that take --batch INPUT."""
 
 REASONS: dict[type[OSError], str] = {
     FileNotFoundError: "does not exist",
@@ -118,7 +119,7 @@ def run(arguments: list[str]) -> int:
         if threads is not None:
             set_threads(threads)
         if is_pass(name, arguments[1:]):
-            return run_pass(name, arguments[1:])
+            return int(importlib.import_module("triptych.cli.batch").main(name, arguments[1:]))
         return int(importlib.import_module(f"triptych.cli.{name}").main(arguments[1:]))
     except SystemExit as done:  # help was printed
         if name in PASSES and not is_pass(name, arguments[1:]):
@@ -136,6 +137,19 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         return report_error(error)
+
+
+def is_pass(command: str, arguments: list[str]) -> bool:
+    """Whether a command line asks for a pass over many rows; `classify --batch 64` is the size of a
+    batch, as it was called in version 0.1.
+    """
+    if command not in PASSES:
+        return False
+    for word, following in pairwise([*arguments, ""]):
+        flag, _, value = word.partition("=")
+        if flag == "--batch":
+            return not (value or following).isdecimal()
+    return False
 
 
 def _take_threads(arguments: list[str]) -> tuple[list[str], str | None]:

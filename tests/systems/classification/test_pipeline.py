@@ -155,7 +155,7 @@ def test_labels_from_a_file(tmp_path):
         ({"labels": ("dog", "cat", "dog ")}, "'dog' is there twice, as 1 and 3"),
         ({"labels": ("dog", " ")}, "label 2 of 2 is empty"),
         ({"templates": ()}, "no templates"),
-        ({"batch": 0}, "batch 1 to"),
+        ({"batch_size": 0}, "batch_size 1 to"),
     ],
 )
 def test_requests_that_make_no_sense(changes, words):

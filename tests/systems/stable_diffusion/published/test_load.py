@@ -361,8 +361,8 @@ def test_types_of_weights(tmp_path):
         }  # fmt: skip
     file = tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors"
     assert {x.dtype for x in read_weights(file).values()} == {torch.float16}
-    with pytest.raises(ValueError, match="stored or auto, not 'int8'"):
-        load(str(run), dtype="int8")
+    with pytest.raises(ValueError, match="stored or auto, not 'int3'"):
+        load(str(run), dtype="int3")
 
 
 def test_tensors_are_cast_as_they_are_read(tmp_path):
