@@ -61,10 +61,10 @@ class Int8(nn.Module):
 class Int4(nn.Module):
     """A product with weights `scale * (integer - 8) + centre`, integers from 0 to 15."""
 
-    integers: UInt8[Tensor, "O I/2"]
+    integers: UInt8[Tensor, "O half"]
     grid: BFloat16[Tensor, "G O 2"]
 
-    def __init__(self, integers: UInt8[Tensor, "O I/2"], grid: BFloat16[Tensor, "G O 2"]):
+    def __init__(self, integers: UInt8[Tensor, "O half"], grid: BFloat16[Tensor, "G O 2"]):
         """As `pack_groups` makes them: `grid` has scales and centres."""
         super().__init__()
         self.register_buffer("integers", integers, persistent=False)
