@@ -24,8 +24,7 @@ from tests.systems.clip.tiny_clip import pictures, saved, tiny_clip
 from triptych.cli.main import run as command
 from triptych.data.disk.parts import MANIFEST
 from triptych.passes.carry_out import Progress, carry_out
-from triptych.passes.compute import HERE
-from triptych.passes.settings import Pass
+from triptych.passes.settings import HERE, Pass
 from triptych.requests import Classify, Detect, Embed
 from triptych.vision.images import read_request
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from triptych.cli.arguments import TOPICS, parse
 from triptych.cli.output import counted, finish, say
-from triptych.passes.settings import Pass
+from triptych.passes.settings import HERE, Pass
 from triptych.systems.classification.request import Classify
 from triptych.systems.detection.request import Detect
 from triptych.systems.paligemma.request import Ask
@@ -19,8 +19,6 @@ from triptych.systems.two_towers.request import Embed
 if TYPE_CHECKING:
     from triptych.passes.carry_out import Progress
 
-HERE = "the row"
-"""In place of the picture or prompt, which comes from the input."""
 LISTED = 5  # reasons that are printed
 BASIC = ("batch", "out", "on", "workers", "part_size", "columns", "model", "labels", "json")
 TOPIC = {**TOPICS, "input": ("batch", "columns", *TOPICS["input"])}

@@ -1,6 +1,7 @@
 """What a request makes of rows: columns of a table, or pictures.
 
-A request of a pass is the one of the command, with `HERE` in place of the picture or prompt.
+A request of a pass is the one of the command, with `HERE` of `settings.py` in place of the picture
+or prompt.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,8 +29,6 @@ from triptych.systems.two_towers.request import Embed
 from triptych.vision.pixels import read_named
 from triptych.weights.loaded import Loaded
 
-HERE = "the row"
-"""In place of the picture or the prompt of a request."""
 EMBEDDING = "embedding"
 """The column of vectors of pictures, which a search reads."""
 
@@ -64,8 +63,6 @@ class Work:
     wants: Literal["picture", "text", "any"]
     prepare: Callable[[Any, Loaded], Prepared]
     """Called once in each process."""
-    placeholders: Mapping[str, str]
-    """Fields of the request that a pass fills in, with what stands there meanwhile."""
     writes: Literal["parquet", "tar"] = "parquet"
 
 
@@ -220,9 +217,9 @@ def set_threads(count: int) -> None:
 
 
 WORK: Mapping[type, Work] = {
-    Embed: Work("any", _embed, {"image": HERE}),
-    Classify: Work("picture", _classify, {"pictures": HERE}),
-    Detect: Work("picture", _detect, {"picture": HERE}),
-    Ask: Work("picture", _ask, {"picture": HERE}),
-    TextToImage: Work("text", _draw, {"prompt": HERE}, "tar"),
+    Embed: Work("any", _embed),
+    Classify: Work("picture", _classify),
+    Detect: Work("picture", _detect),
+    Ask: Work("picture", _ask),
+    TextToImage: Work("text", _draw, "tar"),
 }

@@ -18,7 +18,7 @@ from triptych.data.disk.parquet import require_pyarrow
 from triptych.fields import nearest
 from triptych.passes.inputs import Slice, is_local, open_url, read_lines
 
-KEYS = ("key", "__key__", "id", "file_name")
+KEYS = ("key", "__key__", "id")
 PICTURES = ("picture", "image", "file_name", "path", "url", "jpg", "png", "webp")
 TEXTS = ("prompt", "text", "caption")
 """Columns that are looked for, the first one that is there."""
@@ -106,7 +106,7 @@ def _of_table(part: Slice, folder: Path, wants: str) -> Iterator[Row]:
     names = dict.fromkeys(name for row in values for name in row)
     picture = next((name for name in PICTURES if name in names), "")
     text = next((name for name in TEXTS if name in names), "")
-    key = next((name for name in KEYS if name in names and name != picture), "")
+    key = next((name for name in KEYS if name in names), "")
     for wanted, found, choices in (("picture", picture, PICTURES), ("text", text, TEXTS)):
         if wants == wanted and not found and values:
             raise ValueError(
@@ -117,7 +117,9 @@ def _of_table(part: Slice, folder: Path, wants: str) -> Iterator[Row]:
         raise ValueError(f"{part.url} has neither pictures nor texts: {', '.join(names) or 'none'}")
     open_picture = partial(_open_value, part.url, folder)
     for number, row in enumerate(values):
-        name = str(row[key]) if row.get(key) is not None else f"{shard}:{part.first + number}"
+        place = row.get(picture)
+        named = row.get(key, place if isinstance(place, str) and place else None)
+        name = f"{shard}:{part.first + number}" if named is None else str(named)
         numbered = partial(Row, name, columns=row, number=part.number + number)
         words = row.get(text)
         if words is not None and not isinstance(words, str):

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 On = Literal["here", "processes", "ray"]
+HERE = "the row"
+"""In place of the picture or the prompt of a request, which comes from the input."""
 MOST_ROWS = 1_000_000
 
 

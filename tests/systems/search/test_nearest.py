@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from triptych.systems.search import nearest as module
-from triptych.systems.search.nearest import duplicates, nearest, nearest_by_faiss
+from triptych.systems.search.nearest import duplicates, faiss_recall, nearest, nearest_by_faiss
 
 
 def unit(count: int, dim: int, seed: int = 0) -> torch.Tensor:
@@ -162,3 +162,23 @@ def test_real_clip_vectors_are_found_by_what_their_captions_say(real_data: Path)
     assert seen("dog", 50)[0] >= 0.9
     for label in ("bicycle", "snowboard", "skateboard", "boat", "horse"):
         assert seen(label, 100)[1] >= 0.7, label
+
+
+@pytest.mark.parametrize("probes", [1, 1000])
+def test_recall_is_the_share_of_true_neighbours_that_faiss_finds(
+    monkeypatch, tmp_path: Path, probes: int
+) -> None:
+    faiss = pytest.importorskip("faiss")
+    monkeypatch.setattr(module, "LARGE", 1000)
+    monkeypatch.setattr(module, "CHUNK", 300)
+    rows, store = unit(1600, 16), tmp_path / "nearest-x.faiss"
+    nearest_by_faiss([rows], names(1600), rows[0], 3, store)
+    index = faiss.read_index(str(store))
+    index.nprobe = probes
+    faiss.write_index(index, str(store))
+    queries = rows.numpy()[[number * 1600 // 32 for number in range(32)]]
+    true = np.argsort(-(queries @ rows.numpy().T), axis=1)[:, :10]
+    found = index.search(queries, 10)[1]
+    share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(true, found, strict=True)])
+    assert faiss_recall(rows.split([500, 1100]), store) == pytest.approx(share)
+    assert (share == 1) == (probes == 1000)

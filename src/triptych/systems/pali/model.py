@@ -39,12 +39,7 @@ class PaliConfig:
     """What the codes of masks mean, of a model that learned to segment."""
 
     def __post_init__(self) -> None:
-        if self.image.pooled or self.image.naflex:
-            raise ValueError("the eye gives the tokens of a square: set pooled and naflex to false")
-        if self.places >= self.text.context:
-            raise ValueError(
-                f"a picture of {self.places} tokens leaves no room in a text of {self.text.context}"
-            )
+        self.image.require_room(self.text.context)
 
     @property
     def size(self) -> int:
@@ -54,7 +49,7 @@ class PaliConfig:
     @property
     def places(self) -> int:
         """Tokens of a picture."""
-        return (self.image.size // self.image.patch) ** 2
+        return self.image.tokens
 
 
 class Pali(nn.Module):

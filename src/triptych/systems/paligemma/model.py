@@ -51,12 +51,7 @@ class PaliGemmaConfig:
     """
 
     def __post_init__(self) -> None:
-        if self.image.pooled or self.image.naflex:
-            raise ValueError("the eye gives the tokens of a square: set pooled and naflex to false")
-        if self.places >= self.text.context:
-            raise ValueError(
-                f"a picture of {self.places} tokens leaves no room in a text of {self.text.context}"
-            )
+        self.image.require_room(self.text.context)
 
     @property
     def size(self) -> int:
@@ -66,7 +61,7 @@ class PaliGemmaConfig:
     @property
     def places(self) -> int:
         """Tokens of a picture."""
-        return (self.image.size // self.image.patch) ** 2
+        return self.image.tokens
 
 
 class PaliGemma(nn.Module):

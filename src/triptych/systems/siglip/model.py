@@ -58,6 +58,24 @@ class SiglipImageConfig:
         if self.stem and self.naflex:
             raise ValueError("naflex does not go with a convolutional stem: set stem to ()")
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of a square picture."""
+        return (self.size // self.patch) ** 2
+
+    def require_room(self, context: int) -> None:
+        """Check that this is the eye of a language model: tokens of a square, fewer than `context`.
+
+        Raises:
+            ValueError: it is not, or the tokens leave no room for a text.
+        """
+        if self.pooled or self.naflex:
+            raise ValueError("the eye gives the tokens of a square: set pooled and naflex to false")
+        if self.tokens >= context:
+            raise ValueError(
+                f"a picture of {self.tokens} tokens leaves no room in a text of {context}"
+            )
+
 
 @dataclass(frozen=True)
 @bounded
