@@ -30,7 +30,8 @@ export class Results {
       const query = new URLSearchParams({ limit: String(PAGE), words, ...(last === undefined ? {} : { before: String(last) }) });
       const page = await call<Picture[]>("GET", `/api/results?${query}`);
       if (words !== this.words) return; // another search has begun
-      this.pictures = [...this.pictures, ...page];
+      const there = new Set(this.pictures.map((picture) => picture.id)); // `refresh` may have been faster
+      this.pictures = [...this.pictures, ...page.filter((picture) => !there.has(picture.id))];
       this.complete = page.length < PAGE;
     } finally {
       if (words === this.words) this.reading = false;
@@ -39,8 +40,10 @@ export class Results {
 
   /** What has been made since: at the top. */
   async refresh(): Promise<void> {
-    const query = new URLSearchParams({ limit: String(PAGE), words: this.words });
+    const words = this.words;
+    const query = new URLSearchParams({ limit: String(PAGE), words });
     const page = await call<Picture[]>("GET", `/api/results?${query}`);
+    if (words !== this.words) return;
     const newest = this.pictures[0]?.number ?? -1;
     const fresh = page.filter((picture) => (picture.number ?? 0) > newest);
     if (fresh.length) this.pictures = [...fresh, ...this.pictures];
