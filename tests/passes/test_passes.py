@@ -247,6 +247,10 @@ def test_the_size_of_a_batch_may_still_be_called_batch(folder: Path, capsys) -> 
     assert len(json.loads(capsys.readouterr().out)["pictures"]) == 1
     assert command(["classify", "--batch", str(folder / "photos"), *words]) == 2
     assert "--out DIR" in capsys.readouterr().err
+    given = ["--batch", str(folder / "photos"), "--out", str(folder / "out"), "--text", "a dog"]
+    assert command(["embed", *given]) == 2
+    assert "the texts are those of the input" in capsys.readouterr().err
+    assert not (folder / "out").exists()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from dataclasses import dataclass, make_dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from triptych.cli.arguments import TOPICS, parse
-from triptych.cli.output import counted, finish, say
+from triptych.cli.output import UsageError, counted, finish, say
 from triptych.passes.settings import HERE, Pass
 from triptych.systems.classification.request import Classify
 from triptych.systems.detection.request import Detect
@@ -81,6 +81,8 @@ def main(command: str, arguments: list[str]) -> int:
         topics=TOPIC,
         fixed=kind.fixed,
     )
+    if isinstance(parsed.request, Embed) and parsed.request.text:
+        raise UsageError("--text: in a pass the texts are those of the input")
     from triptych.passes.carry_out import carry_out
 
     work = carry_out(parsed.request, parsed.options)
