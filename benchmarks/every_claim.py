@@ -52,6 +52,15 @@ stable_diffusion.py openvino --precision bfloat16 --pairs 10
 stable_diffusion.py xl --precision bfloat16 --pairs 5
 stable_diffusion.py start --precision default --pairs 5
 stable_diffusion.py lecture --steps 20 --configurations $TRIPTYCH_DATA/configs/diffusers/stable-diffusion-xl-base-1.0 --vocabulary {VOCABULARY}
+unclip.py prior --precision default --pairs 10
+unclip.py decoder --precision default --pairs 10
+unclip.py upsampler --precision default --pairs 10
+unclip.py prior --precision float32 --pairs 6
+unclip.py decoder --precision float32 --pairs 6
+unclip.py upsampler --precision float32 --pairs 6
+unclip.py prior --precision bfloat16 --pairs 6
+unclip.py decoder --precision bfloat16 --pairs 6
+unclip.py upsampler --precision bfloat16 --pairs 6
 detection.py --model runs/clip-words --labels colour --tune 20 --pictures 60
 detection.py --model runs/clip-parts --labels pair --parts --tune 12 --pictures 30
 """.strip().splitlines()  # noqa: E501
