@@ -17,7 +17,10 @@ SHAPE_TESTS := tests/nn $(wildcard tests/systems/*/test_model.py tests/systems/*
 # Two processes of one thread each: small networks are slower on two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow and not gpu and not network"
 
-.PHONY: demo serve studio test check nightly bench clean
+.PHONY: demo serve studio docs test check nightly bench clean
+
+# Material for MkDocs would print a note about its future at every build: docs/decisions/0013-site.md.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The first pictures come from a model that is in the package, if it is there.
 BUNDLED := src/triptych/weights/bundled
@@ -43,6 +46,11 @@ studio: $(PAGE)  ## build the page of the service, with the Node of this machine
 $(PAGE): .venv/bin/python $(shell find studio -type f -not -path "*/node_modules/*" -not -path "studio/tests/*" 2>/dev/null)
 	$(BIN)/python studio/build_hook.py
 
+docs: .venv/docs-ready  ## build the documentation site, with the reference; a broken link or formula is an error
+	$(MKDOCS)
+	@echo
+	@echo 'The site is in build/site. To read it: $(BIN)/python -m http.server --directory build/site'
+
 test: .venv/test-ready $(PAGE) check  ## install what tests need, build the page, and pass every check
 
 check:
@@ -51,10 +59,12 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python studio/build_hook.py check
+	TRIPTYCH_REFERENCE=false $(MKDOCS) --site-dir build/site-without-reference
 	$(PYTEST) $(SHAPE_TESTS:%=--ignore=%)
 	$(PYTEST) --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPE_TESTS)
 
-nightly: .venv/test-ready $(PAGE)  ## the long fault and learning tests, and how many of 200 small mistakes the tests notice
+nightly: .venv/test-ready $(PAGE)  ## the long fault and learning tests, the complete site, and how many of 200 small mistakes the tests notice
+	$(MKDOCS)
 	FUZZ_MINUTES=$${FUZZ_MINUTES:-5} $(BIN)/pytest -m "slow"
 	$(BIN)/python -m tests.mutation.run --count 200 --seed 0 --processes 2 --minutes 60 --least 0.9
 
@@ -72,9 +82,13 @@ bench: .venv/test-ready  ## every speed claim of docs/results.md, ours and the p
 	$(PIP) --editable '.[server]'
 	touch $@
 
+.venv/docs-ready: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 .venv/test-ready: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev]'
-	touch $@ .venv/demo-ready
+	touch $@ .venv/demo-ready .venv/docs-ready
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -17,6 +17,7 @@ from tests.hub_cache import place_in_cache, use_cache
 from tests.parity import tiny_pipelines
 from tests.systems.clip import tiny_clip
 from tests.systems.stable_diffusion import tiny_stable_diffusion
+from tests.systems.unclip.test_training import shrink_presets
 from triptych.cli import train as train_command
 from triptych.cli.main import run
 from triptych.vision.images import save_picture
@@ -26,9 +27,11 @@ from triptych.weights.hub import find_repository
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md", "docs/classify.md", "docs/clip.md", "docs/detection.md", "docs/emoji.md",
-    "docs/text-to-image.md",
+    "docs/text-to-image.md", "docs/tutorials/classes.md", "docs/tutorials/words.md",
+    "docs/tutorials/embeddings-and-answers.md",
 )  # fmt: skip
 STEPS = "--steps 2 --batch-size 4 --accumulate 1 --warmup 0 --sample-every 0 --device cpu"
+EYE = "--stem 4 4 4 --image-width 16 --image-layers 1 --image-heads 2 --vocabulary 320"
 SIZES = {
     "cvae": "--widths 4 --latent 2 --network mlp",
     "wgan": "--generator-widths 8 8 --critic-widths 8 8 --critic-steps 1",
@@ -37,18 +40,29 @@ SIZES = {
     "siglip": "--width 24 --text-width 24 --text-layers 1 --layers 1 --hard-negative-pool 1",
     "text-to-image": "--widths 16 16 --transformers 0 0 --groups 8 --head-width 8 --text-width 16",
     "autoencoder": "--widths 8 8 --groups 4",
+    "unclip": "--sizes 64 --prior-steps 2 --upsampler-steps 2 --pictures 8",
+    "mask-codes": "--down 4 4 4 4 --width 8 --code-width 4 --plain-steps 1",
+    "vlm": f"{EYE} --width 16 --layers 1 --heads 2 --head-width 8 --hidden 16",
+    "pali": f"{EYE} --width 16 --layers 1 --decoder-layers 1 --heads 2 --head-width 8 --hidden 16",
+    "language": "--width 16 --layers 1 --heads 2 --head-width 8 --vocabulary 300 --length 16",
 }
-EVALUATION = (
-    "--samples-per-class 16 --judge-steps 2 --no-score --likelihood-pictures 4 "
-    "--likelihood-samples 2"
-)
+CLASSES = "--samples-per-class 16 --judge-steps 2 --no-score"
 SMALL = {
     "generate PROMPT": "--steps 2 --size 16x16",
+    "generate UNCLIP": "--steps 2 --prior-steps 2 --upsampler-steps 2",
     "grid": "--size 16x16",
     "probe": "--seeds 0",
     "evaluate TEXT": "--prompts 4 --steps 1",
-    "evaluate": EVALUATION,
+    "evaluate UNCLIP": "--prompts 4 --pictures 2 --more 0 --steps 1",
+    "evaluate VLM": "--pictures 2",
+    "evaluate CLASSES": CLASSES,
+    "evaluate": f"{CLASSES} --likelihood-pictures 4 --likelihood-samples 2",
 }
+EVALUATED = {
+    "latents|emoji|painter": "TEXT", "unclip": "UNCLIP", "vlm|pali": "VLM",
+    "wgan|diffusion": "CLASSES", "clip|siglip": "TOWERS",
+}  # fmt: skip
+"""What the name of a run says of its kind."""
 
 
 def commands(page: str) -> list[list[str]]:
@@ -78,15 +92,21 @@ def shrink(words: list[str]) -> list[str]:
     if words[0] == "train":
         recipe = words[1] if len(words) > 1 and words[1][0] != "-" else "cvae"
         own = "" if "--init" in words and recipe == "text-to-image" else SIZES[recipe]
-        drawn = "--data" not in words or recipe in ("clip", "siglip")  # scenes have 32 pixels
+        scenes = "--data" not in words or "scenes-one" in words  # which have 32 pixels
+        drawn = scenes or recipe in ("clip", "siglip")
         size = "--size 32" if drawn and recipe != "cvae" else "--size 16"
+        size = "" if recipe == "mask-codes" else size  # they have one
         small = shlex.split(f"{STEPS} {own} {size}")
         return [*remove_options(words, {flag for flag in small if flag[:2] == "--"}), *small]
     name = "" if "--image" in words else words[0]
-    if name == "generate" and "--label" not in words and "quad" not in " ".join(words):
+    classes = re.search(r"--label|quad|runs/digits", " ".join(words))
+    if name == "generate" and not classes:
         name = "generate PROMPT"
-    if name == "evaluate" and re.search("latents|emoji", words[1]):
-        name = "evaluate TEXT"
+    if name == "evaluate":
+        kinds = [kind for names, kind in EVALUATED.items() if re.search(names, words[1])]
+        name = " ".join([name, *kinds[:1]])
+    if words[0] == "generate" and "runs/unclip" in words:
+        name = "generate UNCLIP"
     return [*words, *shlex.split(SMALL.get(name, ""))]
 
 
@@ -108,6 +128,8 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask[10:20, 10:20] = 255
     save_picture(root / "hat.png", mask)
     (root / "names.txt").write_text("cat\ndog\n")
+    (root / "texts").mkdir()
+    shutil.copy(ROOT / "README.md", root / "texts" / "readme.md")
     (root / "card.json").write_text(card_of("emoji"))
     write_tensors(root / "model.safetensors", dict(tiny_clip.tiny_clip().model.state_dict()))
     tiny_clip.saved(tiny_clip.tiny_clip(), root / "runs" / "clip")
@@ -135,7 +157,16 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "docs/text-to-image.md",
         *[
             pytest.param(f"docs/{page}.md", marks=pytest.mark.slow)
-            for page in ("classify", "clip", "detection", "emoji", "train-text-to-image")
+            for page in (
+                "classify",
+                "clip",
+                "detection",
+                "emoji",
+                "train-text-to-image",
+                "tutorials/classes",
+                "tutorials/words",
+                "tutorials/embeddings-and-answers",
+            )
         ],
     ],
 )
@@ -144,6 +175,7 @@ def test_commands_run(page: str, newcomer: Path, tmp_path: Path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "indexes"))
     use_cache(tmp_path / "cache", monkeypatch)
+    shrink_presets(monkeypatch)  # of the parts of a DALL-E 2
     for words in commands(page):
         if words[0] == "serve":  # does not end: tests/server/test_process.py
             continue
@@ -151,6 +183,17 @@ def test_commands_run(page: str, newcomer: Path, tmp_path: Path, monkeypatch, ca
             shutil.rmtree("runs/clip")  # the page trains its own
         code = run(shrink(words))
         assert code == 0, (shlex.join(words), capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("panel", ["classes", "words"])
+def test_tutorials_begin_with_models_in_the_box(panel: str, tmp_path, monkeypatch, capsys) -> None:
+    """In an empty folder, without a training and a network."""
+    monkeypatch.chdir(tmp_path)
+    use_cache(tmp_path / "cache", monkeypatch)
+    first = commands(f"docs/tutorials/{panel}.md")[:3]
+    assert {words[0] for words in first} <= {"models", "generate"}
+    for words in first:
+        assert run(shrink(words)) == 0, (shlex.join(words), capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("page", [*PAGES, "docs/train-text-to-image.md", "docs/results.md"])
