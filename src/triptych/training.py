@@ -64,6 +64,11 @@ def build(request: TrainRequest, world: World = SINGLE_PROCESS) -> Recipe:
         raise ValueError(
             f"a model of {count:,} tensors, and at most {most} load again: fewer layers"
         )
+    training = request.training
+    if (training.shard or training.recompute) and not recipe.blocks:
+        option = "shard" if training.shard else "recompute"
+        able = "text-to-image, clip, siglip, vlm and language"
+        raise ValueError(f"--{option} is for {able}: leave it out")
     if world.size > 1:
         sync_batch_norms(recipe.model)
     return recipe

@@ -20,17 +20,22 @@ from triptych import training as runs
 from triptych.cli.main import main as command
 from triptych.data.order.batches import Batches
 from triptych.requests import (
+    Answers,
     Towers,
     TrainAutoencoder,
     TrainClassifier,
     TrainClip,
     TrainCvae,
     Training,
+    TrainLanguage,
     TrainRequest,
     TrainSiglip,
+    TrainTextToImage,
+    TrainVlm,
     TrainWgan,
 )
 from triptych.runtime import key
+from triptych.systems.stable_diffusion import model as stable_diffusion
 from triptych.train import loop
 
 TOWERS = Towers(
@@ -67,6 +72,41 @@ def requests(captioned: Path) -> dict[str, TrainRequest]:
     }  # fmt: skip
 
 
+def sharded(captioned: Path, texts: Path) -> dict[str, TrainRequest]:
+    """What can be sharded, with every setting that changes how."""
+    pictures = training(str(captioned), 32, shard=True, batch_size=8)
+    return {
+        "text-to-image": TrainTextToImage(
+            pictures, patch=2, widths=(8, 16), transformers=(0, 1), head_width=8, groups=4,
+            blocks=1, text_width=16, text_layers=2, text_heads=2, length=16, vocabulary=520,
+        ),
+        "muon": TrainTextToImage(
+            pictures, patch=2, widths=(8, 16), transformers=(0, 1), head_width=8, groups=4,
+            blocks=1, text_width=16, text_layers=0, text_pool="mean", length=16, vocabulary=520,
+            optimizer="muon",
+        ),
+        "clip": TrainClip(replace(pictures, recompute=True), TOWERS, dim=8),
+        "siglip": TrainSiglip(pictures, replace(TOWERS, gradient_cache=2, patch_dropout=0.0)),
+        "vlm": TrainVlm(
+            pictures,
+            Answers(
+                tasks=("caption",), patch=8, stem=(8, 8, 8), image_width=16, image_layers=1,
+                image_heads=2, vocabulary=330, length=32,
+            ),
+            width=16, layers=2, heads=2, head_width=8, hidden=32,
+        ),
+        "language": language(texts, shard=True, steps=4),
+    }  # fmt: skip
+
+
+def language(texts: Path, **changed: Any) -> TrainLanguage:
+    """A language model; it draws nothing, so that its numbers depend on the data alone."""
+    return TrainLanguage(
+        training(str(texts), 0, **{"batch_size": 8} | changed), length=16, vocabulary=330, width=24,
+        layers=2, heads=2, kv_heads=1, head_width=8, hidden=32,
+    )  # fmt: skip
+
+
 @contextmanager
 def draws_of_one_process(rank: int, size: int) -> Iterator[None]:
     """Random numbers as one process draws them for the whole batch, of which each keeps its rows.
@@ -91,11 +131,17 @@ def draws_of_one_process(rank: int, size: int) -> Iterator[None]:
         finally:
             torch.rand, torch.randn, torch.randn_like = real["rand"], real["randn"], like
 
+    def levels(schedule: Any, count: int, device: Any) -> Any:
+        whole = even(schedule, count * size, device)
+        return type(whole)(*(x[rank * count : (rank + 1) * count] for x in whole))
+
+    even, stable_diffusion.training_levels = stable_diffusion.training_levels, levels
     loop.descend, loop.key = descend_with_draws, lambda seed, rank, step: key(seed, 0, step)
     try:
         yield
     finally:
         loop.descend, loop.key = descend, key
+        stable_diffusion.training_levels = even
 
 
 def equal(folder: Path, rank: int, size: int) -> None:
@@ -114,6 +160,11 @@ def equal(folder: Path, rank: int, size: int) -> None:
         for name, request in requests(folder / "pictures").items():
             for _ in runs.train(request, folder / "ranks" / name):
                 pass
+        for name in ("clip",):
+            request = requests(folder / "pictures")[name]
+            sharded = replace(request, training=replace(request.training, shard=True))
+            for _ in runs.train(sharded, folder / "shards" / name):
+                pass
     longer = TrainCvae(training("digits", 0, steps=6, save_every=4), latent=4, widths=(8, 8, 16))
     for _ in runs.train(longer, folder / "whole"):
         pass
@@ -129,6 +180,18 @@ def equal(folder: Path, rank: int, size: int) -> None:
     dist.all_gather_object(everyone, {"seed": drawn, "written": written})
     if rank == 0:
         (folder / "told.json").write_text(json.dumps(everyone))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def shard(folder: Path, rank: int, size: int) -> None:
+    """Everything that can be sharded, with the draws of one process."""
+    importlib.import_module("torch._dynamo")
+    dist.init_process_group("gloo")
+    with draws_of_one_process(rank, size):
+        for name, request in sharded(folder / "pictures", folder / "texts").items():
+            for _ in runs.train(request, folder / f"{size}" / name):
+                pass
     dist.barrier()
     dist.destroy_process_group()
 
@@ -158,7 +221,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     what, place = sys.argv[1], Path(sys.argv[2])
-    if what == "equal":
-        equal(place, rank, size)
+    if what in ("equal", "shard"):
+        {"equal": equal, "shard": shard}[what](place, rank, size)
     else:
         fail(place, rank, what)

@@ -2,12 +2,9 @@
 
 import hashlib
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from shlex import split
 
@@ -17,48 +14,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.train.launch import FOREVER, ROOT, environment, start, wait
 from tests.train.ranks import requests
 from triptych import training as runs
 from triptych.requests import Training
 from triptych.train import checkpoint
 from triptych.train.distributed import SINGLE_PROCESS, join_processes
 from triptych.train.journal import rows
+from triptych.train.shard_files import load
 
-ROOT = Path(__file__).parents[2]
-FOREVER = 3600.0  # seconds after which processes count as hanging, however busy the machine is
 COLOURS = ("red", "green", "blue")
 SYSTEMS = ("clip", "clip-resnet", "siglip", "cvae", "wgan", "classifier", "autoencoder")
-
-
-def environment(**further: str) -> dict[str, str]:
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | further
-
-
-def start(arguments: Sequence[str], folder: Path, size: int = 2) -> list[subprocess.Popen[str]]:
-    """Processes as a launcher starts them, without its watching over them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    of_launcher = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        subprocess.Popen(
-            [sys.executable, *arguments], cwd=folder, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **of_launcher),
-        )
-        for rank in range(size)
-    ]  # fmt: skip
-
-
-def wait(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Exit code, stdout and stderr of each."""
-    try:
-        printed = [process.communicate(timeout=FOREVER) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(p.returncode, *streams) for p, streams in zip(processes, printed, strict=True)]
+SHARDED = ("clip",)
 
 
 @pytest.fixture(scope="module")
@@ -76,21 +43,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_two_processes_train_what_one_process_trains(folder: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "how"), [(n, "ranks") for n in SYSTEMS] + [(n, "shards") for n in SHARDED]
+)
+def test_two_processes_train_what_one_process_trains(folder: Path, name: str, how: str) -> None:
     """Losses, norms, first moments (which are sums of gradients), running means: with one process's
     draws the rest is rounding. Duplicate captions and batches of like texts cross the ranks.
     """
     for _ in runs.train(requests(folder / "pictures")[name], folder / "one" / name):
         pass
-    alone, spread = folder / "one" / name, folder / "ranks" / name
+    alone, spread = folder / "one" / name, folder / how / name
     for expected, row in zip(
         rows(alone / "metrics.jsonl"), rows(spread / "metrics.jsonl"), strict=True
     ):
         for term in expected.keys() - {"seconds", "gradient_norm_std"}:
             if not isinstance(expected[term], list):
                 assert row[term] == pytest.approx(expected[term], rel=2e-4, abs=1e-5), term
-    ours, theirs = (checkpoint.load(run / "step-000003") for run in (spread, alone))
+    ours, theirs = (load(run / "step-000003", {}) for run in (spread, alone))
     assert ours.tensors.keys() == theirs.tensors.keys()
     for file, tensors in theirs.tensors.items():
         moments = file.startswith("optimizer")
@@ -112,7 +81,8 @@ def test_two_processes_train_what_one_process_trains(folder: Path, name: str) ->
 def test_only_the_first_process_writes_and_each_draws_its_own(folder: Path) -> None:
     first, second = json.loads((folder / "told.json").read_text())
     assert len(first["written"]) > 50
-    assert second["written"] == []
+    assert all(".tmp-shares" in path for path in second["written"])  # its own, of sharded training
+    assert len(second["written"]) == 2 * len(SHARDED)
     assert first["seed"] != second["seed"]
 
 

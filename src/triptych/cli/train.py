@@ -63,7 +63,7 @@ TOPICS = {
     "logging and checkpoints": (
         "log_every", "sample_every", "evaluate_every", "save_every", "keep", "json",
     ),
-    "computing": ("device", "precision", "gradient_cache"),
+    "computing": ("device", "precision", "gradient_cache", "shard", "recompute"),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ folder that verifies is a state that training really had. The caller must hold t
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +28,8 @@ MANIFEST = "manifest.json"
 
 class Checkpoint(NamedTuple):
     step: int
-    tensors: dict[str, dict[str, Tensor]]  # by file: model, ema, optimizer-d, ...
     state: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]  # by file: model, ema, optimizer-d, ...
 
 
 def save(
@@ -46,13 +46,30 @@ def save(
         OSError: the disk is full or the folder cannot be written; older checkpoints stay.
     """
     for name, group in tensors.items():
-        _require_finite(name, group)
+        require_finite(name, group)
+
+    def fill(folder: Path) -> None:
+        for name, group in tensors.items():
+            write_tensors(folder / f"{name}.safetensors", group)
+
+    with explain_write_errors(run / f"step-{step:06d}"):
+        remove_leftovers(run)
+    return complete(run, step, fill, state, keep)
+
+
+def complete(
+    run: Path, step: int, fill: Callable[[Path], None], state: dict[str, Any], keep: int
+) -> Path:
+    """Write `run/step-NNNNNN` with the files of tensors that `fill` puts into a folder, and remove
+    all but the newest `keep` checkpoints.
+
+    Raises:
+        OSError: as `save`.
+    """
     final = run / f"step-{step:06d}"
     with explain_write_errors(final):
-        _remove_leftovers(run)
         with atomic.replace_folder(final) as folder:
-            for name, group in tensors.items():
-                write_tensors(folder / f"{name}.safetensors", group)
+            fill(folder)
             atomic.write_text(folder / "state.json", json.dumps(state))
             files = {p.name: _known_fingerprint(p) for p in sorted(folder.iterdir())}
             manifest = json.dumps({"step": step, "files": files}, indent=1)
@@ -108,13 +125,17 @@ def verify(path: Path, known: bool = False) -> str:
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint that has been verified."""
-    state = json.loads((path / "state.json").read_text())
     # Copies: mapped tensors have another alignment in memory, and kernels round by it.
     tensors = {
         file.stem: {key: tensor.clone() for key, tensor in load_file(file).items()}
         for file in sorted(path.glob("*.safetensors"))
     }
-    return Checkpoint(_number(path), tensors, state)
+    return Checkpoint(*read_state(path), tensors)
+
+
+def read_state(path: Path) -> tuple[int, dict[str, Any]]:
+    """The step of a checkpoint, and what it holds beside tensors."""
+    return _number(path), json.loads((path / "state.json").read_text())
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -141,7 +162,7 @@ def export(run: Path, module: nn.Module, card: dict[str, Any]) -> None:
         OSError: the disk is full or the folder cannot be written; what was exported before stays.
     """
     tensors = module.state_dict()
-    _require_finite("model", tensors)
+    require_finite("model", tensors)
     with explain_write_errors(run / "model.safetensors"):
         write_safetensors(run / "model.safetensors", tensors)
         write_json(run / "config.json", card)
@@ -156,7 +177,7 @@ def _prune(run: Path, keep: int) -> None:
             good += not verify(path, known=True)
 
 
-def _remove_leftovers(run: Path) -> None:
+def remove_leftovers(run: Path) -> None:
     """Remove or restore what an interrupted save left."""
     for path in run.glob("step-*-old-*"):
         final = run / path.name.split("-old-")[0]
@@ -174,7 +195,8 @@ def _number(path: Path) -> int:
     return int(match[1])
 
 
-def _require_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
+def require_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises FloatingPointError if a tensor, one of a file's, is not finite."""
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise FloatingPointError(f"{name}: {key} is not finite; nothing was saved")

@@ -15,7 +15,7 @@ import importlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -53,6 +53,8 @@ class World:
 
     rank: int = 0
     size: int = 1
+    shards: bool = False
+    """Whether each process holds a share of the weights (`train/shards.py`) instead of all."""
 
     @property
     def first(self) -> bool:
@@ -111,8 +113,10 @@ class World:
     def add_up_gradients(self, parameters: Sequence[nn.Parameter], numbers: Tensor) -> None:
         """Replace gradients, and some further numbers, by their sums over the processes.
 
-        A parameter that was used in another process only has a gradient afterwards too.
+        A parameter that was used in another process only has a gradient afterwards too. Those that
+        are shared out have shares of the sums already.
         """
+        parameters = [p for p in parameters if not is_share(p)]
         used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
         dist.all_reduce(used, dist.ReduceOp.MAX)
         gradients = []
@@ -123,15 +127,26 @@ class World:
                 gradients.append(parameter.grad)
         self.add_up([*gradients, numbers])
 
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The common norm of gradients, from what this process holds of each."""
+        if not self.shards:
+            return nn.utils.get_total_norm(gradients)
+        shares = [own_part(gradient) for gradient in gradients if is_share(gradient)]
+        squares = nn.utils.get_total_norm(shares).square()
+        dist.all_reduce(squares)
+        whole = nn.utils.get_total_norm([g for g in gradients if not is_share(g)])
+        return (squares + whole.square()).sqrt()
+
     def require_same(self, parameters: Iterable[Tensor], step: int) -> None:
-        """Check that all processes are at the same step and hold bit-identical weights.
+        """Check that all processes are at the same step and hold bit-identical weights, where they
+        are not shared out.
 
         Raises:
             RuntimeError: they do not.
         """
         if self.size == 1:
             return
-        own = [step, *(_fingerprint(parameter) for parameter in parameters)]
+        own = [step, *(_fingerprint(p) for p in parameters if not is_share(p))]
         everyone = self.gather(own)
         if any(other[0] != step for other in everyone):
             steps = ", ".join(str(other[0]) for other in everyone)
@@ -153,6 +168,30 @@ class World:
 SINGLE_PROCESS = World()
 
 
+def is_share(tensor: Tensor) -> bool:
+    """Whether a tensor is shared out: a DTensor, whose module takes seconds to import."""
+    return hasattr(tensor, "to_local")
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor; of one that is not shared out, the tensor itself."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with what the other processes hold of it, if it is shared out; all must ask."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
+
+
+def own_rows(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor that would be shared out like another one."""
+    if not is_share(like):
+        return tensor
+    return tensor.chunk(dist.get_world_size())[dist.get_rank()]  # as FSDP shares out rows
+
+
 @contextmanager
 def join_processes(training: Training) -> Generator[World, None, None]:
     """Join the processes that a launcher such as torchrun started, by its environment variables.
@@ -170,6 +209,7 @@ def join_processes(training: Training) -> Generator[World, None, None]:
     if world.size == 1:
         yield SINGLE_PROCESS
         return
+    world = replace(world, shards=training.shard)
     # Every process reports these errors itself: the launcher ends all when the first one ends.
     _check_batch(training.batch_size, world.size)
     backend = _backend(training.device)

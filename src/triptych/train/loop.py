@@ -10,22 +10,28 @@ tensors and a step count, and a resumed run repeats an uninterrupted one exactly
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych import runtime
 from triptych.data.order.batches import Batches, to_device, write_skipped
 from triptych.runtime import key
 from triptych.train import checkpoint
-from triptych.train.distributed import SINGLE_PROCESS, World
+from triptych.train.checkpoint import Checkpoint
+from triptych.train.distributed import SINGLE_PROCESS, World, own_part
+from triptych.train.held_weights import Whole, hold_weights, recompute_blocks
 from triptych.train.journal import Journal
 from triptych.train.optimizer import Ema, rate_factor
 from triptych.train.recipe import Batch, Recipe, Update
 from triptych.train.settings import Training
 from triptych.vision.images import save_picture
+
+if TYPE_CHECKING:
+    from triptych.train.shards import Shards
 
 PATIENCE = 5  # steps in a row without a finite update before training is called diverged
 
@@ -36,7 +42,7 @@ class Report(NamedTuple):
     step: int
     terms: dict[str, float]  # this step's loss terms
     row: dict[str, Any] | None  # what went into metrics.jsonl at this step
-    saved: Path | None  # the checkpoint, if one was written
+    saved: Path | None  # the checkpoint, if one was written, or begun by sharded training
 
 
 def fit(
@@ -44,8 +50,7 @@ def fit(
 ) -> Generator[Report, None, None]:
     """Train in a run folder, from its newest good checkpoint if it has one.
 
-    Of several processes (`train/distributed.py`) the first draws, evaluates and writes. All must
-    stop after the same step.
+    Of several processes the first draws, evaluates and writes. All must stop after the same step.
 
     Raises:
         FloatingPointError: five steps in a row gave no finite update; the last checkpoint is good.
@@ -54,20 +59,25 @@ def fit(
         RuntimeError: the processes do not hold the same weights.
     """
     device = next(recipe.model.parameters()).device
-    ema = Ema(recipe.exported, training.ema_halflife) if training.ema_halflife else None
+    precision = runtime.precision(training.precision, device)
+    held = hold_weights(recipe, precision, run, world)
+    recipe, ema = held.recipe, None
+    if training.ema_halflife:
+        ema = Ema(recipe.exported, training.ema_halflife, average=held.copy())
+    if training.recompute:
+        recompute_blocks(recipe)
     for update in recipe.updates:
         for group in update.optimizer.param_groups:
             group["base_lr"] = group["lr"]
-    state = world.run_on_all(lambda: _resume(run, recipe, ema))
+    state = world.run_on_all(lambda: _resume(run, held, ema))
     first_step = state.step + 1
     world.require_same(recipe.model.parameters(), state.step)
-    records = Records(recipe, training, run, ema, state) if world.first else None
+    records = Records(held, training, run, ema, state)
     data = recipe.batches(
         state.step * training.accumulate * sum(update.batches for update in recipe.updates)
     )
     grouped = _group_batches(data, training.accumulate, device)
     buffers = list(recipe.model.buffers())
-    precision = runtime.precision(training.precision, device)
     unreadable: dict[str, str] = {}  # pictures, by all processes
     saved = True
     recipe.model.train()
@@ -87,23 +97,24 @@ def fit(
             row: dict[str, Any] | None = None
             if step % training.log_every == 0 or last:
                 row = {"step": step, **state.take_means(), "rate": rate, "skipped": state.skipped}
-            if records:
-                row = records.write(step, row, last)
+            row = records.write(step, row, last)
             path = None
             if step % training.save_every == 0 or last:
                 world.require_same(recipe.model.parameters(), step)
                 for theirs in world.gather(_unreadable(data)):
                     unreadable |= theirs
-                path = records.save(state, unreadable) if records else None
+                path = records.save(state, unreadable)
                 saved = True
+            if last:
+                held.wait()
             yield Report(step, terms, row, path)
     except GeneratorExit:  # the caller stops: a finished step is never lost
-        if records and not saved:
+        if not saved:
             records.save(state, unreadable | _unreadable(data))
+        held.wait()
         raise
     finally:
-        if records:
-            records.journal.close()
+        records.close()
 
 
 def take_step(
@@ -159,7 +170,8 @@ def descend(
     for batch in batches:
         with torch.autocast(moving[0].device.type, torch.bfloat16, precision == "bfloat16"):
             loss = update.objective(batch, step)
-        loss.total.backward(inputs=moving)  # not into a critic that only scores
+        # Not into a critic that only scores; of sharded weights the graph has gathered ones.
+        loss.total.backward(inputs=None if world.shards else moving)
         names = list(loss.terms)
         means = [term.detach().float() * loss.count for term in loss.terms.values()]
         row = torch.stack([loss.total.detach().float(), *means])
@@ -171,13 +183,14 @@ def descend(
         world.add_up_gradients(moving, numbers)
         sums, count = numbers[:-1], numbers[-1]
     gradients = [p.grad for p in moving if p.grad is not None]
-    torch._foreach_div_(gradients, count)  # the mean over items, not micro-batches or ranks
-    norm = nn.utils.get_total_norm(gradients)
+    parts = [own_part(gradient) for gradient in gradients]
+    torch._foreach_div_(parts, count)  # the mean over items, not micro-batches or ranks
+    norm = world.norm(gradients)
     total, *values, size = torch.cat([sums / count, norm[None]]).tolist()  # the step's only sync
     finite = all(abs(value) < float("inf") for value in (total, size))
     if finite:
         if update.max_norm is not None and size > update.max_norm:
-            torch._foreach_mul_(gradients, update.max_norm / size)
+            torch._foreach_mul_(parts, update.max_norm / size)
         update.optimizer.step()
     named = dict(zip(names, values, strict=True))
     prefix = f"{update.name}_" if update.name else ""
@@ -230,51 +243,81 @@ class State:
 
 
 class Records:
-    """What the first process writes into a run folder: journal, samples, exports, checkpoints."""
+    """What a training writes into its run folder, by the first process alone: journal, samples,
+    exports, checkpoints.
+    """
 
     def __init__(
-        self, recipe: Recipe, training: Training, run: Path, ema: Ema | None, state: State
+        self,
+        held: "Whole | Shards",
+        training: Training,
+        run: Path,
+        ema: Ema | None,
+        state: State,
     ):
-        self.recipe, self.training, self.run, self.ema = recipe, training, run, ema
-        self.averaged = ema.module if ema else recipe.exported
+        self.held, self.training, self.run, self.ema = held, training, run, ema
+        self.averaged = ema.module if ema else held.recipe.exported
         self.began = time.monotonic() - state.seconds
-        (run / "samples").mkdir(parents=True, exist_ok=True)
-        self.journal = Journal(run / "metrics.jsonl", state.offset)
+        self.device = next(self.averaged.parameters()).device
+        self.journal: Journal | None = None
+        if held.world.first:
+            (run / "samples").mkdir(parents=True, exist_ok=True)
+            self.journal = Journal(run / "metrics.jsonl", state.offset)
 
     def write(self, step: int, row: dict[str, Any] | None, last: bool) -> dict[str, Any] | None:
         """Evaluate and sample where this step is one to do so; returns the journal's row."""
-        recipe, training = self.recipe, self.training
-        if recipe.evaluate and (last or _due(step, training.evaluate_every)):
-            row = (row or {"step": step}) | recipe.evaluate(self.averaged.eval())
+        recipe, training = self.held.recipe, self.training
+        evaluates = recipe.evaluate and (last or _due(step, training.evaluate_every))
+        samples = recipe.sample and (last or _due(step, training.sample_every))
+        module = None
+        if evaluates or samples:
+            module = self.held.gather(self.averaged, self.device)
+        if self.journal is None:
+            return row
+        if recipe.evaluate and evaluates and module is not None:
+            row = (row or {"step": step}) | recipe.evaluate(module.eval())
             recipe.model.train()
         if row:
             self.journal.write(row | {"seconds": round(time.monotonic() - self.began, 3)})
-        if recipe.sample and (last or _due(step, training.sample_every)):
-            grid = recipe.sample(self.averaged.eval())
+        if recipe.sample and samples and module is not None:
+            grid = recipe.sample(module.eval())
             save_picture(self.run / "samples" / f"step-{step:06d}.png", grid, {"step": step})
             recipe.model.train()
         return row
 
-    def save(self, state: State, unreadable: dict[str, str]) -> Path:
+    def save(self, state: State, unreadable: dict[str, str]) -> Path | None:
         """Export the model and write a checkpoint; a run counts as finished by its checkpoint, so
         that is written last.
         """
-        state.offset, state.seconds = self.journal.sync(), time.monotonic() - self.began
-        self.recipe.export(self.run, self.averaged)
-        tensors = _tensors(self.recipe, self.ema)
-        path = checkpoint.save(self.run, state.step, tensors, asdict(state), self.training.keep)
-        if unreadable:
+        recipe = self.held.recipe
+        if self.journal:
+            state.offset, state.seconds = self.journal.sync(), time.monotonic() - self.began
+        content = Checkpoint(state.step, asdict(state), _tensors(recipe, self.ema))
+        export = partial(recipe.export, self.run)
+        path = self.held.save(content, self.training.keep, self.averaged, export)
+        if unreadable and self.journal:
             write_skipped(self.run / "skipped.jsonl", unreadable)
         return path
 
+    def close(self) -> None:
+        """Close the journal."""
+        if self.journal:
+            self.journal.close()
 
-def _resume(run: Path, recipe: Recipe, ema: Ema | None) -> State:
+
+def _resume(run: Path, held: "Whole | Shards", ema: Ema | None) -> State:
     """Load the newest good checkpoint of a run folder, if there is one."""
     path, _ = checkpoint.newest(run)
     if path is None:
         return State()
-    stored = checkpoint.load(path)
+    recipe = held.recipe
     expected = _tensors(recipe, ema)
+    layout = {f"{file}/{name}": x for file, group in expected.items() for name, x in group.items()}
+    for update in recipe.updates:
+        groups = update.optimizer.param_groups
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        layout |= {f"{update.file}/{i}": parameter for i, parameter in enumerate(parameters)}
+    stored = held.load(path, layout)
     optimizers = {update.file for update in recipe.updates}
     if stored.tensors.keys() - optimizers != expected.keys() - optimizers:
         raise ValueError(

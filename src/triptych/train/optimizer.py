@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from triptych import runtime
+from triptych.train.distributed import own_part, own_rows, whole
 from triptych.train.settings import Training
 
 
@@ -22,11 +23,19 @@ class Ema:
     F.1). Buffers, such as running means, are copied.
     """
 
-    def __init__(self, module: nn.Module, halflife: float, ramp: float = 0.05):
+    def __init__(
+        self,
+        module: nn.Module,
+        halflife: float,
+        ramp: float = 0.05,
+        average: nn.Module | None = None,
+    ):
+        """`average` is the copy of the module that becomes the average; by default it is made."""
         if halflife <= 0:
             raise ValueError(f"the half-life of averaged weights must be positive, not {halflife}")
         self.source = module
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        average = copy.deepcopy(module) if average is None else average
+        self.module = average.requires_grad_(False).eval()
         self.halflife, self.ramp = halflife, ramp
 
     @torch.no_grad()
@@ -34,8 +43,8 @@ class Ema:
         """Add the weights after step number `step`, counted from 1."""
         halflife = min(self.halflife, self.ramp * step)
         decay = 0.5 ** (1 / halflife) if halflife > 0 else 0.0
-        averages: list[torch.Tensor] = list(self.module.parameters())
-        current: list[torch.Tensor] = list(self.source.parameters())
+        averages = [own_part(parameter) for parameter in self.module.parameters()]
+        current = [own_part(parameter) for parameter in self.source.parameters()]
         torch._foreach_lerp_(averages, current, 1 - decay)
         for average, buffer in zip(self.module.buffers(), self.source.buffers(), strict=True):
             average.copy_(buffer)
@@ -146,7 +155,8 @@ class Muon(torch.optim.Optimizer):
             ahead = p.grad.lerp(mean, momentum).flatten(1)  # Nesterov momentum
             tall = max(1.0, ahead.shape[0] / ahead.shape[1]) ** 0.5
             dtype = getattr(torch, runtime.precision("auto", p.device))
-            p.add_(orthogonalize(ahead, dtype).view_as(p), alpha=-rate * tall)
+            direction = orthogonalize(whole(ahead), dtype).view(p.shape)
+            own_part(p).add_(own_rows(direction, p), alpha=-rate * tall)
 
     def _step_adamw(
         self, parameters: list[nn.Parameter], rate: float, beta1: float, beta2: float

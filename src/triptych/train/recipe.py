@@ -73,6 +73,11 @@ class Recipe:
     """Write a module to the run folder: weights, config.json, and files beside them. Called at
     every save; most recipes pass `checkpoint.export` with their card.
     """
+    blocks: tuple[type[nn.Module], ...] = ()
+    """Classes of the blocks that the model is made of: their weights are gathered one block at a
+    time where training is sharded, and their activations computed again where that is asked for.
+    Empty where a recipe cannot do either.
+    """
     chance: str = ""
     """A line for the log: the loss before anything is learned."""
     prepare: Callable[[], Iterator[Progress]] | None = None

@@ -43,6 +43,14 @@ class Training:
     """
     device: Words = "auto"
     """`cpu`, `cuda`, ...; `auto` takes an accelerator where there is one."""
+    shard: bool = False
+    """Share out weights, gradients and optimizer state among the processes that train together
+    (FSDP), for models that do not fit into one; of text to image, CLIP, SigLIP, VLM and language.
+    """
+    recompute: bool = False
+    """Compute the blocks of the network again in the backward pass instead of keeping what they
+    computed: much less memory, about a third more time; the same numbers.
+    """
     workers: int = 0
     """Processes that read pictures; the batches are the same for any number of them."""
     log_every: int = 20
@@ -73,7 +81,7 @@ AT_LEAST = {
 
 MAY_CHANGE = (
     "steps", "log_every", "sample_every", "evaluate_every", "save_every", "keep", "workers",
-    "device",
+    "device", "shard", "recompute",
 )  # fmt: skip
 """Fields of `Training` that a resumed run may change: none of them alters a step already done."""
 

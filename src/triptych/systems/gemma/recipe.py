@@ -13,7 +13,7 @@ from triptych import runtime
 from triptych.fields import to_json
 from triptych.nn import lora
 from triptych.nn.loss import Loss
-from triptych.systems.gemma.model import Gemma, GemmaConfig, objective
+from triptych.systems.gemma.model import Gemma, GemmaBlock, GemmaConfig, objective
 from triptych.systems.gemma.request import TrainLanguage
 from triptych.systems.gemma.texts import Rows, Texts, encode_texts, read_texts
 from triptych.text.language import LanguageTokenizer, train_language_tokenizer
@@ -75,6 +75,7 @@ def build(request: TrainLanguage, world: World, load: Load) -> Recipe:
         updates=[Update("", model, optimizer, minimise, max_norm=request.max_norm)],
         batches=batches,
         export=export,
+        blocks=(GemmaBlock,),
         chance=f"before learning: about ln({tokenizer.vocabulary:,}) per token",
         evaluate=evaluate,
         notes=(f"{len(rows.tokens):,} tokens, and {len(held.tokens):,} held out",),

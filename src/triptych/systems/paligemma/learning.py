@@ -138,6 +138,7 @@ def answer_recipe(
     answers: Answers,
     data: Asked,
     world: World,
+    blocks: tuple[type[nn.Module], ...] = (),
 ) -> Recipe:
     """The training of a model that answers about pictures."""
     device = runtime.device(training.device)
@@ -185,6 +186,7 @@ def answer_recipe(
         updates=[Update("", model, optimizer, minimise, max_norm=answers.max_norm)],
         batches=batches_for(data.train, training, world),
         export=export,
+        blocks=blocks,
         chance=f"before learning: about ln({tokenizer.vocabulary:,}) per token",
         evaluate=held_out(data.test, tokenizer, answers.length, templates, device),
         notes=data_notes(unasked(data.train), training),

@@ -4,7 +4,8 @@ import torch
 
 from triptych import runtime
 from triptych.nn import lora
-from triptych.systems.gemma.model import Gemma, GemmaConfig
+from triptych.nn.transformer import Block
+from triptych.systems.gemma.model import Gemma, GemmaBlock, GemmaConfig
 from triptych.systems.paligemma.learning import (
     answer_recipe,
     learn_words,
@@ -41,7 +42,14 @@ def build(request: TrainVlm, world: World, load: Load) -> Recipe:
     if request.freeze != "none":
         model.get_submodule(request.freeze).requires_grad_(False)
     return answer_recipe(
-        "paligemma", model, tokenizer, request.training, request.answers, data, world
+        "paligemma",
+        model,
+        tokenizer,
+        request.training,
+        request.answers,
+        data,
+        world,
+        blocks=(GemmaBlock, Block),
     )
 
 

@@ -22,6 +22,8 @@ from triptych.diffusion.names import parse_sampler
 from triptych.diffusion.sampling import check_draws_batches
 from triptych.nn import lora
 from triptych.nn.loss import Loss
+from triptych.nn.spatial_transformer import ContextBlock
+from triptych.nn.transformer import Block as TextBlock
 from triptych.systems.autoencoder.model import Autoencoder
 from triptych.systems.autoencoder.tiny_model import TinyAutoencoder
 from triptych.systems.clip.model import Clip, TextConfig, TextEncoderConfig
@@ -50,7 +52,7 @@ from triptych.systems.stable_diffusion.training.held_out_prompts import (
 )
 from triptych.systems.stable_diffusion.training.latent_cache import LatentCache
 from triptych.systems.stable_diffusion.training.run_files import exporter
-from triptych.systems.stable_diffusion.unet import LatentUNetConfig
+from triptych.systems.stable_diffusion.unet import Block, LatentUNetConfig, Middle
 from triptych.text.templates import template_set
 from triptych.text.tokenizer import Tokenizer, train_tokenizer
 from triptych.train.distributed import World
@@ -122,6 +124,7 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
         updates=[Update("", trained, optimizer, minimise, max_norm=request.max_norm)],
         batches=lambda start: _batches(request, cache or source, easier, start, world),
         export=exporter(config, tokenizers, words, complete, with_lora=bool(request.lora)),
+        blocks=(Middle, Block, ContextBlock, TextBlock),
         chance=_describe_start(request, config),
         sample=(lambda module: sheet(complete(module))) if complete else sheet,
         evaluate=_evaluator(request, test, tokenizers, texts_of, complete),

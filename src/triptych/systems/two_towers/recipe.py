@@ -19,9 +19,10 @@ from triptych.nn.bag_of_words import CbowConfig
 from triptych.nn.contrastive.losses import duplicate_groups
 from triptych.nn.contrastive.ranks import Ranks
 from triptych.nn.loss import Loss
+from triptych.nn.transformer import Block
 from triptych.systems.clip import model as clip
 from triptych.systems.clip.model import Clip, ClipConfig, TextConfig, VitConfig
-from triptych.systems.clip.resnet import ResNetConfig
+from triptych.systems.clip.resnet import Bottleneck, ResNetConfig
 from triptych.systems.siglip import model as siglip
 from triptych.systems.siglip.model import Siglip, SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from triptych.systems.two_towers.matching import held_out_matches
@@ -97,6 +98,7 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
         updates=[Update("", model, optimizer, minimise, max_norm=towers.max_norm)],
         batches=batches_for(source, training, world, hard_negative_pool=towers.hard_negative_pool),
         export=export,
+        blocks=(Block, Bottleneck),
         chance=_chance(model, training.batch_size),
         evaluate=held_out_matches(test, tokenizer, transform, templates, device),
         notes=data_notes(source, training),
