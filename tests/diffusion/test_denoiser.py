@@ -108,6 +108,9 @@ def test_a_learned_variance_is_read_from_the_second_half() -> None:
     x0, v = variance_denoiser(network, SD)(rand(), level)
     assert torch.allclose(x0, rand() / level.alpha)
     assert torch.equal(v, torch.full_like(v, 0.75))
+    x0, v = variance_denoiser(network, SD, "velocity")(rand(), level)
+    assert torch.allclose(x0, rand() * level.alpha)
+    assert torch.equal(v, torch.full_like(v, 0.75))
 
 
 def test_a_consistency_model_keeps_a_clean_picture() -> None:

@@ -195,6 +195,35 @@ def test_the_learned_variance_loss_is_its_parts() -> None:
     assert float(loss.total) == pytest.approx(8 * (0.01 + float(loss.terms["bound"])), rel=1e-6)
 
 
+def test_velocity_has_the_bound_of_the_noise_it_implies() -> None:
+    """The same x0, so the same bound; x0 that is off by d is a velocity off by d / sigma."""
+    x0, noise = data()
+    time = torch.tensor([1, 2, 50, 200, 400, 700, 900, 999])
+    alpha, sigma = (
+        s.view(-1, 1, 1, 1) for s in (SD.signal[time].sqrt(), (1 - SD.signal[time]).sqrt())
+    )
+    v, off = torch.zeros(SHAPE, dtype=torch.float64), 0.1
+    outputs = {
+        "noise": noise - off * alpha / sigma,
+        "velocity": alpha * noise - sigma * x0 - off / sigma,
+    }
+    losses = {
+        kind: learned_variance_loss(
+            lambda x, time, output=output: torch.cat([output, v], 1),
+            SD,
+            x0,
+            noise,
+            time,
+            predicts=kind,
+        )
+        for kind, output in outputs.items()
+    }
+    bounds = [float(loss.terms["bound"]) for loss in losses.values()]
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-9)
+    errors = float((off / sigma).square().mean())
+    assert float(losses["velocity"].terms["mse"]) == pytest.approx(errors, rel=1e-9)
+
+
 def test_the_bound_teaches_only_the_variance() -> None:
     x0, noise = data()
     weight = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)

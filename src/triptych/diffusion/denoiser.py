@@ -151,18 +151,19 @@ def match_schedule(x: Tensor, level: Level, schedule: Schedule) -> tuple[Tensor,
 
 
 def variance_denoiser(
-    network: Network, schedule: Schedule
+    network: Network, schedule: Schedule, predicts: Predicts = "noise"
 ) -> Callable[[Tensor, Level], tuple[Tensor, Tensor]]:
-    """x0 and v in [0, 1] of a network whose output is noise and v in [-1, 1], twice x's channels.
+    """x0 and v in [0, 1] of a network whose output is a prediction of this type and v in [-1, 1],
+    twice x's channels.
 
     v interpolates the variance of a step between its bounds (arXiv:2102.09672, equation 15).
     """
-    kind = parameterisation("noise", schedule)
+    kind = parameterisation(predicts, schedule)
 
     def denoise(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         x, level, time = match_schedule(x, level, schedule)
-        noise, v = network(x, time).to(x.dtype).chunk(2, dim=1)
-        return kind.x0(x, noise, level.alpha, level.sigma), (v + 1) / 2
+        output, v = network(x, time).to(x.dtype).chunk(2, dim=1)
+        return kind.x0(x, output, level.alpha, level.sigma), (v + 1) / 2
 
     return denoise
 

@@ -17,6 +17,7 @@ from triptych.diffusion.denoiser import (
     ConditionalNetwork,
     Conditioning,
     Parameterisation,
+    Predicts,
     variance_denoiser,
 )
 from triptych.diffusion.schedule import Schedule
@@ -115,14 +116,15 @@ def guide_with_variance(
     cond: Conditioning,
     uncond: Conditioning,
     scale: float,
+    predicts: Predicts = "noise",
 ) -> Callable[[Tensor, Level], tuple[Tensor, Tensor]]:
-    """`classifier_free` of a network that predicts noise and its variance, as `variance_denoiser`:
+    """`classifier_free` of a network that also predicts its variance, as `variance_denoiser`:
     x0 is guided, and the variance is that of the conditional prediction, as GLIDE and Karlo are
     sampled.
     """
 
     def denoise(x: Tensor, level: Level, inputs: Conditioning) -> Tensor:
-        plain = variance_denoiser(lambda x, time: network(x, time, inputs), schedule)
+        plain = variance_denoiser(lambda x, time: network(x, time, inputs), schedule, predicts)
         return torch.cat(plain(x, level), dim=1)
 
     def combine(away: Tensor, towards: Tensor, scale: float) -> Tensor:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.special import ndtr
 
-from triptych.diffusion.denoiser import Parameterisation
+from triptych.diffusion.denoiser import Parameterisation, Predicts, parameterisation
 from triptych.diffusion.schedule import Discrete, Levels, Schedule
 from triptych.nn.loss import Loss
 
@@ -139,13 +139,15 @@ def learned_variance_loss(
     noise: Float[Tensor, "B C H W"],
     time: Int[Tensor, " B"],
     *,
+    predicts: Predicts = "noise",
     bound_weight: float = 0.001,
 ) -> Loss:
-    """The hybrid loss of a network whose output is noise and v (arXiv:2102.09672, equation 16).
+    """The hybrid loss of a network whose output is a prediction of this type and v
+    (arXiv:2102.09672, equation 16).
 
-    The noise has the simple loss. v has the variational bound, KL(q(x' | x, x0) || p(x' | x)) with
-    x' one timestep earlier, and at time 0 the likelihood of the bytes, without a gradient to the
-    noise. Terms: `mse`, `bound` (nats per dimension).
+    The prediction has the simple loss. v has the variational bound, KL(q(x' | x, x0) || p(x' | x))
+    with x' one timestep earlier, and at time 0 the likelihood of the bytes, without a gradient to
+    the prediction. Terms: `mse`, `bound` (nats per dimension).
     """
     table = schedule.signal.to(x0.device)
     before = torch.cat([table.new_ones(1), table[:-1]])
@@ -156,10 +158,11 @@ def learned_variance_loss(
     now, then, beta, lower = (
         column[time].view(shape).to(x0.dtype) for column in (table, before, added, posterior)
     )
-    x = now.sqrt() * x0 + (1 - now).sqrt() * noise
+    alpha, sigma, kind = now.sqrt(), (1 - now).sqrt(), parameterisation(predicts, schedule)
+    x = alpha * x0 + sigma * noise
     output, v = predict(x, time.to(x0.dtype)).to(x0.dtype).chunk(2, dim=1)
-    errors = (output - noise).square().flatten(1).mean(1)
-    guess = (x - (1 - now).sqrt() * output.detach()) / now.sqrt()
+    errors = (output - kind.target(x0, noise, alpha, sigma)).square().flatten(1).mean(1)
+    guess = kind.x0(x, output.detach(), alpha, sigma)
     log_variance = lower.log().lerp(beta.log(), (v + 1) / 2)
 
     def mean(clean: Tensor) -> Tensor:

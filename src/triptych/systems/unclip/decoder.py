@@ -62,6 +62,8 @@ class DecoderConfig:
     patch: int = 1
     groups: int = 32
     dropout: float = 0.0
+    predicts: Literal["noise", "velocity"] = "noise"
+    """What the network predicts beside the variance."""
     steps: int = 25
     """Default of `generate`, as are sampler and guidance."""
     sampler: str = "ddpm"
@@ -134,7 +136,7 @@ class Decoder(nn.Module):
     def predict(
         self, x: Float[Tensor, "B C H W"], time: Float[Tensor, " B"], cond: Conditioning
     ) -> Float[Tensor, "B C2 H W"]:
-        """Noise and variance, one after the other along the channels."""
+        """Noise or velocity, and variance, one after the other along the channels."""
         predicted: Tensor = self.unet(
             x, time, added=cond["added"], context=cond["context"], mask=cond["mask"]
         )
@@ -149,7 +151,8 @@ def objective(
     noise: Float[Tensor, "B C H W"] | None = None,
     time: Float[Tensor, " B"] | None = None,
 ) -> Loss:
-    """The loss of noise and variance at random timesteps. Terms: `mse`, `bound` (nats per number).
+    """The loss of prediction and variance at random timesteps. Terms: `mse`, and `bound` in nats
+    per number.
 
     Noise and timesteps are drawn unless they are given.
     """
@@ -160,7 +163,8 @@ def objective(
     def predict(x: Tensor, time: Tensor) -> Tensor:
         return model.predict(x, time, cond)
 
-    return learned_variance_loss(predict, COSINE, picture, noise, time.long())
+    kind = model.config.predicts
+    return learned_variance_loss(predict, COSINE, picture, noise, time.long(), predicts=kind)
 
 
 def sampling_levels(config: DecoderConfig, steps: int = 0, sampler: str = "") -> list[Level]:
@@ -238,7 +242,8 @@ def denoiser(
 ) -> VarianceDenoiser:
     """x0, guided and in [-1, 1], and the variance that the network predicts."""
     scale = model.config.guidance if guidance is None else guidance
-    guided = guide_with_variance(model.predict, COSINE, cond, uncond, scale)
+    kind = model.config.predicts
+    guided = guide_with_variance(model.predict, COSINE, cond, uncond, scale, kind)
 
     def clamped(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         x0, variance = guided(x, level)

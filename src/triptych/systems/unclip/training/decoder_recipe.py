@@ -99,6 +99,7 @@ def _config(request: TrainUnclipDecoder, source: Source, clip: FrozenClip) -> De
         patch=request.patch,
         groups=request.groups,
         dropout=request.dropout,
+        predicts=request.predicts,
         steps=request.sampling_steps,
         guidance=request.guidance if request.drop else 1.0,
     )
