@@ -66,6 +66,7 @@ check:
 nightly: .venv/test-ready $(PAGE)  ## the long fault and learning tests, the complete site, and how many of 200 small mistakes the tests notice
 	$(MKDOCS)
 	FUZZ_MINUTES=$${FUZZ_MINUTES:-5} $(BIN)/pytest -m "slow"
+	$(BIN)/python studio/build_hook.py components
 	$(BIN)/python -m tests.mutation.run --count 200 --seed 0 --processes 2 --minutes 60 --least 0.9
 
 bench: .venv/test-ready  ## every speed claim of docs/results.md, ours and the peer in one run: hours

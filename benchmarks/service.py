@@ -3,7 +3,7 @@
     python benchmarks/service.py overhead --pairs 20     one request against the library, in turns
     python benchmarks/service.py health --seconds 20     /healthz while pictures are drawn
     python benchmarks/service.py preview                 from the click to the first preview
-    python benchmarks/service.py load --seconds 60       500 connections that want ten times as much
+    python benchmarks/service.py load --seconds 60       500 clients: ten times what it can draw
     python benchmarks/service.py steady --seconds 600    50 clients that wait for their answers
 
 The service runs in a process of its own, on a free port, with the models of the
@@ -12,6 +12,7 @@ package. JSON lines.
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import measure
@@ -41,7 +43,10 @@ class Served:
 
     def __init__(self, process: "subprocess.Popen[str]", url: str):
         self.process, self.url = process, url
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+        # kept for less than the service keeps them: no request meets a connection that is closing
+        limits = httpx2.Limits(
+            max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0
+        )
         self.http = httpx2.Client(base_url=url, timeout=600, limits=limits)
 
     def resident(self) -> float:
@@ -134,9 +139,17 @@ def drawing(served: Served) -> Iterator[None]:
 
 def watch_health(served: Served, ended: threading.Event) -> list[float]:
     """Milliseconds of `/healthz`, on a new connection each time, twenty times a second."""
+    place = urlsplit(served.url).netloc
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection(place, timeout=60)
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().status == 200
+        connection.close()
+
     times = []
     while not ended.wait(0.05):
-        times.append(milliseconds(lambda: httpx2.get(f"{served.url}/healthz").raise_for_status()))
+        times.append(milliseconds(ask))
     return times
 
 
@@ -169,30 +182,32 @@ def preview(times: int = 5) -> None:
 
 
 def load(seconds: float, clients: int, patient: bool) -> None:
-    """Clients that ask again at once, whatever they are answered; with `patient` they wait as long
-    as they are told to.
+    """Clients that are answered or refused. All together they ask ten times as often as the service
+    can draw; with `patient` they ask again when they have their answer, or when they are told to.
     """
     answers: Counter[int] = Counter()
     refusals: list[float] = []
     lock, ended = threading.Lock(), threading.Event()
     with serve() as served:
+        served.draw()  # loads the model
         alone = statistics.median(milliseconds(served.draw) for _ in range(5))
         before = (served.resident(), served.files())
+        pause = 0.0 if patient else clients * alone / 1000 / 10
 
-        def call() -> None:
-            with httpx2.Client(base_url=served.url, timeout=600) as http:
-                while not ended.is_set():
-                    began = time.perf_counter()
-                    answer = http.post("/v1/images/generations", json=PICTURE)
-                    with lock:
-                        answers[answer.status_code] += 1
-                        if answer.status_code != 200:
-                            refusals.append(1000 * (time.perf_counter() - began))
+        def call(number: int) -> None:
+            ended.wait(pause * number / clients)  # not all of them in the first second
+            while not ended.is_set():
+                began = time.perf_counter()
+                answer = served.draw()
+                took = time.perf_counter() - began
+                with lock:
+                    answers[answer.status_code] += 1
                     if answer.status_code != 200:
-                        assert answer.headers["retry-after"]
-                        ended.wait(float(answer.headers["retry-after"]) if patient else 0.05)
+                        refusals.append(1000 * took)
+                wait = float(answer.headers["retry-after"]) if answer.status_code != 200 else 0.0
+                ended.wait(wait if patient else pause - took)
 
-        threads = [threading.Thread(target=call) for _ in range(clients)]
+        threads = [threading.Thread(target=call, args=(number,)) for number in range(clients)]
         began = time.monotonic()
         for thread in threads:
             thread.start()

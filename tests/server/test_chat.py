@@ -9,6 +9,7 @@ import pytest
 
 import triptych
 from tests.server.running import Running, run_service
+from tests.server.test_figures import read
 from tests.server.test_security import degenerate, png
 from tests.systems.gemma.tiny_gguf import write_gguf
 from tests.systems.paligemma.test_pipeline import save_tiny
@@ -64,6 +65,10 @@ def test_an_answer_is_that_of_the_library_streamed_or_not(client, running) -> No
     assert "".join(parts) == said.text and chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-2].choices[0].finish_reason == "length"
     assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    figures = read(running)
+    assert figures["triptych_tokens_total read"] == 2 * whole.usage.prompt_tokens
+    assert figures["triptych_tokens_total written"] == 2 * whole.usage.completion_tokens
+    assert figures["triptych_first_token_seconds_count"] == 2
 
 
 def test_without_a_model_the_one_that_chats(client, running) -> None:

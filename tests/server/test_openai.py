@@ -11,7 +11,7 @@ from PIL import Image
 from tests.server.running import run_service
 from tests.server.test_jobs import CAT, read_png
 from triptych.server.jobs.carry_out import Outcome, Stop, Tools
-from triptych.server.jobs.store import Job
+from triptych.server.jobs.store import Event, Job, Store
 from triptych.server.jobs.workers import Lane
 from triptych.vision.images import open_picture
 
@@ -57,6 +57,34 @@ def test_a_picture_without_a_model_is_that_of_our_own_route(client, served) -> N
     for one, own in zip(drawn.data, job["result"]["pictures"], strict=True):
         assert (decode(one.b64_json) == read_png(served, own["url"])).all()
         assert one.revised_prompt == "a red cat"
+
+
+def test_a_client_that_waits_for_its_picture_has_no_events_read(client, monkeypatch) -> None:
+    """Each has a preview in it. The state of the job is looked at when it may have ended: not at
+    every step, of which there are many times as many.
+    """
+    read: list[str] = []
+    looked: list[str] = []
+    events, state = Store.events, Store.state
+
+    def look(store: Store, key: str) -> str:
+        looked.append(key)
+        return state(store, key)
+
+    monkeypatch.setattr(Store, "state", look)
+
+    def note(store: Store, after: int = 0, job: str = "", limit: int = 500) -> list[Event]:
+        read.append(job)
+        return events(store, after, job, limit)
+
+    monkeypatch.setattr(Store, "events", note)
+    drawn = client.images.generate(
+        prompt="a red cat", extra_body=EXTRA | {"num_inference_steps": 30}
+    )
+    assert drawn.data and read == [] and len(looked) <= 3
+    assert drawn._request_id  # what to name when something is wrong
+    list(client.images.generate(prompt="a red cat", stream=True, extra_body=EXTRA))
+    assert read
 
 
 def test_formats_addresses_and_classes(client, served) -> None:

@@ -7,6 +7,7 @@ import pytest
 from torch import nn
 
 from triptych.requests import TextToImage
+from triptych.server import offers
 from triptych.server.catalog import map_texts, offered_requests
 from triptych.server.jobs.database import Database
 from triptych.server.jobs.files import Files
@@ -18,6 +19,7 @@ from triptych.server.schema import schema_of
 from triptych.server.service import open_service
 from triptych.server.settings import Places, Serve
 from triptych.systems import RECIPES, SYSTEMS
+from triptych.weights.describe_model import Description, describe_model
 from triptych.weights.loaded import Card, Loaded
 
 MEGABYTE = 1 << 20
@@ -178,6 +180,29 @@ def test_names_of_models_are_checked_at_the_start(tmp_path) -> None:
         Offers(Serve(models=given), Places(tmp_path)).check()
     with pytest.raises(ValueError, match="there is no model"):
         Offers(Serve(models=(str(tmp_path / "none"),)), Places(tmp_path)).check()
+
+
+def test_the_files_of_a_model_are_read_again_only_when_they_change(tmp_path, monkeypatch) -> None:
+    """Every request names a model, and all of them are looked at."""
+    reads: list[Path] = []
+
+    def count(path: Path) -> Description:
+        reads.append(path)
+        return describe_model(path)
+
+    monkeypatch.setattr(offers, "describe_model", count)
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model": "cvae", "classes": ["a"]}')
+    offered = Offers(Serve(models=(str(folder),)), Places(tmp_path))
+    for _ in range(3):
+        assert offered.find_model("digits").about.classes == ("a",)
+    assert reads == [folder]
+    (folder / "config.json").write_text('{"model": "cvae", "classes": ["a", "b"]}')
+    assert offered.find_model("digits").about.classes == ("a", "b")
+    (folder / "words.json").write_text('{"names": ["a red cat"]}')
+    assert offered.find_model("digits").about.ideas == ("a red cat",)
+    assert reads == [folder] * 3
 
 
 def test_folders_outside_a_data_root_are_not_offered(tmp_path) -> None:

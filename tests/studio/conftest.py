@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.server import conftest as server
-from tests.server.running import EVERY_STEP, Running, run_service
+from tests.server.running import EVERY_STEP, LONG, Running, run_service
 from tests.systems.unclip import tiny_unclip
 from triptych.server.routes.page import BUILT
 
@@ -17,7 +17,7 @@ models = server.models
 NO_BROWSER = "these tests need Chromium: `apt-get install chromium`, or name one in CHROMIUM"
 NOT_BUILT = "the page is not built: run `make studio`"
 PLACES = ("chromium", "chromium-browser", "google-chrome")
-PATIENT = 1_800_000.0
+PATIENT = 1000 * LONG
 """Milliseconds that a test waits for what will happen, however loaded the machine is."""
 expect.set_options(timeout=PATIENT)
 

@@ -14,8 +14,6 @@ from playwright.sync_api import Page, expect
 from tests.server.running import Running
 from tests.studio.conftest import Open
 
-pytestmark = pytest.mark.slow
-
 PERCENT = re.compile(r"^\d+ % ")
 LONG: dict[str, Any] = {"model": "painter", "prompt": "a long work", "n": 64, "steps": 150}
 
@@ -101,6 +99,7 @@ def test_a_reload_in_the_middle_loses_nothing(open_page: Open, service: Running)
     expect(page.get_by_text("Cancelled", exact=True)).to_be_visible()
 
 
+@pytest.mark.slow
 def test_two_tabs_show_the_same(open_page: Open) -> None:
     one, two = open_page(), open_page()
     draw(one, "a yellow tower")
@@ -108,6 +107,7 @@ def test_two_tabs_show_the_same(open_page: Open) -> None:
     finished(two, "a yellow tower")
 
 
+@pytest.mark.slow
 def test_what_one_tab_deletes_is_gone_in_the_other(open_page: Open, service: Running) -> None:
     service.made("text-to-image", model="painter", prompt="a short-lived goose", steps=1)
     one, two = open_page("library?words=goose"), open_page("library?words=goose")
@@ -143,6 +143,7 @@ def test_classes_of_a_model_are_buttons(open_page: Open, service: Running) -> No
     assert newest(service)["request"]["label"] == "7"
 
 
+@pytest.mark.slow
 def test_a_mask_is_painted_in_the_page(open_page: Open, service: Running, picture: Path) -> None:
     page = open_page()
     page.get_by_text("Start from a picture").click()
@@ -173,6 +174,7 @@ def test_a_mask_is_painted_in_the_page(open_page: Open, service: Running, pictur
     assert request["image"]
 
 
+@pytest.mark.slow
 def test_a_grid_of_settings_shares_its_noise(open_page: Open, service: Running) -> None:
     page = open_page()
     page.get_by_label("Prompt", exact=True).fill("a grid")
@@ -212,13 +214,26 @@ def test_a_dropped_picture_brings_its_settings_back(open_page: Open, picture: Pa
     expect(page.get_by_label("Steps", exact=True)).to_have_value("2")
 
 
+def press_tab(page: Page) -> None:
+    """Go to the next control; a page that was opened just now may not have the keyboard yet."""
+    focused = "document.activeElement !== document.body"
+    for _ in range(100):
+        page.keyboard.press("Tab")
+        if page.evaluate(focused):
+            return
+        page.wait_for_timeout(50)
+
+
+@pytest.mark.slow
 def test_keyboard_alone_draws_and_looks(open_page: Open) -> None:
     page = open_page()
-    page.keyboard.press("Tab")
+    prompt = page.get_by_label("Prompt", exact=True)
+    expect(prompt).to_be_visible()
+    press_tab(page)
     expect(page.get_by_text("To the content")).to_be_focused()
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
-    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
+    expect(prompt).to_be_focused()
     page.keyboard.type("a quiet lake")
     page.keyboard.press("Control+Enter")
     finished(page, "a quiet lake")

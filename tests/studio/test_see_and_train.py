@@ -9,8 +9,6 @@ from tests.server.running import Running
 from tests.studio.conftest import Open
 from tests.systems.clip import tiny_clip
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:

@@ -6,8 +6,8 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from triptych.server.figures import Figures
 from triptych.server.guard import Asgi, Guard, Message, Receive, Scope, Send
 from triptych.server.routes import (
     automatic1111,
@@ -25,7 +25,6 @@ from triptych.server.service import Service
 
 def build_app(service: Service, port: Callable[[], int]) -> Asgi:
     """The application of a service that is reached at `port()`."""
-    registry = CollectorRegistry()
     app = FastAPI(
         title="Triptych", version=version("triptych"), docs_url=None, redoc_url=None,
         redirect_slashes=False,  # a redirect would be made of what the client calls this host
@@ -38,18 +37,14 @@ def build_app(service: Service, port: Callable[[], int]) -> Asgi:
     app.include_router(openai_chat.routes(service))
     app.include_router(openai_embeddings.routes(service))
     app.include_router(automatic1111.routes(service))
-    app.include_router(health.routes(service, registry))
+    app.include_router(health.routes(service))
     app.include_router(page.routes())
-    counted = count_requests(app, registry)
+    counted = count_requests(app, service.figures)
     return Guard(counted, service.settings, service.limits, port)
 
 
-def count_requests(app: Any, registry: CollectorRegistry) -> Asgi:
+def count_requests(app: Any, figures: Figures) -> Asgi:
     """Counts and times requests by route, never by what a user has written."""
-    requests = Counter(
-        "triptych_requests", "Requests by route and status", ["route", "status"], registry=registry
-    )
-    seconds = Histogram("triptych_request_seconds", "Seconds to the first byte", registry=registry)
 
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
@@ -57,8 +52,8 @@ def count_requests(app: Any, registry: CollectorRegistry) -> Asgi:
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none")
-                requests.labels(route, str(message["status"])).inc()
-                seconds.observe(time.monotonic() - began)
+                figures.requests.labels(route, str(message["status"])).inc()
+                figures.request_seconds.observe(time.monotonic() - began)
             await send(message)
 
         await app(scope, receive, noted if scope["type"] == "http" else send)

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import hmac
 import json
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
@@ -192,6 +193,7 @@ class Guard:
             "default-src 'none'; frame-ancestors 'none'" if path.startswith("/api/files/") else CSP
         )
         extra = [*HEADERS, (b"content-security-policy", policy.encode())]
+        extra.append((b"x-request-id", secrets.token_hex(12).encode()))  # clients log it
         if not path.startswith(("/assets/", "/api/files/")):
             extra.append((b"cache-control", b"no-store"))
         if origin and origin in self.settings.allow_origin:

@@ -6,12 +6,14 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from triptych.data.names import BUILT_IN
 from triptych.fields import nearest
 from triptych.server.settings import Places, Serve
-from triptych.weights.bundled_models import bundled_folder, bundled_names, is_model
+from triptych.text.known_words import FILE
+from triptych.weights.bundled_models import MODEL_FILES, bundled_folder, bundled_names, is_model
 from triptych.weights.describe_model import Description, describe_model
 from triptych.weights.hub import find_repository
 from triptych.weights.short_names import SHORT_NAMES
@@ -20,6 +22,8 @@ RUNS, LORAS = Path("runs"), Path("loras")
 RESULTS = "results"
 """As a source: every picture that the service has made."""
 LORA_ENDINGS = (".safetensors", ".pt", ".bin")
+DESCRIBING = (*MODEL_FILES, FILE)
+"""What the description of a model is read from."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,79}")
 
 
@@ -164,9 +168,30 @@ def read_model(place: str) -> Model:
     path = Path(place)
     name = path.resolve().name
     title = path.stem if path.is_file() else name
-    return Model(title, place, describe_model(path), int(path.stat().st_mtime))
+    return Model(title, place, read_description(path), int(path.stat().st_mtime))
 
 
 def read_bundled(name: str) -> Model:
     """A model that comes with the package."""
-    return Model(name, name, describe_model(bundled_folder(name)))
+    return Model(name, name, read_description(bundled_folder(name)))
+
+
+def read_description(path: Path) -> Description:
+    """What the files of a model say, read again only when they have changed: every request names a
+    model, and to read them all takes longer than to draw a digit.
+    """
+    return _describe(path, tuple(map(_last_change, (path, *(path / name for name in DESCRIBING)))))
+
+
+@lru_cache(maxsize=1024)
+def _describe(path: Path, changes: tuple[tuple[int, int] | None, ...]) -> Description:
+    return describe_model(path)
+
+
+def _last_change(file: Path) -> tuple[int, int] | None:
+    """Time in nanoseconds and size; None where there is no such file."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from triptych.atomic import lock_folder
 from triptych.fields import from_json, to_json
 from triptych.server.catalog import Offered
+from triptych.server.figures import Figures
 from triptych.server.jobs.carry_out import Tools
 from triptych.server.jobs.database import Database
 from triptych.server.jobs.feed import Feed
@@ -39,6 +40,7 @@ class Service:
     inputs: Inputs
     models: Models
     workers: Workers
+    figures: Figures
 
     def read(self, offered: Offered, body: Any) -> Any:
         """A body as the request that is stored.
@@ -118,14 +120,18 @@ def open_service(
             offers.check()
             inputs = Inputs(offers, files, places, limits)
             feed = Feed(jobs)
-            models = Models(load_model, memory_budget(settings.memory))
-            tools = Tools(jobs, files, feed, inputs, models, places, limits)
+            figures = Figures()
+            load = figures.load_seconds.time()(load_model)
+            models = Models(load, memory_budget(settings.memory))
+            figures.watch(jobs, models)
+            tools = Tools(jobs, files, feed, inputs, models, places, limits, figures)
             workers = Workers(tools, lanes(settings.devices) if with_lanes is None else with_lanes)
             workers.start()
             try:
                 yield Service(
-                    settings, places, limits, jobs, files, feed, offers, inputs, models, workers
-                )
+                    settings, places, limits, jobs, files, feed, offers, inputs, models, workers,
+                    figures,
+                )  # fmt: skip
             finally:
                 workers.stop()
                 feed.close()

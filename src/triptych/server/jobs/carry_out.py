@@ -13,6 +13,7 @@ from typing import Any
 
 from triptych import atomic, fields
 from triptych.server.catalog import CheckData, offered_requests
+from triptych.server.figures import Figures
 from triptych.server.jobs.feed import Feed
 from triptych.server.jobs.files import File, Files
 from triptych.server.jobs.inputs import Inputs, Resolved, hide_paths
@@ -35,6 +36,7 @@ class Tools:
     models: Models
     places: Places
     limits: Limits
+    figures: Figures
 
     def tell(self, job: Job, kind: str, data: dict[str, Any]) -> None:
         """Append an event and wake who follows."""
@@ -160,15 +162,24 @@ class Recorder:
         self.files: list[File] = []
         self.notes: tuple[str, ...] = ()
         self.last_preview = float("-inf")
+        self.has_words = False
 
     def tell_progress(self, item: Any) -> None:
         if (notes := tuple(getattr(item, "notes", ()))) != self.notes:
             self.notes = notes
             self.tools.tell(self.job, "notes", {"notes": list(notes)})
         if new := getattr(item, "new", ""):  # of a language model
-            self.tools.tell(self.job, "text", {"new": new})
+            self._tell_words(new)
+        else:
+            self.tools.figures.steps.inc()
         data = {"done": round(float(item.done), 4), "pictures": len(self.files)}
         self.tools.tell(self.job, "progress", data)
+
+    def _tell_words(self, new: str) -> None:
+        if not self.has_words:
+            self.has_words = True
+            self.tools.figures.first_token_seconds.observe(time.time() - self.job.created)
+        self.tools.tell(self.job, "text", {"new": new})
 
     def tell_preview(self, item: Any, answers: Any, kept: Kept | None) -> None:
         """A small picture of what the model expects, if there is one and the last is old enough."""
@@ -225,6 +236,9 @@ class Recorder:
         for row in values.get("matches", ()):
             if found := self.tools.files.file_at(f"results/{row['name']}"):
                 row["file"] = found.id
+        if "prompt_tokens" in values:
+            self.tools.figures.tokens.labels("read").inc(values["prompt_tokens"])
+            self.tools.figures.tokens.labels("written").inc(len(values["tokens"]))
         return self.result(values)
 
     def result(self, values: dict[str, Any]) -> dict[str, Any]:

@@ -141,6 +141,11 @@ class Store:
             raise KeyError(key)
         return _read_job(rows[0])
 
+    def state(self, key: str) -> str:
+        """The state of a job; `deleted` where there is none."""
+        rows = self.query("SELECT state FROM jobs WHERE id = ?", key)
+        return str(rows[0][0]) if rows else DELETED
+
     def jobs(
         self, states: Sequence[str] = (), before: int | None = None, limit: int = 100
     ) -> list[Job]:

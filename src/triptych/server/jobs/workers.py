@@ -61,7 +61,7 @@ class Workers:
         with self.lock:
             if state == "cancelling" and key in self.running:
                 self.running[key].event.set()
-        self.tools.feed.notify()
+        self.tools.feed.notify(ended=True)
         return state
 
     def stop(self) -> None:
@@ -95,11 +95,13 @@ class Workers:
                         feed.changed.wait(PAUSE)
                 continue
             feed.notify()
+            self.tools.figures.note_start(job)
             try:
                 outcome = lane.carry_out(job, self.tools, stop)
+                self.tools.figures.note_end(job, outcome.state)
                 self.tools.jobs.end(job.id, outcome.state, outcome.result, outcome.error)
             except Exception:  # the database cannot be written; the next job may be luckier
                 traceback.print_exc()
             with self.lock:
                 del self.running[job.id]
-            feed.notify()
+            feed.notify(ended=True)

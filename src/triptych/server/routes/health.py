@@ -2,37 +2,15 @@
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from triptych.server.routes.errors import ERRORS
 from triptych.server.service import Service
 
 
-class State:
-    """Figures that are read when Prometheus asks."""
-
-    def __init__(self, service: Service):
-        self.service = service
-
-    def collect(self) -> list[GaugeMetricFamily]:
-        """The queue by state, and the memory of models."""
-        queue = self.service.jobs.queue()
-        depth = GaugeMetricFamily("triptych_queue_depth", "Jobs by state", labels=["state"])
-        for state in ("waiting", "running", "cancelling"):
-            depth.add_metric([state], sum(job.state == state for job in queue))
-        sizes = self.service.models.sizes()
-        resident = GaugeMetricFamily("triptych_resident_bytes", "Weights of loaded models")
-        resident.add_metric([], sum(sizes.values()))
-        models = GaugeMetricFamily("triptych_loaded_models", "Loaded models")
-        models.add_metric([], len(sizes))
-        return [depth, resident, models]
-
-
-def routes(service: Service, registry: CollectorRegistry) -> APIRouter:
+def routes(service: Service) -> APIRouter:
     """`/healthz`, `/readyz` and `/metrics`."""
     router = APIRouter(tags=["service"], responses=ERRORS)
-    registry.register(State(service))  # type: ignore[arg-type]
 
     @router.get("/healthz", response_model=None)
     async def is_alive() -> Response:
@@ -51,6 +29,6 @@ def routes(service: Service, registry: CollectorRegistry) -> APIRouter:
     )  # fmt: skip
     async def read_metrics() -> Response:
         """Figures in the text format of Prometheus."""
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(service.figures.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -274,7 +274,7 @@ def _add_changes(router: APIRouter, service: Service) -> None:
         (folder / "job.json").unlink(missing_ok=True)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-        service.feed.notify()
+        service.feed.notify(ended=True)
         return Response(status_code=204)
 
 

@@ -30,7 +30,7 @@ async def wait_for(service: Service, request: Request, job: Job) -> Job:
         ClientLeft: the client went away; the job is cancelled.
         Failure: the job failed, was cancelled by another client, or the service stops.
     """
-    ended = asyncio.ensure_future(_until_ended(service, job))
+    ended = asyncio.ensure_future(service.feed.until_ended(job.id))
     left = asyncio.ensure_future(_until_left(request))
     try:
         await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
@@ -93,11 +93,6 @@ async def follow(service: Service, job: Job) -> AsyncIterator[Event | None]:
     pause = service.limits.keep_alive_seconds
     async for event in service.feed.follow(0, job.id, pause):
         yield event
-
-
-async def _until_ended(service: Service, job: Job) -> None:
-    async for _ in follow(service, job):
-        pass
 
 
 async def _until_left(request: Request) -> None:
