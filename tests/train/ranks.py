@@ -1,20 +1,24 @@
 """One process of a training in several: `python -m tests.train.ranks WHAT FOLDER`."""
 
 import atexit
+import errno
 import importlib
 import json
 import os
+import random
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import distributed as dist
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from triptych import training as runs
 from triptych.cli.main import main as command
@@ -36,7 +40,7 @@ from triptych.requests import (
 )
 from triptych.runtime import key
 from triptych.systems.stable_diffusion import model as stable_diffusion
-from triptych.train import loop
+from triptych.train import checkpoint, loop
 
 TOWERS = Towers(
     width=16, layers=1, heads=2, text_width=16, text_layers=1, text_heads=2, vocabulary=520,
@@ -192,8 +196,86 @@ def shard(folder: Path, rank: int, size: int) -> None:
         for name, request in sharded(folder / "pictures", folder / "texts").items():
             for _ in runs.train(request, folder / f"{size}" / name):
                 pass
+    for name in ("at once", "delayed"):
+        with delayed_writing() if name == "delayed" and rank == 0 else nullcontext():
+            longer = language(folder / "texts", shard=True, steps=6, save_every=2, keep=5)
+            for _ in runs.train(longer, folder / f"{size}" / name):
+                pass
     dist.barrier()
     dist.destroy_process_group()
+
+
+@contextmanager
+def delayed_writing() -> Iterator[None]:
+    """Each checkpoint is completed only after the next step of training, but the last one."""
+    take_step, complete = loop.take_step, checkpoint.complete
+    done = [threading.Event() for _ in range(7)]
+
+    def take(*arguments: Any) -> Any:
+        taken = take_step(*arguments)
+        done[arguments[2]].set()
+        return taken
+
+    def wait(run: Path, step: int, *arguments: Any) -> Path:
+        if step < 6 and not done[step + 1].wait(600):
+            raise RuntimeError("training waits for its checkpoint")
+        return complete(run, step, *arguments)
+
+    loop.take_step, checkpoint.complete = take, wait
+    try:
+        yield
+    finally:
+        loop.take_step, checkpoint.complete = take_step, complete
+
+
+def die(folder: Path, rank: int) -> NoReturn:
+    """The console script; in each of the first twenty lives of a training one process is killed at
+    a random moment after its first step.
+    """
+    life = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    draw = random.Random(life)
+    victim, moment = draw.randrange(2), draw.uniform(0, 1)
+    take_step, started = loop.take_step, threading.Event()
+
+    def kill() -> None:
+        (folder / f"killed-{life:02d}").write_text(f"{rank} after {moment:.2f} s\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def take(*arguments: Any) -> Any:
+        if life < 20 and rank == victim and not started.is_set():
+            started.set()
+            threading.Timer(moment, kill).start()
+        return take_step(*arguments)
+
+    loop.take_step = take
+    sys.argv[1:] = command_of(folder / "texts", folder / "killed", 600)
+    command()
+    raise AssertionError("the console script ends the process")
+
+
+def command_of(texts: Path, run: Path, steps: int) -> list[str]:
+    """The command line of a sharded training of a small language model."""
+    small = "--width 24 --layers 2 --heads 2 --kv-heads 1 --head-width 8 --hidden 32 --length 16"
+    often = "--batch-size 8 --vocabulary 330 --log-every 1 --save-every 3 --ema-halflife 2"
+    where = ["--data", str(texts), "--run", str(run), "--steps", f"{steps}", "--shard"]
+    return ["train", "language", *where, *small.split(), *often.split()]
+
+
+def fill_disk(folder: Path, rank: int) -> NoReturn:
+    """The console script; the disk of the second process is full at the second checkpoint."""
+    write, count = HuggingFaceStorageWriter.write_data, 0
+
+    def writes(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 2 and rank == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shares")
+        return write(*arguments)
+
+    HuggingFaceStorageWriter.write_data = writes  # type: ignore[method-assign]
+    sys.argv[1:] = command_of(folder / "texts", folder / "full", 60)
+    command()
+    raise AssertionError("the console script ends the process")
 
 
 def fail(folder: Path, rank: int, how: str) -> NoReturn:
@@ -223,5 +305,7 @@ if __name__ == "__main__":
     what, place = sys.argv[1], Path(sys.argv[2])
     if what in ("equal", "shard"):
         {"equal": equal, "shard": shard}[what](place, rank, size)
+    elif what in ("die", "fill_disk"):
+        {"die": die, "fill_disk": fill_disk}[what](place, rank)
     else:
         fail(place, rank, what)

@@ -1,5 +1,8 @@
 """Sharded training: what one process trains, from a share of the weights in each of several."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.train.launch import start, wait
-from tests.train.ranks import draws_of_one_process, language, sharded
+from tests.train.launch import FOREVER, ROOT, environment, start, wait
+from tests.train.ranks import command_of, draws_of_one_process, language, sharded
 from triptych import training as runs
 from triptych.cli.main import run as command
 from triptych.requests import TrainRequest
@@ -115,3 +118,105 @@ def test_several_processes_train_what_one_does(folder: Path, spread: Path, name:
         assert tensor.shape == theirs[key].shape
         if key in shared["ema"]:
             assert tensor.equal(shared["ema"][key]), key
+
+
+@pytest.mark.slow
+def test_training_goes_on_while_a_checkpoint_is_written(spread: Path) -> None:
+    """And what is written is the state of its own step."""
+    for step in (2, 4, 6):
+        at_once, delayed = (
+            load(spread / run / f"step-{step:06d}", {}) for run in ("at once", "delayed")
+        )
+        assert at_once.tensors.keys() == delayed.tensors.keys() == {"model", "ema", "optimizer"}
+        for file, group in at_once.tensors.items():
+            for name, tensor in group.items():
+                assert tensor.equal(delayed.tensors[file][name]), (step, name)
+
+
+@pytest.fixture(scope="module")
+def begun(folder: Path) -> Path:
+    """Six steps by two processes, saved every three."""
+    results = wait(
+        start(["-m", "triptych", *command_of(folder / "texts", folder / "begun", 6)], folder)
+    )
+    assert [code for code, *_ in results] == [0, 0], results
+    return folder / "begun"
+
+
+def timeless(run: Path) -> list[dict[str, float]]:
+    return [{**row, "seconds": 0} for row in rows(run / "metrics.jsonl")]
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_continues(folder: Path, begun: Path) -> None:
+    """Two saved; one, with and without the option, and four go on as one goes on alone."""
+    journals = {}
+    for name in ("whole", "1", "1 without", "4"):
+        run = folder / f"continued by {name}"
+        if name != "whole":
+            shutil.copytree(begun, run)
+        arguments = command_of(folder / "texts", run, 9)
+        if name == "1 without":
+            arguments.remove("--shard")
+        size = 4 if name == "4" else 1
+        results = wait(start(["-m", "triptych", *arguments], folder, size))
+        assert {code for code, *_ in results} == {0}, results
+        journals[name] = timeless(run)
+    whole = journals.pop("whole")
+    for journal in journals.values():
+        assert [row["step"] for row in journal] == list(range(1, 10))
+        for one, row in zip(whole, journal, strict=True):
+            assert row == pytest.approx(one, rel=2e-4)
+
+
+@pytest.mark.slow
+def test_a_cut_or_damaged_save_is_not_read(folder: Path, begun: Path) -> None:
+    whole = folder / "cut"
+    shutil.copytree(begun, whole)
+    shutil.copytree(whole / "step-000006", whole / ".step-000009.tmp-shares")
+    share = whole / "step-000006" / "shard-00002-model-00001-of-00001.safetensors"
+    data = bytearray(share.read_bytes())
+    data[-1] ^= 1
+    share.write_bytes(data[:-1])
+    assert "bytes instead of" in checkpoint.verify(share.parent)
+    share.write_bytes(data)
+    path, faults = checkpoint.newest(whole)
+    assert path == whole / "step-000003"
+    assert faults == [f"step-000006: {share.name} has changed since it was written"]
+    assert command(command_of(folder / "texts", whole, 9)) == 0
+    assert [row["step"] for row in rows(whole / "metrics.jsonl")] == list(range(1, 10))
+    assert not list(whole.glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_all_and_older_checkpoints_stay(folder: Path) -> None:
+    results = wait(start(["-m", "tests.train.ranks", "fill_disk", str(folder)], folder))
+    (first, _, told), (second, _, said) = results
+    assert (first, second) == (1, 1), results
+    assert "No space left on device" in told and "Checkpoints are intact" in told
+    assert "Traceback" not in told + said
+    assert [path.name for path in checkpoint.steps(folder / "full")] == ["step-000003"]
+
+
+@pytest.mark.slow
+def test_twenty_random_kills_leave_the_bits_of_an_undisturbed_run(folder: Path) -> None:
+    dying = ["-m", "--", "tests.train.ranks", "die"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    killed = subprocess.run(
+        [sys.executable, *torchrun, "--max-restarts", "25", *dying, str(folder)],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=FOREVER, check=False,
+    )  # fmt: skip
+    assert killed.returncode == 0, killed.stderr[-3000:]
+    assert len(list(folder.glob("killed-*"))) == 20
+    whole = ["-m", "triptych", *command_of(folder / "texts", folder / "undisturbed", 600)]
+    assert [code for code, *_ in wait(start(whole, folder))] == [0, 0]
+    assert timeless(folder / "killed") == timeless(folder / "undisturbed")
+    last = [folder / run / "step-000600" for run in ("killed", "undisturbed")]
+    ours, theirs = (load(path, {}).tensors for path in last)
+    for file, group in theirs.items():
+        for name, tensor in group.items():
+            assert tensor.equal(ours[file][name]), (file, name)
+    exported = [
+        (folder / run / "model.safetensors").read_bytes() for run in ("killed", "undisturbed")
+    ]
+    assert exported[0] == exported[1]
