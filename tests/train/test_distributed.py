@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from shlex import split
 
@@ -13,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import distributed as dist
 
 from tests.train.launch import FOREVER, ROOT, environment, start, wait
 from tests.train.ranks import requests
 from triptych import training as runs
 from triptych.requests import Training
 from triptych.train import checkpoint
-from triptych.train.distributed import SINGLE_PROCESS, join_processes
+from triptych.train.distributed import SINGLE_PROCESS, World, begin_round, join_processes
 from triptych.train.journal import rows
 from triptych.train.shard_files import load
 
@@ -179,3 +181,28 @@ def test_what_cannot_be_spread_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     ):
         join_processes(Training(batch_size=128)).__enter__()
     assert not torch.distributed.is_initialized()
+
+
+def test_a_restart_does_not_read_what_dead_processes_left() -> None:
+    """torchrun keeps one store over its restarts: here of three processes, started twice, of which
+    the third is late.
+    """
+    store, parts = dist.HashStore(), {}
+
+    def join(rank: int, life: int) -> None:
+        part = begin_round(store, World(rank, 3))
+        parts[life, rank] = part
+        part.set(f"address of {rank}", f"{life}")
+
+    for life in range(2):
+        threads = [threading.Thread(target=join, args=(rank, life)) for rank in range(3)]
+        for thread in threads[:2]:
+            thread.start()
+        threads[0].join(0.2)
+        assert (life, 0) not in parts  # it waits for the third, though one was here before
+        threads[2].start()
+        for thread in threads:
+            thread.join(FOREVER)
+    for rank in range(3):
+        assert [parts[1, rank].get(f"address of {other}") for other in range(3)] == [b"1"] * 3
+        assert parts[0, rank].get("address of 0") == b"0"

@@ -13,6 +13,8 @@ Dimensions: B items, C channels.
 
 import importlib
 import os
+import secrets
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +26,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F
 
 from triptych import runtime
@@ -219,8 +223,13 @@ def join_processes(training: Training) -> Generator[World, None, None]:
     importlib.import_module("torch._dynamo")
     try:
         if made:
+            store, *_ = next(rendezvous("env://", world.rank, world.size, timeout=TIMEOUT))
             dist.init_process_group(
-                backend, timeout=TIMEOUT, rank=world.rank, world_size=world.size
+                backend,
+                store=begin_round(store, world),
+                timeout=TIMEOUT,
+                rank=world.rank,
+                world_size=world.size,
             )
         yield world
         if made:  # not after a failure: others may have ended, and would not answer
@@ -230,6 +239,30 @@ def join_processes(training: Training) -> Generator[World, None, None]:
         if isinstance(error, dist.DistError) or any(s in str(error) for s in LOST_CONNECTION):
             raise world.other_failed() from error
         raise
+
+
+def begin_round(store: Store, world: World) -> Store:
+    """A part of the launcher's store that no earlier start of the processes has written to.
+
+    torchrun keeps one store over its restarts, and in it the addresses of processes that are dead:
+    who reads one before it is replaced waits for ever. The first process names a new part, and
+    tells it to those that are here now, each by a number that it has drawn itself.
+    """
+    own = secrets.token_hex(8)
+    if not world.first:
+        store.set(f"here/{world.rank}", own)
+        part = store.get(f"part/{own}").decode()  # waits
+        store.set(f"{part}/{world.rank}", "")
+        return PrefixStore(part, store)
+    missing = set(range(1, world.size))
+    while missing:
+        for rank in sorted(missing):
+            if store.check([f"{own}/{rank}"]):
+                missing.remove(rank)
+            elif store.check([f"here/{rank}"]):  # now, or before the restart
+                store.set(f"part/{store.get(f'here/{rank}').decode()}", own)
+        time.sleep(0.01)
+    return PrefixStore(own, store)
 
 
 def _read_launcher() -> World:
