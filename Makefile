@@ -17,7 +17,7 @@ SHAPE_TESTS := tests/nn $(wildcard tests/systems/*/test_model.py tests/systems/*
 # Two processes of one thread each: small networks are slower on two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow and not gpu and not network"
 
-.PHONY: demo serve studio docs test check nightly bench clean
+.PHONY: demo serve studio docs release test check nightly bench clean
 
 # Material for MkDocs would print a note about its future at every build: docs/decisions/0013-site.md.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -71,6 +71,11 @@ nightly: .venv/test-ready $(PAGE)  ## the long fault and learning tests, the com
 
 bench: .venv/test-ready  ## every speed claim of docs/results.md, ours and the peer in one run: hours
 	$(BIN)/python benchmarks/every_claim.py
+
+release: .venv/test-ready $(PAGE)  ## build the wheel and the source distribution, and use the wheel by itself
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/python -m tests.release dist
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

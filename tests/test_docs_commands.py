@@ -95,7 +95,7 @@ def shrink(words: list[str]) -> list[str]:
         scenes = "--data" not in words or "scenes-one" in words  # which have 32 pixels
         drawn = scenes or recipe in ("clip", "siglip")
         size = "--size 32" if drawn and recipe != "cvae" else "--size 16"
-        size = "" if recipe == "mask-codes" else size  # they have one
+        size = "" if recipe in ("mask-codes", "language") else size  # they have none
         small = shlex.split(f"{STEPS} {own} {size}")
         return [*remove_options(words, {flag for flag in small if flag[:2] == "--"}), *small]
     name = "" if "--image" in words else words[0]
