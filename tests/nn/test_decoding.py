@@ -13,7 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from triptych.nn.decoding import Sampling, candidates, decode
+from triptych.nn.decoding import Sampling, candidates, decode, most_likely
 
 TABLE = 3 * torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
 """The logits after each of twelve tokens."""
@@ -162,6 +162,14 @@ def test_logits_that_are_no_numbers_are_an_error():
     for sampling in (Sampling(), Sampling(1.0)):
         with pytest.raises(FloatingPointError, match="not a number"):
             list(decode(torch.full((1, 12), torch.nan), after, limit=1, sampling=sampling))
+
+
+@pytest.mark.parametrize("size", [7, 64, 640, 1000])
+def test_the_most_likely_token_is_the_first_of_the_largest(size):
+    torch.manual_seed(0)
+    scores = torch.randint(0, 50, (3, size)).float()
+    assert torch.equal(most_likely(scores), scores.argmax(1))
+    assert torch.equal(most_likely(scores[:, 1:]), scores[:, 1:].argmax(1))
 
 
 @pytest.mark.parametrize(

@@ -14,23 +14,58 @@ def _of(weight: torch.Tensor, pack):
     return pack(*weight.shape, lambda part: weight[part])
 
 
-@pytest.mark.parametrize("outputs", [64, 200])
-@pytest.mark.parametrize("rows", [1, 3, packed.FEW + 1])
-def test_int8_is_the_product_of_its_weights(outputs, rows):
+def _meant(product) -> torch.Tensor:
+    """The weights that the bits of an int8 product mean, in float64."""
+    if isinstance(product, packed.Int8Rows):
+        return product.weight.double() * product.scale.double()[:, None]
+    panel = product.panel
+    numbers = product.table[:, panel:].contiguous().view(torch.float32).double()
+    weights = product.table[:, :panel].double() * numbers[:, :1] + numbers[:, 1:]
+    panels = weights.view(product.panels, product.inputs, panel)
+    return panels.transpose(1, 2).reshape(-1, product.inputs)
+
+
+@pytest.mark.parametrize("outputs", [64, 200, 640])
+@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize("pack", [packed.pack_int8, packed.pack_int8_rows])
+def test_int8_is_the_product_of_its_weights(pack, outputs, rows):
     torch.manual_seed(0)
     weight, x = torch.randn(outputs, 96), torch.randn(rows, 96)
-    layer = packed.PackedLinear([_of(weight, packed.pack_int8)])
-    product = layer.products[0]
-    meant = product.weight.double() * product.scale.double()[:, None]
-    # half a step of the row, whose scale is rounded to bfloat16
-    assert ((meant - weight).abs() <= weight.abs().amax(1, keepdim=True) / 127 * 0.76).all()
+    product = _of(weight, pack)
+    layer = packed.PackedLinear([product])
+    assert (product.few < rows) == (rows == 17)  # so both ways of multiplying are seen
+    meant = _meant(product)
+    exact, narrow = x.double(), x.bfloat16().double()
+    if pack is packed.pack_int8:
+        # half a step of each input of a panel, and its sums are in float32
+        panels = weight.view(product.panels, -1, 96)
+        step = (panels.amax(1) - panels.amin(1))[:, None] / 255
+        assert ((meant.view(panels.shape) - panels).abs() <= step * 0.51).all()
+        atol = 1e-5 if rows <= product.few else 8e-2
+        given = exact if rows <= product.few else narrow
+    else:
+        # half a step of the row, whose scale is rounded to bfloat16
+        largest = weight.abs().amax(1, keepdim=True)
+        assert ((meant - weight).abs() <= largest / 127 * 0.76).all()
+        atol, given = (1e-2 if rows <= product.few else 8e-2), narrow
     torch.testing.assert_close(product.dense().double(), meant, atol=0, rtol=2**-8)
-    exact = x.bfloat16().double() @ meant.T
-    atol = 1e-2 if rows <= packed.FEW else 8e-2  # many rows: of weights in bfloat16, too
-    torch.testing.assert_close(layer(x).double(), exact, atol=atol, rtol=2**-7)
+    rtol = 1e-5 if atol == 1e-5 else 2**-7
+    torch.testing.assert_close(layer(x).double(), given @ meant.T, atol=atol, rtol=rtol)
 
 
-@pytest.mark.parametrize("rows", [1, 3, packed.FEW + 1])
+@pytest.mark.parametrize("pack", [packed.pack_int8, packed.pack_int8_rows, packed.pack_int4])
+def test_one_row_is_the_same_with_fewer_calls(pack):
+    weight, x = torch.randn(640, 96), torch.randn(96)
+    product = _of(weight, pack)
+    assert torch.equal(product.multiply_one(x), product.multiply(x[None])[0])
+
+
+def test_without_kernels_for_bags_rows_have_scales(monkeypatch):
+    monkeypatch.setattr(packed, "_has_bags", lambda: False)
+    assert isinstance(_of(torch.randn(64, 32), packed.pack_int8), packed.Int8Rows)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17])
 def test_four_bits_are_the_product_of_their_weights(rows):
     """Also unpacked, wherever this processor keeps a weight."""
     torch.manual_seed(0)
@@ -43,19 +78,20 @@ def test_four_bits_are_the_product_of_their_weights(rows):
     torch.testing.assert_close(layer.products[0].dense().float(), meant, atol=0, rtol=2**-7)
     span = weight.view(128, 3, 32).amax(2) - weight.view(128, 3, 32).amin(2)
     assert ((meant - weight).view(128, 3, 32).abs().amax(2) <= span / 15 * 0.6 + 2e-2).all()
-    atol = 3e-2 if rows <= packed.FEW else 1.2e-1  # many rows: of weights in bfloat16, too
+    atol = 3e-2 if rows <= packed.Int4.few else 1.2e-1  # many rows: of weights in bfloat16, too
     torch.testing.assert_close(layer(x), x.bfloat16().float() @ meant.T, atol=atol, rtol=2**-7)
 
 
 def test_layers_of_one_input_are_one():
     """Neighbours of one kind become one product."""
-    weights = [torch.randn(64, 64) for _ in range(4)]
-    kinds = (packed.pack_int8, packed.pack_int8, packed.pack_int4, packed.pack_int4)
+    weights = [torch.randn(64, 64) for _ in range(6)]
+    kinds = (packed.pack_int8, packed.pack_int8_rows, packed.pack_int4)
+    kinds = [kind for kind in kinds for _ in range(2)]
     parts = [_of(weight, pack) for weight, pack in zip(weights, kinds, strict=True)]
     x = torch.randn(2, 5, 64)
     alone = torch.cat([packed.PackedLinear([part])(x) for part in parts], -1)
     joined = packed.join(parts)
-    assert len(joined.products) == 2 and torch.equal(joined(x), alone)
+    assert len(joined.products) == 3 and torch.equal(joined(x), alone)
 
 
 @pytest.mark.parametrize("form", [*FOUR_BITS])

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from triptych import runtime
 
+PANEL = 64
+"""Scores of which the maximum is taken at a time."""
 Next = Callable[[Int64[Tensor, " B"]], Float[Tensor, "B V"]]
 """From the tokens just chosen, one for each row, to the logits of the tokens after them."""
 Grammar = Callable[[int, Sequence[int]], Bool[Tensor, " V"] | None]
@@ -167,7 +169,7 @@ def _choose(
         penalised = torch.where(scores > 0, scores / penalty, scores * penalty)
         scores = torch.where(occurred, penalised, scores)
     if sampling.temperature == 0:
-        return scores.argmax(1)
+        return most_likely(scores)
     weights, tokens = candidates(scores, sampling)
     # float64 sums: the last of 262,144 float32 sums would be off by more than a rare token's share
     sums = weights.double().cumsum(1)
@@ -175,6 +177,18 @@ def _choose(
     points = draws.to(sums.device)[:, None] * sums[:, -1:]
     at = torch.searchsorted(sums, points, right=True).clamp(max=sums.shape[1] - 1)
     return (at if tokens is None else tokens.gather(1, at))[:, 0]
+
+
+def most_likely(scores: Float[Tensor, "B V"]) -> Int64[Tensor, " B"]:
+    """`argmax`, the first of equals, by the maxima of panels: torch vectorises a maximum, not where
+    it is (262,144 scores on one core of a Xeon: 0.06 and 0.47 ms).
+    """
+    if scores.shape[1] % PANEL or not scores.is_contiguous():
+        return scores.argmax(1)
+    panels = scores.view(len(scores), -1, PANEL)
+    chosen = panels.amax(2).argmax(1)
+    within = panels[torch.arange(len(scores), device=scores.device), chosen].argmax(1)
+    return chosen * PANEL + within
 
 
 def candidates(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from triptych import runtime
 from triptych.given import take_texts
-from triptych.nn.packed import Int4, Int8
+from triptych.nn.packed import PackedLinear
 from triptych.text.known_words import KnownWords
 from triptych.text.language import LanguageTokenizer
 from triptych.text.tokenizer import Tokenizer, TokenizerConfig
@@ -124,7 +124,7 @@ class Loaded:
             device, precision = None, device if precision is None else precision
         dtype = None if precision is None else find_dtype(precision)
         place = None if device is None else runtime.device(str(device))
-        if any(isinstance(part, Int8 | Int4) for part in self.model.modules()):
+        if any(isinstance(part, PackedLinear) for part in self.model.modules()):
             raise ValueError(
                 f"{self.name} is packed in few bits, for a CPU: load it again with another dtype"
             )

@@ -5,11 +5,15 @@ import math
 import pytest
 import torch
 
+from tests.parity.reference import randomised
 from tests.systems.gemma.tiny_gguf import write_gguf
 from triptych.loading import load
-from triptych.nn.packed import FEW, Int4, Int8
+from triptych.nn.packed import Int4, Int8
 from triptych.requests import Chat, Decoding
 from triptych.running import run
+from triptych.systems.gemma.model import Gemma, GemmaConfig
+from triptych.systems.gemma.pack import finish, pack_state
+from triptych.weights.keymap import fill
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def test_logits_are_nearly_those_of_float32(path, exact, dtype, bound):
     for found in (stepped, whole):
         error = (found - logits).norm() / logits.norm()
         assert error < bound and found.dtype == torch.float32
-    assert FEW < 20  # so both ways of multiplying are seen
+    assert max(Int4.few, Int8.few) < 20  # so both ways of multiplying are seen
     assert (stepped - whole).norm() / whole.norm() < 0.06  # rounding to bfloat16
 
 
@@ -74,3 +78,31 @@ def test_packed_weights_have_no_other_precision(path):
 def test_other_models_are_not_packed():
     with pytest.raises(ValueError, match="int8 is for published language models"):
         load("scenes-clip", dtype="int8")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kv_heads": 2},
+        {"post_norms": False, "head_norms": False, "window": None, "pattern": 1},
+        {"head_norms": False, "attention_cap": 50.0, "logit_cap": 30.0, "pattern": 2},
+    ],
+    ids=["3", "1", "2"],
+)
+def test_one_token_is_what_the_blocks_compute(fields):
+    """With all weights in bytes, so that nothing is rounded to bfloat16; the window is crossed."""
+    config = GemmaConfig(90, 48, 3, 4, **({"kv_heads": 1, "window": 6} | fields), head_width=16,
+        hidden=80, context=64)  # fmt: skip
+    model = randomised(Gemma(config), 0.3)
+    fill(model, pack_state(model, model.state_dict(), 8))
+    finish(model)
+    quick, tokens = model.one_token, torch.randint(0, 90, (1, 14))
+    assert quick is not None
+    found = []
+    for way in (quick, None):
+        model.one_token = way
+        with torch.inference_mode():
+            cache = model.new_cache()
+            model(tokens[:, :3], cache)
+            found.append(torch.cat([model(tokens[:, i : i + 1], cache) for i in range(3, 14)], 1))
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-5)

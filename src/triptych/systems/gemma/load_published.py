@@ -9,7 +9,7 @@ from triptych import runtime
 from triptych.config import errors_about, read_object, settings_of_others
 from triptych.systems.gemma import gguf, published
 from triptych.systems.gemma.model import Gemma, GemmaConfig
-from triptych.systems.gemma.pack import fold_norms, pack, pack_state
+from triptych.systems.gemma.pack import finish, pack, pack_state
 from triptych.text.language import LanguageTokenizer, open_language_tokenizer
 from triptych.weights.keymap import convert, fill
 from triptych.weights.layouts import Layout
@@ -47,7 +47,7 @@ def load_published(
             norms, matrices = gguf.read_packed(layout.open().gguf, config)
             pack(model, matrices, reading.bits)
             fill(model, norms)
-            fold_norms(model)
+            finish(model)
             return Published("gemma", config, model, notes=notes, language=_open_tokenizer(layout))
         state = layout.open().read_mapped(None if reading.bits else dtype)
         if layout.declared == "gemma3" and layout.form != "gguf":
@@ -60,7 +60,7 @@ def load_published(
             state = pack_state(model, state, reading.bits)
         fill(model, state)
         if reading.bits:
-            fold_norms(model)
+            finish(model)
         tokenizer = _open_tokenizer(layout)
     return Published("gemma", config, model, notes=notes, language=tokenizer)
 

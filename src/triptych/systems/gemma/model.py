@@ -8,6 +8,7 @@ width, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -89,6 +90,17 @@ class GemmaConfig:
         return tuple(
             None if (layer + 1) % self.pattern == 0 else self.window for layer in range(self.layers)
         )
+
+
+class OneTokenBlocks(Protocol):
+    """All blocks, of one token of one text."""
+
+    def __call__(
+        self,
+        x: Float[Tensor, "1 1 D"],
+        rotations: Mapping[int | None, Rotation],
+        caches: Sequence[LayerCache],
+    ) -> Float[Tensor, "1 1 D"]: ...
 
 
 class GatedMlp(nn.Module):
@@ -218,6 +230,7 @@ class Gemma(nn.Module):
         self.blocks = nn.ModuleList(GemmaBlock(config) for _ in range(config.layers))
         self.norm = RmsNorm(config.width, config.eps)
         self.head: nn.Module | None = None
+        self.one_token: OneTokenBlocks | None = None
         if not config.tied:
             self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         # scaled by the root of the width in `embed`: unit variance there
@@ -262,6 +275,8 @@ class Gemma(nn.Module):
         seen = cache or Cache(self.config.windows, pads)
         masks, positions = seen.masks(new, prefix, device), seen.positions(new, device)
         rotations = self._rotations(positions, x.dtype)
+        if self.one_token is not None and cache is not None and x.numel() == x.shape[2]:
+            return self.norm(self.one_token(x, rotations, cache.layers))  # type: ignore[no-any-return]
         for block, layer in zip(self.blocks, seen.layers, strict=True):
             x = block(x, rotations[layer.window], masks[layer.window], layer if cache else None)
         normed: Tensor = self.norm(x)
@@ -280,6 +295,10 @@ class Gemma(nn.Module):
     def take(self, token: nn.Module, head: nn.Module) -> None:
         """Use other layers for the vectors of tokens and for the logits."""
         self.token, self.head = token, head
+
+    def take_blocks(self, one_token: OneTokenBlocks) -> None:
+        """Use another way through the blocks for a single token after those in a cache."""
+        self.one_token = one_token
 
     @property
     def device(self) -> torch.device:

@@ -14,9 +14,8 @@ from triptych.nn.packed import (
     GROUP,
     PANEL,
     Groups,
-    Int4,
-    Int8,
     PackedLinear,
+    Product,
     Screened,
     Table,
     join,
@@ -26,6 +25,7 @@ from triptych.nn.packed import (
     pack_int8,
 )
 from triptych.systems.gemma.model import Gemma, GemmaBlock
+from triptych.systems.gemma.one_token import OneToken
 
 Bits = Literal[4, 8]
 """The most bits of a weight."""
@@ -63,7 +63,7 @@ def pack(model: Gemma, matrices: Mapping[str, Stored], bits: Bits) -> None:
     shapes = {name: tuple(model.get_parameter(name).shape) for name in wanted}
     require_fit(matrices, shapes)
 
-    def product(name: str) -> Int4 | Int8:
+    def product(name: str) -> Product:
         (outputs, inputs), (rows, unpack, groups, _) = shapes[name], matrices[name]
         if outputs % PANEL or inputs % GROUP or (bits == 8 and groups is None):
             return pack_int8(outputs, inputs, lambda part: unpack(rows[part]))
@@ -100,11 +100,12 @@ def pack_state(
     return {name: x for name, x in state.items() if not name.startswith(prefix)} | kept
 
 
-def fold_norms(model: Gemma) -> None:
-    """Save the sums in norms, once their weights are there."""
+def finish(model: Gemma) -> None:
+    """Save calls and sums at every token, once the weights of the norms are there."""
     for module in model.modules():
         if isinstance(module, RmsNorm):
             module.fold()
+    model.take_blocks(OneToken(model.config, list(model.blocks)))  # type: ignore[arg-type]
 
 
 def require_fit(found: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from triptych import runtime
 from triptych.config import errors_about, read_object, settings_of_others
-from triptych.systems.gemma.pack import fold_norms, pack_state
+from triptych.systems.gemma.pack import finish, pack_state
 from triptych.systems.paligemma import big_vision, published
 from triptych.systems.paligemma.model import PaliGemma, PaliGemmaConfig
 from triptych.text.language import open_language_tokenizer
@@ -50,7 +50,7 @@ def load_published(
             state = pack_state(model.text, state, reading.bits, "text.")
         fill(model, state)
         if reading.bits:
-            fold_norms(model.text)
+            finish(model.text)
         tokenizer = open_language_tokenizer(found) if found else None
     return Published("paligemma", config, model, transform=transform(config), language=tokenizer)
 

@@ -27,7 +27,7 @@ def build(request: TrainVlm, world: World, load: Load) -> Recipe:
     words = load_part(request.language, Gemma, load) if request.language else None
     if words is None:
         tokenizer = learn_words(request.answers, data)
-        text = _text_config(request, tokenizer.vocabulary)
+        text = text_config(request, tokenizer.vocabulary)
     else:
         if words.language is None:
             raise ValueError(f"{request.language} has no tokenizer: it cannot be trained")
@@ -53,7 +53,7 @@ def build(request: TrainVlm, world: World, load: Load) -> Recipe:
     )
 
 
-def _text_config(request: TrainVlm, vocabulary: int) -> GemmaConfig:
+def text_config(request: TrainVlm, vocabulary: int) -> GemmaConfig:
     """A Gemma 1 of these sizes, as in PaliGemma."""
     return GemmaConfig(
         vocabulary,
