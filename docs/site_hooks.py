@@ -70,8 +70,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
     """Write mathematics; link names of the package to the reference."""
-    if page.parent is None:
-        page.meta["hide"] = ["navigation"]  # it would have one entry
+    hidden = ["navigation"] if page.parent is None else []  # it would have one entry
+    hidden += [] if len(re.findall("<h[23]", html)) > 1 else ["toc"]
+    page.meta["hide"] = hidden
     html = write_maths(html)
     if page.file.src_uri.startswith("reference/"):
         return html
@@ -98,12 +99,19 @@ def on_post_build(config: Any) -> None:
 
 
 def write_maths(html: str) -> str:
-    """LaTeX between the marks of arithmatex as MathML."""
+    """LaTeX between the marks of arithmatex as MathML.
+
+    Raises:
+        PluginError: a command is not known, which would be shown as its name.
+    """
 
     def write(found: re.Match[str]) -> str:
         latex = found[2].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
         display = "block" if found[1] == "div" else "inline"
-        return str(convert(latex.strip(), display=display))
+        written = str(convert(latex.strip(), display=display))
+        if unknown := re.findall(r"\\\w+", written):
+            raise PluginError(f"the formula {latex.strip()} has unknown {', '.join(unknown)}")
+        return written
 
     return MATHS.sub(write, html)
 

@@ -32,6 +32,11 @@ def test_mathematics_is_written_as_mathml(hooks) -> None:
     assert 'display="block"' in html and "&#x0003C;" in html and "<msub>" in html
 
 
+def test_a_command_that_would_be_shown_as_its_name_is_refused(hooks) -> None:
+    with pytest.raises(hooks.PluginError, match=r"the formula \\arg\\min x has unknown \\arg"):
+        hooks.write_maths('<span class="arithmatex">\\(\\arg\\min x\\)</span>')
+
+
 def test_what_a_page_fetches_from_elsewhere_is_found(hooks) -> None:
     page = (
         '<a href="https://arxiv.org/abs/1312.6114">paper</a> <img src="pictures/demo.png">'
