@@ -134,6 +134,8 @@ def test_search_among_the_results(served, monkeypatch, tmp_path) -> None:
     (match,) = found["values"]["matches"]
     assert match["file"] == first and found["values"]["folder"] == "results"
     assert found["pictures"][0]["kind"] == "shown"
+    again = served.made("search", folder="results", image=[first], k=2)["result"]["values"]
+    assert again["matches"][1]["score"] < 1  # another picture, not what the first search has shown
     found = served.made("search", folder="photos", text=["(a dog:0.5)"], k=3)["result"]
     assert len(found["values"]["matches"]) == 3
 

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.server.running import Running
-from tests.studio.conftest import Open
+from tests.studio.conftest import PATIENT, Open
 from tests.systems.clip import tiny_clip
 
 
@@ -57,7 +57,8 @@ def test_a_folder_of_pictures_becomes_a_model_that_draws(
     page.get_by_label("Name of the model").fill("own-pictures")
     page.get_by_role("button", name="Start training").click()
     training = page.get_by_role("region", name="Training own-pictures")
-    expect(training.get_by_text("Done", exact=True)).to_be_visible()
+    done = training.get_by_text("Done", exact=True)
+    expect(done).to_be_visible(timeout=4 * PATIENT)  # a process of lower priority than all others
     training.get_by_role("button", name="Use it").click()
     expect(page.get_by_label("Model", exact=True)).to_have_value("own-pictures")
     page.get_by_role("button", name="Draw", exact=True).click()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def test_the_same_z_is_drawn_as_every_class(open_page: Open, service: Running) -> None:
     page = open_page("understand?show=shared")
     page.get_by_label("Model", exact=True).select_option("digits-vae")
-    page.get_by_role("button", name="Draw 5 other z").click()
+    page.get_by_role("button", name="Draw 5 z").click()
     expect(page.get_by_role("table").get_by_role("img")).to_have_count(50)
     names = page.get_by_role("columnheader").all_inner_texts()[1:]
     assert names == list("0123456789")

@@ -137,6 +137,9 @@ class Places:
     home: Path
     database: Path = field(init=False)
     results: Path = field(init=False)
+    """Pictures that were made, which can be searched."""
+    shown: Path = field(init=False)
+    """Pictures beside results, such as heat maps and what a search has found."""
     uploads: Path = field(init=False)
     data: Path = field(init=False)
     """Data sets made of uploaded pictures."""
@@ -145,7 +148,7 @@ class Places:
 
     def __post_init__(self) -> None:
         names = {"database": "service.sqlite"} | {
-            n: n for n in ("results", "uploads", "data", "runs")
+            n: n for n in ("results", "shown", "uploads", "data", "runs")
         }
         for name, file in names.items():
             object.__setattr__(self, name, self.home / file)
@@ -154,5 +157,5 @@ class Places:
         """Make the folders; only their owner may read them."""
         self.home.mkdir(parents=True, exist_ok=True)
         self.home.chmod(0o700)
-        for folder in (self.results, self.uploads, self.data, self.runs):
+        for folder in (self.results, self.shown, self.uploads, self.data, self.runs):
             folder.mkdir(exist_ok=True)

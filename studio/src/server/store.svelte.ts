@@ -166,7 +166,11 @@ class Server {
   }
 
   private async readQueue(): Promise<void> {
-    for (const job of await call<Job[]>("GET", "/api/queue")) this.keep(job);
+    try {
+      for (const job of await call<Job[]>("GET", "/api/queue")) this.keep(job);
+    } catch {
+      // nobody answers: all is read again when somebody does
+    }
   }
 
   private take(events: Event[]): void {
@@ -192,7 +196,7 @@ class Server {
     if (!FINAL.includes(event.event as State)) return;
     this.announcement = `${job.name.replaceAll("-", " ")}: ${event.event}`;
     void this.refresh(job.id); // its result
-    if (job.run) void this.readOffers();
+    if (job.run) void this.readOffers().catch(() => undefined); // as above
   }
 
   private async refresh(id: string): Promise<void> {

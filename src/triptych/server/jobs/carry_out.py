@@ -158,7 +158,6 @@ class Recorder:
 
     def __init__(self, job: Job, tools: Tools):
         self.job, self.tools = job, tools
-        self.folder = tools.places.results / job.id
         self.files: list[File] = []
         self.notes: tuple[str, ...] = ()
         self.last_preview = float("-inf")
@@ -212,15 +211,17 @@ class Recorder:
     def save(self, picture: Any, resolved: Resolved) -> None:
         from triptych.vision.images import save_picture
 
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"{len(self.files):04d}.png"
+        parent = "results" if picture.kind == "made" else "shown"
+        place = f"{parent}/{self.job.id}/{len(self.files):04d}.png"
+        path = self.tools.places.home / place
+        path.parent.mkdir(parents=True, exist_ok=True)
         record = resolved.hide(dict(picture.record))
-        save_picture(self.folder / name, picture.pixels, record or None, picture.parameters)
+        save_picture(path, picture.pixels, record or None, picture.parameters)
         height, width = picture.pixels.shape[:2]
         words = " ".join(str(fact) for fact in picture.facts.values() if isinstance(fact, str))
         file = self.tools.files.add_file(
-            f"results/{self.job.id}/{name}", (width, height), job=self.job.id,
-            kind=picture.kind, facts=resolved.hide(dict(picture.facts)), words=words,
+            place, (width, height), job=self.job.id, kind=picture.kind,
+            facts=resolved.hide(dict(picture.facts)), words=words,
         )  # fmt: skip
         self.files.append(file)
         self.tools.tell(self.job, "picture", describe_file(file))
@@ -245,7 +246,8 @@ class Recorder:
         result = {"values": values, "pictures": [describe_file(file) for file in self.files]}
         if self.files:  # found again beside the pictures, even without the database
             stored = {"request": self.job.request, "name": self.job.name, "result": result}
-            with atomic.replace_file(self.folder / "job.json") as temporary:
+            beside = (self.tools.places.home / self.files[0].path).with_name("job.json")
+            with atomic.replace_file(beside) as temporary:
                 temporary.write_text(json.dumps(stored))  # not to the disk at once: a copy
         return result
 

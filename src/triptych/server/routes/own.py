@@ -270,10 +270,10 @@ def _add_changes(router: APIRouter, service: Service) -> None:
             )
         for path in service.jobs.forget(key):
             (service.places.home / path).unlink(missing_ok=True)
-        folder = service.places.results / key
-        (folder / "job.json").unlink(missing_ok=True)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        for folder in (service.places.results / key, service.places.shown / key):
+            (folder / "job.json").unlink(missing_ok=True)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
         service.feed.notify(ended=True)
         return Response(status_code=204)
 

@@ -68,8 +68,11 @@ class Draft {
     this.seedLocked = typeof rest.seed === "number";
   }
 
-  /** Draw from a picture: image-to-image. */
+  /** Draw from a picture: image-to-image, by a model that can. */
   startFrom(picture: Picture): void {
+    const can = (kind: RequestKind) => "strength" in (kind.schema.properties ?? {});
+    const kind = this.kinds.find(can);
+    if (kind && !(this.kind && can(this.kind))) this.model = kind.models[0] ?? this.model;
     this.form.values = { ...this.form.values, image: picture.id, mask: undefined };
   }
 }
