@@ -75,6 +75,7 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
     page.meta["hide"] = hidden
     html = write_maths(html)
     if page.file.src_uri.startswith("reference/"):
+        page.meta["search"] = {"boost": 0.5}  # after what explains
         return html
     folder = PurePosixPath(page.file.src_uri).parent
     return NAME.sub(lambda name: _link_name(name[1], folder), html)

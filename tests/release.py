@@ -22,6 +22,8 @@ import venv
 import zipfile
 from pathlib import Path
 
+from hatchling.builders.wheel import WheelBuilder
+
 ROOT = Path(__file__).parents[1]
 MOST_BYTES = 95_000_000
 """Of a wheel."""
@@ -37,6 +39,7 @@ def main(folder: Path) -> int:
         return _fail([f"{folder} has {len(wheels)} wheels and {len(archives)} source archives"])
     wheel, archive = wheels[0], archives[0]
     found = check_versions(wheel, archive) + check_wheel(wheel) + check_archive(archive)
+    found += compare(wheel, archive)
     if found:
         return _fail(found)
     print(f"{wheel.name}: {wheel.stat().st_size:,} bytes")
@@ -87,6 +90,19 @@ def check_archive(archive: Path) -> list[str]:
         names = {name.partition("/")[2] for name in opened.getnames()}
     missing = [name for name in [*tracked(), f"src/{PAGE}"] if name not in names]
     return [f"{archive.name} has no {name}" for name in missing]
+
+
+def compare(wheel: Path, archive: Path) -> list[str]:
+    """A wheel that is built of the source distribution has the files of the wheel."""
+    with zipfile.ZipFile(wheel) as opened:
+        names = {name for name in opened.namelist() if ".dist-info/" not in name}
+    with tempfile.TemporaryDirectory() as unpacked:
+        with tarfile.open(archive) as sources:
+            sources.extractall(unpacked, filter="data")
+        (project,) = Path(unpacked).iterdir()
+        files = WheelBuilder(str(project)).recurse_included_files()
+        built = {file.distribution_path for file in files}
+    return [f"{name} is in one of wheel and source archive alone" for name in names ^ built]
 
 
 def tracked(*folders: str) -> list[str]:

@@ -26,7 +26,7 @@ def wheel(folder: Path, without: str = "", version: str = "0.2.0") -> Path:
 def source(folder: Path, without: str = "", version: str = "0.2.0") -> Path:
     """The same of a source distribution."""
     path = folder / f"triptych-{version}.tar.gz"
-    with tarfile.open(path, "w:gz") as archive:
+    with tarfile.open(path, "w") as archive:
         for name in {*release.tracked(), f"src/{release.PAGE}"} - {without}:
             archive.addfile(tarfile.TarInfo(f"triptych-{version}/{name}"), io.BytesIO())
     return path
@@ -68,3 +68,18 @@ def test_versions_agree_with_citation_and_changelog(tmp_path: Path) -> None:
     assert release.check_versions(*built) == []
     old = tmp_path / "triptych-0.1.0-py3-none-any.whl", tmp_path / "triptych-0.1.0.tar.gz"
     assert len(release.check_versions(*old)) == 2
+
+
+def test_both_must_build_the_same_wheel(tmp_path: Path) -> None:
+    """Of a project with our settings and two modules, one of which the wheel has not."""
+    archive, wheel = tmp_path / "triptych-1.tar.gz", tmp_path / "triptych-1-py3-none-any.whl"
+    with tarfile.open(archive, "w:gz") as files:
+        for name in ("pyproject.toml", ".gitignore", "README.md", "LICENSE"):
+            files.add(release.ROOT / name, f"triptych-1/{name}")
+        for name in ("__init__.py", "new.py", "server/studio/index.html"):
+            files.addfile(tarfile.TarInfo(f"triptych-1/src/triptych/{name}"), io.BytesIO())
+    with zipfile.ZipFile(wheel, "w") as files:
+        for name in ("__init__.py", "server/studio/index.html"):
+            files.writestr(f"triptych/{name}", "")
+    (wrong,) = release.compare(wheel, archive)
+    assert wrong.startswith("triptych/new.py is in one")
