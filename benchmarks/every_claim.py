@@ -61,6 +61,7 @@ unclip.py upsampler --precision float32 --pairs 6
 unclip.py prior --precision bfloat16 --pairs 6
 unclip.py decoder --precision bfloat16 --pairs 6
 unclip.py upsampler --precision bfloat16 --pairs 6
+vision_language.py train --pairs 20
 detection.py --model runs/clip-words --labels colour --tune 20 --pictures 60
 detection.py --model runs/clip-parts --labels pair --parts --tune 12 --pictures 30
 """.strip().splitlines()  # noqa: E501

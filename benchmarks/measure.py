@@ -50,12 +50,17 @@ def pairs(
     ours: Callable[[], float], theirs: Callable[[], float], count: int
 ) -> tuple[list[float], list[float]]:
     """Both measured `count` times in turns, each first every second time: drift meets both."""
-    a: list[float] = []
-    b: list[float] = []
-    for turn in range(count):
-        for measure, into in ((ours, a), (theirs, b))[:: 1 if turn % 2 else -1]:
-            into.append(measure())
+    a, b = turns((ours, theirs), count)
     return a, b
+
+
+def turns(contenders: Sequence[Callable[[], float]], count: int) -> list[list[float]]:
+    """As `pairs`, of any number: what each measured, every second time in the reverse order."""
+    found: list[list[float]] = [[] for _ in contenders]
+    for turn in range(count):
+        for measure, into in list(zip(contenders, found, strict=True))[:: 1 if turn % 2 else -1]:
+            into.append(measure())
+    return found
 
 
 def interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:

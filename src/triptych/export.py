@@ -43,9 +43,12 @@ def convert_checkpoint(
 
 
 def _find_writers(kind: str) -> dict[str, Writer]:
-    """The functions that write a model of this kind, by target."""
-    for system in SYSTEMS.values():
-        if system.export and kind in system.serves:
-            writers: dict[str, Writer] = system.module("export").WRITERS
-            return writers
+    """The functions that write a model of this kind, by target: of its own system, or of one whose
+    requests work with it.
+    """
+    written = [system for system in SYSTEMS.values() if system.export]
+    own = [system for system in written if kind in system.kinds]
+    for system in own or [system for system in written if kind in system.serves]:
+        writers: dict[str, Writer] = system.module("export").WRITERS
+        return writers
     return {}

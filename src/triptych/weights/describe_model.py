@@ -14,6 +14,7 @@ from triptych.text.known_words import read_known_words
 PUBLISHED = {
     "clip": "clip", "siglip": "siglip", "siglip2": "siglip", "gemma": "gemma", "gemma2": "gemma",
     "gemma3": "gemma", "gemma3_text": "gemma", "paligemma": "paligemma",
+    "t5": "pali",
 }  # fmt: skip
 """Kinds by `model_type` of transformers."""
 IDEAS = 6

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import SiglipVisionModel, T5ForConditionalGeneration
 from transformers import T5Config as TheirConfig
-from transformers import T5ForConditionalGeneration
 
 from tests.parity.reference import randomised
 from triptych.cli.main import run as command
+from triptych.fields import to_json
 from triptych.loading import load
 from triptych.requests import Answers, Training, TrainPali, TrainVlm
 from triptych.systems.pali import published
@@ -25,10 +26,15 @@ from triptych.systems.paligemma import examples
 from triptych.systems.paligemma.model import objective
 from triptych.systems.paligemma.recipe import build as build_vlm
 from triptych.systems.siglip.model import SiglipImageConfig
+from triptych.text.language import train_language_tokenizer
+from triptych.train import checkpoint
 from triptych.train.distributed import World
 from triptych.train.loop import fit
 from triptych.training import adopt
+from triptych.vision.transforms import HALF, ImageTransform
+from triptych.weights.files.weight_file import read_safetensors
 from triptych.weights.keymap import convert, export, fill
+from triptych.weights.loaded import Card
 from triptych.weights.skeleton import skeleton
 
 SIZES = {
@@ -143,6 +149,41 @@ def small() -> Pali:
     image = SiglipImageConfig(16, 8, 8, 1, 2, 16, pooled=False)
     text = T5Config(50, 16, 2, 2, 2, 8, 24, 8, 20, tied=True)
     return randomised(Pali(PaliConfig(image, text)))
+
+
+def test_an_exported_folder_loads_in_transformers(tmp_path: Path, capsys):
+    """By the command, from a run folder: T5 and SigLIP there have the logits that the model has
+    here, and the folder loads here again.
+    """
+    ours = small()
+    size = ours.config.size
+    card = Card("pali", to_json(ours.config),
+        transform=ImageTransform(size, HALF, HALF, "squash", "bicubic", crop=False))  # fmt: skip
+    (tmp_path / "run").mkdir()
+    checkpoint.export(tmp_path / "run", ours, to_json(card))
+    train_language_tokenizer(["a b"], 330).save(tmp_path / "run")
+    out = tmp_path / "out"
+    words = ["weights", "convert", f"{tmp_path / 'run'}", f"{out}", "--to", "transformers"]
+    assert command(words) == 0, capsys.readouterr().err
+    text = T5ForConditionalGeneration.from_pretrained(out).eval()
+    eye = SiglipVisionModel.from_pretrained(out / "vision").eval()
+    between = read_safetensors(out / "projector.safetensors")
+    pixels, tokens, _, _ = rows()
+    asked, written = tokens[:, :3], tokens[:, 3:6]
+    with torch.no_grad():
+        seen = eye(pixels).last_hidden_state @ between["weight"].T + between["bias"]
+        given = torch.cat([seen, text.get_input_embeddings()(asked)], 1)
+        begun = torch.cat([torch.zeros(3, 1, dtype=torch.long), written], 1)
+        expected = text(inputs_embeds=given, decoder_input_ids=begun).logits
+        found = ours(pixels, torch.cat([asked, written], 1), torch.full((3,), 3))[:, 2:]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    again = load(f"{out}", dtype="float32")
+    assert again.config == ours.config and again.language is not None
+    same = again.model.state_dict()
+    assert all(torch.equal(same[name], x) for name, x in ours.state_dict().items())
+    (out / "vision" / "config.json").unlink()
+    with pytest.raises(ValueError, match="reads text only"):
+        load(f"{out}")
 
 
 def rows():

@@ -1,7 +1,8 @@
 """PaLI-3: SigLIP's tokens before the text of an encoder, answers from its decoder (Chen 2023).
 
 In reading order: `request.py` (settings, presets), `t5.py` (encoder and decoder), `model.py`,
-`published.py` (T5 of transformers), `recipe.py`. It is asked and evaluated as PaliGemma is.
+`published.py` (T5 of transformers), `load_published.py`, `export.py`, `recipe.py`. It is asked and
+evaluated as PaliGemma is.
 """
 
 from triptych.system import System
@@ -14,6 +15,8 @@ SYSTEM = System(
     recipes={"pali": PALI_PRESETS},
     evaluation=EvaluateVlm,
     model="triptych.systems.pali.model",
+    load="triptych.systems.pali.load_published",
+    export="triptych.systems.pali.export",
     report="triptych.systems.paligemma.report",
     recipe="triptych.systems.pali.recipe",
 )

@@ -1,5 +1,9 @@
 """T5 checkpoints of transformers: their names of tensors on the left, ours on the right; their
-configurations. PaLI-3 itself was never published.
+configurations.
+
+PaLI-3 itself was never published, and transformers does not have it. As a folder it is a T5 of
+transformers, which loads there, with its eye, a SiglipVisionModel, in `vision`, and the layer
+between them in `projector.safetensors`.
 """
 
 from collections.abc import Mapping
@@ -11,6 +15,9 @@ from triptych.weights.keymap import Rule, drop, rename, under
 ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
 MLP = {"wi_0": "gate", "wi_1": "up", "wo": "down"}
 BIAS = "relative_attention_bias.weight"
+VISION = "vision"
+"""The folder of the eye."""
+PROJECTOR = "projector.safetensors"
 
 
 def rules(config: T5Config) -> list[Rule]:
@@ -78,3 +85,28 @@ def from_transformers(config: Mapping[str, Any]) -> T5Config:
         tied=tied,
         eps=config.get("layer_norm_epsilon", 1e-6),
     )
+
+
+def to_transformers(config: T5Config) -> dict[str, Any]:
+    """Our configuration as a `config.json` of transformers' T5."""
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "vocab_size": config.vocabulary,
+        "d_model": config.width,
+        "d_kv": config.head_width,
+        "d_ff": config.hidden,
+        "num_layers": config.layers,
+        "num_decoder_layers": config.decoder_layers,
+        "num_heads": config.heads,
+        "relative_attention_num_buckets": config.buckets,
+        "relative_attention_max_distance": config.distance,
+        "n_positions": config.context,
+        "layer_norm_epsilon": config.eps,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": config.tied,
+        "scale_decoder_outputs": config.tied,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }

@@ -16,29 +16,31 @@ def write_transformers(loaded: Loaded, folder: Path) -> tuple[str, ...]:
     Raises:
         ValueError: transformers has no such model.
     """
-    if not isinstance(loaded.model, PaliGemma):
-        raise ValueError(
-            f"{loaded.name} is a {loaded.card.model}, which transformers does not have"
-        )
+    assert isinstance(loaded.model, PaliGemma)
     config = loaded.model.config
     write_json(folder / "config.json", to_transformers(config))
     state = loaded.model.state_dict()
     kept = {name: x for name, x in state.items() if not name.startswith("masks.")}
     # the reader of the other library asks which framework the tensors are of
     write_safetensors(folder / "model.safetensors", export(kept, rules(config)), {"format": "pt"})
+    write_preprocessing(folder, config.size, config.places)
+    if loaded.language is not None:
+        loaded.language.save(folder)
+    left = len(kept) < len(state)
+    return ("its mask codes are left out: transformers draws no masks",) if left else ()
+
+
+def write_preprocessing(folder: Path, size: int, places: int) -> None:
+    """How pictures are prepared: stretched to a square, with values from -1 to 1."""
     preprocessing = {
         "image_processor_type": "SiglipImageProcessor",
-        "image_seq_length": config.places,
-        "size": {"height": config.size, "width": config.size},
+        "image_seq_length": places,
+        "size": {"height": size, "width": size},
         "resample": 3,
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
     }
     write_json(folder / "preprocessor_config.json", preprocessing)
-    if loaded.language is not None:
-        loaded.language.save(folder)
-    left = len(kept) < len(state)
-    return ("its mask codes are left out: transformers draws no masks",) if left else ()
 
 
 WRITERS: dict[str, Writer] = {"transformers": write_transformers}

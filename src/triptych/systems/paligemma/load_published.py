@@ -52,7 +52,9 @@ def load_published(
         if reading.bits:
             finish(model.text)
         tokenizer = open_language_tokenizer(found) if found else None
-    return Published("paligemma", config, model, transform=transform(config), language=tokenizer)
+    return Published(
+        "paligemma", config, model, transform=transform(config.size), language=tokenizer
+    )
 
 
 def read_config(layout: Layout) -> tuple[str, PaliGemmaConfig]:
@@ -69,9 +71,9 @@ def read_config(layout: Layout) -> tuple[str, PaliGemmaConfig]:
         return "paligemma", published.from_transformers(read_object(layout.config))
 
 
-def transform(config: PaliGemmaConfig) -> ImageTransform:
+def transform(size: int) -> ImageTransform:
     """Pictures are stretched to a square and not cropped, with values from -1 to 1."""
-    return ImageTransform(config.size, HALF, HALF, "squash", "bicubic", crop=False)
+    return ImageTransform(size, HALF, HALF, "squash", "bicubic", crop=False)
 
 
 def _cut(state: dict[str, Tensor]) -> dict[str, Tensor]:

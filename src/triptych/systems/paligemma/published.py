@@ -21,6 +21,14 @@ TEXT = 257_152
 checkpoints have 64 more rows, of which only the mark of a picture is used, and not here.
 """
 VISION = "model.vision_tower."
+EYE = [
+    *rename_layer("embeddings.patch_embedding", "image.patch"),
+    rename("embeddings.position_embedding.weight", "image.position"),
+    drop("embeddings.position_ids"),
+    *under(TRANSFORMERS_BLOCK, "encoder.layers.{}.", "image.transformer.blocks.{}."),
+    *rename_layer("post_layernorm", "image.post_norm"),
+]
+"""The names of transformers' SiglipVisionModel without its pooling."""
 
 
 def rules(config: PaliGemmaConfig) -> list[Rule]:
@@ -30,11 +38,7 @@ def rules(config: PaliGemmaConfig) -> list[Rule]:
         for rule in gemma.rules(config.text)
     ]
     return [
-        *rename_layer(f"{VISION}embeddings.patch_embedding", "image.patch"),
-        rename(f"{VISION}embeddings.position_embedding.weight", "image.position"),
-        drop(f"{VISION}embeddings.position_ids"),
-        *under(TRANSFORMERS_BLOCK, f"{VISION}encoder.layers.{{}}.", "image.transformer.blocks.{}."),
-        *rename_layer(f"{VISION}post_layernorm", "image.post_norm"),
+        *under(EYE, VISION),
         *rename_layer("model.multi_modal_projector.linear", "projector"),
         *words,
     ]
@@ -70,12 +74,7 @@ def from_transformers(config: Mapping[str, Any]) -> PaliGemmaConfig:
     if not isinstance(vision, Mapping) or not isinstance(text, Mapping):
         raise ValueError("its vision_config or text_config is no object")
     with errors_in("vision_config"):
-        image = SiglipImageConfig(
-            size=read_number(vision, "image_size", 224),
-            patch=read_number(vision, "patch_size", 14),
-            pooled=False,
-            **read_tower({**DEFAULT_VISION, **vision}, "gelu_pytorch_tanh"),
-        )
+        image = read_eye(vision)
     with errors_in("text_config"):
         # set by transformers for the prefix, which is in both directions here, too
         kept = {k: v for k, v in text.items() if k != "use_bidirectional_attention"}
@@ -87,6 +86,41 @@ def from_transformers(config: Mapping[str, Any]) -> PaliGemmaConfig:
     if width != words.width:
         raise ValueError(f"pictures are projected to {width}, and words have {words.width}")
     return PaliGemmaConfig(image, words)
+
+
+def read_eye(vision: Mapping[str, Any]) -> SiglipImageConfig:
+    """transformers' settings of an eye without pooling."""
+    return SiglipImageConfig(
+        size=read_number(vision, "image_size", 224),
+        patch=read_number(vision, "patch_size", 14),
+        pooled=False,
+        **read_tower({**DEFAULT_VISION, **vision}, "gelu_pytorch_tanh"),
+    )
+
+
+def write_eye(image: SiglipImageConfig) -> dict[str, Any]:
+    """The same as a `config.json` of transformers' SiglipVisionModel.
+
+    Raises:
+        ValueError: transformers has no such eye.
+    """
+    if image.stem:
+        raise ValueError(
+            "transformers' eye has one patch filter, and this one a stem of convolutions: train "
+            "with --preset plain"
+        )
+    return {
+        "model_type": "siglip_vision_model",
+        "image_size": image.size,
+        "patch_size": image.patch,
+        "hidden_size": image.width,
+        "intermediate_size": image.hidden,
+        "num_hidden_layers": image.layers,
+        "num_attention_heads": image.heads,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": image.eps,
+        "vision_use_head": False,
+    }
 
 
 DEFAULT_VISION = {
@@ -108,12 +142,6 @@ def to_transformers(config: PaliGemmaConfig) -> dict[str, Any]:
     Raises:
         ValueError: a language part that transformers has no model for.
     """
-    image = config.image
-    if image.stem:
-        raise ValueError(
-            "transformers' eye has one patch filter, and this one a stem of convolutions: train "
-            "with --preset plain"
-        )
     return {
         "architectures": ["PaliGemmaForConditionalGeneration"],
         "model_type": "paligemma",
@@ -125,17 +153,5 @@ def to_transformers(config: PaliGemmaConfig) -> dict[str, Any]:
         "eos_token_id": 1,
         "pad_token_id": 0,
         "text_config": gemma.to_transformers(config.text),
-        "vision_config": {
-            "model_type": "siglip_vision_model",
-            "image_size": image.size,
-            "patch_size": image.patch,
-            "hidden_size": image.width,
-            "intermediate_size": image.hidden,
-            "num_hidden_layers": image.layers,
-            "num_attention_heads": image.heads,
-            "hidden_act": "gelu_pytorch_tanh",
-            "layer_norm_eps": image.eps,
-            "projection_dim": config.text.width,
-            "vision_use_head": False,
-        },
+        "vision_config": write_eye(config.image) | {"projection_dim": config.text.width},
     }
