@@ -3,7 +3,8 @@
 Three ways to die at operation n. `before`: killed, the operation never happened (so killed after
 it is `before` n + 1). `torn`: killed in the middle of a write. `cut`: killed before it, and the
 power went too, so the disk has lost whatever no fsync had secured: bytes of a file, entries of a
-checkpoint folder, renames. `fail` raises an OSError instead.
+checkpoint folder, renames. `fail` raises an OSError instead, and `refuse` at every later operation
+too.
 """
 
 import builtins
@@ -72,9 +73,9 @@ class Disk:
         """Called before every operation; `half` does a part of it."""
         self.count += 1
         self.log.append((name, *(map(repr, self._left()) if self.looks else ("", ""))))
-        if self.count != self.at:
+        if self.count < self.at or (self.count > self.at and self.how != "refuse"):
             return
-        if self.how == "fail":
+        if self.how in ("fail", "refuse"):
             raise OSError(self.code, os.strerror(self.code))
         if self.how == "torn" and half is not None:
             half()
@@ -259,22 +260,36 @@ def dies(work: Callable[[], object], disk: Disk) -> bool:
     return code == KILLED
 
 
-def deaths(work: Callable[[], object], root: Path) -> list[tuple[int, str]]:
-    """Every (operation, how) of `work` that leaves another disk: few operations do."""
+def record(work: Callable[[], object], disk: Disk) -> list[list[str]]:
+    """The log of every operation of `work`, which runs to its end in a fork on this disk."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        disk = Disk(root, 0, "")
-        disk.looks = True
-        disk.install()
-        work()
-        with REAL_OPEN(writing, "w") as file:
-            json.dump(disk.log, file)
-        os._exit(0)
+        code = 1
+        try:
+            disk.install()
+            work()
+            with REAL_OPEN(writing, "w") as file:
+                json.dump(disk.log, file)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
     os.close(writing)
     with REAL_OPEN(reading) as file:
-        log = json.load(file)
-    os.waitpid(child, 0)
+        written = file.read()
+    _, status = os.waitpid(child, 0)
+    assert status == 0, "the work failed on a disk without faults"
+    log: list[list[str]] = json.loads(written)
+    return log
+
+
+def deaths(work: Callable[[], object], root: Path) -> list[tuple[int, str]]:
+    """Every (operation, how) of `work` that leaves another disk: few operations do."""
+    disk = Disk(root, 0, "")
+    disk.looks = True
+    log = record(work, disk)
     found, met = [], set()
     for at, (name, whole, cut) in enumerate(log, start=1):
         if whole not in met:

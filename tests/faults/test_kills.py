@@ -21,6 +21,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30  # for every kill
+COMPARED = ("latest", "config.json", "tokenizer.json", "words.json")
 FOREVER = 7200.0  # seconds after which the driver counts as hanging
 
 
@@ -69,7 +70,7 @@ def digests(run: Path) -> dict[str, str]:
     return {
         str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in run.rglob("*")
-        if path.suffix in (".safetensors", ".png") or path.name in ("latest", "config.json")
+        if path.suffix in (".safetensors", ".png") or path.name in COMPARED
     }
 
 

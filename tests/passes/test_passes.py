@@ -24,7 +24,9 @@ from tests.systems.clip.tiny_clip import pictures, saved, tiny_clip
 from triptych.cli.main import run as command
 from triptych.data.disk.parts import MANIFEST
 from triptych.passes.carry_out import Progress, carry_out
+from triptych.passes.plan import write_or_read_plan
 from triptych.passes.settings import HERE, Pass
+from triptych.passes.workers import Actor, Order, find_folder, read_outcome
 from triptych.requests import Classify, Detect, Embed
 from triptych.vision.images import read_request
 
@@ -253,6 +255,37 @@ def test_the_size_of_a_batch_may_still_be_called_batch(folder: Path, capsys) -> 
     assert not (folder / "out").exists()
 
 
+def test_an_actor_elsewhere_finds_what_relative_paths_name(folder: Path, monkeypatch) -> None:
+    """Its working directory is another than that of the command; or the folders are not there."""
+    monkeypatch.chdir(folder)
+    request = Embed("clip", image=(HERE,))
+    asked = Pass("photos", "out", part_size=4)
+    part = write_or_read_plan(request, asked, Path("out"))[1]
+    order = Order(request, dataclasses.replace(asked, out=str(folder / "out")))
+    full = Order(embed(folder), options(folder))
+    assert (find_folder(order), find_folder(full)) == (str(folder), "")
+    (folder / "elsewhere").mkdir()
+
+    def compute(order: Order, place: str) -> dict[str, Any]:
+        monkeypatch.chdir(folder / "elsewhere")
+        (line,) = Actor(order, place)({"part": [json.dumps([1, dataclasses.asdict(part)])]})[
+            "outcome"
+        ]
+        return json.loads(line)  # type: ignore[no-any-return]
+
+    assert compute(order, str(folder))["rows"] == 4
+    names = pyarrow.parquet.read_table(folder / "out/part-000001.parquet")["key"].to_pylist()
+    assert names == list(part.names)
+    unseen = dataclasses.replace(order.options, out=str(folder / "empty"))
+    for wrong, place, says in [
+        (order, str(folder / "gone"), "where the command was given: give full paths"),
+        (Order(request, unseen), str(folder), "does not see --out"),
+        (order, "", "no model 'clip'"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            read_outcome(compute(wrong, place))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("on", ["here", "processes", "ray"])
 def test_twenty_random_kills_give_the_rows_of_an_undisturbed_run(folder: Path, on: str) -> None:
@@ -260,15 +293,15 @@ def test_twenty_random_kills_give_the_rows_of_an_undisturbed_run(folder: Path, o
     many = str(pictures(folder / "many", 40))
     finish(embed(folder), Pass(many, str(folder / "whole"), part_size=1))
     expected = {row["key"]: row["embedding"] for row in table(folder / "whole")}
-    words = ["embed", "--batch", many, "--model", str(folder / "clip")]
-    words += ["--out", str(folder / "out"), "--part-size", "1", "--on", on]
+    words = ["embed", "--batch", "many", "--model", "clip", "--out", "out", "--part-size", "1"]
+    words += ["--on", on]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     draw = random.Random(on)
 
     def begin() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-m", "triptych", *words],
-            env=environment, start_new_session=True, stderr=subprocess.DEVNULL,
+            env=environment, cwd=folder, start_new_session=True, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
     manifest = folder / "out" / MANIFEST

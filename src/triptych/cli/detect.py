@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -105,7 +105,7 @@ def _detect(parsed: Arguments) -> "Iterator[tuple[str, np.ndarray, Detections]]"
     from triptych import loading, runtime
     from triptych.cli.main import describe_error
     from triptych.systems.detection.pipeline import detect, embed_queries
-    from triptych.systems.paligemma.pipeline import locate
+    from triptych.systems.paligemma.pipeline import boxes_in_words, locate
     from triptych.vision.images import open_picture
     from triptych.weights.loaded import ANSWERS
 
@@ -125,23 +125,14 @@ def _detect(parsed: Arguments) -> "Iterator[tuple[str, np.ndarray, Detections]]"
         request = replace(parsed.request, picture=name)
         loaded = loaded or loading.load(request.model, runtime.device())
         if loaded.card.model in ANSWERS:
-            _refuse_settings(request, loaded.name)
+            try:
+                boxes_in_words(request, loaded.name)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
             yield name, pixels, finish(locate(request, loaded, pixels), lambda _: "")
             continue
         queries = queries or embed_queries(request, loaded)
         yield name, pixels, finish(detect(request, loaded, pixels, queries), lambda _: "")
-
-
-def _refuse_settings(request: Detect, name: str) -> None:
-    """Refuse options that a model which answers about pictures does not use."""
-    used = {"picture", "labels", "model"}
-    for field in fields(request):
-        if field.name not in used and getattr(request, field.name) != field.default:
-            flag = field.name.replace("_", "-")
-            raise UsageError(
-                f"--{flag} cannot be used: {name} writes its boxes as words, without heat maps "
-                "(`triptych ask --task detect --help` lists its options)"
-            )
 
 
 def _print(parsed: Arguments, request: Detect, picture: "Annotated", files: list[str]) -> None:

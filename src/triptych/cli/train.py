@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.cli.arguments import find_options, parse, split_words
 from triptych.cli.main import Interrupt
-from triptych.cli.output import Lines, UsageError, bar, say
+from triptych.cli.output import Lines, UsageError, bar, counted, say
 from triptych.cli.places import require_folder
 from triptych.cli.threads import spare_threads
 from triptych.fields import nearest
@@ -244,6 +244,7 @@ def _show(
     if not sys.stderr.isatty():
         lines = Lines(at_once=True)
         for report in steps:
+            _say_note(report)
             count, speed = f"step {report.step:,}/{total:,}", _speed(report.step - start, began)
             lines.show(report.step / total, f"{count}, {speed}  {_terms(report.terms)}")
             if report.step == total:
@@ -268,12 +269,18 @@ def _show(
     with bar(*columns, transient=False) as progress:
         task = progress.add_task("", total=total, completed=start, terms="", speed="")
         for report in steps:
+            _say_note(report)
             now = time.monotonic()
             if now - drawn > 0.25 or report.row:
                 speed, terms = _speed(report.step - start, began), _terms(report.terms)
                 progress.update(task, completed=report.step, terms=terms, speed=speed)
                 drawn = now
             yield report.step, report.row
+
+
+def _say_note(report: "Report") -> None:
+    if report.note:
+        say(f"note: {report.note}")
 
 
 def _speed(steps: int, began: float) -> str:
@@ -337,6 +344,9 @@ def _preset(recipe: str, flags: Mapping[str, str]) -> TrainRequest:
 def _say_done(run: Path, recipe: str) -> None:
     pictures = f", pictures in {run}/samples" if any((run / "samples").iterdir()) else ""
     say(f"done: {run}/model.safetensors{pictures}, numbers in {run}/metrics.jsonl")
+    if (skipped := run / "skipped.jsonl").exists():
+        count = skipped.read_bytes().count(b"\n")
+        say(f"{counted(count, 'picture')} could not be read: {skipped} says why")
     if recipe in ("cvae", "wgan", "pixel-diffusion"):
         say("next:", f"  triptych generate --model {run}", f"  triptych evaluate {run}")
     if recipe in ("clip", "siglip"):

@@ -55,5 +55,22 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
+def digest_files(source: Source) -> str:
+    """A digest that changes when the stored pictures behind a source do, also behind one that adds
+    questions or reads a cache; empty for pictures that are drawn.
+    """
+    while not isinstance(source, Table | BucketedSource):
+        inner = getattr(source, "source", None)
+        if inner is None:
+            return ""
+        source = inner
+    try:
+        return fingerprint(source)
+    except OSError as error:
+        return f"{error.filename} cannot be read"
+    except ValueError:
+        return ""
+
+
 def _json(value: object) -> bytes:
     return json.dumps(value).encode("utf-8", "surrogatepass")

@@ -22,12 +22,13 @@ from triptych.systems.classification.request import Classify
 from triptych.systems.detection.annotations import Annotated, to_plain_json
 from triptych.systems.detection.pipeline import detect, embed_queries
 from triptych.systems.detection.request import Detect
+from triptych.systems.paligemma.pipeline import boxes_in_words, locate
 from triptych.systems.paligemma.request import Ask
 from triptych.systems.stable_diffusion.request import TextToImage
 from triptych.systems.two_towers.labels import embed_labels
 from triptych.systems.two_towers.request import Embed
 from triptych.vision.pixels import read_named
-from triptych.weights.loaded import Loaded
+from triptych.weights.loaded import ANSWERS, Loaded
 
 EMBEDDING = "embedding"
 """The column of vectors of pictures, which a search reads."""
@@ -146,12 +147,18 @@ def _classify(request: Classify, loaded: Loaded) -> Prepared:
 
 
 def _detect(request: Detect, loaded: Loaded) -> Prepared:
-    """Boxes, in pixels."""
-    queries = embed_queries(request, loaded)
+    """Boxes: around peaks of heat maps of a CLIP or SigLIP, or as a PaliGemma writes them."""
+    writes = loaded.card.model in ANSWERS
+    if writes:
+        boxes_in_words(request, loaded.name)
+    queries = None if writes else embed_queries(request, loaded)
 
     def of_picture(row: Row) -> Mapping[str, Any]:
         pixels = read_named("picture", row.picture, channels=3)
-        *_, item = detect(request, loaded, pixels, queries)
+        if queries is None:
+            *_, item = locate(request, loaded, pixels)
+        else:
+            *_, item = detect(request, loaded, pixels, queries)
         height, width = item.size
         scores = tuple(item.boxes.scores.tolist())
         found = Annotated(row.key, height, width, item.boxes.corners, item.names, scores)

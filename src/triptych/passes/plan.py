@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from triptych.atomic import make_parents, replace_file, sync
+from triptych.atomic import make_parents, remove_temporary, replace_file, sync
 from triptych.config import BadFile
-from triptych.data.disk.parts import PARTS, PLAN, read_plan
+from triptych.data.disk.parts import MANIFEST, PARTS, PLAN, read_plan
 from triptych.fields import from_json, to_json
 from triptych.passes.inputs import Slice, plan_slices
 from triptych.passes.settings import Pass
@@ -22,7 +22,8 @@ FREE = ("on", "workers")
 
 
 def write_or_read_plan(request: Any, options: Pass, folder: Path) -> list[Slice]:
-    """The parts of a pass: read where it has begun, else planned and written.
+    """The parts of a pass: read where it has begun, else planned and written. A plan of which no
+    part is done, such as one whose model was refused, gives way to another.
 
     Raises:
         ValueError: the folder belongs to another pass, with the difference; or as `plan_slices`.
@@ -30,8 +31,14 @@ def write_or_read_plan(request: Any, options: Pass, folder: Path) -> list[Slice]
     asked = _record(request, options)
     file = folder / PLAN
     if file.exists():
-        _require_same(folder, asked)
-        return _read_parts(folder / PARTS)
+        other = _describe_difference(folder, asked)
+        if not other:
+            return _read_parts(folder / PARTS)
+        if (folder / MANIFEST).exists() or any(folder.glob("part-*")):
+            raise ValueError(other)
+        file.unlink()  # before its parts are replaced: a kill leaves no plan, or a whole one
+        sync(folder)
+        remove_temporary(folder)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if others := [name for name in names if not BEGUN.fullmatch(name)]:
         raise ValueError(
@@ -58,7 +65,8 @@ def _record(request: Any, options: Pass) -> dict[str, Any]:
     }
 
 
-def _require_same(folder: Path, asked: dict[str, Any]) -> None:
+def _describe_difference(folder: Path, asked: dict[str, Any]) -> str:
+    """What the plan in a folder has else than is asked for, as a sentence; empty if nothing."""
     found = read_plan(folder)
     if found["form"] != FORM:
         raise BadFile(
@@ -69,10 +77,11 @@ def _require_same(folder: Path, asked: dict[str, Any]) -> None:
     for old, new in parts:
         for name in dict.fromkeys([*old, *new]):
             if old.get(name) != new.get(name):
-                raise ValueError(
+                return (
                     f"{folder} belongs to a pass with {name} {old.get(name)!r}, not "
                     f"{new.get(name)!r}: give another --out, or the same options again"
                 )
+    return ""
 
 
 def _read_parts(file: Path) -> list[Slice]:

@@ -8,17 +8,18 @@ import json
 import logging
 import multiprocessing
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from triptych import loading
 from triptych.data.disk.files import reason
-from triptych.data.disk.parts import Finished
+from triptych.data.disk.parts import PLAN, Finished
 from triptych.fields import from_json
 from triptych.passes.compute import Prepared, set_threads, work_of
 from triptych.passes.inputs import Slice
@@ -86,13 +87,67 @@ class Worker:
         columns, beside = prepared.columns, options.columns
         return write_parquet(folder, number, rows, results, columns, beside, model)
 
+
+class Actor:
+    """A worker of Ray, perhaps on another machine. What it refuses comes back as a line, since Ray
+    would add where in its own code it was.
+    """
+
+    def __init__(self, order: Order, folder: str) -> None:
+        """`folder` is where the command was given; empty if no path depends on it."""
+        self.worker, self.folder = Worker(order), folder
+        self.entered = False
+
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """The same for a batch of Ray Data, whose rows are numbers and slices as JSON."""
+        """The parts of a batch of Ray Data, whose rows are numbers and slices as JSON."""
         lines = []
         for text in batch["part"]:
             number, part = json.loads(str(text))
-            lines.append(json.dumps(asdict(self.compute(number, from_json(Slice, part)))))
+            lines.append(json.dumps(self._compute(number, from_json(Slice, part))))
         return {"outcome": lines}
+
+    def _compute(self, number: int, part: Slice) -> dict[str, Any]:
+        try:
+            if not self.entered:
+                enter_folder(self.folder, Path(self.worker.order.options.out))
+                self.entered = True
+            return asdict(self.worker.compute(number, part))
+        except ValueError as error:
+            return {"refused": str(error)}
+        except OSError as error:
+            return {"errno": error.errno, "refused": reason(error), "file": error.filename}
+
+
+def enter_folder(folder: str, out: Path) -> None:
+    """Let relative paths mean what they mean where the command was given.
+
+    Raises:
+        ValueError: this machine has no such folder, or another `out` than the one of the pass.
+    """
+    here = f"the machine {socket.gethostname()} of the cluster"
+    if folder:
+        try:
+            os.chdir(folder)
+        except OSError as error:
+            raise ValueError(
+                f"{here} has no folder {folder}, where the command was given: give full paths, of "
+                "places that all machines of the cluster see"
+            ) from error
+    if not (out / PLAN).exists():
+        raise ValueError(
+            f"{here} does not see --out {out}: give a folder that all machines of the cluster see"
+        )
+
+
+def find_folder(order: Order) -> str:
+    """The folder that relative paths of an order begin in; empty if all its paths are full."""
+    texts = [order.options.batch]
+    for field in fields(order.request):
+        value = getattr(order.request, field.name)
+        texts += [text for text in (value if isinstance(value, tuple) else [value])
+                  if isinstance(text, str) and os.path.exists(text)]  # fmt: skip
+    full = all("://" in text or os.path.isabs(text) for text in texts)
+    return "" if full else os.getcwd()
 
 
 def compute_parts(order: Order, parts: Sequence[Numbered]) -> Iterator[Outcome]:
@@ -171,25 +226,35 @@ def _on_ray(order: Order, parts: Sequence[Numbered]) -> Iterator[Outcome]:
         items = [{"part": json.dumps([number, asdict(part)])} for number, part in parts]
         count = min(order.options.workers, len(items))
         cores = int(ray.cluster_resources().get("CPU", 1))
-        order = Order(order.request, order.options, max(1, cores // count))
+        options = replace(order.options, out=os.path.abspath(order.options.out))
+        order = Order(order.request, options, max(1, cores // count))
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            Worker,
-            fn_constructor_args=(order,),
+            Actor,
+            fn_constructor_args=(order, find_folder(order)),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=count),
             num_cpus=1,
         )
         for row in results.iter_rows():
-            values = json.loads(str(row["outcome"]))
-            if "reason" in values:
-                yield from_json(Failed, values)
-            else:
-                yield from_json(Finished, values)
+            yield read_outcome(json.loads(str(row["outcome"])))
     finally:
         if began:
             ray.shutdown()
+
+
+def read_outcome(values: dict[str, Any]) -> Outcome:
+    """What an actor made of a part.
+
+    Raises:
+        ValueError, OSError: as it refused the part.
+    """
+    if "errno" in values:
+        raise OSError(values["errno"], values["refused"], values["file"])
+    if "refused" in values:
+        raise ValueError(values["refused"])
+    return from_json(Failed, values) if "reason" in values else from_json(Finished, values)
 
 
 def _start_ray(ray: Any, workers: int) -> None:

@@ -202,10 +202,14 @@ class LanguageTokenizer:
             raise ValueError("the last turn is the model's: there is nothing to answer")
         return [*tokens, self.require(TURN), *self.encode("model\n")]
 
+    def to_json(self) -> str:
+        """The content of `tokenizer.json`."""
+        return self._inner.to_json()
+
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, which transformers reads too; atomic."""
         with atomic.replace_file(folder / "tokenizer.json") as temporary:
-            temporary.write_text(self._inner.to_json(), encoding="utf-8")
+            atomic.write_text(temporary, self.to_json())
 
 
 def train_language_tokenizer(

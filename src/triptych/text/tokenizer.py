@@ -177,10 +177,15 @@ class Tokenizer:
         merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
         return dict(self._backend.get_vocab(with_added_tokens=True)), merges
 
+    def to_json(self) -> str:
+        """The content of `tokenizer.json`."""
+        text: str = self._backend.to_str(pretty=True)
+        return text
+
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, which transformers reads too; atomic."""
         with atomic.replace_file(folder / "tokenizer.json") as temporary:
-            temporary.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+            atomic.write_text(temporary, self.to_json())
 
     def _split(self, text: str) -> tuple[tokenizers.Encoding, str]:
         """The encoding, and the cleaned text that its offsets refer to."""

@@ -21,6 +21,12 @@ from triptych import runtime
 from triptych.data.order.batches import Batches, to_device, write_skipped
 from triptych.runtime import key
 from triptych.train import checkpoint
+from triptych.train.changed_data import (
+    changed_meanwhile,
+    changed_since,
+    digest_data,
+    require_same_vocabulary,
+)
 from triptych.train.checkpoint import Checkpoint
 from triptych.train.distributed import SINGLE_PROCESS, World, own_part
 from triptych.train.held_weights import Whole, hold_weights, recompute_blocks
@@ -43,6 +49,7 @@ class Report(NamedTuple):
     terms: dict[str, float]  # this step's loss terms
     row: dict[str, Any] | None  # what went into metrics.jsonl at this step
     saved: Path | None  # the checkpoint, if one was written, or begun by sharded training
+    note: str = ""  # what people should know, such as that the data have changed
 
 
 def fit(
@@ -79,7 +86,7 @@ def fit(
     grouped = _group_batches(data, training.accumulate, device)
     buffers = list(recipe.model.buffers())
     unreadable: dict[str, str] = {}  # pictures, by all processes
-    saved = True
+    saved, note = True, state.compare_data(world.run_on_first(lambda: digest_data(recipe, data)))
     recipe.model.train()
     try:
         for step in range(first_step, training.steps + 1):
@@ -107,7 +114,11 @@ def fit(
                 saved = True
             if last:
                 held.wait()
-            yield Report(step, terms, row, path)
+                note = note or world.run_on_first(
+                    lambda: changed_meanwhile(recipe, data, state.data)
+                )
+            yield Report(step, terms, row, path, note)
+            note = ""
     except GeneratorExit:  # the caller stops: a finished step is never lost
         if not saved:
             records.save(state, unreadable | _unreadable(data))
@@ -214,6 +225,12 @@ class State:
     window: list[Any] = field(default_factory=list)  # finite steps since the last row, their sums
     skipped: int = 0  # steps that were not finite
     failed: int = 0  # of those, the last in a row: a resume does not reset them
+    data: str = ""  # digest of the stored data when the last process began
+
+    def compare_data(self, digest: str) -> str:
+        """A note if the data are others than those of the steps before."""
+        before, self.data = self.data, digest
+        return changed_since(self.step) if self.step and before and before != digest else ""
 
     def count(self, step: int, terms: dict[str, float], finite: bool) -> None:
         """Add a step.
@@ -311,6 +328,8 @@ def _resume(run: Path, held: "Whole | Shards", ema: Ema | None) -> State:
     if path is None:
         return State()
     recipe = held.recipe
+    if recipe.vocabulary:
+        require_same_vocabulary(run, recipe.vocabulary)
     expected = _tensors(recipe, ema)
     layout = {f"{file}/{name}": x for file, group in expected.items() for name, x in group.items()}
     for update in recipe.updates:

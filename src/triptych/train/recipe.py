@@ -92,6 +92,14 @@ class Recipe:
     """A warning about a row of the journal; empty if there is none."""
     notes: tuple[str, ...] = ()
     """What to know before the first step; most recipes pass `data_notes`."""
+    vocabulary: str = ""
+    """What `tokenizer.json` of the run folder has, where the data's texts make it. A resume whose
+    texts make another one is refused: what was learned of words would be lost.
+    """
+    digest: str = ""
+    """Of the data, where the batches are not `Batches` of a source, so that a resume can say that
+    they have changed.
+    """
 
 
 def batches_for(

@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -128,6 +130,18 @@ def test_detect_takes_the_model_too(capsys, folder: Path, picture: str, tmp_path
     assert names == ["p-boxes.png", "p.coco.json"]
     assert command(["detect", picture, *words, "--method", "window"]) == 2
     assert "--method cannot be used" in capsys.readouterr().err
+    many, out = tmp_path / "many", tmp_path / "pass"
+    many.mkdir()
+    shutil.copy(picture, many / "one.png")
+    passing = ["detect", "--batch", f"{many}", "--out", f"{out}", *words]
+    assert command([*passing, "--method", "window"]) == 3
+    assert "--method cannot be used" in capsys.readouterr().err
+    assert command(passing) == 0
+    (row,) = pyarrow.parquet.read_table(out / "part-000000.parquet").to_pylist()
+    assert (row["key"], row["width"], row["height"]) == ("one.png", 30, 40)
+    assert [box["label"] for box in row["boxes"]] == [box["label"] for box in found]
+    for ours, theirs in zip(row["boxes"], found, strict=True):
+        assert ours["pixels"] == pytest.approx(theirs["pixels"], abs=0.01)
 
 
 @pytest.mark.parametrize(

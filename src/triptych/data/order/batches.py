@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from triptych.atomic import replace_file
+from triptych.atomic import replace_file, write_text
 from triptych.data.captions import texts_at
 from triptych.data.disk.index import refuse_if_many
 from triptych.data.order.hard_negatives import UNSORTED_EVERY, sort_by_shared_words
@@ -146,6 +146,11 @@ class Batches:
             )
             self._columns = iter(loader)
 
+    @property
+    def source(self) -> Source:
+        """Where the pictures come from."""
+        return self._plan.source
+
     def __iter__(self) -> "Batches":
         return self
 
@@ -258,7 +263,7 @@ def write_skipped(path: Path, skipped: dict[str, str]) -> None:
     """Write skipped pictures as JSON lines of `name` and `reason`, all of them or none."""
     rows = [json.dumps({"name": name, "reason": reason}) for name, reason in skipped.items()]
     with replace_file(path) as temporary:
-        temporary.write_text("".join(row + "\n" for row in rows))
+        write_text(temporary, "".join(row + "\n" for row in rows))
 
 
 def choose_captions(captions: Sequence[str | Sequence[str]], draws: Sequence[int]) -> list[str]:

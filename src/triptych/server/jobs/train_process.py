@@ -1,6 +1,6 @@
 """The process of one training: reads the request from stdin, writes what happens to stdout.
 
-Each line is a JSON object: `kind` (note, progress, row, sample, error) and `data`. SIGTERM, or a
+Each line is a JSON object: `kind` (notes, progress, row, sample, error) and `data`. SIGTERM, or a
 closed stdout, ends it after the step, with a checkpoint.
 """
 
@@ -63,6 +63,8 @@ def _train(work: dict[str, Any], stopped: list[int]) -> int:
             terms = {name: float(value) for name, value in report.terms.items()}
             data = {"done": report.step / total, "step": report.step, "steps": total}
             say("progress", data | {"terms": _finite(terms)})
+        if report.note:
+            say("notes", {"notes": [report.note]})
         if report.row:
             say("row", _finite(report.row))
         for file in sorted((run / "samples").glob("*.png")):

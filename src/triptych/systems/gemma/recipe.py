@@ -1,5 +1,6 @@
 """Recipe: a Gemma on text files, from the start or from another Gemma."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -79,6 +80,8 @@ def build(request: TrainLanguage, world: World, load: Load) -> Recipe:
         chance=f"before learning: about ln({tokenizer.vocabulary:,}) per token",
         evaluate=evaluate,
         notes=(f"{len(rows.tokens):,} tokens, and {len(held.tokens):,} held out",),
+        vocabulary="" if request.init else tokenizer.to_json(),
+        digest=hashlib.sha256(rows.tokens.numpy().data).hexdigest(),
     )
 
 

@@ -1,5 +1,7 @@
 """Recipe: a PaLI-3, on the same data and for the same tasks as a PaliGemma."""
 
+from dataclasses import replace
+
 import torch
 
 from triptych import runtime
@@ -31,4 +33,5 @@ def build(request: TrainPali, world: World, load: Load) -> Recipe:
     parts.fill(model)
     if request.freeze != "none":
         model.get_submodule(request.freeze).requires_grad_(False)
-    return answer_recipe("pali", model, tokenizer, request.training, request.answers, data, world)
+    recipe = answer_recipe("pali", model, tokenizer, request.training, request.answers, data, world)
+    return replace(recipe, vocabulary=tokenizer.to_json())

@@ -1,7 +1,7 @@
 """Ask: an answer about a picture, as it comes, and the objects in it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import numpy as np
@@ -85,9 +85,12 @@ def locate(
     request: Detect, loaded: Loaded, pixels: UInt8[np.ndarray, "H W C"]
 ) -> Iterator[Detections]:
     """Zero-shot detection by a model that writes boxes; the last item has them. There are no heat
-    maps, and of the request only the labels are read.
+    maps.
+
+    Raises:
+        ValueError: as `boxes_in_words`, or the model does not write boxes.
     """
-    asked = Ask("picture", model=request.model, task="detect", labels=request.labels)
+    asked = boxes_in_words(request, loaded.name)
     size, no_heat = pixels.shape[:2], torch.empty(0, 1, 1)
     none = ScoredBoxes(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
     for said in ask(asked, loaded, pixels):
@@ -99,6 +102,24 @@ def locate(
     scores = torch.tensor([found.scores[i] for i in order])
     boxes = ScoredBoxes(corners, scores, torch.tensor(labels, dtype=torch.int64))
     yield Detections(request, (size[0], size[1]), boxes, no_heat)
+
+
+def boxes_in_words(request: Detect, name: str) -> Ask:
+    """A request for boxes as a question, whose answer has them.
+
+    Raises:
+        ValueError: it has settings for heat maps, which the model `name` does not make, or a label
+            that cannot be asked for.
+    """
+    for field in fields(request):
+        used = field.name in ("picture", "labels", "model")
+        if not used and getattr(request, field.name) != field.default:
+            flag = field.name.replace("_", "-")
+            raise ValueError(
+                f"--{flag} cannot be used: {name} writes its boxes as words, without heat maps "
+                "(`triptych ask --task detect --help` lists its options)"
+            )
+    return Ask("picture", model=request.model, task="detect", labels=request.labels)
 
 
 def find_codes(request: Ask, loaded: Loaded, load: Load) -> MaskCodes | None:

@@ -1,5 +1,7 @@
 """Recipe: a PaliGemma on pictures with captions, questions, boxes and masks."""
 
+from dataclasses import replace
+
 import torch
 
 from triptych import runtime
@@ -41,7 +43,7 @@ def build(request: TrainVlm, world: World, load: Load) -> Recipe:
         lora.add(model.text, request.lora, names=("q_proj", "v_proj", "up", "down"))
     if request.freeze != "none":
         model.get_submodule(request.freeze).requires_grad_(False)
-    return answer_recipe(
+    recipe = answer_recipe(
         "paligemma",
         model,
         tokenizer,
@@ -51,6 +53,7 @@ def build(request: TrainVlm, world: World, load: Load) -> Recipe:
         world,
         blocks=(GemmaBlock, Block),
     )
+    return replace(recipe, vocabulary="" if words else tokenizer.to_json())
 
 
 def text_config(request: TrainVlm, vocabulary: int) -> GemmaConfig:

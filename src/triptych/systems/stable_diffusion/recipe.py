@@ -130,6 +130,7 @@ def build(request: TrainTextToImage, world: World, load: Load) -> Recipe:
         evaluate=_evaluator(request, test, tokenizers, texts_of, complete),
         prepare=cache.fill if cache else None,
         notes=data_notes(source, training),
+        vocabulary="" if request.init else tokenizers[0].to_json(),
     )
 
 

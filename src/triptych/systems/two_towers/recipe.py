@@ -102,6 +102,7 @@ def build(request: TrainClip | TrainSiglip, world: World, load: Load) -> Recipe:
         chance=_chance(model, training.batch_size),
         evaluate=held_out_matches(test, tokenizer, transform, templates, device),
         notes=data_notes(source, training),
+        vocabulary="" if towers.init else tokenizer.to_json(),
     )
 
 

@@ -76,7 +76,7 @@ class CacheFiles:
             skipped |= shard.notes["skipped"]
             rows[part, 0], rows[part, 1] = number, np.arange(len(part))
         info = replace(self.source.info, attributes=(), vector=(), skipped=skipped)
-        return CachedLatents(info, self.buckets, shards, rows)
+        return CachedLatents(info, self.buckets, shards, rows, self.source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +88,8 @@ class CachedLatents:
     shards: Sequence[Shard]
     rows: Int64[np.ndarray, "N 2"]
     """The shard of every picture, and its row there."""
+    source: Source
+    """The pictures."""
 
     def read(self, indices: Sequence[int]) -> Columns:
         """The latents at these indices, which are all of one bucket."""

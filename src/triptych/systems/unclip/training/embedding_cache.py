@@ -40,6 +40,8 @@ class CachedEmbeddings:
     embeddings: Float[Tensor, "N E"]
     captions: list[Any]
     labels: np.ndarray | None
+    source: Source
+    """The pictures."""
 
     def read(self, indices: Sequence[int]) -> Columns:
         """The embeddings at these indices, in this order."""
@@ -138,4 +140,5 @@ class EmbeddingCache:
             torch.cat([shard.tensors["embeddings"].clone() for shard in shards]),
             [caption for shard in shards for caption in shard.notes["captions"]],
             torch.cat(labels).numpy() if labels else None,
+            self.source,
         )
