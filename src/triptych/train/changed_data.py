@@ -6,29 +6,48 @@ from pathlib import Path
 
 from triptych.data.fingerprint import digest_files
 from triptych.data.order.batches import Batches
+from triptych.train.distributed import World
 from triptych.train.recipe import Batch, Recipe
 
 TOKENIZER = "tokenizer.json"
 
 
-def digest_data(recipe: Recipe, data: Iterator[Batch]) -> str:
-    """A digest of stored data; empty for data that are drawn."""
-    return digest_files(data.source) if isinstance(data, Batches) else recipe.digest
+class DataWatch:
+    """Notes about stored data, for all processes alike.
 
+    `step` and `before` are what the checkpoint says: how many steps are finished, and the digest of
+    the data when they were taken; empty for data that are drawn, or where it is not known.
+    """
 
-def changed_since(step: int) -> str:
-    """The note that data have changed between two commands."""
-    return (
-        f"the data have changed since step {step:,} (names, sizes or times of files, or texts): the "
-        "run goes on with what is there now, and is not the one that the same data would have given"
-    )
+    def __init__(
+        self, recipe: Recipe, data: Iterator[Batch], world: World, step: int, before: str
+    ) -> None:
+        self.recipe, self.data, self.world = recipe, data, world
+        self.digest = self._compute()
+        self.note = ""
+        if step and before and before != self.digest:
+            self.note = (
+                f"the data have changed since step {step:,} (names, sizes or times of files, or "
+                "texts): the run goes on with what is there now, and is not the one that the same "
+                "data would have given"
+            )
 
+    def tell(self, last: bool) -> str:
+        """What has not been said yet; at the last step also whether files changed meanwhile."""
+        note, self.note = self.note, ""
+        if last and self._compute() != self.digest:
+            now = "data have changed or gone while this ran: what was read later is not what it "
+            note = "\n".join(filter(None, (note, now + "began with")))
+        return note
 
-def changed_meanwhile(recipe: Recipe, data: Iterator[Batch], before: str) -> str:
-    """A note if stored data have changed since the first step of this process."""
-    if digest_data(recipe, data) == before:
-        return ""
-    return "data have changed or gone while this ran: what was read later is not what it began with"
+    def _compute(self) -> str:
+        return self.world.run_on_first(
+            lambda: (
+                digest_files(self.data.source)
+                if isinstance(self.data, Batches)
+                else self.recipe.digest
+            )
+        )
 
 
 def require_same_vocabulary(run: Path, text: str) -> None:

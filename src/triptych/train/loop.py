@@ -21,12 +21,7 @@ from triptych import runtime
 from triptych.data.order.batches import Batches, to_device, write_skipped
 from triptych.runtime import key
 from triptych.train import checkpoint
-from triptych.train.changed_data import (
-    changed_meanwhile,
-    changed_since,
-    digest_data,
-    require_same_vocabulary,
-)
+from triptych.train.changed_data import DataWatch, require_same_vocabulary
 from triptych.train.checkpoint import Checkpoint
 from triptych.train.distributed import SINGLE_PROCESS, World, own_part
 from triptych.train.held_weights import Whole, hold_weights, recompute_blocks
@@ -77,7 +72,6 @@ def fit(
         for group in update.optimizer.param_groups:
             group["base_lr"] = group["lr"]
     state = world.run_on_all(lambda: _resume(run, held, ema))
-    first_step = state.step + 1
     world.require_same(recipe.model.parameters(), state.step)
     records = Records(held, training, run, ema, state)
     data = recipe.batches(
@@ -86,10 +80,11 @@ def fit(
     grouped = _group_batches(data, training.accumulate, device)
     buffers = list(recipe.model.buffers())
     unreadable: dict[str, str] = {}  # pictures, by all processes
-    saved, note = True, state.compare_data(world.run_on_first(lambda: digest_data(recipe, data)))
+    watch = DataWatch(recipe, data, world, state.step, state.data)
+    state.data, saved = watch.digest, True
     recipe.model.train()
     try:
-        for step in range(first_step, training.steps + 1):
+        for step in range(state.step + 1, training.steps + 1):
             _seed(key(training.seed, world.rank, step), device)
             rate = rate_factor(training, step - 1)
             terms, finite = take_step(
@@ -114,11 +109,7 @@ def fit(
                 saved = True
             if last:
                 held.wait()
-                note = note or world.run_on_first(
-                    lambda: changed_meanwhile(recipe, data, state.data)
-                )
-            yield Report(step, terms, row, path, note)
-            note = ""
+            yield Report(step, terms, row, path, watch.tell(last))
     except GeneratorExit:  # the caller stops: a finished step is never lost
         if not saved:
             records.save(state, unreadable | _unreadable(data))
@@ -226,11 +217,6 @@ class State:
     skipped: int = 0  # steps that were not finite
     failed: int = 0  # of those, the last in a row: a resume does not reset them
     data: str = ""  # digest of the stored data when the last process began
-
-    def compare_data(self, digest: str) -> str:
-        """A note if the data are others than those of the steps before."""
-        before, self.data = self.data, digest
-        return changed_since(self.step) if self.step and before and before != digest else ""
 
     def count(self, step: int, terms: dict[str, float], finite: bool) -> None:
         """Add a step.
