@@ -44,7 +44,7 @@ SIZES = {
     "mask-codes": "--down 4 4 4 4 --width 8 --code-width 4 --plain-steps 1",
     "vlm": f"{EYE} --width 16 --layers 1 --heads 2 --head-width 8 --hidden 16",
     "pali": f"{EYE} --width 16 --layers 1 --decoder-layers 1 --heads 2 --head-width 8 --hidden 16",
-    "language": "--width 16 --layers 1 --heads 2 --head-width 8 --vocabulary 300 --length 16",
+    "language": "--width 16 --layers 1 --heads 2 --head-width 8 --vocabulary 320 --length 16",
 }
 CLASSES = "--samples-per-class 16 --judge-steps 2 --no-score"
 SMALL = {
