@@ -66,12 +66,14 @@ def load(
             f"{fields.nearest(name, [*bundled_names(), *SHORT_NAMES])}"
         )
     device = runtime.device(str(device))
-    dtype, reading = _resolve_bits(path, dtype, device, reading)
+    # found once: the header of a GGUF file has its whole vocabulary
+    found = None if _is_run(path) else layout(path)
+    dtype, reading = _resolve_bits(found, dtype, device, reading)
     chosen = resolve_dtype(dtype, device)
-    if _is_run(path):
+    if found is None:
         return _load_run(path, name, device, chosen)
     label = name if repo else path.resolve().name
-    return _load_published(path, label, device, dtype, reading)
+    return _load_published(found, label, device, dtype, reading)
 
 
 def load_precisely(
@@ -92,17 +94,19 @@ def load_precisely(
 
 
 def _resolve_bits(
-    path: Path, dtype: str, device: torch.device, reading: Reading
+    found: Layout | None, dtype: str, device: torch.device, reading: Reading
 ) -> tuple[str, Reading]:
-    """A dtype of packed weights as an ordinary one, and how the checkpoint is read then."""
+    """A dtype of packed weights as an ordinary one, and how the checkpoint is read then; None is a
+    run of ours.
+    """
+    form = found.form if found else "run"
     if dtype == "packed":
-        blocks = device.type == "cpu" and not _is_run(path) and layout(path).form == "gguf"
-        dtype = "int8" if blocks else "auto"
+        dtype = "int8" if device.type == "cpu" and form == "gguf" else "auto"
     if dtype not in BITS:
         return dtype, reading
     if device.type != "cpu":
         raise ValueError(f"{dtype} is for a CPU: other devices are faster in bfloat16")
-    if _is_run(path) or layout(path).form not in ("gguf", "transformers", "big_vision"):
+    if form not in ("gguf", "transformers", "big_vision"):
         raise ValueError(
             f"{dtype} is for published language models: for this one choose float32 or bfloat16"
         )
@@ -130,10 +134,10 @@ def find_kind(name: str) -> ModelKind:
 
 
 def _load_published(
-    path: Path, label: str, device: torch.device, dtype: str, reading: Reading
+    found: Layout, label: str, device: torch.device, dtype: str, reading: Reading
 ) -> Loaded:
     """A checkpoint that another program has written, read by the system that recognises it."""
-    found = layout(path)
+    path = found.path
     for system in SYSTEMS.values():
         if not system.load:
             continue

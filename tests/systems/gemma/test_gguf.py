@@ -12,7 +12,7 @@ from triptych.loading import load
 from triptych.nn.decoding import decode
 from triptych.systems.gemma import gguf
 from triptych.systems.gemma.model import pad_left
-from triptych.weights.files.gguf import GgufFile, Packed
+from triptych.weights.files.gguf import GgufFile, Packed, read_gguf
 from triptych.weights.files.weight_file import open_weights
 
 PROMPTS = [
@@ -128,3 +128,17 @@ def test_a_file_that_describes_another_model_is_refused(others, message, tmp_pat
     write_gguf(tmp_path / "bad.gguf", **others)
     with pytest.raises(BadFile, match=message):
         load(f"{tmp_path / 'bad.gguf'}")
+
+
+def test_the_vocabulary_is_read_once(tmp_path: Path, monkeypatch):
+    """Of a real file it takes a third of a second: the time to the first token is what counts."""
+    write_gguf(tmp_path / "small.gguf")
+    opened: list[Path] = []
+
+    def count(path: Path) -> object:
+        opened.append(path)
+        return read_gguf(path)
+
+    monkeypatch.setattr("triptych.weights.files.weight_file.read_gguf", count)
+    load(f"{tmp_path / 'small.gguf'}", dtype="packed")
+    assert opened == [tmp_path / "small.gguf"]
