@@ -90,7 +90,10 @@ def sharded(captioned: Path, texts: Path) -> dict[str, TrainRequest]:
             optimizer="muon",
         ),
         "clip": TrainClip(replace(pictures, recompute=True), TOWERS, dim=8),
-        "siglip": TrainSiglip(pictures, replace(TOWERS, gradient_cache=2, patch_dropout=0.0)),
+        "siglip": TrainSiglip(
+            replace(pictures, recompute=True),
+            replace(TOWERS, gradient_cache=2, patch_dropout=0.0),
+        ),
         "vlm": TrainVlm(
             pictures,
             Answers(
