@@ -69,6 +69,14 @@ describe("events of a job", () => {
     expect(again.done).toBe(0.5);
     expect(again.rows).toHaveLength(1);
   });
+
+  test("an answer that comes after the events that followed it does not turn the job back", () => {
+    const ended = fold(job("a", "waiting"), [event("running"), event("done")]);
+    for (const late of ["waiting", "running", "cancelling"] as const) expect(toLive(job("a", late), ended).state).toBe("done");
+    expect(toLive(job("a", "waiting"), fold(job("a"), [event("running")])).state).toBe("running");
+    const result = { values: {}, pictures: [] };
+    expect(toLive(job("a", "done", { result }), ended).result).toEqual(result);
+  });
 });
 
 describe("the queue", () => {

@@ -266,8 +266,9 @@ def degenerate() -> dict[str, bytes]:
         for name in degenerate()
     ],
 )
-def test_degenerate_pictures_on_every_route(served, name) -> None:
+def test_degenerate_pictures_on_every_route(served, name, monkeypatch, tmp_path) -> None:
     """vLLM CVE-2026-22773: one picture of 1 x 1 ended the server. Each is answered, or refused."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     data = degenerate()[name]
     url = "data:image/png;base64," + base64.b64encode(data).decode()
     photo = upload(served, data)["id"]
@@ -276,6 +277,8 @@ def test_degenerate_pictures_on_every_route(served, name) -> None:
         ("classify", {"pictures": [url], "labels": ["a", "b"]}),
         ("detect", {"picture": photo, "labels": ["a"]}),
         ("embed", {"image": [url]}),
+        ("search", {"folder": "photos", "image": [photo], "k": 1}),
+        ("class-to-image", {"image": photo, "n": 1}),
     ):
         job = served.finish(served.submit(body[0], **body[1])["id"])
         assert job["state"] == "done" or job["error"]["type"] == "request", (body[0], job["error"])

@@ -4,8 +4,18 @@ import { FINAL, type Event, type Job, type LiveJob, type Picture, type Preview, 
 
 const KEPT_PREVIEWS = 200;
 
-/** A job as the service describes it, with room for what events will say. What was known already is kept. */
+const BEFORE: State[] = ["waiting", "running", "cancelling"]; // its end
+
+/** How far a job is: it only ever goes on. */
+function stageOf({ state }: Job): number {
+  return FINAL.includes(state) ? BEFORE.length : BEFORE.indexOf(state);
+}
+
+/** A job as the service describes it, with room for what events will say. What was known already is kept; an answer that
+ * comes later than the events after it says nothing new.
+ */
 export function toLive(job: Job, known?: LiveJob): LiveJob {
+  if (known && stageOf(job) < stageOf(known)) return known;
   return {
     ...job,
     done: job.done ?? known?.done ?? null,
