@@ -1,5 +1,6 @@
 """Sharded training: what one process trains, from a share of the weights in each of several."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -220,3 +221,27 @@ def test_twenty_random_kills_leave_the_bits_of_an_undisturbed_run(folder: Path) 
         (folder / run / "model.safetensors").read_bytes() for run in ("killed", "undisturbed")
     ]
     assert exported[0] == exported[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are Linux's")
+def test_a_share_of_the_weights_needs_a_share_of_the_memory() -> None:
+    """Two and four processes may need 1/2 and 1/4 of the state, and the blocks that they gather."""
+    script = str(ROOT / "benchmarks" / "sharded_memory.py")
+    done = subprocess.run(
+        [sys.executable, script, "measure"], env=environment(),
+        capture_output=True, text=True, timeout=FOREVER, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert share_of_memory(done.stdout, 2) < 0.65
+    assert share_of_memory(done.stdout, 4) < 0.45
+
+
+def share_of_memory(printed: str, size: int) -> float:
+    """The most that one of several processes needed to start and train, by what one alone did."""
+    lines = [json.loads(line) for line in printed.splitlines()[1:]]
+    most = {
+        count: max(max(x["start"], x["train"]) for x in lines if x["processes"] == count)
+        for count in (1, size)
+    }
+    return most[size] / most[1]
