@@ -32,6 +32,8 @@ sampling.py
 scenes.py
 threads.py
 threads.py --busy 2
+passes.py overhead
+passes.py index
 clip_encode.py --precision default
 clip_encode.py --precision float32
 train_clip.py default

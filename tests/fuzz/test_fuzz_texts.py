@@ -73,13 +73,13 @@ def test_texts(capsys, name: str) -> None:
     tell(capsys, name, counts)
 
 
-def test_objects_are_inside_the_picture() -> None:
+def test_objects_are_inside_the_picture(capsys) -> None:
     def read(data: bytes) -> None:
         for each in parse_objects(data.decode("utf-8", "replace")).objects:
             left, top, right, bottom = each.box
             assert 0 <= left < right <= 1.001 and 0 <= top < bottom <= 1.001
 
-    fuzz([text.encode() for text in OBJECTS], read)
+    tell(capsys, "boxes inside", fuzz([text.encode() for text in OBJECTS], read))
 
 
 def test_data_urls(capsys) -> None:

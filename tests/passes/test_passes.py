@@ -76,6 +76,10 @@ def test_vectors_are_those_of_embed(folder: Path) -> None:
     assert np.allclose([row["embedding"] for row in good], vectors, atol=1e-6)
     (bad,) = [row for row in rows if not row["embedding"]]
     assert bad["key"] == "broken.png" and "damaged" in bad["error"]
+    group = pyarrow.parquet.ParquetFile(folder / "out/part-000000.parquet").metadata.row_group(0)
+    encodings = {c.path_in_schema: c.encodings for c in map(group.column, range(group.num_columns))}
+    assert not any("DICTIONARY" in e for e in encodings["embedding.list.element"])
+    assert any("DICTIONARY" in e for e in encodings["error"])
 
 
 def test_labels_and_boxes_are_those_of_their_requests(folder: Path) -> None:

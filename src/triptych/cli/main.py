@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -193,6 +194,9 @@ def describe_error(error: Exception) -> str:
 def main() -> None:
     """The console script."""
     wait_briefly()
+    for stream in (sys.stdout, sys.stderr):  # letters that a terminal does not have
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, stop)  # `train` and the judge's training wait for a step instead
     try:
         code = run(sys.argv[1:])
