@@ -101,5 +101,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON: a reader sees the old file or the new one, never half of it."""
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # the name of a file that is no UTF-8, or in a locale without it
+        text = json.dumps(data, indent=2)
     with atomic.replace_file(path) as temporary:
-        atomic.write_text(temporary, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        atomic.write_text(temporary, text + "\n")

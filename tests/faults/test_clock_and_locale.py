@@ -20,6 +20,7 @@ from tests.train.test_changed_data import notes, request_of, write_pictures
 from tests.train.test_loop import same
 from triptych.cli import main as cli
 from triptych.cli.main import run as command
+from triptych.config import read_json, write_json
 from triptych.data.sources import open_source
 from triptych.systems.class_to_image.report import write_arrays
 from triptych.train import checkpoint
@@ -78,6 +79,15 @@ def test_letters_that_the_terminal_does_not_have(monkeypatch) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 0 and written.getvalue() == b"ein L\\xf6we\n"
+
+
+def test_names_of_files_that_are_no_utf_8_are_recorded(tmp_path: Path) -> None:
+    """As Python gives them: a run with such data must continue."""
+    for name in ("L\u00f6we", os.fsdecode(b"L\xf6we")):
+        write_json(tmp_path / "a.json", {"data": name})
+        assert read_json(tmp_path / "a.json") == {"data": name}
+    write_json(tmp_path / "a.json", {"data": "L\u00f6we"})
+    assert "L\u00f6we" in (tmp_path / "a.json").read_text("utf-8")  # as before
 
 
 TRAINED = """
