@@ -9,6 +9,7 @@ Single numbers, such as CLIP's temperature, stay whole in every process.
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -133,6 +134,8 @@ def share_out(recipe: Recipe, precision: str, run: Path, world: World) -> Shards
             for name in BESIDE_FORWARD:
                 if hasattr(module, name):
                     register_fsdp_forward_method(module, name)
+    # A block's `at` gives a view, which would lose its hook if it were changed in place: none is.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     whole_step = WholeStep(model, update.objective)
     shard(whole_step)
     for module in whole_step.modules():
