@@ -8,7 +8,7 @@ width, V vocabulary.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -92,6 +92,7 @@ class GemmaConfig:
         )
 
 
+@runtime_checkable
 class OneTokenBlocks(Protocol):
     """All blocks, of one token of one text."""
 
