@@ -154,7 +154,6 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "page",
     [
         "README.md",
-        "docs/text-to-image.md",
         *[
             pytest.param(f"docs/{page}.md", marks=pytest.mark.slow)
             for page in (
@@ -162,6 +161,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "clip",
                 "detection",
                 "emoji",
+                "text-to-image",
                 "train-text-to-image",
                 "tutorials/classes",
                 "tutorials/words",

@@ -74,6 +74,7 @@ def test_generate_writes_pictures_that_carry_their_request(trained: Path, tmp_pa
     assert str(tmp_path) not in json.dumps(request)
 
 
+@pytest.mark.slow
 def test_text_to_image_is_evaluated_where_bfloat16_is_fast(
     tmp_path: Path, monkeypatch, capsys
 ) -> None:

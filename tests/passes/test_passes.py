@@ -134,8 +134,9 @@ def test_pictures_of_prompts_carry_requests_that_draw_them_again(tmp_path: Path)
     assert np.abs(again.pictures[0].astype(int) - drawn).max() <= 1
 
 
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_pass_killed_at_any_operation_of_the_disk_continues_to_the_same_rows(
-    folder: Path,
+    folder: Path, every: int
 ) -> None:
     whole = options(folder, "whole")
     finish(embed(folder), whole)
@@ -146,7 +147,7 @@ def test_a_pass_killed_at_any_operation_of_the_disk_continues_to_the_same_rows(
     def work() -> None:
         finish(embed(folder), chosen)
 
-    for at, how in deaths(work, _empty(place)):
+    for at, how in deaths(work, _empty(place))[::every]:
         assert dies(work, Disk(_empty(place), at, how)) or how == "before"
         finish(embed(folder), chosen)
         assert table(place) == expected

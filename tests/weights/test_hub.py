@@ -163,7 +163,7 @@ print(try_to_load_from_cache('owner/clip', 'model.safetensors'))
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
-@pytest.mark.parametrize("offline", ["", "1"])
+@pytest.mark.parametrize("offline", [pytest.param("", marks=pytest.mark.slow), "1"])
 def test_without_a_network_every_file_and_its_place_is_named(tmp_path: Path, offline) -> None:
     code = FETCH.replace("print(", "try:\n print(") + "\nexcept ValueError as error: print(error)"
     said = run(code, tmp_path, 9, HF_HUB_OFFLINE=offline)

@@ -230,6 +230,7 @@ def test_what_was_cut_short_is_converted_again(tiny, cache) -> None:
         ]  # fmt: skip
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_what_is_stopped_leaves_nothing_and_what_is_killed_is_cleared_away(
     tiny, cache, monkeypatch
