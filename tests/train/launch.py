@@ -7,8 +7,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 ROOT = Path(__file__).parents[2]
 FOREVER = 3600.0  # seconds after which processes count as hanging, however busy the machine is
+
+
+def write_pictures(folder: Path, colours: Sequence[str]) -> None:
+    """Forty small pictures with captions of twenty things in three colours."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for i in range(40):
+        path = folder / f"{i:02d}.png"
+        Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+        path.with_suffix(".txt").write_text(f"{colours[i % 3]} thing {i % 20}")
 
 
 def environment(**further: str) -> dict[str, str]:

@@ -9,14 +9,12 @@ import threading
 from pathlib import Path
 from shlex import split
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import distributed as dist
 
-from tests.train.launch import FOREVER, ROOT, environment, start, wait
+from tests.train.launch import FOREVER, ROOT, environment, start, wait, write_pictures
 from tests.train.ranks import requests
 from triptych import training as runs
 from triptych.requests import Training
@@ -34,12 +32,7 @@ SHARDED = ("clip",)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left of every system, and forty captioned pictures that they read."""
     folder = tmp_path_factory.mktemp("ranks")
-    draw = np.random.default_rng(0)
-    (folder / "pictures").mkdir()
-    for i in range(40):
-        path = folder / "pictures" / f"{i:02d}.png"
-        Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
-        path.with_suffix(".txt").write_text(f"a {COLOURS[i % 3]} thing {i % 20}")
+    write_pictures(folder / "pictures", [f"a {colour}" for colour in COLOURS])
     results = wait(start(["-m", "tests.train.ranks", "equal", str(folder)], folder))
     assert [code for code, *_ in results] == [0, 0], "\n".join(told for _, _, told in results)
     return folder

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-from tests.train.launch import FOREVER, ROOT, environment, start, wait
+from tests.train.launch import FOREVER, ROOT, environment, start, wait, write_pictures
 from tests.train.ranks import command_of, draws_of_one_process, language, sharded
 from triptych import training as runs
 from triptych.cli.main import run as command
@@ -74,12 +73,7 @@ def test_computing_blocks_again_keeps_less_and_changes_no_bit(tmp_path: Path) ->
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty captioned pictures, and ten texts."""
     folder = tmp_path_factory.mktemp("shards")
-    draw = np.random.default_rng(0)
-    (folder / "pictures").mkdir()
-    for i in range(40):
-        path = folder / "pictures" / f"{i:02d}.png"
-        Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
-        path.with_suffix(".txt").write_text(f"{WORDS[1 + i % 3]} thing {i % 20}")
+    write_pictures(folder / "pictures", WORDS[1:4])
     write_texts(folder / "texts")
     return folder
 
