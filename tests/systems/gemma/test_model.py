@@ -14,6 +14,8 @@ from transformers import (
 from transformers import GemmaConfig as TheirGemma1
 
 from tests.parity.reference import randomised
+from triptych.nn.attention import attend
+from triptych.systems.gemma import model
 from triptych.systems.gemma.model import Gemma, GemmaConfig, objective, pad_left
 from triptych.systems.gemma.published import from_transformers, rules, to_transformers
 from triptych.weights.keymap import convert, export, fill
@@ -125,6 +127,22 @@ def test_gradients_reach_every_weight():
     ours = Gemma(from_transformers(THEIRS["3"][1].to_dict()))
     objective(ours, torch.tensor(texts(9))).total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in ours.parameters())
+
+
+@pytest.mark.parametrize("name", ["1", "3"])
+def test_training_in_bfloat16_attends_in_bfloat16(name, monkeypatch):
+    """Cosines in float32 would turn queries and keys into float32, and attention would be slow."""
+    _, ours = both(name)
+    seen = []
+
+    def attend_and_note(q, k, v, *rest, **more):
+        seen.extend([q.dtype, k.dtype, v.dtype])
+        return attend(q, k, v, *rest, **more)
+
+    monkeypatch.setattr(model, "attend", attend_and_note)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours(torch.randint(1, 99, (2, 7)))
+    assert set(seen) == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("name", THEIRS)

@@ -21,7 +21,7 @@ from triptych.scenes.descriptions import questions
 from triptych.scenes.drawing import boxes
 from triptych.scenes.judge import holds
 from triptych.systems.mask_codes.model import MaskCodes, MaskCodesConfig
-from triptych.systems.paligemma import examples, held_out
+from triptych.systems.paligemma import examples, held_out, learning
 from triptych.systems.paligemma.ask_all import ask_all
 from triptych.systems.paligemma.examples import (
     AskedScenes,
@@ -30,6 +30,7 @@ from triptych.systems.paligemma.examples import (
     encode,
     write_found,
 )
+from triptych.systems.paligemma.learning import alike
 from triptych.systems.paligemma.recipe import build
 from triptych.text.language import train_language_tokenizer
 from triptych.text.locations import parse_objects
@@ -153,6 +154,33 @@ def test_eight_pictures_are_learned_by_heart(tmp_path: Path, capsys):
     picture = f"{tmp_path / 'eight' / '0.png'}"
     assert command(["caption", picture, "--model", f"{tmp_path / 'run'}"]) == 0
     assert capsys.readouterr().out.startswith("a picture in ")
+
+
+@pytest.mark.parametrize("averaged", ["example", "token"])
+def test_groups_of_similar_length_have_the_loss_of_all_rows_together(tmp_path: Path, averaged):
+    """The same sum and count as the rows at once, and the same gradients."""
+    training = settings(eight(tmp_path), 1)
+    recipe = start(TrainVlm(training, dataclasses.replace(EYE, averaged=averaged), **SMALL))
+    batch = next(recipe.batches(0))
+    sums, gradients = [], []
+    for group in (2, 3, 8):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(learning, "GROUP", group)
+            loss = recipe.updates[0].objective(batch, 0)
+        recipe.model.zero_grad()
+        loss.total.backward()
+        sums.append(torch.stack([loss.total.detach(), torch.as_tensor(float(loss.count))]))
+        gradients.append(recipe.model.projector.weight.grad.clone())
+    for values in (sums, gradients):
+        torch.testing.assert_close(values[:2], values[2:] * 2, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_similar_length_are_computed_together():
+    lengths = torch.tensor([9, 2, 9, 3, 8, 2, 60, 3] * 4)
+    groups = alike(lengths, torch.device("cpu"))
+    assert torch.equal(torch.cat(groups).sort().values, torch.arange(32))
+    assert [int(lengths[rows].max()) for rows in groups] == [3, 60]
+    assert len(alike(lengths, torch.device("cuda"))) == 1
 
 
 def test_three_steps_and_three_more_are_six_on_scenes(tmp_path: Path, monkeypatch):

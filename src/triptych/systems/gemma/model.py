@@ -180,7 +180,9 @@ class GemmaAttention(nn.Module):
         q, k, v = (apply(layer, x).view(shape).transpose(1, 2) for layer in layers)
         if config.head_norms:
             q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, *rotation), rotate(k, *rotation), v
+        # autocast has products of bfloat16 and float32 in float32, where attention is slower
+        q, k = (rotate(x, *rotation).to(v.dtype) for x in (q, k))
+        return q, k, v
 
     def _head_scales(self) -> Float[Tensor, "G 1 C"]:
         """What queries and keys are scaled by after their norm, of all heads together."""
