@@ -1,5 +1,6 @@
 """Run folders in use, of other requests, damaged, cut short, unwritable, or strangely named."""
 
+import itertools
 import os
 import re
 import resource
@@ -15,6 +16,8 @@ import torch
 from tests.train.toy import regression
 from triptych import training as runs
 from triptych.cli.main import report_error
+from triptych.cli.main import run as command
+from triptych.data.order.batches import Batches
 from triptych.requests import TrainCvae, Training, TrainWgan
 from triptych.train import checkpoint
 from triptych.train.journal import Journal, lock_run, rows
@@ -336,6 +339,22 @@ def test_signals_finish_the_step_and_the_same_command_continues(tmp_path: Path, 
         for folder in (run, whole)
     )
     assert ours == theirs
+
+
+def test_a_signal_in_the_last_step_is_not_lost(tmp_path: Path, monkeypatch) -> None:
+    """The run is finished, and a chain of trainings does not go on."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    read, calls = Batches.__next__, itertools.count(1)
+
+    def signalled(batches):
+        if next(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return read(batches)
+
+    monkeypatch.setattr(Batches, "__next__", signalled)
+    words = ["train", "cvae", "--steps", "2", "--log-every", "1"]
+    assert command([*words, "--run", f"{tmp_path / 'run'}"]) == 130
+    assert runs.is_finished(tmp_path / "run")
 
 
 def test_nothing_is_trained_that_would_not_load_again(monkeypatch) -> None:

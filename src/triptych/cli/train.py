@@ -208,7 +208,7 @@ def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
             world.run_on_all(lambda: _wait(prepare(), say_first))
         if world.size == 1:
             spare_threads(recipe.model, training.batch_size)
-        steps = fit(recipe, training, run, world)
+        steps, signal = fit(recipe, training, run, world), 0
         with Interrupt() as interrupt:
             for step, row in _show(steps, training.steps, start, world.first):
                 if row and options.json:
@@ -223,7 +223,7 @@ def _train(request: TrainRequest, options: RunOptions, world: "World") -> int:
                     return 128 + signal
     if world.first:
         _say_done(run, recipe_name)
-    return 0
+    return 128 + signal if signal else 0  # in the last step: a chain stops before its next part
 
 
 def _say_nothing(*lines: str) -> None:
