@@ -103,6 +103,7 @@ def sharded(captioned: Path, texts: Path) -> dict[str, TrainRequest]:
             width=16, layers=2, heads=2, head_width=8, hidden=32,
         ),
         "language": language(texts, shard=True, steps=4),
+        "bfloat16": language(texts, shard=True, steps=4, precision="bfloat16"),
     }  # fmt: skip
 
 

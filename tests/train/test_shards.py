@@ -21,7 +21,7 @@ from triptych.train.journal import rows
 from triptych.train.shard_files import load
 
 WORDS = ["the", "red", "green", "blue", "circle", "square", "above", "left", "small", "grey"]
-SYSTEMS = ("text-to-image", "muon", "clip", "siglip", "vlm", "language")
+SYSTEMS = ("text-to-image", "muon", "clip", "siglip", "vlm", "language", "bfloat16")
 
 
 def write_texts(folder: Path) -> Path:
@@ -90,18 +90,21 @@ def spread(folder: Path, request: pytest.FixtureRequest) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_several_processes_train_what_one_does(folder: Path, spread: Path, name: str) -> None:
-    """The first loss, of the same weights, to 1e-6; then rounding grows by Adam's division."""
+    """The first loss, of the same weights, to 1e-6; then rounding grows by Adam's division. In
+    bfloat16 a sum over fewer rows is rounded elsewhere.
+    """
+    first, later = (2e-3, 2e-2) if name == "bfloat16" else (1e-6, 2e-4)
     alone = folder / "1" / name
     with draws_of_one_process(0, 1):
         for _ in runs.train(sharded(folder / "pictures", folder / "texts")[name], alone):
             pass
     expected, measured = (rows(run / name / "metrics.jsonl") for run in (folder / "1", spread))
     assert len(measured) == len(expected) > 2
-    assert measured[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-6)
+    assert measured[0]["loss"] == pytest.approx(expected[0]["loss"], rel=first)
     for one, several in zip(expected, measured, strict=True):
         for term in one.keys() - {"seconds"}:
             if not isinstance(one[term], list):
-                assert several[term] == pytest.approx(one[term], rel=2e-4, abs=1e-5), term
+                assert several[term] == pytest.approx(one[term], rel=later, abs=1e-5), term
     last = checkpoint.steps(alone)[-1].name
     whole, shared = (load(run / last, {}).tensors for run in (alone, spread / name))
     assert {file: sorted(group) for file, group in shared.items()} == {
