@@ -24,15 +24,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 import measure
+import torch
 
 import triptych
 from triptych.requests import ClassToImage, TextToImage
+from triptych.runtime import is_small
 
 PICTURE = {"prompt": "red apple", "model": "emoji"}
 DIGIT = {"prompt": "7", "model": "digits-cvae"}
@@ -89,30 +92,35 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def overhead(pairs: int) -> None:
-    """A request by OpenAI's route against the pipeline alone, with a small and a usual picture."""
-    emoji, digits = triptych.load("emoji"), triptych.load("digits-cvae")
-    library: dict[str, Callable[[], Any]] = {
-        "digit": lambda: list(triptych.run(ClassToImage("digits-cvae", "7", n=1, seed=1), digits)),
-        "picture": lambda: list(triptych.run(TextToImage("red apple", seed=1), emoji)),
+    """A request by OpenAI's route against the pipeline alone, with a small and a usual picture; the
+    library with as many threads as the service takes for it, and with all.
+    """
+    every = torch.get_num_threads()
+    requests = {
+        "digit": (ClassToImage("digits-cvae", "7", n=1, seed=1), DIGIT),
+        "picture": (TextToImage("red apple", model="emoji", seed=1), PICTURE),
     }
     with serve() as served:
-        for name, body in (("digit", DIGIT), ("picture", PICTURE)):
+        for name, (request, body) in requests.items():
+            loaded = triptych.load(request.model)
+            threads = 1 if is_small(loaded.model, 1) else every
 
-            def ask(body: dict[str, Any] = body) -> None:
-                answer = served.http.post("/v1/images/generations", json=body | {"seed": 1})
-                assert answer.status_code == 200, answer.text
+            def ask(body: dict[str, Any] = body) -> float:
+                return milliseconds(lambda: served.draw(**body, seed=1).raise_for_status())
 
-            for warm in (ask, library[name]):
-                warm()
-                warm()
-            ours, alone = measure.pairs(
-                lambda: milliseconds(ask), lambda name=name: milliseconds(library[name]), pairs
-            )
+            def draw(threads: int, request: Any = request, loaded: Any = loaded) -> float:
+                torch.set_num_threads(threads)
+                return milliseconds(lambda: list(triptych.run(request, loaded)))
+
+            contenders = [ask, partial(draw, threads), partial(draw, every)]
+            measure.turns(contenders, 2)
+            ours, alone, by_all = measure.turns(contenders, pairs)
             more = [a - b for a, b in zip(ours, alone, strict=True)]
             picture = statistics.median(alone)
             low, high = measure.interval(more)
             measure.emit(
-                what=f"overhead, {name}", service_ms=statistics.median(ours), library_ms=picture,
+                what=f"overhead, {name}", service_ms=statistics.median(ours), threads=threads,
+                library_ms=picture, library_all_threads_ms=statistics.median(by_all),
                 more_ms=statistics.median(more), low=low, high=high,
                 share=statistics.median(more) / picture, pairs=pairs,
             )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -46,7 +46,11 @@ def train(request: TrainRequest, run: Path) -> Generator[Report, None, None]:
         if recipe.prepare:
             prepare = recipe.prepare
             world.run_on_all(lambda: deque(prepare(), maxlen=0))
-        yield from fit(recipe, request.training, run, world)
+        notes = recipe.notes
+        with closing(fit(recipe, request.training, run, world)) as steps:
+            for report in steps:
+                yield report._replace(note="\n".join(filter(None, (*notes, report.note))))
+                notes = ()
 
 
 def build(request: TrainRequest, world: World = SINGLE_PROCESS) -> Recipe:

@@ -50,6 +50,13 @@ describe("events of a job", () => {
     expect(twice.rows).toHaveLength(2);
   });
 
+  test("sentences name fields by their labels: errors and notes, now and from before", () => {
+    const said = [event("notes", { notes: ["a `batch_size`"] }), event("failed", { error: { message: "no `steps`", param: "steps" } })];
+    expect(fold(job("a", "running"), said)).toMatchObject({ notes: ["a “Batch size”"], error: { message: "no “Steps”", param: "steps" } });
+    const before = job("a", "failed", { error: { message: "no `steps`" }, result: { values: { notes: ["a `batch_size`"] }, pictures: [] } });
+    expect(before).toMatchObject({ notes: ["a “Batch size”"], error: { message: "no “Steps”" } });
+  });
+
   test("an end has its time and its error, and what was drawn stays", () => {
     const now = fold(job("a", "running"), [event("picture", { id: "p" }), event("failed", { error: { message: "no" } })]);
     expect(now.state).toBe("failed");

@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { curvesOf } from "../src/pages/train/curves";
 import { contrastiveLoss, sigmoidLoss } from "../src/pages/see/probability";
 import { matched, overBatch } from "../src/pages/understand/overBatch";
 import { between, columnsOf, nearestPoint, type Point } from "../src/pages/understand/plane";
@@ -42,5 +43,15 @@ describe("losses over the batch", () => {
     expect(points.at(-1)?.[1]).toBeCloseTo(contrastiveLoss(cosines, 5), 10);
     expect(overBatch(cosines, (one) => contrastiveLoss(one, 5))).toEqual(points);
     expect(matched([[0.9, 0.1], [0.3, 0.2]])).toBe(0.5);
+  });
+});
+
+describe("curves of a training", () => {
+  test("held out beside training, and the rate as what it is", () => {
+    const curves = curvesOf([{ rows: [{ step: 10, rate: 0.5, loss: 2, test_loss: 3 }] }]);
+    expect(curves.map(({ name, series }) => [name, series.map((one) => one.name)])).toEqual([
+      ["Loss", ["training", "held out"]],
+      ["Learning rate, as a share of its highest", ["training"]],
+    ]);
   });
 });

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { appliesTo, fieldOfError, isChanged, labelOf, readFields, toRequest, toValues } from "../src/form/schema";
+import { appliesTo, fieldOfError, isChanged, labelOf, nameFields, readFields, toRequest, toValues } from "../src/form/schema";
 import type { Schema } from "../src/server/types";
 
 const TRAINING: Schema = {
@@ -52,6 +52,11 @@ describe("fields of a schema", () => {
   test("labels are words", () => {
     expect(labelOf("training.batch_size")).toBe("Batch size");
     expect(labelOf("n")).toBe("Pictures");
+  });
+
+  test("a sentence of the service names fields by their labels, and commands as they are", () => {
+    expect(nameFields("take a `batch_size` of 4, or `image`")).toBe("take a “Batch size” of 4, or “Start from a picture”");
+    expect(nameFields("`triptych train clip` and `a.json`")).toBe("`triptych train clip` and `a.json`");
   });
 
   test("an error of the service is found beside its field", () => {

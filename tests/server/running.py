@@ -16,7 +16,7 @@ from triptych.server.service import Service, open_service
 from triptych.server.settings import Limits, Serve
 from triptych.server.start import listen, make_server
 
-EVERY_STEP = Limits(preview_seconds=0.0)
+EVERY_STEP = Limits(preview_seconds=0.0, unseen_seconds=0.0)
 LONG = 300.0
 """Seconds after which a test that waits for an event gives up: far more than any load needs."""
 

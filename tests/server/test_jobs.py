@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import triptych
-from tests.server.running import EVERY_STEP, LONG, Running, run_service, with_limits
+from tests.server.running import EVERY_STEP, LONG, Running, run_service, wait_until, with_limits
 from triptych.fields import from_json, to_json
 from triptych.requests import TextToImage
 from triptych.server.jobs.carry_out import Outcome, Stop, Tools
@@ -85,6 +85,56 @@ def test_previews_are_small_pictures_of_what_is_expected(served, told) -> None:
     assert kind == "data:image/jpeg;base64"
     with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
         assert max(image.size) <= EVERY_STEP.preview_side
+
+
+def test_progress_and_previews_are_told_to_those_who_look(served, told, monkeypatch) -> None:
+    """A picture that its client only waits for costs neither, unless it takes long."""
+    limits = vars(served.service.limits)
+    monkeypatch.setitem(limits, "unseen_seconds", 3600.0)
+    body = {"prompt": "a red cat", "num_inference_steps": 5, "seed": 7}
+
+    def drawn() -> int:
+        told.clear()
+        assert served.http.post("/v1/images/generations", json=body).status_code == 200
+        kinds = [kind for kind, _ in told]
+        assert (kinds.count("progress") >= 5) == (kinds.count("preview") > 0)
+        assert kinds.count("picture") == 1
+        return kinds.count("preview")
+
+    feed = served.service.feed
+    monkeypatch.setattr(feed, "looked", float("-inf"))
+    assert drawn() == 0
+    with served.http.stream("GET", "/api/events"):
+        wait_until(lambda: feed.is_followed("any"))
+        assert drawn() >= 4
+    wait_until(lambda: not feed.is_followed("any"))
+    assert drawn() == 0
+    assert served.http.get("/sdapi/v1/progress").json()["current_image"] is None
+    assert drawn() >= 4  # who asks for the progress asks again
+    feed.looked = float("-inf")
+    monkeypatch.setitem(limits, "unseen_seconds", 0.0)
+    assert drawn() >= 4
+
+
+def test_a_sentence_about_a_setting_names_its_field(served) -> None:
+    job = served.submit("class-to-image", model="digits-vae", label="7", steps=3)
+    message = "`steps` cannot be used: digits-vae is a cvae"
+    assert served.finish(job["id"])["error"] == {"type": "request", "message": message}
+    answer = served.http.post("/api/classify", json={"model": "seer", "pictures": ["x"]})
+    assert "as in `labels` cat dog" in answer.json()["error"]["message"]
+
+
+def test_the_steps_of_a_job_wake_no_other_worker(served, monkeypatch) -> None:
+    takes: list[str] = []
+    take = Store.take
+
+    def count(store: Store, lane: str) -> Job | None:
+        takes.append(lane)
+        return take(store, lane)
+
+    monkeypatch.setattr(Store, "take", count)
+    served.made("text-to-image", **CAT | {"steps": 20})
+    assert takes.count("train") <= 2 and takes.count("draw") <= 3
 
 
 @pytest.mark.parametrize(

@@ -106,11 +106,12 @@ def test_dropped_connections_leave_nothing(offered, tmp_path, count) -> None:
 
         def nothing_is_left() -> bool:  # a request may still be read when its client has left
             steps.allowed.release()
-            states = {job.state for job in running.service.jobs.jobs(limit=2000)}
-            streams = running.service.feed.waiting
-            return states <= {"cancelled"} and not streams and threading.active_count() <= threads
+            if running.service.feed.waiting or threading.active_count() > threads:
+                return False
+            return not running.service.jobs.queue()
 
         wait_until(nothing_is_left)
+        assert {job.state for job in running.service.jobs.jobs(limit=2000)} <= {"cancelled"}
         assert not list(running.service.places.results.iterdir())
         assert not list(running.service.places.uploads.iterdir())
         assert running.http.get("/healthz").status_code == 200

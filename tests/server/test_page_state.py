@@ -3,17 +3,19 @@
 import base64
 import gc
 import io
+import shutil
 import tempfile
 
 import pytest
 from PIL import Image
 from starlette import formparsers
 
+from tests.server.conftest import save_digits
 from tests.server.running import Running, run_service
 from tests.server.test_security import png
 from tests.systems.unclip import tiny_unclip
 from triptych.requests import Ask, Classify, TextToImage, TrainCvae
-from triptych.server.jobs.carry_out import Outcome, Stop, Tools
+from triptych.server.jobs.carry_out import Outcome, Stop, Tools, carry_out
 from triptych.server.jobs.database import Database
 from triptych.server.jobs.store import Job, Store
 from triptych.server.jobs.workers import Lane
@@ -64,6 +66,36 @@ def test_what_is_deleted_is_told_to_everybody(tmp_path, offered) -> None:
         assert running.http.delete(f"/api/results/{job['id']}").status_code == 204
         (one,) = running.service.jobs.events(last)  # those of the job are gone with it
         assert (one.kind, one.job, one.data) == ("deleted", job["id"], {}) and one.is_last
+
+
+def test_a_model_that_was_deleted_is_gone_from_the_list_and_said_to_be(tmp_path) -> None:
+    """Given or trained here; before a request, while it waits, and while it is being loaded."""
+    home, given = tmp_path / "home", tmp_path / "given"
+    for folder in (given, home / "runs" / "mine", home / "runs" / "late"):
+        save_digits(folder)
+    with run_service(home, models=(str(given),), lanes=[]) as running:
+        jobs = [
+            running.submit("class-to-image", model=name, label="7")
+            for name in ("given", "mine", "late")
+        ]
+        tools = running.service.workers.tools
+
+        def load(place: str, device: str, dtype: str) -> None:
+            shutil.rmtree(place)
+            raise FileNotFoundError(place)
+
+        tools.models.load = load
+        for folder in (given, home / "runs" / "mine"):
+            shutil.rmtree(folder)
+        for job in jobs:
+            outcome = carry_out(running.service.jobs.job(job["id"]), tools, Stop())
+            name = job["request"]["model"]
+            message = f"model '{name}' is no longer there: it was deleted or moved; choose another"
+            assert outcome.error == {"type": "request", "message": message, "param": "model"}
+        assert running.http.get("/api/models").json() == []
+        body = {"model": "mine", "label": "7"}
+        answer = running.http.post("/api/class-to-image", json=body)
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "model"
 
 
 def test_all_previews_of_one_picture_are_kept_where_that_is_asked_for(served) -> None:

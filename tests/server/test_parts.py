@@ -16,6 +16,7 @@ from triptych.server.jobs.store import Store
 from triptych.server.models import Models
 from triptych.server.offers import Offers
 from triptych.server.schema import schema_of
+from triptych.server.sentences import name_fields
 from triptych.server.service import open_service
 from triptych.server.settings import Places, Serve
 from triptych.systems import RECIPES, SYSTEMS
@@ -170,6 +171,28 @@ def test_texts_are_mapped_within_nested_fields_and_lists() -> None:
 )
 def test_paths_are_hidden(sentence, expected) -> None:
     assert hide_paths(sentence) == expected
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("give a picture with --image FILE and a mask with --mask", "give a picture with `image` "
+         "and a mask with `mask`"),
+        ("LoRAs are `--loras FILE:WEIGHT`, as in `--sampler euler`", "LoRAs are `loras`, as in "
+         "`sampler` euler"),
+        ("--clip-skip 2: leave it out", "`clip_skip` 2: leave it out"),
+        ("`triptych train clip --size 64` and --models stay", "`triptych train clip --size 64` and "
+         "--models stay"),
+        ("a--size b ` --n", "a--size b ` `n`"),
+    ],
+)  # fmt: skip
+def test_sentences_name_fields_and_not_options(sentence, expected) -> None:
+    assert name_fields(sentence, TextToImage) == expected
+
+
+def test_fields_inside_of_others_are_named_too() -> None:
+    kind = offered_requests()["train-clip"].kind
+    assert name_fields("a --batch-size of 4", kind) == "a `batch_size` of 4"
 
 
 def test_names_of_models_are_checked_at_the_start(tmp_path) -> None:

@@ -26,7 +26,8 @@ def picture(seed: int) -> bytes:
 
 def test_a_training_is_followed_and_its_model_used(tmp_path) -> None:
     with run_service(tmp_path, models=()) as running:
-        answer = running.http.post("/api/train-cvae", params={"run": "mine"}, json=SMALL)
+        large = SMALL | {"training": SMALL["training"] | {"batch_size": 2000}}
+        answer = running.http.post("/api/train-cvae", params={"run": "mine"}, json=large)
         job = answer.json()
         assert job["run"] == "mine"
         events = list(running.events(job["id"]))
@@ -34,6 +35,8 @@ def test_a_training_is_followed_and_its_model_used(tmp_path) -> None:
         assert kinds[-1] == "done", events[-1]
         rows = [event for event in events if event["event"] == "row"]
         assert [row["step"] for row in rows] == [2, 4, 6] and "loss" in str(rows[0])
+        (notes,) = [event["notes"] for event in events if event["event"] == "notes"]
+        assert "a batch of 2,000 is larger" in notes[0] and "a `batch_size` of" in notes[0]
         samples = [event for event in events if event["event"] == "sample"]
         assert samples and running.http.get(samples[0]["url"]).content.startswith(b"\x89PNG")
         models = {model["name"]: model["kind"] for model in running.http.get("/api/models").json()}

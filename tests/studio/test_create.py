@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from tests.server.conftest import save_digits
 from tests.server.running import Running
 from tests.studio.conftest import Open
 
@@ -141,6 +143,19 @@ def test_classes_of_a_model_are_buttons(open_page: Open, service: Running) -> No
     stage = page.get_by_role("region", name="Pictures")
     expect(stage.get_by_text("Done")).to_be_visible()
     assert newest(service)["request"]["label"] == "7"
+
+
+@pytest.mark.slow
+def test_a_model_that_was_deleted_is_said_to_be_gone(open_page: Open, service: Running) -> None:
+    folder = service.service.places.runs / "short-lived"
+    save_digits(folder)
+    page = open_page()
+    models = page.get_by_label("Model", exact=True)
+    models.select_option("short-lived")
+    shutil.rmtree(folder)
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_text("The model “short-lived” is no longer there")).to_be_visible()
+    expect(models.get_by_role("option", name="short-lived")).to_have_count(0)
 
 
 @pytest.mark.slow

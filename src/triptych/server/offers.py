@@ -53,6 +53,11 @@ class Offers:
     places: Places
     data_sets: Callable[[], Mapping[str, str]] = field(default=dict)
     """Ids and titles of data sets that were uploaded."""
+    files: frozenset[str] = field(init=False)
+    """Of the given models those that are files: once deleted, they are no names of repositories."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", frozenset(filter(os.path.exists, self.settings.models)))
 
     def check(self) -> None:
         """Refuse, at the start, models that do not exist and names that two of them have.
@@ -73,7 +78,8 @@ class Offers:
         """By name: those that are given, or those in the package and below `runs`; then those that
         were trained here.
         """
-        given = [read_model(place) for place in self.settings.models]
+        gone = {place for place in self.files if not os.path.exists(place)}
+        given = [read_model(place) for place in self.settings.models if place not in gone]
         if not self.settings.models:
             given = [read_bundled(name) for name in bundled_names()]
             given += [read_model(str(run)) for run in list_runs(RUNS)]

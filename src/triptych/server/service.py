@@ -75,7 +75,7 @@ class Service:
             run=run, once=once, keeps=keeps, most=self.limits.waiting,
             most_of_client=self.limits.waiting_per_client,
         )  # fmt: skip
-        self.feed.notify()
+        self.feed.notify(work=True)
         return job
 
     def stop(self) -> None:

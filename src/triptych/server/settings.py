@@ -127,6 +127,10 @@ class Limits:
     """Between two signs of life in a stream of events."""
     preview_seconds: float = 0.1
     """Least time between two previews."""
+    unseen_seconds: float = 1.0
+    """Least time between two previews, and between two words of progress, while nobody follows the
+    job: for a client that comes in the middle.
+    """
     preview_side: int = 512
 
 

@@ -20,6 +20,10 @@ export interface Field {
 }
 
 const LABELS: Record<string, string> = {
+  image: "Start from a picture",
+  mask: "Redraw only a part",
+  strength: "How much is redrawn",
+  variation_strength: "How different",
   n: "Pictures",
   negative: "Negative prompt",
   loras: "LoRAs",
@@ -35,6 +39,11 @@ export function labelOf(path: string): string {
   const name = path.split(".").at(-1) ?? path;
   const words = name.replaceAll("_", " ");
   return LABELS[name] ?? words.charAt(0).toUpperCase() + words.slice(1);
+}
+
+/** A sentence of the service with the labels of the fields that it names, such as `batch_size`. */
+export function nameFields(sentence: string): string {
+  return sentence.replace(/`([a-z][a-z0-9_]*)`/g, (_, name: string) => `“${labelOf(name)}”`);
 }
 
 /** All fields of a request, those of inner objects by their path. Files of the service's machine cannot be named, so there

@@ -1,5 +1,7 @@
 /** One call of the service. Errors are those of the service, in its words. */
 
+import { nameFields } from "../form/schema";
+
 export class ServiceError extends Error {
   constructor(
     message: string,
@@ -41,7 +43,7 @@ export async function send(method: string, path: string, body?: unknown): Promis
 async function readError(response: Response): Promise<ServiceError> {
   try {
     const { error } = (await response.json()) as { error: { message: string; param: string | null } };
-    return new ServiceError(error.message, response.status, error.param);
+    return new ServiceError(nameFields(error.message), response.status, error.param);
   } catch {
     return new ServiceError(`The service answered ${response.status}.`, response.status);
   }

@@ -1,5 +1,6 @@
 /** Events to jobs: the page's state is a function of what the service has said. Pure. */
 
+import { nameFields } from "../form/schema";
 import { FINAL, type Event, type Job, type LiveJob, type Picture, type Preview, type State } from "./types";
 
 const KEPT_PREVIEWS = 200;
@@ -18,6 +19,7 @@ export function toLive(job: Job, known?: LiveJob): LiveJob {
   if (known && stageOf(job) < stageOf(known)) return known;
   return {
     ...job,
+    error: sayError(job.error),
     done: job.done ?? known?.done ?? null,
     pictures: job.result?.pictures ?? known?.pictures ?? [],
     previews: known?.previews ?? [],
@@ -37,7 +39,15 @@ function readNumber(job: Job, name: string): number | null {
 
 function readNotes(job: Job): string[] {
   const notes = job.result?.values.notes;
-  return Array.isArray(notes) ? notes.map(String) : [];
+  return Array.isArray(notes) ? notes.map(sayNote) : [];
+}
+
+function sayNote(note: unknown): string {
+  return nameFields(String(note));
+}
+
+function sayError(error: Job["error"] | undefined): Job["error"] {
+  return error ? { ...error, message: nameFields(error.message) } : null;
 }
 
 /** The job after an event. An event that says nothing new changes nothing. */
@@ -55,7 +65,7 @@ export function applyEvent(job: LiveJob, { event, data, time, number }: Event): 
     case "loading":
       return { ...job, loading: String(data.model) };
     case "notes":
-      return { ...job, notes: (data.notes as string[]).map(String) };
+      return { ...job, notes: (data.notes as string[]).map(sayNote) };
     case "progress":
       return {
         ...job,
@@ -85,7 +95,7 @@ function changeState(job: LiveJob, state: State, error: Job["error"] | undefined
   return {
     ...job,
     state,
-    error: error ?? job.error,
+    error: sayError(error) ?? job.error,
     finished: ended ? time : job.finished,
     loading: ended ? "" : job.loading,
     done: state === "done" ? 1 : job.done,

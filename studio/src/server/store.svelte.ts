@@ -94,11 +94,19 @@ class Server {
 
   /** Put a request into the queue.
    *
-   * @throws ServiceError with the field that is wrong.
+   * @throws ServiceError with the field that is wrong. A model that was deleted meanwhile is taken off the list.
    */
   async submit(name: string, request: Values, query: { run?: string; previews?: "all" } = {}): Promise<LiveJob> {
     const search = new URLSearchParams(query).toString();
-    return this.keep(await call<Job>("POST", `/api/${name}${search && `?${search}`}`, request));
+    try {
+      return this.keep(await call<Job>("POST", `/api/${name}${search && `?${search}`}`, request));
+    } catch (error) {
+      const model = String(request.model);
+      if (!(error instanceof ServiceError) || error.field !== "model" || !this.model(model)) throw error;
+      await this.readOffers();
+      if (this.model(model)) throw error;
+      throw new ServiceError(`The model “${model}” is no longer there: it was deleted or moved. Choose another one.`, error.status, "model");
+    }
   }
 
   async cancel(id: string): Promise<void> {
@@ -196,7 +204,7 @@ class Server {
     if (!FINAL.includes(event.event as State)) return;
     this.announcement = `${job.name.replaceAll("-", " ")}: ${event.event}`;
     void this.refresh(job.id); // its result
-    if (job.run) void this.readOffers().catch(() => undefined); // as above
+    if (job.run || this.jobs.get(job.id)?.error?.param === "model") void this.readOffers().catch(() => undefined); // as above
   }
 
   private async refresh(id: string): Promise<void> {

@@ -26,6 +26,8 @@ export interface Picture {
 export interface Failure {
   type?: string;
   message: string;
+  /** The field of the request that it is about. */
+  param?: string;
 }
 
 export type Values = Record<string, unknown>;

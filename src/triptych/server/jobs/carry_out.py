@@ -16,7 +16,7 @@ from triptych.server.catalog import CheckData, offered_requests
 from triptych.server.figures import Figures
 from triptych.server.jobs.feed import Feed
 from triptych.server.jobs.files import File, Files
-from triptych.server.jobs.inputs import Inputs, Resolved, hide_paths
+from triptych.server.jobs.inputs import Inputs, Refused, Resolved, hide_paths
 from triptych.server.jobs.store import Job, State, Store
 from triptych.server.models import Kept, Models
 from triptych.server.settings import Limits, Places
@@ -96,8 +96,9 @@ def describe_failure(error: Exception, resolved: Resolved | None = None) -> dict
     if not (known and _is_ours(error)):
         traceback.print_exception(error)
         return {"type": "unexpected", "message": UNEXPECTED}
-    sentence = str(error) if resolved is None else str(resolved.hide(str(error)))
-    return {"type": "request", "message": hide_paths(sentence)}
+    sentence = hide_paths(str(error)) if resolved is None else resolved.say(str(error))
+    place = {"param": error.place} if isinstance(error, Refused) else {}
+    return {"type": "request", "message": sentence} | place
 
 
 def _is_ours(error: Exception) -> bool:
@@ -118,7 +119,11 @@ def _draw(job: Job, tools: Tools, stop: Stop, device: str, resolved: Resolved) -
         tools.tell(job, "loading", {"model": name})
         model = resolved.models[name]
         place = str(asked) if device == "auto" else device
-        kept.append(tools.models.get(model.place, model.created, place, dtype))
+        try:
+            kept.append(tools.models.get(model.place, model.created, place, dtype))
+        except Exception:
+            tools.inputs.require_model(name)  # deleted since the job has begun
+            raise
         choose_threads(kept[-1].loaded, getattr(resolved.request, "n", 1))
         return kept[-1].loaded
 
@@ -127,10 +132,12 @@ def _draw(job: Job, tools: Tools, stop: Stop, device: str, resolved: Resolved) -
     with closing(work):
         item = None
         for item in work:
-            record.tell_progress(item)
+            record.tell_progress(item, resolved)
             record.tell_preview(item, answers, kept[0] if kept else None)
+            if item.done >= 1:
+                continue  # the last one: its pictures are saved with the result
             record.save_pictures(item, answers, resolved)
-            if stop.event.is_set() and item.done < 1:
+            if stop.event.is_set():
                 return Outcome(stop.state, record.result({}))
         assert item is not None
         return Outcome("done", record.finish(item, answers, resolved))
@@ -160,19 +167,28 @@ class Recorder:
         self.job, self.tools = job, tools
         self.files: list[File] = []
         self.notes: tuple[str, ...] = ()
-        self.last_preview = float("-inf")
+        self.taken = 0
+        self.last_progress = time.monotonic()
+        # the first step that somebody follows has a preview
+        self.last_preview = self.last_progress - tools.limits.preview_seconds
         self.has_words = False
 
-    def tell_progress(self, item: Any) -> None:
+    def tell_progress(self, item: Any, resolved: Resolved) -> None:
         if (notes := tuple(getattr(item, "notes", ()))) != self.notes:
             self.notes = notes
-            self.tools.tell(self.job, "notes", {"notes": list(notes)})
+            self.tools.tell(self.job, "notes", {"notes": [resolved.say(one) for one in notes]})
         if new := getattr(item, "new", ""):  # of a language model
             self._tell_words(new)
         else:
             self.tools.figures.steps.inc()
-        data = {"done": round(float(item.done), 4), "pictures": len(self.files)}
+        self.taken += 1
+        if not self._is_due(self.last_progress, 0.0):
+            return
+        data = {
+            "done": round(float(item.done), 4), "taken": self.taken, "pictures": len(self.files),
+        }  # fmt: skip
         self.tools.tell(self.job, "progress", data)
+        self.last_progress = time.monotonic()
 
     def _tell_words(self, new: str) -> None:
         if not self.has_words:
@@ -184,8 +200,8 @@ class Recorder:
         """A small picture of what the model expects, if there is one and the last is old enough."""
         if kept is None or not hasattr(answers, "make_preview") or item.done >= 1:
             return
-        now = time.monotonic()
-        if not self.job.keeps and now - self.last_preview < self.tools.limits.preview_seconds:
+        pause = self.tools.limits.preview_seconds
+        if not self.job.keeps and not self._is_due(self.last_preview, pause):
             return
         from triptych.server.pictures import to_data_url
 
@@ -199,6 +215,12 @@ class Recorder:
         url = to_data_url(pixels, self.tools.limits.preview_side)
         self.tools.tell(self.job, "preview", {"done": round(float(item.done), 4), "url": url})
         self.last_preview = time.monotonic()
+
+    def _is_due(self, last: float, pause: float) -> bool:
+        """Whether `pause` seconds have passed since the last, or more while nobody follows."""
+        if not self.tools.feed.is_followed(self.job.id):
+            pause = self.tools.limits.unseen_seconds
+        return time.monotonic() - last >= pause
 
     def save_pictures(self, item: Any, answers: Any, resolved: Resolved) -> None:
         """Save what has been drawn since the last item, so that nothing of it is lost."""
@@ -234,6 +256,8 @@ class Recorder:
         for picture in answer.pictures[len(self.files) :]:
             self.save(picture, resolved)
         values = dict(answer.values)
+        if "notes" in values:
+            values["notes"] = [resolved.say(one) for one in values["notes"]]
         for row in values.get("matches", ()):
             if found := self.tools.files.file_at(f"results/{row['name']}"):
                 row["file"] = found.id

@@ -13,6 +13,7 @@ from triptych.given import Names
 from triptych.server.catalog import Offered, Text, list_texts, map_texts
 from triptych.server.jobs.files import Files
 from triptych.server.offers import Model, Offers
+from triptych.server.sentences import name_fields
 from triptych.server.settings import Limits, Places
 from triptych.systems.stable_diffusion.request import parse_lora, parse_size
 
@@ -49,6 +50,10 @@ class Resolved:
             for path, name in self.private.items():
                 value = value.replace(path, name)
         return value
+
+    def say(self, sentence: str) -> str:
+        """A sentence about the request: with public names, and with fields instead of options."""
+        return name_fields(hide_paths(str(self.hide(sentence))), type(self.request))
 
 
 def hide_paths(sentence: str) -> str:
@@ -198,6 +203,7 @@ class Inputs:
             if not text.value:
                 return text.value
             if text.names is Names.MODEL:
+                self.require_model(text.value, text.place)
                 model = self.offers.find_model(text.value)
                 resolved.models[text.value] = model
                 resolved.private[model.place] = model.name
@@ -211,6 +217,14 @@ class Inputs:
 
         resolved.request = map_texts(request, put)
         return resolved
+
+    def require_model(self, name: str, place: str = "model") -> None:
+        """Refuse a request whose model was deleted after it had been taken."""
+        if name not in self.offers.models():
+            gone = (
+                f"model {name[:80]!r} is no longer there: it was deleted or moved; choose another"
+            )
+            raise Refused(place, gone)
 
     def _place_lora(self, value: str) -> str:
         lora = parse_lora(value)

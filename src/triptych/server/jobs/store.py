@@ -325,12 +325,14 @@ class Store:
         """Add an event; returns its number. Of previews only the last one is kept, unless the job
         keeps all.
         """
+        if kind != "preview":
+            with self.database.lock:  # one statement is a transaction of its own
+                return self._append(key, kind, data)
         with self.change() as database:
-            if kind == "preview":
-                database.execute(
-                    "DELETE FROM events WHERE job = ? AND kind = 'preview' "
-                    "AND NOT (SELECT keeps FROM jobs WHERE id = ?)", (key, key),
-                )  # fmt: skip
+            database.execute(
+                "DELETE FROM events WHERE job = ? AND kind = 'preview' "
+                "AND NOT (SELECT keeps FROM jobs WHERE id = ?)", (key, key),
+            )  # fmt: skip
             return self._append(key, kind, data)
 
     def _append(

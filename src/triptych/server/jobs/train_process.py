@@ -54,7 +54,7 @@ def _train(work: dict[str, Any], stopped: list[int]) -> int:
     request: Any = from_json(kind, work["request"])
     total = request.training.steps
     say("progress", {"done": 0.0, "step": 0, "steps": total})
-    last, shown = 0.0, set[str]()
+    last, shown, notes = 0.0, set[str](), list[str]()
     steps = train(request, run)
     for report in steps:
         now = time.monotonic()
@@ -64,7 +64,8 @@ def _train(work: dict[str, Any], stopped: list[int]) -> int:
             data = {"done": report.step / total, "step": report.step, "steps": total}
             say("progress", data | {"terms": _finite(terms)})
         if report.note:
-            say("notes", {"notes": [report.note]})
+            notes += report.note.split("\n")
+            say("notes", {"notes": notes})
         if report.row:
             say("row", _finite(report.row))
         for file in sorted((run / "samples").glob("*.png")):

@@ -20,7 +20,7 @@ from triptych.server.jobs.carry_out import (
     describe_file,
     guard,
 )
-from triptych.server.jobs.inputs import Resolved, hide_paths
+from triptych.server.jobs.inputs import Resolved
 from triptych.server.jobs.store import Job
 
 STEP = re.compile(r"(\d+)")
@@ -87,12 +87,11 @@ def _follow(
         said = json.loads(line)
         kind, data = said["kind"], said["data"]
         if kind == "error":
-            error = {
-                "type": data["type"],
-                "message": hide_paths(str(resolved.hide(data["message"]))),
-            }
+            error = data | {"message": resolved.say(data["message"])}
         elif kind == "sample":
             _tell_sample(job, tools, run / "samples" / data["file"])
+        elif kind == "notes":
+            tools.tell(job, kind, {"notes": [resolved.say(note) for note in data["notes"]]})
         else:
             tools.tell(job, kind, resolved.hide(data))
             values |= {"row": data} if kind == "row" else {}

@@ -72,7 +72,7 @@ class Workers:
                 if not stop.event.is_set():
                     stop.state = "interrupted"
                     stop.event.set()
-        self.tools.feed.notify()
+        self.tools.feed.notify(work=True)
 
     def join(self, seconds: float = 30.0) -> None:
         """Wait for the workers to end."""

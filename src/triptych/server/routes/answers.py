@@ -1,7 +1,9 @@
 """Shapes of answers and errors: one for each family of clients."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from pydantic.dataclasses import dataclass
 
 from triptych.server.jobs.carry_out import describe_file
 from triptych.server.jobs.store import Event, Job

@@ -355,9 +355,10 @@ def _add_progress(router: APIRouter, service: Service) -> None:
     @router.get("/progress", response_model=None)
     async def read_progress() -> Response:
         """How far the picture that is being drawn is, whoever asked for it."""
+        service.feed.note_look()
         job = running()
         events = service.jobs.events(0, job.id) if job else []
-        done = [event.data["done"] for event in events if event.kind == "progress"]
+        progress = next((one.data for one in events[::-1] if one.kind == "progress"), {})
         preview = [
             event.data["url"].partition(",")[2] for event in events if event.kind == "preview"
         ]
@@ -365,11 +366,11 @@ def _add_progress(router: APIRouter, service: Service) -> None:
         state = {
             "skipped": False, "interrupted": bool(job and job.state == "cancelling"),
             "job": job.id if job else "", "job_count": int(job is not None),
-            "job_no": len(pictures), "job_timestamp": "", "sampling_step": len(done),
+            "job_no": len(pictures), "job_timestamp": "", "sampling_step": progress.get("taken", 0),
             "sampling_steps": job.request.get("steps", 0) if job else 0,
         }  # fmt: skip
         return JSONResponse({
-            "progress": done[-1] if done else 0.0, "eta_relative": 0.0, "state": state,
+            "progress": progress.get("done", 0.0), "eta_relative": 0.0, "state": state,
             "current_image": preview[-1] if preview else None, "textinfo": None,
         })  # fmt: skip
 

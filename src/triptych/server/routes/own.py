@@ -27,6 +27,7 @@ from triptych.server.routes.answers import (
 )
 from triptych.server.routes.errors import ERRORS
 from triptych.server.schema import schema_of
+from triptych.server.sentences import name_fields
 from triptych.server.service import Service
 
 Number = Annotated[int, Query(ge=0, le=(1 << 62))]
@@ -64,7 +65,7 @@ def client_of(request: Request) -> str:
 
 def to_failure(error: ValueError, kind: type | None = None) -> Failure:
     """The sentence about a request of this kind that is refused, and the field that it is about."""
-    message = str(error)
+    message = name_fields(str(error), kind) if kind else str(error)
     if isinstance(error, Refused):
         return Failure(400, message, param=error.place, code="invalid_value")
     sentence, place = split_sentence(message, kind) if kind else (message, "")
@@ -214,6 +215,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     @router.get("/jobs/{key}", tags=["jobs"], responses=ONE_JOB, response_model=None)
     async def read_job(key: str) -> Response:
         """A job as it is now, with its result if there is one."""
+        service.feed.note_look()
         return JSONResponse(describe_job(service, find_job(service, key)))
 
 

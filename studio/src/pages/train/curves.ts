@@ -44,7 +44,7 @@ const NAMES: Record<string, string> = {
   elbo: "Evidence lower bound",
   kl: "KL divergence",
   norm: "Norm of the gradients",
-  rate: "Learning rate",
+  rate: "Learning rate, as a share of its highest",
   c_loss: "Critic's loss",
   c_wass_loss: "Critic's gap (generated − real)",
   c_gp: "Gradient penalty",
