@@ -18,7 +18,8 @@ from triptych.systems import KINDS, SYSTEMS
 from triptych.text.known_words import read_known_words
 from triptych.text.language import open_language_tokenizer
 from triptych.text.tokenizer import open_tokenizer
-from triptych.weights.bundled_models import bundled_names, find_bundled, has_card
+from triptych.weights.bundled_models import bundled_names, find_bundled
+from triptych.weights.describe_model import require_weights
 from triptych.weights.files.weight_file import open_weights, read_safetensors
 from triptych.weights.hub import fetch_published, find_repository
 from triptych.weights.layouts import Layout, layout
@@ -198,22 +199,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _load_run(folder: Path, name: str, device: torch.device, dtype: torch.dtype | None) -> Loaded:
-    for file in ("config.json", "model.safetensors"):
-        if not (folder / file).exists():
-            if file == "config.json" and not (folder / "run.json").exists():
-                raise ValueError(
-                    f"{name} is no model: the folder has neither the config.json of a run nor the "
-                    "files of a published checkpoint"
-                )
-            if has_card(folder):
-                raise ValueError(f"{name} lacks its {file}: install it again, or copy it again")
-            parts = sorted(part.parent.name for part in folder.glob("*/run.json"))
-            if parts:  # a chain of trainings, whose model is written in the end
-                raise ValueError(
-                    f"{name} has no {file} yet, only the parts {', '.join(parts)}: `triptych train "
-                    f"--resume --run {name}` trains what is missing and puts them together"
-                )
-            raise ValueError(f"{name} has no {file} yet: train until its first checkpoint")
+    require_weights(folder, name)
     card, kind, settings = read_card(folder / "config.json")
     model = build_skeleton(folder / "config.json", kind, settings)
     weights = folder / "model.safetensors"

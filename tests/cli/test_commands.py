@@ -128,6 +128,16 @@ def test_evaluate_refuses_options_of_another_system(
     assert "train until its first checkpoint" in capsys.readouterr().err
 
 
+def test_a_run_without_a_model_is_told_before_its_options(tmp_path: Path, capsys) -> None:
+    """Whose options they are cannot be known yet."""
+    (tmp_path / "decoder").mkdir()
+    for folder in (tmp_path, tmp_path / "decoder"):
+        (folder / "run.json").write_text("{}")
+    words = ["generate", "--what", "variations", "--image", "x.png", "--model", str(tmp_path)]
+    assert run(words) == 3
+    assert "has no config.json yet, only the parts decoder" in capsys.readouterr().err
+
+
 def test_a_seed_that_was_drawn_is_said(trained: Path, tmp_path: Path, capsys) -> None:
     assert run(["generate", "--model", str(trained), "--n", "1", "--out", str(tmp_path)]) == 0
     (picture,) = tmp_path.glob("0000-*.png")

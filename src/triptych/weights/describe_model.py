@@ -10,6 +10,7 @@ from typing import Any
 
 from triptych.config import BadFile, read_json
 from triptych.text.known_words import read_known_words
+from triptych.weights.bundled_models import has_card
 
 PUBLISHED = {
     "clip": "clip", "siglip": "siglip", "siglip2": "siglip", "gemma": "gemma", "gemma2": "gemma",
@@ -59,6 +60,31 @@ def describe_model(path: Path) -> Description:
 def find_kind(path: Path) -> str:
     """The kind of a model; empty if it cannot be told without loading."""
     return describe_model(path).kind
+
+
+def require_weights(folder: Path, name: str) -> None:
+    """Refuse a folder that is not, or not yet, a run with its model.
+
+    Raises:
+        ValueError: it is no run, its training has not come that far, or a file is missing.
+    """
+    missing = [f for f in ("config.json", "model.safetensors") if not (folder / f).exists()]
+    if not missing:
+        return
+    if missing[0] == "config.json" and not (folder / "run.json").exists():
+        raise ValueError(
+            f"{name} is no model: the folder has neither the config.json of a run nor the "
+            "files of a published checkpoint"
+        )
+    if has_card(folder):
+        raise ValueError(f"{name} lacks its {missing[0]}: install it again, or copy it again")
+    parts = sorted(part.parent.name for part in folder.glob("*/run.json"))
+    if parts:  # a chain of trainings, whose model is written in the end
+        raise ValueError(
+            f"{name} has no {missing[0]} yet, only the parts {', '.join(parts)}: `triptych train "
+            f"--resume --run {name}` trains what is missing and puts them together"
+        )
+    raise ValueError(f"{name} has no {missing[0]} yet: train until its first checkpoint")
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from triptych.systems.class_to_image.request import ClassToImage
 from triptych.systems.stable_diffusion.request import TextToImage
 from triptych.systems.unclip.request import UnclipPictures
 from triptych.weights.bundled_models import find_bundled
-from triptych.weights.describe_model import find_kind
+from triptych.weights.describe_model import find_kind, require_weights
 
 PUBLISHED = "stable-diffusion"  # the kind of a single file of another program
 
@@ -42,6 +42,8 @@ def main(arguments: list[str]) -> int:
             return int(PAGES[request].main(list(asks)))
         text_pictures.print_help(every="--help-all" in asks)
         return 0
+    if model and (Path(model) / "run.json").exists():
+        require_weights(Path(model), model)
     if has_prompt and request is ClassToImage:
         raise UsageError(
             f"{model} is a {kind}, which takes no prompt; `triptych generate --model {model} "
