@@ -334,6 +334,14 @@ class TrainUnclipUpsampler:
     """Side of the squares of pixels that become channels at the U-Net's input: 1, 2 or 4."""
     groups: int = 16
     """Groups of the group normalisation."""
+    predicts: Literal["noise", "velocity"] = "velocity"
+    """What it predicts: noise, as in the paper, or velocity, whose error in x0 does not grow with
+    the noise.
+    """
+    draws: Literal["picture", "difference"] = "difference"
+    """What is diffused: the picture, as in the paper, or its difference from the enlarged small
+    one, which needs far fewer steps.
+    """
     sampling_steps: int = 20
     """Default steps of `generate`, by DDIM."""
     learning_rate: float = 1e-3

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.diffusion.denoiser import PARAMETERISATIONS, denoiser
-from triptych.diffusion.guidance import clip_x0
 from triptych.diffusion.noise import PictureNoise
 from triptych.diffusion.objective import matching, training_levels
 from triptych.diffusion.samplers.levels import sampler_levels
@@ -29,6 +28,11 @@ from triptych.fields import bounded
 from triptych.nn.checks import require_at_least
 from triptych.nn.loss import Loss
 from triptych.systems.pixel_diffusion.unet import UNet, UNetConfig
+
+ENLARGED_DIFFERENCE = 8.0
+"""What differences are multiplied by, which brings them nearer to the size of the noise: those of
+scenes deviate by 0.04.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,12 @@ class UpsamplerConfig:
     patch: int = 1
     groups: int = 32
     schedule: Literal["cosine", "linear"] = "cosine"
+    predicts: Literal["noise", "velocity"] = "noise"
+    """What the network predicts."""
+    draws: Literal["picture", "difference"] = "picture"
+    """What is diffused: the picture, or its difference from the enlarged small one, as in
+    arXiv:2104.14951, whose large areas are right from the start.
+    """
     last: bool = False
     """A network of its own for the last step: Karlo's was trained against a discriminator."""
     steps: int = 7
@@ -95,9 +105,25 @@ class Upsampler(nn.Module):
     def predict(
         self, x: Float[Tensor, "B C H W"], time: Tensor, enlarged: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B C H W"]:
-        """The noise in x."""
-        noise: Tensor = self.unet(torch.cat([x, enlarged], dim=1), time)
-        return noise
+        """The noise in x, or what the configuration has instead."""
+        predicted: Tensor = self.unet(torch.cat([x, enlarged], dim=1), time)
+        return predicted
+
+    def to_drawn(
+        self, picture: Float[Tensor, "B C H W"], enlarged: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B C H W"]:
+        """What is diffused of a picture."""
+        if self.config.draws == "picture":
+            return picture
+        return ENLARGED_DIFFERENCE * (picture - enlarged)
+
+    def to_picture(
+        self, drawn: Float[Tensor, "B C H W"], enlarged: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B C H W"]:
+        """The picture of what is diffused."""
+        if self.config.draws == "picture":
+            return drawn
+        return enlarged + drawn / ENLARGED_DIFFERENCE
 
 
 def enlarge(small: Float[Tensor, "B C h w"], size: int) -> Float[Tensor, "B C H W"]:
@@ -128,14 +154,14 @@ def objective(
 ) -> Loss:
     """The matching loss of pictures, or crops of them, given the degraded and enlarged small ones.
 
-    Noise and levels are drawn unless they are given. Term: `mse`, of the noise.
+    Noise and levels are drawn unless they are given. Term: `mse`, of what is predicted.
     """
     at = at or training_levels(model.schedule, len(picture), picture.device)
     noise = torch.randn_like(picture) if noise is None else noise
     return matching(
         lambda x, time: model.predict(x, time, enlarged),
-        PARAMETERISATIONS["noise"],
-        picture,
+        PARAMETERISATIONS[model.config.predicts],
+        model.to_drawn(picture, enlarged),
         noise,
         at,
     )
@@ -155,7 +181,8 @@ def sample(
     *,
     steps: int = 0,
 ) -> Iterator[Step]:
-    """Large pictures of these small ones, step by step; the last step's x is in [-1, 1].
+    """Large pictures of these small ones, step by step; the last step's x is in [-1, 1] but for
+    rounding.
 
     Defaults are the configuration's.
     """
@@ -170,14 +197,20 @@ def sample(
             output: Tensor = unet(torch.cat([x, enlarged], dim=1), time)
             return output
 
-        return clip_x0(denoiser(predict, model.schedule, "noise"))
+        plain = denoiser(predict, model.schedule, config.predicts)
+
+        def clamped(x: Tensor, level: Level) -> Tensor:
+            picture = model.to_picture(plain(x, level), enlarged).clamp(-1, 1)
+            return model.to_drawn(picture, enlarged)
+
+        return clamped
 
     denoise = denoise_by(model.unet)
-    if model.last is None:
-        return run_sampler(config.sampler, denoise, x, levels, noise)
-    finish, last = denoise_by(model.last), levels[-2]
+    finish = denoise_by(model.last) if model.last else denoise
 
     def chosen(x: Tensor, level: Level) -> Tensor:
-        return (finish if level == last else denoise)(x, level)
+        return (finish if level == levels[-2] else denoise)(x, level)
 
-    return run_sampler(config.sampler, chosen, x, levels, noise)
+    for step in run_sampler(config.sampler, chosen, x, levels, noise):
+        pictures = (model.to_picture(each, enlarged) for each in (step.x, step.x0))
+        yield Step(*pictures, step.level)

@@ -72,7 +72,7 @@ def build(request: TrainUnclipDecoder, world: World, load: Load) -> Recipe:
         updates=[update(model, minimise, request)],
         batches=batches_for(source, training, world),
         export=partial(checkpoint.export, card=build_card("unclip-decoder", config, clip)),
-        chance="before learning: an mse of 1, of the noise",
+        chance="before learning: an mse of about 1",
         sample=partial(_grid, held_out, clip),
         evaluate=evaluate,
         notes=data_notes(source, training),

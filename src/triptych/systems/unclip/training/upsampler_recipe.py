@@ -66,7 +66,7 @@ def build(request: TrainUnclipUpsampler, world: World, load: Load) -> Recipe:
         updates=[update(model, minimise, request)],
         batches=batches_for(source, training, world),
         export=partial(checkpoint.export, card=to_json(card)),
-        chance="before learning: an mse of 1, of the noise",
+        chance="before learning: an mse of about 1",
         sample=lambda module: _grid(module, held_out()),
         evaluate=lambda module: _decibels(module, held_out),
         notes=data_notes(source, training),
@@ -98,6 +98,8 @@ def _config(request: TrainUnclipUpsampler, source: Source) -> UpsamplerConfig:
         patch=request.patch,
         groups=request.groups,
         schedule=request.noise_schedule,
+        predicts=request.predicts,
+        draws=request.draws,
         steps=request.sampling_steps,
         sampler="ddim",
     )
