@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.server.holding_service import CONTEXT, serve
 from tests.server.running import LONG, read_events
 
 ROOT = Path(__file__).parents[2]
@@ -49,14 +50,28 @@ def test_the_command_serves_and_stops(tmp_path) -> None:
         assert process.wait(LONG) == 0
 
 
+@contextmanager
+def hold_queue(home: Path) -> Iterator[httpx2.Client]:
+    """A service that takes jobs and never ends one; it is killed at the end of the block."""
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=serve, args=(home, there))
+    process.start()
+    try:
+        assert here.poll(LONG), "the service did not start"
+        with httpx2.Client(base_url=here.recv(), timeout=LONG) as http:
+            yield http
+    finally:
+        process.kill()
+        process.join()
+
+
 def kill_often(tmp_path: Path, kills: int, waiting: int = 20) -> None:
     """Each time exactly one job runs when the service is killed: it is interrupted, the others wait
     in their order, and nothing half-written is seen.
     """
-    command = ("tests.server.holding_service", str(tmp_path))
     keys: list[str] = []
     for number in range(kills + 1):
-        with start(*command) as (process, http):
+        with hold_queue(tmp_path) as http:
             if not keys:
                 for _ in range(waiting):
                     answer = http.post("/api/check-data", json={"source": "digits"})
@@ -71,8 +86,6 @@ def kill_often(tmp_path: Path, kills: int, waiting: int = 20) -> None:
             assert [states[key] for key in keys] == expected
             queue = [job["id"] for job in http.get("/api/queue").json()]
             assert queue == keys[number:]
-            process.send_signal(signal.SIGKILL)
-            process.wait()
 
 
 def test_killed_with_a_full_queue(tmp_path) -> None:

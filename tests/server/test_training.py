@@ -1,12 +1,17 @@
 """A training as a job: in a process of its own, followed, stopped, gone on with, and used."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.server.running import run_service
+from triptych import fields
+from triptych.requests import TrainCvae
+from triptych.server.jobs.train_process import _train
+from triptych.train.loop import Report
 
 SMALL = {
     "training": {
@@ -16,6 +21,8 @@ SMALL = {
     "widths": [4], "latent": 2, "network": "mlp",
 }  # fmt: skip
 
+KINDS = ("notes", "progress", "row", "sample")
+
 
 def picture(seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
@@ -24,6 +31,30 @@ def picture(seed: int) -> bytes:
     return out.getvalue()
 
 
+def test_the_process_of_a_training_says_what_happens(tmp_path, capsys) -> None:
+    large = fields.to_json(TrainCvae()) | SMALL
+    large["training"] = fields.to_json(TrainCvae().training) | SMALL["training"]
+    large["training"]["batch_size"] = 2000
+    work = {"recipe": "cvae", "request": large, "run": str(tmp_path / "run")}
+    assert _train(work, []) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = {kind: [one["data"] for one in said if one["kind"] == kind] for kind in KINDS}
+    assert len(told["notes"]) == 1 and "--batch-size of" in told["notes"][0]["notes"][0]
+    assert [row["step"] for row in told["row"]] == [2, 4, 6] and told["sample"]
+    assert told["progress"][-1]["done"] == 1
+
+
+def test_notes_of_a_training_are_told_together(monkeypatch, tmp_path, capsys) -> None:
+    reports = [Report(step, {}, None, None, note) for step, note in enumerate(("a\nb", "", "c"))]
+    monkeypatch.setattr("triptych.training.train", lambda request, run: iter(reports))
+    work = {"recipe": "cvae", "request": fields.to_json(TrainCvae()), "run": str(tmp_path)}
+    assert _train(work, []) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    notes = [one["data"]["notes"] for one in said if one["kind"] == "notes"]
+    assert notes == [["a", "b"], ["a", "b", "c"]]
+
+
+@pytest.mark.slow
 def test_a_training_is_followed_and_its_model_used(tmp_path) -> None:
     with run_service(tmp_path, models=()) as running:
         large = SMALL | {"training": SMALL["training"] | {"batch_size": 2000}}

@@ -9,9 +9,10 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.server import conftest as server
-from tests.server.running import EVERY_STEP, LONG, Running, run_service
+from tests.server.running import LONG, Running, run_service
 from tests.systems.unclip import tiny_unclip
 from triptych.server.routes.page import BUILT
+from triptych.server.settings import Limits
 
 models = server.models
 NO_BROWSER = "these tests need Chromium: `apt-get install chromium`, or name one in CHROMIUM"
@@ -58,7 +59,7 @@ def service(
 ) -> Iterator[Running]:
     """A service whose queue and library all tests share."""
     home = tmp_path_factory.mktemp("home")
-    with run_service(home, limits=EVERY_STEP, models=offered) as running:
+    with run_service(home, limits=Limits(), models=offered) as running:
         yield running
 
 
@@ -77,6 +78,8 @@ def context(browser: Browser, service: Running) -> Iterator[BrowserContext]:
     context.on("weberror", lambda one: said.append(str(one.error)))
     yield context
     context.close()
+    for job in service.http.get("/api/queue").json():  # of a test that failed: the next would wait
+        service.http.delete(f"/api/jobs/{job['id']}")
     expected = "Failed to load resource"  # a request that the service refuses, as tests ask for
     assert [text for text in said if expected not in text] == []
 

@@ -126,11 +126,9 @@ class Limits:
     keep_alive_seconds: float = 15.0
     """Between two signs of life in a stream of events."""
     preview_seconds: float = 0.1
-    """Least time between two previews."""
+    """Least time between two previews of a job, and between two words of its progress."""
     unseen_seconds: float = 1.0
-    """Least time between two previews, and between two words of progress, while nobody follows the
-    job: for a client that comes in the middle.
-    """
+    """The same while nobody follows it: for a client that comes in the middle."""
     preview_side: int = 512
 
 

@@ -168,9 +168,9 @@ class Recorder:
         self.files: list[File] = []
         self.notes: tuple[str, ...] = ()
         self.taken = 0
-        self.last_progress = time.monotonic()
-        # the first step that somebody follows has a preview
-        self.last_preview = self.last_progress - tools.limits.preview_seconds
+        # the first step that somebody follows is told, and has a preview
+        self.last_progress = time.monotonic() - tools.limits.preview_seconds
+        self.last_preview = self.last_progress
         self.has_words = False
 
     def tell_progress(self, item: Any, resolved: Resolved) -> None:
@@ -182,7 +182,7 @@ class Recorder:
         else:
             self.tools.figures.steps.inc()
         self.taken += 1
-        if not self._is_due(self.last_progress, 0.0):
+        if not self._is_due(self.last_progress):
             return
         data = {
             "done": round(float(item.done), 4), "taken": self.taken, "pictures": len(self.files),
@@ -200,8 +200,7 @@ class Recorder:
         """A small picture of what the model expects, if there is one and the last is old enough."""
         if kept is None or not hasattr(answers, "make_preview") or item.done >= 1:
             return
-        pause = self.tools.limits.preview_seconds
-        if not self.job.keeps and not self._is_due(self.last_preview, pause):
+        if not self.job.keeps and not self._is_due(self.last_preview):
             return
         from triptych.server.pictures import to_data_url
 
@@ -216,10 +215,11 @@ class Recorder:
         self.tools.tell(self.job, "preview", {"done": round(float(item.done), 4), "url": url})
         self.last_preview = time.monotonic()
 
-    def _is_due(self, last: float, pause: float) -> bool:
-        """Whether `pause` seconds have passed since the last, or more while nobody follows."""
-        if not self.tools.feed.is_followed(self.job.id):
-            pause = self.tools.limits.unseen_seconds
+    def _is_due(self, last: float) -> bool:
+        """Whether the last is long enough ago for those who follow, or while nobody does."""
+        limits = self.tools.limits
+        followed = self.tools.feed.is_followed(self.job.id)
+        pause = limits.preview_seconds if followed else limits.unseen_seconds
         return time.monotonic() - last >= pause
 
     def save_pictures(self, item: Any, answers: Any, resolved: Resolved) -> None:

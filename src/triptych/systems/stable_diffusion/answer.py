@@ -5,6 +5,7 @@ Dimensions: H height, W width, C channels.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
@@ -109,6 +110,12 @@ def to_parameters(request: TextToImage, model: str) -> str:
         replace(request, model=model),
         seed=request.seed,
         size=size,
-        version=f"triptych {version('triptych')}",
+        version=program(),
     )
     return write_infotext(info)
+
+
+@cache
+def program() -> str:
+    """Name and version, as in such a text; read once, from the files of the installed package."""
+    return f"triptych {version('triptych')}"
