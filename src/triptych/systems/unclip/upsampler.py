@@ -212,5 +212,5 @@ def sample(
         return (finish if level == levels[-2] else denoise)(x, level)
 
     for step in run_sampler(config.sampler, chosen, x, levels, noise):
-        pictures = (model.to_picture(each, enlarged) for each in (step.x, step.x0))
-        yield Step(*pictures, step.level)
+        x, x0 = (model.to_picture(each, enlarged) for each in (step.x, step.x0))
+        yield Step(x, x0, step.level)
