@@ -1,6 +1,8 @@
 """What many tests share: one thread, a folder with the real data, tiny systems."""
 
+import gc
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,19 @@ torch.set_num_threads(1)
 for operator in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, operator):
         torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Without the garbage collector: what is imported here stays, and it would only be read again
+    and again, seconds in all; nor is it read while the tests run.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture

@@ -60,10 +60,10 @@ def at_most_seconds_of_processor(limit: float) -> Iterator[None]:
 def check_linear(function: Callable[[str], Any], part: str) -> None:
     """A text of twice the length, made of this part, is at most 2.2 times the work.
 
-    Work inside regular expressions cannot be counted. A megabyte takes a linear one under two
-    seconds and a quadratic one, at a nanosecond a step, more than 500: the limit is 30.
+    Work inside regular expressions cannot be counted. Half a megabyte takes a linear one under a
+    second and a quadratic one, at a nanosecond a step, more than 250: the limit is 30.
     """
-    counts = [work_of(function, part * (size // len(part))) for size in (2**12, 2**13, 2**14)]
+    counts = [work_of(function, part * (size // len(part))) for size in (2**11, 2**12, 2**13)]
     assert all(after <= 2.2 * before for before, after in pairwise(counts)), counts
     with at_most_seconds_of_processor(30):
-        function(part * (2**20 // len(part)))
+        function(part * (2**19 // len(part)))

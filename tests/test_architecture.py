@@ -8,7 +8,9 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -19,17 +21,44 @@ FILES = sorted(SOURCE.rglob("*.py"))
 MODULES = sorted("triptych." + ".".join(p.relative_to(SOURCE).with_suffix("").parts) for p in FILES)
 
 
-def trees() -> list[tuple[Path, ast.Module]]:
-    return [(path, ast.parse(path.read_text())) for path in FILES]
+class Facts(NamedTuple):
+    """What the rules ask of a file; its tree itself would burden the garbage collector."""
+
+    text: str
+    bases: list[tuple[str, set[str]]]  # of each class
+    functions: list[tuple[str, int]]  # with their lines
+    imports: list[str]
+    imports_from: list[str]
+    loads: list[tuple[int, set[str | None]]]  # of state dicts: arguments and the names of others
+
+
+def read_facts(path: Path) -> Facts:
+    facts = Facts(path.read_text(), [], [], [], [], [])
+    for node in ast.walk(ast.parse(facts.text)):
+        match node:
+            case ast.ClassDef(name=name, bases=bases):
+                facts.bases.append((name, {b.id for b in bases if isinstance(b, ast.Name)}))
+            case ast.FunctionDef(name=name):
+                facts.functions.append((name, (node.end_lineno or 0) - node.lineno + 1))
+            case ast.Import(names=names):
+                facts.imports.extend(each.name for each in names)
+            case ast.ImportFrom(module=module):
+                facts.imports_from.append(module or "")
+            case ast.Call(func=ast.Attribute(attr="load_state_dict"), args=args, keywords=words):
+                facts.loads.append((len(args), {word.arg for word in words}))
+    return facts
+
+
+@cache
+def facts() -> dict[Path, Facts]:
+    return {path: read_facts(path) for path in FILES}
 
 
 def test_no_class_of_ours_inherits_from_another_class_of_ours() -> None:
-    classes = {n.name for _, tree in trees() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
-    for path, tree in trees():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef):
-                bases = {b.id for b in node.bases if isinstance(b, ast.Name)}
-                assert not bases & classes, f"{path}: {node.name} inherits from {bases & classes}"
+    classes = {name for found in facts().values() for name, _ in found.bases}
+    for path, found in facts().items():
+        for name, bases in found.bases:
+            assert not bases & classes, f"{path}: {name} inherits from {bases & classes}"
 
 
 @pytest.mark.parametrize(
@@ -49,17 +78,15 @@ def test_no_class_of_ours_inherits_from_another_class_of_ours() -> None:
 )
 def test_each_block_is_defined_once(block: str) -> None:
     """In exactly one file: a pattern that matches nothing keeps nothing."""
-    found = [p for p in FILES if re.search(block, p.read_text())]
+    found = [path for path, each in facts().items() if re.search(block, each.text)]
     assert len(found) == 1, f"{block} is in {found}"
 
 
 def test_files_and_functions_stay_readable() -> None:
-    for path, tree in trees():
-        assert len(path.read_text().splitlines()) <= 450, path
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
-                assert lines <= 70, f"{path}: {node.name} has {lines} lines"
+    for path, found in facts().items():
+        assert len(found.text.splitlines()) <= 450, path
+        for name, lines in found.functions:
+            assert lines <= 70, f"{path}: {name} has {lines} lines"
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -92,20 +119,16 @@ def test_every_system_is_listed() -> None:
 
 def test_weights_are_never_loaded_loosely() -> None:
     calls = 0
-    for path, tree in trees():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                if node.func.attr != "load_state_dict":
-                    continue
-                calls += 1
-                assert "strict" not in {word.arg for word in node.keywords}, path
-                assert len(node.args) == 1, path
+    for path, found in facts().items():
+        for arguments, names in found.loads:
+            calls += 1
+            assert "strict" not in names, path
+            assert arguments == 1, path
     assert calls  # the rule looks at something
 
 
 def test_nothing_is_unpickled() -> None:
-    for path in FILES:
-        text = path.read_text()
+    for path, found in facts().items():
         for bad in (
             "import pickle",
             "pickle.load",
@@ -113,23 +136,14 @@ def test_nothing_is_unpickled() -> None:
             "weights_only=False",
             "eval(input",
         ):
-            assert bad not in text, f"{path} has {bad}"
+            assert bad not in found.text, f"{path} has {bad}"
 
 
 def test_reference_libraries_are_never_imported() -> None:
-    for path, tree in trees():
-        for node in ast.walk(tree):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for name in names:
-                top = name.split(".")[0]
-                assert top not in {
-                    "transformers",
-                    "diffusers",
-                    "open_clip",
-                    "timm",
-                    "torchvision",
-                }, path
+    references = {"transformers", "diffusers", "open_clip", "timm", "torchvision"}
+    for path, found in facts().items():
+        tops = {name.split(".")[0] for name in (*found.imports, *found.imports_from)}
+        assert not tops & references, path
 
 
 def test_samplers_know_a_denoiser_and_nothing_else() -> None:
@@ -140,9 +154,7 @@ def test_samplers_know_a_denoiser_and_nothing_else() -> None:
     allowed = {"torch", steps, *(f"{samplers}.{name}" for name in names)}
     folder = SOURCE / "diffusion"
     for path in (folder / "steps.py", *(folder / "samplers" / f"{name}.py" for name in names)):
-        tree = ast.parse(path.read_text())
-        imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        imported = {*facts()[path].imports, *facts()[path].imports_from}
         assert imported - set(sys.stdlib_module_names) - {"collections.abc"} <= allowed, path
 
 
@@ -161,10 +173,8 @@ def test_no_drawers() -> None:
 
 
 def test_nothing_in_the_package_imports_the_package_itself() -> None:
-    for path, tree in trees():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                assert "triptych" not in [a.name for a in node.names], path
+    for path, found in facts().items():
+        assert "triptych" not in found.imports, path
 
 
 def probe(code: str, home: Path) -> str:

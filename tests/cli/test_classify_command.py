@@ -151,13 +151,19 @@ def test_without_matplotlib_the_report_is_written_and_the_plots_are_named(
 
 
 def test_a_cold_start_loads_nothing_it_does_not_use(model, photos):
-    """A second and more on two cores: scipy, scikit-learn, matplotlib, torch's compiler, ..."""
+    """A second and more on two cores: scipy, scikit-learn, matplotlib, torch's compiler, ... Nor
+    does building a model of a usual size on the meta device.
+    """
     code = f"""
 import sys
 from triptych.cli.main import run
 assert run(["classify", {str(photos / "cat" / "0.png")!r}, "--labels", "a", "b",
             "--model", {str(model)!r}]) == 0
-heavy = {{"scipy", "sklearn", "matplotlib", "sympy", "torch._dynamo", "rich.progress"}}
+from triptych.systems.siglip.model import Siglip, SiglipConfig
+from triptych.weights.skeleton import skeleton
+skeleton(lambda: Siglip(SiglipConfig()))
+heavy = {{"scipy", "sklearn", "matplotlib", "sympy", "torch._dynamo", "torch._inductor",
+         "rich.progress"}}
 print(sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

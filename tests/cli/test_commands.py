@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from triptych import training as runs
 from triptych.cli.main import main, run
 from triptych.loading import load
 from triptych.requests import TrainCvae, TrainTextToImage, TrainWgan
+from triptych.systems.cvae import likelihood
 from triptych.systems.stable_diffusion import draw_prompts as prompts
 from triptych.vision.images import read_request, save_picture
 
@@ -144,7 +146,8 @@ def test_a_seed_that_was_drawn_is_said(trained: Path, tmp_path: Path, capsys) ->
     assert picture.stem.split("-")[1] in capsys.readouterr().err
 
 
-def test_evaluate_writes_numbers_pages_and_plots(trained: Path, capsys) -> None:
+def test_evaluate_writes_numbers_pages_and_plots(trained: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(likelihood, "leak_probe", partial(likelihood.leak_probe, steps=20))
     words = ["evaluate", str(trained), "--samples-per-class", "20", "--judge-steps", "20"]
     assert run([*words, "--no-score", "--likelihood-pictures", "20", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

@@ -47,6 +47,7 @@ def folder_of(root: Path, classes: tuple[str, ...], each: int, seed: int) -> Pat
     return root
 
 
+@pytest.mark.slow
 def test_digits_are_learned_from_a_frozen_model(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,18 +91,28 @@ def test_digits_are_learned_from_a_frozen_model(
 def test_two_sources_are_matched_by_the_names_of_their_classes(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The second has fewer classes, whose numbers are others; a broken file is named."""
+    """The second has fewer classes, whose numbers are others; a broken file is named. What is
+    written is what was printed, and a classifier that is right.
+    """
+    out = tmp_path / "report"
     learned = folder_of(tmp_path / "learned", ("a", "bb", "ccc"), 10, 0)
     judged = folder_of(tmp_path / "judged", ("bb", "ccc"), 4, 1)
     (judged / "bb" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     words = ["probe", str(model), str(learned), "--test", str(judged)]
-    assert run([*words, "--json"]) == 0
+    assert run([*words, "--out", str(out), "--dtype", "float32", "--json"]) == 0
     printed, err = capsys.readouterr()
     found = json.loads(printed)
     assert found["train"] == 30 and found["classes"] == ["a", "bb", "ccc"]
     assert found["linear_probe"]["confusion"] == [[0, 0, 0], [0, 4, 0], [0, 0, 4]]
     assert [row["name"] for row in found["skipped"]] == ["bb/broken.png"]
     assert "broken.png" in err
+    assert json.loads((out / "report.json").read_text()).items() >= found.items()
+    assert (out / "confusion.png").exists() and (out / "reliability.png").exists()
+    head, loaded = load_file(out / "probe.safetensors"), load(str(model), dtype="float32")
+    gallery, _ = frozen.train_and_test(str(learned), str(judged))
+    seen = list(frozen.embed_gallery(loaded, gallery))[-1]
+    answers = (seen.features @ head["weight"].T + head["bias"]).argmax(1)
+    assert torch.equal(answers, seen.labels)
 
     folder_of(tmp_path / "others", ("a", "zebra"), 2, 2)
     assert run([*words[:-1], str(tmp_path / "others")]) == 3

@@ -53,7 +53,7 @@ def drive(folder: Path, kills: int) -> None:
     assert found[0] == found[1]  # and nothing is left of what was being written
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_and_continued_it_is_the_cache_of_one_life(tmp_path: Path, kills: int) -> None:
     code = (
         "from pathlib import Path; from tests.faults.test_cache_kills import drive; "

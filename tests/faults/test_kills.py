@@ -79,7 +79,7 @@ def without_times(path: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_random_and_continued_equals_unbroken(tmp_path: Path, kills: int) -> None:
     # In memory where there is one: it is the moments that count, and they are more of them there.
     shared = Path("/dev/shm")

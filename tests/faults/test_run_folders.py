@@ -279,7 +279,6 @@ ARGUMENTS = [
     "--batch-size", "16", "--log-every", "1", "--save-every", "8", "--network", "mlp",
     "--widths", "16", "--device", "cpu", "--ema-halflife", "5", "--run",
 ]  # fmt: skip
-COMMAND = [sys.executable, "-m", "triptych", *ARGUMENTS]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 SIGNALLED = """
 import os, sys
@@ -329,7 +328,7 @@ def test_signals_finish_the_step_and_the_same_command_continues(tmp_path: Path, 
         steps = [row["step"] for row in rows(run / "metrics.jsonl")]
         assert steps == list(range(1, stopped + 1))
     for folder in (run, whole):
-        subprocess.run([*COMMAND, str(folder)], env=ENVIRONMENT, check=True, capture_output=True)
+        assert command([*ARGUMENTS, str(folder)]) == 0
     for name in ("model", "ema", "optimizer"):
         file = f"step-000020/{name}.safetensors"
         assert (run / file).read_bytes() == (whole / file).read_bytes(), name

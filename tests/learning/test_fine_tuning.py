@@ -77,8 +77,17 @@ def weights(path: Path) -> tuple[StableDiffusion, dict[str, torch.Tensor]]:
     return found, {name: x.clone() for name, x in found.state_dict().items()}
 
 
-@pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("form", ["1.x", "2.x", "XL"])
+FORMS_AND_CACHES = [
+    ("1.x", True),
+    ("2.x", False),
+    *(
+        pytest.param(*pair, marks=pytest.mark.slow)
+        for pair in (("1.x", False), ("2.x", True), ("XL", False), ("XL", True))
+    ),
+]
+
+
+@pytest.mark.parametrize(("form", "cached"), FORMS_AND_CACHES)
 def test_all_of_the_unet_moves_and_nothing_else(published, pictures, tmp_path, form, cached):
     start = published(form)
     base, before = weights(start)
@@ -93,8 +102,7 @@ def test_all_of_the_unet_moves_and_nothing_else(published, pictures, tmp_path, f
     assert saved.keys() == base.unet.state_dict().keys()
 
 
-@pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("form", ["1.x", "2.x", "XL"])
+@pytest.mark.parametrize(("form", "cached"), FORMS_AND_CACHES)
 def test_low_rank_updates_leave_all_weights_as_they_are(
     published, pictures, tmp_path, form, cached
 ) -> None:

@@ -189,7 +189,9 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.parametrize("steps", [5, 20, 50])
+@pytest.mark.parametrize(
+    "steps", [5, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (20, 50))]
+)
 @pytest.mark.parametrize(("name", "spacing", "predicts"), COMBINATIONS)
 def test_steps_equal_the_reference(name, steps, spacing, predicts, monkeypatch) -> None:
     assert compare(name, steps, predicts, spacing, torch.float64, monkeypatch) < 1e-6
@@ -210,7 +212,7 @@ SPACED_OVER_SIGMA = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize("steps", [5, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "kind"), SPACED_OVER_SIGMA)
 def test_spacings_over_sigma_equal_the_reference(name, steps, kind, monkeypatch) -> None:
     flag = {f"use_{kind}_sigmas": True}

@@ -111,7 +111,7 @@ def same(before, after):
         assert torch.equal(tensor, other[name]), name
 
 
-@pytest.mark.parametrize("form", ["1.x", "XL"])
+@pytest.mark.parametrize("form", ["1.x", pytest.param("XL", marks=pytest.mark.slow)])
 def test_variants_and_shards(form, tmp_path):
     pipeline = FORMS[form](tmp_path)
     whole = load(str(save(pipeline, tmp_path / "whole")), dtype="float32")
@@ -237,7 +237,13 @@ def converted(state, pipeline, form):
     return parts
 
 
-@pytest.mark.parametrize("form", FAMILIES)
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, marks=pytest.mark.slow if form in ("inpainting", "XL refiner") else ())
+        for form in FAMILIES
+    ],
+)
 def test_single_files_are_read_by_diffusers_converters(form, tmp_path, monkeypatch):
     """Every tensor of ours arrives where the folder had it, to the bit; and comes back here."""
     pipeline = FORMS[form](tmp_path)
@@ -267,13 +273,23 @@ def test_single_files_are_read_by_diffusers_converters(form, tmp_path, monkeypat
     agree(DiffusionPipeline.from_pretrained(tmp_path / "folder"), after, PLAIN)
 
 
+@pytest.fixture(scope="module")
+def tiny_1x(tmp_path_factory):
+    """The folder of a tiny 1.x, and a single file of it with its vocabulary beside it."""
+    root = tmp_path_factory.mktemp("tiny")
+    folder = save(FORMS["1.x"](root), root / "saved")
+    with pytest.MonkeyPatch.context() as patch:
+        publish(patch, "1.x", folder)
+        convert_checkpoint(str(folder), root / "single" / "model.safetensors", "single-file")
+    return folder, root / "single"
+
+
 @pytest.fixture
-def single(tmp_path, monkeypatch):
-    """A single file of a tiny 1.x with its vocabulary beside it, and the folder that it is of."""
-    folder = save(FORMS["1.x"](tmp_path), tmp_path / "saved")
+def single(tiny_1x, tmp_path, monkeypatch):
+    """A copy of the single file, and what the folder holds."""
+    folder, file = tiny_1x
     publish(monkeypatch, "1.x", folder)
-    path = tmp_path / "single" / "model.safetensors"
-    convert_checkpoint(str(folder), path, "single-file")
+    path = shutil.copytree(file, tmp_path / "single") / "model.safetensors"
     return path, load(str(folder), dtype="float32")
 
 

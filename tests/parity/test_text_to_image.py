@@ -9,6 +9,7 @@ import inspect
 from copy import copy
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from types import SimpleNamespace
 
 import diffusers
@@ -141,9 +142,21 @@ def test_clip_skip():
     close(ours(loaded, sampler="ddim", clip_skip=2, guidance=1), expected)
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.6])
-@pytest.mark.parametrize("form", ["sd", "xl"])
-@pytest.mark.parametrize("sampler", SCHEDULERS)
+def once_a_sampler(*choices):
+    """Every combination with every sampler, of which one for each sampler is not slow: in turn."""
+    combinations = list(product(*choices))
+    return [
+        pytest.param(
+            sampler,
+            *chosen,
+            marks=() if turn == (place * 3 + 1) % len(combinations) else pytest.mark.slow,
+        )
+        for place, sampler in enumerate(SCHEDULERS)
+        for turn, chosen in enumerate(combinations)
+    ]
+
+
+@pytest.mark.parametrize(("sampler", "form", "strength"), once_a_sampler(("sd", "xl"), (1.0, 0.6)))
 def test_image_to_image(form, sampler, strength, tmp_path, monkeypatch):
     parts, loaded = made(form)
     photograph(64, 88).save(tmp_path / "start.png")
@@ -154,10 +167,10 @@ def test_image_to_image(form, sampler, strength, tmp_path, monkeypatch):
     close(mine, expected)
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.6])
-@pytest.mark.parametrize("channels", [4, 9])
-@pytest.mark.parametrize("form", ["sd", "xl"])
-@pytest.mark.parametrize("sampler", SCHEDULERS)
+@pytest.mark.parametrize(
+    ("sampler", "form", "channels", "strength"),
+    once_a_sampler(("sd", "xl"), (4, 9), (1.0, 0.6)),
+)
 def test_inpainting(form, sampler, channels, strength, tmp_path, monkeypatch):
     parts, loaded = made(form, channels)
     picture = photograph(64, 88)

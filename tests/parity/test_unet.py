@@ -56,9 +56,18 @@ def sizes_of_skips(peer, height, width):
         )
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [pytest.param(torch.float32, 1e-5, marks=pytest.mark.slow), (torch.float64, 1e-10)],
+)
 @pytest.mark.parametrize("conditioning", ["add", "scale_shift"])
-@pytest.mark.parametrize("size", [(16, 16), (8, 20), (13, 9), (7, 6), (5, 1)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        *((16, 16), (13, 9), (5, 1)),
+        *(pytest.param(size, marks=pytest.mark.slow) for size in ((8, 20), (7, 6))),
+    ],
+)
 def test_outputs_and_gradients(dtype, tolerance, conditioning, size):
     peer, model = pair(dtype, conditioning=conditioning)
     sizes_of_skips(peer, *size)
@@ -97,6 +106,7 @@ def test_other_sizes_of_network(changes):
         torch.testing.assert_close(model(x, time), peer(x, time).sample, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_benchmarked_network():
     """4.4 M parameters, as in benchmarks/train_unet.py, and one step of descent."""
     peer, model = pair(

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+from functools import cache
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -47,6 +49,12 @@ def openai(real_data):
     return real_data / "tokenizers" / "clip" / "bpe_simple_vocab_16e6.txt.gz"
 
 
+@cache
+def tokenizer_of(openai: Path) -> Tokenizer:
+    """Read once: it takes a good part of a second."""
+    return clip_tokenizer(openai)
+
+
 @pytest.fixture
 def open_clip():
     if not hasattr(torch.ops.torchvision, "nms"):  # its compiled operators need a GPU build
@@ -73,7 +81,7 @@ def test_a_thousand_nasty_strings_as_transformers(published):
 def test_openai_file_and_vocab_with_merges_are_the_same_tokenizer(published, openai, tmp_path):
     texts, whole = nasty(), clip_tokenizer(published, pad=0)
     expected = whole.encode(texts).tokens
-    assert torch.equal(clip_tokenizer(openai).encode(texts).tokens, expected)
+    assert torch.equal(tokenizer_of(openai).encode(texts).tokens, expected)
     model = json.loads((published / "tokenizer.json").read_text())["model"]
     pairs = tmp_path / "pairs"
     pairs.mkdir()
@@ -81,7 +89,7 @@ def test_openai_file_and_vocab_with_merges_are_the_same_tokenizer(published, ope
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     (pairs / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
     assert torch.equal(clip_tokenizer(pairs).encode(texts).tokens, expected)
-    assert whole.vocabulary == clip_tokenizer(openai).vocabulary == 49_408
+    assert whole.vocabulary == tokenizer_of(openai).vocabulary == 49_408
     assert (whole.config.start, whole.config.end) == (49_406, 49_407)
 
 
@@ -100,7 +108,7 @@ def test_as_open_clip_where_it_does_not_repair_texts_first(openai, open_clip):
 
     texts = [text for text in nasty() if agreed(text)]
     assert len(texts) > 250
-    ours, theirs = clip_tokenizer(openai), open_clip.SimpleTokenizer()
+    ours, theirs = tokenizer_of(openai), open_clip.SimpleTokenizer()
     assert torch.equal(ours.encode(texts).tokens, theirs(texts))
     for text in ("&amp;", "sâ€™ mojibake", "“quoted”", "ΟΔΟΣ", "<start_of_text>"):
         assert not torch.equal(ours.encode([text]).tokens, theirs([text])), text
@@ -108,7 +116,7 @@ def test_as_open_clip_where_it_does_not_repair_texts_first(openai, open_clip):
 
 def test_known_tokens(openai):
     """The example of OpenAI's README."""
-    tokens = clip_tokenizer(openai).encode(["a diagram"], full=False).tokens
+    tokens = tokenizer_of(openai).encode(["a diagram"], full=False).tokens
     assert tokens.tolist() == [[49406, 320, 22697, 49407]]
 
 
@@ -127,19 +135,20 @@ def test_what_is_cut_is_said_and_the_end_token_stays(openai):
 def test_padding_is_data_and_may_stop_at_the_longest(openai, published):
     texts = ["a photo of a cat", "cat", ""]
     for pad in (0, 49_407):
-        encoded = clip_tokenizer(openai, pad=pad).encode(texts)
+        tokenizer = clip_tokenizer(openai, pad=pad)
+        encoded = tokenizer.encode(texts)
         for row, length in zip(encoded.tokens, encoded.lengths, strict=True):
             assert set(row[length:].tolist()) == {pad}
-        short = clip_tokenizer(openai, pad=pad).encode(texts, full=False)
+        short = tokenizer.encode(texts, full=False)
         assert short.tokens.shape == (3, 7)
         assert torch.equal(short.tokens, encoded.tokens[:, :7])
     assert clip_tokenizer(published).config.pad == 49_407  # its folder says so
-    nothing = clip_tokenizer(openai).encode([])
+    nothing = tokenizer_of(openai).encode([])
     assert nothing.tokens.shape == (0, 77) and nothing.tokens.dtype == torch.int64
 
 
 def test_decoding_gives_the_words_back(openai):
-    tokenizer = clip_tokenizer(openai)
+    tokenizer = tokenizer_of(openai)
     texts = ["a photo of a cat, and 3 dogs!", "日本語 🦊", ""]
     decoded = tokenizer.decode(tokenizer.encode(texts).tokens)
     assert [t.replace(" ", "") for t in decoded] == [t.replace(" ", "") for t in texts]
@@ -147,7 +156,7 @@ def test_decoding_gives_the_words_back(openai):
 
 
 def test_half_a_surrogate_pair_is_no_crash(openai):
-    tokenizer = clip_tokenizer(openai)
+    tokenizer = tokenizer_of(openai)
     broken, replaced = tokenizer.encode(["fox \ud83e", "fox \ufffd"]).tokens
     assert torch.equal(broken, replaced)
 
@@ -208,7 +217,7 @@ def test_training_is_the_same_every_time():
         return tokenizer.encode(nasty(200)).tokens.tolist()
 
     first = digest()
-    assert all(digest() == first for _ in range(5))
+    assert digest() == first
     code = """
 from tests.text.test_tokenizer import CAPTIONS, PARTS, nasty, train_tokenizer
 print(train_tokenizer(CAPTIONS + PARTS, 700, 24).encode(nasty(200)).tokens.tolist())
@@ -255,7 +264,7 @@ def test_wrong_settings_are_refused(tmp_path, openai):
     with pytest.raises(ValueError, match="not in the vocabulary"):
         open_tokenizer(openai, TokenizerConfig(start=49_407, end=49_408))
     with pytest.raises(ValueError, match="not the string"):
-        clip_tokenizer(openai).encode("a cat")
+        tokenizer_of(openai).encode("a cat")
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"cat": 0}, unk_token="cat"))
     backend.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match="not a CLIP tokenizer"):

@@ -90,7 +90,7 @@ texts = st.text(st.sampled_from("ab ,:.0123()[]\\éB\n<"), min_size=1)
 
 
 @given(st.lists(st.lists(st.builds(Part, texts, weights | st.just(1.0)))))
-@settings(max_examples=400)
+@settings(max_examples=100)
 def test_what_is_written_is_read_again(blocks):
     if not blocks:
         blocks = [[]]
@@ -109,7 +109,7 @@ def test_what_is_written_is_read_again(blocks):
 
 
 @given(st.text(st.sampled_from("ab()[]:\\1.2 BREAK,<>|")), st.sampled_from(["literal", "weighs"]))
-@settings(max_examples=400)
+@settings(max_examples=100)
 def test_no_prompt_breaks_the_parser_and_nothing_but_brackets_is_lost(prompt, unclosed):
     try:
         blocks = parse(prompt, unclosed=unclosed)

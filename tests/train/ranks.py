@@ -21,6 +21,7 @@ from torch import distributed as dist
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from triptych import training as runs
+from triptych.cli import train as train_command
 from triptych.cli.main import main as command
 from triptych.data.order.batches import Batches
 from triptych.requests import (
@@ -41,6 +42,7 @@ from triptych.requests import (
 from triptych.runtime import key
 from triptych.systems.stable_diffusion import model as stable_diffusion
 from triptych.train import checkpoint, loop
+from triptych.train.distributed import World
 
 TOWERS = Towers(
     width=16, layers=1, heads=2, text_width=16, text_layers=1, text_heads=2, vocabulary=520,
@@ -152,8 +154,10 @@ def draws_of_one_process(rank: int, size: int) -> Iterator[None]:
         stable_diffusion.training_levels = even
 
 
-def equal(folder: Path, rank: int, size: int) -> None:
-    """Every system with the draws of one process; then one with draws of its own, resumed."""
+def equal(folder: Path, rank: int, size: int, names: str) -> None:
+    """Systems with the draws of one process; then one with draws of its own, resumed, and one that
+    is stopped.
+    """
     written: list[str] = []
 
     def seen(event: str, arguments: tuple[Any, ...]) -> None:
@@ -165,11 +169,12 @@ def equal(folder: Path, rank: int, size: int) -> None:
     importlib.import_module("torch._dynamo")  # before there is a group, as `joined` does and why
     dist.init_process_group("gloo")
     with draws_of_one_process(rank, size):
-        for name, request in requests(folder / "pictures").items():
+        for name in names.split():
+            request = requests(folder / "pictures")[name]
             for _ in runs.train(request, folder / "ranks" / name):
                 pass
-        for name in ("clip",):
-            request = requests(folder / "pictures")[name]
+            if name != "clip":
+                continue
             sharded = replace(request, training=replace(request.training, shard=True))
             for _ in runs.train(sharded, folder / "shards" / name):
                 pass
@@ -184,12 +189,27 @@ def equal(folder: Path, rank: int, size: int) -> None:
     dist.barrier()
     for _ in runs.train(longer, folder / "resumed"):
         pass
+    told = {
+        "seed": drawn,
+        "written": written,
+        "code": interrupted(longer, folder, World(rank, size)),
+    }
     everyone: list[Any] = [None] * size
-    dist.all_gather_object(everyone, {"seed": drawn, "written": written})
+    dist.all_gather_object(everyone, told)
     if rank == 0:
         (folder / "told.json").write_text(json.dumps(everyone))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def interrupted(request: TrainRequest, folder: Path, world: World) -> int:
+    """The exit code of the command in this process, when the last one gets a Ctrl-C in step 3."""
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which a job in the background ignores
+    act_at_third_batch(world.rank, lambda: signal.raise_signal(signal.SIGINT))
+    options = train_command.RunOptions(run=folder / "stopped")
+    return train_command._train(request, options, world)
 
 
 def shard(folder: Path, rank: int, size: int) -> None:
@@ -282,20 +302,29 @@ def fill_disk(folder: Path, rank: int) -> NoReturn:
     raise AssertionError("the console script ends the process")
 
 
-def fail(folder: Path, rank: int, how: str) -> NoReturn:
-    """The console script, whose last process meets its end while it reads batch 3."""
+def act_at_third_batch(rank: int, act: Callable[[], None]) -> None:
+    """Have the last process act while it reads its third batch from now on."""
     read, count = Batches.__next__, 0
 
     def reads(batches: Batches) -> dict[str, Any]:
         nonlocal count
         count += 1
         if count == 3 and rank == 1:
-            if how == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise ValueError("picture 17 is a film")
+            act()
         return read(batches)
 
     Batches.__next__ = reads  # type: ignore[method-assign]
+
+
+def fail(folder: Path, rank: int, how: str) -> NoReturn:
+    """The console script, whose last process meets its end while it reads batch 3."""
+
+    def act() -> None:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("picture 17 is a film")
+
+    act_at_third_batch(rank, act)
     options = ["--steps", "500", "--batch-size", "12", "--widths", "8", "8", "16"]
     atexit.register((folder / f"torn-down-{rank}").touch)
     sys.argv[1:] = ["train", "cvae", "--run", str(folder / "run"), *options]
@@ -307,8 +336,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     what, place = sys.argv[1], Path(sys.argv[2])
-    if what in ("equal", "shard"):
-        {"equal": equal, "shard": shard}[what](place, rank, size)
+    if what == "equal":
+        equal(place, rank, size, sys.argv[3])
+    elif what == "shard":
+        shard(place, rank, size)
     elif what in ("die", "fill_disk"):
         {"die": die, "fill_disk": fill_disk}[what](place, rank)
     else:

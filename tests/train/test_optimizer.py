@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.learning.test_recipes import SMALL
 from triptych.requests import TrainAutoencoder, TrainTextToImage
 from triptych.train.optimizer import Muon, adam, build_optimizer, orthogonalize
 from triptych.training import build
@@ -112,8 +113,11 @@ def test_a_request_turns_what_is_between_the_first_layer_and_the_last(request_) 
 @pytest.mark.parametrize(
     ("request_", "adapted"),
     [
-        (TrainAutoencoder(), r"(encoder|decoder)\.(conv_in|conv_out|quant_conv|post_quant_conv)\."),
-        (TrainTextToImage(), r"text\.|unet\.(conv_in|conv_out)\."),
+        (
+            TrainAutoencoder(widths=(8, 16), groups=4),
+            r"(encoder|decoder)\.(conv_in|conv_out|quant_conv|post_quant_conv)\.",
+        ),
+        (TrainTextToImage(**SMALL), r"text\.|unet\.(conv_in|conv_out)\."),
     ],
 )
 def test_recipes_turn_all_but_the_ends(request_, adapted: str) -> None:

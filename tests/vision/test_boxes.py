@@ -93,7 +93,7 @@ def plainest(rows, scores, labels, threshold):
     return kept
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_suppression_as_the_plainest(data):
     rows = [ordered(row) for row in data.draw(st.lists(box, max_size=14))]

@@ -1,7 +1,7 @@
-"""Models without numbers are the models with them, and cost no import of torch's compiler."""
+"""Models without numbers are the models with them.
 
-import subprocess
-import sys
+That they cost no import of torch's compiler is in tests/cli/test_classify_command.py.
+"""
 
 import pytest
 from torch import nn
@@ -51,16 +51,3 @@ def test_the_most_tensors_are_allowed_and_one_more_is_not(monkeypatch) -> None:
     assert len(list(build().parameters())) == 3  # the limit is over
     with pytest.raises(ValueError, match="do not fit into any memory"):
         skeleton(lambda: nn.Linear(1 << 40, 1 << 40))
-
-
-def test_building_imports_neither_the_compiler_nor_sympy():
-    code = """
-import sys
-from triptych.systems.clip.model import Clip, ClipConfig
-from triptych.systems.siglip.model import Siglip, SiglipConfig
-from triptych.weights.skeleton import skeleton
-skeleton(lambda: Clip(ClipConfig())); skeleton(lambda: Siglip(SiglipConfig()))
-print(sorted({"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules)))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -391,6 +391,7 @@ def test_damaged_tars_are_refused(tmp_path, damage):
         open_index(str(path))
 
 
+@pytest.mark.slow
 def test_flickr8k(real_data):
     """Counts and captions against what the data set's own lists say."""
     folder = real_data / "flickr8k_128"

@@ -95,8 +95,15 @@ def test_without_noise_a_stochastic_sampler_solves_the_ode(name, truth) -> None:
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
 
 
-@pytest.mark.parametrize("way", ["even", "flow"])
-@pytest.mark.parametrize("eta", [1.0, 0.5])
+@pytest.mark.parametrize(
+    ("eta", "way"),
+    [
+        (1.0, "even"),
+        (0.5, "flow"),
+        pytest.param(1.0, "flow", marks=pytest.mark.slow),
+        pytest.param(0.5, "even", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_moments_of_the_target_are_reproduced(name, eta, way) -> None:
     """20,000 samples of the mixture: mean, variance, skewness within sampling and step error."""

@@ -80,7 +80,10 @@ def rank_main(rank, world, store, out):
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(
+    scope="module",
+    params=[2, *(pytest.param(world, marks=pytest.mark.slow) for world in (1, 3))],
+)
 def results(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     out, world = folder / "results.pt", request.param

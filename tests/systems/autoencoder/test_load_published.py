@@ -38,7 +38,9 @@ def halves(folder, config, suffix=".pth"):
     return model
 
 
-@pytest.mark.parametrize("given", ["taef2_encoder.pth", "taef2_decoder.pth"])
+@pytest.mark.parametrize(
+    "given", ["taef2_encoder.pth", pytest.param("taef2_decoder.pth", marks=pytest.mark.slow)]
+)
 def test_the_real_one_of_flux_2(given, real_data, tmp_path):
     """Either half is enough; it reconstructs photographs at its published quality."""
     for end in ("encoder", "decoder"):

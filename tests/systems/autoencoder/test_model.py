@@ -78,6 +78,7 @@ def jumps(error, places):
     return (change[[place - 1 for place in places]].mean() / change.mean()).item()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_tiles_of_a_photo(real_data):
     """Near to the whole, in the memory of a tile, and without seams where tiles that only lie side

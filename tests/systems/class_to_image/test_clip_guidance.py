@@ -83,8 +83,15 @@ def drawn(tmp_path, load=load, **fields) -> np.ndarray:
     return result.pictures
 
 
-@pytest.mark.parametrize("sampler", [dpmpp_2m, euler])
-@pytest.mark.parametrize(("cutouts", "rise"), [(0, 0.3), (4, 0.05)])
+@pytest.mark.parametrize(
+    ("sampler", "cutouts", "rise"),
+    [
+        (dpmpp_2m, 0, 0.3),
+        (euler, 4, 0.05),
+        pytest.param(euler, 0, 0.3, marks=pytest.mark.slow),
+        pytest.param(dpmpp_2m, 4, 0.05, marks=pytest.mark.slow),
+    ],
+)
 def test_guided_pictures_score_higher(sampler, cutouts, rise) -> None:
     """White noise of deviation 0.5, whose ideal denoiser is known, and a random CLIP: only guidance
     can raise the cosine, of whole pictures and of squares that it never saw.

@@ -26,7 +26,7 @@ def digits():
     return torch.from_numpy(pictures / 16), torch.from_numpy(labels).long()
 
 
-@pytest.mark.parametrize("penalty", [1e-1, 1e-3])
+@pytest.mark.parametrize("penalty", [1e-1, pytest.param(1e-3, marks=pytest.mark.slow)])
 def test_parity_with_scikit_learn(digits, penalty):
     features, labels = digits
     train, test = slice(0, 1000), slice(1000, None)

@@ -91,8 +91,8 @@ def test_reads_real_digits_after_seconds():
     torch.manual_seed(0)
     model = Classifier(ClassifierConfig(8, 8, 1, groups=(10,), widths=(16, 32)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 150)
-    for _ in range(150):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 90)
+    for _ in range(90):
         rows = torch.randint(1400, (64,))
         loss = objective(model, image[rows], label[rows])
         optimizer.zero_grad()

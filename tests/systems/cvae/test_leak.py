@@ -14,7 +14,7 @@ def codes(count, seed, dim=6, classes=5):
 
 
 def test_independent_codes_say_nothing():
-    found = leak_probe(*codes(4000, 0), *codes(2000, 1), steps=400)
+    found = leak_probe(*codes(4000, 0), *codes(2000, 1), steps=200)
     assert found.low < 0.2 + 0.02 and found.value < 0.25
     assert found.chance == pytest.approx(0.2, abs=0.03)
 
@@ -26,7 +26,7 @@ def test_separate_codes_say_everything_whatever_their_scale_and_offset():
         x[:, 1] = 7.0  # never varies
         return 1000 + 1e-2 * x, label
 
-    assert leak_probe(*placed(2000, 0), *placed(1000, 1), steps=300).value > 0.99
+    assert leak_probe(*placed(2000, 0), *placed(1000, 1), steps=150).value > 0.99
 
 
 def exclusive_or(count, seed):
@@ -38,7 +38,7 @@ def test_the_probe_is_not_linear():
     train, test = exclusive_or(3000, 0), exclusive_or(1000, 1)
     line = LogisticRegression().fit(*(t.numpy() for t in train)).score(*(t.numpy() for t in test))
     assert line < 0.6
-    assert leak_probe(*train, *test, steps=500).value > 0.95
+    assert leak_probe(*train, *test, steps=300).value > 0.95
 
 
 def test_known_overlap_reaches_the_best_possible_reader_and_not_more():
@@ -50,7 +50,7 @@ def test_known_overlap_reaches_the_best_possible_reader_and_not_more():
         return x, label
 
     best = torch.special.ndtr(torch.tensor(1.0)).item()  # 0.841
-    found = leak_probe(*placed(20_000, 0), *placed(10_000, 1), steps=500)
+    found = leak_probe(*placed(20_000, 0), *placed(10_000, 1), steps=300)
     assert best - 0.02 < found.value < best + 0.012  # three standard errors above
 
 

@@ -250,7 +250,10 @@ def test_many_small_files_become_one(folder: Path, tmp_path: Path, monkeypatch) 
     assert left.items() < whole.items() and len(left) == 3
 
 
-def test_killed_at_any_moment_and_continued_equals_unbroken(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_and_continued_equals_unbroken(
+    tmp_path: Path, monkeypatch, every: int
+) -> None:
     """Before and in the middle of every operation on the disk, and with a power cut: while new
     pictures are added, and while files are joined and rows that no longer hold are dropped.
     """
@@ -274,7 +277,7 @@ def test_killed_at_any_moment_and_continued_equals_unbroken(tmp_path: Path, monk
     afresh()
     found = deaths(work, place)
     assert len(found) > 12
-    for at, how in found[:-1]:
+    for at, how in found[:-1:every]:
         afresh()
         assert dies(work, Disk(place, at, how)), (at, how)
         rows = by_name(brought_up(folder, place)[0])

@@ -115,7 +115,7 @@ def groups_by_walking(rows: torch.Tensor, threshold: float) -> list[tuple[int, .
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.9, 1.0])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3))])
 def test_groups_are_the_connected_rows(monkeypatch, seed, threshold) -> None:
     """In three dimensions there are chains: at 0.9 some are long, at 0.5 all hang together."""
     monkeypatch.setattr(module, "SIDE", 16)

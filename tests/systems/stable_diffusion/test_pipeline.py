@@ -101,7 +101,13 @@ def lora_file(model: StableDiffusion, folder: Path, *, name: str = "style", widt
 
 @pytest.mark.parametrize(
     ("sampler", "least"),
-    [("euler", 60), ("dpmpp_2m", 60), ("dpm_adaptive", 60), ("euler_ancestral", 45), ("tcd", 45)],
+    [
+        ("euler", 60),
+        ("euler_ancestral", 45),
+        pytest.param("dpmpp_2m", 60, marks=pytest.mark.slow),
+        pytest.param("dpm_adaptive", 60, marks=pytest.mark.slow),
+        pytest.param("tcd", 45, marks=pytest.mark.slow),
+    ],
 )
 def test_a_picture_does_not_depend_on_its_company(tiny, monkeypatch, sampler, least) -> None:
     monkeypatch.setattr(text_to_image, "BATCH_PIXELS", 3 * 64 * 64)  # batches of three
@@ -242,7 +248,17 @@ def test_through_the_package(tmp_path) -> None:
 # Sizes
 
 
-@pytest.mark.parametrize("size", ["72x64", "64x104", "71x99", "65x64", "712x1024", "713x990"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        "72x64",
+        "64x104",
+        "71x99",
+        "65x64",
+        "713x990",
+        pytest.param("712x1024", marks=pytest.mark.slow),
+    ],
+)
 def test_any_size_comes_back_exactly(tiny, size) -> None:
     width, height = map(int, size.split("x"))
     found = pictures(tiny, size=size, steps=1, guidance=1)

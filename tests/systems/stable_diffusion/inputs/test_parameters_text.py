@@ -181,7 +181,7 @@ def as_read(text):
 
 
 @given(words, words, st.lists(st.tuples(keys, words | st.text()), min_size=3, max_size=8))
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_what_is_written_is_read_again(prompt, negative, pairs):
     prompt, negative = as_read(prompt), as_read(negative)
     clean = [v.replace("\0", " ").encode("utf-16", "replace").decode("utf-16") for _, v in pairs]
@@ -198,7 +198,7 @@ def test_what_is_written_is_read_again(prompt, negative, pairs):
 
 
 @given(st.text(st.sampled_from('aB1 ,:"\\\n-/')))
-@settings(max_examples=500)
+@settings(max_examples=150)
 def test_no_text_breaks_the_parser(text):
     info = parse_infotext(text)
     assert parse_infotext(write_infotext(info)).pairs == info.pairs or len(info.pairs) < 3
@@ -225,7 +225,7 @@ requests = st.builds(
 
 
 @given(requests)
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_a_request_comes_back(request):
     info = infotext_of(request, seed=request.seed, size=(712, 1024), version="triptych 1")
     found = replay(parse_infotext(write_infotext(info)))

@@ -419,11 +419,19 @@ def test_loading_never_has_two_copies(tmp_path):
     assert share <= 1.3
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
     """A small diffusers folder that loads."""
-    convert_checkpoint(str(trained(tmp_path / "run", OURS)), tmp_path / "sd", "diffusers")
-    return tmp_path / "sd"
+    root = tmp_path_factory.mktemp("converted")
+    convert_checkpoint(str(trained(root / "run", OURS)), root / "sd", "diffusers")
+    load(str(root / "sd"))
+    return root / "sd"
+
+
+@pytest.fixture
+def folder(converted, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(converted, tmp_path / "sd")
 
 
 def edited(path, **changes):
@@ -498,7 +506,6 @@ BROKEN = {
 
 @pytest.mark.parametrize("words", BROKEN)
 def test_a_broken_folder_says_what_is_wrong_and_where(words, folder):
-    load(str(folder))
     BROKEN[words](folder)
     with pytest.raises(ValueError, match=words) as caught:
         load(str(folder))

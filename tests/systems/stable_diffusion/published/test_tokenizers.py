@@ -116,9 +116,15 @@ FOLDERS = {  # tokenizer_config.json, special_tokens_map.json, what pads, and is
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("form", FOLDERS)
-@pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("tokenizer.json",)])
-def test_folders_pad_as_transformers_reads_them(form, names, published, tmp_path):
+BY_DAY = [(form, place % 2) for place, form in enumerate(FOLDERS)]
+
+
+@pytest.mark.parametrize(
+    ("form", "whole"),
+    [*BY_DAY, *(pytest.param(form, 1 - whole, marks=pytest.mark.slow) for form, whole in BY_DAY)],
+)
+def test_folders_pad_as_transformers_reads_them(form, whole, published, tmp_path):
+    names = ("tokenizer.json",) if whole else ()
     stored, mapped, pad, written = FOLDERS[form]
     folder = beside(published, tmp_path / "tokenizer", "vocab.json", "merges.txt", *names).parent
     more = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}

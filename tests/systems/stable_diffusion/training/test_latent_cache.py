@@ -129,7 +129,16 @@ def test_a_second_process_waits_for_the_first(folder, small, tmp_path) -> None:
     assert "waited for another process" in reports[0].what and reports[-1].what == "texts"
 
 
-@pytest.mark.parametrize("form", ["squares", "buckets", "tiny autoencoder", "classes", "joint"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("buckets", "joint"),
+        *(
+            pytest.param(form, marks=pytest.mark.slow)
+            for form in ("squares", "tiny autoencoder", "classes")
+        ),
+    ],
+)
 def test_training_from_the_cache_has_the_same_losses(form: str, tmp_path: Path) -> None:
     """Equal seeds draw equal noise, so that only the rounding of other batch sizes is between."""
     data = write(tmp_path / "pictures", classes=form == "classes")

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+from itertools import product
 from pathlib import Path
 
 import diffusers
@@ -58,10 +59,24 @@ def test_what_a_class_is_not_told_has_its_own_default(name):
     )  # fmt: skip
 
 
+BY_DAY = {
+    ("linspace", "linear"), ("leading", "scaled_linear"), ("trailing", "cosine"),
+    ("karras", "scaled_linear"),
+}  # fmt: skip
+"""Of the spacings and kinds of schedule: each once."""
+
+
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "cosine"])
-@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing", "karras"])
-def test_out_and_back(name, kind, spacing):
+@pytest.mark.parametrize(
+    ("spacing", "kind"),
+    [
+        pytest.param(*pair, marks=() if pair in BY_DAY else pytest.mark.slow)
+        for pair in product(
+            ("linspace", "leading", "trailing", "karras"), ("linear", "scaled_linear", "cosine")
+        )
+    ],
+)
+def test_out_and_back(name, spacing, kind):
     """diffusers builds what we write, with the same noise; and it is read as it was."""
     sampler = next(s.name for s in SAMPLERS.values() if name in s.aliases)
     karras = spacing == "karras"
