@@ -139,7 +139,7 @@ def test_low_rank_updates_leave_all_weights_as_they_are(
         torch.testing.assert_close(tensor, state[name])
 
 
-@pytest.mark.parametrize("form", ["1.x", "2.x", "XL"])
+@pytest.mark.parametrize("form", ["1.x", pytest.param("2.x", marks=pytest.mark.slow), "XL"])
 def test_diffusers_reads_the_trained_folder_and_the_lora(
     published, pictures, tmp_path, form
 ) -> None:

@@ -212,7 +212,7 @@ def test_easier_data_that_do_not_fit_are_refused(tmp_path, data, first, said) ->
 
 
 def test_cvae_learns_eight_pictures_by_heart(eight: Path, tmp_path: Path) -> None:
-    training = settings(eight, 600, ema_halflife=10, log_every=50)
+    training = settings(eight, 420, ema_halflife=10, log_every=50)
     request = TrainCvae(training, widths=(32, 128), latent=2, learning_rate=3e-3, beta=0.1)
     recipe = build(request)
     for _ in fit(recipe, training, tmp_path):
@@ -225,7 +225,7 @@ def test_cvae_learns_eight_pictures_by_heart(eight: Path, tmp_path: Path) -> Non
 
 def test_wgan_learns_eight_pictures_by_heart(eight: Path, tmp_path: Path) -> None:
     """Eight classes of one picture each: every sample must be its class's picture."""
-    training = settings(eight, 250, ema_halflife=20, log_every=50)
+    training = settings(eight, 180, ema_halflife=20, log_every=50)
     widths = {"generator_widths": (32,), "critic_widths": (32,)}
     rates = {"learning_rate": 2e-3, "critic_learning_rate": 2e-3}
     recipe = build(TrainWgan(training, latent=2, **widths, **rates))
@@ -260,7 +260,7 @@ def test_pixel_diffusion_learns_eight_pictures_by_heart(eight: Path, tmp_path: P
 def latents_of_eight(eight: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An autoencoder that knows the eight pictures by heart."""
     path = tmp_path_factory.mktemp("autoencoder") / "run"
-    training = settings(eight, 300, ema_halflife=10, log_every=50)
+    training = settings(eight, 220, ema_halflife=10, log_every=50)
     request = TrainAutoencoder(training, widths=(16, 32), groups=4, learning_rate=3e-3, kl=1e-3)
     for _ in fit(build(request), training, path):
         pass

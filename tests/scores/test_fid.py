@@ -101,8 +101,8 @@ def test_kernel_distance_closed_form():
     0, 1, 0 and 0.5, 1.25, 1.625."""
     wanted = 3 * 0.5**2 + 3 * 0.25**2 + 1.625**2
     generator = torch.Generator().manual_seed(0)
-    a = torch.randn(3500, 1, generator=generator)
-    b = torch.randn(2500, 1, generator=generator) + 0.5
+    a = torch.randn(7000, 1, generator=generator)
+    b = torch.randn(5000, 1, generator=generator) + 0.5
     found = kernel_distance(a, b)
     assert found.low < wanted < found.high
     assert found.value == pytest.approx(wanted, rel=0.15)
@@ -116,7 +116,7 @@ def halves(seed, count=60, dim=4):
 def test_kernel_distance_is_unbiased():
     """Over many halves of one distribution the mean is zero within three standard errors, while
     the biased form, which counts a picture's kernel with itself, would be far from it."""
-    values = torch.tensor([kernel_distance(*halves(seed)).value for seed in range(300)])
+    values = torch.tensor([kernel_distance(*halves(seed)).value for seed in range(600)])
     error = values.std().item() / math.sqrt(len(values))
     assert abs(values.mean().item()) < 3 * error
     a, _ = halves(0)

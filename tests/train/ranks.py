@@ -204,9 +204,8 @@ def equal(folder: Path, rank: int, size: int, names: str) -> None:
 
 def interrupted(request: TrainRequest, folder: Path, world: World) -> int:
     """The exit code of the command in this process, when the last one gets a Ctrl-C in step 3."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # which a job in the background ignores
+    # A shell starts jobs in the background deaf to it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     act_at_third_batch(world.rank, lambda: signal.raise_signal(signal.SIGINT))
     options = train_command.RunOptions(run=folder / "stopped")
     return train_command._train(request, options, world)
