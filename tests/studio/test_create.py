@@ -218,6 +218,7 @@ DROP = """([data, name]) => {
 }"""
 
 
+@pytest.mark.slow
 def test_a_dropped_picture_brings_its_settings_back(open_page: Open, picture: Path) -> None:
     page = open_page()
     data = base64.b64encode(picture.read_bytes()).decode()

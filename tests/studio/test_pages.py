@@ -2,6 +2,7 @@
 
 import gzip
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +45,29 @@ def find_serious(page: Page) -> list[tuple[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("scheme", "places"),
+    [
+        ("light", PAGES[:1]),
+        pytest.param("light", PLACES, marks=pytest.mark.slow),
+        pytest.param("dark", PLACES, marks=pytest.mark.slow),
+    ],
+    ids=["the first page", "light", "dark"],
+)
 def test_axe_has_no_serious_finding_on_any_page(
-    open_page: Open, service: Running, scheme: Any
+    open_page: Open, service: Running, scheme: Any, places: Sequence[str]
 ) -> None:
     service.made("text-to-image", model="painter", prompt="a hill", steps=1)
     page = open_page()
     page.emulate_media(color_scheme=scheme)
     page.evaluate(AXE.read_text(encoding="utf-8"))
-    for place in PLACES:
+    for place in places:
         visit(page, place)
         assert find_serious(page) == [], place
 
 
-@pytest.mark.parametrize("width", [360, pytest.param(320, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 320])
 def test_nothing_is_cut_off_on_a_telephone(open_page: Open, service: Running, width: int) -> None:
     page = open_page(width=width, height=740)
     for place in PLACES:
@@ -93,6 +103,7 @@ def test_the_page_says_when_nobody_answers_and_goes_on_by_itself(open_page: Open
     expect(page.get_by_text("The service does not answer")).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_the_queue_is_changed_from_any_page(open_page: Open, service: Running) -> None:
     long = {"model": "painter", "n": 64, "steps": 150}
     first = service.submit("text-to-image", prompt="the first", **long)
@@ -105,7 +116,7 @@ def test_the_queue_is_changed_from_any_page(open_page: Open, service: Running) -
     assert service.http.get(f"/api/jobs/{waits[1]['id']}").json()["place"] == 0
     for name in ("waits 0", "waits 1", "the first"):
         queue.get_by_role("button", name=f"Cancel {name}").click()
-    expect(queue.get_by_text("Nothing runs.")).to_be_visible(timeout=30_000)
+    expect(queue.get_by_text("Nothing runs.")).to_be_visible()
     for job in (first, *waits):
         assert service.finish(job["id"])["state"] == "cancelled"
 
