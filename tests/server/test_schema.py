@@ -9,7 +9,6 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
 from tests.server.running import run_service, with_limits
-from triptych.server.catalog import offered_requests
 from triptych.server.jobs.carry_out import Outcome, Stop, Tools
 from triptych.server.jobs.store import Job
 from triptych.server.jobs.workers import Lane
@@ -46,24 +45,19 @@ def test_the_document_has_every_route(document) -> None:
                 assert "requestBody" in operation or path == "/api/session", (method, path)
 
 
-FULLY = ("text-to-image", "class-to-image", "classify", "train-cvae", "check-data")
-"""Requests whose routes get all examples: those of the others are made by the same function."""
-
-
-def call_all(document: Any, examples: int, others: int) -> int:
+def call_all(document: Any, examples: int) -> int:
     """Half of the examples fit the document, half do not; returns the number of operations."""
     running, found = document
     schema = schemathesis.openapi.from_dict(found)
     schema.config.update(base_url=running.url)
     checks = [check for check in CHECKS.get_all() if check.__name__ not in LEFT_OUT]
-    like_others = {f"/api/{name}" for name in set(offered_requests()).difference(FULLY)}
     count = 0
     for operation in (result.ok() for result in schema.get_all_operations()):
         if operation.path.endswith("/events"):  # which do not end
             continue
         count += 1
         chosen = settings(
-            max_examples=(others if operation.path in like_others else examples) // 2,
+            max_examples=examples // 2,
             database=None, derandomize=True, suppress_health_check=list(HealthCheck),
             phases=[Phase.generate],
         )  # fmt: skip
@@ -81,9 +75,9 @@ def call_all(document: Any, examples: int, others: int) -> int:
 
 
 def test_ten_examples_of_every_operation(document) -> None:
-    assert call_all(document, 10, others=2) > 40
+    assert call_all(document, 10) > 40
 
 
 @pytest.mark.slow
 def test_a_thousand_examples_of_every_operation(document) -> None:
-    assert call_all(document, 1000, others=1000) > 40
+    assert call_all(document, 1000) > 40
