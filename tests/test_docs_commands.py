@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from tests.hub_cache import place_in_cache, use_cache
 from tests.parity import tiny_pipelines
 from tests.systems.clip import tiny_clip
+from tests.systems.gemma.tiny_gguf import write_gguf
 from tests.systems.stable_diffusion import tiny_stable_diffusion
 from tests.systems.unclip.test_training import shrink_presets
 from triptych.cli import train as train_command
@@ -96,7 +97,7 @@ def shrink(words: list[str]) -> list[str]:
         recipe = words[1] if len(words) > 1 and words[1][0] != "-" else "cvae"
         own = "" if "--init" in words and recipe == "text-to-image" else SIZES[recipe]
         scenes = "--data" not in words or "scenes-one" in words  # which have 32 pixels
-        drawn = scenes or recipe in ("clip", "siglip")
+        drawn = scenes or recipe in ("clip", "siglip") or "--vision" in words
         size = "--size 32" if drawn and recipe != "cvae" else "--size 16"
         size = "" if recipe in ("mask-codes", "language") else size  # they have none
         small = shlex.split(f"{STEPS} {own} {size}")
@@ -139,6 +140,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "texts").mkdir()
     shutil.copy(ROOT / "README.md", root / "texts" / "readme.md")
     (root / "card.json").write_text(card_of("emoji"))
+    write_gguf(root / "gemma-3-270m.gguf")
     write_tensors(root / "model.safetensors", dict(tiny_clip.tiny_clip().model.state_dict()))
     tiny_clip.saved(tiny_clip.tiny_clip(), root / "runs" / "clip")
     tiny_stable_diffusion.saved(root / "runs" / "text-to-image")
