@@ -135,7 +135,9 @@ def learn_words(answers: Answers, data: Asked) -> LanguageTokenizer:
     return train_language_tokenizer(texts, answers.vocabulary, places)
 
 
-def alike(lengths: Int64[Tensor, " B"], device: torch.device) -> list[Int64[Tensor, " R"]]:
+def group_by_length(
+    lengths: Int64[Tensor, " B"], device: torch.device
+) -> list[Int64[Tensor, " R"]]:
     """Rows in groups of similar length, so that short answers are not computed at the length of
     the longest: of `scenes` most have 12 tokens, and one in a batch some 60. A GPU takes all rows
     at once.
@@ -182,7 +184,7 @@ def answer_recipe(
                 lengths[rows].to(device),
                 answers.averaged,
             )
-            for rows in alike(lengths, device)
+            for rows in group_by_length(lengths, device)
         ]
         total = torch.stack([loss.total for loss in losses]).sum()
         count = sum(loss.count for loss in losses)

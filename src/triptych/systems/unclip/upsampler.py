@@ -29,7 +29,7 @@ from triptych.nn.checks import require_at_least
 from triptych.nn.loss import Loss
 from triptych.systems.pixel_diffusion.unet import UNet, UNetConfig
 
-ENLARGED_DIFFERENCE = 8.0
+DIFFERENCE_SCALE = 8.0
 """What differences are multiplied by, which brings them nearer to the size of the noise: those of
 scenes deviate by 0.04.
 """
@@ -115,7 +115,7 @@ class Upsampler(nn.Module):
         """What is diffused of a picture."""
         if self.config.draws == "picture":
             return picture
-        return ENLARGED_DIFFERENCE * (picture - enlarged)
+        return DIFFERENCE_SCALE * (picture - enlarged)
 
     def to_picture(
         self, drawn: Float[Tensor, "B C H W"], enlarged: Float[Tensor, "B C H W"]
@@ -123,7 +123,7 @@ class Upsampler(nn.Module):
         """The picture of what is diffused."""
         if self.config.draws == "picture":
             return drawn
-        return enlarged + drawn / ENLARGED_DIFFERENCE
+        return enlarged + drawn / DIFFERENCE_SCALE
 
 
 def enlarge(small: Float[Tensor, "B C h w"], size: int) -> Float[Tensor, "B C H W"]:
