@@ -167,8 +167,9 @@ def refuse_writes(request: Any, folder: Path, first: int, every: int) -> Counter
     error in one sentence and exit code 1, or none; then the training ends like one left alone.
     """
     place = folder / "refused"
-    names = record(lambda: finish(request, folder / "whole"), Disk(folder / "whole/run", 0, ""))
-    whole = left_in(folder / "whole")
+    alone = folder / "alone"  # a new one: in a finished run there is little to write
+    names = record(lambda: finish(request, alone), Disk(alone / "run", 0, ""))
+    whole = left_in(alone)
     counts: Counter[str] = Counter()
     for at in range(first, len(names) + 1, every):
         how, code = FAULTS[at // every % len(FAULTS)]

@@ -14,6 +14,10 @@ def _of(weight: torch.Tensor, pack):
     return pack(*weight.shape, lambda part: weight[part])
 
 
+def _unpacked(product) -> torch.Tensor:
+    return torch.cat(list(product.unpack()), 1).T
+
+
 def _meant(product) -> torch.Tensor:
     """The weights that the bits of an int8 product mean, in float64."""
     if isinstance(product, packed.Int8Rows):
@@ -48,7 +52,7 @@ def test_int8_is_the_product_of_its_weights(pack, outputs, rows):
         largest = weight.abs().amax(1, keepdim=True)
         assert ((meant - weight).abs() <= largest / 127 * 0.76).all()
         atol, given = (1e-2 if rows <= product.few else 8e-2), narrow
-    torch.testing.assert_close(product.dense().double(), meant, atol=0, rtol=2**-8)
+    torch.testing.assert_close(_unpacked(product).double(), meant, atol=0, rtol=2**-8)
     rtol = 1e-5 if atol == 1e-5 else 2**-7
     torch.testing.assert_close(layer(x).double(), given @ meant.T, atol=atol, rtol=rtol)
 
@@ -75,11 +79,28 @@ def test_four_bits_are_the_product_of_their_weights(rows):
         *(x[part] for x in groups)))])  # fmt: skip
     meant = (groups.integers.float().view(128, 3, 32) - 8) * groups.scale[..., None]
     meant = (meant + groups.centre[..., None]).flatten(1)
-    torch.testing.assert_close(layer.products[0].dense().float(), meant, atol=0, rtol=2**-7)
+    torch.testing.assert_close(_unpacked(layer.products[0]).float(), meant, atol=1e-6, rtol=2**-8)
     span = weight.view(128, 3, 32).amax(2) - weight.view(128, 3, 32).amin(2)
     assert ((meant - weight).view(128, 3, 32).abs().amax(2) <= span / 15 * 0.6 + 2e-2).all()
     atol = 3e-2 if rows <= packed.Int4.few else 1.2e-1  # many rows: of weights in bfloat16, too
     torch.testing.assert_close(layer(x), x.bfloat16().float() @ meant.T, atol=atol, rtol=2**-7)
+
+
+@pytest.mark.parametrize("outputs", [64, 192])
+def test_four_bits_unpack_alike_however_a_processor_packs(outputs, monkeypatch):
+    product = _of(torch.randn(outputs, 96), packed.pack_int4)
+    usual = _unpacked(product)
+    monkeypatch.setattr(packed, "_packs_by_input", lambda: False)
+    assert torch.equal(_unpacked(product), usual)
+
+
+def test_weights_are_unpacked_a_part_at_a_time(monkeypatch):
+    """No more than what a cache holds, for a prompt as for anything else."""
+    monkeypatch.setattr(packed, "AT_ONCE", 64 * 128)
+    for pack in (packed.pack_int8, packed.pack_int8_rows, packed.pack_int4):
+        product = _of(torch.randn(1280, 128), pack)
+        parts = [part.shape for part in product.unpack()]
+        assert len(parts) >= 4 and all(inputs == 128 for inputs, _ in parts)
 
 
 def test_layers_of_one_input_are_one():

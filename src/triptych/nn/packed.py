@@ -9,13 +9,14 @@ bytes are read faster than bfloat16, and four bits faster than bytes. Sums are i
   whose integers it takes over.
 - `Screened`: a vocabulary in four bits, whose best tokens are computed again from exact rows.
 
-Many rows at once, such as a prompt, are multiplied with the weights unpacked to bfloat16.
+Many rows at once, such as a prompt, are multiplied with the weights unpacked to bfloat16, some of
+them at a time: they stay in the cache, and no whole matrix is ever unpacked.
 
 Dimensions: M rows, I inputs, O outputs, P panels of outputs, G groups of inputs, V vocabulary,
 D width, N tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import ClassVar, NamedTuple
 
@@ -23,7 +24,6 @@ import torch
 from jaxtyping import BFloat16, Float, Int32, Int64, UInt8
 from jaxtyping import Int8 as Integers8
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 GROUP = 32
 """Inputs that share a scale in `Int4`."""
@@ -48,9 +48,7 @@ class Int8(nn.Module):
     """
 
     few: ClassVar[int] = 8
-    """Rows up to which this is faster than unpacking the weights: 8 rows of 640 to 4,096 take 2.1
-    ms and 2.6 unpacked (one core of a Xeon with AMX).
-    """
+    """Rows up to which this is faster than unpacking the weights."""
     table: UInt8[Tensor, "inputs bytes"]
 
     def __init__(self, table: UInt8[Tensor, "inputs bytes"], inputs: int):
@@ -81,11 +79,11 @@ class Int8(nn.Module):
         )
         return sums.view(-1)
 
-    def dense(self) -> BFloat16[Tensor, "O I"]:
-        """The weights in bfloat16."""
-        scale, least = self.table[:, self.panel :].contiguous().view(torch.float32).chunk(2, 1)
-        weights = torch.addcmul(least, self.table[:, : self.panel].float(), scale).bfloat16()
-        return weights.view(-1, self.inputs, self.panel).transpose(1, 2).reshape(-1, self.inputs)
+    def unpack(self) -> Iterator[BFloat16[Tensor, "I P"]]:
+        """The weights in bfloat16, of some outputs at a time."""
+        for table in self.table.view(self.panels, self.inputs, -1):
+            scale, least = table[:, self.panel :].contiguous().view(torch.float32).chunk(2, 1)
+            yield torch.addcmul(least, table[:, : self.panel].float(), scale).bfloat16()
 
 
 @cache
@@ -117,16 +115,17 @@ class Int8Rows(nn.Module):
     def multiply_one(self, x: Float[Tensor, " I"]) -> Float[Tensor, " O"]:
         return self.multiply(x[None])[0]
 
-    def dense(self) -> BFloat16[Tensor, "O I"]:
-        """The weights in bfloat16."""
-        return self.weight.to(torch.bfloat16).mul_(self.scale[:, None])
+    def unpack(self) -> Iterator[BFloat16[Tensor, "I P"]]:
+        """As of `Int8`."""
+        for part in _parts(*self.weight.shape):
+            yield self.weight[part].to(torch.bfloat16).mul_(self.scale[part, None]).T
 
 
 class Int4(nn.Module):
     """A product with weights `scale * (integer - 8) + centre`, integers from 0 to 15."""
 
     few: ClassVar[int] = 16
-    """As of `Int8`: 8 rows take 0.7 ms and 2.6 unpacked, 32 take 3.4 and 2.9."""
+    """As of `Int8`."""
     integers: UInt8[Tensor, "O half"]
     grid: BFloat16[Tensor, "G O 2"]
 
@@ -145,15 +144,40 @@ class Int4(nn.Module):
     def multiply_one(self, x: Float[Tensor, " I"]) -> Float[Tensor, " O"]:
         return self.multiply(x[None])[0]
 
-    def dense(self) -> BFloat16[Tensor, "O I"]:
-        """The weights in bfloat16."""
+    def unpack(self) -> Iterator[BFloat16[Tensor, "I P"]]:
+        """As of `Int8`."""
         outputs, half = self.integers.shape
-        panels = self.integers.view(-1, PANEL * half)
-        halves = torch.cat([panels & 15, panels >> 4], 1)
-        integers = halves[:, _places(2 * half)].view(outputs, -1, GROUP)
-        scale, centre = self.grid.permute(2, 1, 0)[..., None]
-        weights = torch.addcmul(centre, scale, integers.to(torch.bfloat16) - 8)
-        return weights.flatten(1)
+        for part in _parts(outputs, 2 * half):
+            scale, centre = self.grid[:, part].float().permute(2, 0, 1).contiguous()
+            groups = _unpack_integers(self.integers[part]).unflatten(0, (-1, GROUP))  # (G, 32, P)
+            least = centre - 8 * scale
+            weights = torch.addcmul(least[:, None], groups, scale[:, None])
+            yield weights.flatten(0, 1).bfloat16()
+
+
+def _unpack_integers(packed: UInt8[Tensor, "P half"]) -> Float[Tensor, "I P"]:
+    """The integers of whole panels."""
+    panels, inputs = packed.shape[0] // PANEL, 2 * packed.shape[1]
+    integers = torch.empty(inputs, panels, PANEL)
+    if _packs_by_input():
+        by_input = packed.view(panels, inputs, PANEL // 2).transpose(0, 1)
+        integers[..., : PANEL // 2] = by_input & 15
+        integers[..., PANEL // 2 :] = by_input >> 4
+    else:
+        whole = packed.view(panels, -1)
+        halves = torch.cat([whole & 15, whole >> 4], 1)
+        found = halves[:, _places(inputs)].view(panels, PANEL, inputs)
+        integers.copy_(found.permute(2, 0, 1))
+    return integers.flatten(1)
+
+
+@cache
+def _packs_by_input() -> bool:
+    """Whether a panel is packed as on a processor with AVX-512: input after input, the first half
+    of its outputs in the low halves of bytes.
+    """
+    places = torch.arange(PANEL * GROUP).view(2, GROUP, PANEL // 2).transpose(1, 2)
+    return torch.equal(places.flatten(), _places(GROUP))
 
 
 @cache
@@ -191,9 +215,10 @@ class PackedLinear(nn.Module):
 
 
 def _multiply(product: Product, rows: Float[Tensor, "M I"]) -> Float[Tensor, "M O"]:
-    if rows.shape[0] > product.few:
-        return F.linear(rows.bfloat16(), product.dense()).float()
-    return product.multiply(rows)
+    if rows.shape[0] <= product.few:
+        return product.multiply(rows)
+    narrow = rows.bfloat16()
+    return torch.cat([narrow @ part for part in product.unpack()], 1).float()
 
 
 class Table(nn.Module):

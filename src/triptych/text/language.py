@@ -113,6 +113,11 @@ class LanguageTokenizer:
         self._marks = {vocabulary.token(name): name for name in marks} if known else {}
 
     @property
+    def locates(self) -> bool:
+        """Whether it has tokens for locations and the codes of masks."""
+        return bool(self._marks)
+
+    @property
     def ends(self) -> tuple[int, ...]:
         """The tokens that end an answer."""
         return (self.end,) if self.turn_end is None else (self.end, self.turn_end)

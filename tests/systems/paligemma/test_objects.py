@@ -185,12 +185,13 @@ def test_true_masks_are_written_and_read_back():
     thing = scene.things[0]
     label = f"{thing.colour} {thing.shape}"
     names = [f"{t.colour} {t.shape}" for t in scene.things]
-    found = parse_objects(write_masks(scene, label, codes))
+    found = parse_objects(write_masks(scene, label, codes, 32))
     assert found.ignored == () and len(found.objects) == names.count(label)
     own = boxes(scene)[[name == label for name in names]]
     read = np.array([each.box for each in found.objects])
-    assert np.abs(read[np.argsort(read[:, 0])] - own[np.argsort(own[:, 0])]).max() < 1e-3
-    assert write_masks(scene, "red nothing", codes) == ""
+    apart = np.abs(read[np.argsort(read[:, 0])] - own[np.argsort(own[:, 0])]).max()
+    assert apart <= 0.5 / 32 + 1e-3  # in whole pixels
+    assert write_masks(scene, "red nothing", codes, 32) == ""
 
 
 def test_pairs_of_masks_are_matched_best_first():
@@ -227,9 +228,9 @@ class Oracle(SceneJudge):
             elif task == "answer":
                 text = dict(questions(scene)).get(what.removeprefix("en "), "one")
             elif task == "detect":
-                text = write_found(boxes(scene), names, what)
+                text = write_found(boxes(scene), names, what, 32)
             else:
-                text = write_masks(scene, what, self.codes)
+                text = write_masks(scene, what, self.codes, 32)
             tokens = self.tokenizer.answer(text)[:-1]
             answers.append(Written(text, tuple(tokens), (0.0,) * len(tokens)))
         return answers

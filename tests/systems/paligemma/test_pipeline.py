@@ -124,7 +124,8 @@ class Unpacked(nn.Module):
 
     def __init__(self, packed: PackedLinear):
         super().__init__()
-        self.weight = torch.cat([product.dense() for product in packed.products]).float()
+        parts = [part for product in packed.products for part in product.unpack()]
+        self.weight = torch.cat(parts, 1).T.float()
 
     def forward(self, x):
         return F.linear(x.float(), self.weight)

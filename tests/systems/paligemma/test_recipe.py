@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from torch.nn import functional as F
 
 from tests.systems.gemma.tiny_gguf import write_gguf
 from triptych.cli.main import run as command
@@ -62,7 +64,7 @@ def start(request):
 
 
 def test_examples_are_true_of_their_pictures():
-    """Captions hold, answers are those of the scene, boxes are its boxes to half a step."""
+    """Captions hold, answers are those of the scene, boxes are its boxes to half a pixel."""
     source = AskedScenes(SceneSource("scenes", size=32))
     batch = take(source, list(range(40)))
     scenes = source.scenes.scenes(range(40))
@@ -88,7 +90,9 @@ def test_examples_are_true_of_their_pictures():
                     assert [each.label for each in parsed.objects] == [label] * named.count(label)
                     own = np.clip(boxes(scene), 0, 1)
                     for each in parsed.objects:
-                        assert np.abs(own - np.array(each.box)).max(1).min() <= 0.5 / 1023 + 1e-6
+                        assert np.abs(own - np.array(each.box)).max(1).min() <= 0.5 / 32 + 1e-3
+                        pixels = np.array(each.box) * 32
+                        assert np.abs(pixels - pixels.round()).max() <= 0.5 * 32 / 1023 + 1e-6
     assert ("detect", True) in seen and ("detect", False) in seen
 
 
@@ -99,9 +103,40 @@ def test_boxes_are_written_from_the_top_left_on():
         (-0.1, 0.1, 0.1, 1.2),
         (0.4, 0.4, 0.4, 0.5),
     ]
-    text = write_found(found, ["a", "a", "a", "a"], "a")
+    text = write_found(found, ["a", "a", "a", "a"], "a", 10)
     corners = [each.box[:2] for each in parse_objects(text).objects]
     np.testing.assert_allclose(corners, [(0.0, 0.1), (0.2, 0.1), (0.5, 0.5)], atol=1e-3)
+
+
+def test_boxes_are_written_in_whole_pixels():
+    """The nearest ones, at least one pixel, and never outside the picture."""
+    near = [(0.14, 0.16, 0.34, 0.36), (0.52, 0.5, 0.53, 0.51), (0.97, 0.98, 1.2, 1.0)]
+    text = write_found(near, ["a", "a", "a"], "a", 10)
+    found = [each.box for each in parse_objects(text).objects]
+    whole = [(0.1, 0.2, 0.3, 0.4), (0.5, 0.5, 0.6, 0.6), (0.9, 0.9, 1.0, 1.0)]
+    np.testing.assert_allclose(found, whole, atol=1e-3)
+
+
+def test_a_new_model_knows_what_is_near():
+    """Neighbouring patches and locations have similar vectors, distant ones do not."""
+    recipe = start(TrainVlm(settings("scenes", 1), EYE, **SMALL))
+    model, config = recipe.model, recipe.model.config
+    side = config.image.size // config.image.patch
+    places = F.normalize(model.image.position.detach(), dim=1).view(side, side, -1)
+    middle = (places[3, 3] * places).sum(2)
+    near = torch.stack([middle[2, 3], middle[4, 3], middle[3, 2], middle[3, 4]])
+    assert near.min() > middle[3, 6:].max() and near.min() > middle[6:, 3].max()
+    assert middle.flatten().argmax() == 3 * side + 3  # no two places are alike
+    words = Tokenizer.from_str(recipe.vocabulary)
+    tokens = [words.token_to_id(f"<loc{number:04d}>") for number in range(1024)]
+    table = model.text.token.weight.detach()
+    cosines = (lambda unit: unit @ unit.T)(F.normalize(table[tokens], dim=1))
+    assert cosines.diagonal(1).min() > 0.9
+    assert cosines.diagonal(16).mean() < 0.8 and cosines.diagonal(500).abs().mean() < 0.4
+    others = table[: min(tokens)]
+    assert table[tokens].norm(dim=1).mean() == pytest.approx(
+        float(others.norm(dim=1).mean()), rel=0.1
+    )
 
 
 def test_rows_are_prefix_and_suffix():

@@ -8,6 +8,7 @@ from triptych import runtime
 from triptych.systems.pali.model import Pali, PaliConfig
 from triptych.systems.pali.request import TrainPali
 from triptych.systems.pali.t5 import T5Config
+from triptych.systems.paligemma.first_weights import order_locations
 from triptych.systems.paligemma.learning import (
     answer_recipe,
     learn_words,
@@ -31,6 +32,7 @@ def build(request: TrainPali, world: World, load: Load) -> Recipe:
     torch.manual_seed(runtime.key(request.training.seed, "weights"))
     model = Pali(PaliConfig(parts.image, text, parts.masks))
     parts.fill(model)
+    order_locations(model.text.token, tokenizer)
     if request.freeze != "none":
         model.get_submodule(request.freeze).requires_grad_(False)
     recipe = answer_recipe("pali", model, tokenizer, request.training, request.answers, data, world)

@@ -98,6 +98,7 @@ def draw_examples(
     if source.info.asked:
         return lambda batch: [read_pair(text) for text in batch["caption"]]
     captions = batch_texts(source, templates)
+    side = source.info.shape[0]
 
     def draw(batch: dict[str, Any]) -> list[Example]:
         texts = captions(batch)
@@ -113,12 +114,12 @@ def draw_examples(
                 examples.append(Example(f"answer en {question}", answer))
             elif task == "detect":
                 label, there = _choose_label(batch, row)
-                found = write_found(batch["boxes"][row], there, label)
+                found = write_found(batch["boxes"][row], there, label, side)
                 examples.append(Example(f"detect {label}", found))
             else:
                 assert masks is not None
                 label, _ = _choose_label(batch, row)
-                found = write_masks(batch["scenes"][row], label, masks)
+                found = write_masks(batch["scenes"][row], label, masks, side)
                 examples.append(Example(f"segment {label}", found))
         return examples
 
@@ -138,31 +139,43 @@ def _choose_label(batch: dict[str, Any], row: int) -> tuple[str, list[str]]:
     return asked[_one_of(len(asked))], there
 
 
-def write_found(boxes: Iterable[Any], labels: Sequence[str], label: str) -> str:
+def write_found(boxes: Iterable[Any], labels: Sequence[str], label: str, side: int) -> str:
     """The answer to a request to detect a label, from all boxes of a picture: those with it, from
-    the top left on.
+    the top left on, in whole pixels of a picture of this side.
     """
-    inside = [_clip(box) for box, name in zip(boxes, labels, strict=True) if name == label]
-    return _write([Located(box, label) for box in inside if box[0] < box[2] and box[1] < box[3]])
+    named = [box for box, name in zip(boxes, labels, strict=True) if name == label]
+    inside = [
+        (left, top, right, bottom)
+        for left, top, right, bottom in named
+        if max(left, 0) < min(right, 1) and max(top, 0) < min(bottom, 1)
+    ]
+    return _write([Located(_whole_pixels(box, side), label) for box in inside])
 
 
 @torch.inference_mode()
-def write_masks(scene: Scene, label: str, masks: MaskCodes) -> str:
-    """The answer to a request to segment a label in a scene: boxes and codes of its masks."""
+def write_masks(scene: Scene, label: str, masks: MaskCodes, side: int) -> str:
+    """The answer to a request to segment a label in a scene: boxes, in whole pixels of a picture of
+    this side, and codes of the masks in them.
+    """
     chosen = [t for t in scene.things if f"{t.colour} {t.shape}" == label]
     if not chosen:
         return ""
     part = replace(scene, things=tuple(chosen))
-    boxes = [_clip(box) for box in boxes_of(part)]
+    boxes = [_whole_pixels(box, side) for box in boxes_of(part)]
     drawn = torch.from_numpy(masks_of(part, DRAWN))
     crops = [crop_mask(mask, box) for mask, box in zip(drawn, boxes, strict=True)]
     codes = masks.encode(torch.stack(crops).to(masks.codes)).tolist()
     return _write([Located(b, label, tuple(c)) for b, c in zip(boxes, codes, strict=True)])
 
 
-def _clip(box: Any) -> Box:
-    left, top, right, bottom = (min(max(float(side), 0.0), 1.0) for side in box)
-    return left, top, right, bottom
+def _whole_pixels(box: Sequence[float], side: int) -> Box:
+    """The nearest box of whole pixels, at least one: what lies between pixels cannot be seen."""
+    begins, ends = [], []
+    for first, last in ((box[0], box[2]), (box[1], box[3])):
+        begin = min(max(round(float(first) * side), 0), side - 1)
+        begins.append(begin / side)
+        ends.append(max(min(round(float(last) * side), side), begin + 1) / side)
+    return begins[0], begins[1], ends[0], ends[1]
 
 
 def _write(found: Sequence[Located]) -> str:

@@ -24,6 +24,7 @@ from triptych.systems.paligemma.examples import (
     unasked,
     with_questions,
 )
+from triptych.systems.paligemma.first_weights import order_places
 from triptych.systems.paligemma.held_out import held_out
 from triptych.systems.paligemma.model import objective
 from triptych.systems.paligemma.request import Answers
@@ -81,7 +82,9 @@ class Parts:
 
     def fill(self, model: Any) -> None:
         """Put trained weights into a new model; those of the mask codes stay as they are."""
-        if self.eye is not None:
+        if self.eye is None:
+            order_places(model.image)
+        else:
             own = {name: self.eye[name] for name in model.image.state_dict()}
             model.image.load_state_dict(own)
         if self.codes is not None:

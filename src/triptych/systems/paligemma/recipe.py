@@ -8,6 +8,7 @@ from triptych import runtime
 from triptych.nn import lora
 from triptych.nn.transformer import Block
 from triptych.systems.gemma.model import Gemma, GemmaBlock, GemmaConfig
+from triptych.systems.paligemma.first_weights import order_locations
 from triptych.systems.paligemma.learning import (
     answer_recipe,
     learn_words,
@@ -39,6 +40,8 @@ def build(request: TrainVlm, world: World, load: Load) -> Recipe:
     parts.fill(model)
     if words is not None:
         model.text.load_state_dict(words.model.state_dict())
+    else:
+        order_locations(model.text.token, tokenizer)
     if request.lora:
         lora.add(model.text, request.lora, names=("q_proj", "v_proj", "up", "down"))
     if request.freeze != "none":

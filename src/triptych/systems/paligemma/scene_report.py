@@ -152,7 +152,7 @@ class SceneJudge:
             drawn = draw_masks(codes, each.located, side, side)
             reached += match(overlap(truth[:, None], drawn[None]))
             more += max(0, len(drawn) - len(chosen))
-            own = parse_objects(write_masks(scene, label, codes)).objects
+            own = parse_objects(write_masks(scene, label, codes, side)).objects
             coded += match(overlap(truth[:, None], draw_masks(codes, own, side, side)[None]))
             whole = torch.ones(len(own), 1, 64, 64)
             boxes = place_masks(whole, [located.box for located in own], side, side)
