@@ -222,6 +222,13 @@ def test_velocity_has_the_bound_of_the_noise_it_implies() -> None:
     assert bounds[0] == pytest.approx(bounds[1], rel=1e-9)
     errors = float((off / sigma).square().mean())
     assert float(losses["velocity"].terms["mse"]) == pytest.approx(errors, rel=1e-9)
+    weighted = learned_variance_loss(
+        lambda x, time: torch.cat([outputs["velocity"], v], 1), SD, x0, noise, time,
+        predicts="velocity", noisiest=0.3, bound_weight=0,
+    )  # fmt: skip
+    snr = (alpha / sigma) ** 2
+    assert float(weighted.total) == pytest.approx(float((off**2 * (snr + 0.3)).sum()), rel=1e-9)
+    assert weighted.terms["mse"] == losses["velocity"].terms["mse"]
 
 
 def test_the_bound_teaches_only_the_variance() -> None:

@@ -140,6 +140,7 @@ def learned_variance_loss(
     time: Int[Tensor, " B"],
     *,
     predicts: Predicts = "noise",
+    noisiest: float = 1.0,
     bound_weight: float = 0.001,
 ) -> Loss:
     """The hybrid loss of a network whose output is a prediction of this type and v
@@ -148,6 +149,9 @@ def learned_variance_loss(
     The prediction has the simple loss. v has the variational bound, KL(q(x' | x, x0) || p(x' | x))
     with x' one timestep earlier, and at time 0 the likelihood of the bytes, without a gradient to
     the prediction. Terms: `mse`, `bound` (nats per dimension).
+
+    The squared error is weighted by alpha^2 + `noisiest` sigma^2; of velocity this weights x0's by
+    SNR + `noisiest`. The term `mse` is without weights.
     """
     table = schedule.signal.to(x0.device)
     before = torch.cat([table.new_ones(1), table[:-1]])
@@ -174,7 +178,8 @@ def learned_variance_loss(
     divergence = gaussian_divergence(mean(x0), true, mean(guess), log_variance)
     likelihood = discretised_likelihood(x0, mean(guess), log_variance)
     bound = torch.where(time > 0, divergence, likelihood)
-    total = (errors + bound_weight * bound).sum()
+    weights = (now + noisiest * (1 - now)).flatten()
+    total = (weights * errors + bound_weight * bound).sum()
     terms = {"mse": errors.detach().mean(), "bound": bound.detach().mean()}
     return Loss(total, len(x0), terms)
 

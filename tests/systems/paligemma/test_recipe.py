@@ -274,6 +274,60 @@ def test_parts_start_from_trained_models(tmp_path: Path):
     assert all(p.requires_grad for p in model.image.parameters())
 
 
+def test_a_whole_model_learns_more(tmp_path: Path):
+    """Of other data, with other tasks: its weights, sizes and vocabulary are where it starts."""
+    training = settings("scenes-one", 2, size=32)
+    eye = dataclasses.replace(EYE, tasks=("answer", "detect"))
+    for _ in fit(start(TrainVlm(training, eye, **SMALL)), training, tmp_path / "first"):
+        pass
+    first = load(f"{tmp_path / 'first'}", dtype="float32")
+    codes = MaskCodes(MaskCodesConfig((2, 2, 4, 4), 8, 4))
+    (tmp_path / "codes").mkdir()
+    checkpoint.export(tmp_path / "codes", codes, to_json(Card("mask-codes", to_json(codes.config))))
+    more = Answers(start=f"{tmp_path / 'first'}", mask_codes=f"{tmp_path / 'codes'}", length=48)
+    second = settings("scenes-two", 1, size=32)
+    recipe = start(TrainVlm(second, more))
+    own, before = recipe.model.state_dict(), first.model.state_dict()
+    assert all(torch.equal(before[name], own[name]) for name in before)
+    assert {name for name in own if name not in before} == {
+        f"masks.{name}" for name in codes.state_dict()
+    }
+    for _ in fit(recipe, second, tmp_path / "second"):
+        pass
+    after = load(f"{tmp_path / 'second'}", dtype="float32")
+    assert after.language.vocabulary == first.language.vocabulary
+    assert not torch.equal(after.model.projector.weight, first.model.projector.weight)
+    frozen = start(TrainVlm(second, more, freeze="text", lora=0)).model
+    assert not any(p.requires_grad for p in frozen.text.parameters())
+
+
+def test_what_a_model_cannot_start_from_is_said(tmp_path: Path):
+    training = settings("scenes-one", 1, size=32)
+    without = dataclasses.replace(EYE, tasks=("answer",))
+    for _ in fit(start(TrainVlm(training, without, **SMALL)), training, tmp_path / "run"):
+        pass
+    name = f"{tmp_path / 'run'}"
+    with pytest.raises(ValueError, match="no tokens for boxes and masks"):
+        start(TrainVlm(training, Answers(start=name)))
+    with pytest.raises(ValueError, match="reads 32 pixels: add --size 32"):
+        start(TrainVlm(settings("scenes-one", 1, size=64), Answers(("answer",), start=name)))
+    with pytest.raises(ValueError, match="leave out language"):
+        TrainVlm(training, Answers(start=name), language="other")
+    with pytest.raises(ValueError, match="leave out vision"):
+        Answers(start=name, vision="other")
+
+
+def test_an_answer_about_a_scene_is_few_tokens():
+    """The vocabulary knows answers as they stand alone, without a space before them."""
+    data = learning.open_asked(settings("scenes", 1, size=32), EYE)
+    tokenizer = learning.learn_words(dataclasses.replace(EYE, vocabulary=1024), data)
+    scenes = data.train.scenes.scenes(range(40))
+    answers = {answer for scene in scenes for _, answer in questions(scene)}
+    assert len(answers) > 20
+    split = {answer for answer in answers if len(tokenizer.encode(answer)) > 1}
+    assert len(split) <= 0.1 * len(answers), split
+
+
 def test_a_gguf_file_gets_an_eye(tmp_path: Path):
     """Low-rank updates of the words, merged in the run folder, and its vocabulary."""
     write_gguf(tmp_path / "small.gguf")

@@ -147,6 +147,16 @@ def test_embeddings_are_computed_once_and_normalised_by_their_statistics(eight, 
     torch.testing.assert_close(load_file(file)["embeddings"], embeddings)
 
 
+def test_a_decoder_reads_numbers_of_unit_size(eight, clip, tmp_path):
+    """Embeddings of unit length are scaled for it."""
+    recipe = build(request_of("decoder", eight, clip, tmp_path, steps=1))
+    image = load(clip, dtype="float32").embed_image(
+        list(np.load(eight)["x_train"][..., None].repeat(3, 3))
+    )
+    read = image * recipe.model.config.embedding_scale
+    assert float(read.square().mean()) == pytest.approx(1, abs=1e-5)
+
+
 def test_the_health_of_a_prior_is_said():
     torch.manual_seed(0)
     image, text = (torch.nn.functional.normalize(torch.randn(4, 6), dim=1) for _ in range(2))

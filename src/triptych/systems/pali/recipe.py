@@ -23,17 +23,21 @@ from triptych.weights.loaded import Load
 def build(request: TrainPali, world: World, load: Load) -> Recipe:
     """Recipe of a PaLI-3, with random weights or the eye of a trained SigLIP."""
     data = open_asked(request.training, request.answers)
-    parts = load_parts(request.answers, data, load)
-    tokenizer = learn_words(request.answers, data)
-    text = T5Config(
-        tokenizer.vocabulary, request.width, request.layers, request.decoder_layers, request.heads,
-        request.head_width, request.hidden, tied=True,
-    )  # fmt: skip
+    parts = load_parts(request.answers, Pali, data, load)
+    tokenizer = parts.start.language if parts.start else None
+    if parts.start and tokenizer:
+        text = parts.start.config.text
+    else:
+        tokenizer = learn_words(request.answers, data)
+        text = T5Config(
+            tokenizer.vocabulary, request.width, request.layers, request.decoder_layers,
+            request.heads, request.head_width, request.hidden, tied=True,
+        )  # fmt: skip
     torch.manual_seed(runtime.key(request.training.seed, "weights"))
     model = Pali(PaliConfig(parts.image, text, parts.masks))
-    parts.fill(model)
     order_locations(model.text.token, tokenizer)
+    parts.fill(model)
     if request.freeze != "none":
         model.get_submodule(request.freeze).requires_grad_(False)
     recipe = answer_recipe("pali", model, tokenizer, request.training, request.answers, data, world)
-    return replace(recipe, vocabulary=tokenizer.to_json())
+    return replace(recipe, vocabulary="" if parts.start else tokenizer.to_json())

@@ -189,7 +189,7 @@ def texts_of(source: Source, tasks: Sequence[str], templates: Sequence[str]) -> 
         pairs = [
             read_pair(text) for several in captions_of(source, LEARNED_FROM) for text in several
         ]
-        return texts + [MARK.sub("", f"{pair.prefix} {pair.suffix}") for pair in pairs]
+        return texts + [MARK.sub("", text) for pair in pairs for text in pair]
     if source.info.has_captions:
         texts += [text for notes in captions_of(source, LEARNED_FROM) for text in notes]
     else:
@@ -197,7 +197,8 @@ def texts_of(source: Source, tasks: Sequence[str], templates: Sequence[str]) -> 
         texts += [text.replace("{}", name) for name in names for text in templates]
     if isinstance(source, AskedScenes):
         for scene in source.scenes.scenes(range(LEARNED_FROM)):
-            texts += [f"answer en {question} {answer}" for question, answer in questions(scene)]
+            for question, answer in questions(scene):
+                texts += [f"answer en {question}", answer]  # a token's space before it counts
             texts += [f"detect {thing.colour} {thing.shape}" for thing in scene.things]
     return texts
 

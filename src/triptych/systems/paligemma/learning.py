@@ -56,6 +56,11 @@ class Asked:
         """Side of the pictures in pixels."""
         return self.train.info.shape[0]
 
+    @property
+    def locates(self) -> bool:
+        """Whether answers may have boxes or masks."""
+        return self.train.info.asked or bool({"detect", "segment"} & set(self.tasks))
+
 
 def open_asked(training: Training, answers: Answers) -> Asked:
     """The data of a training.
@@ -73,16 +78,24 @@ def open_asked(training: Training, answers: Answers) -> Asked:
 
 @dataclass(frozen=True)
 class Parts:
-    """The eye and the mask codes of a new model, and the trained ones that they start from."""
+    """The eye and the mask codes of a new model, and the trained ones that they start from; or the
+    whole model that it starts from.
+    """
 
     image: SiglipImageConfig
     masks: MaskCodesConfig | None
     eye: dict[str, Tensor] | None
     codes: dict[str, Tensor] | None
+    start: Loaded | None = None
 
     def fill(self, model: Any) -> None:
         """Put trained weights into a new model; those of the mask codes stay as they are."""
-        if self.eye is None:
+        if self.start is not None:
+            whole = self.start.model.state_dict()
+            if self.codes is not None:
+                whole = {k: v for k, v in whole.items() if not k.startswith("masks.")}
+            model.load_state_dict(model.state_dict() | whole)
+        elif self.eye is None:
             order_places(model.image)
         else:
             own = {name: self.eye[name] for name in model.image.state_dict()}
@@ -92,11 +105,23 @@ class Parts:
             model.masks.requires_grad_(False)
 
 
-def load_parts(answers: Answers, data: Asked, load: Load) -> Parts:
-    """The parts of a model that trained ones may give."""
+def load_parts(answers: Answers, kind: type, data: Asked, load: Load) -> Parts:
+    """The parts of a model of this class that trained ones may give.
+
+    Raises:
+        ValueError: they are of another class or for pictures of another size, or what they start
+            from does not know what is learned.
+    """
     codes = load_part(answers.mask_codes, MaskCodes, load) if answers.mask_codes else None
     masks = codes.config if codes else None
     trained = codes.model.state_dict() if codes else None
+    if answers.start:
+        start = load_part(answers.start, kind, load)
+        image = start.config.image
+        _require_size(image.size, data.size, answers.start)
+        if start.language is None or (data.locates and not start.language.locates):
+            raise ValueError(f"the vocabulary of {answers.start} has no tokens for boxes and masks")
+        return Parts(image, masks or start.config.masks, None, trained, start)
     if not answers.vision:
         image = SiglipImageConfig(
             data.size, answers.patch, answers.image_width, answers.image_layers,
@@ -126,16 +151,19 @@ def _unpooled(eye: Loaded, size: int, name: str) -> SiglipImageConfig:
     image: SiglipImageConfig = eye.config.image
     if image.naflex:
         raise ValueError(f"{name} reads pictures of any shape (NaFlex): choose another model")
-    if image.size != size:
-        raise ValueError(f"{name} reads {image.size} pixels: add --size {image.size}")
+    _require_size(image.size, size, name)
     return replace(image, pooled=False)
+
+
+def _require_size(reads: int, size: int, name: str) -> None:
+    if reads != size:
+        raise ValueError(f"{name} reads {reads} pixels: add --size {reads}")
 
 
 def learn_words(answers: Answers, data: Asked) -> LanguageTokenizer:
     """A vocabulary of what is asked and answered."""
     texts = texts_of(data.train, data.tasks, template_set(answers.templates))
-    places = data.train.info.asked or bool({"detect", "segment"} & set(data.tasks))
-    return train_language_tokenizer(texts, answers.vocabulary, places)
+    return train_language_tokenizer(texts, answers.vocabulary, data.locates)
 
 
 def group_by_length(

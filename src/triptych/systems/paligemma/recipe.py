@@ -26,22 +26,23 @@ from triptych.weights.loaded import Load
 def build(request: TrainVlm, world: World, load: Load) -> Recipe:
     """Recipe of a PaliGemma, with random weights or parts of trained models."""
     data = open_asked(request.training, request.answers)
-    parts = load_parts(request.answers, data, load)
-    words = load_part(request.language, Gemma, load) if request.language else None
+    parts = load_parts(request.answers, PaliGemma, data, load)
+    words = load_part(request.language, Gemma, load) if request.language else parts.start
     if words is None:
         tokenizer = learn_words(request.answers, data)
         text = text_config(request, tokenizer.vocabulary)
+    elif words.language is None:
+        raise ValueError(f"{request.language} has no tokenizer: it cannot be trained")
     else:
-        if words.language is None:
-            raise ValueError(f"{request.language} has no tokenizer: it cannot be trained")
-        tokenizer, text = words.language, words.config
+        tokenizer = words.language
+        text = words.config.text if parts.start else words.config
     torch.manual_seed(runtime.key(request.training.seed, "weights"))
     model = PaliGemma(PaliGemmaConfig(parts.image, text, parts.masks))
-    parts.fill(model)
-    if words is not None:
-        model.text.load_state_dict(words.model.state_dict())
-    else:
+    if words is None:
         order_locations(model.text.token, tokenizer)
+    elif not parts.start:
+        model.text.load_state_dict(words.model.state_dict())
+    parts.fill(model)
     if request.lora:
         lora.add(model.text, request.lora, names=("q_proj", "v_proj", "up", "down"))
     if request.freeze != "none":

@@ -119,6 +119,10 @@ class Answers:
     """The autoencoder that writes masks: a run of `triptych train mask-codes`, or big_vision's
     vae-oid.npz. It becomes part of the model.
     """
+    start: ModelName = ""
+    """Start from this trained model of the same kind, a run folder or published, to teach it what
+    your data has: its sizes and its vocabulary replace those below.
+    """
     vision: ModelName = ""
     """Start the eye from this SigLIP, a run folder or published: its sizes replace those below."""
     patch: int = 8
@@ -160,6 +164,8 @@ class Answers:
             raise ValueError(f"tasks are some of {', '.join(TASKS)}, not {', '.join(self.tasks)}")
         if self.tasks and ("segment" in self.tasks) != bool(self.mask_codes):
             raise ValueError("the task segment and mask_codes go together: give both")
+        if self.start and self.vision:
+            raise ValueError("start gives the eye too: leave out vision")
 
 
 @dataclass(frozen=True)
@@ -175,8 +181,8 @@ class TrainVlm:
     freeze: Literal["none", "image", "text"] = "none"
     """The part that keeps the weights that it starts from."""
     lora: int = 0
-    """Rank of the low-rank updates that are trained in place of the weights of `language`; 0 trains
-    all of them.
+    """Rank of the low-rank updates that are trained in place of the weights of `language`, or of
+    the words of `start`; 0 trains all of them.
     """
     width: int = 192
     """Width of the language model."""
@@ -192,9 +198,13 @@ class TrainVlm:
     """Hidden width of its MLPs."""
 
     def __post_init__(self) -> None:
-        if self.lora < 0 or (self.lora and (not self.language or self.freeze == "text")):
+        start = self.answers.start
+        if start and self.language:
+            raise ValueError("start gives the words too: leave out language")
+        words = self.language or start
+        if self.lora < 0 or (self.lora and (not words or self.freeze == "text")):
             raise ValueError("lora is the rank of updates of a language model: give language")
-        starts = {"image": self.answers.vision, "text": self.language}
+        starts = {"image": self.answers.vision or start, "text": words}
         if not starts.get(self.freeze, "-"):
             flag = {"image": "vision", "text": "language"}[self.freeze]
             raise ValueError(f"a frozen part needs weights to start from: give {flag}")

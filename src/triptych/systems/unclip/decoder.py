@@ -64,6 +64,10 @@ class DecoderConfig:
     dropout: float = 0.0
     predicts: Literal["noise", "velocity"] = "noise"
     """What the network predicts beside the variance."""
+    embedding_scale: float = 1.0
+    """Embeddings are multiplied by it before they are projected; the root of `dim` gives those of
+    unit length numbers of unit size, without which the decoder learns colours but not shapes.
+    """
     steps: int = 25
     """Default of `generate`, as are sampler and guidance."""
     sampler: str = "ddpm"
@@ -71,7 +75,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "dim", "states", "size", "channels", "tokens", "context", "steps")
-        require_at_least(self, 0, "guidance")
+        require_at_least(self, 0, "guidance", "embedding_scale")
 
     @property
     def unet(self) -> UNetConfig:
@@ -118,11 +122,14 @@ class Decoder(nn.Module):
         """What the U-Net reads. Without an image embedding (None, or `dropped`) the learned one
         replaces it. `mask` is True for the tokens of the text.
         """
-        null = self.null_image.expand(len(text), -1)
+        scale = self.config.embedding_scale
+        null, text = self.null_image.expand(len(text), -1), text * scale
         if image is None:
             image = null
-        elif dropped is not None:
-            image = null.where(dropped[:, None], image)
+        elif dropped is None:
+            image = image * scale
+        else:
+            image = null.where(dropped[:, None], image * scale)
         image = image.to(text.dtype)
         # channel by channel: each number of a token is beside the same number of the next token
         extra = self.token_proj(image).unflatten(1, (-1, self.config.tokens)).transpose(1, 2)
@@ -148,13 +155,15 @@ def objective(
     picture: Float[Tensor, "B C H W"],
     cond: Conditioning,
     *,
+    noisiest: float = 1.0,
     noise: Float[Tensor, "B C H W"] | None = None,
     time: Float[Tensor, " B"] | None = None,
 ) -> Loss:
     """The loss of prediction and variance at random timesteps. Terms: `mse`, and `bound` in nats
     per number.
 
-    Noise and timesteps are drawn unless they are given.
+    `noisiest` is as in `learned_variance_loss`. Noise and timesteps are drawn unless they are
+    given.
     """
     if time is None:
         time = training_levels(COSINE, len(picture), picture.device).time
@@ -163,8 +172,15 @@ def objective(
     def predict(x: Tensor, time: Tensor) -> Tensor:
         return model.predict(x, time, cond)
 
-    kind = model.config.predicts
-    return learned_variance_loss(predict, COSINE, picture, noise, time.long(), predicts=kind)
+    return learned_variance_loss(
+        predict,
+        COSINE,
+        picture,
+        noise,
+        time.long(),
+        predicts=model.config.predicts,
+        noisiest=noisiest,
+    )
 
 
 def sampling_levels(config: DecoderConfig, steps: int = 0, sampler: str = "") -> list[Level]:

@@ -289,6 +289,11 @@ class TrainUnclipDecoder:
     """What it predicts beside the variance: noise, as in the paper, or velocity, which finds the
     colour of large areas in far fewer steps.
     """
+    noisiest: float = 0.1
+    """Weight of the squared error at the noisiest timestep, beside 1 at the cleanest. There most of
+    the error is what no embedding says, such as places, and outlines are learned where there is
+    less noise. 1 is the paper's.
+    """
     sampling_steps: int = 50
     """Default steps of `generate`."""
     guidance: float = 2.0
@@ -307,6 +312,7 @@ class TrainUnclipDecoder:
         if not 0 <= self.drop_text <= 1:
             raise ValueError(f"drop_text is a share, 0 to 1, not {self.drop_text}")
         require_at_least(self, 1, "tokens", "context", "sampling_steps")
+        require_at_least(self, 0, "noisiest")
 
 
 @dataclass(frozen=True)

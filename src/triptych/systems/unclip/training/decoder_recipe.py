@@ -47,7 +47,8 @@ def build(request: TrainUnclipDecoder, world: World, load: Load) -> Recipe:
         cond = drop_rows(cond, clip.empty, torch.rand(count, device=device) < request.drop_text)
         dropped = torch.rand(count, device=device) < request.drop
         embedded = clip.embed_images(image)
-        return objective(model, image, model.encode_condition(embedded, **cond, dropped=dropped))
+        encoded = model.encode_condition(embedded, **cond, dropped=dropped)
+        return objective(model, image, encoded, noisiest=request.noisiest)
 
     @cache
     def held_out() -> tuple[Tensor, Tensor, Conditioning]:
@@ -100,6 +101,7 @@ def _config(request: TrainUnclipDecoder, source: Source, clip: FrozenClip) -> De
         groups=request.groups,
         dropout=request.dropout,
         predicts=request.predicts,
+        embedding_scale=clip.dim**0.5,
         steps=request.sampling_steps,
         guidance=request.guidance if request.drop else 1.0,
     )
