@@ -238,6 +238,7 @@ def test_who_sees_whom():
 SMALL = {"width": 32, "layers": 1, "heads": 2, "head_width": 16, "hidden": 64}
 EYE = Answers(
     image_width=32, image_layers=1, image_heads=2, vocabulary=400, stem=(8, 16, 32), length=48,
+    patch=8,
 )  # fmt: skip
 
 

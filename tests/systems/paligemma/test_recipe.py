@@ -46,6 +46,7 @@ from triptych.weights.loaded import Card
 SMALL = {"width": 32, "layers": 2, "heads": 2, "head_width": 16, "hidden": 64}
 EYE = Answers(
     image_width=32, image_layers=1, image_heads=2, vocabulary=400, stem=(8, 16, 32), length=48,
+    patch=8,
 )  # fmt: skip
 
 

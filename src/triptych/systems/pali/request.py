@@ -15,17 +15,17 @@ class TrainPali:
     answers: Answers = field(default_factory=Answers)
     freeze: Literal["none", "image"] = "none"
     """The part that keeps the weights that it starts from."""
-    width: int = 192
+    width: int = 128
     """Width of encoder and decoder."""
-    layers: int = 3
+    layers: int = 2
     """Layers of the encoder."""
-    decoder_layers: int = 2
+    decoder_layers: int = 1
     """Layers of the decoder."""
     heads: int = 4
     """Attention heads of both."""
-    head_width: int = 48
+    head_width: int = 32
     """Width of a head of both."""
-    hidden: int = 768
+    hidden: int = 592
     """Hidden width of their MLPs."""
 
     def __post_init__(self) -> None:
@@ -34,5 +34,5 @@ class TrainPali:
             raise ValueError("a frozen part needs weights to start from: give vision")
 
 
-PALI_PRESETS = {"tiny": TrainPali(), "plain": TrainPali(answers=Answers(stem=()))}
+PALI_PRESETS = {"tiny": TrainPali(), "plain": TrainPali(answers=Answers(patch=8, stem=()))}
 """The default first; `tiny` has as many parameters as PaliGemma's of that name, to 1 %."""

@@ -100,7 +100,7 @@ class Ask:
 
 
 ON_SCENES = Training(
-    data="scenes", size=64, batch_size=64, steps=3000, schedule="cosine", warmup=200,
+    data="scenes", size=64, batch_size=32, steps=6000, schedule="cosine", warmup=100,
     ema_halflife=200, sample_every=0, evaluate_every=1000, precision="auto",
 )  # fmt: skip
 
@@ -125,17 +125,17 @@ class Answers:
     """
     vision: ModelName = ""
     """Start the eye from this SigLIP, a run folder or published: its sizes replace those below."""
-    patch: int = 8
+    patch: int = 16
     """Side of a patch in pixels."""
-    stem: tuple[int, ...] = (32, 64, 128)
+    stem: tuple[int, ...] = (32, 64, 128, 256)
     """Channels of 3 x 3 convolutions that each halve the side, in place of one large patch filter;
     2 to the power of their number is the patch. Published PaliGemmas have none.
     """
-    image_width: int = 192
+    image_width: int = 128
     """Width of the eye."""
-    image_layers: int = 6
+    image_layers: int = 4
     """Layers of the eye."""
-    image_heads: int = 3
+    image_heads: int = 4
     """Attention heads of the eye."""
     vocabulary: int = 1024
     """Tokens that are learned from the texts, beside those of places and masks."""
@@ -147,7 +147,7 @@ class Answers:
     """Whether every answer weighs the same in the loss, as in big_vision, or every token of the
     batch, as in transformers.
     """
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     """Learning rate of AdamW."""
     weight_decay: float = 0.05
     """Weight decay of AdamW, on matrices and filters."""
@@ -184,17 +184,17 @@ class TrainVlm:
     """Rank of the low-rank updates that are trained in place of the weights of `language`, or of
     the words of `start`; 0 trains all of them.
     """
-    width: int = 192
+    width: int = 128
     """Width of the language model."""
-    layers: int = 6
+    layers: int = 4
     """Layers of the language model."""
     heads: int = 4
     """Query heads of the language model."""
     kv_heads: int = 1
     """Key/value heads of the language model."""
-    head_width: int = 48
+    head_width: int = 32
     """Width of a head of the language model."""
-    hidden: int = 768
+    hidden: int = 512
     """Hidden width of its MLPs."""
 
     def __post_init__(self) -> None:
@@ -223,7 +223,7 @@ class EvaluateVlm:
 
 VLM_PRESETS = {
     "tiny": TrainVlm(),
-    "plain": TrainVlm(answers=Answers(stem=())),
+    "plain": TrainVlm(answers=Answers(patch=8, stem=())),
     "224": TrainVlm(
         replace(ON_SCENES, size=224, batch_size=256, steps=100_000, warmup=5000),
         Answers(
