@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 FINE_TUNE = "fine-tune"  # the preset for `--init`, of recipes that have one
 BASIC = (
     "run", "preset", "resume", "data", "size", "condition", "init", "autoencoder", "clip", "lora",
-    "words", "method", "steps", "batch_size", "learning_rate", "precision", "seed",
+    "vision", "language", "tasks", "words", "method", "steps", "batch_size",
+    "learning_rate", "precision", "seed",
 )  # fmt: skip
 
 HELP = """usage: triptych train [RECIPE] [--run DIR] [--preset NAME] [--resume] [--json] [OPTIONS]
@@ -43,13 +44,14 @@ recipes and their presets, the default first:
 TOPICS = {
     "run": ("run", "preset", "resume"),
     "data": (
-        "data", "size", "batch_size", "buckets", "first", "first_steps", "pictures", "templates",
-        "vocabulary", "length", "duplicates", "hard_negative_pool", "crop", "flip", "colour",
-        "shift", "words", "unseen", "cache", "cache_precision", "patch_dropout", "workers",
+        "data", "size", "batch_size", "tasks", "buckets", "first", "first_steps", "pictures",
+        "templates", "vocabulary", "length", "duplicates", "hard_negative_pool", "crop", "flip",
+        "colour", "shift", "words", "unseen", "cache", "cache_precision", "patch_dropout",
+        "workers",
     ),
     "model": (
-        "init", "lora", "autoencoder", "latents", "clip", "condition", "quadrants", "network",
-        "method",
+        "init", "vision", "language", "mask_codes", "lora", "autoencoder", "latents", "clip",
+        "condition", "quadrants", "network", "method",
     ),
     "architecture": (),
     "optimisation": (

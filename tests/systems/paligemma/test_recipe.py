@@ -285,7 +285,7 @@ def test_a_whole_model_learns_more(tmp_path: Path):
     codes = MaskCodes(MaskCodesConfig((2, 2, 4, 4), 8, 4))
     (tmp_path / "codes").mkdir()
     checkpoint.export(tmp_path / "codes", codes, to_json(Card("mask-codes", to_json(codes.config))))
-    more = Answers(start=f"{tmp_path / 'first'}", mask_codes=f"{tmp_path / 'codes'}", length=48)
+    more = Answers(init=f"{tmp_path / 'first'}", mask_codes=f"{tmp_path / 'codes'}", length=48)
     second = settings("scenes-two", 1, size=32)
     recipe = start(TrainVlm(second, more))
     own, before = recipe.model.state_dict(), first.model.state_dict()
@@ -309,13 +309,13 @@ def test_what_a_model_cannot_start_from_is_said(tmp_path: Path):
         pass
     name = f"{tmp_path / 'run'}"
     with pytest.raises(ValueError, match="no tokens for boxes and masks"):
-        start(TrainVlm(training, Answers(start=name)))
+        start(TrainVlm(training, Answers(init=name)))
     with pytest.raises(ValueError, match="reads 32 pixels: add --size 32"):
-        start(TrainVlm(settings("scenes-one", 1, size=64), Answers(("answer",), start=name)))
+        start(TrainVlm(settings("scenes-one", 1, size=64), Answers(("answer",), init=name)))
     with pytest.raises(ValueError, match="leave out language"):
-        TrainVlm(training, Answers(start=name), language="other")
+        TrainVlm(training, Answers(init=name), language="other")
     with pytest.raises(ValueError, match="leave out vision"):
-        Answers(start=name, vision="other")
+        Answers(init=name, vision="other")
 
 
 def test_an_answer_about_a_scene_is_few_tokens():

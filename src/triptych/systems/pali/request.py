@@ -30,7 +30,7 @@ class TrainPali:
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        if self.freeze == "image" and not (self.answers.vision or self.answers.start):
+        if self.freeze == "image" and not (self.answers.vision or self.answers.init):
             raise ValueError("a frozen part needs weights to start from: give vision")
 
 

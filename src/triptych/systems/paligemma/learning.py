@@ -115,12 +115,12 @@ def load_parts(answers: Answers, kind: type, data: Asked, load: Load) -> Parts:
     codes = load_part(answers.mask_codes, MaskCodes, load) if answers.mask_codes else None
     masks = codes.config if codes else None
     trained = codes.model.state_dict() if codes else None
-    if answers.start:
-        start = load_part(answers.start, kind, load)
+    if answers.init:
+        start = load_part(answers.init, kind, load)
         image = start.config.image
-        _require_size(image.size, data.size, answers.start)
+        _require_size(image.size, data.size, answers.init)
         if start.language is None or (data.locates and not start.language.locates):
-            raise ValueError(f"the vocabulary of {answers.start} has no tokens for boxes and masks")
+            raise ValueError(f"the vocabulary of {answers.init} has no tokens for boxes and masks")
         return Parts(image, masks or start.config.masks, None, trained, start)
     if not answers.vision:
         image = SiglipImageConfig(

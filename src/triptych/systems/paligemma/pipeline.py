@@ -43,6 +43,7 @@ def run(request: Ask, load: Load) -> Iterator[Said]:
     # before the model is loaded, since it costs little
     pixels = read_named("picture", request.picture, channels=3)
     loaded = load(request.model, runtime.device(request.device), request.precision)
+    require_eye(loaded)
     codes = find_codes(request, loaded, load)
     yield from ask(request, loaded, pixels, codes)
 

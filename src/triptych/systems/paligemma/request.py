@@ -119,7 +119,7 @@ class Answers:
     """The autoencoder that writes masks: a run of `triptych train mask-codes`, or big_vision's
     vae-oid.npz. It becomes part of the model.
     """
-    start: ModelName = ""
+    init: ModelName = ""
     """Start from this trained model of the same kind, a run folder or published, to teach it what
     your data has: its sizes and its vocabulary replace those below.
     """
@@ -164,8 +164,8 @@ class Answers:
             raise ValueError(f"tasks are some of {', '.join(TASKS)}, not {', '.join(self.tasks)}")
         if self.tasks and ("segment" in self.tasks) != bool(self.mask_codes):
             raise ValueError("the task segment and mask_codes go together: give both")
-        if self.start and self.vision:
-            raise ValueError("start gives the eye too: leave out vision")
+        if self.init and self.vision:
+            raise ValueError("init gives the eye too: leave out vision")
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class TrainVlm:
     """The part that keeps the weights that it starts from."""
     lora: int = 0
     """Rank of the low-rank updates that are trained in place of the weights of `language`, or of
-    the words of `start`; 0 trains all of them.
+    the words of `init`; 0 trains all of them.
     """
     width: int = 128
     """Width of the language model."""
@@ -198,13 +198,13 @@ class TrainVlm:
     """Hidden width of its MLPs."""
 
     def __post_init__(self) -> None:
-        start = self.answers.start
-        if start and self.language:
-            raise ValueError("start gives the words too: leave out language")
-        words = self.language or start
+        init = self.answers.init
+        if init and self.language:
+            raise ValueError("init gives the words too: leave out language")
+        words = self.language or init
         if self.lora < 0 or (self.lora and (not words or self.freeze == "text")):
             raise ValueError("lora is the rank of updates of a language model: give language")
-        starts = {"image": self.answers.vision or start, "text": words}
+        starts = {"image": self.answers.vision or init, "text": words}
         if not starts.get(self.freeze, "-"):
             flag = {"image": "vision", "text": "language"}[self.freeze]
             raise ValueError(f"a frozen part needs weights to start from: give {flag}")
