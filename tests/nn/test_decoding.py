@@ -137,7 +137,7 @@ def test_the_caller_may_stop_a_row_and_closes_the_loop():
 
 
 def test_a_grammar_forbids_tokens_and_keeps_the_model_s_log_probabilities():
-    def alternate(row, made):
+    def alternate(row, made, scores):
         even = torch.arange(12) % 2 == 0
         return None if row else (even if len(made) % 2 == 0 else ~even)
 
@@ -153,9 +153,20 @@ def test_a_grammar_forbids_tokens_and_keeps_the_model_s_log_probabilities():
     assert ids(run([4, 4], limit=40, grammar=alternate)[1]) == ids(greedy[1])
 
 
+def test_a_grammar_is_told_what_the_model_would_say():
+    told = []
+
+    def listen(row, made, scores):
+        told.append((row, scores.clone()))
+
+    run([4, 5], limit=1, grammar=listen)
+    assert [row for row, _ in told] == [0, 1]
+    torch.testing.assert_close(torch.stack([scores for _, scores in told]), TABLE[[4, 5]])
+
+
 def test_a_grammar_that_permits_nothing_is_an_error():
     with pytest.raises(ValueError, match="permits no token after"):
-        run([0], limit=3, grammar=lambda row, made: torch.zeros(12, dtype=torch.bool))
+        run([0], limit=3, grammar=lambda row, made, scores: torch.zeros(12, dtype=torch.bool))
 
 
 def test_logits_that_are_no_numbers_are_an_error():

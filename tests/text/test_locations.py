@@ -147,7 +147,7 @@ def test_no_answer_is_malformed(kind, masks, rows):
     def logits(_=None):
         return want + torch.randn(rows, len(want), generator=generator)
 
-    def permit(row, tokens):
+    def permit(row, tokens, scores):
         mask = torch.zeros(len(want), dtype=torch.bool)
         mask[grammar.allowed(tokens)] = True
         return mask

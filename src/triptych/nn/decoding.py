@@ -20,8 +20,10 @@ PANEL = 64
 """Scores of which the maximum is taken at a time."""
 Next = Callable[[Int64[Tensor, " B"]], Float[Tensor, "B V"]]
 """From the tokens just chosen, one for each row, to the logits of the tokens after them."""
-Grammar = Callable[[int, Sequence[int]], Bool[Tensor, " V"] | None]
-"""From a row and what was generated in it so far to the tokens that may follow; None: all."""
+Grammar = Callable[[int, Sequence[int], Float[Tensor, " V"]], Bool[Tensor, " V"] | None]
+"""From a row, what was generated in it so far, and the logits of what follows, to the tokens that
+may follow; None: all.
+"""
 Stop = Callable[[int, int], bool]
 """Called once with every row and its new token, in order; whether the row ends with it."""
 Reason = Literal["", "end", "stop", "limit"]
@@ -149,7 +151,7 @@ def _permit(
     """Scores of -inf where the grammar of a row permits no token."""
     scores = scores.clone()
     for row in live:
-        permitted = grammar(row, made[row])
+        permitted = grammar(row, made[row], scores[row])
         if permitted is None:
             continue
         if not bool(permitted.any()):

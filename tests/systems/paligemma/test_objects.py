@@ -21,7 +21,7 @@ from triptych.system import ModelKind
 from triptych.systems.gemma.model import GemmaConfig
 from triptych.systems.mask_codes.crops import draw_masks, overlap
 from triptych.systems.mask_codes.model import MaskCodes, MaskCodesConfig
-from triptych.systems.paligemma.ask_all import Written, find_objects
+from triptych.systems.paligemma.ask_all import Written, find_objects, permit_objects
 from triptych.systems.paligemma.examples import AskedScenes, write_found, write_masks
 from triptych.systems.paligemma.model import KINDS, PaliGemma, PaliGemmaConfig
 from triptych.systems.paligemma.scene_report import SceneJudge, kind_of, match
@@ -175,6 +175,23 @@ def test_scores_are_those_of_the_locations(tokenizer):
     at = [i for i, token in enumerate(tokens) if token in names]
     expected = [math.exp(sum(log_probs[i] for i in at[s : s + 4]) / 4) for s in (3, 11)]
     assert found.scores == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_an_answer_is_empty_if_that_is_likelier_than_all_places_together(tokenizer, greedy):
+    """Also where no single place is as likely; one that is drawn comes out so anyway."""
+    permit = permit_objects(tokenizer, [["red star"]], 30, False, greedy)
+    places = [tokenizer.require(f"<loc{number:04d}>") for number in range(1024)]
+    scores = torch.full((tokenizer.vocabulary,), -30.0)
+    scores[tokenizer.end] = math.log(0.4)
+    scores[places[100:110]] = math.log(0.06)
+    begins = permit(0, [], scores)
+    assert begins[places[:1023]].all() and bool(begins[tokenizer.end]) is not greedy
+    scores[places[100:110]] = math.log(0.03)
+    empty = permit(0, [], scores)
+    assert bool(empty[tokenizer.end]) and bool(empty[places[100]]) is not greedy
+    made = [places[k] for k in (1, 2, 8, 9)] + tokenizer.encode(" red star")
+    assert permit(0, made, scores)[tokenizer.end]  # an end that has one token is no such question
 
 
 def test_true_masks_are_written_and_read_back():

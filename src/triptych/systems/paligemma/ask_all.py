@@ -78,10 +78,18 @@ def ask_all(
 
 
 def permit_objects(
-    tokenizer: LanguageTokenizer, labels: Sequence[Sequence[str]], limit: int, masks: bool
+    tokenizer: LanguageTokenizer,
+    labels: Sequence[Sequence[str]],
+    limit: int,
+    masks: bool,
+    greedy: bool = True,
 ) -> Grammar:
     """What answers of objects may be, with the labels of each row; with `masks` each object has
     sixteen codes.
+
+    Where the most likely token is taken, `greedy`, an answer is empty only if that is likelier than
+    all locations together: who knows that something is there, but not where to the pixel, spreads
+    that over many of them.
 
     Raises:
         ValueError: the vocabulary has no locations or codes, or there is no room for an object.
@@ -91,9 +99,14 @@ def permit_objects(
         if row not in known:
             known[row] = ObjectGrammar(tokenizer, row, (tokenizer.end,), limit, masks)
 
-    def permit(row: int, made: Sequence[int]) -> Bool[Tensor, " V"]:
+    def permit(row: int, made: Sequence[int], scores: Float[Tensor, " V"]) -> Bool[Tensor, " V"]:
+        allowed = known[tuple(labels[row])].allowed(made)
+        if greedy and not made:
+            begin = [token for token in allowed if token != tokenizer.end]
+            empty = scores[tokenizer.end] > scores[begin].logsumexp(0)
+            allowed = [tokenizer.end] if empty else begin
         mask = torch.zeros(tokenizer.vocabulary, dtype=torch.bool)
-        mask[known[tuple(labels[row])].allowed(made)] = True
+        mask[allowed] = True
         return mask
 
     return permit

@@ -171,7 +171,13 @@ def _grammar(request: Ask, name: str, tokenizer: LanguageTokenizer, limit: int) 
     if request.task not in OBJECTS or request.free:
         return None
     try:
-        return permit_objects(tokenizer, [request.labels], limit, request.task == "segment")
+        return permit_objects(
+            tokenizer,
+            [request.labels],
+            limit,
+            masks=request.task == "segment",
+            greedy=request.decoding.temperature == 0,
+        )
     except ValueError as error:
         raise ValueError(f"{name} cannot {request.task}: {error}") from error
 
