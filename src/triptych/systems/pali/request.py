@@ -34,5 +34,8 @@ class TrainPali:
             raise ValueError("a frozen part needs weights to start from: give vision")
 
 
-PALI_PRESETS = {"tiny": TrainPali(), "plain": TrainPali(answers=Answers(patch=8, stem=()))}
+PALI_PRESETS = {
+    "tiny": TrainPali(answers=Answers(averaged="token")),
+    "plain": TrainPali(answers=Answers(patch=8, stem=(), averaged="token")),
+}
 """The default first; `tiny` has as many parameters as PaliGemma's of that name, to 1 %."""

@@ -145,7 +145,8 @@ class Answers:
     """Sentences made of class names where the data has no captions: photo, simple or imagenet."""
     averaged: Literal["example", "token"] = "example"
     """Whether every answer weighs the same in the loss, as in big_vision, or every token of the
-    batch, as in transformers.
+    batch, as in transformers. Choose `token` where an answer may be empty: its one token would
+    weigh as much as all of a mask's, and be expected far too often.
     """
     learning_rate: float = 5e-4
     """Learning rate of AdamW."""
@@ -222,8 +223,8 @@ class EvaluateVlm:
 
 
 VLM_PRESETS = {
-    "tiny": TrainVlm(),
-    "plain": TrainVlm(answers=Answers(patch=8, stem=())),
+    "tiny": TrainVlm(answers=Answers(averaged="token")),
+    "plain": TrainVlm(answers=Answers(patch=8, stem=(), averaged="token")),
     "224": TrainVlm(
         replace(ON_SCENES, size=224, batch_size=256, steps=100_000, warmup=5000),
         Answers(
