@@ -154,10 +154,13 @@ def test_detect_takes_the_model_too(capsys, folder: Path, picture: str, tmp_path
         (["P", "cat", "--model", "M", "--transcript", "log.txt"], 2, "should end in .jsonl"),
         (["P", "cat", "--model", "M", "--out", "P"], 2, "is a file"),
         (["none.png", "cat", "--model", "M"], 3, "none.png"),
+        (["P", "cat", "--model", "CODES"], 3, "does not answer about pictures"),
     ],
 )
-def test_what_cannot_be_segmented_is_said(capsys, folder, picture, words, code, said):
-    places = {"M": f"{folder}", "P": picture}
+def test_what_cannot_be_segmented_is_said(capsys, tmp_path, folder, picture, words, code, said):
+    codes = MaskCodes(CODES)
+    checkpoint.export(tmp_path, codes, to_json(Card("mask-codes", to_json(codes.config))))
+    places = {"M": f"{folder}", "P": picture, "CODES": f"{tmp_path}"}
     assert command(["segment", *[places.get(word, word) for word in words]]) == code
     out = capsys.readouterr()
     assert said in out.err and out.out == ""

@@ -17,7 +17,7 @@ from triptych.data.scene_source import SceneSource
 from triptych.data.sources import open_train_and_test
 from triptych.fields import to_json
 from triptych.loading import load
-from triptych.requests import Answers, Training, TrainSiglip, TrainVlm
+from triptych.requests import Answers, Training, TrainPali, TrainSiglip, TrainVlm
 from triptych.scenes.captions import parse
 from triptych.scenes.descriptions import questions
 from triptych.scenes.drawing import boxes
@@ -118,9 +118,10 @@ def test_boxes_are_written_in_whole_pixels():
     np.testing.assert_allclose(found, whole, atol=1e-3)
 
 
-def test_a_new_model_knows_what_is_near():
+@pytest.mark.parametrize("kind", [TrainVlm, TrainPali])
+def test_a_new_model_knows_what_is_near(kind):
     """Neighbouring patches and locations have similar vectors, distant ones do not."""
-    recipe = start(TrainVlm(settings("scenes", 1), EYE, **SMALL))
+    recipe = start_any(kind(settings("scenes", 1), EYE, **SMALL))
     model, config = recipe.model, recipe.model.config
     side = config.image.size // config.image.patch
     places = F.normalize(model.image.position.detach(), dim=1).view(side, side, -1)

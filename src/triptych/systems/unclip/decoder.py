@@ -66,7 +66,7 @@ class DecoderConfig:
     """What the network predicts beside the variance."""
     embedding_scale: float = 1.0
     """Embeddings are multiplied by it before they are projected; the root of `dim` gives those of
-    unit length numbers of unit size, without which the decoder learns colours but not shapes.
+    unit length numbers of unit size.
     """
     steps: int = 25
     """Default of `generate`, as are sampler and guidance."""
