@@ -204,7 +204,9 @@ def test_a_model_that_answers_is_complete_with_its_eye(tmp_path: Path, monkeypat
     """With its vocabulary; captions as before; one that answers otherwise is refused."""
     monkeypatch.setattr(examples, "LEARNED_FROM", 40)
     training = Training(data="scenes-two", size=32, steps=1, batch_size=2, device="cpu")
-    eye = Answers(image_width=16, image_layers=1, image_heads=2, vocabulary=330, stem=(4, 8, 8))
+    eye = Answers(
+        patch=8, stem=(4, 8, 8), image_width=16, image_layers=1, image_heads=2, vocabulary=330
+    )
     sizes = {"width": 16, "layers": 1, "heads": 2, "head_width": 8, "hidden": 32}
     request = TrainVlm(training, eye, **sizes)
     recipe = runs.build(request)

@@ -115,6 +115,8 @@ def test_three_steps_and_three_more_are_six(eight, clip, tmp_path, name):
 def test_eight_pictures_are_learned_by_heart(eight, clip, tmp_path, name):
     request = request_of(name, eight, clip, tmp_path, steps=24, log_every=8)
     request = dataclasses.replace(request, learning_rate=5e-3)
+    if name == "decoder":  # all timesteps count the same, so that the loss is less of a few
+        request = dataclasses.replace(request, noisiest=1.0)
     rows = [r.row for r in fit(build(request), request.training, tmp_path / "run") if r.row]
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"], rows
     if name == "prior":

@@ -109,7 +109,8 @@ def measure(
     if name not in ("none", "linear"):
         later = replace(chosen, seed=request.seed + len(texts))
         again, _ = draw_all(loaded, texts[:VARIED], later)
-    varied = 1 - (unit[: len(again)] * F.normalize(again, dim=-1)).sum(1)
+    cosines = (unit[: len(again)] * F.normalize(again, dim=-1)).sum(1)
+    varied = 1 - cosines.clamp(max=1)  # equal ones are rounded
     return {
         "cosine_true": mean_figure((unit * images).sum(1)),
         "cosine_shuffled": mean_figure((unit * other).sum(1)),
