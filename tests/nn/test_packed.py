@@ -30,14 +30,14 @@ def _meant(product) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("outputs", [64, 200, 640])
-@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize("rows", [1, 3, 65])
 @pytest.mark.parametrize("pack", [packed.pack_int8, packed.pack_int8_rows])
 def test_int8_is_the_product_of_its_weights(pack, outputs, rows):
     torch.manual_seed(0)
     weight, x = torch.randn(outputs, 96), torch.randn(rows, 96)
     product = _of(weight, pack)
     layer = packed.PackedLinear([product])
-    assert (product.few < rows) == (rows == 17)  # so both ways of multiplying are seen
+    assert (product.few < rows) == (rows == 65)  # so both ways of multiplying are seen
     meant = _meant(product)
     exact, narrow = x.double(), x.bfloat16().double()
     if pack is packed.pack_int8:
@@ -69,7 +69,7 @@ def test_without_kernels_for_bags_rows_have_scales(monkeypatch):
     assert isinstance(_of(torch.randn(64, 32), packed.pack_int8), packed.Int8Rows)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize("rows", [1, 3, 65])
 def test_four_bits_are_the_product_of_their_weights(rows):
     """Also unpacked, wherever this processor keeps a weight."""
     torch.manual_seed(0)

@@ -32,10 +32,12 @@ TOKENS = torch.tensor([[2, *range(20, 60)]])
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("int8", 0.12), ("int4", 0.7)])
-def test_logits_are_nearly_those_of_float32(path, exact, dtype, bound):
+def test_logits_are_nearly_those_of_float32(path, exact, dtype, bound, monkeypatch):
     """Error by signal, at once, and one token after another beyond the window of 8. Random weights
     are harder than real ones, of which `test_real.py` has the perplexity: bfloat16 has 0.05 here.
     """
+    for kind in (Int4, Int8):  # so that both ways of multiplying are seen
+        monkeypatch.setattr(kind, "few", 8)
     model = load(path, dtype=dtype).model
     with torch.inference_mode():
         logits = exact(TOKENS)
@@ -46,7 +48,6 @@ def test_logits_are_nearly_those_of_float32(path, exact, dtype, bound):
     for found in (stepped, whole):
         error = (found - logits).norm() / logits.norm()
         assert error < bound and found.dtype == torch.float32
-    assert max(Int4.few, Int8.few) < 20  # so both ways of multiplying are seen
     assert (stepped - whole).norm() / whole.norm() < 0.06  # rounding to bfloat16
 
 

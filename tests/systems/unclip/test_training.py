@@ -159,6 +159,18 @@ def test_a_decoder_reads_numbers_of_unit_size(eight, clip, tmp_path):
     assert float(read.square().mean()) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_decoder_s_loss_has_the_weights_of_the_request(eight, clip, tmp_path):
+    request = request_of("decoder", eight, clip, tmp_path, steps=1)
+    losses = []
+    for noisiest in (1.0, request.noisiest):
+        recipe = build(dataclasses.replace(request, noisiest=noisiest))
+        batch = next(recipe.batches(0))
+        torch.manual_seed(0)
+        losses.append(recipe.updates[0].objective(batch, 0))
+    assert losses[0].terms["mse"] == losses[1].terms["mse"]
+    assert losses[1].total.item() < 0.9 * losses[0].total.item()
+
+
 def test_the_health_of_a_prior_is_said():
     torch.manual_seed(0)
     image, text = (torch.nn.functional.normalize(torch.randn(4, 6), dim=1) for _ in range(2))
