@@ -74,10 +74,11 @@ class Pali(nn.Module):
         pixels: Float[Tensor, "B C H W"] | None,
         tokens: Int64[Tensor, "B T"],
         prefix: Int64[Tensor, " B"],
-    ) -> Float[Tensor, "B T V"]:
+        wanted: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T V"] | Float[Tensor, "N V"]:
         """The logits after each token of a row of prefix and suffix, as PaliGemma gives them, from
-        the last one of the prefix on; what stands before it means nothing. Shorter rows are padded
-        on the right.
+        the last one of the prefix on, or after the wanted ones alone; what stands before it means
+        nothing. Shorter rows are padded on the right.
         """
         places = torch.arange(tokens.shape[1], device=tokens.device)[None]
         asked = tokens[:, : int(prefix.max())]
@@ -90,7 +91,7 @@ class Pali(nn.Module):
         states = self.text.write(torch.cat([start, suffix], 1), memory)
         back = (places - prefix[:, None] + 1).clamp(min=0)
         aligned = states.gather(1, back[..., None].expand(-1, -1, states.shape[-1]))
-        return self.text.logits(aligned)
+        return self.text.logits(aligned if wanted is None else aligned[wanted])
 
     def read(
         self,

@@ -5,14 +5,14 @@ A row is: tokens of the picture, the prefix (start token, question, newline), th
 end token). Picture and prefix see each other in both directions; the suffix is causal.
 
 Dimensions: B batch, C channels, H height, W width, P tokens of a picture, T tokens of a text,
-L places of a row, D width, V vocabulary.
+L places of a row, N wanted tokens, D width, V vocabulary.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -89,8 +89,10 @@ class PaliGemma(nn.Module):
         pixels: Float[Tensor, "B C H W"] | None,
         tokens: Int64[Tensor, "B T"],
         prefix: Int64[Tensor, " B"],
-    ) -> Float[Tensor, "B T V"]:
-        """The logits after each token of prefix and suffix; shorter rows are padded on the right.
+        wanted: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T V"] | Float[Tensor, "N V"]:
+        """The logits after each token of prefix and suffix, or after the wanted ones alone; shorter
+        rows are padded on the right.
 
         `prefix` is how many of the tokens are the prefix of each row. Without pictures the words
         are read alone.
@@ -100,8 +102,8 @@ class PaliGemma(nn.Module):
         if pixels is not None:
             seen = self.see(pixels)
             x, places = torch.cat([seen.to(x.dtype), x], 1), seen.shape[1]
-        states = self.text.states(x, prefix=prefix + places)
-        return self.text.logits(states[:, places:])
+        states = self.text.states(x, prefix=prefix + places)[:, places:]
+        return self.text.logits(states if wanted is None else states[wanted])
 
     def read(
         self,
@@ -144,15 +146,16 @@ def objective(
     Rows are prefix, suffix, padding; `lengths` are without padding. `example` averages over the
     tokens of an answer, then over answers; `token` over all tokens of the batch. Chance is ln(V).
     """
-    logits = model(pixels, tokens[:, :-1], prefix).float()
-    losses = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
     places = torch.arange(1, tokens.shape[1], device=tokens.device)[None]
     counted = (places >= prefix[:, None]) & (places < lengths[:, None])  # (B, T - 1)
-    losses = losses * counted
+    # Only of these: with Gemma's 262,144 tokens the logits cost as much as a small language model.
+    logits = model(pixels, tokens[:, :-1], prefix, counted).float()
+    losses = F.cross_entropy(logits, tokens[:, 1:][counted], reduction="none")
     if averaged == "token":
         return Loss(losses.sum(), counted.sum())
-    means = losses.sum(1) / counted.sum(1).clamp(min=1)
-    return Loss(means.sum(), len(tokens))
+    row = counted.nonzero()[:, 0]
+    sums = losses.new_zeros(len(tokens)).index_add(0, row, losses)
+    return Loss((sums / counted.sum(1).clamp(min=1)).sum(), len(tokens))
 
 
 def prepare(model: PaliGemma, dtype: torch.dtype | None) -> None:

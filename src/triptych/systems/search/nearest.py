@@ -8,6 +8,7 @@ Dimensions: N rows, D numbers of a vector, Q queries, k matches.
 
 import importlib
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -75,12 +76,14 @@ def nearest_by_faiss(
     count = min(CANDIDATES * k, len(names))
     _, rows = index.search(query.float()[None].numpy(), count)
     matches: list[Match] = []
-    candidates = torch.tensor(sorted(row for row in rows[0].tolist() if row >= 0))
-    start = 0
-    for block in blocks:
-        inside = candidates[(candidates >= start) & (candidates < start + len(block))] - start
-        matches += _score(block, inside, names, query, start)
-        start += len(block)
+    candidates = sorted(row for row in rows[0].tolist() if row >= 0)
+    start = first = 0
+    for block in blocks:  # a pass of a million pictures leaves thousands: most have no candidate
+        end = bisect_left(candidates, start + len(block), first)
+        if first < end:
+            inside = torch.tensor(candidates[first:end]) - start
+            matches += _score(block, inside, names, query, start)
+        start, first = start + len(block), end
     return _best(matches, k)
 
 
