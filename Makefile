@@ -17,7 +17,7 @@ SHAPE_TESTS := tests/nn $(wildcard tests/systems/*/test_model.py tests/systems/*
 # Two processes of one thread each: small networks are slower on two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow and not gpu and not network"
 
-.PHONY: demo serve studio docs release test check nightly bench clean
+.PHONY: demo serve studio docs release test check check-types check-style nightly bench clean
 
 # Material for MkDocs would print a note about its future at every build: docs/decisions/0013-site.md.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -53,15 +53,20 @@ docs: .venv/docs-ready  ## build the documentation site, with the reference; a b
 
 test: .venv/test-ready $(PAGE) check  ## install what tests need, build the page, and pass every check
 
-check:
+check:  # types and the rest take a core each
+	$(MAKE) --jobs 2 check-types check-style
+	$(PYTEST) $(SHAPE_TESTS:%=--ignore=%)
+	$(PYTEST) --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPE_TESTS)
+
+check-types:
+	$(BIN)/mypy
+
+check-style:
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python studio/build_hook.py check
 	TRIPTYCH_REFERENCE=false $(MKDOCS) --site-dir build/site-without-reference
-	$(PYTEST) $(SHAPE_TESTS:%=--ignore=%)
-	$(PYTEST) --jaxtyping-packages=$(SHAPED),beartype.beartype $(SHAPE_TESTS)
 
 nightly: .venv/test-ready $(PAGE)  ## the long fault and learning tests, the complete site, and how many of 200 small mistakes the tests notice
 	$(MKDOCS)

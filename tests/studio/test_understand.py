@@ -13,7 +13,6 @@ from tests.systems.clip import tiny_clip
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.slow
 def test_the_same_z_is_drawn_as_every_class(open_page: Open, service: Running) -> None:
     page = open_page("understand?show=shared")
     page.get_by_label("Model", exact=True).select_option("digits-vae")
@@ -25,7 +24,6 @@ def test_the_same_z_is_drawn_as_every_class(open_page: Open, service: Running) -
     assert len({job["request"]["seed"] for job in jobs}) == 1
 
 
-@pytest.mark.slow
 def test_guidance_is_drawn_from_0_to_8_on_one_noise(open_page: Open, service: Running) -> None:
     page = open_page("understand?show=guidance")
     page.get_by_label("Prompt").fill("a boat")
@@ -94,7 +92,6 @@ def compare(page: Page, pictures: list[Path]) -> None:
     page.get_by_role("button", name="Compare").click()
 
 
-@pytest.mark.slow
 def test_the_matrix_follows_its_temperature(open_page: Open, pairs: list[Path]) -> None:
     page = open_page("understand?show=matrix")
     compare(page, pairs)
@@ -107,7 +104,6 @@ def test_the_matrix_follows_its_temperature(open_page: Open, pairs: list[Path]) 
     expect(page.get_by_text("Loss of this batch")).to_be_visible()
 
 
-@pytest.mark.slow
 def test_a_text_that_is_left_out_changes_the_softmax_and_not_the_sigmoid(
     open_page: Open, pairs: list[Path]
 ) -> None:
@@ -125,7 +121,6 @@ def test_a_text_that_is_left_out_changes_the_softmax_and_not_the_sigmoid(
     expect(fits).to_have_text(alone)
 
 
-@pytest.mark.slow
 def test_losses_over_the_batch_are_drawn_for_the_pictures_of_the_library(
     open_page: Open, service: Running
 ) -> None:
@@ -138,7 +133,6 @@ def test_losses_over_the_batch_are_drawn_for_the_pictures_of_the_library(
         expect(page.get_by_role("img", name=title)).to_be_visible()
 
 
-@pytest.mark.slow
 def test_the_critic_is_watched_while_it_trains(open_page: Open, service: Running) -> None:
     training = {"data": "digits", "steps": 2, "batch_size": 4, "log_every": 1, "device": "cpu"}
     job = service.submit("train-wgan", training=training)
@@ -147,7 +141,6 @@ def test_the_critic_is_watched_while_it_trains(open_page: Open, service: Running
     assert service.finish(job["id"])["state"] == "done"
 
 
-@pytest.mark.slow
 def test_priors_and_ladder_of_a_dalle_2(open_page: Open, pairs: list[Path]) -> None:
     page = open_page("understand?show=priors")
     page.get_by_label("Prompt").fill("a boat")

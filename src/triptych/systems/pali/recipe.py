@@ -35,7 +35,8 @@ def build(request: TrainPali, world: World, load: Load) -> Recipe:
         )  # fmt: skip
     torch.manual_seed(runtime.key(request.training.seed, "weights"))
     model = Pali(PaliConfig(parts.image, text, parts.masks))
-    order_locations(model.text.token, tokenizer)
+    if parts.start is None:
+        order_locations(model.text.token, tokenizer)
     parts.fill(model)
     if request.freeze != "none":
         model.get_submodule(request.freeze).requires_grad_(False)

@@ -110,12 +110,12 @@ def to_parameters(request: TextToImage, model: str) -> str:
         replace(request, model=model),
         seed=request.seed,
         size=size,
-        version=program(),
+        version=read_version(),
     )
     return write_infotext(info)
 
 
 @cache
-def program() -> str:
+def read_version() -> str:
     """Name and version, as in such a text; read once, from the files of the installed package."""
     return f"triptych {version('triptych')}"
