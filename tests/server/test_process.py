@@ -94,4 +94,4 @@ def test_killed_with_a_full_queue(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_killed_twenty_times_with_a_full_queue(tmp_path) -> None:
-    kill_often(tmp_path, 20, waiting=30)
+    kill_often(tmp_path, 20, waiting=24)
