@@ -83,18 +83,19 @@ def _follow(
         json.dump(work, stdin)
     values: dict[str, Any] = {"run": job.run}
     error = None
-    for line in process.stdout:
-        said = json.loads(line)
-        kind, data = said["kind"], said["data"]
-        if kind == "error":
-            error = data | {"message": resolved.say(data["message"])}
-        elif kind == "sample":
-            _tell_sample(job, tools, run / "samples" / data["file"])
-        elif kind == "notes":
-            tools.tell(job, kind, {"notes": [resolved.say(note) for note in data["notes"]]})
-        else:
-            tools.tell(job, kind, resolved.hide(data))
-            values |= {"row": data} if kind == "row" else {}
+    with process.stdout as lines:
+        for line in lines:
+            said = json.loads(line)
+            kind, data = said["kind"], said["data"]
+            if kind == "error":
+                error = data | {"message": resolved.say(data["message"])}
+            elif kind == "sample":
+                _tell_sample(job, tools, run / "samples" / data["file"])
+            elif kind == "notes":
+                tools.tell(job, kind, {"notes": [resolved.say(note) for note in data["notes"]]})
+            else:
+                tools.tell(job, kind, resolved.hide(data))
+                values |= {"row": data} if kind == "row" else {}
     code = process.wait()
     pictures = [describe_file(file) for file in tools.files.files_of(job.id)]
     result = {"values": values, "pictures": pictures}
