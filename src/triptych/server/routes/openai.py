@@ -20,7 +20,7 @@ from triptych.server.offers import Model
 from triptych.server.routes.answers import Failure
 from triptych.server.routes.errors import ERRORS
 from triptych.server.routes.openai_bodies import Images, read_fields, read_picture_form
-from triptych.server.routes.own import client_of, read_json, to_failure
+from triptych.server.routes.own import STREAM, client_of, read_json, to_failure
 from triptych.server.routes.waiting import JobStream, end, follow, require_done, wait_for
 from triptych.server.schema import schema_of
 from triptych.server.service import Service
@@ -81,7 +81,7 @@ def find_model(service: Service, name: str) -> Model:
 
 
 def _add_images(router: APIRouter, service: Service) -> None:
-    def describe(kind: str, several: bool = False) -> dict[str, Any]:
+    def describe(kind: str) -> dict[str, Any]:
         schema = schema_of(Images) | {"additionalProperties": True, "required": ["prompt"]}
         content: dict[str, Any] = {"application/json": {"schema": schema}}
         if kind != "generations":
@@ -92,7 +92,12 @@ def _add_images(router: APIRouter, service: Service) -> None:
             content = {"multipart/form-data": {"schema": form}}
         return {"requestBody": {"required": True, "content": content}}
 
-    @router.post("/images/generations", response_model=None, openapi_extra=describe("generations"))
+    @router.post(
+        "/images/generations",
+        response_model=None,
+        responses=STREAM,
+        openapi_extra=describe("generations"),
+    )
     async def generate(request: Request) -> Response:
         """Pictures of a prompt."""
         body = await read_json(request)
@@ -101,7 +106,9 @@ def _add_images(router: APIRouter, service: Service) -> None:
             raise Failure(400, "prompt is missing", param="prompt", code="invalid_value")
         return await draw(service, request, images, {}, "image_generation")
 
-    @router.post("/images/edits", response_model=None, openapi_extra=describe("edits"))
+    @router.post(
+        "/images/edits", response_model=None, responses=STREAM, openapi_extra=describe("edits")
+    )
     async def edit(request: Request) -> Response:
         """A picture redrawn after a prompt; with a mask only where that is transparent."""
         images, pictures = await read_picture_form(service, request)
@@ -109,7 +116,12 @@ def _add_images(router: APIRouter, service: Service) -> None:
             raise Failure(400, "prompt is missing", param="prompt", code="invalid_value")
         return await draw(service, request, images, pictures, "image_edit")
 
-    @router.post("/images/variations", response_model=None, openapi_extra=describe("variations"))
+    @router.post(
+        "/images/variations",
+        response_model=None,
+        responses=STREAM,
+        openapi_extra=describe("variations"),
+    )
     async def vary(request: Request) -> Response:
         """Pictures like a picture."""
         images, pictures = await read_picture_form(service, request)

@@ -18,7 +18,7 @@ from triptych.server.routes.answers import Failure
 from triptych.server.routes.errors import ERRORS
 from triptych.server.routes.openai import find_model, submit
 from triptych.server.routes.openai_bodies import read_fields
-from triptych.server.routes.own import read_json
+from triptych.server.routes.own import STREAM, read_json
 from triptych.server.routes.waiting import JobStream, end, follow, require_done, wait_for
 from triptych.server.schema import schema_of
 from triptych.server.service import Service
@@ -61,7 +61,9 @@ def routes(service: Service) -> APIRouter:
     schema["properties"] = {"messages": MESSAGES, **schema["properties"]}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
 
-    @router.post("/chat/completions", response_model=None, openapi_extra={"requestBody": body})
+    extra = {"requestBody": body}
+
+    @router.post("/chat/completions", response_model=None, responses=STREAM, openapi_extra=extra)
     async def complete(request: Request) -> Response:
         """An answer to the last message of a chat, with a picture in it or without."""
         sent = await read_json(request)

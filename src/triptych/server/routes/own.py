@@ -36,9 +36,12 @@ SEARCHED = 8
 """Words of a sentence among which the field is looked for that it is about."""
 LAST_EVENT = "x-last-event"
 ONE_JOB: dict[int | str, dict[str, Any]] = {200: {"model": JobAnswer}}
+TEXT = {"type": "string"}
+EVENT = {"type": "object", "properties": {"id": TEXT, "event": TEXT, "data": TEXT}}
 STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"content": {"text/event-stream": {"schema": EVENT}}}
 }
+"""Server-sent events, whose schema is that of one event."""
 
 
 async def read_json(request: Request) -> Any:
