@@ -57,6 +57,7 @@ stable_diffusion.py lecture --steps 20 --configurations $TRIPTYCH_DATA/configs/d
 unclip.py prior --precision default --pairs 10
 unclip.py decoder --precision default --pairs 10
 unclip.py upsampler --precision default --pairs 10
+unclip.py autoregressive --precision float32 --layers 2 --pairs 2
 unclip.py prior --precision float32 --pairs 6
 unclip.py decoder --precision float32 --pairs 6
 unclip.py upsampler --precision float32 --pairs 6
@@ -66,6 +67,7 @@ unclip.py upsampler --precision bfloat16 --pairs 6
 vision_language.py train --pairs 20
 detection.py --model runs/clip-words --labels colour --tune 20 --pictures 60
 detection.py --model runs/clip-parts --labels pair --parts --tune 12 --pictures 30
+detection.py --model runs/siglip-scenes --labels colour --tune 12 --pictures 40 --vlm runs/vlm-scratch
 """.strip().splitlines()  # noqa: E501
 NEED_DATA = ("train_vae.py",)
 
