@@ -43,6 +43,9 @@ def test_the_document_has_every_route(document) -> None:
             assert "default" not in operation["responses"]
             if method in ("post", "put") and not path.endswith(("again", "place", "interrupt")):
                 assert "requestBody" in operation or path == "/api/session", (method, path)
+    for path in ("images/generations", "images/edits", "images/variations", "chat/completions"):
+        answer = paths[f"/v1/{path}"]["post"]["responses"]["200"]["content"]
+        assert answer.keys() == {"application/json", "text/event-stream"}, path
 
 
 def call_all(document: Any, examples: int) -> int:

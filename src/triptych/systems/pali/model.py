@@ -4,7 +4,7 @@
 The encoder reads the tokens of the picture, then the question; the decoder writes the answer.
 
 Dimensions: B batch, C channels, H height, W width, P tokens of a picture, T tokens of a text,
-S places of the encoder, D width, V vocabulary.
+S places of the encoder, N wanted tokens, D width, V vocabulary.
 """
 
 from dataclasses import dataclass, field

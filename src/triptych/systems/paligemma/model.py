@@ -148,7 +148,7 @@ def objective(
     """
     places = torch.arange(1, tokens.shape[1], device=tokens.device)[None]
     counted = (places >= prefix[:, None]) & (places < lengths[:, None])  # (B, T - 1)
-    # Only of these: with Gemma's 262,144 tokens the logits cost as much as a small language model.
+    # Only of these: with Gemma's 262,144 tokens the others' logits took a quarter of a step.
     logits = model(pixels, tokens[:, :-1], prefix, counted).float()
     losses = F.cross_entropy(logits, tokens[:, 1:][counted], reduction="none")
     if averaged == "token":
