@@ -163,8 +163,8 @@ def test_any_number_of_processes_continues(folder: Path, begun: Path) -> None:
     whole = journals.pop("whole")
     for journal in journals.values():
         assert [row["step"] for row in journal] == list(range(1, 10))
-        for one, row in zip(whole, journal, strict=True):
-            assert row == pytest.approx(one, rel=2e-4)
+        for one, row in zip(whole, journal, strict=True):  # those that begun measured more at 6
+            assert {term: row[term] for term in one} == pytest.approx(one, rel=2e-4)
 
 
 @pytest.mark.slow

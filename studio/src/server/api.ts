@@ -24,10 +24,10 @@ export async function call<Answer>(method: string, path: string, body?: unknown)
   return (response.status === 204 ? null : await response.json()) as Answer;
 }
 
-/** As `call`, for whoever needs the headers too. */
-export async function send(method: string, path: string, body?: unknown): Promise<Response> {
+/** As `call`, for whoever needs the headers too, or wants to end the answer. */
+export async function send(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
   const form = body instanceof FormData;
-  const init: RequestInit = { method };
+  const init: RequestInit = signal ? { method, signal } : { method };
   if (body !== undefined) init.body = form ? body : JSON.stringify(body);
   if (body !== undefined && !form) init.headers = { "content-type": "application/json" };
   let response: Response;

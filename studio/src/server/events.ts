@@ -38,22 +38,18 @@ export async function follow(
   signal: AbortSignal,
   take: (events: Event[]) => void,
 ): Promise<void> {
-  const response = await send("GET", `${path}?after=${after}`);
+  const response = await send("GET", `${path}?after=${after}`, undefined, signal);
   const stream = response.body?.pipeThrough(new TextDecoderStream()).getReader();
   if (!stream) return;
-  const stop = () => void stream.cancel();
-  signal.addEventListener("abort", stop);
   const reader = new EventReader();
   try {
     for (;;) {
       const { value, done } = await stream.read();
-      if (done || signal.aborted) return;
+      if (done) return;
       const events = reader.read(value);
       if (events.length) take(events);
     }
   } catch {
-    throw new ServiceError("The stream of events was cut.", 0);
-  } finally {
-    signal.removeEventListener("abort", stop);
+    if (!signal.aborted) throw new ServiceError("The stream of events was cut.", 0);
   }
 }

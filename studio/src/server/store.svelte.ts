@@ -5,7 +5,6 @@
 import { SvelteMap, SvelteSet } from "svelte/reactivity";
 import { ServiceError, call, send } from "./api";
 import { follow } from "./events";
-import { finished } from "./finished";
 import { applyEvent, isActive, sortQueue, toLive } from "./fold";
 import { FINAL, type Event, type Job, type LiveJob, type Model, type RequestKind, type Samplers, type Source, type State, type Values } from "./types";
 
@@ -37,6 +36,10 @@ class Server {
   private after = 0;
   private newestAtStart = 0;
   private timer = 0;
+  /** Events of new jobs that came before the answer that describes the job. */
+  private early = new Map<string, Event[]>();
+  /** Who waits for a change of a job. */
+  private changed: (() => void)[] = [];
   private unlock: () => void = () => undefined;
 
   /** Read everything, then follow the events; for as long as the page is open. */
@@ -59,7 +62,9 @@ class Server {
     const response = await send("GET", `/api/jobs?limit=${SHOWN}`);
     const [jobs, queue] = await Promise.all([response.json() as Promise<Job[]>, call<Job[]>("GET", "/api/queue")]);
     this.after = Math.max(this.after, Number(response.headers.get("x-last-event") ?? 0));
-    for (const job of [...jobs, ...queue]) this.jobs.set(job.id, toLive(job, this.jobs.get(job.id)));
+    const known = [...this.jobs.values()].filter(isActive);
+    for (const job of [...jobs, ...queue]) this.keep(job);
+    for (const { id } of known) if (![...jobs, ...queue].some((job) => job.id === id)) void this.refresh(id); // ended meanwhile
     this.newestAtStart = Math.max(0, ...jobs.map((job) => job.created));
     await Promise.all([this.readOffers(), this.readFacts()]);
   }
@@ -125,7 +130,7 @@ class Server {
 
   async remove(id: string): Promise<void> {
     await call("DELETE", `/api/results/${id}`);
-    this.jobs.delete(id);
+    this.drop(id);
   }
 
   /** A job by its id, asked for if the page does not know it.
@@ -138,10 +143,15 @@ class Server {
 
   /** The job when it has ended.
    *
-   * @throws ServiceError if it failed, with what the service says about it.
+   * @throws ServiceError if it failed, with what the service says about it, or was deleted.
    */
   async ended(id: string): Promise<LiveJob> {
-    return this.keep(await finished(await this.find(id)));
+    await this.find(id);
+    const active = () => this.queue.some((job) => job.id === id);
+    while (active()) await new Promise<void>((resolve) => this.changed.push(resolve));
+    const job = this.keep(await call<Job>("GET", `/api/jobs/${id}`)); // an event says that it ended, not its result
+    if (job.state === "failed") throw new ServiceError(job.error?.message ?? "The job failed.", 500);
+    return job;
   }
 
   /** Read all that a job has said, such as the rows of a training that ended long ago; until the signal, or its end. */
@@ -150,7 +160,7 @@ class Server {
     await follow(`/api/jobs/${id}/events`, 0, signal, (events) => {
       const kept = events.filter((event) => KEPT.includes(event.event));
       const job = this.jobs.get(id);
-      if (job) this.jobs.set(id, kept.reduce(applyEvent, job));
+      if (job) this.put(kept.reduce(applyEvent, job));
     });
   }
 
@@ -162,10 +172,28 @@ class Server {
     return this.models.find((one) => one.name === name);
   }
 
+  /** The job of an answer, after the events of it that came before the answer. */
   private keep(job: Job): LiveJob {
-    const live = toLive(job, this.jobs.get(job.id));
-    this.jobs.set(job.id, live);
-    return live;
+    this.put(toLive(job, this.jobs.get(job.id)));
+    const early = this.early.get(job.id) ?? [];
+    this.early.delete(job.id);
+    this.take(early);
+    return this.jobs.get(job.id) ?? toLive(job);
+  }
+
+  private put(job: LiveJob): void {
+    this.jobs.set(job.id, job);
+    this.wake();
+  }
+
+  private drop(id: string): void {
+    this.early.delete(id);
+    this.jobs.delete(id);
+    this.wake();
+  }
+
+  private wake(): void {
+    for (const resolve of this.changed.splice(0)) resolve();
   }
 
   private readQueueSoon(): void {
@@ -183,23 +211,27 @@ class Server {
 
   private take(events: Event[]): void {
     for (const event of events) {
-      this.after = event.number;
+      this.after = Math.max(this.after, event.number);
       const job = this.jobs.get(event.job);
       if (event.event === "deleted") this.forget(event, job);
       else if (job) this.apply(job, event);
-      else if (event.event === "waiting" && event.time > this.newestAtStart) void this.refresh(event.job);
+      else if (this.early.has(event.job)) this.early.get(event.job)?.push(event);
+      else if (event.event === "waiting" && event.time > this.newestAtStart) {
+        this.early.set(event.job, []); // a quick job may end before it is described
+        void this.refresh(event.job);
+      }
     }
   }
 
   private forget(event: Event, job: LiveJob | undefined): void {
     this.gone.add(String(event.data.file ?? event.job));
-    if (event.data.file === undefined) this.jobs.delete(event.job);
-    else if (job) this.jobs.set(job.id, applyEvent(job, event));
+    if (event.data.file === undefined) this.drop(event.job);
+    else if (job) this.put(applyEvent(job, event));
   }
 
   private apply(job: LiveJob, event: Event): void {
     if (!isActive(job)) return; // an old event, of a job that was read after it
-    this.jobs.set(job.id, applyEvent(job, event));
+    this.put(applyEvent(job, event));
     if (MOVES.includes(event.event)) this.readQueueSoon();
     if (!FINAL.includes(event.event as State)) return;
     this.announcement = `${job.name.replaceAll("-", " ")}: ${event.event}`;
@@ -210,8 +242,8 @@ class Server {
   private async refresh(id: string): Promise<void> {
     try {
       this.keep(await call<Job>("GET", `/api/jobs/${id}`));
-    } catch {
-      this.jobs.delete(id); // deleted in another tab
+    } catch (error) {
+      if (error instanceof ServiceError && error.status === 404) this.drop(id); // deleted in another tab
     }
   }
 }

@@ -1,4 +1,3 @@
-import { finished } from "../../server/finished";
 import { server } from "../../server/store.svelte";
 import { fileUrl } from "../../server/pictures";
 import type { Picture } from "../../server/types";
@@ -14,7 +13,8 @@ interface Match {
  * @throws ServiceError with what went wrong.
  */
 export async function findByMeaning(text: string, model: string): Promise<Picture[]> {
-  const job = await finished(await server.submit("search", { folder: "results", text: [text], model, k: 200 }));
+  const { id } = await server.submit("search", { folder: "results", text: [text], model, k: 200 });
+  const job = await server.ended(id);
   const matches = (job.result?.values.matches ?? []) as Match[];
   return matches
     .filter((match) => match.file)
