@@ -61,6 +61,7 @@ test("who waits for the end of a job is told by the one stream of all events", a
   asked[0]?.answer(job("long", "waiting"));
   await sent;
   const ended = server.ended("long");
+  await settle();
   say([event("long", "running"), event("long", "done")]);
   await settle();
   for (const { path, answer } of asked.slice(1)) {
@@ -75,6 +76,7 @@ test("who waits for a job that is deleted is told so", async () => {
   asked[0]?.answer(job("gone", "waiting"));
   await sent;
   const ended = server.ended("gone");
+  await settle();
   say([event("gone", "deleted")]);
   await settle();
   asked[1]?.refuse(new ServiceError("There is no such job.", 404));
