@@ -6,10 +6,13 @@ import type { Event, Job, State } from "../src/server/types";
 /** A service whose answers and events come when a test says so. */
 const asked: { path: string; answer: (job: unknown) => void; refuse: (error: ServiceError) => void }[] = [];
 let say: (events: Event[]) => void = () => undefined;
+let cut: (error: ServiceError) => void = () => undefined;
+const followedAfter: number[] = [];
+let last = 7;
 
 vi.mock("../src/server/api", async (original) => ({
   ...(await original<typeof import("../src/server/api")>()),
-  send: async () => ({ json: async () => [], headers: new Headers({ "x-last-event": "7" }) }),
+  send: async () => ({ json: async () => [], headers: new Headers({ "x-last-event": String(last) }) }),
   call: (_: string, path: string) =>
     path.startsWith("/api/jobs/") || path === "/api/text-to-image"
       ? new Promise((answer, refuse) => asked.push({ path, answer, refuse }))
@@ -17,10 +20,13 @@ vi.mock("../src/server/api", async (original) => ({
 }));
 vi.mock("../src/server/events", () => ({
   follow: (_: string, after: number, signal: AbortSignal, take: typeof say) => {
+    followedAfter.push(after);
     say = take;
-    return new Promise(() => void [after, signal]);
+    return new Promise((_, reject) => void ([signal, cut] = [signal, reject]));
   },
 }));
+
+vi.mock("../src/server/visible", () => ({ untilHidden: () => new AbortController().signal, whenVisible: () => new Promise(() => undefined) }));
 
 const job = (id: string, state: State, more: Partial<Job> = {}): Job =>
   ({ id, name: "text-to-image", state, request: {}, place: null, created: 1, started: null, finished: null, run: "", result: null, error: null, done: null, ...more }) as Job;
@@ -81,4 +87,21 @@ test("who waits for a job that is deleted is told so", async () => {
   await settle();
   asked[1]?.refuse(new ServiceError("There is no such job.", 404));
   await expect(ended).rejects.toThrow("no such job");
+});
+
+test("what was said while the line was cut is told afterwards; a service that begins anew is heard", async () => {
+  say([event("long", "running")]);
+  for (const [newest, after] of [[number + 5, number], [2, 2]] as const) {
+    last = newest;
+    cut(new ServiceError("The stream of events was cut.", 0));
+    await vi.waitFor(() => expect(followedAfter.at(-1)).toBe(after), 5000);
+  }
+});
+
+test("of a training that ended meanwhile the rows between are shown", async () => {
+  const sent = server.submit("text-to-image", {});
+  asked[0]?.answer(job("trained", "done"));
+  await sent;
+  say([event("trained", "row", { step: 3, loss: 1 }), event("trained", "running")]);
+  expect(server.jobs.get("trained")).toMatchObject({ state: "done", rows: [{ step: 3, loss: 1 }] });
 });

@@ -109,6 +109,34 @@ def test_two_tabs_show_the_same(open_page: Open) -> None:
     finished(two, "a yellow tower")
 
 
+def leave(page: Page, hidden: bool) -> None:
+    """Another tab is looked at, or this one again."""
+    page.evaluate(
+        "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
+        "document.dispatchEvent(new Event('visibilitychange')); }", hidden,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_there_may_be_more_tabs_than_connections(open_page: Open, service: Running) -> None:
+    """A browser opens six connections to a service, for all tabs together."""
+    tabs: list[Page] = []
+    for _ in range(8):
+        tabs.append(open_page())
+        leave(tabs[-1], True)
+    first, last = tabs[0], tabs[-1]
+    leave(last, False)
+    draw(last, "a crowded street")
+    finished(last, "a crowded street")
+    leave(first, False)
+    finished(first, "a crowded street")
+    leave(first, True)
+    job = service.submit("text-to-image", **LONG)
+    expect(first).to_have_title(re.compile(PERCENT.pattern + "– Triptych"))
+    service.http.delete(f"/api/jobs/{job['id']}")
+    expect(first).to_have_title("Triptych")
+
+
 @pytest.mark.slow
 def test_what_one_tab_deletes_is_gone_in_the_other(open_page: Open, service: Running) -> None:
     service.made("text-to-image", model="painter", prompt="a short-lived goose", steps=1)

@@ -86,6 +86,9 @@ def compare(page: Page, pictures: list[Path]) -> None:
     inputs = page.locator("details", has_text="Pictures and texts")
     if inputs.get_attribute("open") is None:  # an answer is shown
         inputs.locator("summary").click()
+    before = page.get_by_role("button", name="Remove picture 1", exact=True)
+    while before.count():  # the form begins with the last request of its kind
+        before.click()
     page.locator("input[type=file]").set_input_files(pictures)
     expect(page.get_by_role("img", name="Picture 3")).to_be_visible()
     page.get_by_label("Texts, one a line").fill("a red cat\na dog\na bus")

@@ -6,11 +6,13 @@ import { SvelteMap, SvelteSet } from "svelte/reactivity";
 import { ServiceError, call, send } from "./api";
 import { follow } from "./events";
 import { applyEvent, isActive, sortQueue, toLive } from "./fold";
+import { untilHidden, whenVisible } from "./visible";
 import { FINAL, type Event, type Job, type LiveJob, type Model, type RequestKind, type Samplers, type Source, type State, type Values } from "./types";
 
 export type Connection = "connecting" | "open" | "lost" | "locked";
 
 const PAUSE = 1000; // milliseconds before the page tries again to reach the service
+const GLANCE = 3000; // milliseconds between two looks at the queue while nobody looks at the tab: its title says how far work is
 const MOVES = ["running", "moved", "cancelled"]; // events after which others have another place
 const KEPT = ["row", "sample", "picture", "notes", "preview", "text"]; // events that say something about a job that has ended
 const SHOWN = 100; // jobs that the page starts with
@@ -48,7 +50,8 @@ class Server {
       try {
         await this.readAll();
         this.connection = "open";
-        await follow("/api/events", this.after, new AbortController().signal, (events) => this.take(events));
+        await follow("/api/events", this.after, untilHidden(), (events) => this.take(events));
+        await this.readWhileHidden();
       } catch (error) {
         const locked = error instanceof ServiceError && error.status === 401;
         this.connection = locked ? "locked" : "lost";
@@ -61,12 +64,19 @@ class Server {
   private async readAll(): Promise<void> {
     const response = await send("GET", `/api/jobs?limit=${SHOWN}`);
     const [jobs, queue] = await Promise.all([response.json() as Promise<Job[]>, call<Job[]>("GET", "/api/queue")]);
-    this.after = Math.max(this.after, Number(response.headers.get("x-last-event") ?? 0));
-    const known = [...this.jobs.values()].filter(isActive);
-    for (const job of [...jobs, ...queue]) this.keep(job);
-    for (const { id } of known) if (![...jobs, ...queue].some((job) => job.id === id)) void this.refresh(id); // ended meanwhile
+    const last = Number(response.headers.get("x-last-event") ?? 0);
+    if (!this.after || last < this.after) this.after = last; // else what was said since the last event is told, too
+    this.keepAll([...jobs, ...queue]);
     this.newestAtStart = Math.max(0, ...jobs.map((job) => job.created));
     await Promise.all([this.readOffers(), this.readFacts()]);
+  }
+
+  private async readWhileHidden(): Promise<void> {
+    for (;;) {
+      await whenVisible(GLANCE);
+      if (!document.hidden) return;
+      this.keepAll(await call<Job[]>("GET", "/api/queue"));
+    }
   }
 
   /** What may be named: it changes when a training ends or pictures are uploaded. */
@@ -157,11 +167,16 @@ class Server {
   /** Read all that a job has said, such as the rows of a training that ended long ago; until the signal, or its end. */
   async watch(id: string, signal: AbortSignal): Promise<void> {
     await this.find(id);
-    await follow(`/api/jobs/${id}/events`, 0, signal, (events) => {
-      const kept = events.filter((event) => KEPT.includes(event.event));
-      const job = this.jobs.get(id);
-      if (job) this.put(kept.reduce(applyEvent, job));
-    });
+    for (;;) {
+      const hidden = untilHidden();
+      await follow(`/api/jobs/${id}/events`, 0, AbortSignal.any([signal, hidden]), (events) => {
+        const kept = events.filter((event) => KEPT.includes(event.event));
+        const job = this.jobs.get(id);
+        if (job) this.put(kept.reduce(applyEvent, job));
+      });
+      if (signal.aborted || !hidden.aborted) return;
+      await whenVisible();
+    }
   }
 
   request(name: string): RequestKind | undefined {
@@ -179,6 +194,13 @@ class Server {
     this.early.delete(job.id);
     this.take(early);
     return this.jobs.get(job.id) ?? toLive(job);
+  }
+
+  /** Jobs of the queue, and the end of those that are no longer in it. */
+  private keepAll(jobs: Job[]): void {
+    const before = this.queue.map((job) => job.id);
+    for (const job of jobs) this.keep(job);
+    for (const id of before) if (!jobs.some((job) => job.id === id)) void this.refresh(id);
   }
 
   private put(job: LiveJob): void {
@@ -203,7 +225,7 @@ class Server {
 
   private async readQueue(): Promise<void> {
     try {
-      for (const job of await call<Job[]>("GET", "/api/queue")) this.keep(job);
+      this.keepAll(await call<Job[]>("GET", "/api/queue"));
     } catch {
       // nobody answers: all is read again when somebody does
     }
@@ -230,8 +252,9 @@ class Server {
   }
 
   private apply(job: LiveJob, event: Event): void {
-    if (!isActive(job)) return; // an old event, of a job that was read after it
-    this.put(applyEvent(job, event));
+    const active = isActive(job);
+    if (active || KEPT.includes(event.event)) this.put(applyEvent(job, event));
+    if (!active) return; // an old event, of a job that was read after it
     if (MOVES.includes(event.event)) this.readQueueSoon();
     if (!FINAL.includes(event.event as State)) return;
     this.announcement = `${job.name.replaceAll("-", " ")}: ${event.event}`;
