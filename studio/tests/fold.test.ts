@@ -1,5 +1,5 @@
-import { describe, expect, test } from "vitest";
-import { EventReader, readEvent } from "../src/server/events";
+import { describe, expect, test, vi } from "vitest";
+import { EventReader, follow, readEvent } from "../src/server/events";
 import { applyEvent, sortQueue, titleOf, toLive } from "../src/server/fold";
 import { askRequest, chatRequest, textOf } from "../src/pages/ask/conversation";
 import type { Event, Job, LiveJob, State, Values } from "../src/server/types";
@@ -15,6 +15,28 @@ function event(kind: string, data: Values = {}): Event {
 }
 
 const fold = (start: LiveJob, events: Event[]) => events.reduce(applyEvent, start);
+
+describe("a stream of events", () => {
+  const nobodyAnswers = () => Promise.reject(new TypeError("Failed to fetch"));
+
+  test("that is left before it began ends quietly; one that nobody answers does not", async () => {
+    vi.stubGlobal("fetch", nobodyAnswers);
+    await expect(follow("/api/events", 0, AbortSignal.abort(), () => undefined)).resolves.toBeUndefined();
+    await expect(follow("/api/events", 0, new AbortController().signal, () => undefined)).rejects.toThrow("does not answer");
+    vi.unstubAllGlobals();
+  });
+
+  test("that is left in the middle ends quietly; one that is cut does not", async () => {
+    for (const leaves of [true, false]) {
+      const left = new AbortController();
+      const body = new ReadableStream({ start: (line) => setTimeout(() => (leaves && left.abort(), line.error(new Error("cut")))) });
+      vi.stubGlobal("fetch", async () => new Response(body));
+      const followed = follow("/api/events", 0, left.signal, () => undefined);
+      await (leaves ? expect(followed).resolves.toBeUndefined() : expect(followed).rejects.toThrow("was cut"));
+    }
+    vi.unstubAllGlobals();
+  });
+});
 
 describe("events of a job", () => {
   test("tell its state, how far it is, and what it has drawn", () => {

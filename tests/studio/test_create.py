@@ -125,6 +125,8 @@ def test_there_may_be_more_tabs_than_connections(open_page: Open, service: Runni
         tabs.append(open_page())
         leave(tabs[-1], True)
     first, last = tabs[0], tabs[-1]
+    first.reload()
+    leave(first, True)  # perhaps before it follows
     leave(last, False)
     draw(last, "a crowded street")
     finished(last, "a crowded street")

@@ -38,18 +38,18 @@ export async function follow(
   signal: AbortSignal,
   take: (events: Event[]) => void,
 ): Promise<void> {
-  const response = await send("GET", `${path}?after=${after}`, undefined, signal);
-  const stream = response.body?.pipeThrough(new TextDecoderStream()).getReader();
-  if (!stream) return;
   const reader = new EventReader();
   try {
-    for (;;) {
+    const response = await send("GET", `${path}?after=${after}`, undefined, signal);
+    const stream = response.body?.pipeThrough(new TextDecoderStream()).getReader();
+    while (stream) {
       const { value, done } = await stream.read();
       if (done) return;
       const events = reader.read(value);
       if (events.length) take(events);
     }
-  } catch {
-    if (!signal.aborted) throw new ServiceError("The stream of events was cut.", 0);
+  } catch (error) {
+    if (signal.aborted) return;
+    throw error instanceof ServiceError ? error : new ServiceError("The stream of events was cut.", 0);
   }
 }
