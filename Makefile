@@ -17,6 +17,9 @@ SHAPE_TESTS := tests/nn $(wildcard tests/systems/*/test_model.py tests/systems/*
 # Two processes of one thread each: small networks are slower on two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow and not gpu and not network"
 
+# 100 deaths of every recipe, and a fault at every write: an hour and a half of computing, so on both cores.
+CRASHES := tests/faults/test_every_recipe.py
+
 .PHONY: demo serve studio docs release test check check-types check-style nightly bench clean
 
 # Material for MkDocs would print a note about its future at every build: docs/decisions/0013-site.md.
@@ -70,7 +73,8 @@ check-style:
 
 nightly: .venv/test-ready $(PAGE)  ## the long fault and learning tests, the complete site, and how many of 200 small mistakes the tests notice
 	$(MKDOCS)
-	FUZZ_MINUTES=$${FUZZ_MINUTES:-5} $(BIN)/pytest -m "slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal -rP -m slow $(CRASHES)
+	FUZZ_MINUTES=$${FUZZ_MINUTES:-5} $(BIN)/pytest -m slow --ignore $(CRASHES)
 	$(BIN)/python studio/build_hook.py components
 	$(BIN)/python -m tests.mutation.run --count 200 --seed 0 --processes 2 --minutes 60 --least 0.9
 

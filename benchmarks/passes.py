@@ -8,7 +8,7 @@ two processes against two loops at a time. Milliseconds per picture without the 
 disk, peak memory, and the share of the ten nearest rows that faiss finds. The vectors have 24
 degrees of freedom, and a little noise.
 
-    python benchmarks/passes.py overhead [--pictures 640] [--pairs 3]
+    python benchmarks/passes.py overhead [--pictures 640] [--pairs 3] [--only "2 processes"]
     python benchmarks/passes.py index [--rows 1000000]
 """
 
@@ -118,11 +118,13 @@ def overhead(options: argparse.Namespace) -> None:
         layers = max(1, round(4 * MILLISECONDS / timed(folder, "loop", cores)))
         write_model(folder / "model", layers)
         half = max(1, cores // 2)
-        for what, ours, theirs in (
-            ("here", ("here", cores, 1), ("loop", cores, 1)),
-            ("1 process", ("processes-1", cores, 1), ("loop", cores, 1)),
-            ("2 processes", ("processes-2", half, 1), ("loop", half, 2)),
-        ):
+        compared = {
+            "here": (("here", cores, 1), ("loop", cores, 1)),
+            "1 process": (("processes-1", cores, 1), ("loop", cores, 1)),
+            "2 processes": (("processes-2", half, 1), ("loop", half, 2)),
+        }
+        for what in options.only or compared:
+            ours, theirs = compared[what]
             a, b = measure.pairs(
                 lambda ours=ours: timed(folder, *ours),  # type: ignore[misc]
                 lambda theirs=theirs: timed(folder, *theirs),  # type: ignore[misc]
@@ -205,6 +207,7 @@ def main() -> None:
     parser.add_argument("what", choices=("overhead", "index", "role"))
     parser.add_argument("--pictures", type=int, default=640)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=("here", "1 process", "2 processes"))
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--folder", type=Path)

@@ -238,7 +238,7 @@ def run_driver(name: str, folder: Path, kills: int, first: int, every: int) -> d
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_ends_like_one_left_alone(name: str, tmp_path: Path, capsys) -> None:
+def test_a_recipe_ends_like_one_left_alone(name: str, tmp_path: Path) -> None:
     """All of them take less than an hour on two cores: docs/training.md."""
     shared = Path("/dev/shm")  # in memory where there is one: more happens in the same time
     folder = shared / f"triptych-{os.getpid()}-{name}" if os.access(shared, os.W_OK) else tmp_path
@@ -248,8 +248,7 @@ def test_a_recipe_ends_like_one_left_alone(name: str, tmp_path: Path, capsys) ->
     finally:
         if folder != tmp_path:
             shutil.rmtree(folder)
-    with capsys.disabled():
-        print(f"\n{name}: {counts}")
+    print(f"{name}: {counts}")
     assert counts["killed"] + counts["cut"] == 100 and counts["compared"] > 4
     assert min(counts[errno.errorcode[code]] for _, code in FAULTS) > 10
 
