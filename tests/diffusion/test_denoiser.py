@@ -20,6 +20,7 @@ from triptych.diffusion.guidance import (
     cfg_plus_plus,
     classifier_free,
     clip_x0,
+    guide_with_variance,
     rescale_guidance,
     threshold_x0,
 )
@@ -191,6 +192,23 @@ def test_cfg_plus_plus_is_the_published_step(scale) -> None:
         assert (step.x - x).abs().max() < 1e-6
     with pytest.raises(ValueError, match="needs the sampler euler"):
         guided(x, Level(0.6, 0.8))
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_variance_of_guided_pictures_is_the_conditions_own(scale) -> None:
+    def network(x, time, inputs):
+        told = inputs["mean"].view(-1, 1, 1, 1)
+        return torch.cat([told * x, (told * x).tanh()], dim=1)
+
+    cond, uncond = {"mean": torch.full((2,), 1.0)}, {"mean": torch.full((2,), -0.5)}
+    level = SD.at(500)
+    plain, away = (
+        variance_denoiser(lambda x, time, c=c: network(x, time, c), SD)(rand(), level)
+        for c in (cond, uncond)
+    )
+    x0, variance = guide_with_variance(network, SD, cond, uncond, scale)(rand(), level)
+    torch.testing.assert_close(x0, away[0] + scale * (plain[0] - away[0]))
+    torch.testing.assert_close(variance, plain[1])
 
 
 def test_guidance_of_one_costs_one_pass_and_an_interval_saves_passes() -> None:

@@ -7,7 +7,12 @@ from tests.diffusion.exact import even, gaussian
 from triptych.diffusion.names import SAMPLERS
 from triptych.diffusion.noise import BrownianNoise, PictureNoise
 from triptych.diffusion.samplers import stochastic
-from triptych.diffusion.sampling import check_draws_batches, limited, run_sampler
+from triptych.diffusion.sampling import (
+    check_draws_batches,
+    limited,
+    run_sampler,
+    track_progress,
+)
 
 LEVELS = even(12)
 X = torch.randn(1, 1, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -89,3 +94,10 @@ def test_a_sampler_that_adapts_to_the_picture_draws_no_grids() -> None:
         check_draws_batches("dpm_adaptive")
     with pytest.raises(ValueError, match="no sampler 'eiler'"):
         run("eiler")
+
+
+def test_every_step_is_an_equal_share_of_the_work() -> None:
+    levels, x = even(4), torch.ones(1, 3)
+    steps = run_sampler("euler", gaussian, x, levels, PictureNoise([0], x.device))
+    shares = [share for share, _ in track_progress("euler", steps, levels)]
+    assert shares == [0.25, 0.5, 0.75, 1.0]

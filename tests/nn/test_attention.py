@@ -65,6 +65,16 @@ def test_attend_is_the_formula(plain, mask, kv_heads, settings, monkeypatch):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("mask", masks())
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("settings", [{}, {"scale": 0.5}, {"softcap": 2.0}])
+def test_one_query_as_in_decoding_is_the_formula(mask, kv_heads, settings):
+    inputs, seen = tensors(1, kv_heads=kv_heads, gradient=False), masks()[mask]
+    seen = seen if seen is None else seen[:, :, -1:]
+    expected = formula(*inputs, seen, **settings)
+    torch.testing.assert_close(attend(*inputs, seen, **settings), expected)
+
+
 @pytest.mark.parametrize(("capability", "fewest"), [("AVX2", 1), ("AVX512", 14)])
 def test_few_tokens_take_the_plain_path_only_for_training_on_a_cpu(capability, fewest, monkeypatch):
     """At seven keys, with as many queries as make the fused kernel slow on such a CPU."""

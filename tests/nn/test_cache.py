@@ -35,6 +35,18 @@ def test_attention_in_parts_is_attention_at_once(window, calls):
     torch.testing.assert_close(torch.cat(outputs, 2), everything(q, k, v, window))
 
 
+@pytest.mark.parametrize("window", [None, 1, 3, 8, 40])
+@pytest.mark.parametrize("calls", [[20], [1] * 20, [5, 1, 1, 9, 4], [2, 6, 1, 1, 10], [1, 19]])
+def test_places_are_those_of_what_is_returned(window, calls):
+    layer, at = LayerCache(window), 0
+    for new in calls:
+        places = layer.places(new)
+        keys = torch.arange(at, at + new)[None, None, :, None]
+        kept, _ = layer.extend(keys, keys)
+        assert torch.equal(kept[0, 0, :, 0], places)
+        at += new
+
+
 @pytest.mark.parametrize("calls", [[4096, 1, 1], [10] * 400, [3] + [1] * 100])
 def test_a_layer_with_a_window_keeps_only_the_window(calls):
     layer = LayerCache(16)
@@ -42,6 +54,10 @@ def test_a_layer_with_a_window_keeps_only_the_window(calls):
         layer.extend(torch.zeros(1, 1, new, 1), torch.zeros(1, 1, new, 1))
         assert layer.kept <= 16
     assert layer.count == sum(calls) > 16
+
+
+def test_without_layers_nothing_was_seen():
+    assert Cache([]).count == 0
 
 
 def test_the_buffers_grow_seldom():

@@ -55,6 +55,21 @@ def test_dropout_only_while_training():
     assert torch.equal(layer(x), layer(x))
 
 
+def test_tokens_that_are_masked_are_as_if_they_were_not_there():
+    torch.manual_seed(0)
+    layer, x = (
+        PixelAttention(8, heads=2, groups=4, context=6).requires_grad_(False),
+        torch.randn(2, 8, 3, 5),
+    )
+    layer.attention.out_proj.weight.normal_()
+    context, lengths = torch.randn(2, 4, 6), (3, 1)
+    mask = torch.arange(4) < torch.tensor(lengths)[:, None]
+    found = layer(x, context, mask)
+    for row, length in enumerate(lengths):
+        alone = layer(x[row : row + 1], context[row : row + 1, :length])
+        torch.testing.assert_close(found[row : row + 1], alone)
+
+
 def test_attention_of_pixels_is_torch_s_over_the_normalised_ones():
     torch.manual_seed(0)
     layer, x = PixelAttention(8, heads=2, groups=4), torch.randn(2, 8, 3, 5)

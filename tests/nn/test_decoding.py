@@ -80,6 +80,14 @@ def test_draws_have_the_distribution_of_transformers(temperature, top_k, top_p, 
     assert all(abs(t.log_prob - float(alone[t.id])) < 1e-5 for t in tokens)
 
 
+def test_a_draw_of_zero_is_no_token_that_cannot_be(monkeypatch):
+    nothing = torch.zeros((), dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **settings: nothing)
+    logits = torch.tensor([[-math.inf, 0.0, 0.0]])
+    (token,) = itertools.chain.from_iterable(decode(logits, lambda _: logits, limit=1))
+    assert token.id == 1
+
+
 def test_the_first_token_is_always_a_candidate():
     """A top p below the probability of the most likely token leaves that one."""
     weights, tokens = candidates(TABLE[:1], Sampling(1.0, top_p=1e-6))
@@ -197,3 +205,11 @@ def test_the_most_likely_token_is_the_first_of_the_largest(size):
 def test_a_setting_out_of_range_is_named(fields):
     with pytest.raises(ValueError, match=f"{next(iter(fields))} must be"):
         Sampling(**fields)
+
+
+@pytest.mark.parametrize("fields", [
+    {"temperature": 0.0}, {"temperature": 100.0}, {"top_k": 0}, {"top_p": 1.0},
+    {"repetition_penalty": 0.01}, {"repetition_penalty": 100.0},
+])  # fmt: skip
+def test_the_ends_of_a_range_belong_to_it(fields):
+    assert Sampling(**fields)

@@ -7,7 +7,13 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch.nn import functional as F
 
-from triptych.nn.position import neighbour_mask, resize_grid, timestep_embedding
+from triptych.nn.position import (
+    neighbour_mask,
+    resize_grid,
+    rotary_angles,
+    rotate,
+    timestep_embedding,
+)
 
 
 @pytest.mark.parametrize("dim", [64, 33, 2, 1])
@@ -54,3 +60,14 @@ def test_a_grid_is_resized_as_a_picture_of_its_numbers(mode, antialias):
     torch.testing.assert_close(ours, torch.stack(expected))
     assert resize_grid(position, (3, 3)) is position
     assert resize_grid(position.bfloat16(), (2, 5)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("factor", [1.0, 4.0])
+def test_a_head_is_turned_as_complex_numbers(factor):
+    """Pair (i, i + width / 2) at a position p by p base^(-2i/width)."""
+    torch.manual_seed(0)
+    x, positions = torch.randn(2, 3, 5, 8), torch.tensor([[0, 1, 2, 7, 9], [4, 5, 6, 7, 8]])
+    turned = rotate(x, *rotary_angles(positions, 8, 100.0, factor))
+    angles = positions[:, None, :, None] / factor * 100.0 ** (-torch.arange(4) / 4)
+    pairs = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(turned, torch.cat([pairs.real, pairs.imag], -1))

@@ -17,6 +17,7 @@ from triptych.nn.loss import Loss
 from triptych.requests import Training
 from triptych.runtime import key
 from triptych.train import checkpoint
+from triptych.train.distributed import World
 from triptych.train.journal import rows
 from triptych.train.loop import descend, fit
 from triptych.train.optimizer import Ema, rate_factor
@@ -44,6 +45,16 @@ def same(a: Path, b: Path) -> None:
         for k, tensor in group.items():
             assert torch.equal(tensor, theirs[name][k]), f"{name}: {k}"
     assert journal(a) == journal(b)
+
+
+def test_processes_are_compared_at_the_start_and_before_each_save(
+    tmp_path: Path, monkeypatch
+) -> None:
+    compared = []
+    monkeypatch.setattr(World, "require_same", lambda world, weights, step: compared.append(step))
+    for _ in fit(regression(), SHORT, tmp_path):
+        pass
+    assert compared == [0, 3, 6]
 
 
 @pytest.mark.parametrize("system", [regression, two_players])

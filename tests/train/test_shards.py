@@ -1,23 +1,30 @@
 """Sharded training: what one process trains, from a share of the weights in each of several."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+import traceback
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.api import CheckpointException
 
 from tests.train.launch import FOREVER, ROOT, environment, start, wait, write_pictures
 from tests.train.ranks import command_of, draws_of_one_process, language, sharded
+from tests.train.toy import regression
 from triptych import training as runs
 from triptych.cli.main import run as command
-from triptych.requests import TrainRequest
-from triptych.train import checkpoint
+from triptych.requests import Training, TrainRequest
+from triptych.train import checkpoint, shard_files
 from triptych.train.journal import rows
+from triptych.train.loop import fit
 from triptych.train.shard_files import load
 
 WORDS = ["the", "red", "green", "blue", "circle", "square", "above", "left", "small", "grey"]
@@ -67,6 +74,25 @@ def test_computing_blocks_again_keeps_less_and_changes_no_bit(tmp_path: Path) ->
         weights.append((run / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
     assert kept[1] < 0.7 * kept[0]
+
+
+def test_what_one_process_saved_is_read_as_it_is(tmp_path: Path) -> None:
+    for _ in fit(regression(), Training(steps=2, save_every=2, sample_every=0), tmp_path):
+        pass
+    path = checkpoint.steps(tmp_path)[-1]
+    found, expected = load(path, {}), checkpoint.load(path)
+    assert found.state == expected.state and found.tensors.keys() == expected.tensors.keys()
+    for file, group in expected.tensors.items():
+        assert all(tensor.equal(found.tensors[file][name]) for name, tensor in group.items())
+
+
+def test_what_failed_in_the_library_s_thread_is_raised_here() -> None:
+    done: Future[None] = Future()
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    done.set_exception(CheckpointException("save", {1: (full, traceback.StackSummary())}))
+    with pytest.raises(OSError, match="No space left") as raised:
+        shard_files._wait(done)
+    assert raised.value is full
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ def timestep_embedding(time: Num[Tensor, " B"], dim: int) -> Float[Tensor, "B D"
     half = dim // 2
     # in float32, and in this order, as published networks were trained: 1e-7 here is 1e-4 at 1,000
     steps = -math.log(10_000.0) * torch.arange(half, dtype=torch.float32, device=time.device)
-    angles = time[:, None] * (steps / max(1, half)).exp()  # (B, D / 2)
+    angles = time[:, None] * (steps / half).exp()  # (B, D / 2)
     waves = [angles.cos(), angles.sin()]
     if dim % 2:
         waves.append(angles.new_zeros(len(time), 1))

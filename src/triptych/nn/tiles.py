@@ -77,7 +77,7 @@ def tile_weights(places: list[int], side: int, overlap: int, length: int) -> Flo
     """The weight of each tile at each pixel; the weights of a pixel sum to 1."""
     weights = torch.zeros(len(places), length)
     for weight, start in zip(weights, places, strict=True):
-        ramp = torch.arange(0.5, min(side, length)).div(max(overlap, 1)).clamp(max=1)
+        ramp = torch.arange(0.5, min(side, length)).div(max(overlap, 1))
         inside = torch.ones_like(ramp)
         if start > 0:
             inside = inside.minimum(ramp)

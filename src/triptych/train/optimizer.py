@@ -71,14 +71,11 @@ def rate_factor(training: Training, step: int) -> float:
     """The factor of the learning rate at step number `step`, counted from 0."""
     if step < training.warmup:
         return (step + 1) / training.warmup
+    if training.schedule == "constant":
+        return 1.0
     done = (step - training.warmup) / max(1, training.steps - training.warmup)
-    falling = {
-        "constant": 1.0,
-        "linear": 1 - done,
-        "cosine": (1 + math.cos(math.pi * done)) / 2,
-    }[training.schedule]
-    floor = training.rate_floor if training.schedule != "constant" else 0.0
-    return floor + (1 - floor) * falling
+    falling = 1 - done if training.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return training.rate_floor + (1 - training.rate_floor) * falling
 
 
 class OptimizerSettings(Protocol):

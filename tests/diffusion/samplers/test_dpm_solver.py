@@ -9,6 +9,7 @@ import torch
 from tests.diffusion.exact import MEANS, STD, WEIGHTS, even, flow, gaussian, integrated, mixture
 from triptych.diffusion.samplers.dpm_solver import (
     Tolerance,
+    descent,
     dpm_adaptive,
     dpm_fast,
     fast_orders,
@@ -124,6 +125,17 @@ def test_moments_with_noise(sampler, eta) -> None:
     variance = (WEIGHTS * (MEANS - mean) ** 2).sum() + STD**2
     assert float(last.x.mean()) == pytest.approx(float(mean), abs=0.02)
     assert float(last.x.var()) == pytest.approx(float(variance), rel=0.03)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_an_ancestor_is_not_below_the_last_level(eta) -> None:
+    """What is taken away from the noise is drawn anew: the variance is that of the target."""
+    level, following, least = even(2)
+    for floor in (least, Level(following.alpha, 0.9 * following.sigma)):
+        down, up = descent(level, following, floor, eta)
+        assert down.ratio >= floor.ratio and down.alpha == following.alpha and up > 0
+        assert down.sigma**2 + up**2 == pytest.approx(following.sigma**2)
+    assert down.ratio == pytest.approx(floor.ratio)
 
 
 @pytest.mark.parametrize("levels", [ENDS, [*even(3), Level(1.0, 0.0)], flow(5)])

@@ -9,7 +9,7 @@ import torch
 from tests.diffusion.exact import MEANS, STD, WEIGHTS, even, flow, gaussian, integrated, mixture
 from triptych.diffusion.names import SAMPLERS
 from triptych.diffusion.samplers import deterministic, dpm_solver, singlestep, stochastic
-from triptych.diffusion.samplers.deterministic import euler, heun, invert, lagrange_integrals
+from triptych.diffusion.samplers.deterministic import euler, heun, invert, lagrange_integrals, unipc
 from triptych.diffusion.samplers.stochastic import added_noise, ancestor
 from triptych.diffusion.steps import Level, advance
 
@@ -262,6 +262,13 @@ def test_a_last_step_without_length_changes_nothing(name) -> None:
     sampler = getattr(stochastic, name) if takes_noise else solver(name)
     *_, before, last = sampler(mixture, X, [*levels, levels[-1]], *more)
     assert torch.allclose(last.x, before.x, atol=1e-12)
+
+
+def test_a_last_step_without_length_only_corrects_the_one_before() -> None:
+    levels = even(6)
+    steps = list(unipc(mixture, X, [*levels, levels[-1]], ending="never"))
+    before, last = ((step.x - integrated(X, levels)).abs().max() for step in steps[-2:])
+    assert 0 < last < before
 
 
 def test_inversion_needs_noise_in_the_picture() -> None:
