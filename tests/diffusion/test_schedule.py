@@ -17,7 +17,7 @@ from triptych.diffusion.schedule import (
     shift_time,
     zero_terminal,
 )
-from triptych.diffusion.spacing import Kind, Spacing, levels, start_scale
+from triptych.diffusion.spacing import Kind, Spacing, levels, spaced_times, start_scale
 from triptych.diffusion.steps import Level
 
 SD = Discrete(tuple(betas("scaled_linear", 0.00085, 0.012)))
@@ -178,6 +178,11 @@ def test_whole_times_tell_the_network_whole_numbers() -> None:
     assert [x.ratio for x in free] == [x.ratio for x in whole]
     assert all(x.time == round(x.time) for x in whole)
     assert any(x.time != round(x.time) for x in free)
+
+
+@pytest.mark.parametrize("kind", ["linspace", "leading", "trailing", "simple"])
+def test_a_walk_may_have_a_step_for_every_time(kind) -> None:
+    assert spaced_times(SD, 1000, Spacing(kind)) == list(range(999, -1, -1))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,10 @@ EQUIVALENT: dict[str, str] = {
     "nn/contrastive/tiles.py module #1: 2048  ->  (2047)": "the side of a tile: time and memory",
     "nn/contrastive/tiles.py module #1: 2  ->  (1)": "what is kept or computed twice: time, memory",
     "nn/attention.py _in_tiles #1: "
-    "TILE // (rows * k.shape[1])  ->  (TILE * (rows * k.shape[1]))": "heads in a tile: speed, memory",
+    "TILE // (rows * k.shape[1])  ->  (TILE * (rows * k.shape[1]))": "heads of a tile: memory",
+    "nn/decoding.py module #1: 64  ->  (63)": "the width of a panel: speed",
+    "diffusion/spacing.py _beta_quantiles #1: 1  ->  (2)": "twice as many cells: a little closer",
+    "nn/contrastive/tiles.py softmax_statistics #2: 0  ->  (-1)": "one logit more is kept: memory",
     "nn/contrastive/losses.py SoftmaxLoss.forward #1: 3  ->  (4)": "groups have no gradients",
     "train/loop.py descend #1: "
     "size > update.max_norm  ->  (size >= update.max_norm)": "a norm at its limit is divided by 1",

@@ -62,6 +62,14 @@ def test_a_new_one_passes_its_picture_through():
     assert torch.equal(module(x, torch.randn(2, 6, 5)), x)
 
 
+@pytest.mark.parametrize("only_context", [False, True])
+def test_all_blocks_look_at_the_same(only_context):
+    module = SpatialTransformer(8, 2, 2, 5, groups=4, only_context=only_context)
+    assert [block.attn.k_proj.in_features for block in module.blocks] == [
+        5 if only_context else 8
+    ] * 2
+
+
 @torch.no_grad()
 def test_the_ways_in_and_out_are_1_x_1_convolutions():
     module = randomised(SpatialTransformer(8, 2, 1, 5, groups=4))

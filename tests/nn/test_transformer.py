@@ -19,6 +19,13 @@ def randomised(module):
     return module.double()
 
 
+def test_scaled_layers_begin_near_the_identity():
+    """CaiT, arXiv:2103.17239."""
+    block = Block(16, 4, 32, layer_scale=True)
+    for scale in (block.attn_scale, block.mlp_scale):
+        assert (scale == 1e-4).all()
+
+
 @pytest.mark.parametrize("layer_scale", [False, True])
 def test_one_place_is_what_all_places_give(layer_scale):
     stack = randomised(Transformer(16, 3, 4, 32, layer_scale=layer_scale))

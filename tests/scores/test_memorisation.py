@@ -29,6 +29,13 @@ def test_a_copy_is_at_distance_zero_also_in_bytes():
     assert distance.tolist() == [0, 0] and index.tolist() == [7, 400]
 
 
+def test_of_equal_ones_the_first_is_named(monkeypatch):
+    monkeypatch.setattr(under_test, "BANK", 2)
+    picture = draw(1, 0)
+    _, index = nearest_neighbours(picture, torch.cat([draw(1, 1), *[picture] * 4]))
+    assert index.tolist() == [1]
+
+
 def distances(samples, training, held_out):
     return (nearest_neighbours(x, training)[0] for x in (samples, held_out))
 

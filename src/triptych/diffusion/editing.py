@@ -25,7 +25,7 @@ def start_at(levels: Sequence[Level], strength: float) -> list[Level]:
     begins = downward_steps(levels)
     steps = len(begins)
     left = int(steps * strength)
-    if not 0 < strength <= 1 or left < 1:
+    if strength > 1 or left < 1:
         least = 1 / steps
         raise ValueError(
             f"strength {strength} leaves no step of {steps}: give {least:.3g} to 1, or more steps"

@@ -264,6 +264,23 @@ def test_a_last_step_without_length_changes_nothing(name) -> None:
     assert torch.allclose(last.x, before.x, atol=1e-12)
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_stochastic_solver_remembers_as_many_as_its_order(order) -> None:
+    """The first x0 moves the steps that remember it, and those after only by where they begin."""
+    levels, found = even(5), []
+    for first in (0.0, 1.0):
+        values = iter([first, 0.4, -0.2, 0.7, 0.1])
+        steps = stochastic.multistep_sde(
+            lambda x, level, values=values: torch.full_like(x, next(values)),
+            X, levels, None, 0.0, order=order,
+        )  # fmt: skip
+        found.append([X, *(step.x for step in steps)])
+    moved = [one - other for one, other in zip(*found, strict=True)]
+    for number, (level, following) in enumerate(pairwise(levels)):
+        alone = stochastic.sde_step(moved[number], torch.zeros_like(X), level, following, 0.0, None)
+        assert torch.allclose(moved[number + 1], alone, atol=1e-12) == (number >= order)
+
+
 def test_a_last_step_without_length_only_corrects_the_one_before() -> None:
     levels = even(6)
     steps = list(unipc(mixture, X, [*levels, levels[-1]], ending="never"))
