@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --only clip --minutes 5  the rows whose names contain a word
     python benchmarks/gpu.py --device cpu --tiny      tiny models: whether it runs at all
 
-**This has been run with `--device cpu --tiny` alone, and without the compiled rows, which did not
-end within 15 minutes on a busy core: no GPU was at hand.**
+**This has been run with `--device cpu --tiny` alone: no GPU was at hand.** There a compiled row
+takes one to five minutes, nearly all of it in the compiler.
 
 Rows: training steps of Stable Diffusion 1.5's U-Net and of CLIP ViT-B/32 in bfloat16 (autocast),
 with and without torch.compile; pictures of 512 x 512 in 20 steps with guidance, with and without a

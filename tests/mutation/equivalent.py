@@ -8,6 +8,8 @@ EQUIVALENT: dict[str, str] = {
     "nn/contrastive/tiles.py module #1: 2  ->  (1)": "what is kept or computed twice: time, memory",
     "nn/attention.py _in_tiles #1: "
     "TILE // (rows * k.shape[1])  ->  (TILE * (rows * k.shape[1]))": "heads of a tile: memory",
+    "nn/position.py resize_grid #2: 0  ->  (-1)": "of a batch of one",
+    "nn/packed.py PackedLinear.forward #1: 0  ->  (-1)": "of a list of one",
     "nn/decoding.py module #1: 64  ->  (63)": "the width of a panel: speed",
     "diffusion/spacing.py _beta_quantiles #1: 1  ->  (2)": "twice as many cells: a little closer",
     "nn/contrastive/tiles.py softmax_statistics #2: 0  ->  (-1)": "one logit more is kept: memory",

@@ -56,6 +56,13 @@ def test_a_layer_with_a_window_keeps_only_the_window(calls):
     assert layer.count == sum(calls) > 16
 
 
+def test_a_large_window_takes_memory_as_it_fills():
+    layer = LayerCache(1000)
+    for _ in range(3):
+        layer.extend(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+    assert layer.kept < 10
+
+
 def test_without_layers_nothing_was_seen():
     assert Cache([]).count == 0
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from triptych.nn.norm import GroupNorm
+from triptych.nn.norm import GroupNorm, RmsNorm
 
 
 def test_group_norm_is_its_formula():
@@ -39,3 +39,19 @@ def test_a_picture_does_not_depend_on_its_batch():
     torch.manual_seed(0)
     norm, x = GroupNorm(2, 4), torch.randn(3, 4, 2, 2)
     torch.testing.assert_close(norm(x)[1:2], norm(x[1:2]))
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"offset": 1.0}, {"offset": 0.0}])
+def test_rms_norm_is_its_formula(settings, fold):
+    """Gemma's, which adds 1 to its weight, unless told otherwise."""
+    torch.manual_seed(0)
+    norm, x = RmsNorm(6, **settings).double(), torch.randn(3, 4, 6, dtype=torch.float64)
+    plain = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(norm(x), plain)  # a new one scales nothing
+    with torch.no_grad():
+        norm.weight.normal_()
+    scale = norm.weight.detach() + settings.get("offset", 1.0)
+    if fold:
+        norm.fold()
+    torch.testing.assert_close(norm(x), plain * scale)

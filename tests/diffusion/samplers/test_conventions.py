@@ -189,6 +189,13 @@ def test_ddim_is_stable_diffusions_own(steps) -> None:
     assert ours == theirs
 
 
+def test_samplers_that_are_not_automatic1111s_are_refused_with_those_that_are() -> None:
+    with pytest.raises(ValueError, match=r"no sampler deis, .* it has .*euler") as raised:
+        automatic1111("deis")
+    named = str(raised.value).partition("it has ")[2].split(", ")
+    assert all(automatic1111(name) for name in named) and len(named) > 10
+
+
 def test_every_sampler_has_its_own_spacing() -> None:
     known = [name for name, record in SAMPLERS.items() if record.automatic1111]
     assert set(SAMPLERS) - set(known) == {

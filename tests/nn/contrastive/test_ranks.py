@@ -131,6 +131,16 @@ def test_unequal_batches_are_refused_by_every_rank(results):
     assert found["unequal"].startswith(expected) if world > 1 else found["unequal"] == ""
 
 
+def test_in_a_ring_each_sends_on_and_receives_from_the_one_before(monkeypatch):
+    operations = []
+    monkeypatch.setattr(dist, "P2POp", lambda does, tensor, peer: (does, peer))
+    monkeypatch.setattr(dist, "batch_isend_irecv", lambda given: operations.extend(given) or [])
+    for rank in (0, 3):
+        Ranks(rank, 4).pass_on([torch.ones(1)])
+    expected = [(dist.isend, 1), (dist.irecv, 3), (dist.isend, 0), (dist.irecv, 2)]
+    assert operations == expected
+
+
 if __name__ == "__main__":
     rank, world = int(sys.argv[1]), int(sys.argv[2])
     rank_main(rank, world, Path(sys.argv[3]), Path(sys.argv[4]))
