@@ -84,7 +84,9 @@ def test_a_draw_of_zero_is_no_token_that_cannot_be(monkeypatch):
     nothing = torch.zeros((), dtype=torch.float64)
     monkeypatch.setattr(torch, "rand", lambda *shape, **settings: nothing)
     logits = torch.tensor([[-math.inf, 0.0, 0.0]])
-    (token,) = itertools.chain.from_iterable(decode(logits, lambda _: logits, limit=1))
+    (token,) = itertools.chain.from_iterable(
+        decode(logits, lambda _: logits, limit=1, sampling=Sampling(temperature=1.0))
+    )
     assert token.id == 1
 
 
