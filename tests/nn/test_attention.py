@@ -203,3 +203,15 @@ def test_attention_of_other_widths():
         "out_proj.weight": (12, 32),
     }
     assert layer(torch.randn(2, 5, 12), torch.randn(2, 3, 10)).shape == (2, 5, 12)
+
+
+def test_added_keys_are_before_its_own():
+    torch.manual_seed(0)
+    layer = Attention(12, 3, added_dim=7).requires_grad_(False)
+    x, added = torch.randn(2, 5, 12), torch.randn(2, 4, 7)
+    q, k, v = (project(x) for project in (layer.q_proj, layer.k_proj, layer.v_proj))
+    k = torch.cat([layer.added_k_proj(added), k], 1)
+    v = torch.cat([layer.added_v_proj(added), v], 1)
+    heads = (y.unflatten(2, (3, 4)).transpose(1, 2) for y in (q, k, v))
+    expected = layer.out_proj(attend(*heads).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(layer(x, added=added), expected)

@@ -29,10 +29,10 @@ def _meant(product) -> torch.Tensor:
     return panels.transpose(1, 2).reshape(-1, product.inputs)
 
 
-@pytest.mark.parametrize("pack", [packed.pack_int8, packed.pack_int8_rows])
+@pytest.mark.parametrize("pack", [packed.pack_int8, packed.pack_int8_rows, packed.pack_int4])
 def test_packed_weights_are_not_saved(pack):
     """They are made when a model is loaded; files have its own."""
-    assert _of(torch.randn(64, 32), pack).state_dict() == {}
+    assert _of(torch.randn(128, 96), pack).state_dict() == {}
 
 
 @pytest.mark.parametrize("outputs", [64, 200, 640])
