@@ -20,6 +20,7 @@ from PIL import Image
 
 import triptych
 from tests.written_before.make_data import CHANGED
+from triptych import runtime
 from triptych.cli.main import run
 from triptych.fields import from_json
 from triptych.requests import ClassToImage
@@ -29,6 +30,11 @@ FILES = Path(__file__).parent / "files"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((FILES / "expected.json").read_text())
 LOOSE = ("varied", "pixel-diffusion-flow", "latents")  # stochastic samplers, and a JPEG file
 STOPPED = 3  # the step of the checkpoints
+ROUNDING = {"autoencoder": 3e-3}
+"""How far rows may be off, where not by 1e-4. The loss of this one has an adversarial term whose
+weight is 10,000 at step 4: the same old code differs by 1.5e-3 between a Xeon with AMX, on which
+the files were written, and an EPYC without AVX-512.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,9 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def inside(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder of the files, and in float32, whatever this processor multiplies quickly."""
     monkeypatch.chdir(copied)
+    monkeypatch.setattr(runtime, "fast_bfloat16", lambda: False)
 
 
 def command(line: str) -> list[dict[str, Any]]:
@@ -91,7 +99,8 @@ def test_a_run_loads_and_goes_on_to_the_same_numbers(name: str, copied: Path) ->
     for row, before in zip(rows, expected, strict=True):
         assert row.keys() - {"seconds"} == before.keys()
         for term, value in before.items():
-            assert row[term] == pytest.approx(value, rel=1e-4, abs=1e-6), term
+            rel = ROUNDING.get(name, 1e-4)
+            assert row[term] == pytest.approx(value, rel=rel, abs=1e-6), term
     assert contents(copied / "cache") == cache  # read, not computed again
 
 
