@@ -34,6 +34,13 @@ let number = 7;
 const event = (id: string, kind: string, data = {}): Event => ({ number: ++number, event: kind, job: id, time: 2, data });
 const settle = () => new Promise((resolve) => setTimeout(resolve, 0));
 
+/** Send a request that is answered with this job. */
+async function submitted(answer: Job): Promise<void> {
+  const sent = server.submit("text-to-image", {});
+  asked[0]?.answer(answer);
+  await sent;
+}
+
 void server.start();
 beforeEach(async () => {
   await settle();
@@ -63,9 +70,7 @@ test("a job of another tab that ends while it is asked for is done, with its res
 });
 
 test("who waits for the end of a job is told by the one stream of all events", async () => {
-  const sent = server.submit("text-to-image", {});
-  asked[0]?.answer(job("long", "waiting"));
-  await sent;
+  await submitted(job("long", "waiting"));
   const ended = server.ended("long");
   await settle();
   say([event("long", "running"), event("long", "done")]);
@@ -78,9 +83,7 @@ test("who waits for the end of a job is told by the one stream of all events", a
 });
 
 test("who waits for a job that is deleted is told so", async () => {
-  const sent = server.submit("text-to-image", {});
-  asked[0]?.answer(job("gone", "waiting"));
-  await sent;
+  await submitted(job("gone", "waiting"));
   const ended = server.ended("gone");
   await settle();
   say([event("gone", "deleted")]);
@@ -99,9 +102,7 @@ test("what was said while the line was cut is told afterwards; a service that be
 });
 
 test("of a training that ended meanwhile the rows between are shown", async () => {
-  const sent = server.submit("text-to-image", {});
-  asked[0]?.answer(job("trained", "done"));
-  await sent;
+  await submitted(job("trained", "done"));
   say([event("trained", "row", { step: 3, loss: 1 }), event("trained", "running")]);
   expect(server.jobs.get("trained")).toMatchObject({ state: "done", rows: [{ step: 3, loss: 1 }] });
 });
